@@ -1,0 +1,116 @@
+"""The delay pattern: where each code stands in the decoder's input and output.
+
+Codebook k is moved right by `delays[k]` steps, behind one step that is special everywhere (id V, here `#`):
+
+    delays 0 1 2      step   0 1 2 3 4 5 6      frames 0..3 of codebook k are fed at steps t + 1 + delay_k
+    codebook 0               # 0 1 2 3 # #      and predicted by the output at step     t + delay_k
+    codebook 1               # # 0 1 2 3 #
+    codebook 2               # # # 0 1 2 3
+
+T frames are scored whole by T + max(delays) steps: the last input step (all of whose codes are predicted one step
+earlier) is never fed. This file knows tensors and delays, no model.
+
+Source: MusicGen (arXiv 2306.05284), section 2.2; audiocraft 1.3.0, `DelayedPatternProvider`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def delay_codes(
+    codes: Tensor,
+    *,
+    delays: Sequence[int],
+    special_token: int,
+    valid: Tensor | None = None,
+    num_steps: int | None = None,
+) -> Tensor:
+    """Lays codes out as the decoder reads them.
+
+    Args:
+        codes: (B, K, T) int64.
+        delays: (K,) steps by which each codebook is moved.
+        special_token: id fed where no code stands.
+        valid: (B, K, T) bool, False for padding, which is fed as the special token; None: all valid.
+        num_steps: S; None: T + max(delays).
+
+    Returns:
+        (B, K, S) int64 decoder input.
+
+    >>> delay_codes(torch.tensor([[[1, 2, 3], [4, 5, 6]]]), delays=(0, 1), special_token=9).tolist()
+    [[[9, 1, 2, 3], [9, 9, 4, 5]]]
+    """
+    B, K, T = codes.shape
+    S = T + max(delays) if num_steps is None else num_steps
+    if valid is not None:
+        codes = codes.masked_fill(~valid.to(codes.device), special_token)
+    steps = codes.new_full((B, K, S), special_token)
+    for k, delay in enumerate(delays):
+        last = min(T, S - 1 - delay)
+        if last > 0:
+            steps[:, k, 1 + delay : 1 + delay + last] = codes[:, k, :last]
+    return steps
+
+
+def undelay_codes(steps: Tensor, *, delays: Sequence[int], num_frames: int) -> Tensor:
+    """Takes codes out of the decoder's layout: the inverse of `delay_codes`.
+
+    Args:
+        steps: (B, K, S) with S >= num_frames + 1 + max(delays).
+        delays: (K,).
+        num_frames: T.
+
+    Returns:
+        (B, K, T).
+    """
+    return realign(steps[:, :, 1:], delays=delays, num_frames=num_frames)
+
+
+def realign(outputs: Tensor, *, delays: Sequence[int], num_frames: int) -> Tensor:
+    """Moves decoder outputs from the step they were made at to the frame they speak of.
+
+    Args:
+        outputs: (B, K, S, ...), one entry a step, such as logits (B, K, S, V); S >= num_frames + max(delays).
+        delays: (K,).
+        num_frames: T.
+
+    Returns:
+        (B, K, T, ...): entry (k, t) is the output at step t + delays[k].
+
+    Raises:
+        ValueError: fewer steps than the last frame needs.
+    """
+    num_steps = outputs.shape[2]
+    if num_steps < num_frames + max(delays):
+        raise ValueError(
+            f"{num_frames} frames with delays up to {max(delays)} need {num_frames + max(delays)} steps, got {num_steps}; "
+            "feed the delayed codes of every frame, or score with tail='drop'"
+        )
+    return torch.stack([outputs[:, k, delay : delay + num_frames] for k, delay in enumerate(delays)], dim=1)
+
+
+def tail_mask(num_frames: int, *, delays: Sequence[int]) -> Tensor:
+    """Which codes `tail="drop"` counts: all but the last `delays[k]` frames of codebook k.
+
+    Returns:
+        (K, T) bool on the CPU.
+
+    Source: audiocraft 1.3.0, which feeds T + 1 steps and so loses the delayed tail.
+    """
+    frames = torch.arange(num_frames)
+    return torch.stack([frames < num_frames - delay for delay in delays])
+
+
+def default_delays(num_codebooks: int, *, channels: int) -> tuple[int, ...]:
+    """The delays of MusicGen's checkpoints, whose configs do not carry them.
+
+    Mono: 0, 1, 2, ...; stereo, left and right interleaved: 0, 0, 1, 1, ...
+
+    >>> default_delays(8, channels=2)
+    (0, 0, 1, 1, 2, 2, 3, 3)
+
+    Source: transformers, `MusicgenForCausalLM.build_delay_pattern_mask`.
+    """
+    return tuple(k // channels for k in range(num_codebooks))

@@ -1,0 +1,48 @@
+"""The exceptions a user can meet: each names the thing, the place and the way out.
+
+Every one is a `ValueError`, so that a caller who does not care which may catch one type. Nothing here knows what raises it.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class EvaluationError(ValueError):
+    """Base of every error that a wrong input or setting causes."""
+
+
+class AudioError(EvaluationError):
+    """An audio file that cannot be read, or not wholly."""
+
+
+class SourceError(EvaluationError):
+    """A source (file, folder, glob, manifest) that does not yield tracks."""
+
+
+class WindowError(EvaluationError):
+    """Context and target that do not fit the model's limit, or no whole frame."""
+
+
+class CheckpointError(EvaluationError):
+    """A checkpoint that cannot be found, read or trusted."""
+
+
+class MetricError(EvaluationError):
+    """A metric that asks for what nobody gives, or whose states cannot be merged."""
+
+
+class RunError(EvaluationError):
+    """A run that cannot start or end: its folder, its devices, its failures."""
+
+
+def near_matches(name: str, known: Iterable[str]) -> str:
+    """The sentence that follows an unknown name.
+
+    >>> near_matches("CodebookPerplexty", ["CodebookPerplexity", "TextGain"])
+    'did you mean CodebookPerplexity?'
+    >>> near_matches("x", ["a", "b"])
+    'known: a, b'
+    """
+    known = sorted(known)
+    near = get_close_matches(name, known, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}"
