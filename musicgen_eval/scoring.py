@@ -18,7 +18,9 @@ from musicgen_eval.delay import delay_codes, realign, tail_mask
 
 Tail = Literal["score", "drop"]
 
-CHUNK_LOGITS = 1 << 21  # on a CPU a chunk of logits (8 MB in float32) stays near the cache; an accelerator takes 32 times that
+CHUNK_LOGITS = (
+    1 << 21
+)  # on a CPU a chunk of logits (8 MB in float32) stays near the cache; an accelerator takes 32 times that
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,9 @@ def score_and_rank_codes(
     if codes.device.type == "cpu":
         heard = codes if valid is None else codes[valid]
         if heard.numel() and (int(heard.min()) < 0 or int(heard.max()) >= V):
-            raise ValueError(f"codes must lie in [0, {V}), got {int(heard.min())} to {int(heard.max())}; pass valid= for padding")
+            raise ValueError(
+                f"codes must lie in [0, {V}), got {int(heard.min())} to {int(heard.max())}; pass valid= for padding"
+            )
     num_steps = codes.shape[2] + (max(delays) if tail == "score" else 0)
     steps = delay_codes(codes, delays=delays, special_token=V, valid=valid, num_steps=num_steps)
     hidden = hidden_states(decoder, steps, encoder_hidden_states, encoder_attention_mask)

@@ -44,7 +44,7 @@ def test_every_code_is_scored_exactly_once(lengths, context, target, head):
     times_scored = [np.zeros(length, dtype=int) for length in lengths]
     for row in range(len(plan)):
         window = plan.window(row, [str(i) for i in range(len(lengths))])
-        assert 0 <= window.start_frame
+        assert window.start_frame >= 0
         assert window.num_frames <= context + target
         times_scored[int(window.track)][window.scored_from_frame : window.start_frame + window.num_frames] += 1
     skipped = context if head == "skip" else 0

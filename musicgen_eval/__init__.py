@@ -1,0 +1,51 @@
+"""Exact evaluation of MusicGen checkpoints: perplexity, readings of likelihood, plug-in metrics.
+
+Public names are imported when first used, so that `import musicgen_eval` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from musicgen_eval.api import PerplexityResult, perplexity
+    from musicgen_eval.bank import MetricEntry
+    from musicgen_eval.data import WindowDataModule
+    from musicgen_eval.delay import delay_codes, undelay_codes
+    from musicgen_eval.metrics import CodebookAccuracy, CodebookPerplexity, ContextGain, LocalPerplexity, TextGain
+    from musicgen_eval.models.checkpoint import find_checkpoint
+    from musicgen_eval.models.musicgen import MusicGen, load_model
+    from musicgen_eval.module import MusicGenEvaluation
+    from musicgen_eval.records import CodecSpec, Reading, Track, Window
+    from musicgen_eval.scoring import nll_from_logits, score_and_rank_codes, score_codes
+    from musicgen_eval.windows import plan_windows
+
+    MusicGen_Perplexity = perplexity
+
+_HOMES = {
+    "api": ("PerplexityResult", "perplexity"),
+    "bank": ("MetricEntry",),
+    "data": ("WindowDataModule",),
+    "delay": ("delay_codes", "undelay_codes"),
+    "metrics": ("CodebookAccuracy", "CodebookPerplexity", "ContextGain", "LocalPerplexity", "TextGain"),
+    "models.checkpoint": ("find_checkpoint",),
+    "models.musicgen": ("MusicGen", "load_model"),
+    "module": ("MusicGenEvaluation",),
+    "records": ("CodecSpec", "Reading", "Track", "Window"),
+    "scoring": ("nll_from_logits", "score_and_rank_codes", "score_codes"),
+    "windows": ("plan_windows",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_ORIGINAL_NAMES = {"MusicGen_Perplexity": "perplexity"}  # of the script that this package grew from
+
+__all__ = sorted([*_HOME_OF, *_ORIGINAL_NAMES])
+
+
+def __getattr__(name: str) -> Any:
+    current = _ORIGINAL_NAMES.get(name, name)
+    if current not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[current]}"), current)
+
+
+def __dir__() -> list[str]:
+    return __all__

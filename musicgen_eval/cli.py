@@ -1,0 +1,228 @@
+"""The two command-line doors.
+
+    python train_like_eval.py test --config configs/demo.yaml     LightningCLI: every setting of trainer, model and data
+    musicgen-eval evaluate --audio song.mp3                       the everyday case
+
+Whatever is wrong is said in a line, with a non-zero exit.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+
+from musicgen_eval.api import check_precision, run_evaluation
+from musicgen_eval.data import WindowDataModule
+from musicgen_eval.errors import EvaluationError, RunError
+from musicgen_eval.module import MusicGenEvaluation
+from musicgen_eval.progress import EvaluationProgress
+from musicgen_eval.run_folder import RunFolder, default_run_dir
+from musicgen_eval.tracking import WandbSettings, WandbTracker, wandb_logger
+from musicgen_eval.writer import RunWriter
+
+TRAINER_DEFAULTS = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+    "devices": 1,
+}
+
+
+def lightning_main(args: Sequence[str] | None = None) -> int:
+    """Runs `validate`, `test` or `predict` from arguments; returns the exit status."""
+    return _guarded(lambda: EvaluationCLI(args=None if args is None else list(args)))
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs `musicgen-eval`; returns the exit status."""
+    return _guarded(lambda: _evaluate_command(args))
+
+
+class EvaluationCLI(LightningCLI):
+    """LightningCLI without fit, and without what could open a pickle."""
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        super().__init__(
+            MusicGenEvaluation,
+            WindowDataModule,
+            save_config_callback=None,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=False,
+            parser_kwargs={"exit_on_error": False},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands, each with the arguments of the Trainer's method that are not offered."""
+        skipped = {"model", "dataloaders", "datamodule", "ckpt_path", "weights_only", "verbose", "return_predictions"}
+        return {"validate": skipped, "test": skipped, "predict": skipped}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser that raises instead of printing its usage."""
+        return super().init_parser(**{**kwargs, "exit_on_error": False})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the run folder and W&B."""
+        parser.add_argument(
+            "--run_dir", type=Path | None, default=None, help="Where results go; default: runs/<date>-<command>"
+        )
+        parser.add_class_arguments(WandbSettings, "wandb")
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses what would be ignored or wrong, before anything is made."""
+        if self.subcommand == "predict":
+            raise RunError(
+                "predict (continuation) is not part of this version yet; test and validate measure perplexity"
+            )
+        trainer = self._settings.trainer
+        check_precision(str(trainer.precision), str(trainer.accelerator))
+        if trainer.use_distributed_sampler:
+            raise RunError("trainer.use_distributed_sampler would score windows twice; leave it false")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Adds the run folder, the progress bar and W&B to the Trainer's own settings."""
+        settings = self._settings
+        self.folder = RunFolder(settings.run_dir or default_run_dir(str(self.subcommand)))
+        config_yaml = self._parser(self.subcommand).dump(settings, skip_none=False)
+        logger = wandb_logger(WandbSettings(**settings.wandb.as_dict()), self.folder.path)
+        console = Console() if rank_zero_only.rank == 0 else None
+        trainer_config = self.config_init[self.subcommand].trainer
+        callbacks: list[L.Callback] = []
+        if trainer_config.enable_progress_bar is not False:
+            callbacks.append(EvaluationProgress())
+        if logger is not None:
+            callbacks.append(WandbTracker(settings.as_dict()))
+            kwargs["logger"] = logger
+        callbacks.append(RunWriter(self.folder, command=str(self.subcommand), config_yaml=config_yaml, console=console))
+        trainer_config.callbacks = [*(trainer_config.callbacks or []), *callbacks]
+        return super().instantiate_trainer(**kwargs)
+
+    def before_test(self) -> None:
+        """Claims the run folder, before W&B or the data write or read anything."""
+        if rank_zero_only.rank == 0:
+            self.folder.claim()
+
+    before_validate = before_test
+
+    @property
+    def _settings(self) -> Namespace:
+        return self.config[self.subcommand]
+
+
+def evaluate(
+    audio: str,
+    text: str | None = None,
+    checkpoint: str = "demo",
+    revision: str | None = None,
+    context_s: float | None = None,
+    target_s: float | None = None,
+    head: Literal["score", "skip"] = "score",
+    tail: Literal["score", "drop"] = "score",
+    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"] = "32-true",
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto",
+    batch_size: int = 8,
+    limit: int | None = None,
+    max_failures: int = 0,
+    save_nll: bool = False,
+    run_dir: Path | None = None,
+) -> None:
+    """Perplexity of a file, a folder, a glob or a manifest.
+
+    Args:
+        audio: a file, a folder, a glob, or a manifest (csv, jsonl, parquet); `demo` for the clips of the package.
+        text: text of tracks that have none of their own.
+        checkpoint: `demo`, a hub name such as facebook/musicgen-small, or a folder.
+        revision: hub branch, tag or commit.
+        context_s: seconds heard before each target; default: half of the checkpoint's limit.
+        target_s: seconds scored in each window; default: half of the checkpoint's limit.
+        head: `score`: every code counts; `skip`: only those with a full context.
+        tail: `score`: every codebook counts to its last frame; `drop`: as audiocraft.
+        precision: of the decoder.
+        accelerator: where to run.
+        batch_size: windows a step.
+        limit: only the first tracks.
+        max_failures: how many tracks may fail.
+        save_nll: also write the nll of every code.
+        run_dir: where results go; default: runs/<date>-evaluate.
+    """
+    module = MusicGenEvaluation(checkpoint, revision, tail=tail, save_nll=save_nll)
+    data = WindowDataModule(
+        source=audio,
+        text=text,
+        context_s=context_s,
+        target_s=target_s,
+        head=head,
+        batch_size=batch_size,
+        limit=limit,
+        max_failures=max_failures,
+    )
+    run_evaluation(
+        module,
+        data,
+        precision=precision,
+        accelerator=accelerator,
+        run_dir=run_dir or default_run_dir("evaluate"),
+        callbacks=[EvaluationProgress()],
+        progress=True,
+        console=Console(),
+    )
+
+
+def _evaluate_command(args: Sequence[str] | None) -> None:
+    parser = ArgumentParser(
+        prog="musicgen-eval", description="Exact evaluation of MusicGen checkpoints.", exit_on_error=False
+    )
+    commands = parser.add_subcommands()
+    for command in (evaluate,):
+        subparser = ArgumentParser(exit_on_error=False, description=(command.__doc__ or "").splitlines()[0])
+        subparser.add_function_arguments(command, as_group=False)
+        commands.add_subcommand(command.__name__, subparser, help=(command.__doc__ or "").splitlines()[0])
+    settings = parser.parse_args(None if args is None else list(args))
+    evaluate(**settings[settings.subcommand].as_dict())
+
+
+def _guarded(run: Callable[[], object]) -> int:
+    """Runs a command; what is wrong becomes one message and a status: 2 for arguments, 1 for the rest."""
+    _quieten()
+    try:
+        run()
+    except ArgumentError as error:
+        return _fail(_short(str(error)), 2)
+    except EvaluationError as error:
+        return _fail(str(error), 1)
+    return 0
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return status
+
+
+def _short(message: str) -> str:
+    """Jsonargparse's message, without the trail of every type that was tried."""
+    return message.strip()
+
+
+def _quieten() -> None:
+    """Silences what the libraries say of themselves on every start; warnings of substance stay."""
+    from transformers.utils import logging as transformers_logging
+
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")

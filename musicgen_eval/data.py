@@ -1,0 +1,225 @@
+"""The LightningDataModule: windows of audio, every one of them exactly once, on any number of devices.
+
+    plan (rank 0, broadcast) --batches, formed once over all windows--> rank r takes batches r, r + R, r + 2R, ...
+
+Batches do not depend on the number of devices, so neither do a window's neighbours. Every rank makes the same number of
+steps; the surplus ones carry an empty batch. Knows files and frames; what is done with the audio is the module's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import lightning as L
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from musicgen_eval.errors import AudioError, EvaluationError, RunError
+from musicgen_eval.planning import DataSettings, Plan, plan_evaluation
+from musicgen_eval.records import CodecSpec, Window
+
+
+@dataclass(frozen=True)
+class WindowAudio:
+    """One window as it was read.
+
+    Attributes:
+        row: its row in the plan.
+        track_row: its track's row in the plan.
+        window: which frames it holds.
+        audio: (C, N) float32 at the codec's rate, N = frames x hop; None where reading failed.
+        text: the track's text.
+        other_text: another track's text.
+        failure: why reading failed.
+    """
+
+    row: int
+    track_row: int
+    window: Window
+    audio: Tensor | None
+    text: str | None
+    other_text: str | None
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The windows of one step; none in a surplus step, which only keeps the ranks together."""
+
+    windows: list[WindowAudio]
+
+
+class WindowDataModule(L.LightningDataModule):
+    """Cuts audio into windows of context and target.
+
+    Args:
+        source: a file, a folder, a glob, a manifest (csv, jsonl, parquet), or `demo` for the clips of the package.
+        text: text of tracks that have none of their own.
+        context_s: seconds that the model hears before each target; default: half of the checkpoint's limit.
+        target_s: seconds that are scored in each window; default: half of the checkpoint's limit.
+        head: `score`: the first window is scored whole, so every code of a track counts once; `skip`: only what has a
+            full context.
+        batch_size: windows a step. On a CPU windows run side by side, one thread each: at least one a core.
+        num_workers: processes that read audio; 0 reads in the main one.
+        limit: only the first tracks of the source.
+        min_duration_s: tracks shorter than this are skipped, and counted.
+        max_failures: how many tracks may fail before the run ends with an error.
+        allow_beyond_limit: allows windows longer than the model was trained on, for experiments.
+    """
+
+    def __init__(
+        self,
+        source: str = "demo",
+        text: str | None = None,
+        context_s: float | None = None,
+        target_s: float | None = None,
+        head: Literal["score", "skip"] = "score",
+        batch_size: int = 8,
+        num_workers: int = 0,
+        limit: int | None = None,
+        min_duration_s: float = 0.0,
+        max_failures: int = 0,
+        allow_beyond_limit: bool = False,
+    ) -> None:
+        super().__init__()
+        self.settings = DataSettings(
+            source=source,
+            text=text,
+            context_s=context_s,
+            target_s=target_s,
+            head=head,
+            batch_size=batch_size,
+            limit=limit,
+            min_duration_s=min_duration_s,
+            max_failures=max_failures,
+            allow_beyond_limit=allow_beyond_limit,
+        )
+        self.num_workers = num_workers
+        self.plan: Plan | None = None
+
+    def setup(self, stage: str) -> None:
+        """Plans on rank 0 and tells the others, errors included, so that no rank waits for one that has given up."""
+        trainer = self.trainer
+        assert trainer is not None
+        if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+            raise RunError(
+                "use_distributed_sampler would score windows twice; create the Trainer with use_distributed_sampler=False"
+            )
+        outcome: Plan | str | None = None
+        if trainer.is_global_zero:
+            try:
+                outcome = plan_evaluation(self.settings, self._spec)
+            except EvaluationError as error:
+                if trainer.world_size == 1:
+                    raise
+                outcome = f"{type(error).__name__}: {error}"
+        outcome = trainer.strategy.broadcast(outcome, src=0)
+        if isinstance(outcome, str):
+            raise RunError(outcome)
+        self.plan = outcome
+
+    def test_dataloader(self) -> DataLoader[WindowAudio]:
+        """The windows of this rank, batch by batch."""
+        assert self.plan is not None and self.trainer is not None
+        batches = RankBatches(
+            len(self.plan.windows),
+            batch_size=self.settings.batch_size,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        return DataLoader(
+            WindowDataset(self.plan, self._spec),
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            collate_fn=Batch,
+            persistent_workers=False,
+        )
+
+    def val_dataloader(self) -> DataLoader[WindowAudio]:
+        """As `test_dataloader`."""
+        return self.test_dataloader()
+
+    def transfer_batch_to_device(self, batch: Batch, device: object, dataloader_idx: int) -> Batch:
+        """Leaves audio where it is: the model moves each segment as it encodes it."""
+        return batch
+
+    @property
+    def _spec(self) -> CodecSpec:
+        assert self.trainer is not None
+        spec: CodecSpec = self.trainer.lightning_module.spec  # type: ignore[assignment]
+        return spec
+
+
+class WindowDataset(Dataset[WindowAudio]):
+    """Reads the window of a row of the plan; a file that cannot be read gives a failure, not an exception."""
+
+    def __init__(self, plan: Plan, spec: CodecSpec) -> None:
+        self.plan = plan
+        self.spec = spec
+
+    def __len__(self) -> int:
+        return len(self.plan.windows)
+
+    def __getitem__(self, row: int) -> WindowAudio:
+        plan, spec = self.plan, self.spec
+        track_row = int(plan.windows.track[row])
+        window = plan.windows.window(row, plan.tracks.ids)
+        opened = plan.audio[track_row]
+        assert opened is not None  # only tracks that could be opened have windows
+        audio, failure = None, None
+        try:
+            audio = opened.read(
+                window.start_frame * spec.hop_samples,
+                window.num_frames * spec.hop_samples,
+                sample_rate_hz=spec.sample_rate_hz,
+                channels=spec.channels,
+            )
+        except AudioError as error:
+            failure = str(error)
+        return WindowAudio(
+            row=row,
+            track_row=track_row,
+            window=window,
+            audio=audio,
+            text=plan.tracks[track_row].text,
+            other_text=plan.other_texts[track_row],
+            failure=failure,
+        )
+
+
+class RankBatches(Sampler[list[int]]):
+    """Deals batches to ranks: the same batches for any number of ranks, every window once, as many steps on each rank.
+
+    Batches are formed in order and dealt round robin, so that each rank gets as many long windows as the others. Where
+    they do not divide evenly, the last ranks get an empty batch at the end.
+
+    Args:
+        num_windows: windows in all.
+        batch_size: windows a batch.
+        rank: this process, from 0.
+        world_size: processes in all.
+
+    >>> [list(RankBatches(5, batch_size=2, rank=rank, world_size=2)) for rank in range(2)]
+    [[[0, 1], [4]], [[2, 3], []]]
+    """
+
+    def __init__(self, num_windows: int, *, batch_size: int, rank: int, world_size: int) -> None:
+        self.num_windows = num_windows
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        """Steps, the same on every rank."""
+        return -(-self._num_batches // self.world_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(len(self)):
+            first = (step * self.world_size + self.rank) * self.batch_size
+            yield list(range(first, min(first + self.batch_size, self.num_windows)))
+
+    @property
+    def _num_batches(self) -> int:
+        return -(-self.num_windows // self.batch_size)

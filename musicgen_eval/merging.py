@@ -1,0 +1,138 @@
+"""The state that a metric is left with by one window, and how such states become one result.
+
+Merging does what torchmetrics does between the ranks of a distributed run: tensor states stacked in window order, list
+states joined, then the state's own reduction. A metric that is right under DDP is right here, with a reduction of None too.
+Sums are exact: rounded once, whatever the order. `Metric.merge_state` would not do: it refuses metrics whose
+full_state_update is None and reverses the order of cat states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from math import fsum
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_sum
+
+State = dict[str, Tensor | list[Tensor]]
+MAX_EXACT_NUMBERS = 4096  # a sum state up to this size is summed exactly, a larger one by torch
+
+
+def window_state(metric: Metric, inputs: Mapping[str, Any]) -> State:
+    """Updates the metric on one window alone and takes the state that this leaves; the metric is left reset."""
+    metric.reset()
+    metric.update(**inputs)
+    state = {name: _detached(getattr(metric, name)) for name in metric._defaults}
+    metric.reset()
+    return state
+
+
+def to_cpu(states: Sequence[Mapping[str, State]]) -> list[dict[str, State]]:
+    """States of a batch of windows, by metric, moved to the CPU."""
+    return [
+        {
+            name: {
+                key: [part.cpu() for part in value] if isinstance(value, list) else value.cpu()
+                for key, value in state.items()
+            }
+            for name, state in window.items()
+        }
+        for window in states
+    ]
+
+
+def merge_states(metric: Metric, states: Sequence[State]) -> State:
+    """One state from those of several windows, as torchmetrics merges ranks.
+
+    Args:
+        metric: gives the reduction of each state.
+        states: in canonical (track, window) order, on the CPU; at least one.
+    """
+    merged: State = {}
+    for name, reduction in metric._reductions.items():
+        parts = [state[name] for state in states]
+        if isinstance(parts[0], list):
+            joined = [tensor for part in parts for tensor in part]
+            merged[name] = reduction(joined) if reduction is not None and joined else joined
+        elif reduction == dim_zero_sum and parts[0].numel() <= MAX_EXACT_NUMBERS:
+            merged[name] = exact_sum(parts)
+        else:
+            stacked = torch.stack(parts)
+            merged[name] = reduction(stacked) if reduction is not None else stacked
+    return merged
+
+
+def exact_sum(parts: Sequence[Tensor]) -> Tensor:
+    """Sum of equally shaped tensors, in float64 without rounding on the way, cast back to their dtype.
+
+    >>> exact_sum([torch.tensor(1e16), torch.tensor(1.0), torch.tensor(-1e16)]).item()
+    1.0
+    """
+    stacked = torch.stack(list(parts))
+    if not stacked.dtype.is_floating_point:
+        return stacked.sum(0, dtype=stacked.dtype)
+    columns = stacked.double().reshape(len(parts), -1).t().tolist()
+    sums = [_fsum(column) for column in columns]
+    return torch.tensor(sums, dtype=torch.float64).reshape(stacked.shape[1:]).to(stacked.dtype)
+
+
+def compute_from(metric: Metric, state: State) -> dict[str, float]:
+    """What the metric computes from a state, as numbers by key; a lone number has the key `value`."""
+    scratch = deepcopy(metric)
+    scratch.reset()
+    return compute_in_place(scratch, state)
+
+
+def compute_in_place(scratch: Metric, state: State) -> dict[str, float]:
+    """As `compute_from`, in a copy that the caller keeps for many states."""
+    for name, value in state.items():
+        setattr(scratch, name, value)
+    # the class's own compute: the instance's is wrapped to cache, to warn and to talk to other ranks
+    return flatten_result(type(scratch).compute(scratch))
+
+
+def flatten_result(result: Any) -> dict[str, float]:
+    """Numbers by key from whatever `compute` returned: a tensor, a dictionary or a sequence of them.
+
+    >>> flatten_result({"ppl": torch.tensor(2.0), "parts": torch.tensor([1.0, 3.0])})
+    {'ppl': 2.0, 'parts_0': 1.0, 'parts_1': 3.0}
+    """
+    if isinstance(result, Mapping):
+        return {key: number for name, value in result.items() for key, number in _named(str(name), value).items()}
+    return _named("value", result)
+
+
+def is_sum_metric(metric: Metric) -> bool:
+    """Whether every state sums, so that the metric can be computed for any bag of tracks from their sums."""
+    return all(
+        reduction == dim_zero_sum and isinstance(metric._defaults[name], Tensor)
+        for name, reduction in metric._reductions.items()
+    )
+
+
+def _named(name: str, value: Any) -> dict[str, float]:
+    if isinstance(value, Mapping):
+        return {f"{name}_{key}": number for key, number in flatten_result(value).items()}
+    if isinstance(value, Sequence):
+        return {
+            key: number for index, part in enumerate(value) for key, number in _named(f"{name}_{index}", part).items()
+        }
+    tensor = torch.as_tensor(value)
+    if tensor.numel() == 1:
+        return {name: tensor.item()}
+    return {f"{name}_{index}": number for index, number in enumerate(tensor.flatten().tolist())}
+
+
+def _detached(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    return [part.detach() for part in value] if isinstance(value, list) else value.detach()
+
+
+def _fsum(column: list[float]) -> float:
+    try:
+        return fsum(column)
+    except (OverflowError, ValueError):  # inf and -inf met, or the sum left the range: as IEEE adds
+        return sum(column)

@@ -1,0 +1,47 @@
+"""What a condition saves: the nll without it minus the nll with it, in nats per second of music.
+
+Gains compare two readings of the same codes, so what makes music easy in itself (silence, repetition) cancels.
+"""
+
+from torch import Tensor
+
+from musicgen_eval.metrics.codebook_means import CodebookMeans, MetricRecipe
+
+
+class _Gain(CodebookMeans):
+    """Sums the difference of two readings over the codes that both scored."""
+
+    higher_is_better = True
+
+    @property
+    def recipe(self) -> MetricRecipe:
+        """Units, direction and source."""
+        return MetricRecipe(units={"nats_per_second": "nats/s"}, higher_is_better=True, source=type(self).__doc__ or "")
+
+    def add_gain(self, without: Tensor, plain: Tensor) -> None:
+        """Adds (K, T) nats saved; NaN in either is not counted."""
+        self.add(without.double() - plain.double())
+
+    def compute(self) -> dict[str, Tensor]:
+        """`nats_per_second`, summed over codebooks, and `nats_per_second_q1`..., float64."""
+        per_codebook = self.means() * self.frame_rate_hz
+        return self.by_codebook("nats_per_second", per_codebook, per_codebook.sum())
+
+
+class TextGain(_Gain):
+    """Nats per second that a track's text saves over the null condition; only tracks with a text count."""
+
+    def update(self, nll: Tensor, nll__no_text: Tensor) -> None:
+        """Adds one window: (K, T) nats with its text, and without."""
+        self.add_gain(nll__no_text, nll)
+
+
+class ContextGain(_Gain):
+    """Nats per second that the context saves over hearing the target alone; only windows with a context count.
+
+    This is the normalised likelihood: what is easy without any context gains nothing from it.
+    """
+
+    def update(self, nll: Tensor, nll__no_context: Tensor) -> None:
+        """Adds one window: (K, T) nats after its context, and from position 0 without."""
+        self.add_gain(nll__no_context, nll)

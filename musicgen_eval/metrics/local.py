@@ -1,0 +1,47 @@
+"""Perplexity near the joint: only the first seconds after the context."""
+
+from typing import Any
+
+from torch import Tensor
+
+from musicgen_eval.errors import MetricError
+from musicgen_eval.metrics.codebook_means import MetricRecipe
+from musicgen_eval.metrics.perplexity import UNITS, MeanNll
+from musicgen_eval.records import Window
+
+
+class LocalPerplexity(MeanNll):
+    """As `CodebookPerplexity`, over the first `duration_s` seconds after the context; windows without one do not count.
+
+    Args:
+        duration_s: how much of the target is counted.
+        **kwargs: as `CodebookMeans`.
+
+    Source: local likelihoods agree better with listeners than whole-sequence ones (arXiv 2601.06329).
+    """
+
+    def __init__(
+        self, duration_s: float = 1.0, num_codebooks: int = 4, frame_rate_hz: float = 50, codebook_size: int = 2048
+    ) -> None:
+        super().__init__(num_codebooks, frame_rate_hz, codebook_size)
+        if not duration_s > 0:
+            raise MetricError(f"LocalPerplexity: duration_s must be above 0, got {duration_s}")
+        self.duration_s = duration_s
+
+    @property
+    def recipe(self) -> MetricRecipe:
+        """Units, direction, source and settings."""
+        settings: dict[str, Any] = {"duration_s": self.duration_s}
+        return MetricRecipe(
+            units=UNITS,
+            higher_is_better=False,
+            source="perplexity of the first seconds after the context (arXiv 2601.06329)",
+            settings=settings,
+        )
+
+    def update(self, nll: Tensor, window: Window) -> None:
+        """Adds one window of (K, T) nats."""
+        if window.context_frames == 0:
+            return
+        last = window.context_frames + max(1, round(self.duration_s * self.frame_rate_hz))
+        self.add(nll[:, window.context_frames : last])

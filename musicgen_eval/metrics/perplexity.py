@@ -1,0 +1,63 @@
+"""Perplexity of codes: the number this package exists for.
+
+Knows nll; not where it comes from.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import log
+
+from torch import Tensor
+
+from musicgen_eval.metrics.codebook_means import CodebookMeans, MetricRecipe, pad_values, sums_and_counts
+
+UNITS = {"ppl": "", "ce": "nats", "bits_per_second": "bit/s"}
+
+
+class MeanNll(CodebookMeans):
+    """Base of the perplexities: what is computed once sums and counts of nll are there."""
+
+    higher_is_better = False
+
+    def compute(self) -> dict[str, Tensor]:
+        """`ppl`, `ce` (nats), `bits_per_second`, `ppl_q1`..., `ce_q1`..., float64."""
+        per_codebook = self.means()
+        ce = per_codebook.mean()
+        return {
+            **self.by_codebook("ppl", per_codebook.exp(), ce.exp()),
+            **self.by_codebook("ce", per_codebook, ce),
+            "bits_per_second": self.frame_rate_hz * per_codebook.sum() / log(2),
+        }
+
+
+class CodebookPerplexity(MeanNll):
+    """Cross entropy, perplexity and bits per second, per codebook and in all.
+
+    CE_k is the mean nll of codebook k's scored codes; `ce` the mean of CE_k over codebooks, `ppl` = exp(ce), computed once
+    from sums over everything seen. It is neither a mean of batch perplexities nor a mean of codebook perplexities.
+
+    Results: `ppl`, `ce` (nats), `bits_per_second` = frame rate * sum_k CE_k / ln 2, `ppl_q1`..., `ce_q1`....
+
+    >>> import torch
+    >>> metric = CodebookPerplexity(num_codebooks=2, codebook_size=8)
+    >>> metric.update(torch.full((1, 2, 10), 8.0).log())
+    >>> round(metric.compute()["ppl"].item(), 4), round(metric.compute()["bits_per_second"].item(), 2)
+    (8.0, 300.0)
+
+    Source: audiocraft 1.3.0, `MusicGenSolver._compute_cross_entropy`, summed over the data set instead of averaged over
+    batches.
+    """
+
+    @property
+    def recipe(self) -> MetricRecipe:
+        """Units, direction and source."""
+        source = "mean over codebooks of mean nll, exp once over the data set (MusicGen, arXiv 2306.05284)"
+        return MetricRecipe(units=UNITS, higher_is_better=False, source=source)
+
+    def update(self, nll: Tensor) -> None:
+        """Adds (K, T) or (B, K, T) nats; NaN is not counted."""
+        self.add(nll)
+
+    def window_states(self, batch: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """States of several windows at once, as single updates would leave them: (B, K) each."""
+        total, count = sums_and_counts(pad_values([window["nll"] for window in batch]))
+        return {"total": total, "count": count}

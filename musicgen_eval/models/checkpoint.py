@@ -1,0 +1,138 @@
+"""Finds a checkpoint and reads its specification from its configuration files, without weights.
+
+Knows names (`demo`, a hub name, a folder) and transformers' configurations; loads nothing large.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+from transformers import AutoConfig, GenerationConfig, MusicgenConfig
+
+from musicgen_eval.delay import default_delays
+from musicgen_eval.errors import CheckpointError
+from musicgen_eval.records import CodecSpec
+
+DEMO = "demo"
+DEMO_FOLDER = Path(__file__).parent.parent / "demo"
+DEFAULT_WINDOW_S = 30
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was found, and what its configuration says.
+
+    Attributes:
+        name: as the user named it.
+        location: what transformers is given: a folder or a hub name.
+        revision: hub revision as asked for, or None.
+        commit: hub commit that it resolved to, or None for a folder.
+        spec: its codes.
+        max_frames_from: where `spec.max_frames` was found: `generation_config`, `given`, or `default` (30 s).
+    """
+
+    name: str
+    location: str
+    revision: str | None
+    commit: str | None
+    spec: CodecSpec
+    max_frames_from: Literal["generation_config", "given", "default"]
+
+
+def find_checkpoint(
+    checkpoint: str | Path, *, revision: str | None = None, max_frames: int | None = None
+) -> Checkpoint:
+    """Finds a checkpoint and reads its `CodecSpec` from its configuration alone.
+
+    Args:
+        checkpoint: `demo`, a hub name such as `facebook/musicgen-small`, or a local folder in transformers' format.
+        revision: hub branch, tag or commit; only for hub names.
+        max_frames: overrides the longest window that the checkpoint states.
+
+    Returns:
+        The checkpoint's description.
+
+    Raises:
+        CheckpointError: not found, not MusicGen, or a configuration that does not fit together.
+    """
+    name = str(checkpoint)
+    folder = DEMO_FOLDER / "model" if name == DEMO else Path(checkpoint).expanduser()
+    local = folder.is_dir()
+    if local and revision is not None:
+        raise CheckpointError(f"checkpoint {name}: a revision ({revision}) goes with a hub name, not with a folder")
+    location = str(folder) if local else name
+    try:
+        config = AutoConfig.from_pretrained(location, revision=revision)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(_not_found(name, folder, local, error)) from error
+    if not isinstance(config, MusicgenConfig):
+        raise CheckpointError(
+            f"checkpoint {name} is of type {config.model_type!r}; expected 'musicgen' (text, mono or stereo). "
+            "Melody checkpoints feed the decoder differently and are not supported"
+        )
+    try:
+        stated = GenerationConfig.from_pretrained(location, revision=revision).max_length
+    except OSError:
+        stated = None
+    spec, source = _spec(config, name, stated=stated, given=max_frames)
+    commit = getattr(config, "_commit_hash", None)
+    return Checkpoint(name=name, location=location, revision=revision, commit=commit, spec=spec, max_frames_from=source)
+
+
+def _spec(
+    config: MusicgenConfig, name: str, *, stated: int | None, given: int | None
+) -> tuple[CodecSpec, Literal["generation_config", "given", "default"]]:
+    codec, decoder = config.audio_encoder, config.decoder
+    hop = prod(codec.upsampling_ratios)
+    rate, remainder = divmod(codec.sampling_rate, hop)
+    if remainder:
+        raise CheckpointError(
+            f"checkpoint {name}: {codec.sampling_rate} Hz is no whole number of frames of {hop} samples"
+        )
+    if codec.codebook_size != decoder.vocab_size:
+        raise CheckpointError(
+            f"checkpoint {name}: its codec has {codec.codebook_size} entries a codebook, its decoder {decoder.vocab_size}"
+        )
+    channels = decoder.audio_channels
+    if channels not in (1, 2) or decoder.num_codebooks % channels:
+        raise CheckpointError(f"checkpoint {name}: {decoder.num_codebooks} codebooks for {channels} channels")
+    source: Literal["generation_config", "given", "default"]
+    if given is not None:
+        if given < 1:
+            raise CheckpointError(f"max_frames must be at least 1, got {given}")
+        max_frames, source = given, "given"
+    elif stated is not None:
+        max_frames, source = stated, "generation_config"
+    else:
+        max_frames, source = DEFAULT_WINDOW_S * rate, "default"
+    return CodecSpec(
+        sample_rate_hz=codec.sampling_rate,
+        frame_rate_hz=rate,
+        hop_samples=hop,
+        num_codebooks=decoder.num_codebooks,
+        codebook_size=decoder.vocab_size,
+        channels=channels,
+        delays=default_delays(decoder.num_codebooks, channels=channels),
+        max_frames=max_frames,
+    ), source
+
+
+def _not_found(name: str, folder: Path, local: bool, error: Exception) -> str:
+    if local:
+        missing = (
+            "has no config.json" if not (folder / "config.json").is_file() else f"cannot be read ({_first_line(error)})"
+        )
+        return f"checkpoint folder {name} {missing}; expected a MusicGen checkpoint in transformers' format"
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        return f"checkpoint folder {name} does not exist; give 'demo', a hub name or a folder"
+    return (
+        f"checkpoint {name!r} is neither 'demo', nor a folder, nor found on the hub or in its local cache "
+        f"({_first_line(error)}); expected for example 'facebook/musicgen-small'"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

@@ -1,0 +1,380 @@
+"""Audio to codes with EnCodec, exactly: float32, each segment alone, the same bits at any number of threads.
+
+On a CPU the encoder of transformers' `EncodecModel` is computed as matrix products over short pieces of audio that stay in the
+processor's cache; a piece reads as far to either side as its outputs see, so pieces give what the whole gives. On other devices,
+and for configurations without a finite view (chunks, normalisation over time), transformers' own `encode` does the work.
+Knows nothing of windows, text or the decoder.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import EncodecModel
+from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecLSTM, EncodecResnetBlock
+
+from musicgen_eval.models.packed import PackedMatrix
+from musicgen_eval.models.threads import float32_exactly, map_single_threaded, single_threaded
+
+
+class SegmentEncoder:
+    """Encodes segments of audio with an `EncodecModel`, whose weights are read once, at the first segment, and never written.
+
+    Args:
+        model: transformers' codec, in float32, in eval mode.
+        channels: channels of the audio: the codec's own number, or 2 with a mono codec (facebook's stereo models: left and right
+            are encoded alone, and their codebooks interleaved).
+        bandwidth: kbit/s as in `EncodecModel.encode`; None: the codec's first, all that MusicGen's codecs have.
+        num_workers: segments in hand at once on a CPU; None: the caller's number of torch threads. It moves no bit.
+
+    Raises:
+        ValueError: channels that the codec cannot take, or weights that are not float32.
+    """
+
+    def __init__(
+        self,
+        model: EncodecModel,
+        *,
+        channels: int = 1,
+        bandwidth: float | None = None,
+        num_workers: int | None = None,
+    ) -> None:
+        if channels not in (model.config.audio_channels, 2 * model.config.audio_channels) or channels > 2:
+            raise ValueError(f"channels: the codec takes {model.config.audio_channels}, got {channels}")
+        _require_float32(model)
+        self.model = model
+        self.channels = channels
+        self.bandwidth = bandwidth if bandwidth is not None else model.config.target_bandwidths[0]
+        self.num_workers = num_workers
+        self._plan: _Encoder | None = None
+        self._planning = threading.Lock()
+
+    def encode(self, audio: Tensor) -> Tensor:
+        """Encode one segment.
+
+        Args:
+            audio: (C, N) float32 in [-1, 1], N a multiple of the hop.
+
+        Returns:
+            (K, T) int64 codes on the audio's device, T = N / hop; for stereo from a mono codec K counts left 1, right 1, left 2, ...
+        """
+        return self.encode_all([audio])[0]
+
+    @torch.inference_mode()
+    def encode_all(self, segments: Sequence[Tensor]) -> list[Tensor]:
+        """Encode segments side by side; each gives the codes that it gives alone.
+
+        Args:
+            segments: (C, N) each, as in `encode`.
+
+        Returns:
+            (K, T) int64 each, in order.
+        """
+        for audio in segments:
+            self._check(audio)
+        device = self.model.device
+        lanes = [lane.to(device) for audio in segments for lane in self._lanes(audio)]
+        with float32_exactly(device.type):
+            if device.type == "cpu":
+                self._prepare()
+                codes = map_single_threaded(self._encode_lane, lanes, num_workers=self.num_workers)
+            else:
+                codes = [self._encode_lane(lane) for lane in lanes]
+        num_lanes = self.channels // self.model.config.audio_channels
+        grouped = [codes[i : i + num_lanes] for i in range(0, len(codes), num_lanes)]
+        return [
+            _interleave(group).to(audio.device, copy=False) for group, audio in zip(grouped, segments, strict=True)
+        ]
+
+    def _lanes(self, audio: Tensor) -> Sequence[Tensor]:
+        """(C, N) -> what the codec hears at a time, (its channels, N) each."""
+        return audio.split(self.model.config.audio_channels)
+
+    def _encode_lane(self, audio: Tensor) -> Tensor:
+        """(codec's channels, N) -> (K, T)."""
+        if self._plan is not None and self.model.device.type == "cpu":
+            return self._plan.encode(audio)
+        return self.model.encode(audio[None], bandwidth=self.bandwidth).audio_codes[0, 0]
+
+    def _prepare(self) -> None:
+        with self._planning:
+            if self._plan is None and has_finite_view(self.model):
+                _require_float32(self.model)
+                with single_threaded():
+                    self._plan = _Encoder(self.model, self.bandwidth)
+
+    def _check(self, audio: Tensor) -> None:
+        hop = self.model.config.hop_length
+        if audio.ndim != 2 or audio.shape[0] != self.channels or audio.dtype != torch.float32:
+            raise ValueError(
+                f"audio: expected ({self.channels}, N) float32, got {tuple(audio.shape)} {str(audio.dtype).removeprefix('torch.')}"
+            )
+        if audio.shape[1] == 0 or audio.shape[1] % hop:
+            raise ValueError(f"audio: expected whole frames of {hop} samples, got {audio.shape[1]} samples; cut it first")
+
+
+def has_finite_view(model: EncodecModel) -> bool:
+    """Whether a code depends on a bounded stretch of the convolutions' input, so that pieces can give what the whole gives."""
+    config = model.config
+    return (
+        config.norm_type == "weight_norm"
+        and not config.normalize
+        and config.chunk_length_s is None
+        and config.pad_mode in ("reflect", "constant", "replicate")
+    )
+
+
+def _interleave(codes: Sequence[Tensor]) -> Tensor:
+    """(K', T) a lane -> (K, T): left 1, right 1, left 2, right 2, ... (transformers' `generate` does the same with its prompts)."""
+    return torch.stack(list(codes), dim=1).flatten(0, 1)
+
+
+def _require_float32(model: EncodecModel) -> None:
+    wrong = {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}
+    if wrong:
+        raise ValueError(
+            f"codec: expected float32 weights, got {', '.join(sorted(wrong))}; other precisions move codes: load it with dtype=torch.float32"
+        )
+
+
+# ---- the encoder as matrix products over pieces
+#
+# Rows are time, columns are channels. A layer computes rows [low, high) of its output from the rows of its input that they see:
+#
+#     output rows            low ........ high
+#     raw input rows   low*stride - pad_left ........ (high-1)*stride - pad_left + span
+#
+# Raw rows before 0 or from num_rows on are the padding that EnCodec puts at the true ends of its input, and nowhere else.
+
+PIECE_FRAMES = 100
+"""Frames a piece of the convolutions; bounds the memory."""
+CACHE_FLOATS = 2**18
+"""Aimed-at size of a layer's input inside a piece: 1 MB, a core's second-level cache."""
+MIN_TAP_WIDTH = 32
+"""Narrower products are slower than laying out every output row's view."""
+
+
+class _Encoder:
+    """The encoder and quantizer of an EncodecModel with plain, packed weights; every method is safe to call from many threads."""
+
+    def __init__(self, model: EncodecModel, bandwidth: float) -> None:
+        layers = list(model.encoder.layers)
+        split = next(i for i, layer in enumerate(layers) if isinstance(layer, EncodecLSTM))
+        self.stages = _stages(layers[:split])
+        self.lstm: nn.LSTM = layers[split].lstm
+        self.last = _Conv(layers[-1], elu=True)
+        num_codebooks = model.quantizer.get_num_quantizers_for_bandwidth(bandwidth)
+        self.codebooks = [_Codebook(layer.codebook.embed) for layer in model.quantizer.layers[:num_codebooks]]
+        self.hop_samples = math.prod(stage.hop for stage in self.stages)
+
+    def encode(self, audio: Tensor) -> Tensor:
+        """(C, N) -> (K, T)."""
+        return self.quantize(self.latents(audio))
+
+    def latents(self, audio: Tensor, *, piece_frames: int = PIECE_FRAMES) -> Tensor:
+        """(C, N) -> (T, D)."""
+        num_frames = audio.shape[1] // self.hop_samples
+        rows = audio.t().contiguous()
+        starts = range(0, num_frames, piece_frames)
+        frames = torch.cat([self._convolve(len(self.stages), rows, a, min(a + piece_frames, num_frames)) for a in starts])
+        frames = self.lstm(frames)[0].add_(frames)
+        return self.last(frames, 0, 0, num_frames, num_frames)
+
+    def quantize(self, latents: Tensor) -> Tensor:
+        """(T, D) -> (K, T), each codebook on what the ones before it left."""
+        residual = latents.clone()
+        codes = torch.empty(len(self.codebooks), latents.shape[0], dtype=torch.int64)
+        for k, codebook in enumerate(self.codebooks):
+            codes[k] = codebook.nearest(residual)
+            residual -= codebook.vectors[codes[k]]
+        return codes
+
+    def _convolve(self, num_stages: int, audio: Tensor, low: int, high: int) -> Tensor:
+        """Rows [low, high) of what the first stages make of the audio (N, C)."""
+        if num_stages == 0:
+            return audio[low:high]
+        stage = self.stages[num_stages - 1]
+        num_in = audio.shape[0] // math.prod(earlier.hop for earlier in self.stages[: num_stages - 1])
+        start, stop = stage.view(low, high, num_in)
+        x = self._convolve(num_stages - 1, audio, start, stop)
+        step = max(1, CACHE_FLOATS // stage.floats_a_row)
+        out = x.new_empty(high - low, stage.channels_out)
+        for a in range(low, high, step):
+            b = min(a + step, high)
+            first, last = stage.view(a, b, num_in)
+            out[a - low : b - low] = stage(x[first - start : last - start], first, a, b, num_in)
+        return out
+
+
+class _Stage:
+    """Residual blocks and the strided convolution after them; the first stage begins with the codec's first convolution."""
+
+    def __init__(self, nodes: list[_Conv | _Residual]) -> None:
+        self.nodes = nodes
+        down = nodes[-1]
+        assert isinstance(down, _Conv)
+        self.hop = down.stride
+        self.channels_out = down.channels_out
+        self.floats_a_row = down.stride * down.channels_in
+
+    def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
+        """The input rows that output rows [low, high) see."""
+        return self._views(low, high, num_in)[0]
+
+    def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int) -> Tensor:
+        """Input rows from `start` on, (rows, C) -> output rows [low, high)."""
+        views = self._views(low, high, num_in)
+        for node, (a, b) in zip(self.nodes, views[1:], strict=True):
+            x = node(x, start, a, b, num_in)
+            start = a
+        return x
+
+    def _views(self, low: int, high: int, num_in: int) -> list[tuple[int, int]]:
+        views = [(low, high)]
+        for node in reversed(self.nodes):
+            views.append(node.view(*views[-1], num_in))
+        return views[::-1]
+
+
+class _Residual:
+    """An `EncodecResnetBlock`: two convolutions behind ELUs, plus the input or a convolution of it."""
+
+    stride = 1
+
+    def __init__(self, block: EncodecResnetBlock) -> None:
+        convolutions = [layer for layer in block.block if isinstance(layer, EncodecConv1d)]
+        self.first, self.second = (_Conv(layer, elu=True) for layer in convolutions)
+        self.shortcut = _Conv(block.shortcut) if isinstance(block.shortcut, EncodecConv1d) else None
+
+    def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
+        start, stop = self.first.view(*self.second.view(low, high, num_in), num_in)
+        return min(start, low), max(stop, high)
+
+    def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int) -> Tensor:
+        a, b = self.second.view(low, high, num_in)
+        hidden = self.first(x, start, a, b, num_in)
+        skip = x[low - start : high - start] if self.shortcut is None else self.shortcut(x, start, low, high, num_in)
+        return self.second(hidden, a, low, high, num_in, add=skip)
+
+
+class _Conv:
+    """An `EncodecConv1d` as matrix products, with or without an ELU before it.
+
+    With kernel k, stride s and rows of C channels, s rows are read as one of s * C; output row o is then the sum over the k / s
+    taps j of `rows[o + j] @ weight[j].T`. Few channels or odd kernels: one product with every output row's view laid out.
+    """
+
+    def __init__(self, layer: EncodecConv1d, *, elu: bool = False) -> None:
+        weight, bias = layer.conv.weight.detach(), layer.conv.bias
+        self.channels_out, self.channels_in, self.kernel = weight.shape
+        self.stride, self.dilation = layer.conv.stride[0], layer.conv.dilation[0]
+        self.elu = elu
+        self.mode = layer.pad_mode
+        self.span = (self.kernel - 1) * self.dilation + 1
+        self.pad_right = 0 if layer.causal else (self.span - self.stride) // 2
+        self.pad_left = self.span - self.stride - self.pad_right
+        by_time = weight.transpose(1, 2)  # (O, k, C)
+        width = self.stride * self.channels_in
+        self.in_taps = width >= MIN_TAP_WIDTH and self.kernel % self.stride == 0 and 1 in (self.stride, self.dilation)
+        taps = by_time.reshape(self.channels_out, -1, width if self.in_taps else self.kernel * self.channels_in)
+        self.taps = [PackedMatrix(tap, bias if j == 0 else None) for j, tap in enumerate(taps.unbind(1))]
+
+    def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
+        """The input rows that output rows [low, high) see, those that the padding at the ends mirrors among them."""
+        if num_in <= max(self.pad_left, self.pad_right):
+            return 0, num_in
+        first, end = self._raw_view(low, high)
+        start, stop = max(first, 0), min(end, num_in)
+        if self.mode == "reflect":
+            stop = max(stop, min(1 - first, num_in)) if first < 0 else stop
+            start = min(start, max(2 * num_in - 1 - end, 0)) if end > num_in else start
+        return start, stop
+
+    def __call__(
+        self, x: Tensor, start: int, low: int, high: int, num_in: int, *, add: Tensor | None = None
+    ) -> Tensor:
+        """Input rows from `start` on, (rows, C) -> output rows [low, high), plus `add`."""
+        rows = self._padded(_elu(x) if self.elu else x, start, *self._raw_view(low, high), num_in)
+        num_out = high - low
+        if not self.in_taps:
+            shape, strides = (num_out, self.kernel, self.channels_in), (self.stride, self.dilation)
+            laid_out = rows.as_strided(shape, (*(s * self.channels_in for s in strides), 1)).reshape(num_out, -1)
+            return self.taps[0](laid_out, add=add)
+        rows = rows.reshape(-1, self.stride * self.channels_in)
+        for j, tap in enumerate(self.taps):
+            add = tap(rows[j * self.dilation : j * self.dilation + num_out], add=add)
+        assert add is not None
+        return add
+
+    def _raw_view(self, low: int, high: int) -> tuple[int, int]:
+        """The same, running over the ends where the padding lies."""
+        first = low * self.stride - self.pad_left
+        return first, first + (high - 1 - low) * self.stride + self.span
+
+    def _padded(self, x: Tensor, start: int, first: int, end: int, num_in: int) -> Tensor:
+        """Rows [first, end) of the padded input, from its rows `start` on."""
+        inside = x[max(first, 0) - start : min(end, num_in) - start]
+        if first >= 0 and end <= num_in:
+            return inside
+        left = [self._edge_row(x, i, start, num_in) for i in range(first, min(end, 0))]
+        right = [self._edge_row(x, i, start, num_in) for i in range(max(first, num_in), end)]
+        return torch.cat([*left, inside, *right])
+
+    def _edge_row(self, x: Tensor, i: int, start: int, num_in: int) -> Tensor:
+        """(1, C): row i < 0 or i >= num_in of the padded input."""
+        if self.mode == "replicate":
+            i = min(max(i, 0), num_in - 1)
+        elif self.mode == "reflect":
+            # Too short to mirror: EnCodec lengthens the input with zeros first (`EncodecConv1d._pad1d`).
+            num_mirrored = max(num_in, max(self.pad_left, self.pad_right) + 1)
+            i = -i if i < 0 else i if i < num_mirrored else 2 * (num_mirrored - 1) - i
+        if 0 <= i < num_in:
+            return x[i - start : i - start + 1]
+        return x.new_zeros(1, x.shape[1])
+
+
+class _Codebook:
+    """The nearest of V vectors, by the same formula as `EncodecEuclideanCodebook.quantize`."""
+
+    def __init__(self, vectors: Tensor) -> None:
+        self.vectors = vectors  # (V, D)
+        self.twice = PackedMatrix(-2 * vectors)
+        self.squares = vectors.pow(2).sum(1)  # (V,)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """(T, D) -> (T,) int64; the first of equals."""
+        step = max(1, CACHE_FLOATS // self.vectors.shape[0])
+        return torch.cat([self._nearest(rows) for rows in x.split(step)])
+
+    def _nearest(self, x: Tensor) -> Tensor:
+        distance = self.twice(x).add_(x.pow(2).sum(1, keepdim=True)).add_(self.squares)
+        return distance.min(dim=1).indices
+
+
+def _stages(layers: Sequence[nn.Module]) -> list[_Stage]:
+    """The convolutions before the LSTM, cut after every strided one."""
+    stages: list[_Stage] = []
+    nodes: list[_Conv | _Residual] = []
+    for layer, before in zip(layers, [None, *layers], strict=False):
+        if isinstance(layer, EncodecResnetBlock):
+            nodes.append(_Residual(layer))
+        elif isinstance(layer, EncodecConv1d):
+            nodes.append(_Conv(layer, elu=isinstance(before, nn.ELU)))
+            if isinstance(before, nn.ELU):
+                stages.append(_Stage(nodes))
+                nodes = []
+    return stages
+
+
+def _elu(x: Tensor) -> Tensor:
+    """ELU, bit for bit, as max(x, e^min(x, 0) - 1).
+
+    `F.elu` takes 0.9 to 12 ns an element on one and the same machine, by the luck of the process (torch 2.11 with AVX-512);
+    this takes 1.
+    """
+    below = x.clamp_max(0).expm1_()
+    return torch.maximum(x, below, out=below)

@@ -1,0 +1,225 @@
+"""The decoder's matrix products on a CPU: weights laid out once for oneDNN, in float32 or bfloat16, and a forward around them.
+
+`pack_linears` changes a transformers MusicGen decoder in place; its own `forward` goes on working. `last_hidden_state` is the
+same forward for one unpadded window, without what such a window does not need. Knows nothing of audio, delays or metrics.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import MusicgenForCausalLM
+from transformers.activations import GELUActivation
+from transformers.models.musicgen.modeling_musicgen import MusicgenAttention, MusicgenDecoderLayer
+
+
+def pack_linears(decoder: nn.Module, dtype: torch.dtype = torch.float32) -> bool:
+    """Replace every `nn.Linear` of a MusicGen decoder by packed weights, in place; the old parameters are let go.
+
+    The output heads stay float32 whatever `dtype` is: they cost 2% of the work, and logits rounded to bfloat16 would move an nll
+    by hundredths of a nat. Pack last: packed weights are in no `state_dict`, and `.to()` does not move or cast them.
+
+    Args:
+        decoder: `MusicgenForCausalLM` or another decoder with `lm_heads`, float32, on a CPU, in eval mode.
+        dtype: float32, or bfloat16: products of bfloat16 numbers added up in float32; the residual stream stays float32.
+
+    Returns:
+        Whether the decoder is packed; False, and nothing done, where this torch, processor or device cannot.
+
+    Raises:
+        ValueError: another dtype, a decoder whose linears are not float32, or one already packed in another dtype.
+    """
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"dtype: expected torch.float32 or torch.bfloat16, got {dtype}")
+    packed = {module.dtype for name, module in decoder.named_modules() if isinstance(module, PackedLinear) if "lm_heads" not in name}
+    if packed:
+        if packed != {dtype}:
+            raise ValueError(f"decoder: already packed in {packed.pop()}, asked for {dtype}; load it afresh")
+        return True
+    if not can_pack(dtype) or any(parameter.device.type != "cpu" for parameter in decoder.parameters()):
+        return False
+    heads = {id(module) for name, module in decoder.named_modules() if "lm_heads" in name}
+    for parent in list(decoder.modules()):
+        fuse_gelu = isinstance(getattr(parent, "activation_fn", None), GELUActivation) and hasattr(parent, "fc1")
+        for name, linear in list(parent.named_children()):
+            if type(linear) is not nn.Linear:
+                continue
+            if linear.weight.dtype != torch.float32:
+                raise ValueError(f"decoder: expected float32 weights to pack from, got {linear.weight.dtype}")
+            activation: Activation = "gelu" if fuse_gelu and name == "fc1" else "none"
+            setattr(parent, name, PackedLinear(linear, torch.float32 if id(linear) in heads else dtype, activation))
+        if fuse_gelu:
+            parent.activation_fn = nn.Identity()
+    return True
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this torch and processor have oneDNN's packed products in `dtype`."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def last_hidden_state(decoder: MusicgenForCausalLM, input_ids: Tensor, text_states: Tensor | None = None) -> Tensor:
+    """What `decoder.model.decoder(...)` leaves for its heads, for one window alone.
+
+    The same sums as transformers' forward (5.17, `MusicgenDecoder.forward`); what a lone, unpadded window does not need (masks,
+    caches, dropout, a batch) is not there, and causal attention skips the upper triangle. Works on plain and packed decoders.
+
+    Args:
+        decoder: in eval mode.
+        input_ids: (K, S) int64 delayed codes.
+        text_states: (L, D) projected text, unpadded; None: the null condition, for which cross attention adds nothing.
+
+    Returns:
+        (S, D) float32.
+    """
+    stack = decoder.model.decoder
+    x = stack.embed_positions(input_ids[None], 0)
+    for embed, ids in zip(stack.embed_tokens, input_ids, strict=True):
+        x = x + embed(ids)
+    for layer in stack.layers:
+        x = _layer(cast(MusicgenDecoderLayer, layer), x, text_states)
+    return cast(Tensor, stack.layer_norm(x))
+
+
+Activation = Literal["none", "gelu"]
+
+
+class PackedMatrix:
+    """`x @ weight.T + bias`, with the weight laid out once for oneDNN; plain where torch has no oneDNN.
+
+    Args:
+        weight: (D_out, D_in), float32 or bfloat16, on a CPU; not kept where it could be laid out.
+        bias: (D_out,), or None.
+        num_rows: about how many rows of x a call will bring; a hint for the layout.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, num_rows: int = 1024) -> None:
+        self.bias = None if bias is None else bias.detach()
+        self.is_packed = can_pack(weight.dtype)
+        # A clone: oneDNN keeps a weight that needs no other layout as it is, and would share it with the module.
+        weight = weight.detach().clone(memory_format=torch.contiguous_format)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, num_rows) if self.is_packed else weight
+
+    def __call__(self, x: Tensor, *, add: Tensor | None = None, activation: Activation = "none") -> Tensor:
+        """(..., D_in) -> (..., D_out), through the activation, or plus `add` of the result's shape."""
+        if self.is_packed and add is None:
+            how = "none" if activation == "gelu" else ""
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, activation, [], how)
+        if self.is_packed:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, add, self.weight, self.bias, "add")
+        y = functional.linear(x, self.weight, self.bias)
+        y = functional.gelu(y) if activation == "gelu" else y
+        return y if add is None else y.add_(add)
+
+
+class PackedLinear(nn.Module):
+    """An `nn.Linear` for inference, its weight packed; inputs are cast to `dtype`, and that is what comes out.
+
+    Args:
+        linear: float32, on a CPU; its parameters are not kept.
+        dtype: of the product.
+        activation: applied to the result.
+    """
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype, activation: Activation = "none") -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.dtype = dtype
+        self.activation: Activation = activation
+        bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        self.matrix = PackedMatrix(linear.weight.detach().to(dtype), bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.matrix(x.to(self.dtype), activation=self.activation)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self.dtype}, activation={self.activation}"
+
+
+QUERY_BLOCK = 192
+"""Queries a block of causal attention: half a block a row of keys is wasted on the diagonal, and smaller products are slower."""
+FFN_ROWS = 512
+"""Rows of the feed-forward network's inner layer at a time."""
+
+
+def _layer(layer: MusicgenDecoderLayer, x: Tensor, text_states: Tensor | None) -> Tensor:
+    """(S, D) float32 -> (S, D) float32."""
+    h = _cast_for(layer.self_attn.q_proj, layer.self_attn_layer_norm(x))
+    x = x + _self_attention(layer.self_attn, h)
+    if text_states is not None:
+        h = _cast_for(layer.encoder_attn.q_proj, layer.encoder_attn_layer_norm(x))
+        x += _cross_attention(layer.encoder_attn, h, text_states)
+    h = _cast_for(layer.fc1, layer.final_layer_norm(x))
+    for rows, out in zip(h.split(FFN_ROWS), x.split(FFN_ROWS), strict=True):
+        out += layer.fc2(layer.activation_fn(layer.fc1(rows)))
+    return x
+
+
+def _cast_for(linear: nn.Module, x: Tensor) -> Tensor:
+    """Cast once what several linears of one dtype will read."""
+    return x.to(linear.dtype) if isinstance(linear, PackedLinear) else x
+
+
+def _self_attention(attention: MusicgenAttention, x: Tensor) -> Tensor:
+    """(S, D) -> (S, D), each step on itself and the steps before it."""
+    q, k, v = attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
+    if can_pack(torch.float32) and x.device.type == "cpu":
+        mixed = causal_attention(q, k, v, num_heads=attention.num_heads)
+    else:
+        q, k, v = (_heads(t, attention.num_heads)[None] for t in (q, k, v))
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)[0].transpose(0, 1).flatten(1)
+    return cast(Tensor, attention.out_proj(mixed))
+
+
+def _cross_attention(attention: MusicgenAttention, x: Tensor, text_states: Tensor) -> Tensor:
+    """(S, D), (L, D) -> (S, D), each step on the whole text."""
+    q, k, v = attention.q_proj(x), attention.k_proj(text_states), attention.v_proj(text_states)
+    q, k, v = (_heads(t, attention.num_heads)[None] for t in (q, k, v))
+    mixed = functional.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).flatten(1)
+    return cast(Tensor, attention.out_proj(mixed))
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int) -> Tensor:
+    """Causal attention over one sequence, as oneDNN products of a block of queries and the keys up to it.
+
+        keys    0 ........ a ... b
+        block a:b  [ all  | \\ ]     what lies right of the diagonal is masked, what lies right of b is never computed
+
+    Scores and softmax are float32 whatever v's dtype is; torch's own kernel multiplies float32 with MKL, which leaves AVX-512
+    unused on processors that are not Intel's, and bfloat16 not faster than float32.
+
+    Args:
+        q: (S, D), any float dtype.
+        k: (S, D).
+        v: (S, D); its dtype is that of the weighted sums, and of the result.
+        num_heads: D is split into as many.
+
+    Returns:
+        (S, D).
+    """
+    num_steps, width = q.shape
+    head_width = width // num_heads
+    q = _heads(q.float() * head_width**-0.5, num_heads).contiguous()
+    k = _heads(k.float(), num_heads).contiguous()
+    v = v.t().contiguous().view(num_heads, head_width, num_steps)
+    mixed = v.new_empty(num_steps, num_heads, head_width)
+    future = torch.ones(QUERY_BLOCK, QUERY_BLOCK, dtype=torch.bool).triu_(1)
+    product = torch.ops.mkldnn._linear_pointwise
+    for head in range(num_heads):
+        for a in range(0, num_steps, QUERY_BLOCK):
+            b = min(a + QUERY_BLOCK, num_steps)
+            scores = product(q[head, a:b], k[head, :b], None, "none", [], "")
+            scores[:, a:].masked_fill_(future[: b - a, : b - a], -torch.inf)
+            weights = torch.softmax(scores, dim=-1, out=scores)
+            mixed[a:b, head] = product(weights.to(v.dtype), v[head, :, :b].contiguous(), None, "none", [], "")
+    return mixed.flatten(1)
+
+
+def _heads(x: Tensor, num_heads: int) -> Tensor:
+    """(S, D) -> (heads, S, D / heads)."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(0, 1)

@@ -1,0 +1,298 @@
+"""The LightningModule: what happens to a batch of windows, and what becomes of all of them.
+
+    test_step             audio -> codes -> readings, in the trainer's precision
+                          readings -> the bank -> a state a window, outside of autocast, on one thread
+    on_test_epoch_end     states of all ranks -> rank 0 -> `result`
+
+`validate` does the same as `test`. Knows the model, the bank and Lightning; files are written by callbacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from torchmetrics import Metric
+
+from musicgen_eval.bank import MetricBank, MetricEntry, Offer
+from musicgen_eval.data import Batch, WindowAudio, WindowDataModule
+from musicgen_eval.errors import EvaluationError, RunError
+from musicgen_eval.merging import State, compute_from
+from musicgen_eval.metrics import CodebookPerplexity
+from musicgen_eval.models.checkpoint import Checkpoint, find_checkpoint
+from musicgen_eval.models.musicgen import MusicGen, load_model
+from musicgen_eval.models.threads import single_threaded
+from musicgen_eval.planning import Plan, refuse_failures
+from musicgen_eval.readings import CodedWindow, score_readings
+from musicgen_eval.records import CodecSpec, Failure
+from musicgen_eval.results import EvaluationResult, WindowRecord, summarise
+
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
+
+
+class MusicGenEvaluation(L.LightningModule):
+    """Evaluates a MusicGen checkpoint on windows of audio.
+
+    Args:
+        checkpoint: `demo`, a hub name such as `facebook/musicgen-small`, or a folder in transformers' format.
+        revision: hub branch, tag or commit.
+        max_frames: overrides the longest window that the checkpoint states, in frames.
+        metrics: name -> a torchmetrics metric, or `{metric: ..., inputs: {...}}` to rename its inputs.
+        tail: `score` counts every frame of every codebook; `drop` leaves out the last delays[k] frames of codebook k of
+            each window, as audiocraft does.
+        save_nll: keeps the nll of every code, and writes it as curves over each track.
+        seed: of readings that change codes.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str = "demo",
+        revision: str | None = None,
+        max_frames: int | None = None,
+        metrics: dict[str, Metric | MetricEntry] | None = None,
+        tail: Literal["score", "drop"] = "score",
+        save_nll: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if tail not in ("score", "drop"):
+            raise RunError(f"tail must be 'score' or 'drop', got {tail!r}")
+        self._asked = (checkpoint, revision, max_frames)
+        self._metrics = {"perplexity": CodebookPerplexity()} if metrics is None else dict(metrics)
+        self.tail: Literal["score", "drop"] = tail
+        self.save_nll = save_nll
+        self.seed = seed
+        self.model: MusicGen | None = None
+        self.result: EvaluationResult | None = None
+        self.running: RunningTotals
+        self._records: list[WindowRecord] = []
+
+    @classmethod
+    def from_loaded(cls, model: MusicGen, **settings: Any) -> MusicGenEvaluation:
+        """An evaluation of a model that is loaded already; settings as in the constructor."""
+        module = cls(checkpoint=model.checkpoint.name, **settings)
+        module.__dict__["checkpoint"] = model.checkpoint
+        module.model = model
+        return module
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint, as found from its configuration."""
+        name, revision, max_frames = self._asked
+        return find_checkpoint(name, revision=revision, max_frames=max_frames)
+
+    @property
+    def spec(self) -> CodecSpec:
+        """What the checkpoint says of its codes; known before its weights are loaded."""
+        return self.checkpoint.spec
+
+    @cached_property
+    def bank(self) -> MetricBank:
+        """The metrics, tried and accepted. Not a submodule: a change of precision must not reach their states."""
+        return MetricBank(self._metrics, spec=self.spec)
+
+    def prepare_data(self) -> None:
+        """Refuses a wrong checkpoint or metric before any audio is opened."""
+        self.bank  # noqa: B018
+
+    def setup(self, stage: str) -> None:
+        """Refuses what cannot be measured as asked."""
+        if self.trainer.precision not in PRECISIONS:
+            raise RunError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.trainer.precision}")
+        plan = self._plan
+        if any(reading.text == "other" for reading in self.bank.readings) and None in plan.other_texts:
+            track = plan.tracks[plan.other_texts.index(None)].id
+            raise RunError(
+                f"a metric wants another track's text, and track {track} finds none; give at least two tracks different texts"
+            )
+
+    def configure_model(self) -> None:
+        """Loads the weights; every process its own."""
+        if self.model is None:
+            self.model = load_model(self.checkpoint)
+
+    def on_test_start(self) -> None:
+        """Starts afresh."""
+        self._records = []
+        self.result = None
+        self.running = RunningTotals(self.spec)
+        self._loaded.prepare(self.trainer.precision)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Encodes and scores the windows of a batch, and keeps the state that each leaves in each metric."""
+        failures = [
+            WindowRecord(window.row, window.track_row, failure=window.failure)
+            for window in batch.windows
+            if window.failure is not None
+        ]
+        windows = [window for window in batch.windows if window.audio is not None]
+        with _float32_by_default():
+            offers = self._offers(windows) if windows else []
+            with single_threaded(), torch.autocast(self.device.type, enabled=False):
+                states = self.bank.update(offers)
+        records = [self._record(*part) for part in zip(windows, offers, states, strict=True)]
+        self._records += [*failures, *records]
+        self.running.add(windows, offers)
+        if self.trainer.world_size == 1:  # other ranks would wait for this one; they all learn it at the end
+            self._refuse_failures()
+
+    def on_test_epoch_end(self) -> None:
+        """Brings the states of all ranks together; rank 0 keeps the result."""
+        records = gather_to_rank_0(self._records, world_size=self.trainer.world_size)
+        refused: str | None = None
+        if records is not None:
+            try:
+                with single_threaded():
+                    self.result = summarise(
+                        records,
+                        plan=self._plan,
+                        bank=self.bank,
+                        recipe=self._recipe(),
+                        max_failures=self._data.settings.max_failures,
+                    )
+            except EvaluationError as error:
+                refused = str(error)
+        refused = self.trainer.strategy.broadcast(refused, src=0)
+        if refused is not None:
+            raise RunError(refused)
+
+    on_validation_start = on_test_start
+    validation_step = test_step
+    on_validation_epoch_end = on_test_epoch_end
+
+    @property
+    def _loaded(self) -> MusicGen:
+        assert self.model is not None
+        return self.model
+
+    @property
+    def _data(self) -> WindowDataModule:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, WindowDataModule):
+            raise RunError("MusicGenEvaluation is tested with a WindowDataModule: trainer.test(module, datamodule=...)")
+        return data
+
+    @property
+    def _plan(self) -> Plan:
+        assert self._data.plan is not None
+        return self._data.plan
+
+    def _offers(self, windows: Sequence[WindowAudio]) -> list[Offer]:
+        codes = self._loaded.encode([window.audio for window in windows if window.audio is not None])
+        coded = [
+            CodedWindow(window.window, window_codes, window.text, window.other_text)
+            for window, window_codes in zip(windows, codes, strict=True)
+        ]
+        readings = score_readings(
+            self._loaded,
+            coded,
+            self.bank.readings,
+            tail=self.tail,
+            seed=self.seed,
+            with_logits=self.bank.readings_with_logits,
+        )
+        return [Offer(read, self.spec.frame_rate_hz) for read in readings]
+
+    def _record(self, window: WindowAudio, offer: Offer, states: dict[str, State]) -> WindowRecord:
+        """What is kept of a window; numbers that are not numbers make it a failure, not a quiet gap in a sum."""
+        for name, read in offer.on_cpu.readings.items():
+            if read is not None and not read.nll[read.scored].isfinite().all():
+                reading = f"reading {name!r} of " if name else ""
+                reason = (
+                    f"{reading}window {window.window.index}: the decoder gave no finite nll in precision "
+                    f"{self.trainer.precision}; try bf16-mixed or 32-true"
+                )
+                return WindowRecord(window.row, window.track_row, failure=reason)
+        plain = offer.on_cpu.readings[""]
+        nll = plain.nll if self.save_nll and plain is not None else None
+        return WindowRecord(window.row, window.track_row, states=states, nll=nll)
+
+    def _refuse_failures(self) -> None:
+        plan = self._plan
+        during = [
+            Failure(plan.tracks[record.track_row].id, record.failure)
+            for record in self._records
+            if record.failure is not None
+        ]
+        refuse_failures([*plan.failures, *during], self._data.settings.max_failures)
+
+    def _recipe(self) -> dict[str, Any]:
+        """All that the numbers depend on."""
+        plan, settings, spec = self._plan, self._data.settings, self.spec
+        return {
+            "checkpoint": self.checkpoint.name,
+            "revision": self.checkpoint.revision,
+            "commit": self.checkpoint.commit,
+            "codec": asdict(spec),
+            "max_frames_from": self.checkpoint.max_frames_from,
+            "context_s": plan.context_frames / spec.frame_rate_hz,
+            "target_s": plan.target_frames / spec.frame_rate_hz,
+            "head": settings.head,
+            "tail": self.tail,
+            "allow_beyond_limit": settings.allow_beyond_limit,
+            "precision": self.trainer.precision,
+            "device": self.device.type,
+            "batch_size": settings.batch_size,
+            "seed": self.seed,
+            "limit": settings.limit,
+            "min_duration_s": settings.min_duration_s,
+            "resamplers": plan.resamplers,
+            "ceiling_bits_per_second": spec.ceiling_bits_per_second,
+            "metrics": {name: asdict(self.bank.recipe(name)) for name in self.bank.metrics},
+        }
+
+
+class RunningTotals:
+    """What this process has measured so far, for progress displays; the result does not come from here."""
+
+    def __init__(self, spec: CodecSpec) -> None:
+        self.frame_rate_hz = spec.frame_rate_hz
+        self.tracks: set[int] = set()
+        self.scored_seconds = 0.0
+        self._perplexity = CodebookPerplexity(spec.num_codebooks, spec.frame_rate_hz, spec.codebook_size)
+
+    @property
+    def ppl(self) -> float:
+        """Perplexity of all windows so far; NaN before the first."""
+        return compute_from(self._perplexity, self._state())["ppl"]
+
+    def add(self, windows: Sequence[WindowAudio], offers: Sequence[Offer]) -> None:
+        """Adds the windows of a batch."""
+        for window, offer in zip(windows, offers, strict=True):
+            plain = offer.on_cpu.readings[""]
+            assert plain is not None  # the plain reading always exists
+            self._perplexity.update(plain.nll)
+            self.tracks.add(window.track_row)
+            self.scored_seconds += window.window.target_frames / self.frame_rate_hz
+
+    def _state(self) -> State:
+        return {"total": self._perplexity.total, "count": self._perplexity.count}
+
+
+def gather_to_rank_0(records: list[WindowRecord], *, world_size: int) -> list[WindowRecord] | None:
+    """All ranks' records on rank 0, None on the others; small and on the CPU, so over gloo whatever the devices speak."""
+    if world_size == 1:
+        return records
+    group = dist.new_group(backend="gloo")
+    is_first = dist.get_rank() == 0
+    parts: list[Any] | None = [None] * world_size if is_first else None
+    dist.gather_object(records, parts, dst=0, group=group)
+    dist.destroy_process_group(group)
+    return [record for part in parts for record in part] if parts is not None else None
+
+
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    """Undoes the default dtype that `bf16-true` sets for a step: only the decoder's own weights are in bf16."""
+    found = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(found)

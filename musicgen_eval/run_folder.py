@@ -1,0 +1,221 @@
+"""The run folder: what an evaluation leaves on disk.
+
+    runs/<name>/ config.yaml  run.json  summary.json  tracks.csv  windows.csv  (nll.safetensors)  (wandb/)
+
+Every file is written whole, under another name, and renamed; a run that fails leaves nothing. Knows results; nothing of how
+they came about.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from musicgen_eval.errors import RunError
+from musicgen_eval.results import EvaluationResult
+
+LIBRARIES = (
+    "musicgen-eval",
+    "torch",
+    "torchaudio",
+    "transformers",
+    "lightning",
+    "torchmetrics",
+    "soundfile",
+    "soxr",
+    "numpy",
+)
+
+
+def default_run_dir(command: str, *, now: datetime | None = None) -> Path:
+    """`runs/<date>-<command>`."""
+    moment = now or datetime.now()
+    return Path("runs") / f"{moment:%Y%m%d-%H%M%S}-{command}"
+
+
+class RunFolder:
+    """A folder that is empty until a run has succeeded.
+
+    Args:
+        path: where; made when missing.
+
+    Raises:
+        RunError: it holds something, is no folder, or cannot be written to.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+
+    def claim(self) -> None:
+        """Makes the folder and sees that it is empty and can be written to, before anything is measured."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            held = sorted(entry.name for entry in self.path.iterdir())
+        except OSError as error:
+            raise RunError(
+                f"run_dir {self.path} cannot be used: {error.strerror}; choose another with --run_dir"
+            ) from error
+        if held:
+            raise RunError(
+                f"run_dir {self.path} holds {', '.join(held[:3])}{', ...' * (len(held) > 3)}; choose an empty or new folder "
+                "with --run_dir"
+            )
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise RunError(f"run_dir {self.path} cannot be written to; choose another with --run_dir")
+
+    def release(self) -> None:
+        """Removes the folders that `claim` made, where they are still empty."""
+        for folder in self._made:
+            try:
+                folder.rmdir()
+            except OSError:
+                return
+
+    def write(self, result: EvaluationResult, *, config_yaml: str, run: Mapping[str, Any]) -> list[Path]:
+        """Writes everything.
+
+        Args:
+            result: what was found.
+            config_yaml: the configuration, as it can be given back with --config.
+            run: what run.json says.
+
+        Returns:
+            The files, in the order of interest.
+        """
+        metric_keys = [(name, key) for name, values in result.metrics.items() for key in values]
+        files = [
+            self._text("summary.json", to_json(summary(result))),
+            self._csv("tracks.csv", _track_rows(result, metric_keys)),
+            self._csv("windows.csv", _window_rows(result, metric_keys)),
+            self._text("config.yaml", config_yaml),
+            self._text("run.json", to_json(run)),
+        ]
+        if result.nll:
+            target = self.path / "nll.safetensors"
+            save_file({track: curve.contiguous() for track, curve in result.nll.items()}, _partial(target))
+            files.append(_finish(target))
+        return files
+
+    def _text(self, name: str, text: str) -> Path:
+        target = self.path / name
+        _partial(target).write_text(text, encoding="utf-8")
+        return _finish(target)
+
+    def _csv(self, name: str, rows: Iterable[Sequence[Any]]) -> Path:
+        target = self.path / name
+        with _partial(target).open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+        return _finish(target)
+
+
+def summary(result: EvaluationResult) -> dict[str, Any]:
+    """What summary.json holds."""
+    return {
+        "metrics": {
+            name: {key: asdict(value) for key, value in values.items()} for name, values in result.metrics.items()
+        },
+        "counts": dict(result.counts),
+        "failures": [asdict(failure) for failure in result.failures],
+        "recipe": dict(result.recipe),
+    }
+
+
+def run_record(*, command: str, seed: int, started: datetime, world_size: int) -> dict[str, Any]:
+    """What run.json says of the circumstances: versions, machine, commit, time."""
+    return {
+        "command": command,
+        "started": started.astimezone(UTC).isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": seed,
+        "processes": world_size,
+        "versions": {"python": platform.python_version(), **library_versions()},
+        "platform": platform.platform(),
+        "git_commit": git_commit(),
+    }
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that a number can depend on; those not installed are left out."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_commit() -> str | None:
+    """The commit of the working directory, with `-dirty` where files differ from it; None outside of a repository."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def to_json(value: Any) -> str:
+    """JSON with null for what is not a finite number, which JSON has no word for."""
+    return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)
+
+
+def _track_rows(result: EvaluationResult, metric_keys: Sequence[tuple[str, str]]) -> Iterable[Sequence[Any]]:
+    yield ["id", "path", "text", "status", "reason", "duration_s", "num_windows", *_headings(metric_keys)]
+    for track in result.tracks:
+        head = [track.id, track.path, track.text or "", track.status, track.reason, track.duration_s, track.num_windows]
+        yield [*head, *_numbers(track.metrics, metric_keys)]
+
+
+def _window_rows(result: EvaluationResult, metric_keys: Sequence[tuple[str, str]]) -> Iterable[Sequence[Any]]:
+    rate = result.spec.frame_rate_hz
+    yield ["track", "index", "start_s", "context_s", "target_s", *_headings(metric_keys)]
+    for item in result.windows:
+        window = item.window
+        times = [frames / rate for frames in (window.start_frame, window.context_frames, window.target_frames)]
+        yield [window.track, window.index, *times, *_numbers(item.metrics, metric_keys)]
+
+
+def _headings(metric_keys: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"{name}/{key}" for name, key in metric_keys]
+
+
+def _numbers(metrics: Mapping[str, Mapping[str, float]], metric_keys: Sequence[tuple[str, str]]) -> list[Any]:
+    values = (metrics.get(name, {}).get(key) for name, key in metric_keys)
+    return ["" if value is None or not isfinite(value) else value for value in values]
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f".{target.name}.part")
+
+
+def _finish(target: Path) -> Path:
+    _partial(target).replace(target)
+    return target

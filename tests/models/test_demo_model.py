@@ -1,0 +1,250 @@
+"""What the demo model must show, on clips that it was not trained on: that it has learnt music, its text, and its limit."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from transformers import AutoProcessor, MusicgenForConditionalGeneration
+
+from musicgen_eval.audio.files import open_track
+from musicgen_eval.models.checkpoint import DEMO_FOLDER
+from musicgen_eval.models.musicgen import MusicGen, load_model
+from musicgen_eval.windows import plan_windows
+
+TOOLS = Path(__file__).parents[2] / "tools"
+HALF = 250  # frames: 5 s of context, 5 s of target
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip of the manifest as the model hears it: audio (1, N) at 32 kHz, codes (K, T) of the whole, and its text."""
+
+    path: Path
+    text: str
+    audio: torch.Tensor
+    codes: torch.Tensor
+
+
+@pytest.fixture(scope="module")
+def model() -> MusicGen:
+    return load_model("demo")
+
+
+@pytest.fixture(scope="module")
+def clips(model: MusicGen) -> list[Clip]:
+    folder = DEMO_FOLDER / "clips"
+    with (folder / "manifest.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = []
+    for row in rows:
+        track = open_track(folder / row["path"])
+        num_samples = track.num_frames(50) * 640
+        audio = track.read(0, num_samples, sample_rate_hz=32_000, channels=1)
+        found.append(Clip(folder / row["path"], row["text"], audio, model.encode([audio])[0]))
+    return found
+
+
+def score(model: MusicGen, codes: list[torch.Tensor], texts: list[str | None]) -> list[torch.Tensor]:
+    """The (K, T) nats of each."""
+    scored = [torch.ones_like(c, dtype=torch.bool) for c in codes]
+    return [scores.nll for scores in model.score(codes, scored=scored, texts=texts)]
+
+
+def ce(nll: torch.Tensor) -> float:
+    """Cross entropy (K, T), as the package counts it: the mean of the codebooks' means."""
+    return float(nll.mean(1).mean())
+
+
+@pytest.fixture(scope="module")
+def first_window_nats(model: MusicGen, clips: list[Clip]) -> list[torch.Tensor]:
+    return score(model, [c.codes[:, :500] for c in clips], [c.text for c in clips])
+
+
+@pytest.fixture(scope="module")
+def noise_nats(model: MusicGen) -> dict[float, float]:
+    """Cross entropy of 10 s of white noise by its rms, with no text."""
+    generator = torch.Generator().manual_seed(0)
+    levels = (0.3, 0.2, 0.15, 0.003)
+    codes = model.encode([(level * torch.randn(1, 320_000, generator=generator)).clamp(-1, 1) for level in levels])
+    return {level: ce(nll) for level, nll in zip(levels, score(model, codes, [None] * len(levels)), strict=True)}
+
+
+def test_checkpoint_is_what_it_says_it_is(model: MusicGen) -> None:
+    spec = model.spec
+    assert (spec.sample_rate_hz, spec.frame_rate_hz, spec.hop_samples, spec.channels) == (32_000, 50, 640, 1)
+    assert (spec.num_codebooks, spec.delays, spec.max_frames, spec.max_steps) == (4, (0, 1, 2, 3), 500, 503)
+    assert model.decoder.config.pad_token_id == model.decoder.config.bos_token_id == spec.codebook_size
+    assert model.decoder.config.vocab_size == spec.codebook_size
+
+
+def test_the_whole_demo_is_small_readable_and_free_of_pickles() -> None:
+    files = [path for path in DEMO_FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 6_000_000
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in files)
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md", ".csv", ".wav", ".flac", ".ogg", ".mp3"}
+
+
+def test_clips_come_in_every_format_rate_and_channel_count(clips: list[Clip]) -> None:
+    assert len(clips) >= 8
+    infos = [soundfile.info(clip.path) for clip in clips]
+    assert {clip.path.suffix for clip in clips} == {".wav", ".flac", ".ogg", ".mp3"}
+    assert {info.samplerate for info in infos} == {32_000, 44_100, 48_000}
+    assert {info.channels for info in infos} == {1, 2}
+    assert all(8.0 <= info.duration <= 45.1 for info in infos)
+    assert all(clip.text for clip in clips)
+
+
+def test_clips_are_songs_that_were_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    try:
+        from demo_model.clips import CLIPS
+        from demo_model.codec import CodecPlan
+        from demo_model.decoder import DecoderPlan
+
+        trained_below = max(CodecPlan().num_songs, DecoderPlan().num_songs)
+        assert min(clip.number for clip in CLIPS) >= trained_below
+        assert len({clip.number for clip in CLIPS}) == len(CLIPS)
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "demo_model"]:
+            del sys.modules[name]
+
+
+def test_codes_use_much_of_every_codebook(model: MusicGen, clips: list[Clip]) -> None:
+    codes = torch.cat([clip.codes for clip in clips], dim=1)
+    for k in range(model.spec.num_codebooks):
+        assert len(codes[k].unique()) > model.spec.codebook_size / 3
+
+
+def test_perplexity_is_under_a_quarter_of_the_codebook(model: MusicGen, clips: list[Clip]) -> None:
+    plan = plan_windows([clip.codes.shape[1] for clip in clips], HALF, HALF)
+    windows, texts, counted = [], [], []
+    for row, start, context, length in zip(
+        plan.track.tolist(), plan.start_frame.tolist(), plan.context_frames.tolist(), plan.num_frames.tolist(), strict=True
+    ):
+        windows.append(clips[row].codes[:, start : start + length])
+        texts.append(clips[row].text)
+        counted.append(context)
+    nats = [nll[:, context:] for nll, context in zip(score(model, windows, texts), counted, strict=True)]
+    assert sum(nll.shape[1] for nll in nats) == sum(clip.codes.shape[1] for clip in clips)
+    ppl = torch.tensor(ce(torch.cat(nats, dim=1))).exp()
+    assert ppl < model.spec.codebook_size / 4
+
+
+def test_music_is_likelier_than_the_same_music_shuffled(
+    model: MusicGen, clips: list[Clip], first_window_nats: list[torch.Tensor]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shuffled = [c.codes[:, :500][:, torch.randperm(min(500, c.codes.shape[1]), generator=generator)] for c in clips]
+    worse = score(model, shuffled, [c.text for c in clips])
+    assert all(ce(mine) < ce(theirs) for mine, theirs in zip(first_window_nats, worse, strict=True))
+
+
+def test_music_is_likelier_than_loud_white_noise(
+    model: MusicGen, clips: list[Clip], noise_nats: dict[float, float]
+) -> None:
+    music = [ce(nll) for nll in score(model, [c.codes[:, :500] for c in clips], [None] * len(clips))]
+    assert max(music) < min(noise_nats[level] for level in (0.3, 0.2, 0.15))
+
+
+def test_quiet_noise_is_likelier_than_music(clips: list[Clip], model: MusicGen, noise_nats: dict[float, float]) -> None:
+    """Not a merit, and no secret: nearly silent noise falls on few codes (docs; arXiv 2602.02738 says so of MusicGen)."""
+    music = [ce(nll) for nll in score(model, [c.codes[:, :500] for c in clips], [None] * len(clips))]
+    assert noise_nats[0.003] < min(music)
+
+
+def test_the_right_text_helps_and_a_wrong_one_hurts(
+    model: MusicGen, clips: list[Clip], first_window_nats: list[torch.Tensor]
+) -> None:
+    codes = [c.codes[:, :500] for c in clips]
+    right = sum(ce(nll) for nll in first_window_nats)
+    none = sum(ce(nll) for nll in score(model, codes, [None] * len(clips)))
+    for shift in (1, 2, 3):
+        texts = [clips[(i + shift) % len(clips)].text for i in range(len(clips))]
+        wrong = sum(ce(nll) for nll in score(model, codes, texts))
+        assert right < none
+        assert right < wrong
+
+
+def test_a_clip_continues_more_likely_with_its_own_end_than_with_another_clips(
+    model: MusicGen, clips: list[Clip]
+) -> None:
+    middle, end = 200 * 640, 400 * 640  # 4 s and 8 s: the shortest clip
+    own = model.encode([c.audio[:, :end] for c in clips])
+    others = [clips[(i + 1) % len(clips)].audio for i in range(len(clips))]
+    joined = model.encode(
+        [torch.cat([c.audio[:, :middle], o[:, middle:end]], dim=1) for c, o in zip(clips, others, strict=True)]
+    )
+    texts = [c.text for c in clips]
+    mine = [ce(nll[:, 200:]) for nll in score(model, own, texts)]
+    theirs = [ce(nll[:, 200:]) for nll in score(model, joined, texts)]
+    assert sum(mine) < sum(theirs)
+    assert sum(a < b for a, b in zip(mine, theirs, strict=True)) > 0.75 * len(clips)
+
+
+def test_nats_step_up_exactly_at_the_limit_when_more_is_fed(model: MusicGen, clips: list[Clip]) -> None:
+    long = [c for c in clips if c.codes.shape[1] >= 750]
+    assert len(long) >= 3
+    texts = [c.text for c in long]
+    beyond = [nll[:, 500:] for nll in score(model, [c.codes[:, :750] for c in long], texts)]
+    within = [nll[:, 250:] for nll in score(model, [c.codes[:, 250:750] for c in long], texts)]
+    assert sum(map(ce, within)) < sum(map(ce, beyond))
+    # the whole curve, 25 frames a point, over what the same frames cost inside a window
+    whole = torch.stack(score(model, [c.codes[:, :750] for c in long], texts)).mean((0, 1))
+    before, behind = whole[425:500].mean(), whole[503:578].mean()
+    assert behind > before + 3 * whole[300:500].unflatten(0, (8, 25)).mean(1).std()
+
+
+def test_a_reconstruction_sounds_like_its_original(model: MusicGen, clips: list[Clip], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    try:
+        from demo_model.listening import chroma_cosine, mel_distance_db
+
+        composite = MusicgenForConditionalGeneration.from_pretrained(DEMO_FOLDER / "model", dtype=torch.float32).eval()
+        mel, chroma, stranger = [], [], []
+        for index, clip in enumerate(clips):
+            codes = clip.codes[:, :400]
+            with torch.no_grad():
+                decoded = composite.audio_encoder.decode(codes[None, None], [None]).audio_values[0, 0]
+            original = clip.audio[0, : len(decoded)]
+            mel.append(mel_distance_db(original, decoded))
+            chroma.append(chroma_cosine(original, decoded))
+            stranger.append(mel_distance_db(original, clips[index - 1].audio[0, : len(decoded)]))
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "demo_model"]:
+            del sys.modules[name]
+    assert sum(mel) / len(mel) < 9.0
+    assert sum(chroma) / len(chroma) > 0.9
+    assert all(mine < other for mine, other in zip(mel, stranger, strict=True))
+
+
+def test_a_change_of_later_codes_moves_no_earlier_logit(model: MusicGen, clips: list[Clip]) -> None:
+    codes = clips[0].codes[:, :400].clone()
+    changed = codes.clone()
+    changed[:, 300:] = (codes[:, 300:] + 1) % model.spec.codebook_size
+    before, after = score(model, [codes, changed], [clips[0].text] * 2)
+    # codebook 0 at frame 300 is heard from step 301 on, where codebook 3 still predicts frame 298
+    assert torch.equal(before[:, : 301 - 3], after[:, : 301 - 3])
+    assert not torch.equal(before[:, 303:], after[:, 303:])
+
+
+def test_transformers_itself_loads_and_continues(clips: list[Clip]) -> None:
+    folder = DEMO_FOLDER / "model"
+    composite, info = MusicgenForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(info.values())
+    generation = composite.generation_config
+    assert (generation.max_length, generation.guidance_scale, generation.do_sample) == (500, 3.0, True)
+    inputs = AutoProcessor.from_pretrained(folder)(text=[clips[0].text], padding=True, return_tensors="pt")
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        audio = composite.generate(**inputs, decoder_input_ids=clips[0].codes[:, :50], max_new_tokens=30)
+    assert audio.shape == (1, 1, (50 + 30 - 3) * 640)
+    assert audio.isfinite().all()
+    assert audio.abs().max() > 0.01

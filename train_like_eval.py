@@ -1,0 +1,8 @@
+"""`python train_like_eval.py test --config configs/demo.yaml`: the Lightning CLI of musicgen_eval."""
+
+import sys
+
+from musicgen_eval.cli import lightning_main
+
+if __name__ == "__main__":
+    sys.exit(lightning_main())
