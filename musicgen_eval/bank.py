@@ -20,7 +20,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from musicgen_eval.errors import MetricError, near_matches
-from musicgen_eval.merging import State, compute_from, merge_states, to_cpu, window_state
+from musicgen_eval.merging import State, compute_in_place, flatten_result, merge_states, to_cpu, window_state
 from musicgen_eval.metrics.codebook_means import MetricRecipe
 from musicgen_eval.records import CodecSpec, Reading, ScoredWindow, Window
 
@@ -43,7 +43,8 @@ class MetricEntry:
     Attributes:
         metric: any torchmetrics metric.
         inputs: parameter of its `update()` -> our name, such as `{value: nll}`. A renamed input comes as a flat (M,)
-            tensor of the scored codes only, in (K, T) order.
+            tensor of the scored codes only, in (K, T) order; where only the reading is another, as in
+            `{nll: nll__no_text}`, the metric speaks our language already and gets (K, T).
     """
 
     metric: Metric
@@ -92,8 +93,10 @@ class MetricBank:
         self.metrics: dict[str, Metric] = {}
         self._inputs: dict[str, list[_Input]] = {}
         self._published: dict[str, Reading] = {reading.name: reading for reading in (PLAIN, *READINGS)}
-        for name, given in metrics.items():
-            entry = given if isinstance(given, MetricEntry) else MetricEntry(given)
+        entries = {
+            name: given if isinstance(given, MetricEntry) else MetricEntry(given) for name, given in metrics.items()
+        }
+        for name, entry in entries.items():
             if not isinstance(entry.metric, Metric):
                 raise MetricError(f"metric {name!r} must be a torchmetrics.Metric, got {type(entry.metric).__name__}")
             metric = deepcopy(entry.metric)
@@ -102,9 +105,11 @@ class MetricBank:
             for reading in getattr(metric, "readings", ()):
                 self._publish(name, reading)
             self.metrics[name] = metric
-            self._inputs[name] = self._parse_inputs(name, metric, entry.inputs)
+        for name, entry in entries.items():  # only now is it known which readings there are
+            self._inputs[name] = self._parse_inputs(name, self.metrics[name], entry.inputs)
         for name in self.metrics:
             self._try(name)
+        self._untouched = {name: deepcopy(metric) for name, metric in self.metrics.items()}  # to compute in
 
     @property
     def readings(self) -> list[Reading]:
@@ -148,11 +153,16 @@ class MetricBank:
     def compute(self, states: Sequence[Mapping[str, State]]) -> dict[str, dict[str, float]]:
         """The results over windows in canonical (track, window) order: metric name -> key -> number."""
         return {
-            name: compute_from(metric.cpu(), merge_states(metric, [window[name] for window in states]))
-            for name, metric in self.metrics.items()
+            name: compute_in_place(metric, merge_states(metric, [window[name] for window in states]))
+            for name, metric in self._untouched.items()
         }
 
     def _publish(self, name: str, reading: Reading) -> None:
+        if reading.text not in ("own", "none", "other") or reading.context not in ("own", "none"):
+            raise MetricError(
+                f"metric {name!r} publishes a reading {reading.name!r} with text={reading.text!r} and "
+                f"context={reading.context!r}; text is own, none or other, context own or none"
+            )
         known = self._published.get(reading.name)
         if known is not None and known != reading:
             raise MetricError(
@@ -194,7 +204,8 @@ class MetricBank:
             raise MetricError(
                 f"metric {name!r} asks for the reading {reading!r} ({wanted}); {near_matches(reading, self._published)}"
             )
-        flat = parameter in renames and value in ("nll", "rank", "codes", "logits")
+        renamed = parameter in renames and parameter.partition("__")[0] != value
+        flat = renamed and value in ("nll", "rank", "codes", "logits")
         return _Input(parameter=parameter, value=value, reading=reading, flat=flat)
 
     def _collect(self, name: str, offer: Offer) -> dict[str, Any]:
@@ -203,10 +214,15 @@ class MetricBank:
     def _try(self, name: str) -> None:
         """Refuses a metric whose merged states give another result than updating it with everything at once.
 
-        Source: the wrapped and composed metrics of torchmetrics keep no states of their own and give NaN when merged.
+        Every step has a copy of its own, so that what a metric keeps outside of its states cannot pass from one to the
+        next. The first window has no context and the second no text, as happens to real ones.
         """
         metric = self.metrics[name]
         kind = type(metric).__name__
+        if not metric._defaults:
+            raise MetricError(
+                f"metric {name!r} ({kind}) keeps no states of its own, so windows cannot be merged; use what it wraps"
+            )
         offers = [
             _synthetic_offer(self.spec, self.readings, index, num_frames) for index, num_frames in enumerate((7, 12, 5))
         ]
@@ -215,15 +231,11 @@ class MetricBank:
             together = deepcopy(metric)
             for window in inputs:
                 together.update(**window)
-            at_once = compute_from(metric, {key: getattr(together, key) for key in metric._defaults})
-            states = _window_states(metric, inputs)
-            merged = compute_from(metric, merge_states(metric, states))
+            at_once = flatten_result(type(together).compute(together))
+            states = _window_states(deepcopy(metric), inputs)
+            merged = compute_in_place(deepcopy(metric), merge_states(metric, states))
         except Exception as error:  # a stranger's metric may raise anything; the run must not start with it
             raise MetricError(f"metric {name!r} ({kind}) failed its trial on synthetic windows: {error!r}") from error
-        if not metric._defaults:
-            raise MetricError(
-                f"metric {name!r} ({kind}) keeps no states of its own, so windows cannot be merged; use what it wraps"
-            )
         largest = max(_state_bytes(state) for state in states)
         if largest > MAX_STATE_BYTES:
             raise MetricError(
@@ -231,7 +243,8 @@ class MetricBank:
             )
         if not _agree(at_once, merged):
             raise MetricError(
-                f"metric {name!r} ({kind}) cannot be merged: three windows give {merged} merged and {at_once} together"
+                f"metric {name!r} ({kind}) cannot be merged: three windows give {merged} merged and {at_once} together; "
+                "keep all that compute() needs in states (add_state), each with the reduction that merges it"
             )
 
 
@@ -241,7 +254,7 @@ def _window_states(metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> list[
     if batched is None or not inputs:
         return [window_state(metric, window) for window in inputs]
     columns: dict[str, Tensor] = batched(inputs)
-    return [{name: column[row] for name, column in columns.items()} for row in range(len(inputs))]
+    return [{name: column[row].clone() for name, column in columns.items()} for row in range(len(inputs))]
 
 
 def _device(offers: Sequence[Offer]) -> torch.device:
@@ -300,6 +313,9 @@ def _synthetic_offer(spec: CodecSpec, readings: Sequence[Reading], index: int, n
     scored[:, :context] = False
     offered: dict[str, ScoredWindow | None] = {}
     for reading in readings:
+        if (reading.context == "none" and context == 0) or (reading.text == "none" and index == 1):
+            offered[reading.name] = None
+            continue
         codes = torch.randint(spec.codebook_size, shape, generator=generator)
         logits = torch.randn((*shape, spec.codebook_size), generator=generator)
         true = logits.gather(-1, codes.unsqueeze(-1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -59,6 +59,7 @@ class Plan:
         context_frames, target_frames: as settled for this checkpoint.
         num_in_source: tracks in the source, before `limit`.
         ignored_files: files of a folder that are no audio.
+        resamplers: how many of the measured tracks each resampler serves.
     """
 
     tracks: TrackList
@@ -96,7 +97,7 @@ def plan_evaluation(settings: DataSettings, spec: CodecSpec) -> Plan:
     context_frames, target_frames = settle_windows(settings, spec)
     source = str(DEMO_SOURCE) if settings.source == "demo" else settings.source
     listed = read_source(source, text=settings.text)
-    tracks = listed if settings.limit is None else listed.head(settings.limit)
+    tracks = listed if settings.limit is None else _first(listed, settings.limit)
     audio: list[TrackAudio | None] = []
     status: list[TrackStatus] = []
     reasons: dict[int, str] = {}
@@ -118,7 +119,7 @@ def plan_evaluation(settings: DataSettings, spec: CodecSpec) -> Plan:
         num_frames=num_frames,
         status=status,
         reasons=reasons,
-        other_texts=other_texts([tracks[row].text for row in range(len(tracks))]),
+        other_texts=other_texts(tracks.texts),
         windows=plan_windows(num_frames, context_frames, target_frames, settings.head).in_scoring_order(),
         context_frames=context_frames,
         target_frames=target_frames,
@@ -196,6 +197,17 @@ def other_texts(texts: Sequence[str | None]) -> list[str | None]:
         if text is not None and text != nearest:
             nearest, different = text, nearest
     return following
+
+
+def _first(tracks: TrackList, limit: int) -> TrackList:
+    return replace(
+        tracks,
+        ids=tracks.ids[:limit],
+        paths=tracks.paths[:limit],
+        start_s=tracks.start_s[:limit],
+        duration_s=tracks.duration_s[:limit],
+        texts=tracks.texts[:limit],
+    )
 
 
 def _open_all(tracks: TrackList) -> Iterator[TrackAudio | str]:

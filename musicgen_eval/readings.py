@@ -66,7 +66,7 @@ def score_readings(
         rows = [row for row, coded in enumerate(windows) if _exists(reading, coded)]
         if not rows:
             continue
-        fed = [_fed_codes(reading, windows[row], seed) for row in rows]
+        fed = [_fed_codes(reading, windows[row], seed, model.spec.codebook_size) for row in rows]
         starts = [_start(reading, windows[row].window) for row in rows]
         masks = [scored_mask(windows[row].window, model.spec, tail) for row in rows]
         scores = model.score(
@@ -117,14 +117,20 @@ def _start(reading: Reading, window: Window) -> int:
     return window.context_frames if reading.context == "none" else 0
 
 
-def _fed_codes(reading: Reading, coded: CodedWindow, seed: int) -> Tensor:
+def _fed_codes(reading: Reading, coded: CodedWindow, seed: int, num_entries: int) -> Tensor:
     if reading.change is None:
         return coded.codes
-    changed = reading.change(coded.codes.cpu(), coded.window, reading_generator(seed, coded.window, reading))
+    # a copy, since a change that works in place would alter the codes of every other reading
+    changed = reading.change(coded.codes.cpu().clone(), coded.window, reading_generator(seed, coded.window, reading))
     if changed.shape != coded.codes.shape or changed.dtype != coded.codes.dtype:
         raise MetricError(
             f"reading {reading.name!r} changed codes {tuple(coded.codes.shape)} {coded.codes.dtype} into "
             f"{tuple(changed.shape)} {changed.dtype}; shape and dtype must stay"
+        )
+    if changed.numel() and not 0 <= int(changed.min()) <= int(changed.max()) < num_entries:
+        raise MetricError(
+            f"reading {reading.name!r} changed codes into {int(changed.min())} to {int(changed.max())}; "
+            f"they must stay in [0, {num_entries})"
         )
     return changed.to(coded.codes.device)
 

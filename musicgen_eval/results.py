@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from math import isnan
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from musicgen_eval.bank import MetricBank
+from musicgen_eval.errors import RunError
 from musicgen_eval.merging import State, compute_from, compute_in_place, is_sum_metric, merge_states
 from musicgen_eval.planning import Plan, TrackStatus, refuse_failures
 from musicgen_eval.records import CodecSpec, Failure, Window
@@ -121,8 +123,9 @@ def summarise(
     A track with a failed window leaves none of its windows in any number.
 
     Raises:
-        RunError: more tracks failed than allowed.
+        RunError: more tracks failed than allowed, or the records are not one for each window of the plan.
     """
+    _check_complete(records, plan)
     reasons = dict(plan.reasons)
     for record in sorted(records, key=lambda record: record.row):
         if record.failure is not None and record.track_row not in reasons:
@@ -158,7 +161,7 @@ def summarise(
             )
         )
     return EvaluationResult(
-        metrics={name: _values(name, bank, list(by_track.values())) for name in bank.metrics} if order else {},
+        metrics={name: _values(name, bank, by_track, per_track) for name in bank.metrics} if order else {},
         tracks=tracks,
         windows=[
             WindowResult(plan.windows.window(record.row, plan.tracks.ids), bank.compute([record.states]))
@@ -206,16 +209,35 @@ def interval(metric: Metric, per_track: Sequence[State]) -> dict[str, tuple[floa
     }
 
 
-def _values(name: str, bank: MetricBank, by_track: Sequence[Sequence[WindowRecord]]) -> dict[str, Value]:
+def _values(
+    name: str,
+    bank: MetricBank,
+    by_track: Mapping[int, Sequence[WindowRecord]],
+    per_track: Mapping[int, Mapping[str, Mapping[str, float]]],
+) -> dict[str, Value]:
+    """One metric over all tracks; a track without a number of its own, such as a text gain without a text, is no part of it."""
     metric, recipe = bank.metrics[name].cpu(), bank.recipe(name)
-    states = [[record.states[name] for record in records] for records in by_track]
+    states = [[record.states[name] for record in records] for records in by_track.values()]
     results = compute_from(metric, merge_states(metric, [state for track in states for state in track]))
     intervals = interval(metric, [merge_states(metric, track) for track in states])
     values = {}
     for key, number in results.items():
-        low, high = intervals.get(key, (None, None))
-        values[key] = Value(number, recipe.unit(key), _finite(low), _finite(high), len(by_track))
+        num_tracks = sum(not isnan(track[name].get(key, float("nan"))) for track in per_track.values())
+        low, high = intervals.get(key, (None, None)) if num_tracks > 1 else (None, None)
+        values[key] = Value(number, recipe.unit(key), _finite(low), _finite(high), num_tracks)
     return values
+
+
+def _check_complete(records: Sequence[WindowRecord], plan: Plan) -> None:
+    """Every window of the plan once, or the sums would be of something else than they say."""
+    times = np.bincount([record.row for record in records], minlength=len(plan.windows))
+    if len(times) == len(plan.windows) and (times == 1).all():
+        return
+    missing, repeated = int((times == 0).sum()), int((times > 1).sum())
+    raise RunError(
+        f"of {len(plan.windows)} planned windows {missing} left no record and {repeated} more than one; to measure less, "
+        "set data.limit instead of the Trainer's limits"
+    )
 
 
 def _counts(
@@ -234,7 +256,7 @@ def _counts(
 
 def _curve(records: Sequence[WindowRecord], plan: Plan, row: int, spec: CodecSpec) -> Tensor:
     """A track's nll over its whole length from its windows' targets."""
-    curve = torch.full((spec.num_codebooks, int(plan.num_frames[row])), float("nan"))
+    curve = torch.full((spec.num_codebooks, int(plan.num_frames[row])), float("nan"), dtype=torch.float32)
     for record in records:
         assert record.nll is not None
         context = int(plan.windows.context_frames[record.row])

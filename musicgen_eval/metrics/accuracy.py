@@ -15,7 +15,7 @@ class CodebookAccuracy(CodebookMeans):
 
     Args:
         top_k: how many guesses count.
-        **kwargs: as `CodebookMeans`.
+        num_codebooks, frame_rate_hz, codebook_size: as `CodebookMeans`.
 
     >>> import torch
     >>> metric = CodebookAccuracy(top_k=2, num_codebooks=1)

@@ -6,12 +6,13 @@ values are, and what the means are called, is a metric's own business.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torchmetrics import Metric
 
 from musicgen_eval.errors import MetricError
@@ -58,10 +59,8 @@ class CodebookMeans(Metric):
     total: Tensor
     count: Tensor
 
-    def __init__(
-        self, num_codebooks: int = 4, frame_rate_hz: float = 50, codebook_size: int = 2048, **kwargs: Any
-    ) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, num_codebooks: int = 4, frame_rate_hz: float = 50, codebook_size: int = 2048) -> None:
+        super().__init__()
         self._set_up(num_codebooks, frame_rate_hz, codebook_size)
 
     def configure(self, spec: CodecSpec) -> None:
@@ -78,14 +77,20 @@ class CodebookMeans(Metric):
     def add(self, values: Tensor) -> None:
         """Adds (K, T) or (B, K, T) values; NaN is not counted."""
         if values.dim() not in (2, 3) or values.shape[-2] != self.num_codebooks:
+            hint = f". Pass num_codebooks={values.shape[-2]}" if values.dim() in (2, 3) else ""
             raise MetricError(
                 f"{type(self).__name__} was made for {self.num_codebooks} codebooks and got values of shape "
-                f"{tuple(values.shape)}; expected (K, T) or (B, K, T). Pass num_codebooks={values.shape[-2]}"
+                f"{tuple(values.shape)}; expected (K, T) or (B, K, T){hint}"
             )
         batch = values if values.dim() == 3 else values.unsqueeze(0)
         sums, counts = sums_and_counts(batch)
         self.total = self.total + sums.sum(0)
         self.count = self.count + counts.sum(0)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> Module:
+        """Moves the states and keeps their dtypes: a module cast to bf16 would leave a sum of 1400 at 256."""
+        device = fn(torch.empty(0, device=self.total.device)).device
+        return super()._apply(lambda tensor: tensor.to(device), exclude_state)
 
     def means(self) -> Tensor:
         """(K,) float64: the mean of each codebook; NaN where nothing was counted."""

@@ -15,7 +15,7 @@ class LocalPerplexity(MeanNll):
 
     Args:
         duration_s: how much of the target is counted.
-        **kwargs: as `CodebookMeans`.
+        num_codebooks, frame_rate_hz, codebook_size: as `CodebookMeans`.
 
     Source: local likelihoods agree better with listeners than whole-sequence ones (arXiv 2601.06329).
     """

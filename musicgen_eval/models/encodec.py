@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import EncodecModel
+from transformers import EncodecModel, PreTrainedModel
 from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecLSTM, EncodecResnetBlock
 
 from musicgen_eval.models.packed import PackedMatrix
@@ -25,26 +26,28 @@ class SegmentEncoder:
     """Encodes segments of audio with an `EncodecModel`, whose weights are read once, at the first segment, and never written.
 
     Args:
-        model: transformers' codec, in float32, in eval mode.
+        model: transformers' `EncodecModel`, in float32, in eval mode.
         channels: channels of the audio: the codec's own number, or 2 with a mono codec (facebook's stereo models: left and right
             are encoded alone, and their codebooks interleaved).
         bandwidth: kbit/s as in `EncodecModel.encode`; None: the codec's first, all that MusicGen's codecs have.
         num_workers: segments in hand at once on a CPU; None: the caller's number of torch threads. It moves no bit.
 
     Raises:
-        ValueError: channels that the codec cannot take, or weights that are not float32.
+        ValueError: another codec, channels that the codec cannot take, or weights that are not float32.
     """
 
     def __init__(
         self,
-        model: EncodecModel,
+        model: PreTrainedModel,
         *,
         channels: int = 1,
         bandwidth: float | None = None,
         num_workers: int | None = None,
     ) -> None:
+        if not isinstance(model, EncodecModel):
+            raise ValueError(f"codec: expected transformers' EncodecModel, got {type(model).__name__}")
         if channels not in (model.config.audio_channels, 2 * model.config.audio_channels) or channels > 2:
-            raise ValueError(f"channels: the codec takes {model.config.audio_channels}, got {channels}")
+            raise ValueError(f"channels: the codec hears {model.config.audio_channels}, got {channels}")
         _require_float32(model)
         self.model = model
         self.channels = channels
@@ -60,7 +63,7 @@ class SegmentEncoder:
             audio: (C, N) float32 in [-1, 1], N a multiple of the hop.
 
         Returns:
-            (K, T) int64 codes on the audio's device, T = N / hop; for stereo from a mono codec K counts left 1, right 1, left 2, ...
+            (K, T) int64 codes on the audio's device, T = N / hop; for stereo from a mono codec K is left 1, right 1, left 2, ...
         """
         return self.encode_all([audio])[0]
 
@@ -86,9 +89,7 @@ class SegmentEncoder:
                 codes = [self._encode_lane(lane) for lane in lanes]
         num_lanes = self.channels // self.model.config.audio_channels
         grouped = [codes[i : i + num_lanes] for i in range(0, len(codes), num_lanes)]
-        return [
-            _interleave(group).to(audio.device, copy=False) for group, audio in zip(grouped, segments, strict=True)
-        ]
+        return [_interleave(group).to(audio.device, copy=False) for group, audio in zip(grouped, segments, strict=True)]
 
     def _lanes(self, audio: Tensor) -> Sequence[Tensor]:
         """(C, N) -> what the codec hears at a time, (its channels, N) each."""
@@ -98,7 +99,8 @@ class SegmentEncoder:
         """(codec's channels, N) -> (K, T)."""
         if self._plan is not None and self.model.device.type == "cpu":
             return self._plan.encode(audio)
-        return self.model.encode(audio[None], bandwidth=self.bandwidth).audio_codes[0, 0]
+        encoded: Any = self.model.encode(audio[None], bandwidth=self.bandwidth)
+        return cast(Tensor, encoded.audio_codes[0, 0])
 
     def _prepare(self) -> None:
         with self._planning:
@@ -114,7 +116,9 @@ class SegmentEncoder:
                 f"audio: expected ({self.channels}, N) float32, got {tuple(audio.shape)} {str(audio.dtype).removeprefix('torch.')}"
             )
         if audio.shape[1] == 0 or audio.shape[1] % hop:
-            raise ValueError(f"audio: expected whole frames of {hop} samples, got {audio.shape[1]} samples; cut it first")
+            raise ValueError(
+                f"audio: expected whole frames of {hop} samples, got {audio.shape[1]} samples; cut it first"
+            )
 
 
 def has_finite_view(model: EncodecModel) -> bool:
@@ -137,7 +141,8 @@ def _require_float32(model: EncodecModel) -> None:
     wrong = {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}
     if wrong:
         raise ValueError(
-            f"codec: expected float32 weights, got {', '.join(sorted(wrong))}; other precisions move codes: load it with dtype=torch.float32"
+            f"codec: expected float32 weights, got {', '.join(sorted(wrong))}, which would move codes; "
+            "load it with dtype=torch.float32"
         )
 
 
@@ -162,13 +167,14 @@ class _Encoder:
     """The encoder and quantizer of an EncodecModel with plain, packed weights; every method is safe to call from many threads."""
 
     def __init__(self, model: EncodecModel, bandwidth: float) -> None:
-        layers = list(model.encoder.layers)
+        layers: list[Any] = list(model.encoder.layers)
         split = next(i for i, layer in enumerate(layers) if isinstance(layer, EncodecLSTM))
         self.stages = _stages(layers[:split])
         self.lstm: nn.LSTM = layers[split].lstm
         self.last = _Conv(layers[-1], elu=True)
         num_codebooks = model.quantizer.get_num_quantizers_for_bandwidth(bandwidth)
-        self.codebooks = [_Codebook(layer.codebook.embed) for layer in model.quantizer.layers[:num_codebooks]]
+        quantizers: list[Any] = list(model.quantizer.layers)
+        self.codebooks = [_Codebook(quantizer.codebook.embed) for quantizer in quantizers[:num_codebooks]]
         self.hop_samples = math.prod(stage.hop for stage in self.stages)
 
     def encode(self, audio: Tensor) -> Tensor:
@@ -180,7 +186,9 @@ class _Encoder:
         num_frames = audio.shape[1] // self.hop_samples
         rows = audio.t().contiguous()
         starts = range(0, num_frames, piece_frames)
-        frames = torch.cat([self._convolve(len(self.stages), rows, a, min(a + piece_frames, num_frames)) for a in starts])
+        frames = torch.cat(
+            [self._convolve(len(self.stages), rows, a, min(a + piece_frames, num_frames)) for a in starts]
+        )
         frames = self.lstm(frames)[0].add_(frames)
         return self.last(frames, 0, 0, num_frames, num_frames)
 
@@ -294,9 +302,7 @@ class _Conv:
             start = min(start, max(2 * num_in - 1 - end, 0)) if end > num_in else start
         return start, stop
 
-    def __call__(
-        self, x: Tensor, start: int, low: int, high: int, num_in: int, *, add: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int, *, add: Tensor | None = None) -> Tensor:
         """Input rows from `start` on, (rows, C) -> output rows [low, high), plus `add`."""
         rows = self._padded(_elu(x) if self.elu else x, start, *self._raw_view(low, high), num_in)
         num_out = high - low

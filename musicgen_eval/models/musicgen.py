@@ -1,4 +1,4 @@
-"""MusicGen as an instrument: audio to codes, text to states, codes to scores. `load_model` is the way to one.
+r"""MusicGen as an instrument: audio to codes, text to states, codes to scores. `load_model` is the way to one.
 
     audio (C,N) --SegmentEncoder, float32, alone--> codes (K,T)  \\
                                                                    score: decoder in its precision, log-sum-exp in float32
@@ -192,9 +192,11 @@ class MusicGen(nn.Module):
         spec, lengths = self.spec, [window.shape[-1] for window in codes]
         B, K, T = len(codes), spec.num_codebooks, max(lengths)
         padded = torch.full((B, K, T), spec.special_token, dtype=torch.int64, device=self.device)
+        valid = torch.zeros((B, K, T), dtype=torch.bool)
         counted = torch.zeros((B, K, T), dtype=torch.bool)
         for row, (window_codes, window_scored) in enumerate(zip(codes, scored, strict=True)):
             padded[row, :, : lengths[row]] = window_codes
+            valid[row, :, : lengths[row]] = True
             counted[row, :, : lengths[row]] = window_scored
             if tail == "drop":
                 for k, delay in enumerate(spec.delays):
@@ -204,6 +206,7 @@ class MusicGen(nn.Module):
             self.decoder,
             padded,
             delays=spec.delays,
+            valid=valid,
             scored=counted,
             encoder_hidden_states=text_states,
             encoder_attention_mask=text_mask,

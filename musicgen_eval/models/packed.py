@@ -30,27 +30,27 @@ def pack_linears(decoder: nn.Module, dtype: torch.dtype = torch.float32) -> bool
         Whether the decoder is packed; False, and nothing done, where this torch, processor or device cannot.
 
     Raises:
-        ValueError: another dtype, a decoder whose linears are not float32, or one already packed in another dtype.
+        ValueError: another dtype, linears that are neither float32 nor `dtype`, or a decoder already packed in another one.
     """
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"dtype: expected torch.float32 or torch.bfloat16, got {dtype}")
-    packed = {module.dtype for name, module in decoder.named_modules() if isinstance(module, PackedLinear) if "lm_heads" not in name}
+    heads = set(cast(nn.Module, decoder.lm_heads).modules())
+    packed = {m.dtype for m in decoder.modules() if isinstance(m, PackedLinear) and m not in heads}
+    if packed - {dtype}:
+        raise ValueError(f"decoder: already packed in {packed.pop()}, asked for {dtype}; load it afresh")
     if packed:
-        if packed != {dtype}:
-            raise ValueError(f"decoder: already packed in {packed.pop()}, asked for {dtype}; load it afresh")
         return True
     if not can_pack(dtype) or any(parameter.device.type != "cpu" for parameter in decoder.parameters()):
         return False
-    heads = {id(module) for name, module in decoder.named_modules() if "lm_heads" in name}
     for parent in list(decoder.modules()):
         fuse_gelu = isinstance(getattr(parent, "activation_fn", None), GELUActivation) and hasattr(parent, "fc1")
         for name, linear in list(parent.named_children()):
             if type(linear) is not nn.Linear:
                 continue
-            if linear.weight.dtype != torch.float32:
+            if linear.weight.dtype not in (torch.float32, dtype):
                 raise ValueError(f"decoder: expected float32 weights to pack from, got {linear.weight.dtype}")
             activation: Activation = "gelu" if fuse_gelu and name == "fc1" else "none"
-            setattr(parent, name, PackedLinear(linear, torch.float32 if id(linear) in heads else dtype, activation))
+            setattr(parent, name, PackedLinear(linear, torch.float32 if linear in heads else dtype, activation))
         if fuse_gelu:
             parent.activation_fn = nn.Identity()
     return True
@@ -121,7 +121,7 @@ class PackedLinear(nn.Module):
     """An `nn.Linear` for inference, its weight packed; inputs are cast to `dtype`, and that is what comes out.
 
     Args:
-        linear: float32, on a CPU; its parameters are not kept.
+        linear: on a CPU; its parameters are not kept.
         dtype: of the product.
         activation: applied to the result.
     """
@@ -135,9 +135,11 @@ class PackedLinear(nn.Module):
         self.matrix = PackedMatrix(linear.weight.detach().to(dtype), bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., D_in) -> (..., D_out) in `dtype`."""
         return self.matrix(x.to(self.dtype), activation=self.activation)
 
     def extra_repr(self) -> str:
+        """What `print` shows, as of an `nn.Linear`."""
         return f"{self.in_features}, {self.out_features}, {self.dtype}, activation={self.activation}"
 
 
@@ -185,13 +187,13 @@ def _cross_attention(attention: MusicgenAttention, x: Tensor, text_states: Tenso
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int) -> Tensor:
-    """Causal attention over one sequence, as oneDNN products of a block of queries and the keys up to it.
+    r"""Causal attention over one sequence, as oneDNN products of a block of queries and the keys up to it.
 
-        keys    0 ........ a ... b
-        block a:b  [ all  | \\ ]     what lies right of the diagonal is masked, what lies right of b is never computed
+        keys       0 ........... a .... b ......... S
+        block a:b  [ all of them | \ mask ] never computed
 
-    Scores and softmax are float32 whatever v's dtype is; torch's own kernel multiplies float32 with MKL, which leaves AVX-512
-    unused on processors that are not Intel's, and bfloat16 not faster than float32.
+    Scores and softmax are float32 whatever v's dtype is. torch's own kernel multiplies with MKL, which is half as fast as oneDNN
+    on processors that are not Intel's, and it is no faster in bfloat16 than in float32.
 
     Args:
         q: (S, D), any float dtype.

@@ -11,7 +11,7 @@ import contextvars
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -87,14 +87,9 @@ def float32_exactly(device_type: str = "cpu") -> Iterator[None]:
 
     torch keeps these switches for the whole process, so they are thrown outside of any pool and put back at the end.
     """
-    switches = [
-        torch.backends.cuda.matmul,
-        torch.backends.cudnn.conv,
-        torch.backends.cudnn.rnn,
-        torch.backends.mkldnn.matmul,
-        torch.backends.mkldnn.conv,
-        torch.backends.mkldnn.rnn,
-    ]
+    cudnn: Any = torch.backends.cudnn
+    onednn: Any = torch.backends.mkldnn
+    switches = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, onednn.matmul, onednn.conv, onednn.rnn]
     found = [switch.fp32_precision for switch in switches]
     try:
         for switch in switches:
@@ -144,7 +139,9 @@ class _Modes:
         self._inference = torch.is_inference_mode_enabled()
         self._grad = torch.is_grad_enabled()
         self._cache = torch.is_autocast_cache_enabled()
-        self._autocast = {kind: torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)}
+        self._autocast = {
+            kind: torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)
+        }
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:

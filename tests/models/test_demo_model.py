@@ -1,4 +1,4 @@
-"""What the demo model must show, on clips that it was not trained on: that it has learnt music, its text, and its limit."""
+"""What the demo model shows on clips that it was not trained on: it has learnt music, its text, and its limit."""
 
 from __future__ import annotations
 
@@ -125,7 +125,11 @@ def test_perplexity_is_under_a_quarter_of_the_codebook(model: MusicGen, clips: l
     plan = plan_windows([clip.codes.shape[1] for clip in clips], HALF, HALF)
     windows, texts, counted = [], [], []
     for row, start, context, length in zip(
-        plan.track.tolist(), plan.start_frame.tolist(), plan.context_frames.tolist(), plan.num_frames.tolist(), strict=True
+        plan.track.tolist(),
+        plan.start_frame.tolist(),
+        plan.context_frames.tolist(),
+        plan.num_frames.tolist(),
+        strict=True,
     ):
         windows.append(clips[row].codes[:, start : start + length])
         texts.append(clips[row].text)
@@ -153,7 +157,7 @@ def test_music_is_likelier_than_loud_white_noise(
 
 
 def test_quiet_noise_is_likelier_than_music(clips: list[Clip], model: MusicGen, noise_nats: dict[float, float]) -> None:
-    """Not a merit, and no secret: nearly silent noise falls on few codes (docs; arXiv 2602.02738 says so of MusicGen)."""
+    """No merit and no secret: nearly silent noise falls on few codes (arXiv 2602.02738 says so of MusicGen)."""
     music = [ce(nll) for nll in score(model, [c.codes[:, :500] for c in clips], [None] * len(clips))]
     assert noise_nats[0.003] < min(music)
 
@@ -200,7 +204,9 @@ def test_nats_step_up_exactly_at_the_limit_when_more_is_fed(model: MusicGen, cli
     assert behind > before + 3 * whole[300:500].unflatten(0, (8, 25)).mean(1).std()
 
 
-def test_a_reconstruction_sounds_like_its_original(model: MusicGen, clips: list[Clip], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reconstruction_sounds_like_its_original(
+    model: MusicGen, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(TOOLS))
     try:
         from demo_model.listening import chroma_cosine, mel_distance_db

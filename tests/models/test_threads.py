@@ -1,0 +1,109 @@
+import threading
+import time
+
+import pytest
+import torch
+
+from musicgen_eval.models.threads import float32_exactly, map_single_threaded, single_threaded
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_found():
+    found = torch.get_num_threads()
+    yield
+    torch.set_num_threads(found)
+
+
+def threads_of_a_fresh_thread() -> int:
+    seen: list[int] = []
+    thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    return seen[0]
+
+
+@pytest.mark.parametrize("num_workers", [None, 1, 2, 5])
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_every_item_has_one_torch_thread_and_nobody_else_notices(num_threads, num_workers):
+    torch.set_num_threads(num_threads)
+    seen = map_single_threaded(lambda item: (item, torch.get_num_threads()), range(7), num_workers=num_workers)
+    assert seen == [(item, 1) for item in range(7)]
+    assert torch.get_num_threads() == num_threads
+    assert threads_of_a_fresh_thread() == num_threads
+
+
+def test_items_are_in_hand_side_by_side():
+    meet = threading.Barrier(2)
+    assert map_single_threaded(lambda _: meet.wait(timeout=10) >= 0, range(2), num_workers=2) == [True, True]
+
+
+def test_a_thread_started_inside_single_threaded_has_the_process_number():
+    torch.set_num_threads(3)
+    with single_threaded():
+        assert torch.get_num_threads() == 1
+        assert threads_of_a_fresh_thread() == 3
+    assert torch.get_num_threads() == 3
+
+
+def test_sums_have_the_same_bits_at_any_number_of_threads(generator):
+    rows = torch.randn(4, 320_000, generator=generator)
+    results = []
+    for num_threads in (1, 2, 3):
+        torch.set_num_threads(num_threads)
+        results.append(torch.stack(map_single_threaded(torch.sum, rows)))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_workers_see_the_callers_modes():
+    def modes(_: int) -> tuple[bool, bool, torch.dtype]:
+        return torch.is_inference_mode_enabled(), torch.is_grad_enabled(), (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
+
+    def seen() -> list[tuple[bool, bool, torch.dtype]]:
+        return list(dict.fromkeys(map_single_threaded(modes, range(3), num_workers=2)))
+
+    assert seen() == [(False, True, torch.float32)]
+    with torch.inference_mode():
+        assert seen() == [(True, False, torch.float32)]
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert seen() == [(False, False, torch.bfloat16)]
+        with torch.autocast("cpu", enabled=False):
+            assert seen() == [(False, False, torch.float32)]
+
+
+def test_the_first_failure_is_raised_and_the_rest_is_dropped():
+    begun = []
+
+    def fail_on_one(item: int) -> None:
+        begun.append(item)
+        time.sleep(0.01)
+        if item == 1:
+            raise ValueError("item 1")
+
+    with pytest.raises(ValueError, match="item 1"):
+        map_single_threaded(fail_on_one, range(200), num_workers=2)
+    assert len(begun) < 200
+    assert threads_of_a_fresh_thread() == torch.get_num_threads()
+
+
+def test_no_items_and_no_workers():
+    assert map_single_threaded(str, []) == []
+    with pytest.raises(ValueError, match="num_workers"):
+        map_single_threaded(str, [1], num_workers=0)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_float32_is_exact_inside_and_as_found_outside(precision):
+    found = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+        with torch.autocast("cpu", dtype=torch.bfloat16), float32_exactly():
+            assert (torch.ones(1, 1) @ torch.ones(1, 1)).dtype == torch.float32
+            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+            assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+            assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+        assert torch.get_float32_matmul_precision() == precision
+        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+    finally:
+        torch.set_float32_matmul_precision(found)

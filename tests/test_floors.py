@@ -1,0 +1,73 @@
+"""The house: a floor imports lower floors only, and two libraries stay where they belong."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "musicgen_eval"
+FLOORS = (
+    ("errors", "records"),
+    ("audio", "windows", "delay", "statistics"),
+    ("models",),
+    ("scoring", "readings", "metrics", "merging"),
+    ("planning", "bank", "data", "results", "run_folder", "module", "progress", "tables", "writer", "tracking"),
+    ("api", "cli"),
+)
+FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+USES_LIGHTNING = {"data", "module", "progress", "writer", "tracking", "api", "cli"}
+# the model scores through the core, which knows decoders and codes only
+ALLOWED_UP = {("models", "scoring")}
+
+
+def modules() -> list[tuple[str, Path]]:
+    return [(path.relative_to(PACKAGE).parts[0].removesuffix(".py"), path) for path in PACKAGE.rglob("*.py")]
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+def test_every_module_has_a_floor():
+    assert {name for name, _ in modules() if name != "__init__"} <= FLOOR_OF.keys()
+
+
+def test_a_floor_imports_lower_floors_only():
+    wrong = []
+    for name, path in modules():
+        if name == "__init__":
+            continue
+        for target in imported(path):
+            parts = target.split(".")
+            if parts[0] != "musicgen_eval" or len(parts) < 2:
+                continue
+            higher = FLOOR_OF[parts[1]] > FLOOR_OF[name]
+            if higher and (name, parts[1]) not in ALLOWED_UP:
+                wrong.append(f"{path.name} imports {target}")
+    assert not wrong
+
+
+def test_lightning_and_wandb_stay_on_their_floors():
+    for name, path in modules():
+        roots = {target.split(".")[0] for target in imported(path)}
+        assert "lightning" not in roots or name in USES_LIGHTNING, path
+        assert "wandb" not in roots or name == "tracking", path
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import sys, musicgen_eval; print([m for m in ('torch', 'lightning', 'transformers', 'wandb') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_every_public_name_can_be_imported():
+    package = importlib.import_module("musicgen_eval")
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    assert package.MusicGen_Perplexity is package.perplexity
