@@ -67,7 +67,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class _Input:
-    """One parameter of a metric's update: which value of which reading, and whether only its scored codes."""
+    """One parameter of a metric's update: which value of which reading, and whether as rows of scored codes only."""
 
     parameter: str
     value: str
@@ -139,23 +139,29 @@ class MetricBank:
             offers: the windows of a batch.
 
         Returns:
-            For each window, metric name -> the state it left, on the CPU; what lies on a device leaves it here, once.
+            For each window, metric name -> the state it left, on the CPU; what lies on a device leaves it here, once. A
+            metric that is given rows of scored codes has no state where there are none.
         """
         states: list[dict[str, State]] = [{} for _ in offers]
         for name, metric in self.metrics.items():
             on_device = any(item.value in ON_DEVICE for item in self._inputs[name])
-            inputs = [self._collect(name, offer if on_device else offer.on_cpu) for offer in offers]
+            collected = [self._collect(name, offer if on_device else offer.on_cpu) for offer in offers]
             metric.to(_device(offers) if on_device else "cpu")
-            for window, state in zip(states, _window_states(metric, inputs), strict=True):
+            given = [(window, inputs) for window, inputs in zip(states, collected, strict=True) if inputs is not None]
+            for (window, _), state in zip(given, _window_states(metric, [inputs for _, inputs in given]), strict=True):
                 window[name] = state
         return to_cpu(states)
 
     def compute(self, states: Sequence[Mapping[str, State]]) -> dict[str, dict[str, float]]:
-        """The results over windows in canonical (track, window) order: metric name -> key -> number."""
-        return {
-            name: compute_in_place(metric, merge_states(metric, [window[name] for window in states]))
-            for name, metric in self._untouched.items()
-        }
+        """The results over windows in canonical (track, window) order: metric name -> key -> number.
+
+        A metric that no window left a state in has no keys.
+        """
+        results: dict[str, dict[str, float]] = {}
+        for name, metric in self._untouched.items():
+            left = [window[name] for window in states if name in window]
+            results[name] = compute_in_place(metric, merge_states(metric, left)) if left else {}
+        return results
 
     def _publish(self, name: str, reading: Reading) -> None:
         if reading.text not in ("own", "none", "other") or reading.context not in ("own", "none"):
@@ -205,11 +211,27 @@ class MetricBank:
                 f"metric {name!r} asks for the reading {reading!r} ({wanted}); {near_matches(reading, self._published)}"
             )
         renamed = parameter in renames and parameter.partition("__")[0] != value
-        flat = renamed and value in ("nll", "rank", "codes", "logits")
+        flat = value in ("preds", "target") or (renamed and value in ("nll", "rank", "codes", "logits"))
         return _Input(parameter=parameter, value=value, reading=reading, flat=flat)
 
-    def _collect(self, name: str, offer: Offer) -> dict[str, Any]:
-        return {item.parameter: _value(item, offer, self.spec) for item in self._inputs[name]}
+    def _collect(self, name: str, offer: Offer) -> dict[str, Any] | None:
+        """What a metric is given of a window; None where it is given rows of scored codes and there are none.
+
+        A reading that does not exist is all NaN, rank -1, nothing scored. Rows of several readings stand side by side:
+        they are of the codes that all of them scored.
+        """
+        items = self._inputs[name]
+        plain = offer.readings[""]
+        assert plain is not None  # the plain reading always exists
+        with_logits = any(item.value in ON_DEVICE for item in items)
+        reads = {
+            item.reading: offer.readings[item.reading] or _absent(plain, self.spec, with_logits=with_logits)
+            for item in items
+        }
+        counted = torch.stack([read.scored for read in reads.values()]).all(0)
+        if any(item.flat for item in items) and not counted.any():
+            return None
+        return {item.parameter: _value(item, reads[item.reading], counted, offer.frame_rate_hz) for item in items}
 
     def _try(self, name: str) -> None:
         """Refuses a metric whose merged states give another result than updating it with everything at once.
@@ -226,7 +248,7 @@ class MetricBank:
         offers = [
             _synthetic_offer(self.spec, self.readings, index, num_frames) for index, num_frames in enumerate((7, 12, 5))
         ]
-        inputs = [self._collect(name, offer) for offer in offers]
+        inputs = [given for offer in offers if (given := self._collect(name, offer)) is not None]
         try:
             together = deepcopy(metric)
             for window in inputs:
@@ -264,23 +286,12 @@ def _device(offers: Sequence[Offer]) -> torch.device:
     )
 
 
-def _value(item: _Input, offer: Offer, spec: CodecSpec) -> Any:
-    """One input of one metric from one window; a reading that does not exist is all NaN, rank -1, nothing scored."""
+def _value(item: _Input, read: ScoredWindow, counted: Tensor, frame_rate_hz: int) -> Any:
+    """One input of one metric from one reading of a window."""
     if item.value == "frame_rate_hz":
-        return offer.frame_rate_hz
-    plain = offer.readings[""]
-    assert plain is not None  # the plain reading always exists
-    if item.value == "window":
-        return plain.window
-    read = offer.readings[item.reading]
-    if read is None:
-        read = _absent(plain, spec, with_logits=item.value in ON_DEVICE)
-    if item.value == "preds":
-        return read.logits[read.scored]  # type: ignore[index]
-    if item.value == "target":
-        return read.codes[read.scored]
-    value = getattr(read, item.value)
-    return value[read.scored] if item.flat else value
+        return frame_rate_hz
+    value = getattr(read, {"preds": "logits", "target": "codes"}.get(item.value, item.value))
+    return value[counted] if item.flat else value
 
 
 def _absent(plain: ScoredWindow, spec: CodecSpec, *, with_logits: bool) -> ScoredWindow:

@@ -9,21 +9,25 @@ Whatever is wrong is said in a line, with a non-zero exit.
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import lightning as L
+import torchmetrics
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
+from musicgen_eval import metrics
 from musicgen_eval.api import check_precision, run_evaluation
 from musicgen_eval.data import WindowDataModule
-from musicgen_eval.errors import EvaluationError, RunError
+from musicgen_eval.errors import EvaluationError, RunError, near_matches
 from musicgen_eval.module import MusicGenEvaluation
 from musicgen_eval.progress import EvaluationProgress
 from musicgen_eval.run_folder import RunFolder, default_run_dir
@@ -213,15 +217,26 @@ def _fail(message: str, status: int) -> int:
 
 
 def _short(message: str) -> str:
-    """Jsonargparse's message, without the trail of every type that was tried."""
-    return message.strip()
+    """jsonargparse's message; for an unknown metric class only its name and the nearest known ones."""
+    unknown = re.search(r"(?:given class_path '|dot import path string: )([\w.]+)", message)
+    if unknown is None or "model.metrics" not in message:
+        return message.strip()
+    wanted = unknown.group(1)
+    known = [f"{module.__name__}.{name}" for module in (metrics, torchmetrics) for name in metric_names(module)]
+    return f"unknown metric class {wanted!r} in model.metrics; {near_matches(wanted, known)}"
+
+
+def metric_names(module: ModuleType) -> list[str]:
+    """The metrics that a module hands out by name."""
+    return [name for name in module.__all__ if isinstance(getattr(module, name), type)]
 
 
 def _quieten() -> None:
     """Silences what the libraries say of themselves on every start; warnings of substance stay."""
     from transformers.utils import logging as transformers_logging
 
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch.utilities.rank_zero", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

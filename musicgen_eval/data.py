@@ -44,11 +44,14 @@ class WindowAudio:
     failure: str | None = None
 
 
-@dataclass(frozen=True)
 class Batch:
-    """The windows of one step; none in a surplus step, which only keeps the ranks together."""
+    """The windows of one step; none in a surplus step, which only keeps the ranks together.
 
-    windows: list[WindowAudio]
+    Not a dataclass: `bf16-true` would go through its fields and round the audio.
+    """
+
+    def __init__(self, windows: list[WindowAudio]) -> None:
+        self.windows = windows
 
 
 class WindowDataModule(L.LightningDataModule):

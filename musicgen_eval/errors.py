@@ -36,13 +36,17 @@ class RunError(EvaluationError):
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:
-    """The sentence that follows an unknown name.
+    """The sentence that follows an unknown name; dotted names are compared by their last part.
 
-    >>> near_matches("CodebookPerplexty", ["CodebookPerplexity", "TextGain"])
-    'did you mean CodebookPerplexity?'
+    >>> near_matches("CodebookPerplexty", ["musicgen_eval.metrics.CodebookPerplexity", "musicgen_eval.metrics.TextGain"])
+    'did you mean musicgen_eval.metrics.CodebookPerplexity?'
     >>> near_matches("x", ["a", "b"])
     'known: a, b'
     """
     known = sorted(known)
-    near = get_close_matches(name, known, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}"
+    by_last_part = {full.rpartition(".")[2]: full for full in known}
+    near = get_close_matches(name.rpartition(".")[2], by_last_part, n=3, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(by_last_part[part] for part in near)}?"
+    shown = ", ".join(known[:20]) + ", ..." * (len(known) > 20)
+    return f"known: {shown or 'none'}"

@@ -105,6 +105,9 @@ class MusicGenEvaluation(L.LightningModule):
         """Refuses what cannot be measured as asked."""
         if self.trainer.precision not in PRECISIONS:
             raise RunError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.trainer.precision}")
+        for setting in ("limit_test_batches", "limit_val_batches", "overfit_batches", "fast_dev_run"):
+            if getattr(self.trainer, setting) not in (1.0, 0.0, False):
+                raise RunError(f"trainer.{setting} would leave tracks half measured; use data.limit, which counts tracks")
         plan = self._plan
         if any(reading.text == "other" for reading in self.bank.readings) and None in plan.other_texts:
             track = plan.tracks[plan.other_texts.index(None)].id

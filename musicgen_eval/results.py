@@ -20,6 +20,7 @@ from torchmetrics import Metric
 
 from musicgen_eval.bank import MetricBank
 from musicgen_eval.errors import RunError
+from musicgen_eval.errors import RunError
 from musicgen_eval.merging import State, compute_from, compute_in_place, is_sum_metric, merge_states
 from musicgen_eval.planning import Plan, TrackStatus, refuse_failures
 from musicgen_eval.records import CodecSpec, Failure, Window
@@ -33,7 +34,7 @@ class WindowRecord:
     Attributes:
         row: its row in the plan.
         track_row: its track's row.
-        states: metric name -> state; empty where it failed.
+        states: metric name -> state, of those that it left one in; empty where it failed.
         failure: why it failed.
         nll: (K, T) float32 nats of the whole window, NaN where not scored; only when curves are kept.
     """
@@ -126,6 +127,9 @@ def summarise(
         RunError: more tracks failed than allowed, or the records are not one for each window of the plan.
     """
     _check_complete(records, plan)
+    missing = len(plan.windows) - len({record.row for record in records})
+    if missing:
+        raise RunError(f"{missing} of {len(plan.windows)} windows were not measured; the run is not whole")
     reasons = dict(plan.reasons)
     for record in sorted(records, key=lambda record: record.row):
         if record.failure is not None and record.track_row not in reasons:
@@ -217,7 +221,10 @@ def _values(
 ) -> dict[str, Value]:
     """One metric over all tracks; a track without a number of its own, such as a text gain without a text, is no part of it."""
     metric, recipe = bank.metrics[name].cpu(), bank.recipe(name)
-    states = [[record.states[name] for record in records] for records in by_track.values()]
+    states = [[record.states[name] for record in records if name in record.states] for records in by_track.values()]
+    states = [track for track in states if track]
+    if not states:
+        return {}
     results = compute_from(metric, merge_states(metric, [state for track in states for state in track]))
     intervals = interval(metric, [merge_states(metric, track) for track in states])
     values = {}

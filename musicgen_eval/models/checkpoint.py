@@ -5,6 +5,7 @@ Knows names (`demo`, a hub name, a folder) and transformers' configurations; loa
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Literal
 from transformers import AutoConfig, GenerationConfig, MusicgenConfig
 
 from musicgen_eval.delay import default_delays
-from musicgen_eval.errors import CheckpointError
+from musicgen_eval.errors import CheckpointError, near_matches
 from musicgen_eval.records import CodecSpec
 
 DEMO = "demo"
@@ -63,6 +64,11 @@ def find_checkpoint(
     local = folder.is_dir()
     if local and revision is not None:
         raise CheckpointError(f"checkpoint {name}: a revision ({revision}) goes with a hub name, not with a folder")
+    if not local and not _is_hub_name(name):
+        raise CheckpointError(
+            f"checkpoint {name!r} is neither 'demo', nor a folder, nor a hub name such as 'facebook/musicgen-small'; "
+            f"{near_matches(name, [DEMO])}"
+        )
     location = str(folder) if local else name
     try:
         config = AutoConfig.from_pretrained(location, revision=revision)
@@ -120,18 +126,16 @@ def _spec(
     ), source
 
 
+def _is_hub_name(name: str) -> bool:
+    """Whether a name reads `owner/model`; MusicGen checkpoints have no shorter ones."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None
+
+
 def _not_found(name: str, folder: Path, local: bool, error: Exception) -> str:
     if local:
-        missing = (
-            "has no config.json" if not (folder / "config.json").is_file() else f"cannot be read ({_first_line(error)})"
-        )
+        missing = "has no config.json" if not (folder / "config.json").is_file() else f"cannot be read ({_first_line(error)})"
         return f"checkpoint folder {name} {missing}; expected a MusicGen checkpoint in transformers' format"
-    if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        return f"checkpoint folder {name} does not exist; give 'demo', a hub name or a folder"
-    return (
-        f"checkpoint {name!r} is neither 'demo', nor a folder, nor found on the hub or in its local cache "
-        f"({_first_line(error)}); expected for example 'facebook/musicgen-small'"
-    )
+    return f"checkpoint {name!r} was found neither on the hub nor in its local cache ({_first_line(error)})"
 
 
 def _first_line(error: Exception) -> str:
