@@ -68,6 +68,14 @@ class MusicGenEvaluation(L.LightningModule):
         self.tail: Literal["score", "drop"] = tail
         self.save_nll = save_nll
         self.seed = seed
+        self.settings = {
+            "checkpoint": checkpoint,
+            "revision": revision,
+            "max_frames": max_frames,
+            "tail": tail,
+            "save_nll": save_nll,
+            "seed": seed,
+        }
         self.model: MusicGen | None = None
         self.result: EvaluationResult | None = None
         self.running: RunningTotals

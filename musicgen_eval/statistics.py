@@ -12,6 +12,7 @@ from torch import Tensor
 NUM_RESAMPLES = 2000
 SEED = 20240
 CONFIDENCE = 0.95
+MAX_WEIGHTS = 1 << 24  # drawn at a time, 128 MB
 
 
 def bootstrap_sums(per_track: Tensor, *, num_resamples: int = NUM_RESAMPLES, seed: int = SEED) -> Tensor:
@@ -48,7 +49,7 @@ def percentile_interval(values: Tensor, *, confidence: float = CONFIDENCE) -> tu
 
 def _weights(num_tracks: int, num_resamples: int, draws: np.random.Generator) -> Iterator[Tensor]:
     """How often each track is drawn, (r, N) float64 at a time, so that memory stays bounded for many tracks."""
-    rows = max(1, min(num_resamples, (1 << 24) // num_tracks))
+    rows = max(1, min(num_resamples, MAX_WEIGHTS // num_tracks))
     share = np.full(num_tracks, 1 / num_tracks)
     for first in range(0, num_resamples, rows):
         counts = draws.multinomial(num_tracks, share, size=min(rows, num_resamples - first))

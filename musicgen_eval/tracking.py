@@ -21,6 +21,7 @@ from musicgen_eval.results import EvaluationResult
 from musicgen_eval.run_folder import git_commit, library_versions
 
 MAX_TABLE_ROWS = 10_000  # W&B cuts longer tables without a word
+STAGING = "WANDB_DATA_DIR"
 RUNNING_AXIS = "running/scored_seconds"
 
 
@@ -49,7 +50,7 @@ def wandb_logger(settings: WandbSettings, run_dir: Path) -> WandbLogger | None:
     """The logger for a run, writing below its folder; None when off."""
     if settings.mode == "off":
         return None
-    os.environ.setdefault("WANDB_DATA_DIR", str((run_dir / "wandb").absolute()))  # media wait here before they are sent
+    os.environ[STAGING] = str((run_dir / "wandb").absolute())  # media wait here before they are sent; see `WandbTracker`
     return WandbLogger(
         project=settings.project,
         entity=settings.entity,
@@ -102,6 +103,13 @@ class WandbTracker(L.Callback):
         run.config.update({"recipe": _jsonable(result.recipe)}, allow_val_change=True)
         run.log({"tracks": _track_table(result)})
         run.summary.update(summary_numbers(result))
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Ends the run, so that all of it is on disk, and W&B stages elsewhere again."""
+        run = _run(trainer)
+        if run is not None:
+            run.finish()
+        os.environ.pop(STAGING, None)
 
     on_validation_start = on_test_start
     on_validation_batch_end = on_test_batch_end

@@ -1,27 +1,92 @@
-"""An offline W&B run is written, read back, and holds the numbers."""
+"""An offline W&B run is written through the CLI, read back with W&B's own reader, and holds the numbers."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from wandb.proto import wandb_internal_pb2
-from wandb.sdk.internal.datastore import DataStore
 
 from musicgen_eval.cli import lightning_main
 from musicgen_eval.tracking import WandbSettings, wandb_logger
 
-
-def read_back(path):
-    """The records of a .wandb file."""
-    store = DataStore()
-    store.open_for_scan(str(path))
-    while True:
-        data = store.scan_data()
-        if data is None:
-            return
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        yield record
+ROOT = Path(__file__).parent.parent
 
 
 def test_off_makes_no_logger(tmp_path):
     assert wandb_logger(WandbSettings(), tmp_path) is None
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory, oracle):
+    folder = tmp_path_factory.mktemp("tracked") / "run"
+    status = lightning_main(
+        ["test", "--config", str(ROOT / "configs" / "demo.yaml"), f"--model.checkpoint={oracle / 'tiny_musicgen'}",
+         "--data.limit=2", "--data.context_s=2", "--data.target_s=2", "--data.batch_size=2", "--wandb.mode=offline",
+         "--trainer.enable_progress_bar=false", f"--run_dir={folder}"]
+    )  # fmt: skip
+    assert status == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records(run_dir):
+    """Every record of the run's transaction log."""
+    wandb = Path(sys.executable).parent / "wandb"
+    log = next(run_dir.glob("wandb/offline-run-*/*.wandb"))
+    done = subprocess.run([wandb, "leet", "inspect", "--json", log], capture_output=True, text=True, check=True, timeout=60)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def merged(records, kind, field):
+    """The last value of every key that records of a kind update."""
+    values = {}
+    for record in records:
+        if record["type"] == kind:
+            values |= record[kind].get(field, {})
+    return values
+
+
+def test_the_summary_holds_the_results_numbers(run_dir, records):
+    written = json.loads((run_dir / "summary.json").read_text())
+    logged = merged(records, "summary", "update")
+    for name, values in written["metrics"].items():
+        for key, value in values.items():
+            for field, suffix in (("value", ""), ("low", "/low"), ("high", "/high")):
+                if value[field] is not None:
+                    assert logged[f"{name}/{key}{suffix}"] == pytest.approx(value[field], rel=1e-9), key
+    assert logged["counts/tracks_ok"] == 2
+
+
+def test_the_configuration_and_the_commit_are_logged(records):
+    config = merged(records, "config", "update") or merged(records, "run", "config")
+    assert config["data"]["limit"] == 2
+    assert config["model"]["checkpoint"].endswith("tiny_musicgen")
+    assert config["recipe"]["precision"] == "32-true"
+    assert "git_commit" in config
+
+
+def test_the_running_perplexity_has_its_own_axis_and_ends_at_the_result(run_dir, records):
+    rows = [record["history"]["item"] for record in records if record["type"] == "history"]
+    running = [row for row in rows if "running/ppl" in row]
+    seconds = [row["running/scored_seconds"] for row in running]
+    assert seconds == sorted(seconds)
+    written = json.loads((run_dir / "summary.json").read_text())
+    assert seconds[-1] == written["counts"]["scored_seconds"]
+    assert running[-1]["running/ppl"] == pytest.approx(written["metrics"]["perplexity"]["ppl"]["value"], rel=1e-9)
+    axes = [record["metric"] for record in records if record["type"] == "metric"]
+    assert any(axis.get("step_metric") == "running/scored_seconds" for axis in axes)
+
+
+def test_the_table_of_tracks_is_logged_once(run_dir):
+    tables = list(run_dir.glob("wandb/offline-run-*/files/media/table/*.json"))
+    assert len(tables) == 1
+    table = json.loads(tables[0].read_text())
+    assert len(table["data"]) == 2
+    assert table["columns"][:3] == ["track", "text", "status"]
+
+
+def test_media_wait_inside_the_run_folder_and_only_during_the_run(run_dir):
+    assert (run_dir / "wandb" / "artifacts" / "staging").is_dir()
+    assert "WANDB_DATA_DIR" not in os.environ

@@ -1,6 +1,7 @@
 """The piecewise encoder against transformers' own, on random codecs of a few filters."""
 
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from transformers import EncodecConfig, EncodecModel
 
 from musicgen_eval.models import encodec
 from musicgen_eval.models.encodec import SegmentEncoder, has_finite_view
-from musicgen_eval.models.threads import single_threaded
+from musicgen_eval.models.threads import map_single_threaded, single_threaded
 
 TINY = {
     "target_bandwidths": [0.32],  # 4 codebooks of 4 bits at 20 Hz
@@ -162,25 +163,26 @@ def test_bits_do_not_depend_on_threads_neighbours_or_order(codec):
                 backwards = encoder.encode_all(segments[::-1])[::-1]
                 assert all(torch.equal(a, b) for a, b in zip(backwards, alone, strict=True))
             assert torch.get_num_threads() == num_threads
-            assert torch.equal(encodec.map_single_threaded(encoder._plan.latents, [segments[1]])[0], latents)
+            with torch.no_grad():
+                assert torch.equal(map_single_threaded(encoder._plan.latents, segments[1:3], num_workers=2)[0], latents)
     finally:
         torch.set_num_threads(found)
 
 
-def test_stereo_is_interleaved_as_transformers_prepares_its_prompts(tiny_model, codec):
+def test_stereo_is_interleaved_as_transformers_prepares_its_prompts(codec):
     from transformers import MusicgenForConditionalGeneration
 
     audio = random_audio(30, channels=2)
     codes = SegmentEncoder(codec, channels=2).encode(audio)
 
     class Prompted:
-        decoder = type("Decoder", (), {"config": type("Config", (), {"audio_channels": 2})})
+        decoder = SimpleNamespace(config=SimpleNamespace(audio_channels=2), num_codebooks=8)
         get_encoder = get_audio_encoder = staticmethod(lambda modality=None: codec)
         audio_encoder = codec
 
     prepare = MusicgenForConditionalGeneration._prepare_audio_encoder_kwargs_for_generation
-    theirs = prepare(Prompted(), audio[None], {})["audio_codes"]
-    assert torch.equal(codes, theirs[0, 0])
+    theirs = prepare(Prompted(), audio[None], {})["decoder_input_ids"]
+    assert torch.equal(codes, theirs)
     assert torch.equal(codes[::2], SegmentEncoder(codec).encode(audio[:1]))
     assert not torch.equal(codes[::2], codes[1::2])
 

@@ -1,0 +1,144 @@
+"""The page of mistakes: each of them moves the figure, the right one is the package's, and the page shows what was run."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import musicgen_eval
+from musicgen_eval.planning import DEMO_SOURCE
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from by_hand import asides, page  # noqa: E402
+from by_hand.demo import CONTEXT_S, TARGET_S, Demo  # noqa: E402
+from by_hand.mistakes import MISTAKES, Mistake, delayed, realigned, right_by_hand  # noqa: E402
+
+TRACKS = ("tense_03", "sad_09")  # 12 s and 22.5 s: windows that end early, and one file that is not at 32 kHz
+NAMES = [mistake.measure.__name__ for mistake in MISTAKES]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of two of the demo's clips."""
+    with DEMO_SOURCE.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["id"] in TRACKS]
+    manifest = tmp_path_factory.mktemp("by_hand") / "manifest.csv"
+    with manifest.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**row, "path": str(DEMO_SOURCE.parent / row["path"])} for row in rows)
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def demo(source: Path) -> Demo:
+    return Demo(str(source))
+
+
+def test_the_right_figure_is_the_packages(demo: Demo, source: Path):
+    result = musicgen_eval.perplexity(source, context_s=CONTEXT_S, target_s=TARGET_S, accelerator="cpu")
+    assert demo.right().ppl == pytest.approx(result.ppl, rel=1e-9)
+    assert right_by_hand(demo).ppl == pytest.approx(result.ppl, rel=1e-5)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=NAMES)
+def test_every_mistake_moves_the_figure(mistake: Mistake, demo: Demo):
+    wrong, right = mistake.measure(demo), demo.right(with_text=mistake.with_text)
+    assert abs(wrong.ppl / right.ppl - 1) > 1e-4
+    assert mistake.lines
+    assert mistake.why
+
+
+def test_silence_and_a_zeroed_tail_make_the_model_look_better_or_worse_for_their_reason(demo: Demo):
+    """Silence is easier than music; a code read from zeros costs ln V."""
+    by_name = dict(zip(NAMES, MISTAKES, strict=True))
+    assert by_name["silence_scored"].measure(demo).ppl < demo.right().ppl
+    tail = torch.cat([nll[:, -3:] for nll in demo.right_nll(demo.pieces)], dim=1)
+    num_codes = sum(nll.numel() for nll in demo.right_nll(demo.pieces))
+    codes_lost = sum(
+        nll[k, nll.shape[1] - k :].sum().item() for nll in demo.right_nll(demo.pieces) for k in range(1, 4)
+    )
+    uniform = 6 * len(demo.pieces) * torch.tensor(float(demo.spec.codebook_size)).log().item()
+    expected = demo.right().ce + (uniform - codes_lost) / num_codes
+    assert tail.isfinite().all()
+    assert by_name["tail_on_padding"].measure(demo).ce == pytest.approx(expected, abs=1e-5)
+
+
+def test_mean_perplexities_are_never_below_the_right_one(demo: Demo):
+    by_name = dict(zip(NAMES, MISTAKES, strict=True))
+    assert by_name["mean_of_codebooks"].measure(demo).ppl > demo.right().ppl
+
+
+def test_delayed_codes_come_back_when_they_are_realigned(demo: Demo):
+    codes = demo.pieces[0].codes
+    steps = delayed(demo.model, codes)
+    assert steps.shape == (4, codes.shape[1] + 3)
+    assert (steps[:, 0] == demo.special_token).all()
+    assert torch.equal(realigned(steps[:, 1:], codes.shape[1])[:, :-3], codes[:, :-3])
+
+
+def test_codes_move_only_near_the_joint_when_a_context_is_encoded_alone(demo: Demo):
+    leak = asides.measure_leak(demo)
+    assert leak.num_windows == 4
+    assert 1 <= leak.frames_reached <= 8
+    assert leak.moved[0, 0] > 0
+    assert leak.joint != leak.alone
+
+
+def test_loud_noise_is_hard_and_silence_is_easy(demo: Demo):
+    music, loud, silence = asides.measure_noise(demo, (0.3, 0.0))
+    assert silence.figure.ppl < music.figure.ppl < loud.figure.ppl
+
+
+@pytest.fixture(scope="module")
+def committed() -> str:
+    return (ROOT / "docs" / "by_hand.md").read_text()
+
+
+def test_the_page_shows_every_mistake_with_the_line_that_makes_it(committed: str):
+    for mistake in MISTAKES:
+        assert f"| {mistake.name} |" in committed
+        assert "\n".join(mistake.lines) in committed
+        assert mistake.why in committed
+
+
+def test_the_page_is_filled_between_its_markers_only():
+    filled = page.fill("by hand\n<!-- table -->\nold\n<!-- /table -->\nrest", {"table": "| 1 |"})
+    assert filled == "by hand\n<!-- table -->\n| 1 |\n<!-- /table -->\nrest"
+    with pytest.raises(ValueError, match="table"):
+        page.fill("no marker", {"table": ""})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("ppl 5.11", "ppl 5.11", True),
+        ("ppl 5.11", "ppl 5.12", True),
+        ("ppl 5.11", "ppl 5.13", False),
+        ("ppl 5.11", "ce 5.11", False),
+        ("199,900", "200,000", True),
+        ("199,900", "200,200", False),
+        ("+3.1 %", "\u22123.1 %", False),
+        ("one", "one\ntwo", False),
+    ],
+)
+def test_the_page_is_compared_to_its_last_printed_digit(old: str, new: str, same: bool):
+    assert (not list(page.differences(old, new))) is same
+
+
+def test_a_factor_and_a_fall_are_named_as_such(demo: Demo):
+    right = demo.right()
+
+    def change(ratio: float) -> str:
+        return page._change(page.Row(MISTAKES[0], dataclasses.replace(right, ppl=ratio * right.ppl), right))
+
+    assert change(1.234) == "+23.4 %"
+    assert change(0.95) == "\u22125.0 %, looks better"
+    assert change(39091) == "39,000 times"

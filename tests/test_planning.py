@@ -1,0 +1,171 @@
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from musicgen_eval.errors import RunError, WindowError
+from musicgen_eval.planning import DataSettings, other_texts, plan_evaluation, refuse_failures, settle_windows
+from musicgen_eval.records import CodecSpec, Failure
+
+SPEC = CodecSpec(32000, 50, 640, 4, 2048, 1, (0, 1, 2, 3), 1500)
+
+
+def write_wav(path, num_samples: int, sample_rate_hz: int = 32000) -> None:
+    noise = np.random.default_rng(num_samples).normal(0, 0.1, num_samples)
+    soundfile.write(path, noise, sample_rate_hz)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six tracks, in order: long, another rate, less than a frame, short, empty of audio, one frame short of its rate."""
+    write_wav(tmp_path / "a_long.wav", 32000 * 2)
+    write_wav(tmp_path / "b_44100.wav", 44100, 44100)
+    write_wav(tmp_path / "c_tiny.wav", 639)
+    write_wav(tmp_path / "d_short.wav", 6400)
+    (tmp_path / "e_text.wav").write_text("no audio at all")
+    write_wav(tmp_path / "f_ragged.wav", 32000 - 1)
+    (tmp_path / "notes.txt").write_text("not a track")
+    return tmp_path
+
+
+def settings(folder, **given) -> DataSettings:
+    return DataSettings(**{"source": str(folder), "context_s": 0.4, "target_s": 0.6, "max_failures": 6, **given})
+
+
+def test_every_track_gets_a_status_a_reason_and_whole_frames(folder):
+    plan = plan_evaluation(settings(folder), SPEC)
+    assert plan.tracks.ids == ["a_long.wav", "b_44100.wav", "c_tiny.wav", "d_short.wav", "e_text.wav", "f_ragged.wav"]
+    assert plan.status == ["ok", "ok", "failed", "ok", "failed", "ok"]
+    assert plan.num_frames.tolist() == [100, 50, 0, 10, 0, 49]
+    assert set(plan.reasons) == {2, 4}
+    assert plan.reasons[2].endswith(
+        "c_tiny.wav: 0.01997 s is shorter than one frame (0.02 s); remove it or set data.min_duration_s"
+    )
+    assert "e_text.wav" in plan.reasons[4]
+    assert [failure.track for failure in plan.failures] == ["c_tiny.wav", "e_text.wav"]
+    assert [opened is None for opened in plan.audio] == [False, False, True, False, True, False]
+    assert (plan.num_in_source, plan.ignored_files) == (6, 1)
+    assert (plan.context_frames, plan.target_frames) == (20, 30)
+
+
+def test_windows_cover_every_frame_of_the_tracks_that_are_measured(folder):
+    plan = plan_evaluation(settings(folder), SPEC)
+    scored = [0] * len(plan.tracks)
+    for row in range(len(plan.windows)):
+        scored[int(plan.windows.track[row])] += int(plan.windows.target_frames[row])
+    assert scored == plan.num_frames.tolist()
+    lengths = plan.windows.num_frames.tolist()
+    assert lengths == sorted(lengths)
+
+
+def test_tracks_under_the_minimum_are_skipped_and_never_failures(folder):
+    plan = plan_evaluation(settings(folder, min_duration_s=0.5, max_failures=1), SPEC)
+    assert plan.status == ["ok", "ok", "skipped", "skipped", "failed", "ok"]
+    assert plan.reasons[3] == "0.2 s is shorter than data.min_duration_s=0.5"
+    assert plan.num_frames.tolist() == [100, 50, 0, 0, 0, 49]
+
+
+def test_without_a_full_context_a_track_is_too_short_and_not_failed(folder):
+    plan = plan_evaluation(settings(folder, head="skip", context_s=1.0, target_s=1.0), SPEC)
+    assert plan.status == ["ok", "too_short", "failed", "too_short", "failed", "too_short"]
+    assert plan.reasons[1] == "1 s leaves nothing after a context of 1 s (head: skip)"
+    assert len(plan.windows) == 1
+    assert (plan.windows.context_frames[0], plan.windows.target_frames[0]) == (50, 50)
+
+
+def test_a_limit_takes_the_first_tracks_and_says_how_many_there_were(folder):
+    plan = plan_evaluation(settings(folder, limit=2, max_failures=0), SPEC)
+    assert plan.tracks.ids == ["a_long.wav", "b_44100.wav"]
+    assert len(plan.tracks) == len(plan.status) == len(plan.other_texts) == 2
+    assert plan.num_in_source == 6
+    assert [str(track.path) for track in plan.tracks] == [str(folder / name) for name in plan.tracks.ids]
+    assert len(plan_evaluation(settings(folder, limit=100), SPEC).tracks) == 6
+
+
+def test_resamplers_are_counted_over_the_measured_tracks(folder):
+    plan = plan_evaluation(settings(folder), SPEC)
+    assert sum(plan.resamplers.values()) == 4
+    assert sorted(plan.resamplers.values()) == [1, 3]
+
+
+def test_more_failures_than_allowed_end_the_plan_with_their_reasons(folder):
+    with pytest.raises(RunError) as error:
+        plan_evaluation(settings(folder, max_failures=1), SPEC)
+    message = str(error.value)
+    assert message.startswith("2 tracks failed, 1 may (data.max_failures=2 would record and go on):")
+    assert "c_tiny.wav: 0.01997 s is shorter" in message
+    assert "e_text.wav" in message
+
+
+def test_a_plan_without_a_window_says_what_became_of_the_tracks(folder):
+    with pytest.raises(RunError, match=r"nothing to score.*1 tracks failed, 5 tracks skipped; the first: "):
+        plan_evaluation(settings(folder, min_duration_s=10.0), SPEC)
+
+
+def test_texts_of_a_manifest_give_the_other_texts(tmp_path):
+    rows = ["path,text"]
+    for name, text in (("a", "EDM"), ("b", ""), ("c", "EDM"), ("d", "jazz")):
+        write_wav(tmp_path / f"{name}.wav", 3200)
+        rows.append(f"{name}.wav,{text}")
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    plan = plan_evaluation(settings(tmp_path / "list.csv"), SPEC)
+    assert plan.other_texts == ["jazz", "EDM", "jazz", "EDM"]
+    alike = plan_evaluation(settings(tmp_path / "list.csv", limit=3), SPEC)
+    assert alike.other_texts == [None, "EDM", None]
+
+
+@given(st.lists(st.sampled_from([None, "", "a", "b", "c"]), max_size=12))
+def test_other_texts_equal_brute_force(texts):
+    expected = []
+    for row, own in enumerate(texts):
+        following = [texts[(row + step) % len(texts)] for step in range(1, len(texts))]
+        expected.append(next((text for text in following if text and text != own), None))
+    assert other_texts(texts) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"limit": 0}, "limit must be at least 1 track, got 0"),
+        ({"max_failures": -1}, "max_failures must be at least 0, got -1"),
+        ({"min_duration_s": -0.5}, "min_duration_s must be at least 0, got -0.5"),
+        ({"min_duration_s": float("nan")}, "min_duration_s must be at least 0, got nan"),
+    ],
+)
+def test_senseless_settings_are_refused_before_anything_is_opened(given, message):
+    with pytest.raises(RunError, match=message):
+        plan_evaluation(settings("/nowhere/at/all", **given), SPEC)
+
+
+def test_context_and_target_are_half_of_the_limit_each_unless_given():
+    assert settle_windows(DataSettings("x"), SPEC) == (750, 750)
+    assert settle_windows(DataSettings("x", context_s=0.0, target_s=30.0), SPEC) == (0, 1500)
+    assert settle_windows(DataSettings("x", context_s=1.0), SPEC) == (50, 750)
+
+
+def test_windows_that_do_not_fit_are_refused():
+    with pytest.raises(WindowError, match="over the checkpoint's limit of 1500"):
+        settle_windows(DataSettings("x", target_s=20.0), SPEC)
+    assert settle_windows(DataSettings("x", target_s=20.0, allow_beyond_limit=True), SPEC) == (750, 1000)
+    with pytest.raises(WindowError, match=r"context_s=0\.03 s is 1\.5 frames"):
+        settle_windows(DataSettings("x", context_s=0.03), SPEC)
+    with pytest.raises(WindowError, match="target >= 1"):
+        settle_windows(DataSettings("x", target_s=0.0), SPEC)
+
+
+def test_a_track_that_failed_twice_counts_once():
+    twice = [Failure("a", "a: broken"), Failure("a", "a: still broken")]
+    refuse_failures(twice, 1)
+    with pytest.raises(RunError, match="1 track failed, 0 may"):
+        refuse_failures(twice, 0)
+
+
+def test_a_long_list_of_failures_is_cut():
+    with pytest.raises(RunError) as error:
+        refuse_failures([Failure(f"track{index}", "broken") for index in range(9)], 3)
+    lines = str(error.value).splitlines()
+    assert lines[1] == "  track0: broken"
+    assert lines[-1] == "  and 4 more"
+    assert len(lines) == 7
