@@ -172,7 +172,11 @@ def run_evaluation(
     if folder is not None:
         folder.claim()
     config = to_json(
-        {"data": vars(data.settings), "model": {"checkpoint": module.checkpoint.name, "tail": module.tail}}
+        {
+            "trainer": {"precision": precision, "accelerator": accelerator},
+            "model": module.settings,
+            "data": vars(data.settings),
+        }
     )
     trainer = L.Trainer(
         accelerator=accelerator,

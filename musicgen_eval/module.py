@@ -115,7 +115,9 @@ class MusicGenEvaluation(L.LightningModule):
             raise RunError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.trainer.precision}")
         for setting in ("limit_test_batches", "limit_val_batches", "overfit_batches", "fast_dev_run"):
             if getattr(self.trainer, setting) not in (1.0, 0.0, False):
-                raise RunError(f"trainer.{setting} would leave tracks half measured; use data.limit, which counts tracks")
+                raise RunError(
+                    f"trainer.{setting} would leave tracks half measured; use data.limit, which counts tracks"
+                )
         plan = self._plan
         if any(reading.text == "other" for reading in self.bank.readings) and None in plan.other_texts:
             track = plan.tracks[plan.other_texts.index(None)].id
@@ -249,6 +251,7 @@ class MusicGenEvaluation(L.LightningModule):
             "allow_beyond_limit": settings.allow_beyond_limit,
             "precision": self.trainer.precision,
             "device": self.device.type,
+            "arithmetic": self._loaded.arithmetic,
             "batch_size": settings.batch_size,
             "seed": self.seed,
             "limit": settings.limit,

@@ -19,6 +19,7 @@ from musicgen_eval.errors import MetricError
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.records import CodecSpec, Reading, ScoredWindow, Window
 from musicgen_eval.scoring import Scores, Tail
+from musicgen_eval.window_scoring import score_windows
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def score_readings(
         fed = [_fed_codes(reading, windows[row], seed, model.spec.codebook_size) for row in rows]
         starts = [_start(reading, windows[row].window) for row in rows]
         masks = [scored_mask(windows[row].window, model.spec, tail) for row in rows]
-        scores = model.score(
+        scores = score_windows(
+            model,
             [codes[:, start:] for codes, start in zip(fed, starts, strict=True)],
             scored=[mask[:, start:] for mask, start in zip(masks, starts, strict=True)],
             texts=[_text(reading, windows[row]) for row in rows],

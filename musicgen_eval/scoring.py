@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from musicgen_eval.delay import delay_codes, realign, tail_mask
+from musicgen_eval.models.packed import is_packed, last_hidden_state
 
 Tail = Literal["score", "drop"]
 
@@ -128,6 +129,9 @@ def hidden_states(
         (B, S, D) in the decoder's dtype.
     """
     B, K, S = steps.shape
+    if B == 1 and encoder_attention_mask is None and is_packed(decoder):
+        text_states = None if encoder_hidden_states is None else encoder_hidden_states[0]
+        return last_hidden_state(decoder, steps[0], text_states)[None]
     if encoder_hidden_states is not None:
         encoder_hidden_states = encoder_hidden_states.to(decoder.dtype)
     return decoder.model.decoder(

@@ -34,15 +34,8 @@ def print_result(result: EvaluationResult, console: Console, *, files: Sequence[
 def _perplexity_table(name: str, values: dict[str, Value], result: EvaluationResult) -> Table:
     spec = result.spec
     table = Table(title=f"{name}: {result.recipe.get('checkpoint', '')}", title_justify="left")
-    for heading in (
-        "codebook",
-        "cross entropy (nats)",
-        "perplexity",
-        "bits per second",
-        "ceiling",
-        "95% interval of ppl",
-    ):
-        table.add_column(heading, justify="left" if heading == "codebook" else "right")
+    for heading in ("codebook", "ce (nats)", "ppl", "bits/s", "ceiling", "95% of ppl"):
+        table.add_column(heading, justify="left" if heading == "codebook" else "right", no_wrap=True)
     bits = spec.frame_rate_hz / log(2)
     for k in range(1, spec.num_codebooks + 1):
         ce, ppl = values[f"ce_q{k}"], values[f"ppl_q{k}"]

@@ -50,7 +50,9 @@ def wandb_logger(settings: WandbSettings, run_dir: Path) -> WandbLogger | None:
     """The logger for a run, writing below its folder; None when off."""
     if settings.mode == "off":
         return None
-    os.environ[STAGING] = str((run_dir / "wandb").absolute())  # media wait here before they are sent; see `WandbTracker`
+    os.environ[STAGING] = str(
+        (run_dir / "wandb").absolute()
+    )  # media wait here before they are sent; see `WandbTracker`
     return WandbLogger(
         project=settings.project,
         entity=settings.entity,

@@ -25,7 +25,10 @@ def refusal(capsys, *arguments: str, door=lightning_main) -> str:
     [
         (["--data.foo=3"], "unrecognized arguments: --data.foo=3"),
         (["--model.tail=keep"], "Expected a typing.Literal['score', 'drop']. Got value: keep"),
-        (["--model.metrics.x=musicgen_eval.metrics.CodebookPerplexty"], "did you mean musicgen_eval.metrics.CodebookPerplexity"),
+        (
+            ["--model.metrics.x=musicgen_eval.metrics.CodebookPerplexty"],
+            "did you mean musicgen_eval.metrics.CodebookPerplexity",
+        ),
         (["--model.metrics.x=TextGian"], "did you mean musicgen_eval.metrics.TextGain"),
         (["--model.metrics.x.class_path=torchmetrics.MeanMetrik"], "did you mean torchmetrics.MeanMetric"),
         (["--ckpt_path=some.ckpt"], "unrecognized arguments: --ckpt_path=some.ckpt"),

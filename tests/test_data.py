@@ -15,7 +15,8 @@ SPEC = CodecSpec(32000, 50, 640, 4, 64, 1, (0, 1, 2, 3), 1500)
 @given(st.integers(0, 40), st.integers(1, 7), st.integers(1, 6))
 def test_every_window_is_dealt_once_in_as_many_steps_on_every_rank(num_windows, batch_size, world_size):
     ranks = [
-        list(RankBatches(num_windows, batch_size=batch_size, rank=rank, world_size=world_size)) for rank in range(world_size)
+        list(RankBatches(num_windows, batch_size=batch_size, rank=rank, world_size=world_size))
+        for rank in range(world_size)
     ]
     assert len({len(batches) for batches in ranks}) == 1
     assert sorted(row for batches in ranks for batch in batches for row in batch) == list(range(num_windows))

@@ -112,7 +112,9 @@ def test_gains_count_only_what_has_a_text_or_a_context(songs, tiny_folder):
         gain = track.metrics["text"]["nats_per_second"]
         assert np.isfinite(gain) == (track.id in with_text)
     with_context = {window.window.track for window in result.windows if window.window.context_frames}
-    assert with_context == {track.id for track in result.tracks if np.isfinite(track.metrics["context"]["nats_per_second"])}
+    assert with_context == {
+        track.id for track in result.tracks if np.isfinite(track.metrics["context"]["nats_per_second"])
+    }
 
 
 def test_a_renamed_stock_metric_agrees_with_ours(songs, tiny_folder):
@@ -132,7 +134,9 @@ def test_a_failing_track_is_counted_and_leaves_no_window(songs, tiny_folder, tmp
         evaluate(manifest, tiny_folder)
     result = evaluate(manifest, tiny_folder, max_failures=1)
     clean = evaluate(songs, tiny_folder)
-    assert result.metrics["perplexity"]["ppl"].value == pytest.approx(clean.metrics["perplexity"]["ppl"].value, rel=1e-12)
+    assert result.metrics["perplexity"]["ppl"].value == pytest.approx(
+        clean.metrics["perplexity"]["ppl"].value, rel=1e-12
+    )
     assert [failure.track for failure in result.failures] == ["bad"]
     assert (result.counts["tracks_ok"], result.counts["tracks_failed"]) == (7, 1)
     assert result.tracks[-1].status == "failed"

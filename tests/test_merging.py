@@ -147,9 +147,7 @@ def raw_states(metric: Metric) -> State:
 
 def synchronise(rank: int, folder: Path) -> None:
     """One of two processes: updates each metric with its half of the windows, and lets torchmetrics do the rest."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
     half = NUM_WINDOWS // 2
     found = {}
     for name in CASES:
@@ -310,7 +308,13 @@ def test_results_of_any_nesting_become_numbers_by_key():
 def test_only_a_metric_whose_states_all_sum_is_a_sum_metric():
     assert is_sum_metric(CodebookPerplexity())
     assert is_sum_metric(MeanMetric())
-    for other in (CatMetric(), MaxMetric(), PearsonCorrCoef(), PeakSignalNoiseRatio(data_range=(-9.0, 9.0)), MeanState()):
+    for other in (
+        CatMetric(),
+        MaxMetric(),
+        PearsonCorrCoef(),
+        PeakSignalNoiseRatio(data_range=(-9.0, 9.0)),
+        MeanState(),
+    ):
         assert not is_sum_metric(other), other
 
 

@@ -15,7 +15,9 @@ NO_TEXT, NO_CONTEXT, OTHER_TEXT = READINGS
 TEXT = "warm piano over a slow drum loop"
 
 
-def coded(index: int, *, context: int, target: int, text: str | None = TEXT, other: str | None = "loud rock") -> CodedWindow:
+def coded(
+    index: int, *, context: int, target: int, text: str | None = TEXT, other: str | None = "loud rock"
+) -> CodedWindow:
     codes = torch.randint(64, (4, context + target), generator=torch.Generator().manual_seed(index))
     return CodedWindow(Window(f"track{index}", index, 7, context, target), codes, text, other)
 
@@ -195,10 +197,12 @@ def test_changes_to_what_cannot_be_scored_are_refused_by_name(tiny_model, change
 
 
 def test_readings_feed_the_bank_and_absent_ones_count_nothing(tiny_model):
-    bank = MetricBank(
-        {"ppl": CodebookPerplexity(), "text": TextGain(), "context": ContextGain()}, spec=tiny_model.spec
-    )
-    windows = [coded(17, context=0, target=8), coded(18, context=4, target=6, text=None), coded(19, context=5, target=7)]
+    bank = MetricBank({"ppl": CodebookPerplexity(), "text": TextGain(), "context": ContextGain()}, spec=tiny_model.spec)
+    windows = [
+        coded(17, context=0, target=8),
+        coded(18, context=4, target=6, text=None),
+        coded(19, context=5, target=7),
+    ]
     batch = score_readings(tiny_model, windows, bank.readings, with_logits=bank.readings_with_logits)
     states = bank.update([Offer(read, tiny_model.spec.frame_rate_hz) for read in batch])
     assert [window["ppl"]["count"].tolist() for window in states] == [[8] * 4, [6] * 4, [7] * 4]

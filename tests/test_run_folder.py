@@ -34,7 +34,13 @@ def test_everything_stands_in_the_folder_and_nothing_half_written(tmp_path, resu
     files = folder.write(result, config_yaml="a: 1\n", run={"seed": 0})
     assert sorted(path.name for path in folder.path.iterdir()) == sorted(path.name for path in files)
     summary = json.loads((folder.path / "summary.json").read_text())
-    assert summary["metrics"]["perplexity"]["ppl"] == {"value": 2.0, "unit": "", "low": None, "high": None, "num_tracks": 1}
+    assert summary["metrics"]["perplexity"]["ppl"] == {
+        "value": 2.0,
+        "unit": "",
+        "low": None,
+        "high": None,
+        "num_tracks": 1,
+    }
     assert summary["failures"] == [{"track": "b", "reason": "b.wav: is empty"}]
     assert summary.keys() == {"metrics", "counts", "failures", "recipe"}
     with (folder.path / "tracks.csv").open(newline="") as file:
@@ -79,7 +85,11 @@ def test_release_keeps_a_folder_that_was_filled(tmp_path, result):
 
 
 def test_json_has_null_for_what_is_no_number():
-    assert json.loads(to_json({"a": float("nan"), "b": [float("inf"), 1], "c": (2,)})) == {"a": None, "b": [None, 1], "c": [2]}
+    assert json.loads(to_json({"a": float("nan"), "b": [float("inf"), 1], "c": (2,)})) == {
+        "a": None,
+        "b": [None, 1],
+        "c": [2],
+    }
 
 
 def test_the_default_name_carries_date_and_command():

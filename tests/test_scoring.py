@@ -10,13 +10,16 @@ from musicgen_eval.scoring import nll_from_logits, score_and_rank_codes, score_c
 
 CASES = ("mono_T50", "mono_T200", "stereo_T50")
 DATA = Path(__file__).parent / "data" / "oracle"
-VARIANTS = [(case, variant) for case in CASES for variant in json.loads((DATA / case / "expected.json").read_text())["variants"]]
+VARIANTS = [
+    (case, variant) for case in CASES for variant in json.loads((DATA / case / "expected.json").read_text())["variants"]
+]
 
 
 @pytest.fixture(scope="module")
 def decoders():
     return {
-        case: MusicgenForCausalLM.from_pretrained(DATA / case / "hf_decoder", dtype=torch.float32).eval() for case in CASES
+        case: MusicgenForCausalLM.from_pretrained(DATA / case / "hf_decoder", dtype=torch.float32).eval()
+        for case in CASES
     }
 
 

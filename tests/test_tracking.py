@@ -35,7 +35,9 @@ def records(run_dir):
     """Every record of the run's transaction log."""
     wandb = Path(sys.executable).parent / "wandb"
     log = next(run_dir.glob("wandb/offline-run-*/*.wandb"))
-    done = subprocess.run([wandb, "leet", "inspect", "--json", log], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [wandb, "leet", "inspect", "--json", log], capture_output=True, text=True, check=True, timeout=60
+    )
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

@@ -133,7 +133,9 @@ def _is_hub_name(name: str) -> bool:
 
 def _not_found(name: str, folder: Path, local: bool, error: Exception) -> str:
     if local:
-        missing = "has no config.json" if not (folder / "config.json").is_file() else f"cannot be read ({_first_line(error)})"
+        missing = (
+            "has no config.json" if not (folder / "config.json").is_file() else f"cannot be read ({_first_line(error)})"
+        )
         return f"checkpoint folder {name} {missing}; expected a MusicGen checkpoint in transformers' format"
     return f"checkpoint {name!r} was found neither on the hub nor in its local cache ({_first_line(error)})"
 

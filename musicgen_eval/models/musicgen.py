@@ -1,12 +1,10 @@
-r"""MusicGen as an instrument: audio to codes, text to states, codes to scores. `load_model` is the way to one.
+"""MusicGen as an instrument: audio to codes, text to states, and a decoder ready to score. `load_model` is the way to one.
 
-    audio (C,N) --SegmentEncoder, float32, alone--> codes (K,T)  \\
-                                                                   score: decoder in its precision, log-sum-exp in float32
-    text --T5, float32, alone--> projected states (L,D) or None  /
+    audio (C, N) --SegmentEncoder, float32, each segment alone--> codes (K, T)
+    text         --T5, float32, each text alone-----------------> projected states (L, D), or None
 
-On a CPU every window is scored alone and unpadded, on one thread, the windows of a batch side by side: so its numbers do
-not depend on its neighbours, on the number of threads or on the number of processes. On an accelerator a batch is one
-padded forward pass. Knows checkpoints, codes and texts; nothing of windows' origin, metrics or Lightning.
+Codes and text states are always made in float32; a precision is the decoder's alone. Knows checkpoints, codes and texts;
+nothing of windows, scores or Lightning.
 """
 
 from __future__ import annotations
@@ -23,9 +21,8 @@ from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 from musicgen_eval.errors import CheckpointError
 from musicgen_eval.models.checkpoint import Checkpoint, find_checkpoint
 from musicgen_eval.models.encodec import SegmentEncoder
-from musicgen_eval.models.threads import map_single_threaded
+from musicgen_eval.models.packed import pack_linears
 from musicgen_eval.records import CodecSpec
-from musicgen_eval.scoring import Scores, Tail, score_and_rank_codes
 
 
 def load_model(
@@ -77,6 +74,7 @@ class MusicGen(nn.Module):
     Attributes:
         checkpoint: where it came from.
         decoder: transformers' `MusicgenForCausalLM`, the one part whose precision may change.
+        arithmetic: what computes its matrix products, `transformers` or `packed <dtype>`.
     """
 
     def __init__(self, composite: MusicgenForConditionalGeneration, tokenizer: Any, checkpoint: Checkpoint) -> None:
@@ -87,6 +85,7 @@ class MusicGen(nn.Module):
         self.text_projection = getattr(composite, "enc_to_dec_proj", nn.Identity())
         self.audio_encoder = composite.audio_encoder
         self.tokenizer = tokenizer
+        self.arithmetic = "transformers"
         self.eval().requires_grad_(False)
         self._segment_encoder = SegmentEncoder(self.audio_encoder, channels=checkpoint.spec.channels)
 
@@ -101,7 +100,25 @@ class MusicGen(nn.Module):
         return self.decoder.device
 
     def prepare(self, precision: str) -> None:
-        """Makes the decoder ready to score in a precision; before the first `score`, after any move."""
+        """Makes the decoder ready to score in a precision, after it has been moved to its device.
+
+        On a CPU its matrices are laid out for the processor, in place: in float32, or in bfloat16 with float32 sums, residuals
+        and output heads. Elsewhere, or where the processor cannot, transformers' own modules compute.
+
+        Args:
+            precision: as Lightning's: `32-true`, `bf16-mixed`, `bf16-true` or `16-mixed`.
+
+        Raises:
+            CheckpointError: prepared in another precision before.
+        """
+        dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
+        if self.device.type != "cpu":
+            return
+        try:
+            packed = pack_linears(self.decoder, dtype)
+        except ValueError as error:
+            raise CheckpointError(f"checkpoint {self.checkpoint.name}: {error}") from error
+        self.arithmetic = f"packed {str(dtype).removeprefix('torch.')}" if packed else "transformers"
 
     def encode(self, segments: Sequence[Tensor]) -> list[Tensor]:
         """Audio to codes, each segment alone, in float32.
@@ -130,91 +147,6 @@ class MusicGen(nn.Module):
         with torch.autocast(self.device.type, enabled=False):
             return self.text_projection(self.text_encoder(input_ids=ids).last_hidden_state)[0]
 
-    @torch.inference_mode()
-    def score(
-        self,
-        codes: Sequence[Tensor],
-        *,
-        scored: Sequence[Tensor],
-        texts: Sequence[str | None],
-        tail: Tail = "score",
-        with_logits: bool = False,
-    ) -> list[Scores]:
-        """Scores windows under teacher forcing.
-
-        Args:
-            codes: (K, T_i) int64 each, lengths may differ.
-            scored: (K, T_i) bool each, on the CPU: which codes are counted.
-            texts: a text or None each.
-            tail: see `score_codes`; relative to each window's own T.
-            with_logits: also give the logits of scored codes.
-
-        Returns:
-            For each window (K, T_i) tensors, on the model's device.
-        """
-        states = self._encode_texts(texts)
-        if self.device.type != "cpu":
-            return self._score_batch(codes, scored, states, tail, with_logits)
-
-        def score_alone(window: tuple[Tensor, Tensor, Tensor | None]) -> Scores:
-            window_codes, window_scored, window_states = window
-            scores = score_and_rank_codes(
-                self.decoder,
-                window_codes.unsqueeze(0),
-                delays=self.spec.delays,
-                scored=window_scored.unsqueeze(0),
-                encoder_hidden_states=None if window_states is None else window_states.unsqueeze(0),
-                tail=tail,
-                with_logits=with_logits,
-            )
-            return _row(scores, 0, window_codes.shape[-1])
-
-        return map_single_threaded(score_alone, list(zip(codes, scored, states, strict=True)))
-
-    def _encode_texts(self, texts: Sequence[str | None]) -> list[Tensor | None]:
-        """Each distinct text once and alone, so that its states do not depend on the batch."""
-        distinct = list(dict.fromkeys(text or None for text in texts))
-        if self.device.type == "cpu":
-            states = dict(zip(distinct, map_single_threaded(self.encode_text, distinct), strict=True))
-        else:
-            states = {text: self.encode_text(text) for text in distinct}
-        return [states[text or None] for text in texts]
-
-    def _score_batch(
-        self,
-        codes: Sequence[Tensor],
-        scored: Sequence[Tensor],
-        states: Sequence[Tensor | None],
-        tail: Tail,
-        with_logits: bool,
-    ) -> list[Scores]:
-        """One padded pass; what is padded is neither heard nor counted."""
-        spec, lengths = self.spec, [window.shape[-1] for window in codes]
-        B, K, T = len(codes), spec.num_codebooks, max(lengths)
-        padded = torch.full((B, K, T), spec.special_token, dtype=torch.int64, device=self.device)
-        valid = torch.zeros((B, K, T), dtype=torch.bool)
-        counted = torch.zeros((B, K, T), dtype=torch.bool)
-        for row, (window_codes, window_scored) in enumerate(zip(codes, scored, strict=True)):
-            padded[row, :, : lengths[row]] = window_codes
-            valid[row, :, : lengths[row]] = True
-            counted[row, :, : lengths[row]] = window_scored
-            if tail == "drop":
-                for k, delay in enumerate(spec.delays):
-                    counted[row, k, max(0, lengths[row] - delay) :] = False
-        text_states, text_mask = pad_states(states, width=self.decoder.config.hidden_size, device=self.device)
-        scores = score_and_rank_codes(
-            self.decoder,
-            padded,
-            delays=spec.delays,
-            valid=valid,
-            scored=counted,
-            encoder_hidden_states=text_states,
-            encoder_attention_mask=text_mask,
-            tail=tail,
-            with_logits=with_logits,
-        )
-        return [_row(scores, row, length) for row, length in enumerate(lengths)]
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MusicGen:
         """Moves everything, but changes the dtype of the decoder alone: codes and texts are always made in float32."""
         self.decoder._apply(fn)
@@ -222,41 +154,6 @@ class MusicGen(nn.Module):
         for part in (self.text_encoder, self.text_projection, self.audio_encoder):
             part._apply(lambda tensor: tensor.to(device))
         return self
-
-
-def pad_states(
-    states: Sequence[Tensor | None], *, width: int, device: torch.device
-) -> tuple[Tensor | None, Tensor | None]:
-    """Text states of different lengths as one batch.
-
-    Args:
-        states: (L_i, D) each, or None for the null condition.
-        width: D.
-        device: where the batch goes.
-
-    Returns:
-        (B, L, D) float32 zero where padded and (B, L) int64 mask; (None, None) when every row is the null condition. A
-        null row hears one position of zeros rather than nothing, since a softmax over nothing is NaN; its keys and
-        values have no bias, so what it hears is exactly zero.
-    """
-    if all(row is None for row in states):
-        return None, None
-    longest = max(row.shape[0] for row in states if row is not None)
-    batch = torch.zeros((len(states), longest, width), dtype=torch.float32, device=device)
-    mask = torch.zeros((len(states), longest), dtype=torch.int64, device=device)
-    for index, row in enumerate(states):
-        if row is None:
-            mask[index, 0] = 1
-        else:
-            batch[index, : row.shape[0]] = row
-            mask[index, : row.shape[0]] = 1
-    return batch, mask
-
-
-def _row(scores: Scores, row: int, num_frames: int) -> Scores:
-    """One window's (K, T) part of a batch."""
-    logits = None if scores.logits is None else scores.logits[row, :, :num_frames]
-    return Scores(nll=scores.nll[row, :, :num_frames], rank=scores.rank[row, :, :num_frames], logits=logits)
 
 
 def _refuse_pickles(found: Checkpoint) -> None:

@@ -56,6 +56,11 @@ def pack_linears(decoder: nn.Module, dtype: torch.dtype = torch.float32) -> bool
     return True
 
 
+def is_packed(decoder: nn.Module) -> bool:
+    """Whether `pack_linears` has changed this decoder."""
+    return any(isinstance(head, PackedLinear) for head in cast(nn.ModuleList, decoder.lm_heads))
+
+
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether this torch and processor have oneDNN's packed products in `dtype`."""
     if not torch.backends.mkldnn.is_available():

@@ -64,7 +64,13 @@ def test_a_metric_moves_with_its_module():
 
 def test_a_unit_speaks_for_its_codebooks_too():
     recipe = MetricRecipe(units={"ce": "nats"})
-    assert [recipe.unit(key) for key in ("ce", "ce_q1", "ce_q12", "ppl", "ce_first")] == ["nats", "nats", "nats", "", ""]
+    assert [recipe.unit(key) for key in ("ce", "ce_q1", "ce_q12", "ppl", "ce_first")] == [
+        "nats",
+        "nats",
+        "nats",
+        "",
+        "",
+    ]
 
 
 def test_unknown_arguments_are_refused():

@@ -6,10 +6,9 @@ import torch
 from safetensors.torch import load_file
 
 from musicgen_eval.errors import CheckpointError
-from musicgen_eval.models.musicgen import load_model, pad_states
+from musicgen_eval.models.musicgen import load_model
 from musicgen_eval.scoring import score_codes
-
-TEXTS = ["slow ambient pads with warm bass", None, "fast techno drums", "", "fast techno drums", None, "drums", "bass"]
+from musicgen_eval.window_scoring import score_windows
 
 
 def oracle_audio(oracle, item: int) -> torch.Tensor:
@@ -31,7 +30,7 @@ def test_audio_and_text_to_perplexity_as_audiocraft(tiny_model, oracle, variant,
     reference = load_file(oracle / "e2e_text_audio" / "expected.safetensors")
     assert torch.equal(codes[0], reference[f"{variant}.codes"][0].long())
     scored = torch.ones(codes[0].shape, dtype=torch.bool)
-    nll = tiny_model.score(codes, scored=[scored], texts=[text], tail="drop")[0].nll
+    nll = score_windows(tiny_model, codes, scored=[scored], texts=[text], tail="drop")[0].nll
     assert torch.tensor(mean_over_codebooks(nll)).exp().item() == pytest.approx(expected["ppl"], abs=1e-3)
     assert (nll - reference[f"{variant}.nll"][0]).abs().nan_to_num().max() < 2e-4
 
@@ -54,71 +53,12 @@ def test_a_partial_last_frame_scores_as_audiocraft_from_its_codes(tiny_model, or
     assert torch.tensor(mean_over_codebooks(nll[0])).exp().item() == pytest.approx(expected["ppl"], abs=1e-3)
 
 
-@pytest.fixture(scope="module")
-def windows():
-    generator = torch.Generator().manual_seed(5)
-    lengths = [40, 7, 25, 40, 1, 12, 33, 3]
-    return [torch.randint(64, (4, length), generator=generator) for length in lengths]
-
-
-@pytest.mark.parametrize("tail", ["score", "drop"])
-def test_batches_of_1_3_and_8_give_the_same_bits(tiny_model, windows, tail):
-    def in_batches_of(size):
-        results = []
-        for first in range(0, len(windows), size):
-            codes = windows[first : first + size]
-            masks = [torch.ones_like(window, dtype=torch.bool) for window in codes]
-            results += tiny_model.score(codes, scored=masks, texts=TEXTS[first : first + size], tail=tail)
-        return results
-
-    alone = in_batches_of(1)
-    for size in (3, 8):
-        for one, other in zip(alone, in_batches_of(size), strict=True):
-            assert torch.equal(one.nll.nan_to_num(-1), other.nll.nan_to_num(-1))
-            assert torch.equal(one.rank, other.rank)
-
-
-@pytest.mark.parametrize("tail", ["score", "drop"])
-def test_the_padded_batch_of_an_accelerator_agrees_with_windows_alone(tiny_model, windows, tail):
-    masks = [torch.ones_like(window, dtype=torch.bool) for window in windows]
-    masks[0][:, :20] = False
-    alone = tiny_model.score(windows, scored=masks, texts=TEXTS, tail=tail)
-    with torch.inference_mode():
-        states = [tiny_model.encode_text(text) for text in TEXTS]
-        batch = tiny_model._score_batch(windows, masks, states, tail, with_logits=True)
-    for one, other in zip(alone, batch, strict=True):
-        assert torch.equal(one.nll.isnan(), other.nll.isnan())
-        assert (one.nll - other.nll).abs().nan_to_num().max() < 1e-5
-        assert other.logits.shape == (*other.nll.shape, 64)
-
-
-@pytest.mark.parametrize("num_threads", [1, 2, 3])
-def test_bits_do_not_depend_on_the_number_of_threads(tiny_model, windows, num_threads):
-    masks = [torch.ones_like(window, dtype=torch.bool) for window in windows]
-    found = torch.get_num_threads()
-    try:
-        torch.set_num_threads(num_threads)
-        scores = tiny_model.score(windows, scored=masks, texts=TEXTS)
-        torch.set_num_threads(1)
-        expected = tiny_model.score(windows, scored=masks, texts=TEXTS)
-    finally:
-        torch.set_num_threads(found)
-    assert all(torch.equal(one.nll, other.nll) for one, other in zip(scores, expected, strict=True))
-
-
 def test_the_empty_text_is_the_null_condition(tiny_model):
     assert tiny_model.encode_text("") is None
     assert tiny_model.encode_text(None) is None
     states = tiny_model.encode_text("drums")
     assert states.shape[1] == tiny_model.decoder.config.hidden_size
     assert states.dtype == torch.float32
-
-
-def test_pad_states_masks_padding_and_gives_null_rows_one_position_of_zeros():
-    batch, mask = pad_states([torch.ones(3, 2), None, torch.ones(1, 2)], width=2, device=torch.device("cpu"))
-    assert mask.tolist() == [[1, 1, 1], [1, 0, 0], [1, 0, 0]]
-    assert batch.sum((1, 2)).tolist() == [6, 0, 2]
-    assert pad_states([None, None], width=2, device=torch.device("cpu")) == (None, None)
 
 
 def test_a_change_of_dtype_reaches_the_decoder_alone(oracle):
@@ -129,15 +69,6 @@ def test_a_change_of_dtype_reaches_the_decoder_alone(oracle):
     reloaded = load_model(oracle / "tiny_musicgen")
     for one, other in zip(model.audio_encoder.parameters(), reloaded.audio_encoder.parameters(), strict=True):
         assert torch.equal(one, other)
-
-
-def test_the_decoder_attends_causally_through_sdpa(tiny_model, windows):
-    assert tiny_model.decoder.config._attn_implementation == "sdpa"
-    changed = windows[0].clone()
-    changed[:, 30:] = 0
-    masks = [torch.ones_like(changed, dtype=torch.bool)] * 2
-    before, after = tiny_model.score([windows[0], changed], scored=masks, texts=[None, None])
-    assert torch.equal(before.nll[:, :27], after.nll[:, :27])
 
 
 def copy_of(oracle, tmp_path):

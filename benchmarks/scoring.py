@@ -1,0 +1,437 @@
+"""Frames per second from audio to nll, against the plain script, in one process.
+
+The script encodes one window at a time with transformers' codec, feeds the delayed codes to its decoder, takes log_softmax of all
+logits and gathers. Every line below it switches one thing on and keeps those above. Variants take turns, so that a busy
+machine bothers all alike; figures are medians, and the ratio is what to read. `--threads 1` compares the work itself.
+
+    python -m benchmarks.scoring                       the demo model and musicgen-small's shape, 30 s windows
+    python -m benchmarks.scoring --shapes tiny --repeats 1 --seconds 2
+    python -m benchmarks.scoring --device cuda         batches, float32 and bfloat16
+    python -m benchmarks.scoring --markdown            also writes scoring.md beside this file
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import gc
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import EncodecConfig, MusicgenConfig, MusicgenForConditionalGeneration, T5Config
+from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
+
+from musicgen_eval.delay import delay_codes, realign
+from musicgen_eval.models.encodec import SegmentEncoder
+from musicgen_eval.models.packed import PackedMatrix, can_pack, last_hidden_state, pack_linears
+from musicgen_eval.models.threads import map_single_threaded
+from musicgen_eval.scoring import score_codes
+
+Shape = str
+DEMO = Path(__file__).parent.parent / "musicgen_eval" / "demo" / "model"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every variant gets."""
+
+    audio: list[Tensor]  # (1, N) each
+    states: Tensor | None  # (L, D) text states, the same for every window
+    delays: tuple[int, ...]
+
+
+@dataclass
+class Variant:
+    """One line of the table."""
+
+    name: str
+    encode: Callable[[Work], list[Tensor]]
+    score: Callable[[Work, Sequence[Tensor]], list[Tensor]]
+    encode_s: list[float] = field(default_factory=list)
+    score_s: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
+    peak_mb: float = 0.0
+    codes_moved: int = 0
+    nll_error: float = 0.0
+    ce_error: float = 0.0
+
+
+# ---- the plain script
+
+
+def plain_encode(model: Any, work: Work) -> list[Tensor]:
+    return [model.audio_encoder.encode(audio[None]).audio_codes[0, 0] for audio in work.audio]
+
+
+def plain_score(model: Any, work: Work, codes: Sequence[Tensor]) -> list[Tensor]:
+    scores = []
+    for window in codes:
+        K, T = window.shape
+        steps = delay_codes(window[None], delays=work.delays, special_token=model.decoder.config.vocab_size)
+        states = None if work.states is None else work.states[None]
+        logits = model.decoder(input_ids=steps[0], encoder_hidden_states=states, use_cache=False).logits
+        log_p = realign(logits.log_softmax(-1)[None], delays=work.delays, num_frames=T)[0]
+        scores.append(-log_p.gather(-1, window[..., None])[..., 0].reshape(K, T))
+    return scores
+
+
+# ---- ours, piece by piece
+
+
+def score_alone(decoder: Any, work: Work, codes: Sequence[Tensor]) -> list[Tensor]:
+    """Windows side by side, scored rows only, through transformers' forward."""
+
+    def one(window: Tensor) -> Tensor:
+        states = None if work.states is None else work.states[None]
+        return score_codes(decoder, window[None], delays=work.delays, encoder_hidden_states=states)[0]
+
+    return map_single_threaded(one, codes)
+
+
+def score_lean(decoder: Any, work: Work, codes: Sequence[Tensor]) -> list[Tensor]:
+    """The same through `last_hidden_state`."""
+
+    def one(window: Tensor) -> Tensor:
+        steps = delay_codes(window[None], delays=work.delays, special_token=decoder.config.vocab_size)[0]
+        hidden = last_hidden_state(decoder, steps, work.states)
+        nll = torch.empty(window.shape)
+        for k, (delay, row) in enumerate(zip(work.delays, window, strict=True)):
+            heard = hidden[delay : delay + len(row)]
+            for rows, true, out in zip(heard.split(1024), row.split(1024), nll[k].split(1024), strict=True):
+                logits = decoder.lm_heads[k](rows)
+                out.copy_(logits.logsumexp(-1) - logits.gather(1, true[:, None])[:, 0])
+        return nll
+
+    return map_single_threaded(one, codes)
+
+
+def score_batch(decoder: Any, work: Work, codes: Sequence[Tensor], dtype: torch.dtype | None) -> list[Tensor]:
+    """One padded pass on an accelerator."""
+    states = None if work.states is None else work.states.expand(len(codes), -1, -1)
+    with torch.autocast(codes[0].device.type, dtype=dtype, enabled=dtype is not None):
+        return list(score_codes(decoder, torch.stack(list(codes)), delays=work.delays, encoder_hidden_states=states))
+
+
+def variants_on_cpu(model: Any) -> list[Variant]:
+    encoder = SegmentEncoder(model.audio_encoder)
+    packed = copy.deepcopy(model.decoder)
+    pack_linears(packed)
+
+    def encode(work: Work) -> list[Tensor]:
+        return encoder.encode_all(work.audio)
+
+    lines = [
+        Variant("the script", lambda work: plain_encode(model, work), lambda w, c: plain_score(model, w, c)),
+        Variant("+ encoder as products in pieces", encode, lambda w, c: plain_score(model, w, c)),
+        Variant("+ windows side by side, scored rows only", encode, lambda w, c: score_alone(model.decoder, w, c)),
+        Variant("+ packed float32 weights", encode, lambda w, c: score_alone(packed, w, c)),
+        Variant("+ own forward and attention", encode, lambda w, c: score_lean(packed, w, c)),
+    ]
+    if can_pack(torch.bfloat16):
+        half = copy.deepcopy(model.decoder)
+        pack_linears(half, torch.bfloat16)
+        lines.append(Variant("+ packed bfloat16 weights", encode, lambda w, c: score_lean(half, w, c)))
+    return lines
+
+
+def variants_on_cuda(model: Any) -> list[Variant]:
+    encoder = SegmentEncoder(model.audio_encoder)
+
+    def encode(work: Work) -> list[Tensor]:
+        return encoder.encode_all(work.audio)
+
+    half = torch.bfloat16
+    return [
+        Variant("the script", lambda work: plain_encode(model, work), lambda w, c: plain_score(model, w, c)),
+        Variant("+ one batch, scored rows only", encode, lambda w, c: score_batch(model.decoder, w, c, None)),
+        Variant("+ bfloat16 autocast", encode, lambda w, c: score_batch(model.decoder, w, c, half)),
+    ]
+
+
+# ---- models
+
+
+def load(shape: Shape) -> Any:
+    """The demo checkpoint, or a random network of a given shape, whole and causal."""
+    if shape == "demo":
+        return MusicgenForConditionalGeneration.from_pretrained(DEMO, dtype=torch.float32).eval()
+    small = shape == "small"
+    codec = EncodecConfig(
+        target_bandwidths=[2.2] if small else [1.2],
+        sampling_rate=32_000,
+        num_filters=64 if small else 8,
+        hidden_size=128 if small else 16,
+        upsampling_ratios=[8, 5, 4, 4],
+        use_causal_conv=False,
+        use_conv_shortcut=False,
+        codebook_size=2048 if small else 64,
+    )
+    decoder = MusicgenDecoderConfig() if small else MusicgenDecoderConfig(
+        vocab_size=64, hidden_size=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=4
+    )  # fmt: skip
+    # Configurations as dictionaries: sub-models that share configuration objects lose their causal mask (transformers 5.17).
+    parts: dict[str, Any] = {"text_encoder": T5Config(num_layers=1), "audio_encoder": codec, "decoder": decoder}
+    settings: dict[str, Any] = {name: part.to_dict() for name, part in parts.items()}
+    config = MusicgenConfig(**settings)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = MusicgenForConditionalGeneration(config).eval()
+    draw_codebooks(model.audio_encoder)
+    return model
+
+
+@torch.inference_mode()
+def draw_codebooks(codec: Any) -> None:
+    """Codebooks from the codec's own latents; a fresh codec's are zero and every code is 0."""
+    generator = torch.Generator().manual_seed(0)
+    residual = codec.encoder(noise(10.0, generator)[None])[0].t()
+    for layer in codec.quantizer.layers:
+        rows = torch.randint(len(residual), (codec.config.codebook_size,), generator=generator)
+        scatter = torch.randn(len(rows), residual.shape[1], generator=generator) * residual.std() * 0.1
+        layer.codebook.embed.copy_(residual[rows] + scatter)
+        residual = residual - layer.codebook.decode(layer.codebook.encode(residual))
+
+
+def noise(seconds: float, generator: torch.Generator) -> Tensor:
+    return torch.randn(1, int(seconds * 50) * 640, generator=generator) * 0.1
+
+
+@torch.inference_mode()
+def require_causal(model: Any) -> None:
+    """A decoder that hears the future would be a benchmark of something else."""
+    steps = torch.randint(0, 8, (model.decoder.config.num_codebooks, 8), generator=torch.Generator().manual_seed(0))
+    steps = steps.to(model.device)
+    before = model.decoder(input_ids=steps).logits
+    steps[:, -1] += 1
+    after = model.decoder(input_ids=steps).logits
+    if not torch.equal(before[:, :-1], after[:, :-1]) or torch.equal(before, after):
+        raise RuntimeError("the decoder is not causal: its configuration lost the attention implementation")
+
+
+# ---- measuring
+
+
+def measure(variants: Sequence[Variant], work: Work, *, repeats: int) -> None:
+    """Runs the variants in turns, once to warm up."""
+    codes = variants[0].encode(work)
+    exact = variants[0].score(work, codes)
+    for variant in variants:
+        _forget_peak()
+        moved = zip(variant.encode(work), codes, strict=True)
+        variant.codes_moved = int(sum((ours != theirs).sum() for ours, theirs in moved))
+        pairs = list(zip(variant.score(work, codes), exact, strict=True))
+        variant.peak_mb = _peak_mb()
+        variant.nll_error = max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
+        variant.ce_error = max(float((a.double().mean() - b.double().mean()).abs()) for a, b in pairs)
+    for _ in range(repeats):
+        for variant in variants:
+            encode_s, encode_cpu_s = _timed(variant.encode, work)
+            score_s, score_cpu_s = _timed(variant.score, work, codes)
+            variant.encode_s.append(encode_s)
+            variant.score_s.append(score_s)
+            variant.cpu_s.append(encode_cpu_s + score_cpu_s)
+
+
+def _timed(function: Callable[..., object], *arguments: object) -> tuple[float, float]:
+    """Seconds on the clock, and of the processor over all threads."""
+    gc.collect()
+    start, cpu_start = time.perf_counter(), time.process_time()
+    function(*arguments)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, time.process_time() - cpu_start
+
+
+def _forget_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")
+
+
+def _peak_mb() -> float:
+    """Largest memory since `_forget_peak`: the accelerator's, or this process's where the system tells."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) / 1024 if found else float("nan")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What the processor's best matrix products would take for the arithmetic of a window, and how fast they are."""
+
+    float32_gflops: float
+    bfloat16_gflops: float | None
+    encoder_gflop: float
+    linears_gflop: float
+    heads_gflop: float
+    attention_gflop: float
+
+    def seconds(self, *, bfloat16: bool) -> float:
+        """Seconds a window on all threads; scores of attention and the heads are float32 in either case."""
+        fast = self.bfloat16_gflops if bfloat16 and self.bfloat16_gflops else self.float32_gflops
+        exact = self.encoder_gflop + self.heads_gflop + self.attention_gflop / 2
+        return exact / self.float32_gflops + (self.linears_gflop + self.attention_gflop / 2) / fast
+
+
+@torch.inference_mode()
+def limit(model: Any, work: Work) -> Limit:
+    num_frames = work.audio[0].shape[1] // 640
+    S = num_frames + max(work.delays)
+    config = model.decoder.config
+    D, L = config.hidden_size, config.num_hidden_layers
+    linears = L * S * (4 * D * D + 2 * D * config.ffn_dim)
+    if work.states is not None:
+        linears += L * 2 * D * D * (S + len(work.states))
+    heads = num_frames * config.num_codebooks * D * config.vocab_size
+    return Limit(
+        float32_gflops=_peak_gflops(torch.float32),
+        bfloat16_gflops=_peak_gflops(torch.bfloat16) if can_pack(torch.bfloat16) else None,
+        encoder_gflop=_encoder_gflop(model.audio_encoder, num_frames),
+        linears_gflop=2 * linears / 1e9,
+        heads_gflop=2 * heads / 1e9,
+        attention_gflop=2 * L * S * S * D / 1e9,
+    )
+
+
+def _encoder_gflop(codec: Any, num_frames: int) -> float:
+    rows, total = num_frames * codec.config.hop_length, 0
+    for module in codec.encoder.modules():
+        if isinstance(module, torch.nn.Conv1d):
+            rows //= module.stride[0]
+            total += rows * module.weight.numel()
+        elif isinstance(module, torch.nn.LSTM):
+            total += num_frames * sum(weight.numel() for weight in module.parameters() if weight.ndim == 2)
+    total += num_frames * sum(layer.codebook.embed.numel() for layer in codec.quantizer.layers)
+    return 2 * total / 1e9
+
+
+def _peak_gflops(dtype: torch.dtype) -> float:
+    """The best of several large packed products, one a thread, all threads at once."""
+    num_threads, (M, K, N) = torch.get_num_threads(), (1536, 1024, 4096)
+    matrix = PackedMatrix(torch.ones(N, K, dtype=dtype), num_rows=M)
+    x = torch.ones(M, K, dtype=dtype)
+
+    def work(_: int) -> None:
+        for _ in range(5):
+            matrix(x)
+
+    work(0)
+    best = min(_timed(map_single_threaded, work, range(num_threads))[0] for _ in range(5))
+    return num_threads * 5 * 2 * M * K * N / best / 1e9
+
+
+# ---- reporting
+
+
+def table(variants: Sequence[Variant], work: Work, bound: Limit | None) -> str:
+    num_frames = sum(audio.shape[1] for audio in work.audio) // 640
+    lines = [
+        "| variant | frames/s | ratio | encode s | score s | CPU s | CPU ratio | peak MB "
+        "| codes moved | largest nll error | ce error |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    totals = [[e + s for e, s in zip(v.encode_s, v.score_s, strict=True)] for v in variants]
+    for variant, total in zip(variants, totals, strict=True):
+        ratio = statistics.median(first / own for first, own in zip(totals[0], total, strict=True))
+        cpu_ratio = statistics.median(a / b for a, b in zip(variants[0].cpu_s, variant.cpu_s, strict=True))
+        encode_s, score_s, cpu_s = map(statistics.median, (variant.encode_s, variant.score_s, variant.cpu_s))
+        lines.append(
+            f"| {variant.name} | {num_frames / statistics.median(total):.0f} | {ratio:.2f} | {encode_s:.2f} | {score_s:.2f} "
+            f"| {cpu_s:.2f} | {cpu_ratio:.2f} | {variant.peak_mb:.0f} | {variant.codes_moved} of {num_frames * len(work.delays)} "
+            f"| {variant.nll_error:.1e} | {variant.ce_error:.1e} |"
+        )
+    if bound is not None:
+        half = "" if bound.bfloat16_gflops is None else f", bfloat16 {bound.bfloat16_gflops:.0f}"
+        lines += [
+            "",
+            f"Best products on these threads: float32 {bound.float32_gflops:.0f}{half} GFLOP/s. A window needs "
+            f"{bound.encoder_gflop:.0f} (encoder) + {bound.linears_gflop:.0f} (linears) + {bound.attention_gflop:.0f} (causal "
+            f"attention) + {bound.heads_gflop:.0f} (heads) GFLOP.",
+        ]
+        for name, bfloat16 in (("+ own forward and attention", False), ("+ packed bfloat16 weights", True)):
+            for variant, total in zip(variants, totals, strict=True):
+                if variant.name == name:
+                    ideal = bound.seconds(bfloat16=bfloat16) * len(work.audio)
+                    lines.append(
+                        f"`{name}`: at best {ideal:.2f} s, measured {statistics.median(total):.2f} s: "
+                        f"{ideal / statistics.median(total):.0%} of the limit."
+                    )
+    return "\n".join(lines)
+
+
+def processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def run(shape: Shape, arguments: argparse.Namespace) -> str:
+    """One shape's section of the report."""
+    model = load(shape).to(arguments.device)
+    require_causal(model)
+    generator = torch.Generator().manual_seed(1)
+    seconds = min(arguments.seconds, 10.0) if shape == "demo" else arguments.seconds
+    num_windows = arguments.windows or (2 * torch.get_num_threads() if arguments.device == "cpu" else 16)
+    width = model.decoder.config.hidden_size
+    text = torch.randn(arguments.text_tokens, width, generator=generator) if arguments.text_tokens else None
+    audio = [noise(seconds, generator).to(arguments.device) for _ in range(num_windows)]
+    num_codebooks = model.decoder.config.num_codebooks
+    work = Work(audio, None if text is None else text.to(arguments.device), tuple(range(num_codebooks)))
+    on_cpu = arguments.device == "cpu"
+    with torch.inference_mode():
+        variants = variants_on_cpu(model) if on_cpu else variants_on_cuda(model)
+        measure(variants, work, repeats=arguments.repeats)
+        bound = limit(model, work) if on_cpu else None
+    parameters = sum(parameter.numel() for parameter in model.decoder.parameters()) / 1e6
+    heading = (
+        f"## {shape}: decoder of {parameters:.0f} M parameters, {num_windows} windows of {seconds:g} s, "
+        f"{arguments.text_tokens} text tokens, medians of {arguments.repeats}"
+    )
+    return f"{heading}\n\n{table(variants, work, bound)}\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=["demo", "small", "tiny"], default=["demo", "small"])
+    parser.add_argument("--seconds", type=float, default=30.0, help="length of a window; at most 10 for the demo model")
+    parser.add_argument("--windows", type=int, help="default: two a thread, 16 on an accelerator")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--text_tokens", type=int, default=12, help="0: the null condition")
+    parser.add_argument("--threads", type=int, help="torch threads; default: as found")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--markdown", action="store_true", help="write scoring.md beside this file")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()
+    device = torch.cuda.get_device_name() if options.device == "cuda" else processor()
+    report = (
+        f"# Scoring: audio to nll\n\n{datetime.date.today()}, {device}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}. "
+        f"Written by `python -m benchmarks.scoring --markdown`.\n\n"
+    )
+    print(report, flush=True)
+    for shape in options.shapes:
+        section = run(shape, options)
+        print(section, flush=True)
+        report += section + "\n"
+    if options.markdown:
+        Path(__file__).with_suffix(".md").write_text(report.rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
