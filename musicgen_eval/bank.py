@@ -100,8 +100,9 @@ class MetricBank:
             if not isinstance(entry.metric, Metric):
                 raise MetricError(f"metric {name!r} must be a torchmetrics.Metric, got {type(entry.metric).__name__}")
             metric = deepcopy(entry.metric)
-            if hasattr(metric, "configure"):
-                metric.configure(spec)
+            configure = getattr(metric, "configure", None)
+            if callable(configure):
+                configure(spec)
             for reading in getattr(metric, "readings", ()):
                 self._publish(name, reading)
             self.metrics[name] = metric

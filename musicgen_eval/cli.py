@@ -103,7 +103,7 @@ class EvaluationCLI(LightningCLI):
         self.folder = RunFolder(settings.run_dir or default_run_dir(str(self.subcommand)))
         config_yaml = self._parser(self.subcommand).dump(settings, skip_none=False)
         logger = wandb_logger(WandbSettings(**settings.wandb.as_dict()), self.folder.path)
-        console = Console() if rank_zero_only.rank == 0 else None
+        console = Console() if _is_rank_0() else None
         trainer_config = self.config_init[self.subcommand].trainer
         callbacks: list[L.Callback] = []
         if trainer_config.enable_progress_bar is not False:
@@ -117,7 +117,7 @@ class EvaluationCLI(LightningCLI):
 
     def before_test(self) -> None:
         """Claims the run folder, before W&B or the data write or read anything."""
-        if rank_zero_only.rank == 0:
+        if _is_rank_0():
             self.folder.claim()
 
     before_validate = before_test
@@ -199,6 +199,10 @@ def _evaluate_command(args: Sequence[str] | None) -> None:
     evaluate(**settings[settings.subcommand].as_dict())
 
 
+def _is_rank_0() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def _guarded(run: Callable[[], object]) -> int:
     """Runs a command; what is wrong becomes one message and a status: 2 for arguments, 1 for the rest."""
     _quieten()
@@ -217,7 +221,7 @@ def _fail(message: str, status: int) -> int:
 
 
 def _short(message: str) -> str:
-    """jsonargparse's message; for an unknown metric class only its name and the nearest known ones."""
+    """The parser's message; for an unknown metric class only its name and the nearest known ones."""
     unknown = re.search(r"(?:given class_path '|dot import path string: )([\w.]+)", message)
     if unknown is None or "model.metrics" not in message:
         return message.strip()

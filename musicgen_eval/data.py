@@ -125,7 +125,8 @@ class WindowDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[WindowAudio]:
         """The windows of this rank, batch by batch."""
-        assert self.plan is not None and self.trainer is not None
+        assert self.plan is not None
+        assert self.trainer is not None
         batches = RankBatches(
             len(self.plan.windows),
             batch_size=self.settings.batch_size,

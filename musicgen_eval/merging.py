@@ -53,8 +53,9 @@ def merge_states(metric: Metric, states: Sequence[State]) -> State:
         states: in canonical (track, window) order, on the CPU; at least one.
     """
     merged: State = {}
-    for name, reduction in metric._reductions.items():
-        parts = [state[name] for state in states]
+    reductions: Mapping[str, Any] = metric._reductions
+    for name, reduction in reductions.items():
+        parts: list[Any] = [state[name] for state in states]
         if isinstance(parts[0], list):
             joined = [tensor for part in parts for tensor in part]
             merged[name] = reduction(joined) if reduction is not None and joined else joined

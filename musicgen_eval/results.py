@@ -20,7 +20,6 @@ from torchmetrics import Metric
 
 from musicgen_eval.bank import MetricBank
 from musicgen_eval.errors import RunError
-from musicgen_eval.errors import RunError
 from musicgen_eval.merging import State, compute_from, compute_in_place, is_sum_metric, merge_states
 from musicgen_eval.planning import Plan, TrackStatus, refuse_failures
 from musicgen_eval.records import CodecSpec, Failure, Window

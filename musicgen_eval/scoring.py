@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import MusicgenForCausalLM
 
 from musicgen_eval.delay import delay_codes, realign, tail_mask
 from musicgen_eval.models.packed import is_packed, last_hidden_state
@@ -40,7 +41,7 @@ class Scores:
 
 
 def score_codes(
-    decoder: nn.Module,
+    decoder: MusicgenForCausalLM,
     codes: Tensor,
     *,
     delays: Sequence[int],
@@ -84,7 +85,7 @@ def score_codes(
 
 
 def score_and_rank_codes(
-    decoder: nn.Module,
+    decoder: MusicgenForCausalLM,
     codes: Tensor,
     *,
     delays: Sequence[int],
@@ -114,7 +115,7 @@ def score_and_rank_codes(
 
 
 def hidden_states(
-    decoder: nn.Module, steps: Tensor, encoder_hidden_states: Tensor | None, encoder_attention_mask: Tensor | None
+    decoder: MusicgenForCausalLM, steps: Tensor, encoder_hidden_states: Tensor | None, encoder_attention_mask: Tensor | None
 ) -> Tensor:
     """Runs the decoder's layers, without its output heads, over delayed codes.
 
@@ -195,7 +196,7 @@ def nll_from_logits(logits: Tensor, codes: Tensor, *, delays: Sequence[int], sco
 
 
 def _score_rows(
-    decoder: nn.Module, hidden: Tensor, codes: Tensor, counted: Tensor, delays: Sequence[int], *, with_logits: bool
+    decoder: MusicgenForCausalLM, hidden: Tensor, codes: Tensor, counted: Tensor, delays: Sequence[int], *, with_logits: bool
 ) -> Scores:
     """Applies each codebook's head to the rows of its counted codes, chunk by chunk."""
     B, K, T = codes.shape

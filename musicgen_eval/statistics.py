@@ -36,8 +36,8 @@ def bootstrap_sums(per_track: Tensor, *, num_resamples: int = NUM_RESAMPLES, see
 def percentile_interval(values: Tensor, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """The middle `confidence` of (R,) values; NaN resamples are left out, and NaN when nothing remains.
 
-    >>> percentile_interval(torch.arange(101.0))
-    (2.5, 97.5)
+    >>> percentile_interval(torch.arange(101.0), confidence=0.5)
+    (25.0, 75.0)
     """
     finite = values[~values.isnan()].double()
     if not len(finite):

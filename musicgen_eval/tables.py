@@ -3,7 +3,7 @@
 Knows results; writes to whatever console it is given.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite, log, log2
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def print_result(result: EvaluationResult, console: Console, *, files: Sequence[
             console.print(f"  {path}", highlight=False, soft_wrap=True)
 
 
-def _perplexity_table(name: str, values: dict[str, Value], result: EvaluationResult) -> Table:
+def _perplexity_table(name: str, values: Mapping[str, Value], result: EvaluationResult) -> Table:
     spec = result.spec
     table = Table(title=f"{name}: {result.recipe.get('checkpoint', '')}", title_justify="left")
     for heading in ("codebook", "ce (nats)", "ppl", "bits/s", "ceiling", "95% of ppl"):
@@ -61,7 +61,7 @@ def _perplexity_table(name: str, values: dict[str, Value], result: EvaluationRes
     return table
 
 
-def _metric_table(metrics: dict[str, dict[str, Value]]) -> Table:
+def _metric_table(metrics: Mapping[str, Mapping[str, Value]]) -> Table:
     table = Table(title="other metrics", title_justify="left")
     for heading in ("metric", "value", "unit", "95% interval"):
         table.add_column(heading, justify="right" if heading in ("value", "95% interval") else "left")

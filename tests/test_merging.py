@@ -159,6 +159,9 @@ def synchronise(rank: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:Metric `SpearmanCorrcoef` will save all:UserWarning")
+
+
 @pytest.fixture(scope="module")
 def synchronised(tmp_path_factory) -> dict[str, tuple[State, dict[str, float]]]:
     """What torchmetrics made of the halves: by case, the states and the result."""

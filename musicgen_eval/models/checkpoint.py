@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import AutoConfig, GenerationConfig, MusicgenConfig
 
@@ -20,6 +20,7 @@ from musicgen_eval.records import CodecSpec
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo"
 DEFAULT_WINDOW_S = 30
+DEFAULT_REVISION = "main"  # the hub's own default; a folder has no revisions
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def find_checkpoint(
         )
     location = str(folder) if local else name
     try:
-        config = AutoConfig.from_pretrained(location, revision=revision)
+        config = AutoConfig.from_pretrained(location, revision=revision or DEFAULT_REVISION)
     except (OSError, ValueError) as error:
         raise CheckpointError(_not_found(name, folder, local, error)) from error
     if not isinstance(config, MusicgenConfig):
@@ -80,7 +81,7 @@ def find_checkpoint(
             "Melody checkpoints feed the decoder differently and are not supported"
         )
     try:
-        stated = GenerationConfig.from_pretrained(location, revision=revision).max_length
+        stated = GenerationConfig.from_pretrained(location, revision=revision or DEFAULT_REVISION).max_length
     except OSError:
         stated = None
     spec, source = _spec(config, name, stated=stated, given=max_frames)
@@ -91,7 +92,8 @@ def find_checkpoint(
 def _spec(
     config: MusicgenConfig, name: str, *, stated: int | None, given: int | None
 ) -> tuple[CodecSpec, Literal["generation_config", "given", "default"]]:
-    codec, decoder = config.audio_encoder, config.decoder
+    codec: Any = config.audio_encoder
+    decoder: Any = config.decoder
     hop = prod(codec.upsampling_ratios)
     rate, remainder = divmod(codec.sampling_rate, hop)
     if remainder:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import EncodecModel, PreTrainedModel
 from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecLSTM, EncodecResnetBlock
 
-from musicgen_eval.models.packed import PackedMatrix
+from musicgen_eval.models.packed import PackedMatrix, can_pack
 from musicgen_eval.models.threads import float32_exactly, map_single_threaded, single_threaded
 
 
@@ -82,11 +82,13 @@ class SegmentEncoder:
         device = self.model.device
         lanes = [lane.to(device) for audio in segments for lane in self._lanes(audio)]
         with float32_exactly(device.type):
-            if device.type == "cpu":
-                self._prepare()
-                codes = map_single_threaded(self._encode_lane, lanes, num_workers=self.num_workers)
+            plan = self._planned() if device.type == "cpu" else None
+            if plan is not None:
+                codes = self._encode_in_lots(plan, lanes)
+            elif device.type == "cpu":
+                codes = map_single_threaded(self._encode_plainly, lanes, num_workers=self.num_workers)
             else:
-                codes = [self._encode_lane(lane) for lane in lanes]
+                codes = [self._encode_plainly(lane) for lane in lanes]
         num_lanes = self.channels // self.model.config.audio_channels
         grouped = [codes[i : i + num_lanes] for i in range(0, len(codes), num_lanes)]
         return [_interleave(group).to(audio.device, copy=False) for group, audio in zip(grouped, segments, strict=True)]
@@ -95,19 +97,30 @@ class SegmentEncoder:
         """(C, N) -> what the codec hears at a time, (its channels, N) each."""
         return audio.split(self.model.config.audio_channels)
 
-    def _encode_lane(self, audio: Tensor) -> Tensor:
+    def _encode_in_lots(self, plan: _Encoder, lanes: Sequence[Tensor]) -> list[Tensor]:
+        """Deals the lanes, longest first, to as many lots as there are workers, or more; each lot has a thread."""
+        num_workers = self.num_workers or torch.get_num_threads()
+        num_lots = max(min(num_workers, len(lanes)), -(-len(lanes) // plan.lstm.max_lanes))
+        by_length = sorted(range(len(lanes)), key=lambda i: -lanes[i].shape[1])
+        lots = [by_length[i::num_lots] for i in range(num_lots)]
+        done = map_single_threaded(lambda lot: plan.encode([lanes[i] for i in lot]), lots, num_workers=num_workers)
+        codes = {
+            i: result for lot, results in zip(lots, done, strict=True) for i, result in zip(lot, results, strict=True)
+        }
+        return [codes[i] for i in range(len(lanes))]
+
+    def _encode_plainly(self, audio: Tensor) -> Tensor:
         """(codec's channels, N) -> (K, T)."""
-        if self._plan is not None and self.model.device.type == "cpu":
-            return self._plan.encode(audio)
         encoded: Any = self.model.encode(audio[None], bandwidth=self.bandwidth)
         return cast(Tensor, encoded.audio_codes[0, 0])
 
-    def _prepare(self) -> None:
+    def _planned(self) -> _Encoder | None:
         with self._planning:
             if self._plan is None and has_finite_view(self.model):
                 _require_float32(self.model)
                 with single_threaded():
                     self._plan = _Encoder(self.model, self.bandwidth)
+        return self._plan
 
     def _check(self, audio: Tensor) -> None:
         hop = self.model.config.hop_length
@@ -159,6 +172,10 @@ PIECE_FRAMES = 100
 """Frames a piece of the convolutions; bounds the memory."""
 CACHE_FLOATS = 2**18
 """Aimed-at size of a layer's input inside a piece: 1 MB, a core's second-level cache."""
+MAX_LANES = 4
+"""Sequences that an LSTM takes in lockstep."""
+LSTM_STEPS = 128
+"""Steps whose input products are made at once."""
 MIN_TAP_WIDTH = 32
 """Narrower products are slower than laying out every output row's view."""
 
@@ -170,27 +187,30 @@ class _Encoder:
         layers: list[Any] = list(model.encoder.layers)
         split = next(i for i, layer in enumerate(layers) if isinstance(layer, EncodecLSTM))
         self.stages = _stages(layers[:split])
-        self.lstm: nn.LSTM = layers[split].lstm
+        self.lstm = _Lstm(layers[split].lstm)
         self.last = _Conv(layers[-1], elu=True)
         num_codebooks = model.quantizer.get_num_quantizers_for_bandwidth(bandwidth)
         quantizers: list[Any] = list(model.quantizer.layers)
         self.codebooks = [_Codebook(quantizer.codebook.embed) for quantizer in quantizers[:num_codebooks]]
         self.hop_samples = math.prod(stage.hop for stage in self.stages)
 
-    def encode(self, audio: Tensor) -> Tensor:
-        """(C, N) -> (K, T)."""
-        return self.quantize(self.latents(audio))
+    def encode(self, lanes: Sequence[Tensor]) -> list[Tensor]:
+        """(C, N) each, longest first -> (K, T) each."""
+        return [self.quantize(latents) for latents in self.latents(lanes)]
 
-    def latents(self, audio: Tensor, *, piece_frames: int = PIECE_FRAMES) -> Tensor:
-        """(C, N) -> (T, D)."""
+    def latents(self, lanes: Sequence[Tensor], *, piece_frames: int = PIECE_FRAMES) -> list[Tensor]:
+        """(C, N) each, longest first -> (T, D) each."""
+        convolved = [self._convolve_in_pieces(audio, piece_frames) for audio in lanes]
+        heard = [frames + more for frames, more in zip(convolved, self.lstm(convolved), strict=True)]
+        return [self.last(frames, 0, 0, len(frames), len(frames)) for frames in heard]
+
+    def _convolve_in_pieces(self, audio: Tensor, piece_frames: int) -> Tensor:
+        """(C, N) -> (T, channels before the LSTM)."""
         num_frames = audio.shape[1] // self.hop_samples
         rows = audio.t().contiguous()
         starts = range(0, num_frames, piece_frames)
-        frames = torch.cat(
-            [self._convolve(len(self.stages), rows, a, min(a + piece_frames, num_frames)) for a in starts]
-        )
-        frames = self.lstm(frames)[0].add_(frames)
-        return self.last(frames, 0, 0, num_frames, num_frames)
+        pieces = [self._convolve(len(self.stages), rows, a, min(a + piece_frames, num_frames)) for a in starts]
+        return torch.cat(pieces)
 
     def quantize(self, latents: Tensor) -> Tensor:
         """(T, D) -> (K, T), each codebook on what the ones before it left."""
@@ -341,6 +361,84 @@ class _Conv:
         if 0 <= i < num_in:
             return x[i - start : i - start + 1]
         return x.new_zeros(1, x.shape[1])
+
+
+class _Lstm:
+    """An `nn.LSTM` over several sequences in lockstep, each with the bits it has alone.
+
+    One step of one sequence multiplies a vector: it waits for the weights, 16 MB of them in facebook's 32 kHz codec. Several
+    sequences wait once. A row of oneDNN's product does not depend on the rows beside it, which is tried out before it is relied
+    on. Weights that fit a core's cache gain nothing: `nn.LSTM` is as fast, and takes the sequences one by one.
+    """
+
+    def __init__(self, lstm: nn.LSTM) -> None:
+        self.plain = lstm
+        self.layers: list[tuple[PackedMatrix, PackedMatrix]] = []
+        if 4 * lstm.hidden_size**2 <= CACHE_FLOATS or not can_pack(torch.float32):
+            self.max_lanes = 1
+            return
+        for k in range(lstm.num_layers):
+            by_input, by_hidden, *biases = (
+                _sigmoids_first(getattr(lstm, f"{name}_l{k}").detach())
+                for name in _LSTM_PARAMETERS[: 4 if lstm.bias else 2]
+            )
+            bias = biases[0] + biases[1] if biases else None
+            self.layers.append((PackedMatrix(by_input, bias), PackedMatrix(by_hidden)))
+        self.max_lanes = MAX_LANES if all(_rows_stand_alone(by_hidden) for _, by_hidden in self.layers) else 1
+
+    def __call__(self, sequences: list[Tensor]) -> list[Tensor]:
+        """(T, D) each, longest first -> (T, D) each."""
+        if not self.layers:
+            return [self.plain(sequence)[0] for sequence in sequences]
+        for layer in self.layers:
+            sequences = self._run(*layer, sequences)
+        return sequences
+
+    @staticmethod
+    def _run(by_input: PackedMatrix, by_hidden: PackedMatrix, sequences: list[Tensor]) -> list[Tensor]:
+        D = sequences[0].shape[1]
+        hidden, cell = (sequences[0].new_zeros(len(sequences), D) for _ in range(2))
+        outputs = [torch.empty_like(sequence) for sequence in sequences]
+        for start in range(0, len(sequences[0]), LSTM_STEPS):
+            pieces = [sequence[start : start + LSTM_STEPS] for sequence in sequences if len(sequence) > start]
+            # Zeros behind the end of a sequence: what becomes of that row is not read.
+            gates = hidden.new_zeros(len(pieces[0]), len(pieces), 4 * D)
+            for lane, piece in enumerate(pieces):
+                gates[: len(piece), lane] = by_input(piece)
+            hidden, cell = hidden[: len(pieces)], cell[: len(pieces)]
+            steps = hidden.new_empty(len(pieces[0]), len(pieces), D)
+            for gate, step in zip(gates, steps, strict=True):
+                both = by_hidden(hidden, add=gate)
+                both[:, : 3 * D].sigmoid_()
+                enter, keep, leave, value = both.split(D, dim=1)
+                cell = cell.mul(keep).addcmul_(enter, value.tanh_())
+                hidden = torch.mul(leave, cell.tanh(), out=step)
+            for lane, piece in enumerate(pieces):
+                outputs[lane][start : start + len(piece)] = steps[: len(piece), lane]
+        return outputs
+
+
+_LSTM_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def _sigmoids_first(parameter: Tensor) -> Tensor:
+    """torch stacks the gates as input, forget, value, output; the three sigmoids are wanted side by side."""
+    enter, keep, value, leave = parameter.chunk(4)
+    return torch.cat([enter, keep, leave, value])
+
+
+def _rows_stand_alone(matrix: PackedMatrix) -> bool:
+    """Whether a row of the product has the same bits alone, among others, and at any place."""
+    generator = torch.Generator().manual_seed(0)
+    out_features, in_features = matrix.shape
+    x = torch.randn(MAX_LANES, in_features, generator=generator)
+    add = torch.randn(MAX_LANES, out_features, generator=generator)
+    alone = torch.cat([matrix(x[i : i + 1], add=add[i : i + 1]) for i in range(MAX_LANES)])
+    return all(
+        torch.equal(matrix(x[i:j].clone(), add=add[i:j].clone()), alone[i:j])
+        for i in range(MAX_LANES)
+        for j in range(i + 1, MAX_LANES + 1)
+    )
 
 
 class _Codebook:

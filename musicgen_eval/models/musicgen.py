@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
 from musicgen_eval.errors import CheckpointError
-from musicgen_eval.models.checkpoint import Checkpoint, find_checkpoint
+from musicgen_eval.models.checkpoint import DEFAULT_REVISION, Checkpoint, find_checkpoint
 from musicgen_eval.models.encodec import SegmentEncoder
 from musicgen_eval.models.packed import pack_linears
 from musicgen_eval.records import CodecSpec
@@ -49,16 +49,17 @@ def load_model(
     )
     _refuse_pickles(found)
     try:
-        composite, info = MusicgenForConditionalGeneration.from_pretrained(
+        loaded: Any = MusicgenForConditionalGeneration.from_pretrained(
             found.location,
-            revision=found.revision,
+            revision=found.revision or DEFAULT_REVISION,
             dtype=torch.float32,
             use_safetensors=True,
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(found.location, revision=found.revision)
+        tokenizer = AutoTokenizer.from_pretrained(found.location, revision=found.revision or DEFAULT_REVISION)
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {found.name} cannot be loaded: {error}") from error
+    composite, info = loaded
     wrong = sorted(info["missing_keys"]) or sorted(str(key) for key in info["mismatched_keys"])
     if wrong:
         raise CheckpointError(

@@ -6,6 +6,7 @@ same forward for one unpadded window, without what such a window does not need. 
 
 from __future__ import annotations
 
+import platform
 from typing import Literal, cast
 
 import torch
@@ -62,8 +63,10 @@ def is_packed(decoder: nn.Module) -> bool:
 
 
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this torch and processor have oneDNN's packed products in `dtype`."""
-    if not torch.backends.mkldnn.is_available():
+    """Whether this torch and processor have oneDNN's packed products in `dtype`; tried on x86 alone."""
+    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+        return False
+    if not all(hasattr(torch.ops.mkldnn, op) for op in ("_reorder_linear_weight", "_linear_pointwise")):
         return False
     return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
@@ -105,6 +108,7 @@ class PackedMatrix:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, num_rows: int = 1024) -> None:
         self.bias = None if bias is None else bias.detach()
+        self.shape = tuple(weight.shape)
         self.is_packed = can_pack(weight.dtype)
         # A clone: oneDNN keeps a weight that needs no other layout as it is, and would share it with the module.
         weight = weight.detach().clone(memory_format=torch.contiguous_format)

@@ -17,6 +17,7 @@ from musicgen_eval.audio.files import open_track
 from musicgen_eval.delay import delay_codes
 from musicgen_eval.models.checkpoint import DEMO_FOLDER
 from musicgen_eval.models.musicgen import MusicGen, load_model
+from musicgen_eval.window_scoring import score_windows
 from musicgen_eval.windows import plan_windows
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -64,7 +65,7 @@ def tools(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def score(model: MusicGen, codes: list[torch.Tensor], texts: list[str | None]) -> list[torch.Tensor]:
     """The (K, T) nats of each."""
     scored = [torch.ones_like(c, dtype=torch.bool) for c in codes]
-    return [scores.nll for scores in model.score(codes, scored=scored, texts=texts)]
+    return [scores.nll for scores in score_windows(model, codes, scored=scored, texts=texts)]
 
 
 def ce(nll: torch.Tensor) -> float:

@@ -88,7 +88,7 @@ def test_codes_and_latents_are_transformers_own(name, num_frames):
     audio = random_audio(num_frames, channels=channels, hop=hop)
     with torch.no_grad():
         theirs = model.encoder(audio[None])[0].t()
-        ours = plan(model).latents(audio)
+        ours = plan(model).latents([audio])[0]
     assert (ours - theirs).abs().max() < 2e-6 * theirs.abs().max()
     codes = SegmentEncoder(model, channels=channels).encode(audio)
     assert codes.shape == (4, num_frames)
@@ -111,11 +111,11 @@ def test_pieces_give_what_the_whole_gives(name, monkeypatch):
     monkeypatch.setattr(encodec, "PackedMatrix", Float64Matrix)
     ours = plan(model)
     with torch.no_grad():
-        whole = ours.latents(audio, piece_frames=17)
+        whole = ours.latents([audio], piece_frames=17)[0]
         assert (whole - model.encoder(audio[None])[0].t()).abs().max() < 1e-12 * whole.abs().max()
         for piece_frames, cache_floats in product([1, 2, 7, 16], [64, 10**6]):
             monkeypatch.setattr(encodec, "CACHE_FLOATS", cache_floats)
-            pieces = ours.latents(audio, piece_frames=piece_frames)
+            pieces = ours.latents([audio], piece_frames=piece_frames)[0]
             assert (pieces - whole).abs().max() < 1e-13 * whole.abs().max(), (piece_frames, cache_floats)
 
 
@@ -152,7 +152,7 @@ def test_bits_do_not_depend_on_threads_neighbours_or_order(codec):
     try:
         alone = [SegmentEncoder(codec).encode(audio) for audio in segments]
         with torch.no_grad():
-            latents = plan(codec).latents(segments[1])
+            latents = plan(codec).latents([segments[1]])[0]
         for num_threads in (1, 2, 3):
             torch.set_num_threads(num_threads)
             encoder = SegmentEncoder(codec)
@@ -164,7 +164,10 @@ def test_bits_do_not_depend_on_threads_neighbours_or_order(codec):
                 assert all(torch.equal(a, b) for a, b in zip(backwards, alone, strict=True))
             assert torch.get_num_threads() == num_threads
             with torch.no_grad():
-                assert torch.equal(map_single_threaded(encoder._plan.latents, segments[1:3], num_workers=2)[0], latents)
+                assert torch.equal(
+                    map_single_threaded(encoder._plan.latents, [[s] for s in segments[1:3]], num_workers=2)[0][0],
+                    latents,
+                )
     finally:
         torch.set_num_threads(found)
 
