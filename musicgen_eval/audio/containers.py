@@ -1,0 +1,197 @@
+"""What the headers of a file declare, read without decoding: which kind of file it is, and where its audio ends.
+
+libsndfile reads a truncated file as a shorter one without a word; comparing what the container declares with the bytes
+that are there is the only way to know. Nothing here knows about samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from musicgen_eval.errors import AudioError
+
+HEAD_BYTES = 512
+UNKNOWN_SIZES = frozenset({0xFFFFFFFF, 0x7FFFFFFF, 0x80000000, 0x7FFFF000})  # what writers to a pipe put for a length
+_W64_RIFF = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
+_W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_EBML = b"\x1a\x45\xdf\xa3"
+
+
+@dataclass(frozen=True)
+class DataChunk:
+    """Where the audio of a file lies. `num_bytes` None: the container does not say."""
+
+    start: int
+    num_bytes: int | None
+
+
+def kind_of(head: bytes) -> str | None:
+    """The kind of file by its first bytes, where that decides how it is read; None: soundfile will know.
+
+    Returns:
+        `Ogg` and `FLAC`, which soundfile reads with care; or the name of a kind that it does not read.
+    """
+    if head[:4] == b"OggS":
+        packet = head[27 + head[26] :] if len(head) > 26 else b""
+        return "Ogg" if packet.startswith((b"\x01vorbis", b"OpusHead")) else "Ogg (neither Vorbis nor Opus)"
+    if head[4:8] == b"ftyp":
+        return "MP4 (m4a)"
+    if head[:2] in (b"\xff\xf0", b"\xff\xf1", b"\xff\xf8", b"\xff\xf9"):
+        return "AAC (ADTS)"
+    starts = {
+        b"fLaC": "FLAC", _ASF: "ASF (wma)", _EBML: "Matroska (webm, mka)", b"wvpk": "WavPack",
+        b"MAC ": "Monkey's Audio", b"TTA1": "TTA", b"MPCK": "Musepack", b"MP+": "Musepack", b"tBaK": "TAK",
+        b"DSD ": "DSF", b"FRM8": "DSDIFF", b".RMF": "RealMedia", b"#!AMR": "AMR", b"\x0b\x77": "AC-3", b"FLV": "FLV",
+    }  # fmt: skip
+    return next((name for start, name in starts.items() if head.startswith(start)), None)
+
+
+def data_chunk(file: BinaryIO) -> DataChunk | None:
+    """What must be there of a wav, RF64, W64, AIFF, CAF, AU, MP4, Matroska or ASF file.
+
+    None for another kind, or where no such chunk is found.
+    """
+    file.seek(0)
+    head = file.read(40)
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64") and head[8:12] == b"WAVE":
+        return _riff_data(file, "big" if head[:4] == b"RIFX" else "little")
+    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+        for name, at, num_bytes in _chunks(file, 12, "big"):
+            if name == b"SSND":
+                return DataChunk(at, num_bytes)
+    if head[:16] == _W64_RIFF:
+        return _w64_data(file)
+    if head[:4] == b"caff":
+        return _caf_data(file)
+    if head[4:8] == b"ftyp":
+        return _last_mp4_box(file)
+    if head[:4] == _EBML:
+        return _matroska_segment(file)
+    if head[:16] == _ASF:
+        return _asf_file(file)
+    if head[:4] in (b".snd", b"dns."):
+        order = "big" if head[:4] == b".snd" else "little"
+        num_bytes = int.from_bytes(head[8:12], order)  # type: ignore[arg-type]
+        start = int.from_bytes(head[4:8], order)  # type: ignore[arg-type]
+        return DataChunk(start, None if num_bytes == 0xFFFFFFFF else num_bytes)
+    return None
+
+
+def _chunks(file: BinaryIO, at: int, order: str) -> Iterator[tuple[bytes, int, int]]:
+    """(name, start, bytes) of the chunks of a RIFF or AIFF file."""
+    while True:
+        file.seek(at)
+        head = file.read(8)
+        if len(head) < 8:
+            return
+        num_bytes = int.from_bytes(head[4:], order)  # type: ignore[arg-type]
+        yield head[:4], at + 8, num_bytes
+        at += 8 + num_bytes + (num_bytes & 1)
+
+
+def _riff_data(file: BinaryIO, order: str) -> DataChunk | None:
+    long_bytes: int | None = None
+    for name, at, num_bytes in _chunks(file, 12, order):
+        if name == b"ds64":
+            long_bytes = int.from_bytes(file.read(16)[8:], "little")
+        if name == b"data":
+            if num_bytes == 0xFFFFFFFF and long_bytes is not None:
+                return DataChunk(at, long_bytes)
+            return DataChunk(at, None if num_bytes in UNKNOWN_SIZES else num_bytes)
+    return None
+
+
+def _w64_data(file: BinaryIO) -> DataChunk | None:
+    at = 40
+    while True:
+        file.seek(at)
+        head = file.read(24)
+        if len(head) < 24:
+            return None
+        num_bytes = int.from_bytes(head[16:], "little")  # with the 24 of this header
+        if head[:16] == _W64_DATA:
+            return DataChunk(at + 24, num_bytes - 24)
+        at += max(24, num_bytes + 7 & ~7)
+
+
+def _caf_data(file: BinaryIO) -> DataChunk | None:
+    at = 8
+    while True:
+        file.seek(at)
+        head = file.read(12)
+        if len(head) < 12:
+            return None
+        num_bytes = int.from_bytes(head[4:], "big", signed=True)
+        if head[:4] == b"data":
+            return DataChunk(at + 12, None if num_bytes < 0 else num_bytes)
+        at += 12 + max(0, num_bytes)
+
+
+def _last_mp4_box(file: BinaryIO) -> DataChunk | None:
+    at = 0
+    last: DataChunk | None = None
+    while True:
+        file.seek(at)
+        head = file.read(16)
+        if len(head) < 8:
+            return last
+        num_bytes = int.from_bytes(head[:4], "big")
+        if num_bytes == 1:
+            num_bytes = int.from_bytes(head[8:], "big")
+        if num_bytes < 8:  # 0: to the end of the file
+            return None
+        last = DataChunk(at, num_bytes)
+        at += num_bytes
+
+
+def _matroska_segment(file: BinaryIO) -> DataChunk | None:
+    """The segment, the one element after the header. Its size is unknown (all ones) where it was written to a pipe."""
+    at = 0
+    for name in (_EBML, b"\x18\x53\x80\x67"):
+        file.seek(at)
+        head = file.read(12)
+        if len(head) < 12 or head[:4] != name or head[4] == 0:
+            return None
+        width = 9 - head[4].bit_length()
+        value = int.from_bytes(head[4 : 4 + width], "big") & ((1 << 7 * width) - 1)
+        start, num_bytes = at + 4 + width, None if value == (1 << 7 * width) - 1 else value
+        at = start + (num_bytes or 0)
+    return DataChunk(start, num_bytes)
+
+
+def _asf_file(file: BinaryIO) -> DataChunk | None:
+    """The whole file, from the size in its file properties."""
+    file.seek(0)
+    head = file.read(1 << 16)
+    at = head.find(_ASF_FILE_PROPERTIES)
+    if at < 0 or head[at + 88 : at + 89] == b"\1":  # broadcast: the size says nothing
+        return None
+    return DataChunk(0, int.from_bytes(head[at + 40 : at + 48], "little"))
+
+
+def check_data_is_there(path: Path, num_bytes: int) -> None:
+    """Compare the size that a container declares with the file's.
+
+    Raises:
+        AudioError: the file ends before its audio does, or declares none although there is some.
+    """
+    with path.open("rb") as file:
+        chunk = data_chunk(file)
+    if chunk is None or chunk.num_bytes is None:
+        return
+    there = max(0, num_bytes - chunk.start)
+    if chunk.num_bytes > there:
+        raise AudioError(
+            f"{path}: truncated: its header declares {chunk.num_bytes} bytes of audio and {there} are there; "
+            "fetch or write it anew"
+        )
+    if chunk.num_bytes == 0 and there > 0:
+        raise AudioError(
+            f"{path}: its header declares no audio, and {there} bytes follow (written to a pipe, or never closed?); "
+            "write it anew"
+        )

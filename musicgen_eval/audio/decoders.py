@@ -1,0 +1,280 @@
+"""One file: what it is, and any run of its native samples, in every format, equal to a decode from the start cut there.
+
+The traps that this is built around: libsndfile's estimates and short pre-roll in mp3 (`mpeg.py`), a shift in the last
+page of Ogg Vorbis, Opus that has not settled, flac of unknown length, truncated files that read as shorter ones
+(`containers.py`), and python-soundfile, which seeks after every read: so one open handle a slice, one seek, one read.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from io import RawIOBase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from musicgen_eval.audio import containers, mpeg, mpeg_frames, ogg
+from musicgen_eval.audio.av_decoder import probe_av, read_av
+from musicgen_eval.errors import AudioError
+
+VORBIS_LAST_PAGE_SAMPLES = 262_144  # a seek into the last page is shifted by the samples trimmed from its end
+OPUS_PRE_ROLL_SAMPLES = 96_000  # libsndfile's 80 ms leave errors of 1e-2 at 6 kbit/s
+_UNKNOWN_FRAMES = 1 << 62
+_SKIP_BLOCK_SAMPLES = 1 << 16
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file holds.
+
+    Attributes:
+        path: the file.
+        format: container and coding, as soundfile or PyAV names them: "WAV/PCM_16", "MP3/MPEG_LAYER_III", "MP4/AAC".
+        sample_rate_hz: native rate.
+        num_channels: channels.
+        num_samples: native samples a channel: counted where the header only estimates.
+    """
+
+    path: Path
+    format: str
+    sample_rate_hz: int
+    num_channels: int
+    num_samples: int
+
+
+def probe(path: str | Path) -> AudioInfo:
+    """What a file holds, by its content and not by its name.
+
+    Reads headers where they can be trusted; frames of an mp3 without a tag are counted, and what needs PyAV is decoded
+    once.
+
+    Raises:
+        AudioError: missing, no regular file, empty, not audio, truncated (where that can be known), of a kind that
+            needs PyAV where it is not installed, or without samples.
+    """
+    path = Path(path)
+    num_bytes = _num_bytes(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(containers.HEAD_BYTES)
+            kind = containers.kind_of(head)
+            is_mpeg = head[:3] == b"ID3" or mpeg_frames.parse_header(head[:4]) is not None
+            if is_mpeg and kind is None:
+                is_mpeg = mpeg_frames.find_first_frame(file) is not None
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if kind is None and is_mpeg:
+        return _probe_mpeg(path)
+    if head[:4] == b"OggS":
+        ogg.check_ogg_end(path, num_bytes)
+    else:
+        containers.check_data_is_there(path, num_bytes)
+    if kind not in (None, "Ogg", "FLAC"):
+        return AudioInfo(path, *probe_av(path, kind))
+    return _probe_soundfile(path, head)
+
+
+def read_native(info: AudioInfo, start: int, num_samples: int) -> np.ndarray:
+    """Native samples [start, start + num_samples) of a file, equal to a decode from its start cut there.
+
+    Returns:
+        (N, C) float32, exactly `num_samples` long.
+
+    Raises:
+        AudioError: fewer samples than the file declares, damage, or samples that are NaN or infinite.
+    """
+    if num_samples == 0:
+        return np.zeros((0, info.num_channels), np.float32)
+    path, container = info.path, info.format.partition("/")[0]
+    _num_bytes(path)
+    try:
+        if container == "MP3":
+            audio = mpeg.read_frames(path, mpeg.index_stream(path), start, num_samples)
+        elif container in soundfile.available_formats() and info.format not in ("OGG/FLAC", "OGG/SPEEX"):
+            audio = _read_soundfile(info, start, num_samples)
+        else:
+            audio = read_av(path, container, start, num_samples)
+    except (OSError, soundfile.SoundFileError) as error:
+        raise AudioError(
+            f"{path}: cannot be read at {start / info.sample_rate_hz:.3f} s (truncated or damaged): {_cause(error)}"
+        ) from error
+    if len(audio) != num_samples or audio.shape[1] != info.num_channels:
+        raise AudioError(
+            f"{path}: truncated or changed since it was opened: {len(audio)} of {num_samples} samples at "
+            f"{start / info.sample_rate_hz:.3f} s, {audio.shape[1]} channels"
+        )
+    if not np.isfinite(audio).all():
+        first = start + int(np.flatnonzero(~np.isfinite(audio).all(axis=1))[0])
+        raise AudioError(f"{path}: NaN or infinite sample at {first / info.sample_rate_hz:.3f} s (sample {first})")
+    return audio
+
+
+def _num_bytes(path: Path) -> int:
+    """Size of a regular file; stat first, since opening a fifo without a writer never returns."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        reason = "a link to a file that does not exist" if path.is_symlink() else "no such file"
+        raise AudioError(f"{path}: {reason}") from None
+    except (OSError, ValueError) as error:
+        raise AudioError(f"{path}: cannot be opened: {error}") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise AudioError(f"{path}: a folder, expected an audio file")
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError(f"{path}: not a regular file (a fifo, socket or device)")
+    if status.st_size == 0:
+        raise AudioError(f"{path}: empty (0 bytes)")
+    return status.st_size
+
+
+def _probe_mpeg(path: Path) -> AudioInfo:
+    declared = mpeg.declared_stream(path)
+    if declared is None:
+        stream = mpeg.index_stream(path)
+        declared = stream.first, stream.num_samples
+    header, num_samples = declared
+    if num_samples <= 0:
+        raise AudioError(f"{path}: an mp3 file without a sample of audio")
+    layer = "I" * header.layer
+    return AudioInfo(path, f"MP3/MPEG_LAYER_{layer}", header.sample_rate_hz, header.num_channels, num_samples)
+
+
+def _probe_soundfile(path: Path, head: bytes) -> AudioInfo:
+    try:
+        with _open(path) as sound:
+            info = AudioInfo(path, f"{sound.format}/{sound.subtype}", sound.samplerate, sound.channels, sound.frames)
+            seekable = sound.seekable()
+    except soundfile.SoundFileError as error:
+        raise AudioError(f"{path}: not audio that soundfile can read: {_first_bytes(head)}: {_cause(error)}") from error
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if info.num_samples >= _UNKNOWN_FRAMES and info.format.startswith("FLAC"):
+        info = AudioInfo(path, info.format, info.sample_rate_hz, info.num_channels, _flac_num_samples(path))
+    if info.num_samples <= 0:
+        raise AudioError(f"{path}: {info.format} without a sample of audio")
+    if seekable and not info.format.startswith("OGG"):
+        try:
+            _read_soundfile(info, info.num_samples - 1, 1)
+        except soundfile.SoundFileError as error:
+            raise AudioError(
+                f"{path}: truncated: its header declares {info.num_samples} samples and the last cannot be read; "
+                f"fetch or encode it anew: {_cause(error)}"
+            ) from error
+    return info
+
+
+def _read_soundfile(info: AudioInfo, start: int, num_samples: int) -> np.ndarray:
+    """(N, C) float32; may be shorter than asked where the file is."""
+    position = start
+    if info.format == "OGG/VORBIS":
+        ogg.check_ogg_pages(info.path)
+        position = min(start, max(0, info.num_samples - VORBIS_LAST_PAGE_SAMPLES))
+    elif info.format == "OGG/OPUS":
+        ogg.check_ogg_pages(info.path)
+        position = max(0, start - OPUS_PRE_ROLL_SAMPLES)
+    with _open(info.path) as sound:
+        if sound.seekable():
+            reached = sound.seek(position)
+            if reached != position:
+                raise AudioError(f"{info.path}: damaged: a seek to sample {position} came to {reached}")
+        else:
+            # GSM and G.72x: from the start, in blocks. Without seeks, python-soundfile reads on where it was.
+            position = start
+            for skipped in range(0, start, _SKIP_BLOCK_SAMPLES):
+                sound.read(min(_SKIP_BLOCK_SAMPLES, start - skipped), dtype="float32")
+        audio: np.ndarray = sound.read(start - position + num_samples, dtype="float32", always_2d=True)
+    return audio[start - position :]
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[soundfile.SoundFile]:
+    """A fresh handle on an open file: by its name, soundfile would take `.raw` for headerless samples."""
+    with path.open("rb", buffering=0) as file:
+        source: Any = _flac_with_length(path, file) or file.fileno()
+        with soundfile.SoundFile(source, closefd=False) as sound:
+            yield sound
+
+
+class _PatchedFile:
+    """A file of which some bytes read as others."""
+
+    def __init__(self, file: RawIOBase, at: int, patch: bytes) -> None:
+        self._file, self._at, self._patch = file, at, patch
+
+    def read(self, num_bytes: int = -1) -> bytes:
+        start = self._file.tell()
+        data = bytearray(self._file.read(num_bytes) or b"")
+        for offset, byte in enumerate(self._patch, self._at - start):
+            if 0 <= offset < len(data):
+                data[offset] = byte
+        return bytes(data)
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def _flac_with_length(path: Path, file: RawIOBase) -> _PatchedFile | None:
+    """A flac file that was written to a pipe, with the length that its header lacks; None for any other file.
+
+    Without it libsndfile cannot read up to the last sample.
+    """
+    head = file.read(26) or b""
+    file.seek(0)
+    # STREAMINFO: 20 bit rate, 3 bit channels, 5 bit depth, 36 bit samples, from byte 18 of the file.
+    if head[:4] != b"fLaC" or len(head) < 26 or head[21] & 0x0F or any(head[22:26]):
+        return None
+    num_samples = _flac_num_samples(path)
+    return _PatchedFile(
+        file, 21, bytes((head[21] | num_samples >> 32,)) + (num_samples & 0xFFFFFFFF).to_bytes(4, "big")
+    )
+
+
+def _flac_num_samples(path: Path) -> int:
+    status = path.stat()
+    return _count_flac(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 10)
+def _count_flac(path: Path, num_bytes: int, mtime_ns: int) -> int:
+    """Samples of a flac file that does not say, found by halving: a seek behind the last one fails."""
+
+    def can_seek(position: int) -> bool:
+        with path.open("rb") as file, soundfile.SoundFile(file.fileno(), closefd=False) as sound:
+            try:
+                return bool(sound.seek(position) == position)
+            except soundfile.SoundFileError:
+                return False
+
+    good, bad = 0, 1 << 16
+    while can_seek(bad):
+        good, bad = bad, 2 * bad
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if can_seek(middle) else (good, middle)
+    return bad
+
+
+def _cause(error: Exception) -> str:
+    return str(getattr(error, "error_string", "") or error).strip() or type(error).__name__
+
+
+def _first_bytes(head: bytes) -> str:
+    text = head[:24].decode("ascii", "replace")
+    if text.isprintable() or text.replace("\n", "").replace("\t", "").isprintable():
+        return f"it begins with the text {text!r} (a manifest must end in .csv, .jsonl, .jsonl.gz or .parquet)"
+    return f"it begins with {head[:12]!r}"

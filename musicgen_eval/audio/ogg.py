@@ -1,0 +1,115 @@
+"""The pages of an Ogg file (Vorbis, Opus): whether all of them are there and whole.
+
+libsndfile skips a damaged page without a word, so that all behind it moves, and takes a cut file for a shorter one.
+Nothing here knows about samples.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from musicgen_eval.errors import AudioError
+
+_OGG_PAGE_BYTES = 27 + 255 + 255 * 255
+_REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+def check_ogg_end(path: Path, num_bytes: int) -> None:
+    """Look at an Ogg file's first and last page.
+
+    Raises:
+        AudioError: the last page is cut or does not say that it is the last, or belongs to another stream than the
+            first.
+    """
+    with path.open("rb") as file:
+        first = file.read(27)
+        file.seek(max(0, num_bytes - 2 * _OGG_PAGE_BYTES))
+        tail = file.read()
+    last, at = None, tail.find(b"OggS")
+    while at >= 0:
+        page = _OggPage.parse(tail[at : at + 27 + 255])
+        if page is None or at + page.num_bytes > len(tail):
+            break
+        last, at = page, tail.find(b"OggS", at + page.num_bytes)
+    if at >= 0 or last is None or not last.is_end:
+        raise AudioError(f"{path}: truncated: its last Ogg page is cut or lacks the end flag; fetch or encode it anew")
+    if last.serial != int.from_bytes(first[14:18], "little"):
+        raise _several_streams(path)
+
+
+def _several_streams(path: Path) -> AudioError:
+    return AudioError(
+        f"{path}: holds several Ogg streams (chained or joined), of which only the first would be read; "
+        "decode it and encode it anew, or cut it in two"
+    )
+
+
+@dataclass(frozen=True)
+class _OggPage:
+    serial: int
+    sequence: int
+    checksum: int
+    is_start: bool
+    is_end: bool
+    num_bytes: int
+
+    @classmethod
+    def parse(cls, head: bytes) -> _OggPage | None:
+        """A page from its header; None where it is cut."""
+        if len(head) < 27 or len(head) < 27 + head[26]:
+            return None
+        serial, sequence, checksum = (int.from_bytes(head[at : at + 4], "little") for at in (14, 18, 22))
+        num_bytes = 27 + head[26] + sum(head[27 : 27 + head[26]])
+        return cls(serial, sequence, checksum, bool(head[5] & 2), bool(head[5] & 4), num_bytes)
+
+
+def check_ogg_pages(path: Path) -> None:
+    """Walk all pages of an Ogg file, once: a damaged or missing one would shift what follows without an error.
+
+    Raises:
+        AudioError: a page has another checksum than it says, or another number than the one after the last.
+    """
+    stat = path.stat()
+    _check_ogg_pages(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 10)
+def _check_ogg_pages(path: Path, num_bytes: int, mtime_ns: int) -> None:
+    with io.BufferedReader(io.FileIO(path), 1 << 20) as file:
+        at, sequence = 0, None
+        while head := file.read(27):
+            if head[:4] != b"OggS":
+                if at + 128 >= num_bytes and head[:3] == b"TAG":
+                    return
+                raise AudioError(f"{path}: damaged: no Ogg page at byte {at}; fetch or encode it anew")
+            head += file.read(head[26])
+            page = _OggPage.parse(head)
+            body = file.read(page.num_bytes - len(head)) if page is not None else b""
+            if page is None or len(head) + len(body) < page.num_bytes:
+                raise AudioError(f"{path}: truncated: its last Ogg page is cut; fetch or encode it anew")
+            if ogg_checksum(head[:22] + bytes(4) + head[26:] + body) != page.checksum:
+                raise AudioError(
+                    f"{path}: damaged: the Ogg page at byte {at} has a wrong checksum; fetch or encode it anew"
+                )
+            if sequence is not None and page.is_start:
+                raise _several_streams(path)
+            if sequence is not None and page.sequence != sequence + 1:
+                raise AudioError(
+                    f"{path}: damaged: Ogg page {page.sequence} follows page {sequence} at byte {at}; "
+                    "fetch or encode it anew"
+                )
+            at, sequence = at + page.num_bytes, page.sequence
+
+
+def ogg_checksum(data: bytes) -> int:
+    """Ogg's CRC-32: zlib's polynomial with the bits the other way round, no start value and no inversion (RFC 3533).
+
+    >>> hex(ogg_checksum(b"123456789"))
+    '0x89a1897f'
+    """
+    reversed_crc = zlib.crc32(data.translate(_REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int.from_bytes(reversed_crc.to_bytes(4, "little").translate(_REVERSED_BITS), "big")

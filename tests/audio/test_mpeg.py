@@ -1,0 +1,144 @@
+"""MPEG frames: headers against the standard's arithmetic, and streams with and without what encoders add to them."""
+
+import shutil
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from musicgen_eval.audio.mpeg import declared_stream, index_stream, read_frames
+from musicgen_eval.audio.mpeg_frames import parse_header, read_tag
+from musicgen_eval.errors import AudioError
+
+DATA = Path(__file__).parent.parent / "data" / "audio"
+MP3 = sorted(path.name for path in DATA.glob("*.mp[23]") if not path.name.startswith("joined"))
+
+
+def num_packets(path: Path) -> int:
+    """Frames of audio, counted by ffmpeg's demuxer."""
+    with av.open(str(path)) as container:
+        return sum(packet.size > 0 for packet in container.demux(audio=0))
+
+
+@pytest.mark.parametrize("name", MP3)
+def test_frames_are_counted_as_ffmpeg_counts_them(name: str):
+    assert len(index_stream(DATA / name).starts) == num_packets(DATA / name)
+
+
+@pytest.mark.parametrize("name", MP3)
+def test_what_the_tag_declares_is_what_the_frames_hold(name: str):
+    declared = declared_stream(DATA / name)
+    stream = index_stream(DATA / name)
+    tagged = name in ("cbr128.mp3", "vbr_silence.mp3", "abr_silence.mp3", "tags.mp3", "ffmpeg.mp3", "crc.mp3")
+    assert (declared is not None) == tagged
+    if declared is not None:
+        with soundfile.SoundFile(DATA / name) as sound:
+            assert declared[1] == stream.num_samples == sound.frames
+
+
+@pytest.mark.parametrize(
+    ("word", "num_bytes", "num_samples", "rate_hz", "num_channels"),
+    [
+        ("fffb9064", 417, 1152, 44100, 2),  # MPEG-1 layer III, 128 kbit/s: 144 * 128000 / 44100
+        ("fffb9264", 418, 1152, 44100, 2),  # padded
+        ("fff360c4", 156, 576, 22050, 1),  # MPEG-2 layer III, 48 kbit/s: 72 * 48000 / 22050
+        ("ffe318c4", 72, 576, 8000, 1),  # MPEG-2.5, 8 kbit/s
+        ("fffda404", 576, 1152, 48000, 2),  # layer II, 192 kbit/s
+        ("ffff4404", 128, 384, 48000, 2),  # layer I, 128 kbit/s: 4 * (12 * 128000 / 48000)
+    ],
+)
+def test_headers_are_read_as_the_standard_has_them(
+    word: str, num_bytes: int, num_samples: int, rate_hz: int, num_channels: int
+):
+    header = parse_header(bytes.fromhex(word))
+    assert header is not None
+    assert (header.num_bytes, header.num_samples) == (num_bytes, num_samples)
+    assert (header.sample_rate_hz, header.num_channels) == (rate_hz, num_channels)
+
+
+@given(st.binary(min_size=0, max_size=8))
+def test_any_bytes_are_a_header_or_none(word: bytes):
+    header = parse_header(word[:4])
+    assert header is None or (word[0] == 0xFF and 0 < header.num_bytes < 6000)
+    assert read_tag(word) is None
+
+
+def tagged_copy(path: Path, *, encoder: bytes | None, delay: int = 0, padding: int = 0, count: bool = True) -> Path:
+    """cbr64_untagged.mp3 behind a Xing frame of our own."""
+    audio = (DATA / "cbr64_untagged.mp3").read_bytes()
+    header = parse_header(audio[:4])
+    assert header is not None
+    flags = 1 if count else 0
+    tag = audio[:4] + bytes(header.side_info_bytes) + b"Xing" + flags.to_bytes(4, "big")
+    if count:
+        tag += (310 // 2).to_bytes(4, "big")
+    if encoder is not None:
+        tag += encoder.ljust(9) + bytes(12) + (delay << 12 | padding).to_bytes(3, "big")
+    frame = tag.ljust(header.num_bytes, b"\0")
+    path.write_bytes(frame + audio)
+    return path
+
+
+@pytest.mark.parametrize(("delay", "padding"), [(0, 0), (576, 600), (1105, 2000), (576, 100)])
+@pytest.mark.parametrize("encoder", [b"LAME3.100", b"Lavc60.3", None])
+def test_delay_and_padding_are_trimmed_as_libsndfile_trims_them(
+    delay: int, padding: int, encoder: bytes | None, tmp_path: Path
+):
+    path = tagged_copy(tmp_path / "a.mp3", encoder=encoder, delay=delay, padding=padding)
+    with soundfile.SoundFile(path) as sound:
+        whole = sound.read(dtype="float32", always_2d=True)
+    stream = index_stream(path)
+    assert stream.num_samples == len(whole)
+    np.testing.assert_allclose(read_frames(path, stream, 0, len(whole)), whole, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(read_frames(path, stream, 90_001, 5000), whole[90_001:95_001], rtol=0, atol=1e-6)
+
+
+def test_what_lies_before_behind_and_between_the_frames_is_passed_over(tmp_path: Path):
+    audio = (DATA / "cbr64_untagged.mp3").read_bytes()
+    expected = index_stream(DATA / "cbr64_untagged.mp3")
+    id3 = b"ID3\x04\0\0\0\0\x01\x00" + bytes(128)
+    half = int(expected.starts[80])
+    for name, content in {
+        "id3": id3 + id3 + audio,
+        "zeros": bytes(3000) + audio,
+        "id3v1": audio + b"TAG" + bytes(125),
+        "ape": audio + b"APETAGEX" + bytes(200),
+        "between": audio[:half] + id3 + audio[half:],
+    }.items():
+        path = tmp_path / f"{name}.mp3"
+        path.write_bytes(content)
+        stream = index_stream(path)
+        assert stream.num_samples == expected.num_samples
+        for start in (0, 100_000):
+            a = read_frames(path, stream, start, 3000)
+            b = read_frames(DATA / "cbr64_untagged.mp3", expected, start, 3000)
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+
+
+def test_a_change_of_rate_in_the_middle_is_an_error(tmp_path: Path):
+    path = tmp_path / "a.mp3"
+    path.write_bytes((DATA / "cbr64_untagged.mp3").read_bytes() + (DATA / "cbr32.mp3").read_bytes())
+    with pytest.raises(
+        AudioError, match=r"a\.mp3: changes from 44100 Hz, 1 channels, to 22050 Hz, 2 channels, at byte"
+    ):
+        index_stream(path)
+
+
+def test_a_file_that_changed_is_counted_anew(tmp_path: Path):
+    path = tmp_path / "a.mp3"
+    shutil.copy(DATA / "cbr128.mp3", path)
+    before = index_stream(path).num_samples
+    shutil.copy(DATA / "tags.mp3", path)
+    assert index_stream(path).num_samples != before
+
+
+def test_nothing_is_said_on_stderr_while_slices_are_read(capfd: pytest.CaptureFixture[str]):
+    for name in MP3:
+        stream = index_stream(DATA / name)
+        for start in range(0, stream.num_samples - 100, stream.num_samples // 9):
+            read_frames(DATA / name, stream, start, 100)
+    assert capfd.readouterr().err == ""
