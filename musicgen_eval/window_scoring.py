@@ -14,7 +14,7 @@ from torch import Tensor
 
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.models.packed import is_packed
-from musicgen_eval.models.threads import map_single_threaded
+from musicgen_eval.models.threads import float32_exactly, map_single_threaded
 from musicgen_eval.scoring import Scores, Tail, score_and_rank_codes
 
 
@@ -50,10 +50,11 @@ def score_windows(
 def encode_texts(model: MusicGen, texts: Sequence[str | None]) -> list[Tensor | None]:
     """Each distinct text once and alone, so that its states do not depend on the batch."""
     distinct = list(dict.fromkeys(text or None for text in texts))
-    if model.device.type == "cpu":
-        states = dict(zip(distinct, map_single_threaded(model.encode_text, distinct), strict=True))
-    else:
-        states = {text: model.encode_text(text) for text in distinct}
+    with float32_exactly(model.device.type):
+        if model.device.type == "cpu":
+            states = dict(zip(distinct, map_single_threaded(model.encode_text, distinct), strict=True))
+        else:
+            states = {text: model.encode_text(text) for text in distinct}
     return [states[text or None] for text in texts]
 
 

@@ -506,7 +506,7 @@ def test_the_yaml_of_the_docs_makes_metrics_that_are_accepted(name):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--metrics", type=dict[str, Metric | MetricEntry])
     text = shown(name).replace("2048", "16")
-    config = parser.instantiate_classes(parser.parse_object({"metrics": yaml.safe_load(text)}))
+    config = parser.instantiate(parser.parse_object({"metrics": yaml.safe_load(text)}))
     bank = MetricBank(config.metrics, spec=SPEC)
     offers = [make_offer(1, no_text=5), make_offer(2, no_text=6)]
     results = bank.compute(bank.update(offers))

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import EncodecConfig, EncodecModel
 
-from musicgen_eval.models import encodec
+from musicgen_eval.models import encodec_products
 from musicgen_eval.models.encodec import SegmentEncoder, has_finite_view
+from musicgen_eval.models.packed import can_pack
 from musicgen_eval.models.threads import map_single_threaded, single_threaded
 
 TINY = {
@@ -50,8 +51,8 @@ def random_audio(num_frames: int, *, channels: int = 1, hop: int = HOP, seed: in
     return torch.randn(channels, num_frames * hop, generator=torch.Generator().manual_seed(seed)) * 0.3
 
 
-def plan(model: EncodecModel) -> encodec._Encoder:
-    return encodec._Encoder(model, model.config.target_bandwidths[0])
+def plan(model: EncodecModel) -> encodec_products.EncoderProducts:
+    return encodec_products.EncoderProducts(model, model.config.target_bandwidths[0])
 
 
 @pytest.fixture(autouse=True)
@@ -108,13 +109,13 @@ def test_pieces_give_what_the_whole_gives(name, monkeypatch):
     audio = random_audio(17, channels=model.config.audio_channels, hop=model.config.hop_length).double()
     # In float64 an error of the view would stand out from rounding by eight orders of magnitude.
     model.double()
-    monkeypatch.setattr(encodec, "PackedMatrix", Float64Matrix)
+    monkeypatch.setattr(encodec_products, "PackedMatrix", Float64Matrix)
     ours = plan(model)
     with torch.no_grad():
         whole = ours.latents([audio], piece_frames=17)[0]
         assert (whole - model.encoder(audio[None])[0].t()).abs().max() < 1e-12 * whole.abs().max()
         for piece_frames, cache_floats in product([1, 2, 7, 16], [64, 10**6]):
-            monkeypatch.setattr(encodec, "CACHE_FLOATS", cache_floats)
+            monkeypatch.setattr(encodec_products, "CACHE_FLOATS", cache_floats)
             pieces = ours.latents([audio], piece_frames=piece_frames)[0]
             assert (pieces - whole).abs().max() < 1e-13 * whole.abs().max(), (piece_frames, cache_floats)
 
@@ -200,6 +201,39 @@ def test_a_codec_without_a_finite_view_is_left_to_transformers(changes):
     assert not has_finite_view(model)
     audio = random_audio(20)
     assert torch.equal(SegmentEncoder(model).encode(audio), model.encode(audio[None]).audio_codes[0, 0])
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_an_lstm_in_lockstep_is_the_lstm_and_each_sequence_has_the_bits_it_has_alone(has_bias, generator, monkeypatch):
+    lstm = torch.nn.LSTM(16, 16, 2, bias=has_bias)
+    sequences = [torch.randn(n, 16, generator=generator) for n in (300, 300, 129, 128)]
+    monkeypatch.setattr(encodec_products, "CACHE_FLOATS", 1)
+    with torch.no_grad():
+        for parameter in lstm.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        lockstep = encodec_products._Lstm(lstm)
+        together = lockstep(sequences)
+        for sequence, output in zip(sequences, together, strict=True):
+            assert (output - lstm(sequence)[0]).abs().max() < 1e-5
+        assert lockstep.max_lanes in (1, 4)
+        if lockstep.max_lanes == 4:
+            for i, sequence in enumerate(sequences):
+                assert torch.equal(lockstep([sequence])[0], together[i])
+                assert torch.equal(lockstep(sequences[i:])[0], together[i])
+
+
+def test_segments_in_lots_have_the_codes_they_have_alone(codec, monkeypatch):
+    segments = [random_audio(n, seed=n) for n in (30, 140, 3, 129, 1, 140, 60)]
+    encoder = SegmentEncoder(codec, num_workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(encodec_products, "CACHE_FLOATS", 64)
+        plan = encoder._planned()
+    assert plan.lstm.layers or not can_pack(torch.float32)
+    alone = [encoder.encode(audio) for audio in segments]
+    for num_workers in (1, 2, 3):
+        encoder.num_workers = num_workers
+        assert all(torch.equal(a, b) for a, b in zip(encoder.encode_all(segments), alone, strict=True))
+    assert encoder.encode_all([]) == []
 
 
 def test_weights_are_read_only_and_autocast_changes_nothing(codec):

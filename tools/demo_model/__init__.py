@@ -1,1 +1,1 @@
-"""What `tools/train_demo_model.py` is made of: music, codec, decoder, clips and checks of the demo model, one idea a file."""
+"""What `tools/train_demo_model.py` is made of: music, codec, decoder, clips and checks, one idea a file."""

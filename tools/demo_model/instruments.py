@@ -58,7 +58,9 @@ def note(name: str, pitch: int, num_samples: int) -> np.ndarray:
     timbre = TIMBRES[name]
     time_s = np.arange(num_samples + RELEASE_SAMPLES) / SAMPLE_RATE_HZ
     pitch_hz = 440.0 * 2.0 ** ((pitch - 69) / 12)
-    phase = 2 * np.pi * pitch_hz * (time_s - timbre.vibrato / (2 * np.pi * 5.0) * (np.cos(2 * np.pi * 5.0 * time_s) - 1))
+    phase = (
+        2 * np.pi * pitch_hz * (time_s - timbre.vibrato / (2 * np.pi * 5.0) * (np.cos(2 * np.pi * 5.0 * time_s) - 1))
+    )
     wave = sum(
         level * np.sin(number * phase)
         for number, level in enumerate(timbre.harmonics, start=1)

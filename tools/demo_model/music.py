@@ -1,8 +1,9 @@
 """Synthesises songs: chords, melody, bass and drums in a key and a tempo, with a text that describes them.
 
-A song is a pure function of its number. It loops, as much popular music does, and its sixteenth note is a whole number of codec
-frames, every note starting at the same phase: so a bar that comes back comes back in the same codes, and a small decoder can
-learn within minutes to listen to what it heard a bar ago. A part of the songs lies off that grid. It knows nothing of the model.
+A song is a pure function of its number. It loops, as much popular music does, and its sixteenth note is a whole number
+of codec frames, every note starting at the same phase: so a bar that comes back comes back in the same codes, and a
+small decoder can learn within minutes to listen to what it heard a bar ago. A part of the songs lies off that grid. It
+knows nothing of the model.
 """
 
 from __future__ import annotations
@@ -94,7 +95,11 @@ def draw_song(number: int, *, on_grid: bool | None = None) -> Song:
     drums = str(rng.choice(tuple(DRUMS))) if rng.random() < 0.85 else None
     loop_bars = int(rng.integers(1, 3)) if frames < 8 else 1
     gain = float(rng.uniform(0.75, 1.0))
-    words = [f"{mood} music in {KEYS[key]} {MOODS[mood][0]}", f"at {FRAMES_PER_SIXTEENTH[frames]} bpm", f"{chords} chords"]
+    words = [
+        f"{mood} music in {KEYS[key]} {MOODS[mood][0]}",
+        f"at {FRAMES_PER_SIXTEENTH[frames]} bpm",
+        f"{chords} chords",
+    ]
     words += [f"{lead} melody" if lead else "no melody", f"{bass} bass", f"{drums} drums" if drums else "no drums"]
     if rng.random() < 0.25:  # not every description is complete, nor in one order
         kept = rng.permutation(len(words) - 1)[: int(rng.integers(2, len(words)))] + 1
@@ -137,7 +142,10 @@ def render(song: Song, *, num_samples: int, stereo: bool = False) -> np.ndarray:
     rows = mix[:, song.offset_samples : song.offset_samples + num_samples] * song.gain
     if not stereo:
         return np.tanh(rows.sum(0, keepdims=True))
-    left, right = rows * np.array([1.4, 0.6, 1, 1], np.float32)[:, None], rows * np.array([0.6, 1.4, 1, 1], np.float32)[:, None]
+    left, right = (
+        rows * np.array([1.4, 0.6, 1, 1], np.float32)[:, None],
+        rows * np.array([0.6, 1.4, 1, 1], np.float32)[:, None],
+    )
     return np.tanh(np.stack([left.sum(0), right.sum(0)]))
 
 
@@ -214,6 +222,6 @@ def _drum_part(song: Song, *, fill: bool) -> Part:
         base = bar * SIXTEENTHS_PER_BAR
         last = fill and bar == song.loop_bars - 1
         for name, level, strokes in zip(("kick", "snare", "hat"), (0.5, 0.3, 0.12), DRUMS[song.drums], strict=True):
-            strokes = tuple(s for s in strokes if s < 12) + (12, 13, 14, 15) if last and name == "snare" else strokes
+            strokes = (*(s for s in strokes if s < 12), 12, 13, 14, 15) if last and name == "snare" else strokes
             part += [((base + stroke) * song.sixteenth_samples, level * drum(name)) for stroke in strokes]
     return part
