@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -38,6 +38,7 @@ from musicgen_eval.models.threads import map_single_threaded
 from musicgen_eval.scoring import score_codes
 
 Shape = str
+HiddenState = Callable[[Any, Tensor, Tensor | None], Tensor]
 DEMO = Path(__file__).parent.parent / "musicgen_eval" / "demo" / "model"
 
 
@@ -88,22 +89,18 @@ def plain_score(model: Any, work: Work, codes: Sequence[Tensor]) -> list[Tensor]
 # ---- ours, piece by piece
 
 
-def score_alone(decoder: Any, work: Work, codes: Sequence[Tensor]) -> list[Tensor]:
-    """Windows side by side, scored rows only, through transformers' forward."""
-
-    def one(window: Tensor) -> Tensor:
-        states = None if work.states is None else work.states[None]
-        return score_codes(decoder, window[None], delays=work.delays, encoder_hidden_states=states)[0]
-
-    return map_single_threaded(one, codes)
+def hidden_by_transformers(decoder: Any, steps: Tensor, states: Tensor | None) -> Tensor:
+    states = None if states is None else states[None]
+    output = decoder.model.decoder(input_ids=steps, encoder_hidden_states=states, use_cache=False)
+    return cast(Tensor, output.last_hidden_state[0])
 
 
-def score_lean(decoder: Any, work: Work, codes: Sequence[Tensor]) -> list[Tensor]:
-    """The same through `last_hidden_state`."""
+def score_alone(decoder: Any, work: Work, codes: Sequence[Tensor], hidden_state: HiddenState) -> list[Tensor]:
+    """Windows side by side, one thread each, the heads on scored rows only; what `MusicGen.score` does on a CPU."""
 
     def one(window: Tensor) -> Tensor:
         steps = delay_codes(window[None], delays=work.delays, special_token=decoder.config.vocab_size)[0]
-        hidden = last_hidden_state(decoder, steps, work.states)
+        hidden = hidden_state(decoder, steps, work.states)
         nll = torch.empty(window.shape)
         for k, (delay, row) in enumerate(zip(work.delays, window, strict=True)):
             heard = hidden[delay : delay + len(row)]
@@ -130,17 +127,20 @@ def variants_on_cpu(model: Any) -> list[Variant]:
     def encode(work: Work) -> list[Tensor]:
         return encoder.encode_all(work.audio)
 
+    def alone(decoder: Any, hidden_state: HiddenState) -> Callable[[Work, Sequence[Tensor]], list[Tensor]]:
+        return lambda work, codes: score_alone(decoder, work, codes, hidden_state)
+
     lines = [
         Variant("the script", lambda work: plain_encode(model, work), lambda w, c: plain_score(model, w, c)),
         Variant("+ encoder as products in pieces", encode, lambda w, c: plain_score(model, w, c)),
-        Variant("+ windows side by side, scored rows only", encode, lambda w, c: score_alone(model.decoder, w, c)),
-        Variant("+ packed float32 weights", encode, lambda w, c: score_alone(packed, w, c)),
-        Variant("+ own forward and attention", encode, lambda w, c: score_lean(packed, w, c)),
+        Variant("+ windows side by side, scored rows only", encode, alone(model.decoder, hidden_by_transformers)),
+        Variant("+ packed float32 weights", encode, alone(packed, hidden_by_transformers)),
+        Variant("+ own forward and attention", encode, alone(packed, last_hidden_state)),
     ]
     if can_pack(torch.bfloat16):
         half = copy.deepcopy(model.decoder)
         pack_linears(half, torch.bfloat16)
-        lines.append(Variant("+ packed bfloat16 weights", encode, lambda w, c: score_lean(half, w, c)))
+        lines.append(Variant("+ packed bfloat16 weights", encode, alone(half, last_hidden_state)))
     return lines
 
 

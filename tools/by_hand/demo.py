@@ -1,0 +1,161 @@
+"""The demo as a script by hand would hold it: transformers' model and processor, windows of audio, their codes.
+
+Reading, cutting, encoding and the right figures are the package's own, so that a mistake is the only thing that differs.
+Knows no mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from transformers import AutoProcessor, MusicgenForConditionalGeneration
+
+from musicgen_eval.audio.files import TrackAudio
+from musicgen_eval.metrics import CodebookPerplexity
+from musicgen_eval.models.musicgen import load_model
+from musicgen_eval.planning import DataSettings, plan_evaluation
+from musicgen_eval.readings import CodedWindow, score_readings
+from musicgen_eval.records import Reading, Window
+from musicgen_eval.windows import plan_windows
+
+CONTEXT_S = TARGET_S = 5.0  # as configs/demo.yaml
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a script prints.
+
+    Attributes:
+        ce: nats a code.
+        ppl: perplexity; a script that is wrong may print one that is not exp(ce).
+    """
+
+    ce: float
+    ppl: float
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A window with all that a script has of it.
+
+    Attributes:
+        window: which frames are context, which are target.
+        audio: (C, N) float32 at the codec's rate.
+        codes: (K, T) int64.
+        text: its track's text; None: the null condition.
+    """
+
+    window: Window
+    audio: Tensor
+    codes: Tensor
+    text: str | None
+
+    @property
+    def context_frames(self) -> int:
+        """Frames that are heard and not scored."""
+        return self.window.context_frames
+
+
+class Demo:
+    """The demo's model and music.
+
+    Args:
+        source: what to score; `demo`, or another source of the package.
+
+    Attributes:
+        musicgen: the model as the package loads it.
+        model: the same checkpoint as transformers loads it.
+        processor: transformers' processor of text.
+        spec: what the checkpoint says of its codes.
+        pieces: the windows of `configs/demo.yaml`, encoded once, in the order of their tracks.
+    """
+
+    def __init__(self, source: str = "demo") -> None:
+        self.musicgen = load_model("demo")
+        self.musicgen.prepare("32-true")
+        self.spec = self.musicgen.spec
+        location = self.musicgen.checkpoint.location
+        self.model = MusicgenForConditionalGeneration.from_pretrained(location, dtype=torch.float32).eval()
+        self.processor = AutoProcessor.from_pretrained(location)
+        plan = plan_evaluation(DataSettings(source, context_s=CONTEXT_S, target_s=TARGET_S), self.spec)
+        self.tracks: list[TrackAudio] = [audio for audio in plan.audio if audio is not None]
+        self.ids = list(plan.tracks.ids)
+        self.texts = list(plan.tracks.texts)
+        self.pieces = self.cut(self.read(self.spec.sample_rate_hz), texts=self.texts)
+
+    @property
+    def special_token(self) -> int:
+        """What is fed where no code is known."""
+        return self.spec.special_token
+
+    def read(self, sample_rate_hz: int | None) -> list[Tensor]:
+        """Every track whole, (C, N) float32, at a rate; None: each at its file's own."""
+        waves = []
+        for track in self.tracks:
+            rate = sample_rate_hz or track.info.sample_rate_hz
+            num_samples = track.num_samples_at(rate)
+            waves.append(track.read(0, num_samples, sample_rate_hz=rate, channels=self.spec.channels))
+        return waves
+
+    def cut(
+        self,
+        waves: Sequence[Tensor],
+        *,
+        texts: Sequence[str | None],
+        context_frames: int | None = None,
+        target_frames: int | None = None,
+    ) -> list[Piece]:
+        """Cuts tracks (C, N), taken to be at the codec's rate, into windows, and encodes each in one piece and alone."""
+        hop, rate = self.spec.hop_samples, self.spec.frame_rate_hz
+        context_frames = int(CONTEXT_S * rate) if context_frames is None else context_frames
+        target_frames = int(TARGET_S * rate) if target_frames is None else target_frames
+        plan = plan_windows([wave.shape[1] // hop for wave in waves], context_frames, target_frames)
+        windows = [plan.window(row, self.ids) for row in range(len(plan))]
+        audio = [
+            waves[track][:, window.start_frame * hop : (window.start_frame + window.num_frames) * hop]
+            for track, window in zip(plan.track.tolist(), windows, strict=True)
+        ]
+        pieces = zip(plan.track.tolist(), windows, audio, self.musicgen.encode(audio), strict=True)
+        return [Piece(window, wave, codes, texts[track]) for track, window, wave, codes in pieces]
+
+    def right_nll(self, pieces: Sequence[Piece], *, with_text: bool = True) -> list[Tensor]:
+        """(K, target) nats of each window, as the package scores it."""
+        coded = [CodedWindow(piece.window, piece.codes, piece.text if with_text else None) for piece in pieces]
+        nll = []
+        for piece, read in zip(pieces, score_readings(self.musicgen, coded, [Reading("")]), strict=True):
+            plain = read[""]
+            assert plain is not None  # the plain reading always exists
+            nll.append(plain.nll[:, piece.context_frames :])
+        return nll
+
+    @cached_property
+    def nll(self) -> list[Tensor]:
+        """(K, target) nats of each of the demo's windows, right."""
+        return self.right_nll(self.pieces)
+
+    @cached_property
+    def nll_without_text(self) -> list[Tensor]:
+        """The same under the null condition."""
+        return self.right_nll(self.pieces, with_text=False)
+
+    def right(self, *, with_text: bool = True) -> Figure:
+        """The package's figure."""
+        return figure(self.nll if with_text else self.nll_without_text)
+
+    @torch.inference_mode()
+    def over_windows(self, nll_of: Callable[[Piece], Tensor]) -> list[Tensor]:
+        """(K, target) nats of each of the demo's windows, by a function that gives (K, T)."""
+        return [nll_of(piece)[:, piece.context_frames :] for piece in self.pieces]
+
+
+def figure(nll: Sequence[Tensor]) -> Figure:
+    """The right figure from the nll of windows, (K, target) each: exp once, from sums over everything."""
+    metric = CodebookPerplexity(num_codebooks=nll[0].shape[0])
+    for window in nll:
+        metric.update(window)
+    values = metric.compute()
+    return Figure(ce=values["ce"].item(), ppl=values["ppl"].item())

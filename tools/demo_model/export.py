@@ -1,0 +1,48 @@
+"""Writes transformers' own checkpoint: configs, fp16 safetensors, tokenizer, processor, generation config."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EncodecFeatureExtractor, GenerationConfig, MusicgenProcessor
+
+from demo_model import text
+from demo_model.decoder import MAX_FRAMES, SPECIAL_TOKEN
+
+
+def export(model: Any, folder: Path) -> None:
+    """Writes everything that `from_pretrained` reads, beside the folder first, then in its place.
+
+    Args:
+        model: the trained `MusicgenForConditionalGeneration`; it becomes float16.
+        folder: the checkpoint's folder, replaced as a whole.
+    """
+    beside = folder.with_name(folder.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    model.generation_config = GenerationConfig(
+        bos_token_id=SPECIAL_TOKEN,
+        decoder_start_token_id=SPECIAL_TOKEN,
+        pad_token_id=SPECIAL_TOKEN,
+        do_sample=True,
+        guidance_scale=3.0,
+        max_length=MAX_FRAMES,
+    )
+    model.config.audio_encoder._name_or_path = ""  # else: where the codec lay while it was trained
+    model.to(torch.float16).save_pretrained(beside)
+    extractor = EncodecFeatureExtractor(
+        feature_size=1, sampling_rate=model.config.audio_encoder.sampling_rate, padding_side="left"
+    )
+    MusicgenProcessor(extractor, text.build_tokenizer()).save_pretrained(beside)
+    for file in beside.iterdir():
+        file.chmod(0o644)  # save_pretrained leaves the weights to their owner alone
+    beside.chmod(0o755)
+    former = folder.with_name(folder.name + ".former")
+    shutil.rmtree(former, ignore_errors=True)
+    if folder.exists():
+        folder.rename(former)
+    beside.rename(folder)
+    shutil.rmtree(former, ignore_errors=True)
