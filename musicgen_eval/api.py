@@ -24,6 +24,7 @@ from musicgen_eval.errors import AudioError, RunError
 from musicgen_eval.metrics import CodebookPerplexity
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.module import MusicGenEvaluation
+from musicgen_eval.quiet import quiet_libraries
 from musicgen_eval.results import EvaluationResult
 from musicgen_eval.run_folder import RunFolder, to_json
 from musicgen_eval.writer import RunWriter
@@ -105,12 +106,16 @@ def perplexity(
     Raises:
         EvaluationError: whatever is wrong with audio, checkpoint, metrics or settings; its subclasses say what.
     """
+    if metrics and "perplexity" in metrics:
+        raise RunError("the metric name 'perplexity' is taken; choose another")
     settings: dict[str, Any] = {
         "metrics": {"perplexity": CodebookPerplexity(), **(metrics or {})},
         "tail": tail,
         "save_nll": True,
     }
     if isinstance(checkpoint, MusicGen):
+        if revision is not None or max_frames is not None:
+            raise RunError("revision and max_frames are settled when a model is loaded; pass them to load_model")
         module = MusicGenEvaluation.from_loaded(checkpoint, **settings)
     else:
         module = MusicGenEvaluation(str(checkpoint), revision, max_frames, **settings)
@@ -169,27 +174,26 @@ def run_evaluation(
     """
     check_precision(precision, accelerator)
     folder = None if run_dir is None else RunFolder(run_dir)
-    if folder is not None:
-        folder.claim()
-    config = to_json(
-        {
-            "trainer": {"precision": precision, "accelerator": accelerator},
-            "model": module.settings,
-            "data": vars(data.settings),
-        }
-    )
-    trainer = L.Trainer(
-        accelerator=accelerator,
-        devices=1,
-        precision=precision,  # type: ignore[arg-type]
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=progress,
-        use_distributed_sampler=False,
-        callbacks=[*callbacks, RunWriter(folder, command="evaluate", config_yaml=config, console=console)],
-    )
-    trainer.test(module, datamodule=data, verbose=False)
+    config = {
+        "trainer": {"precision": precision, "accelerator": accelerator},
+        "model": module.settings,
+        "data": vars(data.settings),
+    }
+    with quiet_libraries():
+        trainer = L.Trainer(
+            accelerator=accelerator,
+            devices=1,
+            precision=precision,  # type: ignore[arg-type]
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=progress,
+            use_distributed_sampler=False,
+            callbacks=[*callbacks, RunWriter(folder, command="evaluate", config_yaml=to_json(config), console=console)],
+        )
+        if folder is not None:
+            folder.claim()
+        trainer.test(module, datamodule=data, verbose=False)
     assert module.result is not None
     return module.result
 

@@ -149,7 +149,15 @@ class MetricBank:
             collected = [self._collect(name, offer if on_device else offer.on_cpu) for offer in offers]
             metric.to(_device(offers) if on_device else "cpu")
             given = [(window, inputs) for window, inputs in zip(states, collected, strict=True) if inputs is not None]
-            for (window, _), state in zip(given, _window_states(metric, [inputs for _, inputs in given]), strict=True):
+            try:
+                left = _window_states(metric, [inputs for _, inputs in given])
+            except Exception as error:  # a stranger's metric may raise anything
+                windows = [offer.readings[""].window for offer in offers if offer.readings[""] is not None]
+                where = (
+                    f"windows {windows[0].index} of {windows[0].track} to {windows[-1].index} of {windows[-1].track}"
+                )
+                raise MetricError(f"metric {name!r} ({type(metric).__name__}) failed on {where}: {error!r}") from error
+            for (window, _), state in zip(given, left, strict=True):
                 window[name] = state
         return to_cpu(states)
 
@@ -158,11 +166,22 @@ class MetricBank:
 
         A metric that no window left a state in has no keys.
         """
+        return {name: self._compute_one(name, states) for name in self.metrics}
+
+    def compute_part(self, states: Sequence[Mapping[str, State]]) -> dict[str, dict[str, float]]:
+        """As `compute`, for one track or window: a metric that cannot be computed from so little has no keys."""
         results: dict[str, dict[str, float]] = {}
-        for name, metric in self._untouched.items():
-            left = [window[name] for window in states if name in window]
-            results[name] = compute_in_place(metric, merge_states(metric, left)) if left else {}
+        for name in self.metrics:
+            try:
+                results |= {name: self._compute_one(name, states)}
+            except Exception:  # such as a correlation of a single value
+                results[name] = {}
         return results
+
+    def _compute_one(self, name: str, states: Sequence[Mapping[str, State]]) -> dict[str, float]:
+        left = [window[name] for window in states if name in window]
+        metric = self._untouched[name]
+        return compute_in_place(metric, merge_states(metric, left)) if left else {}
 
     def _publish(self, name: str, reading: Reading) -> None:
         if reading.text not in ("own", "none", "other") or reading.context not in ("own", "none"):

@@ -8,10 +8,8 @@ Whatever is wrong is said in a line, with a non-zero exit.
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +19,7 @@ import lightning as L
 import torchmetrics
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
@@ -30,6 +29,8 @@ from musicgen_eval.data import WindowDataModule
 from musicgen_eval.errors import EvaluationError, RunError, near_matches
 from musicgen_eval.module import MusicGenEvaluation
 from musicgen_eval.progress import EvaluationProgress
+from musicgen_eval.quiet import quiet_libraries
+from musicgen_eval.ranks import StoppedElsewhere
 from musicgen_eval.run_folder import RunFolder, default_run_dir
 from musicgen_eval.tracking import WandbSettings, WandbTracker, wandb_logger
 from musicgen_eval.writer import RunWriter
@@ -101,26 +102,39 @@ class EvaluationCLI(LightningCLI):
         """Adds the run folder, the progress bar and W&B to the Trainer's own settings."""
         settings = self._settings
         self.folder = RunFolder(settings.run_dir or default_run_dir(str(self.subcommand)))
-        config_yaml = self._parser(self.subcommand).dump(settings, skip_none=False)
+        again = settings.clone()
+        again.run_dir = None  # the file is to give the run again, elsewhere
+        config_yaml = self._parser(self.subcommand).dump(again, skip_none=False)
         logger = wandb_logger(WandbSettings(**settings.wandb.as_dict()), self.folder.path)
         console = Console() if _is_rank_0() else None
         trainer_config = self.config_init[self.subcommand].trainer
         callbacks: list[L.Callback] = []
         if trainer_config.enable_progress_bar is not False:
             callbacks.append(EvaluationProgress())
-        if logger is not None:
+        callbacks.append(RunWriter(self.folder, command=str(self.subcommand), config_yaml=config_yaml, console=console))
+        if logger is not None:  # after the writer: results are on disk before W&B could fail
             callbacks.append(WandbTracker(settings.as_dict()))
             kwargs["logger"] = logger
-        callbacks.append(RunWriter(self.folder, command=str(self.subcommand), config_yaml=config_yaml, console=console))
         trainer_config.callbacks = [*(trainer_config.callbacks or []), *callbacks]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except ValueError as error:  # an unknown strategy or plugin
+            raise RunError(f"trainer: {error}") from error
 
     def before_test(self) -> None:
-        """Claims the run folder, before W&B or the data write or read anything."""
+        """Refuses a wrong checkpoint or metric, then claims the run folder, before any other process or file exists."""
+        self.model.prepare_data()
         if _is_rank_0():
             self.folder.claim()
 
+    def after_test(self) -> None:
+        """A metric that could not be computed is an error, though the others' results are written."""
+        if self.model.result is not None and self.model.result.metric_errors:
+            names = ", ".join(self.model.result.metric_errors)
+            raise RunError(f"metrics that could not be computed: {names}; the other results are written")
+
     before_validate = before_test
+    after_validate = after_test
 
     @property
     def _settings(self) -> Namespace:
@@ -204,14 +218,20 @@ def _is_rank_0() -> bool:
 
 
 def _guarded(run: Callable[[], object]) -> int:
-    """Runs a command; what is wrong becomes one message and a status: 2 for arguments, 1 for the rest."""
-    _quieten()
-    try:
-        run()
-    except ArgumentError as error:
-        return _fail(_short(str(error)), 2)
-    except EvaluationError as error:
-        return _fail(str(error), 1)
+    """Runs a command; what is wrong becomes one message and a status: 2 for arguments, 1 for the rest, 143 for SIGTERM."""
+    with quiet_libraries():
+        try:
+            run()
+        except ArgumentError as error:
+            return _fail(_short(str(error)), 2)
+        except StoppedElsewhere:
+            return 1  # rank 0 has said why
+        except (EvaluationError, MisconfigurationException) as error:
+            return _fail(str(error), 1)
+        except SIGTERMException:
+            return _fail("stopped by SIGTERM; nothing was written", 143)
+        except KeyboardInterrupt:
+            return _fail("interrupted; nothing was written", 130)
     return 0
 
 
@@ -233,15 +253,3 @@ def _short(message: str) -> str:
 def metric_names(module: ModuleType) -> list[str]:
     """The metrics that a module hands out by name."""
     return [name for name in module.__all__ if isinstance(getattr(module, name), type)]
-
-
-def _quieten() -> None:
-    """Silences what the libraries say of themselves on every start; warnings of substance stay."""
-    from transformers.utils import logging as transformers_logging
-
-    for name in ("lightning.pytorch.utilities.rank_zero", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")

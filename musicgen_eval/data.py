@@ -16,8 +16,9 @@ import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from musicgen_eval.errors import AudioError, EvaluationError, RunError
+from musicgen_eval.errors import AudioError, RunError
 from musicgen_eval.planning import DataSettings, Plan, plan_evaluation
+from musicgen_eval.ranks import decide_on_rank_0
 from musicgen_eval.records import CodecSpec, Window
 
 
@@ -110,18 +111,7 @@ class WindowDataModule(L.LightningDataModule):
             raise RunError(
                 "use_distributed_sampler would score windows twice; create the Trainer with use_distributed_sampler=False"
             )
-        outcome: Plan | str | None = None
-        if trainer.is_global_zero:
-            try:
-                outcome = plan_evaluation(self.settings, self._spec)
-            except EvaluationError as error:
-                if trainer.world_size == 1:
-                    raise
-                outcome = f"{type(error).__name__}: {error}"
-        outcome = trainer.strategy.broadcast(outcome, src=0)
-        if isinstance(outcome, str):
-            raise RunError(outcome)
-        self.plan = outcome
+        self.plan = decide_on_rank_0(trainer, lambda: plan_evaluation(self.settings, self._spec))
 
     def test_dataloader(self) -> DataLoader[WindowAudio]:
         """The windows of this rank, batch by batch."""

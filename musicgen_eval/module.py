@@ -17,21 +17,22 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from torchmetrics import Metric
 
 from musicgen_eval.bank import MetricBank, MetricEntry, Offer
 from musicgen_eval.data import Batch, WindowAudio, WindowDataModule
 from musicgen_eval.errors import EvaluationError, RunError
-from musicgen_eval.merging import State, compute_from
+from musicgen_eval.merging import State
 from musicgen_eval.metrics import CodebookPerplexity
 from musicgen_eval.models.checkpoint import Checkpoint, find_checkpoint
 from musicgen_eval.models.musicgen import MusicGen, load_model
-from musicgen_eval.models.threads import single_threaded
+from musicgen_eval.models.threads import ieee_float32, single_threaded
 from musicgen_eval.planning import Plan, refuse_failures
+from musicgen_eval.ranks import decide_on_rank_0, gather_on_rank_0
 from musicgen_eval.readings import CodedWindow, score_readings
 from musicgen_eval.records import CodecSpec, Failure
 from musicgen_eval.results import EvaluationResult, WindowRecord, summarise
+from musicgen_eval.running import RunningTotals
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
 
@@ -80,6 +81,7 @@ class MusicGenEvaluation(L.LightningModule):
         self.result: EvaluationResult | None = None
         self.running: RunningTotals
         self._records: list[WindowRecord] = []
+        self._stopped: str | None = None
 
     @classmethod
     def from_loaded(cls, model: MusicGen, **settings: Any) -> MusicGenEvaluation:
@@ -113,11 +115,15 @@ class MusicGenEvaluation(L.LightningModule):
         """Refuses what cannot be measured as asked."""
         if self.trainer.precision not in PRECISIONS:
             raise RunError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.trainer.precision}")
-        for setting in ("limit_test_batches", "limit_val_batches", "overfit_batches", "fast_dev_run"):
-            if getattr(self.trainer, setting) not in (1.0, 0.0, False):
-                raise RunError(
-                    f"trainer.{setting} would leave tracks half measured; use data.limit, which counts tracks"
-                )
+        for setting in ("limit_test_batches", "limit_val_batches"):
+            value = getattr(self.trainer, setting)
+            if not (isinstance(value, float) and value == 1.0):
+                self._refuse_setting(setting)
+        for setting in ("fast_dev_run", "overfit_batches"):
+            if getattr(self.trainer, setting):
+                self._refuse_setting(setting)
+        if self.model is not None:
+            self.model.refuse_change(self.trainer.precision, self.trainer.strategy.root_device)
         plan = self._plan
         if any(reading.text == "other" for reading in self.bank.readings) and None in plan.other_texts:
             track = plan.tracks[plan.other_texts.index(None)].id
@@ -133,47 +139,30 @@ class MusicGenEvaluation(L.LightningModule):
     def on_test_start(self) -> None:
         """Starts afresh."""
         self._records = []
+        self._stopped = None
         self.result = None
         self.running = RunningTotals(self.spec)
         self._loaded.prepare(self.trainer.precision)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Encodes and scores the windows of a batch, and keeps the state that each leaves in each metric."""
-        failures = [
-            WindowRecord(window.row, window.track_row, failure=window.failure)
-            for window in batch.windows
-            if window.failure is not None
-        ]
-        windows = [window for window in batch.windows if window.audio is not None]
-        with _float32_by_default():
-            offers = self._offers(windows) if windows else []
-            with single_threaded(), torch.autocast(self.device.type, enabled=False):
-                states = self.bank.update(offers)
-        records = [self._record(*part) for part in zip(windows, offers, states, strict=True)]
-        self._records += [*failures, *records]
-        self.running.add(windows, offers)
-        if self.trainer.world_size == 1:  # other ranks would wait for this one; they all learn it at the end
-            self._refuse_failures()
+        if self._stopped is not None:
+            return
+        try:
+            self._measure(batch)
+        except EvaluationError as error:
+            if self.trainer.world_size == 1:
+                raise
+            self._stopped = str(error)  # the other ranks wait for this one; they all learn it at the end
 
     def on_test_epoch_end(self) -> None:
-        """Brings the states of all ranks together; rank 0 keeps the result."""
-        records = gather_to_rank_0(self._records, world_size=self.trainer.world_size)
-        refused: str | None = None
-        if records is not None:
-            try:
-                with single_threaded():
-                    self.result = summarise(
-                        records,
-                        plan=self._plan,
-                        bank=self.bank,
-                        recipe=self._recipe(),
-                        max_failures=self._data.settings.max_failures,
-                    )
-            except EvaluationError as error:
-                refused = str(error)
-        refused = self.trainer.strategy.broadcast(refused, src=0)
-        if refused is not None:
-            raise RunError(refused)
+        """Brings the states of all ranks together; rank 0 keeps the result.
+
+        Raises:
+            RunError: on every rank, whatever went wrong on any.
+        """
+        parts = gather_on_rank_0(self.trainer, (self._records, self._stopped))
+        self.result = decide_on_rank_0(self.trainer, lambda: self._summarise(parts or []))
 
     on_validation_start = on_test_start
     validation_step = test_step
@@ -195,6 +184,39 @@ class MusicGenEvaluation(L.LightningModule):
     def _plan(self) -> Plan:
         assert self._data.plan is not None
         return self._data.plan
+
+    def _measure(self, batch: Batch) -> None:
+        failures = [
+            WindowRecord(window.row, window.track_row, failure=window.failure)
+            for window in batch.windows
+            if window.failure is not None
+        ]
+        windows = [window for window in batch.windows if window.audio is not None]
+        with _float32_by_default(), ieee_float32():
+            offers = self._offers(windows) if windows else []
+            with single_threaded(), torch.autocast(self.device.type, enabled=False):
+                states = self.bank.update(offers)
+        records = [self._record(*part) for part in zip(windows, offers, states, strict=True)]
+        self._records += [*failures, *records]
+        self.running.add([window.track_row for window in windows], offers)
+        if self.trainer.world_size == 1:
+            self._refuse_failures()
+
+    def _summarise(self, parts: Sequence[tuple[list[WindowRecord], str | None]]) -> EvaluationResult:
+        stopped = next((stopped for _, stopped in parts if stopped is not None), None)
+        if stopped is not None:
+            raise RunError(stopped)
+        with single_threaded(), torch.inference_mode(False):
+            return summarise(
+                [record for records, _ in parts for record in records],
+                plan=self._plan,
+                bank=self.bank,
+                recipe=self._recipe(),
+                max_failures=self._data.settings.max_failures,
+            )
+
+    def _refuse_setting(self, setting: str) -> None:
+        raise RunError(f"trainer.{setting} would leave tracks half measured; use data.limit, which counts tracks")
 
     def _offers(self, windows: Sequence[WindowAudio]) -> list[Offer]:
         codes = self._loaded.encode([window.audio for window in windows if window.audio is not None])
@@ -246,6 +268,8 @@ class MusicGenEvaluation(L.LightningModule):
             "max_frames_from": self.checkpoint.max_frames_from,
             "context_s": plan.context_frames / spec.frame_rate_hz,
             "target_s": plan.target_frames / spec.frame_rate_hz,
+            "source": settings.source,
+            "text": settings.text,
             "head": settings.head,
             "tail": self.tail,
             "allow_beyond_limit": settings.allow_beyond_limit,
@@ -260,45 +284,6 @@ class MusicGenEvaluation(L.LightningModule):
             "ceiling_bits_per_second": spec.ceiling_bits_per_second,
             "metrics": {name: asdict(self.bank.recipe(name)) for name in self.bank.metrics},
         }
-
-
-class RunningTotals:
-    """What this process has measured so far, for progress displays; the result does not come from here."""
-
-    def __init__(self, spec: CodecSpec) -> None:
-        self.frame_rate_hz = spec.frame_rate_hz
-        self.tracks: set[int] = set()
-        self.scored_seconds = 0.0
-        self._perplexity = CodebookPerplexity(spec.num_codebooks, spec.frame_rate_hz, spec.codebook_size)
-
-    @property
-    def ppl(self) -> float:
-        """Perplexity of all windows so far; NaN before the first."""
-        return compute_from(self._perplexity, self._state())["ppl"]
-
-    def add(self, windows: Sequence[WindowAudio], offers: Sequence[Offer]) -> None:
-        """Adds the windows of a batch."""
-        for window, offer in zip(windows, offers, strict=True):
-            plain = offer.on_cpu.readings[""]
-            assert plain is not None  # the plain reading always exists
-            self._perplexity.update(plain.nll)
-            self.tracks.add(window.track_row)
-            self.scored_seconds += window.window.target_frames / self.frame_rate_hz
-
-    def _state(self) -> State:
-        return {"total": self._perplexity.total, "count": self._perplexity.count}
-
-
-def gather_to_rank_0(records: list[WindowRecord], *, world_size: int) -> list[WindowRecord] | None:
-    """All ranks' records on rank 0, None on the others; small and on the CPU, so over gloo whatever the devices speak."""
-    if world_size == 1:
-        return records
-    group = dist.new_group(backend="gloo")
-    is_first = dist.get_rank() == 0
-    parts: list[Any] | None = [None] * world_size if is_first else None
-    dist.gather_object(records, parts, dst=0, group=group)
-    dist.destroy_process_group(group)
-    return [record for part in parts for record in part] if parts is not None else None
 
 
 @contextmanager

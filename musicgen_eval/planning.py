@@ -165,9 +165,7 @@ def refuse_failures(failures: Sequence[Failure], max_failures: int) -> None:
     reasons = {failure.track: failure.reason for failure in failures}
     if len(reasons) <= max_failures:
         return
-    shown = [
-        f"  {reason}" if track in reason else f"  {track}: {reason}" for track, reason in list(reasons.items())[:5]
-    ]
+    shown = [f"  {track}: {reason}" for track, reason in list(reasons.items())[:5]]
     more = [f"  and {len(reasons) - 5} more"] if len(reasons) > 5 else []
     raise RunError(
         "\n".join(

@@ -98,6 +98,7 @@ class EvaluationResult:
         recipe: all that the numbers depend on.
         spec: the checkpoint's codes.
         nll: track id -> (K, T) float32 nats over the whole track, NaN where not scored; only when curves were kept.
+        metric_errors: metric name -> why it could not be computed; its `metrics` are empty.
     """
 
     metrics: Mapping[str, Mapping[str, Value]]
@@ -108,6 +109,7 @@ class EvaluationResult:
     recipe: Mapping[str, Any]
     spec: CodecSpec
     nll: Mapping[str, Tensor] = field(default_factory=dict)
+    metric_errors: Mapping[str, str] = field(default_factory=dict)
 
 
 def summarise(
@@ -126,9 +128,6 @@ def summarise(
         RunError: more tracks failed than allowed, or the records are not one for each window of the plan.
     """
     _check_complete(records, plan)
-    missing = len(plan.windows) - len({record.row for record in records})
-    if missing:
-        raise RunError(f"{missing} of {len(plan.windows)} windows were not measured; the run is not whole")
     reasons = dict(plan.reasons)
     for record in sorted(records, key=lambda record: record.row):
         if record.failure is not None and record.track_row not in reasons:
@@ -143,11 +142,13 @@ def summarise(
         (record for record in records if status[record.track_row] == "ok"),
         key=lambda record: (record.track_row, int(plan.windows.index[record.row])),
     )
+    if not order:
+        raise RunError(f"no track could be measured: {next(iter(reasons.values()), 'no windows')}")
     by_track: dict[int, list[WindowRecord]] = {}
     for record in order:
         by_track.setdefault(record.track_row, []).append(record)
 
-    per_track = {row: bank.compute([record.states for record in records]) for row, records in by_track.items()}
+    per_track = {row: bank.compute_part([record.states for record in records]) for row, records in by_track.items()}
     tracks = []
     for row, outcome in enumerate(status):
         track = plan.tracks[row]
@@ -163,11 +164,19 @@ def summarise(
                 metrics=per_track.get(row, {}),
             )
         )
+    metrics: dict[str, dict[str, Value]] = {}
+    metric_errors: dict[str, str] = {}
+    for name in bank.metrics:
+        try:
+            metrics[name] = _values(name, bank, by_track, per_track)
+        except Exception as error:  # a stranger's metric may raise anything; the others' results stay
+            metrics[name], metric_errors[name] = {}, repr(error)
     return EvaluationResult(
-        metrics={name: _values(name, bank, by_track, per_track) for name in bank.metrics} if order else {},
+        metrics=metrics,
+        metric_errors=metric_errors,
         tracks=tracks,
         windows=[
-            WindowResult(plan.windows.window(record.row, plan.tracks.ids), bank.compute([record.states]))
+            WindowResult(plan.windows.window(record.row, plan.tracks.ids), bank.compute_part([record.states]))
             for record in order
         ],
         counts=_counts(plan, status, order, bank.spec),
@@ -220,15 +229,18 @@ def _values(
 ) -> dict[str, Value]:
     """One metric over all tracks; a track without a number of its own, such as a text gain without a text, is no part of it."""
     metric, recipe = bank.metrics[name].cpu(), bank.recipe(name)
-    states = [[record.states[name] for record in records if name in record.states] for records in by_track.values()]
-    states = [track for track in states if track]
-    if not states:
+    states = {
+        row: [record.states[name] for record in records if name in record.states] for row, records in by_track.items()
+    }
+    everything = [state for track in states.values() for state in track]
+    if not everything:
         return {}
-    results = compute_from(metric, merge_states(metric, [state for track in states for state in track]))
-    intervals = interval(metric, [merge_states(metric, track) for track in states])
+    results = compute_from(metric, merge_states(metric, everything))
+    counted = [row for row in states if any(not isnan(number) for number in per_track[row].get(name, {}).values())]
+    intervals = interval(metric, [merge_states(metric, states[row]) for row in counted])
     values = {}
     for key, number in results.items():
-        num_tracks = sum(not isnan(track[name].get(key, float("nan"))) for track in per_track.values())
+        num_tracks = sum(not isnan(per_track[row][name].get(key, float("nan"))) for row in counted)
         low, high = intervals.get(key, (None, None)) if num_tracks > 1 else (None, None)
         values[key] = Value(number, recipe.unit(key), _finite(low), _finite(high), num_tracks)
     return values

@@ -2,7 +2,7 @@
 
     runs/<name>/ config.yaml  run.json  summary.json  tracks.csv  windows.csv  (nll.safetensors)  (wandb/)
 
-Every file is written whole, under another name, and renamed; a run that fails leaves nothing. Knows results; nothing of how
+Files are written under other names and renamed together at the end; a run that fails leaves nothing. Knows results; nothing of how
 they came about.
 """
 
@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import platform
+import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain, count
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from musicgen_eval.errors import RunError
@@ -40,9 +42,10 @@ LIBRARIES = (
 
 
 def default_run_dir(command: str, *, now: datetime | None = None) -> Path:
-    """`runs/<date>-<command>`."""
-    moment = now or datetime.now()
-    return Path("runs") / f"{moment:%Y%m%d-%H%M%S}-{command}"
+    """`runs/<date>-<command>`, with a number behind it where that is taken."""
+    plain = Path("runs") / f"{now or datetime.now():%Y%m%d-%H%M%S}-{command}"
+    numbered = (plain.with_name(f"{plain.name}-{number}") for number in count(2))
+    return next(path for path in chain([plain], numbered) if not path.exists())
 
 
 class RunFolder:
@@ -50,20 +53,27 @@ class RunFolder:
 
     Args:
         path: where; made when missing.
-
-    Raises:
-        RunError: it holds something, is no folder, or cannot be written to.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        self._made: list[Path] = []
+        self._claim = self.path / ".claimed"
+        self._is_ours = False
 
     def claim(self) -> None:
-        """Makes the folder and sees that it is empty and can be written to, before anything is measured."""
+        """Makes the folder and keeps others out of it, before anything is measured.
+
+        Raises:
+            RunError: it holds something, is claimed by another run, is no folder, or cannot be written to.
+        """
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             held = sorted(entry.name for entry in self.path.iterdir())
+            if not held:
+                self._claim.touch(exist_ok=False)
+                self._is_ours = True
         except OSError as error:
             raise RunError(
                 f"run_dir {self.path} cannot be used: {error.strerror}; choose another with --run_dir"
@@ -73,11 +83,14 @@ class RunFolder:
                 f"run_dir {self.path} holds {', '.join(held[:3])}{', ...' * (len(held) > 3)}; choose an empty or new folder "
                 "with --run_dir"
             )
-        if not os.access(self.path, os.W_OK | os.X_OK):
-            raise RunError(f"run_dir {self.path} cannot be written to; choose another with --run_dir")
 
     def release(self) -> None:
-        """Removes the folders that `claim` made, where they are still empty."""
+        """Takes back a claim: the folder as it was found, without what a failed run has logged."""
+        if not self._is_ours:
+            return
+        self._is_ours = False
+        shutil.rmtree(self.path / "wandb", ignore_errors=True)
+        self._claim.unlink(missing_ok=True)
         for folder in self._made:
             try:
                 folder.rmdir()
@@ -85,7 +98,7 @@ class RunFolder:
                 return
 
     def write(self, result: EvaluationResult, *, config_yaml: str, run: Mapping[str, Any]) -> list[Path]:
-        """Writes everything.
+        """Writes everything: each file under another name first, then all renamed, summary.json last.
 
         Args:
             result: what was found.
@@ -94,31 +107,35 @@ class RunFolder:
 
         Returns:
             The files, in the order of interest.
+
+        Raises:
+            RunError: a file could not be written; none is left.
         """
         metric_keys = [(name, key) for name, values in result.metrics.items() for key in values]
-        files = [
-            self._text("summary.json", to_json(summary(result))),
-            self._csv("tracks.csv", _track_rows(result, metric_keys)),
-            self._csv("windows.csv", _window_rows(result, metric_keys)),
-            self._text("config.yaml", config_yaml),
-            self._text("run.json", to_json(run)),
-        ]
+        writers: dict[str, Callable[[Path], object]] = {
+            "config.yaml": lambda path: path.write_text(config_yaml, encoding="utf-8"),
+            "run.json": lambda path: path.write_text(to_json(run), encoding="utf-8"),
+            "windows.csv": lambda path: _write_csv(path, _window_rows(result, metric_keys)),
+            "tracks.csv": lambda path: _write_csv(path, _track_rows(result, metric_keys)),
+            "summary.json": lambda path: path.write_text(to_json(summary(result)), encoding="utf-8"),
+        }
         if result.nll:
-            target = self.path / "nll.safetensors"
-            save_file({track: curve.contiguous() for track, curve in result.nll.items()}, _partial(target))
-            files.append(_finish(target))
-        return files
-
-    def _text(self, name: str, text: str) -> Path:
-        target = self.path / name
-        _partial(target).write_text(text, encoding="utf-8")
-        return _finish(target)
-
-    def _csv(self, name: str, rows: Iterable[Sequence[Any]]) -> Path:
-        target = self.path / name
-        with _partial(target).open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
-        return _finish(target)
+            curves = {track: curve.contiguous() for track, curve in result.nll.items()}
+            writers = {"nll.safetensors": lambda path: save_file(curves, path), **writers}
+        partial = {name: self.path / f".{name}.part" for name in writers}
+        try:
+            for name, write in writers.items():
+                write(partial[name])
+            for name, path in partial.items():
+                path.replace(self.path / name)
+        except (OSError, SafetensorError) as error:
+            for name, path in partial.items():
+                path.unlink(missing_ok=True)
+                (self.path / name).unlink(missing_ok=True)
+            raise RunError(f"run_dir {self.path}: the results could not be written ({error})") from error
+        self._claim.unlink()
+        self._is_ours = False
+        return [self.path / name for name in reversed(writers)]
 
 
 def summary(result: EvaluationResult) -> dict[str, Any]:
@@ -127,19 +144,21 @@ def summary(result: EvaluationResult) -> dict[str, Any]:
         "metrics": {
             name: {key: asdict(value) for key, value in values.items()} for name, values in result.metrics.items()
         },
+        "metric_errors": dict(result.metric_errors),
         "counts": dict(result.counts),
         "failures": [asdict(failure) for failure in result.failures],
         "recipe": dict(result.recipe),
     }
 
 
-def run_record(*, command: str, seed: int, started: datetime, world_size: int) -> dict[str, Any]:
+def run_record(*, command: str, seed: int, started: datetime, world_size: int, max_frames_from: str) -> dict[str, Any]:
     """What run.json says of the circumstances: versions, machine, commit, time."""
     return {
         "command": command,
         "started": started.astimezone(UTC).isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": seed,
+        "max_frames_from": max_frames_from,
         "processes": world_size,
         "versions": {"python": platform.python_version(), **library_versions()},
         "platform": platform.platform(),
@@ -212,10 +231,6 @@ def _numbers(metrics: Mapping[str, Mapping[str, float]], metric_keys: Sequence[t
     return ["" if value is None or not isfinite(value) else value for value in values]
 
 
-def _partial(target: Path) -> Path:
-    return target.with_name(f".{target.name}.part")
-
-
-def _finish(target: Path) -> Path:
-    _partial(target).replace(target)
-    return target
+def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)

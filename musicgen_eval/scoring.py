@@ -115,7 +115,10 @@ def score_and_rank_codes(
 
 
 def hidden_states(
-    decoder: MusicgenForCausalLM, steps: Tensor, encoder_hidden_states: Tensor | None, encoder_attention_mask: Tensor | None
+    decoder: MusicgenForCausalLM,
+    steps: Tensor,
+    encoder_hidden_states: Tensor | None,
+    encoder_attention_mask: Tensor | None,
 ) -> Tensor:
     """Runs the decoder's layers, without its output heads, over delayed codes.
 
@@ -195,8 +198,22 @@ def nll_from_logits(logits: Tensor, codes: Tensor, *, delays: Sequence[int], sco
     return nll if scored is None else nll.masked_fill(~scored, float("nan"))
 
 
+def _logits(head: nn.Module, hidden: Tensor) -> Tensor:
+    """(M, D) to (M, V) in float32 whatever the decoder's precision: rounded logits move an nll by hundredths, and tie."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        if isinstance(head, nn.Linear):
+            return nn.functional.linear(hidden.float(), head.weight.float())
+        return head(hidden).float()
+
+
 def _score_rows(
-    decoder: MusicgenForCausalLM, hidden: Tensor, codes: Tensor, counted: Tensor, delays: Sequence[int], *, with_logits: bool
+    decoder: MusicgenForCausalLM,
+    hidden: Tensor,
+    codes: Tensor,
+    counted: Tensor,
+    delays: Sequence[int],
+    *,
+    with_logits: bool,
 ) -> Scores:
     """Applies each codebook's head to the rows of its counted codes, chunk by chunk."""
     B, K, T = codes.shape
@@ -209,7 +226,7 @@ def _score_rows(
     for k, delay in enumerate(delays):
         for rows in counted[:, k].nonzero().split(chunk_rows):
             b, t = rows.to(device, non_blocking=True).unbind(1)
-            chunk = decoder.lm_heads[k](hidden[b, t + delay]).float()
+            chunk = _logits(decoder.lm_heads[k], hidden[b, t + delay])
             true = chunk.gather(1, codes[b, k, t].unsqueeze(1))
             nll[b, k, t] = chunk.logsumexp(1) - true.squeeze(1)
             rank[b, k, t] = (chunk > true).sum(1)

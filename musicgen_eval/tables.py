@@ -8,6 +8,7 @@ from math import isfinite, log, log2
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from musicgen_eval.results import EvaluationResult, Value
@@ -18,22 +19,28 @@ MAX_TRACK_ROWS = 40
 def print_result(result: EvaluationResult, console: Console, *, files: Sequence[Path] = ()) -> None:
     """Prints a result: perplexity per codebook and in all, other metrics, tracks, counts, and the files written."""
     for name, values in result.metrics.items():
-        if {"ppl", "ce", "bits_per_second"} <= values.keys():
+        if _is_perplexity(values):
             console.print(_perplexity_table(name, values, result))
-    others = {name: values for name, values in result.metrics.items() if "ppl" not in values}
-    if others:
+    others = {name: values for name, values in result.metrics.items() if not _is_perplexity(values)}
+    if any(others.values()):
         console.print(_metric_table(others))
+    for name, reason in result.metric_errors.items():
+        console.print(f"metric {name} could not be computed: {reason}", markup=False)
     console.print(_track_table(result))
     console.print(_counts_line(result), highlight=False)
     if files:
         console.print("wrote")
         for path in files:
-            console.print(f"  {path}", highlight=False, soft_wrap=True)
+            console.print(f"  {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _is_perplexity(values: Mapping[str, Value]) -> bool:
+    return {"ppl", "ce", "bits_per_second", "ppl_q1", "ce_q1"} <= values.keys()
 
 
 def _perplexity_table(name: str, values: Mapping[str, Value], result: EvaluationResult) -> Table:
     spec = result.spec
-    table = Table(title=f"{name}: {result.recipe.get('checkpoint', '')}", title_justify="left")
+    table = Table(title=escape(f"{name}: {result.recipe.get('checkpoint', '')}"), title_justify="left")
     for heading in ("codebook", "ce (nats)", "ppl", "bits/s", "ceiling", "95% of ppl"):
         table.add_column(heading, justify="left" if heading == "codebook" else "right", no_wrap=True)
     bits = spec.frame_rate_hz / log(2)
@@ -68,12 +75,12 @@ def _metric_table(metrics: Mapping[str, Mapping[str, Value]]) -> Table:
     for name, values in metrics.items():
         for key, value in values.items():
             label = name if key == "value" else f"{name}/{key}"
-            table.add_row(label, _number(value.value, 4), value.unit, _interval(value, digits=4))
+            table.add_row(escape(label), _number(value.value, 4), value.unit, _interval(value, digits=4))
     return table
 
 
 def _track_table(result: EvaluationResult) -> Table:
-    keys = [(name, "ppl") for name, values in result.metrics.items() if "ppl" in values]
+    keys = [(name, "ppl") for name, values in result.metrics.items() if _is_perplexity(values)]
     table = Table(title="tracks", title_justify="left")
     table.add_column("track", overflow="fold")
     table.add_column("seconds", justify="right")
@@ -83,8 +90,8 @@ def _track_table(result: EvaluationResult) -> Table:
     table.add_column("status")
     for track in result.tracks[:MAX_TRACK_ROWS]:
         numbers = [_number(track.metrics.get(name, {}).get(key, float("nan")), 2) for name, key in keys]
-        status = track.status if track.status == "ok" else f"{track.status}: {track.reason}"
-        table.add_row(track.id, f"{track.duration_s:.2f}", str(track.num_windows), *numbers, status)
+        status = track.status if track.status == "ok" else escape(f"{track.status}: {track.reason}")
+        table.add_row(escape(track.id), f"{track.duration_s:.2f}", str(track.num_windows), *numbers, status)
     if len(result.tracks) > MAX_TRACK_ROWS:
         table.caption = f"the first {MAX_TRACK_ROWS} of {len(result.tracks)}; all stand in tracks.csv"
     return table

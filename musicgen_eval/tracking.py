@@ -104,7 +104,14 @@ class WandbTracker(L.Callback):
         result = pl_module.result
         run.config.update({"recipe": _jsonable(result.recipe)}, allow_val_change=True)
         run.log({"tracks": _track_table(result)})
-        run.summary.update(summary_numbers(result))
+        run.summary.update({**summary_numbers(result), "tracks_in_table": min(len(result.tracks), MAX_TABLE_ROWS)})
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Ends the run as failed."""
+        run = _run(trainer)
+        if run is not None:
+            run.finish(exit_code=1)
+        os.environ.pop(STAGING, None)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Ends the run, so that all of it is on disk, and W&B stages elsewhere again."""

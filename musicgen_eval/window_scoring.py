@@ -49,13 +49,14 @@ def score_windows(
 
 def encode_texts(model: MusicGen, texts: Sequence[str | None]) -> list[Tensor | None]:
     """Each distinct text once and alone, so that its states do not depend on the batch."""
-    distinct = list(dict.fromkeys(text or None for text in texts))
+    texts = [text if text and text.strip() else None for text in texts]
+    distinct = list(dict.fromkeys(texts))
     with float32_exactly(model.device.type):
         if model.device.type == "cpu":
             states = dict(zip(distinct, map_single_threaded(model.encode_text, distinct), strict=True))
         else:
             states = {text: model.encode_text(text) for text in distinct}
-    return [states[text or None] for text in texts]
+    return [states[text] for text in texts]
 
 
 @torch.inference_mode()
@@ -118,10 +119,19 @@ def _score_alone(
         return _row(scores, 0, window_codes.shape[-1])
 
     windows = list(zip(codes, scored, states, strict=True))
+    _grow_positions(model, max(window.shape[-1] for window in codes))
     if is_packed(model.decoder):  # its precision is settled; autocast would only round what lies between its products
         with torch.autocast("cpu", enabled=False):
             return map_single_threaded(score, windows)
     return map_single_threaded(score, windows)
+
+
+def _grow_positions(model: MusicGen, num_frames: int) -> None:
+    """Makes the table of positions long enough for windows beyond the limit, before several threads would at once."""
+    positions = model.decoder.model.decoder.embed_positions
+    num_steps = num_frames + max(model.spec.delays)
+    if num_steps > positions.weights.shape[0]:
+        positions.make_weights(num_steps, positions.embedding_dim)
 
 
 def pad_states(

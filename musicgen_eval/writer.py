@@ -39,17 +39,23 @@ class RunWriter(L.Callback):
         assert isinstance(pl_module, MusicGenEvaluation)
         if not trainer.is_global_zero or pl_module.result is None:
             return
-        if self.folder is not None:
-            run = run_record(
-                command=self.command, seed=pl_module.seed, started=self.started, world_size=trainer.world_size
-            )
-            self.files = self.folder.write(pl_module.result, config_yaml=self.config_yaml, run=run)
-        if self.console is not None:
-            print_result(pl_module.result, self.console, files=self.files)
+        try:
+            if self.folder is not None:
+                run = run_record(
+                    command=self.command,
+                    seed=pl_module.seed,
+                    started=self.started,
+                    world_size=trainer.world_size,
+                    max_frames_from=pl_module.checkpoint.max_frames_from,
+                )
+                self.files = self.folder.write(pl_module.result, config_yaml=self.config_yaml, run=run)
+        finally:
+            if self.console is not None:
+                print_result(pl_module.result, self.console, files=self.files)
 
     on_validation_end = on_test_end
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Takes back the empty folder."""
+        """Takes back the claim."""
         if trainer.is_global_zero and self.folder is not None:
             self.folder.release()

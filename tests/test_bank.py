@@ -531,3 +531,15 @@ def test_the_docs_name_everything_that_can_be_asked_for():
     table = DOCS[DOCS.index("## What can be asked for") : DOCS.index("### Readings")]
     for name in ("logits", "codes", "scored", "nll", "rank", "preds", "target", "window", "frame_rate_hz"):
         assert f"`{name}`" in table
+
+
+def test_a_metric_that_fails_on_real_windows_is_named_with_them():
+    class Picky(MeanMetric):
+        def update(self, nll: torch.Tensor) -> None:  # type: ignore[override]
+            if nll.shape[-1] == 40:
+                raise ArithmeticError("no forties")
+            super().update(nll.nanmean())
+
+    bank = MetricBank({"picky": Picky()}, spec=SPEC)
+    with pytest.raises(MetricError, match=r"metric 'picky' \(Picky\) failed on windows 2 of t2 .*no forties"):
+        bank.update([make_offer(2, context=10, target=30)])

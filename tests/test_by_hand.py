@@ -54,7 +54,7 @@ def test_the_right_figure_is_the_packages(demo: Demo, source: Path):
 @pytest.mark.parametrize("mistake", MISTAKES, ids=list(BY_NAME))
 def test_every_mistake_moves_the_figure(mistake: Mistake, demo: Demo):
     wrong, right = mistake.measure(demo), demo.right(with_text=mistake.with_text)
-    assert abs(wrong.ppl / right.ppl - 1) > 1e-4
+    assert abs(wrong.ppl / right.ppl - 1) > 2e-5  # float32 alone moves it by 1e-7
 
 
 def test_a_tail_read_from_zeros_costs_ln_v_a_code(demo: Demo):
@@ -118,7 +118,8 @@ def test_the_null_condition_by_hand_is_the_packages(demo: Demo):
             decoder_input_ids=delayed(demo.model, piece.codes),
         ).logits
     nll = nats(realigned(logits, piece.codes.shape[1]), piece.codes)
-    assert torch.allclose(nll, demo.nll_without_text[0], atol=1e-4)
+    assert torch.allclose(nll, demo.nll_without_text[0], atol=2e-3)
+    assert nll.mean().item() == pytest.approx(demo.nll_without_text[0].mean().item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=list(BY_NAME))

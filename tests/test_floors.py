@@ -12,11 +12,12 @@ FLOORS = (
     ("audio", "windows", "delay", "statistics"),
     ("models",),
     ("scoring", "window_scoring", "readings", "metrics", "merging"),
-    ("planning", "bank", "data", "results", "run_folder", "module", "progress", "tables", "writer", "tracking"),
+    ("planning", "bank", "ranks", "data", "results", "running", "run_folder", "module"),
+    ("progress", "tables", "writer", "tracking", "quiet"),
     ("api", "cli"),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-USES_LIGHTNING = {"data", "module", "progress", "writer", "tracking", "api", "cli"}
+USES_LIGHTNING = {"ranks", "data", "module", "progress", "writer", "tracking", "api", "cli"}
 
 
 def modules() -> list[tuple[str, Path]]:

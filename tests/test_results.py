@@ -173,11 +173,10 @@ def test_too_many_failed_tracks_end_the_run_and_name_the_setting(records, plan, 
     summarised(records, plan, bank, max_failures=2)
 
 
-def test_when_every_track_failed_there_are_counts_and_no_numbers(records, plan, bank):
+def test_when_every_track_failed_there_is_an_error_and_no_empty_result(records, plan, bank):
     failed = [WindowRecord(record.row, record.track_row, failure="gone") for record in records]
-    result = summarised(failed, plan, bank, max_failures=6)
-    assert (result.metrics, list(result.windows), dict(result.nll)) == ({}, [], {})
-    assert result.counts["tracks_failed"] == 5
+    with pytest.raises(RunError, match="no track could be measured: "):
+        summarised(failed, plan, bank, max_failures=6)
 
 
 def test_a_lost_or_repeated_window_is_an_error_and_not_another_number(records, plan, bank):

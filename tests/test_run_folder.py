@@ -42,7 +42,7 @@ def test_everything_stands_in_the_folder_and_nothing_half_written(tmp_path, resu
         "num_tracks": 1,
     }
     assert summary["failures"] == [{"track": "b", "reason": "b.wav: is empty"}]
-    assert summary.keys() == {"metrics", "counts", "failures", "recipe"}
+    assert summary.keys() == {"metrics", "metric_errors", "counts", "failures", "recipe"}
     with (folder.path / "tracks.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == ["a", "b"]
@@ -101,6 +101,38 @@ def test_the_default_name_carries_date_and_command():
 def test_the_record_names_versions():
     from datetime import UTC, datetime
 
-    record = run_record(command="test", seed=3, started=datetime.now(UTC), world_size=2)
+    record = run_record(command="test", seed=3, started=datetime.now(UTC), world_size=2, max_frames_from="default")
     assert record["versions"]["torch"].startswith("2.")
     assert (record["seed"], record["processes"]) == (3, 2)
+
+
+def test_a_folder_belongs_to_one_run_at_a_time(tmp_path):
+    first = RunFolder(tmp_path / "x")
+    first.claim()
+    with pytest.raises(RunError, match=r"holds \.claimed"):
+        RunFolder(tmp_path / "x").claim()
+    RunFolder(tmp_path / "x").release()
+    assert not (tmp_path / "x" / "summary.json").exists()
+
+
+def test_results_that_cannot_be_written_leave_nothing(tmp_path, result, monkeypatch):
+    from musicgen_eval import run_folder
+
+    def full_disk(path, rows):
+        raise OSError(28, "No space left on device")
+
+    folder = RunFolder(tmp_path / "x")
+    folder.claim()
+    monkeypatch.setattr(run_folder, "_write_csv", full_disk)
+    with pytest.raises(RunError, match="No space left on device"):
+        folder.write(result, config_yaml="", run={})
+    assert [path.name for path in folder.path.iterdir()] == [".claimed"]
+
+
+def test_default_names_do_not_meet(tmp_path, monkeypatch):
+    from datetime import datetime
+
+    monkeypatch.chdir(tmp_path)
+    now = datetime(2026, 1, 2, 3, 4, 5)
+    default_run_dir("test", now=now).mkdir(parents=True)
+    assert default_run_dir("test", now=now).name == "20260102-030405-test-2"

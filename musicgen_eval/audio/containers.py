@@ -82,11 +82,18 @@ def data_chunk(file: BinaryIO) -> DataChunk | None:
     return None
 
 
+def _read_at(file: BinaryIO, at: int, num_bytes: int) -> bytes:
+    """What stands at a place, which a damaged header may put beyond any file."""
+    if at >= 1 << 62:
+        return b""
+    file.seek(at)
+    return file.read(num_bytes)
+
+
 def _chunks(file: BinaryIO, at: int, order: str) -> Iterator[tuple[bytes, int, int]]:
     """(name, start, bytes) of the chunks of a RIFF or AIFF file."""
     while True:
-        file.seek(at)
-        head = file.read(8)
+        head = _read_at(file, at, 8)
         if len(head) < 8:
             return
         num_bytes = int.from_bytes(head[4:], order)  # type: ignore[arg-type]
@@ -109,8 +116,7 @@ def _riff_data(file: BinaryIO, order: str) -> DataChunk | None:
 def _w64_data(file: BinaryIO) -> DataChunk | None:
     at = 40
     while True:
-        file.seek(at)
-        head = file.read(24)
+        head = _read_at(file, at, 24)
         if len(head) < 24:
             return None
         num_bytes = int.from_bytes(head[16:], "little")  # with the 24 of this header
@@ -122,8 +128,7 @@ def _w64_data(file: BinaryIO) -> DataChunk | None:
 def _caf_data(file: BinaryIO) -> DataChunk | None:
     at = 8
     while True:
-        file.seek(at)
-        head = file.read(12)
+        head = _read_at(file, at, 12)
         if len(head) < 12:
             return None
         num_bytes = int.from_bytes(head[4:], "big", signed=True)
@@ -136,8 +141,7 @@ def _last_mp4_box(file: BinaryIO) -> DataChunk | None:
     at = 0
     last: DataChunk | None = None
     while True:
-        file.seek(at)
-        head = file.read(16)
+        head = _read_at(file, at, 16)
         if len(head) < 8:
             return last
         num_bytes = int.from_bytes(head[:4], "big")
@@ -153,8 +157,7 @@ def _matroska_segment(file: BinaryIO) -> DataChunk | None:
     """The segment, the one element after the header. Its size is unknown (all ones) where it was written to a pipe."""
     at = 0
     for name in (_EBML, b"\x18\x53\x80\x67"):
-        file.seek(at)
-        head = file.read(12)
+        head = _read_at(file, at, 12)
         if len(head) < 12 or head[:4] != name or head[4] == 0:
             return None
         width = 9 - head[4].bit_length()

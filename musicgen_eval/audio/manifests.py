@@ -110,7 +110,9 @@ def _parse_row(path: Path, where: str, row: Mapping[str, Any]) -> ManifestRow:
     begin = float(start_s or 0.0)
     if end_s is not None and not end_s > begin:  # type: ignore[operator]
         raise fail(f"end_s ({end_s:g}) must lie after start_s ({begin:g})")
-    return ManifestRow(file, id or None, text or None, begin, math.nan if end_s is None else float(end_s))
+    return ManifestRow(
+        file, id or None, (text or "").strip() or None, begin, math.nan if end_s is None else float(end_s)
+    )
 
 
 def _seconds(value: Any) -> float | str | None:

@@ -81,6 +81,7 @@ def read_source(source: str | Path, *, text: str | None = None) -> TrackList:
     """
     name = os.fspath(source)
     path = Path(name).expanduser()
+    text = (text or "").strip() or None
     if path.is_dir():
         return _from_files(path, _walk(path), text, what=f"{name}: a folder")
     if path.exists() or path.is_symlink():

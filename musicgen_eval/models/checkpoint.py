@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from math import prod
+from math import log2, prod
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import AutoConfig, GenerationConfig, MusicgenConfig
+from transformers import AutoConfig, EncodecConfig, GenerationConfig, MusicgenConfig
 
 from musicgen_eval.delay import default_delays
 from musicgen_eval.errors import CheckpointError, near_matches
@@ -94,6 +94,10 @@ def _spec(
 ) -> tuple[CodecSpec, Literal["generation_config", "given", "default"]]:
     codec: Any = config.audio_encoder
     decoder: Any = config.decoder
+    if not isinstance(codec, EncodecConfig):
+        raise CheckpointError(
+            f"checkpoint {name}: its audio encoder is of type {codec.model_type!r}; expected 'encodec'"
+        )
     hop = prod(codec.upsampling_ratios)
     rate, remainder = divmod(codec.sampling_rate, hop)
     if remainder:
@@ -107,6 +111,12 @@ def _spec(
     channels = decoder.audio_channels
     if channels not in (1, 2) or decoder.num_codebooks % channels:
         raise CheckpointError(f"checkpoint {name}: {decoder.num_codebooks} codebooks for {channels} channels")
+    num_quantizers = max(1, int(codec.target_bandwidths[0] * 1000 // (log2(codec.codebook_size) * rate)))
+    if num_quantizers * channels != decoder.num_codebooks * codec.audio_channels:
+        raise CheckpointError(
+            f"checkpoint {name}: its codec gives {num_quantizers} codebooks for {codec.audio_channels} channel(s), its decoder "
+            f"reads {decoder.num_codebooks} for {channels}"
+        )
     source: Literal["generation_config", "given", "default"]
     if given is not None:
         if given < 1:

@@ -48,15 +48,17 @@ def load_model(
         else find_checkpoint(checkpoint, revision=revision, max_frames=max_frames)
     )
     _refuse_pickles(found)
+    revision = found.commit or found.revision or DEFAULT_REVISION
     try:
-        loaded: Any = MusicgenForConditionalGeneration.from_pretrained(
-            found.location,
-            revision=found.revision or DEFAULT_REVISION,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(found.location, revision=found.revision or DEFAULT_REVISION)
+        with torch.device("cpu"):  # a trainer's own device context would make transformers ask for a device map
+            loaded: Any = MusicgenForConditionalGeneration.from_pretrained(
+                found.location,
+                revision=revision,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        tokenizer = AutoTokenizer.from_pretrained(found.location, revision=revision)
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {found.name} cannot be loaded: {error}") from error
     composite, info = loaded
@@ -87,6 +89,7 @@ class MusicGen(nn.Module):
         self.audio_encoder = composite.audio_encoder
         self.tokenizer = tokenizer
         self.arithmetic = "transformers"
+        self._prepared_for: tuple[str, str] | None = None
         self.eval().requires_grad_(False)
         self._segment_encoder = SegmentEncoder(self.audio_encoder, channels=checkpoint.spec.channels)
 
@@ -110,16 +113,27 @@ class MusicGen(nn.Module):
             precision: as Lightning's: `32-true`, `bf16-mixed`, `bf16-true` or `16-mixed`.
 
         Raises:
-            CheckpointError: prepared in another precision before.
+            CheckpointError: prepared for something else before.
         """
-        dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
+        self.refuse_change(precision, self.device)
+        self._prepared_for = (precision, self.device.type)
         if self.device.type != "cpu":
             return
-        try:
-            packed = pack_linears(self.decoder, dtype)
-        except ValueError as error:
-            raise CheckpointError(f"checkpoint {self.checkpoint.name}: {error}") from error
+        dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
+        packed = pack_linears(self.decoder, dtype)
         self.arithmetic = f"packed {str(dtype).removeprefix('torch.')}" if packed else "transformers"
+
+    def refuse_change(self, precision: str, device: torch.device) -> None:
+        """Refuses to score in another way than this model was prepared for: its weights have been rounded or laid out.
+
+        Raises:
+            CheckpointError: says for what it was prepared.
+        """
+        if self._prepared_for not in (None, (precision, device.type)):
+            raise CheckpointError(
+                f"checkpoint {self.checkpoint.name}: this model was made ready for {' on '.join(self._prepared_for)}, and is "
+                f"now asked for {precision} on {device.type}; load it afresh"
+            )
 
     def encode(self, segments: Sequence[Tensor]) -> list[Tensor]:
         """Audio to codes, each segment alone, in float32.
@@ -137,12 +151,12 @@ class MusicGen(nn.Module):
         """One text to the states that cross attention hears, in float32.
 
         Args:
-            text: a description; None or "": the null condition.
+            text: a description; None, "" or blanks: the null condition.
 
         Returns:
             (L, D), L tokens with the end token, D the decoder's width; None for the null condition.
         """
-        if not text:
+        if not text or not text.strip():
             return None
         ids = self.tokenizer(text, return_tensors="pt").input_ids.to(self.device)
         with torch.autocast(self.device.type, enabled=False):

@@ -82,8 +82,8 @@ def single_threaded() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def float32_exactly(device_type: str = "cpu") -> Iterator[None]:
-    """Compute float32 as float32: no autocast, no TF32, no bf16 behind `torch.set_float32_matmul_precision`.
+def ieee_float32() -> Iterator[None]:
+    """Compute float32 products as float32: no TF32, no bf16 behind `torch.set_float32_matmul_precision`.
 
     torch keeps these switches for the whole process, so they are thrown outside of any pool and put back at the end.
     """
@@ -94,11 +94,17 @@ def float32_exactly(device_type: str = "cpu") -> Iterator[None]:
     try:
         for switch in switches:
             switch.fp32_precision = "ieee"
-        with torch.autocast(device_type, enabled=False):
-            yield
+        yield
     finally:
         for switch, precision in zip(switches, found, strict=True):
             switch.fp32_precision = precision
+
+
+@contextlib.contextmanager
+def float32_exactly(device_type: str = "cpu") -> Iterator[None]:
+    """As `ieee_float32`, and without autocast."""
+    with ieee_float32(), torch.autocast(device_type, enabled=False):
+        yield
 
 
 # torch.set_num_threads(n) sets the calling thread's number and, for the whole process, the number that a thread which has not

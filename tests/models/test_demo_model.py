@@ -151,7 +151,7 @@ def test_the_forward_pass_of_the_training_is_transformers_own(model: MusicGen, c
         theirs = model.decoder.model.decoder(
             steps.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=mask, use_cache=False
         ).last_hidden_state
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
 
 
 def test_codes_use_much_of_every_codebook(model: MusicGen, clips: list[Clip]) -> None:

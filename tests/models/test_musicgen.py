@@ -99,3 +99,22 @@ def test_damaged_weights_are_refused(oracle, tmp_path):
     (folder / "model.safetensors").write_bytes(b"\x00" * 100)
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         load_model(folder)
+
+
+def test_weights_load_on_the_cpu_inside_a_trainers_device_context(oracle):
+    with torch.device("meta"):
+        model = load_model(oracle / "tiny_musicgen")
+    assert model.device.type == "cpu"
+
+
+def test_a_model_made_ready_for_one_precision_is_refused_for_another(oracle):
+    model = load_model(oracle / "tiny_musicgen")
+    model.prepare("32-true")
+    model.prepare("32-true")
+    with pytest.raises(CheckpointError, match="made ready for 32-true on cpu, and is now asked for bf16-mixed on cpu"):
+        model.prepare("bf16-mixed")
+
+
+@pytest.mark.parametrize("text", ["", "  ", "\n", None])
+def test_blanks_are_the_null_condition(tiny_model, text):
+    assert tiny_model.encode_text(text) is None

@@ -1,4 +1,4 @@
-"""Two things that are no mistakes and belong beside the figure: what the encoder tells of the future, and how easy quiet noise is.
+"""Two things that are no mistakes and belong beside the figure: the encoder's leak, and how easy quiet noise is.
 
 Measured on the demo; knows no mistake and no page.
 """
@@ -15,7 +15,7 @@ from by_hand.demo import Demo, Figure, Piece, figure
 
 NOISE_S = 40
 NOISE_SEED = 0
-NOISE_RMS = (0.3, 0.1, 0.03, 0.0)
+NOISE_RMS = (0.3, 0.1, 0.03, 0.01, 0.0)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import groupby
+from math import isinf
 
 from by_hand import mistakes as scripts
 from by_hand.asides import Leak, Sound
@@ -103,9 +104,14 @@ def differences(committed: str, measured: str) -> Iterator[str]:
 
 def _same_number(old: str, new: str) -> bool:
     a, b = (Decimal(text.replace(",", "")) for text in (old, new))
-    last_digit = min(Decimal(1).scaleb(int(number.normalize().as_tuple().exponent)) if "." not in text else
-                     Decimal(1).scaleb(int(number.as_tuple().exponent)) for number, text in ((a, old), (b, new)))  # fmt: skip
-    return abs(a - b) <= last_digit
+    return abs(a - b) <= min(_last_digit(old), _last_digit(new))
+
+
+def _last_digit(text: str) -> Decimal:
+    """What one in the last printed digit is worth; zeros at the end of a whole number count as not printed."""
+    number = Decimal(text.replace(",", ""))
+    shown = number if "." in text else number.normalize()
+    return Decimal(1).scaleb(int(shown.as_tuple().exponent))
 
 
 def _short(measured: Measured) -> str:
@@ -188,10 +194,12 @@ def _noise(sounds: list[Sound]) -> str:
 
 def _ppl(ppl: float) -> str:
     """Two decimals, or four digits for a number that has no use for them."""
-    return f"{ppl:.2f}" if ppl < 1000 else f"{float(f'{ppl:.3e}'):,.0f}"
+    return f"{ppl:.2f}" if isinf(ppl) or ppl < 1000 else f"{float(f'{ppl:.3e}'):,.0f}"
 
 
 def _change(row: Row) -> str:
+    if isinf(row.ratio):
+        return "infinite"
     if row.ratio >= 11:
         return f"{_rounded(row.ratio)} times"
     return _percent(row.ratio) + (", looks better" if row.ratio < 1 else "")

@@ -1,5 +1,7 @@
 """Writes the model card: what the demo model is, what it reached, and what it does not."""
 
+# ruff: noqa: E501 - lines of the page are wrapped where they end once they are filled in
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -28,24 +30,23 @@ def write_card(
     )
     text = f"""# The demo model
 
-A really trained MusicGen of {(sizes["model"]) / 1e6:.1f} MB with held-out clips of {sizes["clips"] / 1e6:.1f} MB, so that
-every function of the package can be tried offline on a CPU. It knows only the synthetic songs of
-`tools/demo_model/music.py`: its figures say that the instrument works, and nothing about music at large.
+A really trained MusicGen of {sizes["model"] / 1e6:.1f} MB with held-out clips of {sizes["clips"] / 1e6:.1f} MB, so that every function of the package
+can be tried offline on a CPU. It knows only the synthetic songs of `tools/demo_model/music.py`: its figures say that
+the instrument works, and nothing about music at large.
 
 - **Format**: transformers' `MusicgenForConditionalGeneration`, float16 safetensors, with tokenizer and processor.
-- **Codec**: EnCodec, 32 kHz, hop 640 (50 frames per second), {codec.NUM_CODEBOOKS} codebooks of {codec.CODEBOOK_SIZE}
-  entries; {steps:,} steps.
+- **Codec**: EnCodec, 32 kHz, hop 640 (50 frames per second), {codec.NUM_CODEBOOKS} codebooks of {codec.CODEBOOK_SIZE} entries; {steps:,} steps.
 - **Decoder**: delay pattern 0, 1, 2, 3; special token {decoder.SPECIAL_TOKEN}; a T5 encoder trained with it;
-  {decoder_plan.num_songs:,} songs of {decoder_plan.song_frames / 50:g} s, {decoder_plan.short_steps:,} steps on crops of
-  {decoder.MAX_FRAMES // 100} s, then {decoder_plan.long_steps:,} of {decoder.MAX_FRAMES // 50} s. Its limit is
-  {decoder.MAX_FRAMES} frames (`max_length` of the generation config); what it is fed beyond them, it has never seen.
+  {decoder_plan.num_songs:,} songs of {decoder_plan.song_frames / 50:g} s, {decoder_plan.short_steps:,} steps on crops of {decoder.MAX_FRAMES // 100} s, then {decoder_plan.long_steps:,} on crops of {decoder.MAX_FRAMES // 50} s.
+  Its limit is {decoder.MAX_FRAMES} frames (`max_length` of the generation config): positions beyond them are untrained.
 - **Texts** say mood, key, tempo, chords, melody, bass and drums: `dark music in c minor , at 125 bpm , piano chords ,
   bell melody , deep bass , house drums`. Other words are unknown to it.
 - **Clips**: `clips/manifest.csv` (path, id, text); songs that were not trained on, in four formats, three rates, mono
   and stereo.
 
 ## What it reached
-On 32 other held-out songs of 20 s, measured on the exported checkpoint; ce in nats a code.
+On 32 other held-out songs of 20 s, measured on the exported checkpoint; ce in nats a code. The last column counts the
+songs (with noise: pairs of a song and a noise) for which the first of the two figures is the larger.
 
 {checks.table(figures)}
 
@@ -57,8 +58,8 @@ without the text; and by how many, over the first 10 s, with the frames shuffled
 {clips}
 
 Songs repeat a loop of 1.6 to 3.8 s, mostly in the very same codes, so most of what follows the first loop can be known:
-the perplexity is far lower than that of real music. Quiet noise and silence fall on few codes and are *easier* than any
-music: a low perplexity is no proof of quality. Nobody has listened to what it generates.
+the perplexity is far lower than that of real music. Quiet noise falls on few codes and costs no more than music, and
+silence costs nearly nothing: a low perplexity is no proof of quality. Nobody has listened to what it generates.
 
 ## Again, from the seed
 `python tools/train_demo_model.py --work <folder>` makes songs, codec, decoder, checkpoint, clips and this page; minutes
