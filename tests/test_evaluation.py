@@ -2,8 +2,10 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import lightning as L
@@ -37,6 +39,8 @@ def songs(tmp_path_factory) -> Path:
         for index, duration_s in enumerate(DURATIONS_S):
             wave = generator.normal(0, 0.2, int(duration_s * 32000)).astype(np.float32)
             soundfile.write(folder / f"{index}.wav", wave, 32000, subtype="FLOAT")
+            if index == 0:  # so that two processes resample too
+                soundfile.write(folder / "0.mp3", np.resize(wave, 44100), 44100)
             rows.writerow([f"{index}.wav", f"song {index}", "" if index % 3 == 0 else f"drums and bass {index}"])
     return folder / "songs.csv"
 
@@ -85,6 +89,7 @@ def test_the_result_is_the_definition_written_out(songs, tiny_folder, tiny_model
         assert torch.equal(result.nll[track].isnan(), curve.isnan())
         assert (result.nll[track] - curve).abs().nan_to_num().max() < 1e-4
     assert values["ppl"].low < values["ppl"].value < values["ppl"].high
+    result.nll["song 0"].nan_to_num_()  # an ordinary tensor, which its owner may change
 
 
 def test_batch_size_and_workers_change_no_bit(songs, tiny_folder):
@@ -196,28 +201,81 @@ def test_a_tensor_without_a_rate_is_refused(tiny_model):
         perplexity(torch.zeros(32000), tiny_model)
 
 
-def run_cli(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "train_like_eval.py"), "test", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+def run_cli(*arguments: str, **settings) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "train_like_eval.py"), "test", "--trainer.accelerator=cpu", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, **settings)
+
+
+def common_arguments(tiny_folder, source) -> list[str]:
+    return [
+        f"--model.checkpoint={tiny_folder}", f"--data.source={source}", "--data.context_s=0.5", "--data.target_s=0.5",
+        "--data.batch_size=3", "--trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def songs_and_mp3(songs) -> Path:
+    manifest = songs.parent / "songs_and_mp3.csv"
+    first, *others = songs.read_text().splitlines()
+    manifest.write_text("\n".join([first, "0.mp3,an mp3 at 44.1 kHz,techno", *others]) + "\n")
+    return manifest
 
 
 @pytest.mark.parametrize("num_tracks", [7, 1])
-def test_two_processes_give_the_bits_of_one(songs, tiny_folder, tmp_path, num_tracks):
+def test_two_processes_give_the_bits_of_one(songs_and_mp3, tiny_folder, tmp_path, num_tracks):
     """With the machine's own thread settings, so one process has several threads and two have fewer each."""
-    common = [
-        f"--model.checkpoint={tiny_folder}", f"--data.source={songs}", "--data.context_s=0.5", "--data.target_s=0.5",
-        f"--data.limit={num_tracks}", "--data.batch_size=3", "--model.save_nll=true", "--trainer.accelerator=cpu",
-        "--trainer.enable_progress_bar=false",
-        "--model.metrics.perplexity=musicgen_eval.metrics.CodebookPerplexity",
-        "--model.metrics.context=musicgen_eval.metrics.ContextGain",
-    ]  # fmt: skip
     runs = {}
     for devices in (1, 2):
         folder = tmp_path / str(devices)
-        done = run_cli(*common, f"--trainer.devices={devices}", "--trainer.strategy=auto", f"--run_dir={folder}")
+        done = run_cli(
+            *common_arguments(tiny_folder, songs_and_mp3), f"--data.limit={num_tracks}", "--model.save_nll=true",
+            "--model.metrics.perplexity=musicgen_eval.metrics.CodebookPerplexity",
+            "--model.metrics.context=musicgen_eval.metrics.ContextGain",
+            f"--trainer.devices={devices}", f"--run_dir={folder}",
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
         runs[devices] = folder
     for name in ("summary.json", "tracks.csv", "windows.csv", "nll.safetensors"):
         assert (runs[1] / name).read_bytes() == (runs[2] / name).read_bytes(), name
     assert json.loads((runs[2] / "run.json").read_text())["processes"] == 2
     assert json.loads((runs[1] / "summary.json").read_text())["counts"]["tracks_ok"] == num_tracks
+
+
+def test_a_failure_on_one_of_two_processes_ends_both_with_its_reason(songs, tiny_folder, tmp_path):
+    """The track opens, so the plan stands; its last window, which only one rank reads, holds a NaN."""
+    bad = np.zeros(64000, dtype=np.float32)
+    bad[-1] = np.nan
+    soundfile.write(songs.parent / "late_nan.wav", bad, 32000, subtype="FLOAT")
+    manifest = songs.parent / "late_nan.csv"
+    manifest.write_text(songs.read_text() + "late_nan.wav,late,\n")
+    done = run_cli(*common_arguments(tiny_folder, manifest), "--trainer.devices=2", f"--run_dir={tmp_path / 'x'}")
+    assert done.returncode == 1
+    assert "error: 1 track failed, 0 may" in done.stderr
+    assert "late_nan.wav" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_plan_that_fails_ends_two_processes_with_one_message(tiny_folder, tmp_path):
+    done = run_cli(*common_arguments(tiny_folder, tmp_path), "--trainer.devices=2", f"--run_dir={tmp_path / 'x'}")
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_sigterm_ends_a_run_with_143_and_leaves_nothing(tiny_folder, tmp_path):
+    noise = np.random.default_rng(0).normal(0, 0.1, 32000 * 600).astype(np.float32)
+    soundfile.write(tmp_path / "long.wav", noise, 32000)
+    command = [
+        sys.executable, str(ROOT / "train_like_eval.py"), "test", "--trainer.accelerator=cpu", "--wandb.mode=offline",
+        *common_arguments(tiny_folder, tmp_path / "long.wav"), f"--run_dir={tmp_path / 'x'}",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT) as process:
+        while not list(tmp_path.glob("x/wandb/*/*.wandb")) and process.poll() is None:
+            time.sleep(0.1)
+        time.sleep(3)  # into the batches
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 143, said[-2000:]
+    assert "stopped by SIGTERM" in said
+    assert not (tmp_path / "x").exists()
