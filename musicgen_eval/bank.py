@@ -11,8 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,9 +19,11 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from musicgen_eval.errors import MetricError, near_matches
-from musicgen_eval.merging import State, compute_in_place, flatten_result, merge_states, to_cpu, window_state
+from musicgen_eval.merging import State, compute_in_place, merge_states, to_cpu, window_states
 from musicgen_eval.metrics.codebook_means import MetricRecipe
-from musicgen_eval.records import CodecSpec, Reading, ScoredWindow, Window
+from musicgen_eval.offers import Offer, absent_reading
+from musicgen_eval.records import CodecSpec, Reading, ScoredWindow
+from musicgen_eval.trial import trial_offers, try_metric
 
 PLAIN = Reading(name="")
 READINGS = (
@@ -33,7 +34,6 @@ READINGS = (
 READ_NAMES = ("logits", "codes", "scored", "nll", "rank", "preds", "target")
 WINDOW_NAMES = ("window", "frame_rate_hz")
 ON_DEVICE = {"logits", "preds"}  # too large to move every batch; all else goes to the CPU in one piece
-MAX_STATE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,6 @@ class MetricEntry:
 
     metric: Metric
     inputs: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Offer:
-    """All that one window has to offer: its scored readings by name, "" the plain one; a reading that does not exist is None."""
-
-    readings: Mapping[str, ScoredWindow | None]
-    frame_rate_hz: int
-
-    @cached_property
-    def on_cpu(self) -> Offer:
-        """The same without logits, on the CPU, moved once."""
-        readings = {name: None if read is None else _without_logits(read) for name, read in self.readings.items()}
-        return Offer(readings=readings, frame_rate_hz=self.frame_rate_hz)
 
 
 @dataclass(frozen=True)
@@ -108,8 +94,9 @@ class MetricBank:
             self.metrics[name] = metric
         for name, entry in entries.items():  # only now is it known which readings there are
             self._inputs[name] = self._parse_inputs(name, self.metrics[name], entry.inputs)
-        for name in self.metrics:
-            self._try(name)
+        offers = trial_offers(spec, self.readings)
+        for name, metric in self.metrics.items():
+            try_metric(name, metric, [given for offer in offers if (given := self._collect(name, offer)) is not None])
         self._untouched = {name: deepcopy(metric) for name, metric in self.metrics.items()}  # to compute in
 
     @property
@@ -150,7 +137,7 @@ class MetricBank:
             metric.to(_device(offers) if on_device else "cpu")
             given = [(window, inputs) for window, inputs in zip(states, collected, strict=True) if inputs is not None]
             try:
-                left = _window_states(metric, [inputs for _, inputs in given])
+                left = window_states(metric, [inputs for _, inputs in given])
             except Exception as error:  # a stranger's metric may raise anything
                 windows = [offer.readings[""].window for offer in offers if offer.readings[""] is not None]
                 where = (
@@ -245,58 +232,13 @@ class MetricBank:
         assert plain is not None  # the plain reading always exists
         with_logits = any(item.value in ON_DEVICE for item in items)
         reads = {
-            item.reading: offer.readings[item.reading] or _absent(plain, self.spec, with_logits=with_logits)
+            item.reading: offer.readings[item.reading] or absent_reading(plain, self.spec, with_logits=with_logits)
             for item in items
         }
         counted = torch.stack([read.scored for read in reads.values()]).all(0)
         if any(item.flat for item in items) and not counted.any():
             return None
         return {item.parameter: _value(item, reads[item.reading], counted, offer.frame_rate_hz) for item in items}
-
-    def _try(self, name: str) -> None:
-        """Refuses a metric whose merged states give another result than updating it with everything at once.
-
-        Every step has a copy of its own, so that what a metric keeps outside of its states cannot pass from one to the
-        next. The first window has no context and the second no text, as happens to real ones.
-        """
-        metric = self.metrics[name]
-        kind = type(metric).__name__
-        if not metric._defaults:
-            raise MetricError(
-                f"metric {name!r} ({kind}) keeps no states of its own, so windows cannot be merged; use what it wraps"
-            )
-        offers = [
-            _synthetic_offer(self.spec, self.readings, index, num_frames) for index, num_frames in enumerate((7, 12, 5))
-        ]
-        inputs = [given for offer in offers if (given := self._collect(name, offer)) is not None]
-        try:
-            together = deepcopy(metric)
-            for window in inputs:
-                together.update(**window)
-            at_once = flatten_result(type(together).compute(together))
-            states = _window_states(deepcopy(metric), inputs)
-            merged = compute_in_place(deepcopy(metric), merge_states(metric, states))
-        except Exception as error:  # a stranger's metric may raise anything; the run must not start with it
-            raise MetricError(f"metric {name!r} ({kind}) failed its trial on synthetic windows: {error!r}") from error
-        largest = max(_state_bytes(state) for state in states)
-        if largest > MAX_STATE_BYTES:
-            raise MetricError(
-                f"metric {name!r} ({kind}) keeps {largest} bytes for a window of 12 frames; at most {MAX_STATE_BYTES} are kept"
-            )
-        if not _agree(at_once, merged):
-            raise MetricError(
-                f"metric {name!r} ({kind}) cannot be merged: three windows give {merged} merged and {at_once} together; "
-                "keep all that compute() needs in states (add_state), each with the reduction that merges it"
-            )
-
-
-def _window_states(metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> list[State]:
-    """The state each window leaves, through the metric's own `window_states` where it has one."""
-    batched = getattr(metric, "window_states", None)
-    if batched is None or not inputs:
-        return [window_state(metric, window) for window in inputs]
-    columns: dict[str, Tensor] = batched(inputs)
-    return [{name: column[row].clone() for name, column in columns.items()} for row in range(len(inputs))]
 
 
 def _device(offers: Sequence[Offer]) -> torch.device:
@@ -312,64 +254,3 @@ def _value(item: _Input, read: ScoredWindow, counted: Tensor, frame_rate_hz: int
         return frame_rate_hz
     value = getattr(read, {"preds": "logits", "target": "codes"}.get(item.value, item.value))
     return value[counted] if item.flat else value
-
-
-def _absent(plain: ScoredWindow, spec: CodecSpec, *, with_logits: bool) -> ScoredWindow:
-    shape = (*plain.codes.shape, spec.codebook_size)
-    return ScoredWindow(
-        window=plain.window,
-        codes=plain.codes,
-        scored=torch.zeros_like(plain.scored),
-        nll=torch.full_like(plain.nll, float("nan")),
-        rank=torch.full_like(plain.rank, -1),
-        logits=torch.zeros(shape, device=plain.nll.device) if with_logits else None,
-    )
-
-
-def _without_logits(read: ScoredWindow) -> ScoredWindow:
-    return replace(
-        read, codes=read.codes.cpu(), scored=read.scored.cpu(), nll=read.nll.cpu(), rank=read.rank.cpu(), logits=None
-    )
-
-
-def _synthetic_offer(spec: CodecSpec, readings: Sequence[Reading], index: int, num_frames: int) -> Offer:
-    """A window of random codes and logits, scored consistently, for the trial."""
-    generator = torch.Generator().manual_seed(index)
-    shape = (spec.num_codebooks, num_frames)
-    context = num_frames // 3 if index else 0
-    window = Window(
-        track=f"trial{index}", index=index, start_frame=0, context_frames=context, target_frames=num_frames - context
-    )
-    scored = torch.ones(shape, dtype=torch.bool)
-    scored[:, :context] = False
-    offered: dict[str, ScoredWindow | None] = {}
-    for reading in readings:
-        if (reading.context == "none" and context == 0) or (reading.text == "none" and index == 1):
-            offered[reading.name] = None
-            continue
-        codes = torch.randint(spec.codebook_size, shape, generator=generator)
-        logits = torch.randn((*shape, spec.codebook_size), generator=generator)
-        true = logits.gather(-1, codes.unsqueeze(-1))
-        offered[reading.name] = ScoredWindow(
-            window=window,
-            codes=codes,
-            scored=scored,
-            nll=(logits.logsumexp(-1) - true.squeeze(-1)).masked_fill(~scored, float("nan")),
-            rank=(logits > true).sum(-1).masked_fill(~scored, -1),
-            logits=logits.masked_fill(~scored.unsqueeze(-1), 0.0),
-        )
-    return Offer(readings=offered, frame_rate_hz=spec.frame_rate_hz)
-
-
-def _state_bytes(state: State) -> int:
-    tensors = [part for value in state.values() for part in (value if isinstance(value, list) else [value])]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _agree(first: Mapping[str, float], second: Mapping[str, float]) -> bool:
-    if first.keys() != second.keys():
-        return False
-    return all(
-        torch.isclose(torch.tensor(first[key]), torch.tensor(second[key]), rtol=1e-4, atol=1e-6, equal_nan=True)
-        for key in first
-    )

@@ -31,6 +31,15 @@ def window_state(metric: Metric, inputs: Mapping[str, Any]) -> State:
     return state
 
 
+def window_states(metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> list[State]:
+    """The state each window leaves, through the metric's own `window_states` where it has one."""
+    batched = getattr(metric, "window_states", None)
+    if batched is None or not inputs:
+        return [window_state(metric, window) for window in inputs]
+    columns: dict[str, Tensor] = batched(inputs)
+    return [{name: column[row].clone() for name, column in columns.items()} for row in range(len(inputs))]
+
+
 def to_cpu(states: Sequence[Mapping[str, State]]) -> list[dict[str, State]]:
     """States of a batch of windows, by metric, moved to the CPU."""
     return [

@@ -19,7 +19,7 @@ import lightning as L
 import torch
 from torchmetrics import Metric
 
-from musicgen_eval.bank import MetricBank, MetricEntry, Offer
+from musicgen_eval.bank import MetricBank, MetricEntry
 from musicgen_eval.data import Batch, WindowAudio, WindowDataModule
 from musicgen_eval.errors import EvaluationError, RunError
 from musicgen_eval.merging import State
@@ -27,6 +27,7 @@ from musicgen_eval.metrics import CodebookPerplexity
 from musicgen_eval.models.checkpoint import Checkpoint, find_checkpoint
 from musicgen_eval.models.musicgen import MusicGen, load_model
 from musicgen_eval.models.threads import ieee_float32, single_threaded
+from musicgen_eval.offers import Offer
 from musicgen_eval.planning import Plan, refuse_failures
 from musicgen_eval.ranks import decide_on_rank_0, gather_on_rank_0
 from musicgen_eval.readings import CodedWindow, score_readings

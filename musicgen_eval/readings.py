@@ -1,6 +1,6 @@
 """Scores the readings of windows: the plain one, and those that some metric named.
 
-    window, codes, texts --feed(reading)--> what the decoder hears --MusicGen.score--> aligned to the window again
+    window, codes, texts --feed(reading)--> what the decoder hears --score_windows--> aligned to the window again
 
     no_context:  codes   c c c # # # #      fed    # # # #        given back   NaN NaN NaN x x x x
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from musicgen_eval.bank import Offer
 from musicgen_eval.merging import State, compute_from
 from musicgen_eval.metrics import CodebookPerplexity
+from musicgen_eval.offers import Offer
 from musicgen_eval.records import CodecSpec
 
 

@@ -13,9 +13,10 @@ from torchmetrics.regression import NormalizedRootMeanSquaredError
 from torchmetrics.wrappers import BootStrapper, MinMaxMetric
 
 from musicgen_eval import delay_codes, nll_from_logits, score_codes
-from musicgen_eval.bank import PLAIN, MetricBank, MetricEntry, Offer
+from musicgen_eval.bank import PLAIN, MetricBank, MetricEntry
 from musicgen_eval.errors import MetricError
 from musicgen_eval.metrics import CodebookAccuracy, CodebookPerplexity, ContextGain, LocalPerplexity, TextGain
+from musicgen_eval.offers import Offer
 from musicgen_eval.records import CodecSpec, Reading, ScoredWindow, Window
 
 SPEC = CodecSpec(32000, 50, 640, 4, 16, 1, (0, 1, 2, 3), 100)

@@ -12,7 +12,7 @@ FLOORS = (
     ("audio", "windows", "delay", "statistics"),
     ("models",),
     ("scoring", "window_scoring", "readings", "metrics", "merging"),
-    ("planning", "bank", "ranks", "data", "results", "running", "run_folder", "module"),
+    ("offers", "trial", "planning", "bank", "ranks", "data", "results", "running", "run_folder", "module"),
     ("progress", "tables", "writer", "tracking", "quiet"),
     ("api", "cli"),
 )

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from musicgen_eval.bank import Offer
 from musicgen_eval.data import WindowDataModule
 from musicgen_eval.module import MusicGenEvaluation
+from musicgen_eval.offers import Offer
 from musicgen_eval.progress import EvaluationProgress
 from musicgen_eval.records import CodecSpec, ScoredWindow, Window
 from musicgen_eval.running import RunningTotals

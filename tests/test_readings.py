@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from musicgen_eval.bank import PLAIN, READINGS, MetricBank, Offer
+from musicgen_eval.bank import PLAIN, READINGS, MetricBank
 from musicgen_eval.errors import MetricError
 from musicgen_eval.metrics import CodebookPerplexity, ContextGain, TextGain
+from musicgen_eval.offers import Offer
 from musicgen_eval.readings import CodedWindow, reading_generator, score_readings, scored_mask
 from musicgen_eval.records import Reading, Window
 from musicgen_eval.scoring import score_codes

@@ -9,10 +9,11 @@ from torch import Tensor
 from torchmetrics import MaxMetric, MeanMetric
 
 from musicgen_eval.audio.sources import TrackList
-from musicgen_eval.bank import MetricBank, MetricEntry, Offer
+from musicgen_eval.bank import MetricBank, MetricEntry
 from musicgen_eval.errors import RunError
 from musicgen_eval.merging import merge_states
 from musicgen_eval.metrics import CodebookPerplexity, TextGain
+from musicgen_eval.offers import Offer
 from musicgen_eval.planning import Plan
 from musicgen_eval.records import CodecSpec, ScoredWindow
 from musicgen_eval.results import WindowRecord, interval, summarise

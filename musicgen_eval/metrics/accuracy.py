@@ -15,7 +15,7 @@ class CodebookAccuracy(CodebookMeans):
 
     Args:
         top_k: how many guesses count.
-        num_codebooks, frame_rate_hz, codebook_size: as `CodebookMeans`.
+        num_codebooks, frame_rate_hz: as `CodebookMeans`.
 
     >>> import torch
     >>> metric = CodebookAccuracy(top_k=2, num_codebooks=1)
@@ -28,10 +28,8 @@ class CodebookAccuracy(CodebookMeans):
 
     higher_is_better = True
 
-    def __init__(
-        self, top_k: int = 1, num_codebooks: int = 4, frame_rate_hz: float = 50, codebook_size: int = 2048
-    ) -> None:
-        super().__init__(num_codebooks, frame_rate_hz, codebook_size)
+    def __init__(self, top_k: int = 1, num_codebooks: int = 4, frame_rate_hz: float = 50) -> None:
+        super().__init__(num_codebooks, frame_rate_hz)
         if top_k < 1:
             raise MetricError(f"CodebookAccuracy: top_k must be at least 1, got {top_k}")
         self.top_k = top_k

@@ -48,9 +48,8 @@ class CodebookMeans(Metric):
     Args:
         num_codebooks: K.
         frame_rate_hz: frames a second.
-        codebook_size: V.
 
-    `configure` overrides all three with what the checkpoint says; a metric used alone is given them.
+    `configure` overrides both with what the checkpoint says; a metric used alone is given them.
     """
 
     is_differentiable = False
@@ -59,18 +58,17 @@ class CodebookMeans(Metric):
     total: Tensor
     count: Tensor
 
-    def __init__(self, num_codebooks: int = 4, frame_rate_hz: float = 50, codebook_size: int = 2048) -> None:
+    def __init__(self, num_codebooks: int = 4, frame_rate_hz: float = 50) -> None:
         super().__init__()
-        self._set_up(num_codebooks, frame_rate_hz, codebook_size)
+        self._set_up(num_codebooks, frame_rate_hz)
 
     def configure(self, spec: CodecSpec) -> None:
-        """Takes codebooks, frame rate and codebook size from the checkpoint."""
-        self._set_up(spec.num_codebooks, spec.frame_rate_hz, spec.codebook_size)
+        """Takes codebooks and frame rate from the checkpoint."""
+        self._set_up(spec.num_codebooks, spec.frame_rate_hz)
 
-    def _set_up(self, num_codebooks: int, frame_rate_hz: float, codebook_size: int) -> None:
+    def _set_up(self, num_codebooks: int, frame_rate_hz: float) -> None:
         self.num_codebooks = num_codebooks
         self.frame_rate_hz = frame_rate_hz
-        self.codebook_size = codebook_size
         self.add_state("total", torch.zeros(num_codebooks, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros(num_codebooks, dtype=torch.int64), dist_reduce_fx="sum")
 

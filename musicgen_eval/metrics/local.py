@@ -15,15 +15,13 @@ class LocalPerplexity(MeanNll):
 
     Args:
         duration_s: how much of the target is counted.
-        num_codebooks, frame_rate_hz, codebook_size: as `CodebookMeans`.
+        num_codebooks, frame_rate_hz: as `CodebookMeans`.
 
     Source: local likelihoods agree better with listeners than whole-sequence ones (arXiv 2601.06329).
     """
 
-    def __init__(
-        self, duration_s: float = 1.0, num_codebooks: int = 4, frame_rate_hz: float = 50, codebook_size: int = 2048
-    ) -> None:
-        super().__init__(num_codebooks, frame_rate_hz, codebook_size)
+    def __init__(self, duration_s: float = 1.0, num_codebooks: int = 4, frame_rate_hz: float = 50) -> None:
+        super().__init__(num_codebooks, frame_rate_hz)
         if not duration_s > 0:
             raise MetricError(f"LocalPerplexity: duration_s must be above 0, got {duration_s}")
         self.duration_s = duration_s

@@ -38,7 +38,7 @@ class CodebookPerplexity(MeanNll):
     Results: `ppl`, `ce` (nats), `bits_per_second` = frame rate * sum_k CE_k / ln 2, `ppl_q1`..., `ce_q1`....
 
     >>> import torch
-    >>> metric = CodebookPerplexity(num_codebooks=2, codebook_size=8)
+    >>> metric = CodebookPerplexity(num_codebooks=2)
     >>> metric.update(torch.full((1, 2, 10), 8.0).log())
     >>> round(metric.compute()["ppl"].item(), 4), round(metric.compute()["bits_per_second"].item(), 2)
     (8.0, 300.0)

@@ -122,7 +122,7 @@ def test_alone_from_a_decoders_own_logits_it_gives_what_scoring_gives(tiny_model
         logits = decoder(input_ids=steps.reshape(8, -1)).logits
         scored = score_codes(decoder, codes, delays=delays)
 
-    metric = CodebookPerplexity(num_codebooks=4, codebook_size=64)
+    metric = CodebookPerplexity(num_codebooks=4)
     metric.update(nll_from_logits(logits, codes, delays=delays))
 
     by_hand = []
