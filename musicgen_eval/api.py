@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from torch import Tensor
 from torchmetrics import Metric
@@ -23,10 +24,10 @@ from musicgen_eval.data import WindowDataModule
 from musicgen_eval.errors import AudioError, RunError
 from musicgen_eval.metrics import CodebookPerplexity
 from musicgen_eval.models.musicgen import MusicGen
-from musicgen_eval.module import MusicGenEvaluation
+from musicgen_eval.module import PRECISIONS, MusicGenEvaluation
 from musicgen_eval.quiet import quiet_libraries
 from musicgen_eval.results import EvaluationResult
-from musicgen_eval.run_folder import RunFolder, to_json
+from musicgen_eval.run_folder import RunFolder, lasting_source, to_json
 from musicgen_eval.writer import RunWriter
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
@@ -73,6 +74,7 @@ def perplexity(
     accelerator: str = "auto",
     batch_size: int = 8,
     limit: int | None = None,
+    min_duration_s: float = 0.0,
     max_failures: int = 0,
     max_frames: int | None = None,
     allow_beyond_limit: bool = False,
@@ -95,6 +97,7 @@ def perplexity(
         accelerator: as Lightning's.
         batch_size: windows a step.
         limit: only the first tracks.
+        min_duration_s: tracks shorter than this are skipped, and counted.
         max_failures: how many tracks may fail.
         max_frames: overrides the longest window that the checkpoint states.
         allow_beyond_limit: allows windows longer than that.
@@ -128,10 +131,18 @@ def perplexity(
             head=head,
             batch_size=batch_size,
             limit=limit,
+            min_duration_s=min_duration_s,
             max_failures=max_failures,
             allow_beyond_limit=allow_beyond_limit,
         )
-        evaluation = run_evaluation(module, data, precision=precision, accelerator=accelerator, run_dir=run_dir)
+        notes = [
+            *(["the audio was a tensor: data.source is gone"] if isinstance(audio, Tensor) else []),
+            *(["the model was given loaded: model.checkpoint is its name"] if isinstance(checkpoint, MusicGen) else []),
+            *([f"metrics were given in Python and are not named here: {', '.join(metrics)}"] if metrics else []),
+        ]
+        evaluation = run_evaluation(
+            module, data, precision=precision, accelerator=accelerator, run_dir=run_dir, notes=notes
+        )
     values = evaluation.metrics["perplexity"]
     codebooks = range(1, evaluation.spec.num_codebooks + 1)
     return PerplexityResult(
@@ -156,6 +167,7 @@ def run_evaluation(
     callbacks: Sequence[L.Callback] = (),
     progress: bool = False,
     console: Console | None = None,
+    notes: Sequence[str] = (),
 ) -> EvaluationResult:
     """Tests a module on one device with a quiet Trainer and gives its result.
 
@@ -168,6 +180,7 @@ def run_evaluation(
         callbacks: further callbacks.
         progress: shows a progress bar, where `callbacks` hold one.
         console: where to print the result; None: nowhere.
+        notes: what config.yaml cannot say of this run, as comments in it.
 
     Raises:
         EvaluationError: as `perplexity`.
@@ -177,41 +190,56 @@ def run_evaluation(
     config = {
         "trainer": {"precision": precision, "accelerator": accelerator},
         "model": module.settings,
-        "data": vars(data.settings),
+        "data": {**vars(data.settings), "source": lasting_source(data.settings.source)},
     }
+    config_yaml = "".join(f"# {line}\n" for line in notes) + to_json(config)
     with quiet_libraries():
-        trainer = L.Trainer(
-            accelerator=accelerator,
-            devices=1,
-            precision=precision,  # type: ignore[arg-type]
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=progress,
-            use_distributed_sampler=False,
-            callbacks=[*callbacks, RunWriter(folder, command="evaluate", config_yaml=to_json(config), console=console)],
-        )
+        try:
+            trainer = L.Trainer(
+                accelerator=accelerator,
+                devices=1,
+                precision=precision,  # type: ignore[arg-type]
+                logger=False,
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                enable_progress_bar=progress,
+                use_distributed_sampler=False,
+                callbacks=[*callbacks, RunWriter(folder, command="evaluate", config_yaml=config_yaml, console=console)],
+            )
+        except (ValueError, MisconfigurationException) as error:
+            raise RunError(f"accelerator {accelerator!r}: {error}") from error
         if folder is not None:
             folder.claim()
-        trainer.test(module, datamodule=data, verbose=False)
+        try:
+            trainer.test(module, datamodule=data, verbose=False)
+        except SystemExit as stopped:
+            if isinstance(stopped.__context__, KeyboardInterrupt):  # Lightning would end a notebook with it
+                raise KeyboardInterrupt from stopped
+            raise
     assert module.result is not None
     return module.result
 
 
 def check_precision(precision: str, accelerator: str) -> None:
-    """Refuses 16-mixed on a CPU, where Lightning would quietly run bf16-mixed.
+    """Refuses an unknown precision, and 16-mixed on a CPU, where Lightning would quietly run bf16-mixed.
 
     Raises:
         RunError: says what to take instead.
     """
+    if precision not in PRECISIONS:
+        raise RunError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision}")
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
-    if str(precision) in ("16-mixed", "16") and on_cpu:
+    if precision == "16-mixed" and on_cpu:
         raise RunError("precision 16-mixed needs a GPU; on a CPU take 32-true or bf16-mixed")
 
 
 def _source(audio: str | Path | Tensor, sample_rate_hz: int | None, scratch: Path) -> str:
     """The source as a path; a tensor becomes a float32 wav, which keeps every bit, so that one reader serves all."""
     if not isinstance(audio, Tensor):
+        if not isinstance(audio, str | Path):
+            raise AudioError(
+                f"audio must be a path or a torch tensor, got {type(audio).__name__} (torch.from_numpy makes one)"
+            )
         if sample_rate_hz is not None:
             raise AudioError(f"sample_rate_hz goes with a tensor; {audio} knows its own")
         return str(audio)
@@ -219,9 +247,10 @@ def _source(audio: str | Path | Tensor, sample_rate_hz: int | None, scratch: Pat
         raise AudioError(f"a tensor needs its rate: sample_rate_hz must be above 0, got {sample_rate_hz}")
     wave = audio.detach().cpu()
     wave = wave.unsqueeze(0) if wave.dim() == 1 else wave
-    if wave.dim() != 2 or not wave.is_floating_point():
+    if wave.dim() != 2 or not wave.is_floating_point() or wave.shape[0] not in (1, 2) or not wave.numel():
         raise AudioError(
-            f"audio must be a (C, N) or (N,) floating point tensor, got {audio.dtype} {tuple(audio.shape)}"
+            "audio must be a (C, N) or (N,) floating point tensor of one or two channels, got "
+            f"{wave.dtype} {tuple(wave.shape)}"
         )
     path = scratch / "audio.wav"
     write_audio(path, wave.float(), sample_rate_hz, format="wav")

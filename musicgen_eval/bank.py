@@ -211,7 +211,7 @@ class MetricBank:
         if value not in READ_NAMES and (value not in WINDOW_NAMES or separator):
             raise MetricError(
                 f"metric {name!r}: {type(metric).__name__}.update() asks for {wanted!r}, which a test does not offer; "
-                f"{near_matches(wanted, (*READ_NAMES, *WINDOW_NAMES))} Rename it with inputs: {{{parameter}: ...}}"
+                f"{near_matches(wanted, (*READ_NAMES, *WINDOW_NAMES))}; or rename it with inputs: {{{parameter}: ...}}"
             )
         if reading not in self._published:
             raise MetricError(

@@ -31,11 +31,12 @@ from musicgen_eval.module import MusicGenEvaluation
 from musicgen_eval.progress import EvaluationProgress
 from musicgen_eval.quiet import quiet_libraries
 from musicgen_eval.ranks import StoppedElsewhere
-from musicgen_eval.run_folder import RunFolder, default_run_dir
+from musicgen_eval.run_folder import RunFolder, default_run_dir, lasting_source
 from musicgen_eval.tracking import WandbSettings, WandbTracker, wandb_logger
 from musicgen_eval.writer import RunWriter
 
 TRAINER_DEFAULTS = {
+    "precision": "32-true",
     "logger": False,
     "enable_checkpointing": False,
     "enable_model_summary": False,
@@ -104,6 +105,7 @@ class EvaluationCLI(LightningCLI):
         self.folder = RunFolder(settings.run_dir or default_run_dir(str(self.subcommand)))
         again = settings.clone()
         again.run_dir = None  # the file is to give the run again, elsewhere
+        again.data.source = lasting_source(again.data.source)
         config_yaml = self._parser(self.subcommand).dump(again, skip_none=False)
         logger = wandb_logger(WandbSettings(**settings.wandb.as_dict()), self.folder.path)
         console = Console() if _is_rank_0() else None
@@ -154,7 +156,9 @@ def evaluate(
     accelerator: Literal["auto", "cpu", "gpu"] = "auto",
     batch_size: int = 8,
     limit: int | None = None,
+    min_duration_s: float = 0.0,
     max_failures: int = 0,
+    allow_beyond_limit: bool = False,
     save_nll: bool = False,
     run_dir: Path | None = None,
 ) -> None:
@@ -173,7 +177,9 @@ def evaluate(
         accelerator: where to run.
         batch_size: windows a step.
         limit: only the first tracks.
+        min_duration_s: tracks shorter than this are skipped, and counted.
         max_failures: how many tracks may fail.
+        allow_beyond_limit: allows windows longer than the model was trained on, for experiments.
         save_nll: also write the nll of every code.
         run_dir: where results go; default: runs/<date>-evaluate.
     """
@@ -186,7 +192,9 @@ def evaluate(
         head=head,
         batch_size=batch_size,
         limit=limit,
+        min_duration_s=min_duration_s,
         max_failures=max_failures,
+        allow_beyond_limit=allow_beyond_limit,
     )
     run_evaluation(
         module,
@@ -230,7 +238,9 @@ def _guarded(run: Callable[[], object]) -> int:
             return _fail(str(error), 1)
         except SIGTERMException:
             return _fail("stopped by SIGTERM; nothing was written", 143)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as stopped:
+            if isinstance(stopped, SystemExit) and not isinstance(stopped.__context__, KeyboardInterrupt):
+                raise  # such as --help
             return _fail("interrupted; nothing was written", 130)
     return 0
 

@@ -100,6 +100,8 @@ class WindowDataModule(L.LightningDataModule):
             max_failures=max_failures,
             allow_beyond_limit=allow_beyond_limit,
         )
+        if num_workers < 0:
+            raise RunError(f"num_workers must be at least 0, got {num_workers}")
         self.num_workers = num_workers
         self.plan: Plan | None = None
 

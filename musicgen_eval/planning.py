@@ -171,7 +171,7 @@ def refuse_failures(failures: Sequence[Failure], max_failures: int) -> None:
         "\n".join(
             [
                 f"{len(reasons)} track{'s' * (len(reasons) > 1)} failed, {max_failures} may "
-                f"(data.max_failures={len(reasons)} would record and go on):",
+                f"(max_failures={len(reasons)} would record and go on):",
                 *shown,
                 *more,
             ]
@@ -229,14 +229,14 @@ def _measure(
     duration_s = audio.num_samples / audio.info.sample_rate_hz
     num_frames = audio.num_frames(spec.frame_rate_hz)
     if duration_s < settings.min_duration_s:
-        return 0, "skipped", f"{duration_s:.4g} s is shorter than data.min_duration_s={settings.min_duration_s:g}"
+        return 0, "skipped", f"{duration_s:.4g} s is shorter than min_duration_s={settings.min_duration_s:g}"
     if num_frames == 0:
         frame_s = 1 / spec.frame_rate_hz
         return (
             0,
             "failed",
             (
-                f"{track.path}: {duration_s:.4g} s is shorter than one frame ({frame_s:g} s); remove it or set data.min_duration_s"
+                f"{track.path}: {duration_s:.4g} s is shorter than one frame ({frame_s:g} s); remove it or set min_duration_s"
             ),
         )
     if settings.head == "skip" and num_frames <= context_frames:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from musicgen_eval.errors import RunError
 from musicgen_eval.results import EvaluationResult
@@ -46,6 +46,11 @@ def default_run_dir(command: str, *, now: datetime | None = None) -> Path:
     plain = Path("runs") / f"{now or datetime.now():%Y%m%d-%H%M%S}-{command}"
     numbered = (plain.with_name(f"{plain.name}-{number}") for number in count(2))
     return next(path for path in chain([plain], numbered) if not path.exists())
+
+
+def lasting_source(source: str) -> str:
+    """A source that means the same from another folder: paths are made absolute."""
+    return source if source == "demo" else str(Path(source).expanduser().absolute())
 
 
 class RunFolder:
@@ -78,6 +83,10 @@ class RunFolder:
             raise RunError(
                 f"run_dir {self.path} cannot be used: {error.strerror}; choose another with --run_dir"
             ) from error
+        if self._claim.name in held:
+            raise RunError(
+                f"run_dir {self.path} is claimed by another run, or by one that was killed; choose another, or remove the folder"
+            )
         if held:
             raise RunError(
                 f"run_dir {self.path} holds {', '.join(held[:3])}{', ...' * (len(held) > 3)}; choose an empty or new folder "
@@ -121,7 +130,7 @@ class RunFolder:
         }
         if result.nll:
             curves = {track: curve.contiguous() for track, curve in result.nll.items()}
-            writers = {"nll.safetensors": lambda path: save_file(curves, path), **writers}
+            writers = {"nll.safetensors": lambda path: path.write_bytes(save(curves)), **writers}
         partial = {name: self.path / f".{name}.part" for name in writers}
         try:
             for name, write in writers.items():

@@ -370,7 +370,7 @@ def test_renaming_what_update_does_not_take_is_refused():
         MetricError, match=r"inputs renames 'values', which MeanMetric.update\(\) does not take; did you mean value"
     ):
         bank_of(MeanMetric(), {"values": "nll"})
-    with pytest.raises(MetricError, match=r"asks for 'value'.*Rename it with inputs: \{value: ...\}"):
+    with pytest.raises(MetricError, match=r"asks for 'value'.*or rename it with inputs: \{value: ...\}"):
         bank_of(MeanMetric())
 
 

@@ -44,6 +44,8 @@ def refusal(capsys, *arguments: str, door=lightning_main) -> str:
         (["--data.batch_size=0"], "batch_size must be at least 1"),
         (["--data.limit=0"], "limit must be at least 1"),
         (["--data.max_failures=-1"], "max_failures must be at least 0"),
+        (["--data.source="], "an empty source"),
+        (["--data.num_workers=-1"], "num_workers must be at least 0"),
         (["--data.source=/nowhere"], "/nowhere"),
         (["--model.checkpoint=demmo"], "did you mean demo?"),
     ],

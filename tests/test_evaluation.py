@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from torchmetrics import MeanMetric
 from musicgen_eval.api import perplexity, run_evaluation
 from musicgen_eval.bank import MetricEntry
 from musicgen_eval.data import WindowDataModule
-from musicgen_eval.errors import AudioError, MetricError, RunError
+from musicgen_eval.errors import AudioError, EvaluationError, MetricError, RunError
 from musicgen_eval.metrics import CodebookPerplexity, ContextGain, TextGain
 from musicgen_eval.models.musicgen import load_model
 from musicgen_eval.models.threads import single_threaded
@@ -203,6 +204,24 @@ def test_perplexity_of_a_tensor_equals_that_of_its_file(songs, loaded):
     assert from_file.nll["3.wav"].shape == (4, 155)
 
 
+@pytest.mark.parametrize(
+    ("audio", "settings", "message"),
+    [
+        (torch.zeros(308700, 1), {"sample_rate_hz": 44100}, "of one or two channels, got torch.float32 (308700, 1)"),
+        (torch.zeros(1, 0), {"sample_rate_hz": 44100}, "one or two channels"),
+        (np.zeros(10), {}, "got ndarray (torch.from_numpy makes one)"),
+        (torch.full((32000,), 30000.0), {"sample_rate_hz": 32000}, "samples reach 30000"),
+        ("x.wav", {"precision": "fp8"}, "precision must be one of"),
+        ("x.wav", {"accelerator": "tpux"}, "tpux"),
+        ("x.wav", {"metrics": {"perplexity": CodebookPerplexity()}}, "the metric name 'perplexity' is taken"),
+        ("x.wav", {"max_frames": 50}, "settled when a model is loaded"),
+    ],
+)
+def test_the_python_door_says_what_is_wrong(loaded, audio, settings, message):
+    with pytest.raises(EvaluationError, match=re.escape(message)):
+        perplexity(audio, loaded, **settings)
+
+
 def test_a_tensor_without_a_rate_is_refused(loaded):
     with pytest.raises(AudioError, match="a tensor needs its rate"):
         perplexity(torch.zeros(32000), loaded)
@@ -270,7 +289,10 @@ def test_a_plan_that_fails_ends_two_processes_with_one_message(tiny_folder, tmp_
     assert "Traceback" not in done.stderr
 
 
-def test_sigterm_ends_a_run_with_143_and_leaves_nothing(tiny_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("sent", "status", "message"), [(signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_signal_ends_a_run_with_its_status_and_leaves_nothing(tiny_folder, tmp_path, sent, status, message):
     noise = np.random.default_rng(0).normal(0, 0.1, 32000 * 600).astype(np.float32)
     soundfile.write(tmp_path / "long.wav", noise, 32000)
     command = [
@@ -281,8 +303,8 @@ def test_sigterm_ends_a_run_with_143_and_leaves_nothing(tiny_folder, tmp_path):
         while not list(tmp_path.glob("x/wandb/*/*.wandb")) and process.poll() is None:
             time.sleep(0.1)
         time.sleep(3)  # into the batches
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(sent)
         _, said = process.communicate(timeout=120)
-    assert process.returncode == 143, said[-2000:]
-    assert "stopped by SIGTERM" in said
+    assert process.returncode == status, said[-2000:]
+    assert message in said
     assert not (tmp_path / "x").exists()

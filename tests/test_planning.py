@@ -40,7 +40,7 @@ def test_every_track_gets_a_status_a_reason_and_whole_frames(folder):
     assert plan.num_frames.tolist() == [100, 50, 0, 10, 0, 49]
     assert set(plan.reasons) == {2, 4}
     assert plan.reasons[2].endswith(
-        "c_tiny.wav: 0.01997 s is shorter than one frame (0.02 s); remove it or set data.min_duration_s"
+        "c_tiny.wav: 0.01997 s is shorter than one frame (0.02 s); remove it or set min_duration_s"
     )
     assert "e_text.wav" in plan.reasons[4]
     assert [failure.track for failure in plan.failures] == ["c_tiny.wav", "e_text.wav"]
@@ -62,7 +62,7 @@ def test_windows_cover_every_frame_of_the_tracks_that_are_measured(folder):
 def test_tracks_under_the_minimum_are_skipped_and_never_failures(folder):
     plan = plan_evaluation(settings(folder, min_duration_s=0.5, max_failures=1), SPEC)
     assert plan.status == ["ok", "ok", "skipped", "skipped", "failed", "ok"]
-    assert plan.reasons[3] == "0.2 s is shorter than data.min_duration_s=0.5"
+    assert plan.reasons[3] == "0.2 s is shorter than min_duration_s=0.5"
     assert plan.num_frames.tolist() == [100, 50, 0, 0, 0, 49]
 
 
@@ -93,7 +93,7 @@ def test_more_failures_than_allowed_end_the_plan_with_their_reasons(folder):
     with pytest.raises(RunError) as error:
         plan_evaluation(settings(folder, max_failures=1), SPEC)
     message = str(error.value)
-    assert message.startswith("2 tracks failed, 1 may (data.max_failures=2 would record and go on):")
+    assert message.startswith("2 tracks failed, 1 may (max_failures=2 would record and go on):")
     assert "c_tiny.wav: 0.01997 s is shorter" in message
     assert "e_text.wav" in message
 

@@ -109,7 +109,7 @@ def test_the_record_names_versions():
 def test_a_folder_belongs_to_one_run_at_a_time(tmp_path):
     first = RunFolder(tmp_path / "x")
     first.claim()
-    with pytest.raises(RunError, match=r"holds \.claimed"):
+    with pytest.raises(RunError, match="is claimed by another run, or by one that was killed"):
         RunFolder(tmp_path / "x").claim()
     RunFolder(tmp_path / "x").release()
     assert not (tmp_path / "x" / "summary.json").exists()

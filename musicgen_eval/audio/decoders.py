@@ -26,6 +26,7 @@ from musicgen_eval.errors import AudioError
 
 VORBIS_LAST_PAGE_SAMPLES = 262_144  # a seek into the last page is shifted by the samples trimmed from its end
 OPUS_PRE_ROLL_SAMPLES = 96_000  # libsndfile's 80 ms leave errors of 1e-2 at 6 kbit/s
+MAX_PEAK = 32.0  # float files may go some way over full scale; what goes further was not scaled to it
 _UNKNOWN_FRAMES = 1 << 62
 _SKIP_BLOCK_SAMPLES = 1 << 16
 
@@ -113,6 +114,11 @@ def read_native(info: AudioInfo, start: int, num_samples: int) -> np.ndarray:
     if not np.isfinite(audio).all():
         first = start + int(np.flatnonzero(~np.isfinite(audio).all(axis=1))[0])
         raise AudioError(f"{path}: NaN or infinite sample at {first / info.sample_rate_hz:.3f} s (sample {first})")
+    peak = float(np.abs(audio).max(initial=0.0))
+    if peak > MAX_PEAK:
+        raise AudioError(
+            f"{path}: samples reach {peak:g}, where audio lies in [-1, 1]; scale integers by their full range"
+        )
     return audio
 
 

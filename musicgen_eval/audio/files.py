@@ -22,6 +22,8 @@ from musicgen_eval.errors import AudioError
 __all__ = ["AudioInfo", "TrackAudio", "open_track", "probe", "resample", "resampler_name", "write_audio"]
 
 END_TOLERANCE_S = 0.001  # manifests round to milliseconds: an end this far behind the file's is the file's
+MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
+"""Rates of music; a damaged header can say any, and resampling from 1 Hz would take gigabytes."""
 _WRITE_BLOCK_SAMPLES = 1 << 16  # libsndfile's Ogg encoder overflows the stack on millions of samples at once
 _WRITE_FORMATS = {
     "wav": ("WAV", "FLOAT"),
@@ -112,6 +114,10 @@ def open_track(
     """
     info = probe(path) if info is None else info
     _check_channels(info, 2)
+    if not MIN_RATE_HZ <= info.sample_rate_hz <= MAX_RATE_HZ:
+        raise AudioError(
+            f"{info.path}: a sample rate of {info.sample_rate_hz} Hz; expected {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz"
+        )
     rate_hz, seconds = info.sample_rate_hz, info.num_samples / info.sample_rate_hz
     end_s = seconds if duration_s is None else start_s + duration_s
     if not (0 <= start_s < min(end_s, seconds) and end_s < float("inf")):

@@ -80,6 +80,8 @@ def read_source(source: str | Path, *, text: str | None = None) -> TrackList:
             id.
     """
     name = os.fspath(source)
+    if not name.strip():
+        raise SourceError("an empty source; name a file, a folder, a glob or a manifest")
     path = Path(name).expanduser()
     text = (text or "").strip() or None
     if path.is_dir():

@@ -393,3 +393,10 @@ def test_a_write_that_fails_leaves_nothing_and_keeps_what_was_there(tmp_path: Pa
         write_audio(tmp_path / "none" / "a.wav", torch.zeros(1, 4), 32000)
     assert path.read_text() == "before"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.mp3"]
+
+
+@pytest.mark.parametrize("rate_hz", [1, 999, 800_000])
+def test_an_absurd_rate_is_refused_before_anything_is_resampled(tmp_path, rate_hz):
+    soundfile.write(tmp_path / "odd.wav", np.zeros(2000, dtype=np.float32), rate_hz)
+    with pytest.raises(AudioError, match=rf"odd\.wav: a sample rate of {rate_hz} Hz; expected 1000 to 768000 Hz"):
+        open_track(tmp_path / "odd.wav")

@@ -6,6 +6,7 @@ It loads the checkpoint from disk, as a user does, and scores with the package's
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from transformers import AutoProcessor, MusicgenForConditionalGeneration
 from demo_model import codes as coding
 from demo_model import listening, music
 from demo_model.decoder import MAX_FRAMES
+from musicgen_eval.api import perplexity
 from musicgen_eval.audio.files import open_track
 from musicgen_eval.scoring import score_codes
 
@@ -117,7 +119,7 @@ class ClipCost:
 
 
 def clip_costs(folder: Path) -> list[ClipCost]:
-    """Measures every clip of the demo's folder, read as the package reads audio."""
+    """Measures every clip of the demo's folder, the perplexities as the package does, each window encoded alone."""
     listener = Listener(folder / "model")
     generator = torch.Generator().manual_seed(9)
     costs = []
@@ -128,12 +130,16 @@ def clip_costs(folder: Path) -> list[ClipCost]:
         num_frames = track.num_frames(50)
         audio = track.read(0, num_frames * music.HOP_SAMPLES, sample_rate_hz=32_000, channels=1)
         codes, texts = listener.encode(audio), [row["text"]]
-        ce = _ce(listener.windowed(codes, texts))
-        none = _ce(listener.windowed(codes, None))
+        ce, none = (
+            perplexity(
+                folder / "clips" / row["path"], folder / "model", text=text, context_s=5, target_s=5, accelerator="cpu"
+            ).ce
+            for text in (row["text"], None)
+        )
         first = codes[..., :MAX_FRAMES]
         shuffled = first[..., torch.randperm(first.shape[2], generator=generator)]
         worse = _ce(listener.nll(shuffled, texts)) - _ce(listener.nll(first, texts))
-        costs.append(ClipCost(row["path"], num_frames / 50, float(ce.exp()), float(none - ce), float(worse)))
+        costs.append(ClipCost(row["path"], num_frames / 50, math.exp(ce), none - ce, float(worse)))
     return costs
 
 
