@@ -293,8 +293,8 @@ def test_a_plan_that_fails_ends_two_processes_with_one_message(tiny_folder, tmp_
     ("sent", "status", "message"), [(signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")]
 )
 def test_a_signal_ends_a_run_with_its_status_and_leaves_nothing(tiny_folder, tmp_path, sent, status, message):
-    noise = np.random.default_rng(0).normal(0, 0.1, 32000 * 600).astype(np.float32)
-    soundfile.write(tmp_path / "long.wav", noise, 32000)
+    noise = np.random.default_rng(0).normal(0, 0.1, 8000 * 3600).astype(np.float32)
+    soundfile.write(tmp_path / "long.wav", noise, 8000)  # an hour: much longer than the signal takes to come
     command = [
         sys.executable, str(ROOT / "train_like_eval.py"), "test", "--trainer.accelerator=cpu", "--wandb.mode=offline",
         *common_arguments(tiny_folder, tmp_path / "long.wav"), f"--run_dir={tmp_path / 'x'}",
@@ -302,7 +302,7 @@ def test_a_signal_ends_a_run_with_its_status_and_leaves_nothing(tiny_folder, tmp
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT) as process:
         while not list(tmp_path.glob("x/wandb/*/*.wandb")) and process.poll() is None:
             time.sleep(0.1)
-        time.sleep(3)  # into the batches
+        time.sleep(1)  # into the batches
         process.send_signal(sent)
         _, said = process.communicate(timeout=120)
     assert process.returncode == status, said[-2000:]
