@@ -289,6 +289,11 @@ def test_a_plan_that_fails_ends_two_processes_with_one_message(tiny_folder, tmp_
     assert "Traceback" not in done.stderr
 
 
+def heed_interrupts() -> None:
+    """A shell starts its background jobs deaf to SIGINT, and their children inherit it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     ("sent", "status", "message"), [(signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")]
 )
@@ -299,7 +304,9 @@ def test_a_signal_ends_a_run_with_its_status_and_leaves_nothing(tiny_folder, tmp
         sys.executable, str(ROOT / "train_like_eval.py"), "test", "--trainer.accelerator=cpu", "--wandb.mode=offline",
         *common_arguments(tiny_folder, tmp_path / "long.wav"), f"--run_dir={tmp_path / 'x'}",
     ]  # fmt: skip
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT, preexec_fn=heed_interrupts
+    ) as process:
         while not list(tmp_path.glob("x/wandb/*/*.wandb")) and process.poll() is None:
             time.sleep(0.1)
         time.sleep(1)  # into the batches
