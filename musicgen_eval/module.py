@@ -200,7 +200,8 @@ class MusicGenEvaluation(L.LightningModule):
         records = [self._record(*part) for part in zip(windows, offers, states, strict=True)]
         self._records += [*failures, *records]
         self.running.add([window.track_row for window in windows], offers)
-        if self.trainer.world_size == 1:
+        failed = any(record.failure is not None for record in [*failures, *records])
+        if failed and self.trainer.world_size == 1:
             self._refuse_failures()
 
     def _summarise(self, parts: Sequence[tuple[list[WindowRecord], str | None]]) -> EvaluationResult:
