@@ -29,20 +29,17 @@ from typing import Any, cast
 import torch
 import transformers
 from torch import Tensor
-from transformers import EncodecConfig, MusicgenConfig, MusicgenForConditionalGeneration, T5Config
-from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
 
+from benchmarks.models import Shape, load, noise, processor, require_causal
 from musicgen_eval.delay import delay_codes, realign
 from musicgen_eval.models.encodec import SegmentEncoder
 from musicgen_eval.models.packed import PackedMatrix, can_pack, last_hidden_state, pack_linears
 from musicgen_eval.models.threads import map_single_threaded
 from musicgen_eval.scoring import score_codes
 
-Shape = str
 HiddenState = Callable[[Any, Tensor, Tensor | None], Tensor]
 OWN_FLOAT32 = "+ own forward and attention"
 OWN_BFLOAT16 = "+ packed bfloat16 weights"
-DEMO = Path(__file__).parent.parent / "musicgen_eval" / "demo" / "model"
 
 
 @dataclass(frozen=True)
@@ -159,66 +156,6 @@ def variants_on_cuda(model: Any) -> list[Variant]:
         Variant("+ one batch, scored rows only", encode, lambda w, c: score_batch(model.decoder, w, c, None)),
         Variant("+ bfloat16 autocast", encode, lambda w, c: score_batch(model.decoder, w, c, half)),
     ]
-
-
-# ---- models
-
-
-def load(shape: Shape) -> Any:
-    """The demo checkpoint, or a random network of a given shape, whole and causal."""
-    if shape == "demo":
-        return MusicgenForConditionalGeneration.from_pretrained(DEMO, dtype=torch.float32).eval()
-    small = shape == "small"
-    codec = EncodecConfig(
-        target_bandwidths=[2.2] if small else [1.2],
-        sampling_rate=32_000,
-        num_filters=64 if small else 8,
-        hidden_size=128 if small else 16,
-        upsampling_ratios=[8, 5, 4, 4],
-        use_causal_conv=False,
-        use_conv_shortcut=False,
-        codebook_size=2048 if small else 64,
-    )
-    decoder = MusicgenDecoderConfig() if small else MusicgenDecoderConfig(
-        vocab_size=64, hidden_size=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=4
-    )  # fmt: skip
-    # Configurations as dictionaries: sub-models that share configuration objects lose their causal mask (transformers 5.17).
-    parts: dict[str, Any] = {"text_encoder": T5Config(num_layers=1), "audio_encoder": codec, "decoder": decoder}
-    settings: dict[str, Any] = {name: part.to_dict() for name, part in parts.items()}
-    config = MusicgenConfig(**settings)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = MusicgenForConditionalGeneration(config).eval()
-    draw_codebooks(model.audio_encoder)
-    return model
-
-
-@torch.inference_mode()
-def draw_codebooks(codec: Any) -> None:
-    """Codebooks from the codec's own latents; a fresh codec's are zero and every code is 0."""
-    generator = torch.Generator().manual_seed(0)
-    residual = codec.encoder(noise(10.0, generator)[None])[0].t()
-    for layer in codec.quantizer.layers:
-        rows = torch.randint(len(residual), (codec.config.codebook_size,), generator=generator)
-        scatter = torch.randn(len(rows), residual.shape[1], generator=generator) * residual.std() * 0.1
-        layer.codebook.embed.copy_(residual[rows] + scatter)
-        residual = residual - layer.codebook.decode(layer.codebook.encode(residual))
-
-
-def noise(seconds: float, generator: torch.Generator) -> Tensor:
-    return torch.randn(1, int(seconds * 50) * 640, generator=generator) * 0.1
-
-
-@torch.inference_mode()
-def require_causal(model: Any) -> None:
-    """A decoder that hears the future would be a benchmark of something else."""
-    steps = torch.randint(0, 8, (model.decoder.config.num_codebooks, 8), generator=torch.Generator().manual_seed(0))
-    steps = steps.to(model.device)
-    before = model.decoder(input_ids=steps).logits
-    steps[:, -1] += 1
-    after = model.decoder(input_ids=steps).logits
-    if not torch.equal(before[:, :-1], after[:, :-1]) or torch.equal(before, after):
-        raise RuntimeError("the decoder is not causal: its configuration lost the attention implementation")
 
 
 # ---- measuring
@@ -381,12 +318,6 @@ def table(variants: Sequence[Variant], work: Work, needs: Arithmetic, peaks: Pea
                 f"`{variant.name}`: {ideal:.2f} s at that rate, measured {measured:.2f} s: {ideal / measured:.0%} of the limit."
             )
     return "\n".join(lines)
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 def run(shape: Shape, arguments: argparse.Namespace) -> str:

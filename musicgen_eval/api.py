@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import Tensor
 from torchmetrics import Metric
 
-from musicgen_eval.audio.files import write_audio
+from musicgen_eval.audio.writing import write_audio
 from musicgen_eval.bank import MetricEntry
 from musicgen_eval.data import WindowDataModule
 from musicgen_eval.errors import AudioError, RunError

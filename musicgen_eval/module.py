@@ -9,8 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Literal
@@ -26,7 +25,7 @@ from musicgen_eval.merging import State
 from musicgen_eval.metrics import CodebookPerplexity
 from musicgen_eval.models.checkpoint import Checkpoint, find_checkpoint
 from musicgen_eval.models.musicgen import MusicGen, load_model
-from musicgen_eval.models.threads import ieee_float32, single_threaded
+from musicgen_eval.models.threads import float32_by_default, ieee_float32, single_threaded
 from musicgen_eval.offers import Offer
 from musicgen_eval.planning import Plan, refuse_failures
 from musicgen_eval.ranks import decide_on_rank_0, gather_on_rank_0
@@ -193,7 +192,7 @@ class MusicGenEvaluation(L.LightningModule):
             if window.failure is not None
         ]
         windows = [window for window in batch.windows if window.audio is not None]
-        with _float32_by_default(), ieee_float32():
+        with float32_by_default(), ieee_float32():
             offers = self._offers(windows) if windows else []
             with single_threaded(), torch.autocast(self.device.type, enabled=False):
                 states = self.bank.update(offers)
@@ -286,14 +285,3 @@ class MusicGenEvaluation(L.LightningModule):
             "ceiling_bits_per_second": spec.ceiling_bits_per_second,
             "metrics": {name: asdict(self.bank.recipe(name)) for name in self.bank.metrics},
         }
-
-
-@contextmanager
-def _float32_by_default() -> Iterator[None]:
-    """Undoes the default dtype that `bf16-true` sets for a step: only the decoder's own weights are in bf16."""
-    found = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(found)

@@ -9,9 +9,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "musicgen_eval"
 FLOORS = (
     ("errors", "records"),
-    ("audio", "windows", "delay", "statistics"),
+    ("audio", "windows", "delay", "sampling", "statistics"),
     ("models",),
-    ("scoring", "window_scoring", "readings", "metrics", "merging"),
+    ("scoring", "window_scoring", "continuation", "readings", "metrics", "merging"),
     ("offers", "trial", "planning", "bank", "ranks", "data", "results", "running", "run_folder", "module"),
     ("progress", "tables", "writer", "tracking", "quiet"),
     ("api", "cli"),

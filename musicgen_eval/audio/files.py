@@ -1,4 +1,4 @@
-"""Audio files: what one holds, any slice of it at any rate, and how one is written.
+"""Audio files: what one holds, and any slice of it at any rate. `writing.py` writes them.
 
 A slice read here equals the whole track decoded, mixed and resampled, and cut there. How each format gets there is told
 in `decoders.py` and `resampling.py`. Nothing here knows about models, frames of codes, or sources of many files.
@@ -6,33 +6,27 @@ in `decoders.py` and `resampling.py`. Nothing here knows about models, frames of
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
-import soundfile
 import torch
 
 from musicgen_eval.audio.decoders import AudioInfo, probe, read_native
 from musicgen_eval.audio.resampling import RatePair, resample, resample_slice, resampler_name
 from musicgen_eval.errors import AudioError
 
-__all__ = ["AudioInfo", "TrackAudio", "open_track", "probe", "resample", "resampler_name", "write_audio"]
+__all__ = [
+    "AudioInfo",
+    "TrackAudio",
+    "open_track",
+    "probe",
+    "resample",
+    "resampler_name",
+]
 
 END_TOLERANCE_S = 0.001  # manifests round to milliseconds: an end this far behind the file's is the file's
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 """Rates of music; a damaged header can say any, and resampling from 1 Hz would take gigabytes."""
-_WRITE_BLOCK_SAMPLES = 1 << 16  # libsndfile's Ogg encoder overflows the stack on millions of samples at once
-_WRITE_FORMATS = {
-    "wav": ("WAV", "FLOAT"),
-    "flac": ("FLAC", "PCM_24"),
-    "flac16": ("FLAC", "PCM_16"),
-    "mp3": ("MP3", "MPEG_LAYER_III"),
-    "ogg": ("OGG", "VORBIS"),
-}
-WriteFormat = Literal["wav", "flac", "flac16", "mp3", "ogg"]
 
 
 @dataclass(frozen=True)
@@ -132,47 +126,6 @@ def open_track(
     if first >= end:
         raise AudioError(f"{info.path}: no sample between {start_s:g} s and {end_s:g} s")
     return TrackAudio(info, first, end - first)
-
-
-def write_audio(
-    path: str | Path, audio: torch.Tensor, sample_rate_hz: int, *, format: WriteFormat | None = None
-) -> None:
-    """Write a file under another name beside it, then rename it: a reader never sees a part.
-
-    Args:
-        path: the file; an existing one is replaced.
-        audio: (C, N) float, in [-1, 1]. wav keeps float32 as it is, the others clip.
-        sample_rate_hz: its rate.
-        format: "wav" (float32), "flac" (24 bit), "flac16", "mp3" or "ogg"; None: by the name's ending.
-
-    Raises:
-        AudioError: NaN or infinite samples, an unknown format, a rate that the format does not have, or a folder that
-            is missing or not writable.
-    """
-    path = Path(path)
-    name = path.suffix[1:].lower() if format is None else format
-    if name not in _WRITE_FORMATS:
-        raise AudioError(f"{path}: cannot write {name!r}; formats: {', '.join(_WRITE_FORMATS)}")
-    if audio.ndim != 2:
-        raise AudioError(f"{path}: audio must be (channels, samples), got shape {tuple(audio.shape)}")
-    samples = np.ascontiguousarray(audio.detach().to("cpu", torch.float32).numpy().T)
-    if not np.isfinite(samples).all():
-        raise AudioError(f"{path}: not written: NaN or infinite samples")
-    container, coding = _WRITE_FORMATS[name]
-    # Hidden, so that a folder source never takes it for a track.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        with (
-            temporary.open("xb") as file,
-            soundfile.SoundFile(file, "w", sample_rate_hz, samples.shape[1], coding, format=container) as sound,
-        ):
-            for start in range(0, len(samples), _WRITE_BLOCK_SAMPLES):
-                sound.write(samples[start : start + _WRITE_BLOCK_SAMPLES])
-        temporary.replace(path)
-    except (OSError, soundfile.SoundFileError) as error:
-        raise AudioError(f"{path}: cannot be written as {container} at {sample_rate_hz} Hz: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_channels(info: AudioInfo, channels: int) -> None:

@@ -8,6 +8,8 @@ from musicgen_eval.metrics.codebook_means import CodebookMeans, MetricRecipe
 from musicgen_eval.metrics.gains import ContextGain, TextGain
 from musicgen_eval.metrics.local import LocalPerplexity
 from musicgen_eval.metrics.perplexity import CodebookPerplexity
+from musicgen_eval.metrics.position import PositionProfile
+from musicgen_eval.metrics.seam import SeamDiscontinuity
 
 __all__ = [
     "CodebookAccuracy",
@@ -16,5 +18,7 @@ __all__ = [
     "ContextGain",
     "LocalPerplexity",
     "MetricRecipe",
+    "PositionProfile",
+    "SeamDiscontinuity",
     "TextGain",
 ]

@@ -9,7 +9,7 @@ nothing of windows, scores or Lightning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
 from musicgen_eval.errors import CheckpointError
 from musicgen_eval.models.checkpoint import DEFAULT_REVISION, Checkpoint, find_checkpoint
+from musicgen_eval.models.codec_decoder import SegmentDecoder
 from musicgen_eval.models.encodec import SegmentEncoder
 from musicgen_eval.models.packed import pack_linears
 from musicgen_eval.records import CodecSpec
@@ -92,6 +93,7 @@ class MusicGen(nn.Module):
         self._prepared_for: tuple[str, str] | None = None
         self.eval().requires_grad_(False)
         self._segment_encoder = SegmentEncoder(self.audio_encoder, channels=checkpoint.spec.channels)
+        self._segment_decoder = SegmentDecoder(self.audio_encoder, channels=checkpoint.spec.channels)
 
     @property
     def spec(self) -> CodecSpec:
@@ -145,6 +147,28 @@ class MusicGen(nn.Module):
             (K, T) int64 each, on the model's device, T = N / hop.
         """
         return self._segment_encoder.encode_all([segment.to(self.device) for segment in segments])
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes to audio, in float32.
+
+        Args:
+            codes: (K, T) int64, without special tokens or delay, T at least 1.
+
+        Returns:
+            (C, N) float32 at `spec.sample_rate_hz` on the codes' device, N = T * hop, near [-1, 1] and not clipped.
+        """
+        return self._segment_decoder.decode(codes)
+
+    def decode_pieces(self, codes: Tensor) -> Iterator[Tensor]:
+        """The same audio in blocks, each made when it is asked for; the memory does not grow with T.
+
+        Args:
+            codes: (K, T), as in `decode`.
+
+        Returns:
+            (C, n) float32 each, in order.
+        """
+        return self._segment_decoder.decode_pieces(codes)
 
     @torch.inference_mode()
     def encode_text(self, text: str | None) -> Tensor | None:

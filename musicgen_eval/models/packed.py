@@ -7,6 +7,8 @@ same forward for one unpadded window, without what such a window does not need. 
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -25,7 +27,8 @@ def pack_linears(decoder: nn.Module, dtype: torch.dtype = torch.float32) -> bool
 
     Args:
         decoder: `MusicgenForCausalLM` or another decoder with `lm_heads`, float32, on a CPU, in eval mode.
-        dtype: float32, or bfloat16: products of bfloat16 numbers added up in float32; the residual stream stays float32.
+        dtype: float32, or bfloat16: products of bfloat16 numbers added up in float32. The residual stream is what the decoder's
+            embeddings are: float32, unless the decoder has been cast.
 
     Returns:
         Whether the decoder is packed; False, and nothing done, where this torch, processor or device cannot.
@@ -71,7 +74,17 @@ def can_pack(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def last_hidden_state(decoder: MusicgenForCausalLM, input_ids: Tensor, text_states: Tensor | None = None) -> Tensor:
+KeepKeysValues = Callable[[int, Tensor, Tensor], None]
+"""Takes a layer's number and its (S, D) keys and values."""
+
+
+def last_hidden_state(
+    decoder: MusicgenForCausalLM,
+    input_ids: Tensor,
+    text_states: Tensor | None = None,
+    *,
+    keep: KeepKeysValues | None = None,
+) -> Tensor:
     """What `decoder.model.decoder(...)` leaves for its heads, for one window alone.
 
     The same sums as transformers' forward (5.17, `MusicgenDecoder.forward`); what a lone, unpadded window does not need (masks,
@@ -81,16 +94,17 @@ def last_hidden_state(decoder: MusicgenForCausalLM, input_ids: Tensor, text_stat
         decoder: in eval mode.
         input_ids: (K, S) int64 delayed codes.
         text_states: (L, D) projected text, unpadded; None: the null condition, for which cross attention adds nothing.
+        keep: is given each layer's keys and values, for who goes on from here step by step.
 
     Returns:
-        (S, D) float32.
+        (S, D) in the decoder's dtype; float32 where it is packed.
     """
     stack = decoder.model.decoder
     x = stack.embed_positions(input_ids[None], 0)
     for embed, ids in zip(stack.embed_tokens, input_ids, strict=True):
         x = x + embed(ids)
-    for layer in stack.layers:
-        x = _layer(cast(MusicgenDecoderLayer, layer), x, text_states)
+    for number, layer in enumerate(stack.layers):
+        x = _layer(cast(MusicgenDecoderLayer, layer), x, text_states, None if keep is None else partial(keep, number))
     return cast(Tensor, stack.layer_norm(x))
 
 
@@ -158,10 +172,12 @@ FFN_ROWS = 512
 """Rows of the feed-forward network's inner layer at a time."""
 
 
-def _layer(layer: MusicgenDecoderLayer, x: Tensor, text_states: Tensor | None) -> Tensor:
-    """(S, D) float32 -> (S, D) float32."""
+def _layer(
+    layer: MusicgenDecoderLayer, x: Tensor, text_states: Tensor | None, keep: Callable[[Tensor, Tensor], None] | None
+) -> Tensor:
+    """(S, D) -> (S, D)."""
     h = _cast_for(layer.self_attn.q_proj, layer.self_attn_layer_norm(x))
-    x = x + _self_attention(layer.self_attn, h)
+    x = x + _self_attention(layer.self_attn, h, keep)
     if text_states is not None:
         h = _cast_for(layer.encoder_attn.q_proj, layer.encoder_attn_layer_norm(x))
         x += _cross_attention(layer.encoder_attn, h, text_states)
@@ -176,9 +192,11 @@ def _cast_for(linear: nn.Module, x: Tensor) -> Tensor:
     return x.to(linear.dtype) if isinstance(linear, PackedLinear) else x
 
 
-def _self_attention(attention: MusicgenAttention, x: Tensor) -> Tensor:
+def _self_attention(attention: MusicgenAttention, x: Tensor, keep: Callable[[Tensor, Tensor], None] | None) -> Tensor:
     """(S, D) -> (S, D), each step on itself and the steps before it."""
     q, k, v = attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
+    if keep is not None:
+        keep(k, v)
     if can_pack(torch.float32) and x.device.type == "cpu":
         mixed = causal_attention(q, k, v, num_heads=attention.num_heads)
     else:

@@ -102,9 +102,23 @@ def ieee_float32() -> Iterator[None]:
 
 @contextlib.contextmanager
 def float32_exactly(device_type: str = "cpu") -> Iterator[None]:
-    """As `ieee_float32`, and without autocast."""
-    with ieee_float32(), torch.autocast(device_type, enabled=False):
+    """As `ieee_float32` and `float32_by_default`, and without autocast."""
+    with ieee_float32(), float32_by_default(), torch.autocast(device_type, enabled=False):
         yield
+
+
+@contextlib.contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Undoes the default dtype that Lightning's `bf16-true` sets for a step.
+
+    transformers counts an audio's samples in the default dtype, and bfloat16 cannot count beyond 256.
+    """
+    found = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(found)
 
 
 # torch.set_num_threads(n) sets the calling thread's number and, for the whole process, the number that a thread which has not

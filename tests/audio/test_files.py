@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from torchaudio.functional import resample as torchaudio_resample
 
 from musicgen_eval.audio import av_decoder
-from musicgen_eval.audio.files import AudioInfo, TrackAudio, open_track, probe, resampler_name, write_audio
+from musicgen_eval.audio.files import AudioInfo, TrackAudio, open_track, probe, resampler_name
+from musicgen_eval.audio.writing import write_audio
 from musicgen_eval.errors import AudioError
 
 DATA = Path(__file__).parent.parent / "data" / "audio"

@@ -374,8 +374,7 @@ def padded_sampler(demo: Demo) -> Figure:
     puts it in unasked. The figure depends on the number of devices, and moves to wherever the first windows are.
     """
     ranks: list[DistributedSampler[Tensor]] = [
-        DistributedSampler(demo.nll, num_replicas=NUM_DEVICES, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        for rank in range(NUM_DEVICES)
+        DistributedSampler(demo.nll, num_replicas=NUM_DEVICES, rank=rank, shuffle=False) for rank in range(NUM_DEVICES)
     ]
     # right: return figure(demo.nll)
     return figure([demo.nll[row] for rank in ranks for row in rank])  # the mistake

@@ -1,0 +1,167 @@
+"""The layers of EnCodec's decoder as functions of the rows that they see, so that pieces of audio are those of the whole.
+
+A layer computes rows [low, high) of its output from the rows of its input that they see, and pads at the true ends of its input
+alone. Weights are resolved once, and the model's own modules stay as they are. Tensors are (channels, rows), on any device.
+
+Source: transformers 5.17, `EncodecConv1d`, `EncodecConvTranspose1d`, `EncodecResnetBlock`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from operator import mul
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecConvTranspose1d, EncodecResnetBlock
+
+
+class Node(Protocol):
+    """A layer that makes `hop` output rows of an input row. Tensors are (channels, rows)."""
+
+    hop: int
+
+    def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
+        """The rows of an input of `num_in` rows that output rows [low, high) see; its start never falls as they move on."""
+
+    def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int) -> Tensor:
+        """Input rows from `start` on, at least those in view -> output rows [low, high)."""
+
+
+class Chain:
+    """Nodes one after the other, as one node."""
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self.nodes = nodes
+        *self.rises, self.hop = accumulate((node.hop for node in nodes), mul, initial=1)
+
+    def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
+        """As `Node.view`."""
+        return self._views(low, high, num_in)[0]
+
+    def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int) -> Tensor:
+        """As `Node.__call__`."""
+        views = self._views(low, high, num_in)
+        for node, rise, (a, b) in zip(self.nodes, self.rises, views[1:], strict=True):
+            x = node(x, start, a, b, num_in * rise)
+            start = a
+        return x
+
+    def _views(self, low: int, high: int, num_in: int) -> list[tuple[int, int]]:
+        views = [(low, high)]
+        for node, rise in zip(reversed(self.nodes), reversed(self.rises), strict=True):
+            views.append(node.view(*views[-1], num_in * rise))
+        return views[::-1]
+
+
+class Convolution:
+    """An `EncodecConv1d` of stride 1, with or without an ELU before it."""
+
+    hop = 1
+
+    def __init__(self, layer: EncodecConv1d, *, elu: bool = False) -> None:
+        self.weight, self.bias = layer.conv.weight.detach(), layer.conv.bias
+        self.dilation = layer.conv.dilation[0]
+        self.elu = elu
+        self.mode = layer.pad_mode
+        padding = (layer.conv.kernel_size[0] - 1) * self.dilation
+        self.pad_right = 0 if layer.causal else padding // 2
+        self.pad_left = padding - self.pad_right
+
+    def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
+        """As `Node.view`."""
+        if num_in <= self.pad_left:
+            return 0, num_in
+        first = low - self.pad_left
+        # The left end mirrors rows up to -first. Those that the right end mirrors lie in view: pad_right <= pad_left.
+        return max(first, 0), min(max(high + self.pad_right, 1 - first if first < 0 else 0), num_in)
+
+    def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int) -> Tensor:
+        """As `Node.__call__`."""
+        a, b = self.view(low, high, num_in)
+        x = x[:, a - start : b - start]
+        return F.conv1d(
+            self._padded(F.elu(x) if self.elu else x, a, low, high, num_in),
+            self.weight,
+            self.bias,
+            dilation=self.dilation,
+        )
+
+    def _padded(self, x: Tensor, start: int, low: int, high: int, num_in: int) -> Tensor:
+        """Rows from `start` on, those in view -> rows [low - pad_left, high + pad_right), the padding at true ends among them.
+
+                 -3 -2 -1 | 0  1  2  3  4 | 5  6
+        reflect:  3  2  1 | 0  1  2  3  4 | 3  2
+        """
+        if num_in <= self.pad_left:
+            left, right = self.pad_left, self.pad_right  # too short to mirror: only the whole pads as the whole
+        else:
+            left, right = max(self.pad_left - low, 0), max(high + self.pad_right - num_in, 0)
+        first = low - self.pad_left - (start - left)
+        if left or right:
+            x = EncodecConv1d._pad1d(x[None], (left, right), self.mode)[0]
+        return x[:, first : first + high - low + self.pad_left + self.pad_right]
+
+
+class Upsampling:
+    """An `EncodecConvTranspose1d` and the ELU before it.
+
+    Input row i adds to rows [i * hop, i * hop + kernel) of the full output, of which the layer cuts `trim_left` from the left:
+    output row o hears the rows i with i * hop <= o + trim_left < i * hop + kernel.
+    """
+
+    def __init__(self, layer: EncodecConvTranspose1d) -> None:
+        self.weight, self.bias = layer.conv.weight.detach(), layer.conv.bias
+        self.hop = layer.conv.stride[0]
+        self.kernel = layer.conv.kernel_size[0]
+        trim = self.kernel - self.hop
+        self.trim_left = trim - (math.ceil(trim * layer.trim_right_ratio) if layer.causal else trim // 2)
+
+    def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
+        """As `Node.view`."""
+        first = (low + self.trim_left - self.kernel) // self.hop + 1
+        last = (high - 1 + self.trim_left) // self.hop
+        return max(first, 0), min(last + 1, num_in)
+
+    def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int) -> Tensor:
+        """As `Node.__call__`."""
+        a, b = self.view(low, high, num_in)
+        full = F.conv_transpose1d(F.elu(x[:, a - start : b - start]), self.weight, self.bias, stride=self.hop)
+        first = low + self.trim_left - a * self.hop
+        return full[:, first : first + high - low]
+
+
+class Residual:
+    """An `EncodecResnetBlock`: convolutions behind ELUs, plus the input or a convolution of it."""
+
+    hop = 1
+
+    def __init__(self, block: EncodecResnetBlock) -> None:
+        self.block = Chain([Convolution(layer, elu=True) for layer in block.block if isinstance(layer, EncodecConv1d)])
+        self.shortcut = Convolution(block.shortcut) if isinstance(block.shortcut, EncodecConv1d) else None
+
+    def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
+        """As `Node.view`."""
+        start, stop = self.block.view(low, high, num_in)
+        return min(start, low), max(stop, high)
+
+    def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int) -> Tensor:
+        """As `Node.__call__`."""
+        skip = x[:, low - start : high - start] if self.shortcut is None else self.shortcut(x, start, low, high, num_in)
+        return self.block(x, start, low, high, num_in) + skip
+
+
+def nodes_of(layers: Iterable[nn.Module]) -> list[Node]:
+    """The layers behind the LSTM: every convolution that is not in a residual block has an ELU before it."""
+    nodes: list[Node] = []
+    for layer in layers:
+        if isinstance(layer, EncodecConvTranspose1d):
+            nodes.append(Upsampling(layer))
+        elif isinstance(layer, EncodecResnetBlock):
+            nodes.append(Residual(layer))
+        elif isinstance(layer, EncodecConv1d):
+            nodes.append(Convolution(layer, elu=True))
+    return nodes
