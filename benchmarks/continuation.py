@@ -1,0 +1,265 @@
+"""Seconds of work per second of continuation, against transformers' `generate`, in one process.
+
+Both are given the same prompt of codes and the same text, and decode greedily under guidance, so that the codes themselves can be
+compared; what makes audio of them is left out of both. Variants take turns, so that a busy machine bothers all alike; figures
+are medians, and the ratio is what to read.
+
+    python -m benchmarks.continuation                    the demo model and musicgen-small's shape, batches of 1 and 8
+    python -m benchmarks.continuation --shapes tiny --repeats 1 --prompt_s 0.5 --new_s 0.5
+    python -m benchmarks.continuation --device cuda      float32 and bfloat16, and the share of the memory's bandwidth
+    python -m benchmarks.continuation --markdown         also writes continuation.md beside this file
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import datetime
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from benchmarks.models import Shape, load, processor, require_causal
+from musicgen_eval.continuation import continue_codes
+from musicgen_eval.models.packed import can_pack, pack_linears
+
+FRAMES_PER_S = 50
+WARM_UP_FRAMES = 8
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every variant gets."""
+
+    prompt: Tensor  # (B, K, P)
+    text_ids: Tensor  # (B, L)
+    states: Tensor  # (B, L, D), projected
+    num_frames: int  # prompt and continuation
+
+    @property
+    def new_s(self) -> float:
+        """Seconds of continuation, over all rows."""
+        B, _, P = self.prompt.shape
+        return B * (self.num_frames - P) / FRAMES_PER_S
+
+
+@dataclass
+class Variant:
+    """One line of the table."""
+
+    name: str
+    run: Callable[[Work], Tensor]
+    weight_bytes: int
+    seconds: list[float] = field(default_factory=list)
+    codes: Tensor | None = None
+
+
+def by_transformers(model: Any, work: Work, *, autocast: torch.dtype | None = None) -> Tensor:
+    """`generate`, whose codes are caught on their way to the codec."""
+    B, K, P = work.prompt.shape
+    caught: list[Tensor] = []
+
+    def decode(codes: Tensor, **_: Any) -> SimpleNamespace:
+        caught.append(codes[0])
+        return SimpleNamespace(audio_values=torch.zeros(B, 1, 1))
+
+    with _replaced(model.audio_encoder, "decode", decode), torch.autocast(model.device.type, autocast, bool(autocast)):
+        model.generate(
+            input_ids=work.text_ids,
+            attention_mask=torch.ones_like(work.text_ids),
+            decoder_input_ids=work.prompt.reshape(B * K, P),
+            do_sample=False,
+            guidance_scale=3.0,
+            max_new_tokens=work.num_frames - P + K - 1,  # it takes the delay of the last codebook off
+        )
+    return caught[0].reshape(B, K, -1)
+
+
+def by_us(decoder: Any, work: Work, **settings: Any) -> Tensor:
+    """`continue_codes`."""
+    K = work.prompt.shape[1]
+    return continue_codes(
+        decoder,
+        work.prompt,
+        total_frames=work.num_frames,
+        delays=range(K),
+        max_frames=max(1500, work.num_frames),
+        encoder_hidden_states=work.states,
+        **settings,
+    )
+
+
+def sampled_by_us(decoder: Any, work: Work) -> Tensor:
+    """As `by_us`, drawing from the 250 likeliest codes."""
+    B, K, _ = work.prompt.shape
+    uniforms = torch.rand(B, K, work.num_frames, generator=torch.Generator().manual_seed(0))
+    return by_us(decoder, work, temperature=1.0, top_k=min(250, decoder.config.vocab_size), uniforms=uniforms)
+
+
+def variants(model: Any) -> list[Variant]:
+    """The baseline first."""
+    greedy: Any = partial(by_us, temperature=0)
+    decoder = model.decoder
+    size = weight_bytes(decoder)
+    lines = [Variant("transformers' generate, float32", partial(by_transformers, model), size)]
+    if model.device.type == "cuda":
+        half = copy.deepcopy(decoder).to(torch.bfloat16)
+        return [
+            *lines,
+            Variant("continue_codes, float32", partial(greedy, decoder), size),
+            Variant("continue_codes, bfloat16", partial(greedy, half), size // 2),
+        ]
+    packed = copy.deepcopy(decoder)
+    if pack_linears(packed):
+        lines.append(Variant("continue_codes, packed float32", partial(greedy, packed), size))
+    else:
+        lines.append(Variant("continue_codes, float32", partial(greedy, decoder), size))
+    if can_pack(torch.bfloat16):
+        half = copy.deepcopy(decoder)
+        pack_linears(half, torch.bfloat16)
+        lines.append(Variant("continue_codes, packed bfloat16", partial(greedy, half), size // 2))
+        lines.append(Variant("the same, drawing from 250 codes", partial(sampled_by_us, half), size // 2))
+    return lines
+
+
+def weight_bytes(decoder: Any) -> int:
+    """What every step must read of a float32 decoder: its matrices, without tables and cross attention's keys and values."""
+    read = [
+        parameter.numel()
+        for name, parameter in decoder.named_parameters()
+        if parameter.ndim == 2
+        and "embed" not in name
+        and "encoder_attn.k_proj" not in name
+        and "encoder_attn.v_proj" not in name
+    ]
+    return 4 * sum(read)
+
+
+def work_of(model: Any, *, batch: int, prompt_s: float, new_s: float, text_tokens: int) -> Work:
+    """Random codes and a random text, the same each time."""
+    generator = torch.Generator().manual_seed(batch)
+    config = model.decoder.config
+    P = int(prompt_s * FRAMES_PER_S)
+    prompt = torch.randint(0, config.vocab_size, (batch, config.num_codebooks, P), generator=generator)
+    ids = torch.randint(3, model.config.text_encoder.vocab_size, (batch, text_tokens), generator=generator)
+    ids, prompt = ids.to(model.device), prompt.to(model.device)
+    states = model.text_encoder(input_ids=ids).last_hidden_state
+    states = model.enc_to_dec_proj(states) if hasattr(model, "enc_to_dec_proj") else states
+    return Work(prompt, ids, states, P + int(new_s * FRAMES_PER_S))
+
+
+def measure(lines: Sequence[Variant], work: Work, *, repeats: int) -> None:
+    """Runs the variants in turns, after a short run of each that fills their caches."""
+    short = Work(work.prompt, work.text_ids, work.states, work.prompt.shape[-1] + WARM_UP_FRAMES)
+    for line in lines:
+        line.run(short)
+    for _ in range(repeats):
+        for line in lines:
+            _synchronise(work.prompt.device)
+            start = time.perf_counter()
+            line.codes = line.run(work)
+            _synchronise(work.prompt.device)
+            line.seconds.append(time.perf_counter() - start)
+
+
+def table(lines: Sequence[Variant], work: Work) -> str:
+    """The figures of one batch size."""
+    rows = [
+        "| variant | s per generated s | ratio | steps/s | GB/s of weights | codes as the first line's |",
+        "|---|---|---|---|---|---|",
+    ]
+    first = lines[0]
+    steps = work.num_frames - work.prompt.shape[-1] + work.prompt.shape[1] - 1
+    for line in lines:
+        ratio = statistics.median(a / b for a, b in zip(first.seconds, line.seconds, strict=True))
+        seconds = statistics.median(line.seconds)
+        assert line.codes is not None
+        assert first.codes is not None
+        same = (line.codes.cpu() == first.codes.cpu()).float().mean().item()
+        rows.append(
+            f"| {line.name} | {seconds / work.new_s:.3f} | {ratio:.2f} | {steps / seconds:.1f} "
+            f"| {line.weight_bytes * steps / seconds / 1e9:.1f} | {'all' if same == 1 else f'{same:.0%}'} |"
+        )
+    return "\n".join(rows)
+
+
+def run(shape: Shape, options: argparse.Namespace) -> str:
+    """One shape's section of the report."""
+    model = load(shape).to(options.device)
+    require_causal(model)
+    V = model.decoder.config.vocab_size
+    for setting in ("pad_token_id", "bos_token_id", "decoder_start_token_id"):
+        setattr(model.generation_config, setting, V)
+    model.generation_config.max_length = None
+    limit_s = 10.0 if shape == "demo" else 30.0
+    prompt_s = min(options.prompt_s, limit_s / 2)
+    new_s = min(options.new_s, limit_s - prompt_s)
+    parameters = sum(parameter.numel() for parameter in model.decoder.parameters()) / 1e6
+    parts = [f"## {shape}: decoder of {parameters:.0f} M parameters, {new_s:g} s after a prompt of {prompt_s:g} s\n"]
+    with torch.inference_mode():
+        for batch in options.batches:
+            lines = variants(model)
+            work = work_of(model, batch=batch, prompt_s=prompt_s, new_s=new_s, text_tokens=options.text_tokens)
+            measure(lines, work, repeats=options.repeats)
+            parts.append(
+                f"Batch {batch}, guidance 3 ({2 * batch} rows), {options.text_tokens} text tokens:\n\n{table(lines, work)}\n"
+            )
+            print(parts[-1], flush=True)
+    return "\n".join(parts)
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        delattr(owner, name)  # an instance's attribute, over the class's method
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=["demo", "small", "tiny"], default=["demo", "small"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--prompt_s", type=float, default=10.0, help="at most 5 for the demo model")
+    parser.add_argument("--new_s", type=float, default=5.0)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--text_tokens", type=int, default=12)
+    parser.add_argument("--threads", type=int, help="torch threads; default: as found")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--markdown", action="store_true", help="write continuation.md beside this file")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()
+    device = torch.cuda.get_device_name() if options.device == "cuda" else processor()
+    report = (
+        f"# Continuation: codes to more codes\n\n{datetime.date.today()}, {device}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}, medians of "
+        f"{options.repeats}. Written by `python -m benchmarks.continuation --markdown`.\n\n"
+    )
+    print(report, flush=True)
+    for shape in options.shapes:
+        report += run(shape, options) + "\n"
+    if options.markdown:
+        Path(__file__).with_suffix(".md").write_text(report.rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
