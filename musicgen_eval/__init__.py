@@ -7,30 +7,48 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from musicgen_eval.api import PerplexityResult, perplexity
+    from musicgen_eval.api import GenerationResult, PerplexityResult, generate, perplexity
     from musicgen_eval.bank import MetricEntry
+    from musicgen_eval.continuation import continue_codes
     from musicgen_eval.data import WindowDataModule
     from musicgen_eval.delay import delay_codes, undelay_codes
-    from musicgen_eval.metrics import CodebookAccuracy, CodebookPerplexity, ContextGain, LocalPerplexity, TextGain
+    from musicgen_eval.metrics import (
+        CodebookAccuracy,
+        CodebookPerplexity,
+        ContextGain,
+        LocalPerplexity,
+        PositionProfile,
+        SeamDiscontinuity,
+        TextGain,
+    )
     from musicgen_eval.models.checkpoint import find_checkpoint
     from musicgen_eval.models.musicgen import MusicGen, load_model
     from musicgen_eval.module import MusicGenEvaluation
-    from musicgen_eval.records import CodecSpec, Reading, Track, Window
+    from musicgen_eval.records import CodecSpec, Continuation, ContinuationSettings, Reading, Track, Window
     from musicgen_eval.scoring import nll_from_logits, score_and_rank_codes, score_codes
     from musicgen_eval.windows import plan_windows
 
     MusicGen_Perplexity = perplexity
 
 _HOMES = {
-    "api": ("PerplexityResult", "perplexity"),
+    "api": ("GenerationResult", "PerplexityResult", "generate", "perplexity"),
+    "continuation": ("continue_codes",),
     "bank": ("MetricEntry",),
     "data": ("WindowDataModule",),
     "delay": ("delay_codes", "undelay_codes"),
-    "metrics": ("CodebookAccuracy", "CodebookPerplexity", "ContextGain", "LocalPerplexity", "TextGain"),
+    "metrics": (
+        "CodebookAccuracy",
+        "CodebookPerplexity",
+        "ContextGain",
+        "LocalPerplexity",
+        "PositionProfile",
+        "SeamDiscontinuity",
+        "TextGain",
+    ),
     "models.checkpoint": ("find_checkpoint",),
     "models.musicgen": ("MusicGen", "load_model"),
     "module": ("MusicGenEvaluation",),
-    "records": ("CodecSpec", "Reading", "Track", "Window"),
+    "records": ("CodecSpec", "Continuation", "ContinuationSettings", "Reading", "Track", "Window"),
     "scoring": ("nll_from_logits", "score_and_rank_codes", "score_codes"),
     "windows": ("plan_windows",),
 }

@@ -1,4 +1,4 @@
-"""The Python door: `perplexity` of a file, a folder, a manifest or a tensor, in one call.
+"""The Python door: `perplexity` of a file, a folder, a manifest or a tensor, and `generate`, which continues it, in one call.
 
 perplexity(audio, checkpoint) = MusicGenEvaluation + WindowDataModule + a quiet Trainer, as the CLI puts them together
 """
@@ -6,8 +6,9 @@ perplexity(audio, checkpoint) = MusicGenEvaluation + WindowDataModule + a quiet 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +21,14 @@ from torchmetrics import Metric
 
 from musicgen_eval.audio.writing import write_audio
 from musicgen_eval.bank import MetricEntry
+from musicgen_eval.continuation_files import AudioSettings
 from musicgen_eval.data import WindowDataModule
 from musicgen_eval.errors import AudioError, RunError
 from musicgen_eval.metrics import CodebookPerplexity
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.module import PRECISIONS, MusicGenEvaluation
 from musicgen_eval.quiet import quiet_libraries
+from musicgen_eval.records import CodecSpec, Continuation, ContinuationSettings
 from musicgen_eval.results import EvaluationResult
 from musicgen_eval.run_folder import RunFolder, lasting_source, to_json
 from musicgen_eval.writer import RunWriter
@@ -111,20 +114,17 @@ def perplexity(
     """
     if metrics and "perplexity" in metrics:
         raise RunError("the metric name 'perplexity' is taken; choose another")
-    settings: dict[str, Any] = {
-        "metrics": {"perplexity": CodebookPerplexity(), **(metrics or {})},
-        "tail": tail,
-        "save_nll": True,
-    }
-    if isinstance(checkpoint, MusicGen):
-        if revision is not None or max_frames is not None:
-            raise RunError("revision and max_frames are settled when a model is loaded; pass them to load_model")
-        module = MusicGenEvaluation.from_loaded(checkpoint, **settings)
-    else:
-        module = MusicGenEvaluation(str(checkpoint), revision, max_frames, **settings)
-    with tempfile.TemporaryDirectory(prefix="musicgen_eval-") as scratch:
+    module = _module(
+        checkpoint,
+        revision,
+        max_frames,
+        metrics={"perplexity": CodebookPerplexity(), **(metrics or {})},
+        tail=tail,
+        save_nll=True,
+    )
+    with _source(audio, sample_rate_hz) as source:
         data = WindowDataModule(
-            source=_source(audio, sample_rate_hz, Path(scratch)),
+            source=source,
             text=text,
             context_s=context_s,
             target_s=target_s,
@@ -135,13 +135,13 @@ def perplexity(
             max_failures=max_failures,
             allow_beyond_limit=allow_beyond_limit,
         )
-        notes = [
-            *(["the audio was a tensor: data.source is gone"] if isinstance(audio, Tensor) else []),
-            *(["the model was given loaded: model.checkpoint is its name"] if isinstance(checkpoint, MusicGen) else []),
-            *([f"metrics were given in Python and are not named here: {', '.join(metrics)}"] if metrics else []),
-        ]
         evaluation = run_evaluation(
-            module, data, precision=precision, accelerator=accelerator, run_dir=run_dir, notes=notes
+            module,
+            data,
+            precision=precision,
+            accelerator=accelerator,
+            run_dir=run_dir,
+            notes=_notes(audio, checkpoint, metrics),
         )
     values = evaluation.metrics["perplexity"]
     codebooks = range(1, evaluation.spec.num_codebooks + 1)
@@ -155,6 +155,135 @@ def perplexity(
         nll=evaluation.nll,
         evaluation=evaluation,
     )
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """What became of a source that was continued.
+
+    Attributes:
+        continuations: in the order of tracks, each with its audio, or with the paths of its files where a run folder was given.
+        evaluation: metrics, tracks, counts and recipe.
+    """
+
+    continuations: Sequence[Continuation]
+    evaluation: EvaluationResult
+
+
+def generate(
+    audio: str | Path | Tensor,
+    text: str | None = None,
+    checkpoint: str | Path | MusicGen = "demo",
+    revision: str | None = None,
+    *,
+    sample_rate_hz: int | None = None,
+    context_s: float | None = None,
+    duration_s: float | None = None,
+    max_new_frames: int | None = None,
+    stride_s: float | None = None,
+    guidance_scale: float = 3.0,
+    temperature: float = 1.0,
+    top_k: int | None = 250,
+    top_p: float | None = None,
+    num_continuations: int = 1,
+    threads: int | None = None,
+    seed: int = 0,
+    metrics: Mapping[str, Metric | MetricEntry] | None = None,
+    precision: Precision = "32-true",
+    accelerator: str = "auto",
+    batch_size: int = 8,
+    limit: int | None = None,
+    min_duration_s: float = 0.0,
+    max_failures: int = 0,
+    max_frames: int | None = None,
+    format: Literal["flac", "wav", "mp3"] = "flac",
+    hold: Literal["continuation", "joined"] = "continuation",
+    originals: bool = True,
+    run_dir: str | Path | None = None,
+) -> GenerationResult:
+    """Continues music: a MusicGen checkpoint hears the first part of each track and goes on.
+
+    Args:
+        audio: a file, folder, glob or manifest; or a (C, N) or (N,) floating point tensor in [-1, 1].
+        text: prompt of tracks that have none of their own.
+        checkpoint: `demo`, a hub name, a folder, or a loaded model, whose decoder then takes on `precision`.
+        revision: hub branch, tag or commit.
+        sample_rate_hz: rate of a tensor; only, and always, with one.
+        context_s: where in the track the continuation begins; default: in its middle.
+        duration_s: how long it gets, in seconds; default: up to the track's end.
+        max_new_frames: how long it gets, in frames; in place of duration_s.
+        stride_s: by how much the window slides past the checkpoint's limit; default: 3/5 of the limit.
+        guidance_scale: of classifier-free guidance; 1 is none.
+        temperature: divides the logits; 0 takes the likeliest code.
+        top_k: draws from so many of the likeliest codes; None: all.
+        top_p: draws from the likeliest codes that reach this probability together; None: all.
+        num_continuations: how many times each track is continued.
+        threads: of a CPU, for drawing and decoding; None: as many as torch has.
+        seed: of the numbers that codes are drawn with; the same seed gives the same codes.
+        metrics: plug-in metrics by name; their results are in `evaluation.metrics`.
+        precision: of the decoder.
+        accelerator: as Lightning's.
+        batch_size: continuations a step.
+        limit: only the first tracks.
+        min_duration_s: tracks shorter than this are skipped, and counted.
+        max_failures: how many tracks may fail.
+        max_frames: overrides the longest window that the checkpoint states.
+        format: of the files in run_dir.
+        hold: what a file holds: the `continuation` alone, or `joined` to the track up to it.
+        originals: whether the context and the true continuation are written too.
+        run_dir: where to write continuations and the files of a run; None: nowhere, the audio stays in memory.
+
+    Returns:
+        The continuations, and what was measured of them.
+
+    Raises:
+        EvaluationError: whatever is wrong with audio, checkpoint, metrics or settings; its subclasses say what.
+    """
+    continuation = ContinuationSettings(
+        stride_s=stride_s,
+        guidance_scale=guidance_scale,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        num_continuations=num_continuations,
+        threads=threads,
+    )
+    module = _module(
+        checkpoint, revision, max_frames, metrics=dict(metrics or {}), seed=seed, continuation=continuation
+    )
+    with _source(audio, sample_rate_hz) as source:
+        data = WindowDataModule(
+            source=source,
+            text=text,
+            context_s=context_s,
+            target_s=continuation_seconds(duration_s, max_new_frames, module.spec),
+            batch_size=batch_size,
+            limit=limit,
+            min_duration_s=min_duration_s,
+            max_failures=max_failures,
+        )
+        return run_continuation(
+            module,
+            data,
+            precision=precision,
+            accelerator=accelerator,
+            run_dir=run_dir,
+            notes=_notes(audio, checkpoint, metrics),
+            audio=AudioSettings(format=format, hold=hold, originals=originals),
+        )
+
+
+def continuation_seconds(duration_s: float | None, max_new_frames: int | None, spec: CodecSpec) -> float | None:
+    """How long a continuation gets, from the two ways to say it.
+
+    Raises:
+        RunError: both were given.
+    """
+    if duration_s is not None and max_new_frames is not None:
+        raise RunError(
+            f"duration_s={duration_s:g} and max_new_frames={max_new_frames} say the same thing; give one of them"
+        )
+    return duration_s if max_new_frames is None else max_new_frames / spec.frame_rate_hz
 
 
 def run_evaluation(
@@ -185,14 +314,75 @@ def run_evaluation(
     Raises:
         EvaluationError: as `perplexity`.
     """
-    check_precision(precision, accelerator)
     folder = None if run_dir is None else RunFolder(run_dir)
-    config = {
-        "trainer": {"precision": precision, "accelerator": accelerator},
-        "model": module.settings,
-        "data": {**vars(data.settings), "source": lasting_source(data.settings.source)},
-    }
-    config_yaml = "".join(f"# {line}\n" for line in notes) + to_json(config)
+    config = _config(module, data, precision=precision, accelerator=accelerator)
+    config_yaml = _config_yaml(config, notes)
+    writer = RunWriter(folder, command="evaluate", config_yaml=config_yaml, console=console)
+    with _run(folder, [*callbacks, writer], precision, accelerator, progress=progress) as trainer:
+        trainer.test(module, datamodule=data, verbose=False)
+    assert module.result is not None
+    return module.result
+
+
+def run_continuation(
+    module: MusicGenEvaluation,
+    data: WindowDataModule,
+    *,
+    precision: str = "32-true",
+    accelerator: str = "auto",
+    run_dir: str | Path | None = None,
+    callbacks: Sequence[L.Callback] = (),
+    progress: bool = False,
+    console: Console | None = None,
+    notes: Sequence[str] = (),
+    audio: AudioSettings | None = None,
+    return_continuations: bool = True,
+) -> GenerationResult:
+    """Continues with a module on one device with a quiet Trainer, and gives what came of it.
+
+    Args:
+        module: what continues.
+        data: what is continued.
+        precision: of the decoder.
+        accelerator: as Lightning's.
+        run_dir: where to write continuations and other files; None: nowhere.
+        callbacks: further callbacks.
+        progress: shows a progress bar, where `callbacks` hold one.
+        console: where to print the result; None: nowhere.
+        notes: what config.yaml cannot say of this run, as comments in it.
+        audio: how continuations are written.
+        return_continuations: whether they are given back; without, nothing of them is kept in memory.
+
+    Raises:
+        EvaluationError: as `generate`.
+    """
+    folder = None if run_dir is None else RunFolder(run_dir)
+    audio = audio or AudioSettings()
+    config = {**_config(module, data, precision=precision, accelerator=accelerator), "audio": asdict(audio)}
+    if not module.prepare("continue").metrics:
+        config["model"] = {**config["model"], "metrics": {}}
+    config_yaml = _config_yaml(config, notes)
+    writer = RunWriter(folder, command="generate", config_yaml=config_yaml, console=console, audio=audio)
+    with _run(folder, [*callbacks, writer], precision, accelerator, progress=progress) as trainer:
+        batches = trainer.predict(module, datamodule=data, return_predictions=return_continuations)
+    assert module.result is not None
+    order = {track.id: row for row, track in enumerate(module.result.tracks)}
+    continuations = [continuation for batch in batches or [] for continuation in batch]
+    continuations.sort(key=lambda one: (order[one.window.track], one.window.index))
+    return GenerationResult(continuations, module.result)
+
+
+@contextmanager
+def _run(
+    folder: RunFolder | None,
+    callbacks: Sequence[L.Callback],
+    precision: str,
+    accelerator: str,
+    *,
+    progress: bool,
+) -> Iterator[L.Trainer]:
+    """A quiet Trainer for one device, and a claimed folder."""
+    check_precision(precision, accelerator)
     with quiet_libraries():
         try:
             trainer = L.Trainer(
@@ -204,20 +394,51 @@ def run_evaluation(
                 enable_model_summary=False,
                 enable_progress_bar=progress,
                 use_distributed_sampler=False,
-                callbacks=[*callbacks, RunWriter(folder, command="evaluate", config_yaml=config_yaml, console=console)],
+                callbacks=list(callbacks),
             )
         except (ValueError, MisconfigurationException) as error:
             raise RunError(f"accelerator {accelerator!r}: {error}") from error
         if folder is not None:
             folder.claim()
         try:
-            trainer.test(module, datamodule=data, verbose=False)
+            yield trainer
         except SystemExit as stopped:
             if isinstance(stopped.__context__, KeyboardInterrupt):  # Lightning would end a notebook with it
                 raise KeyboardInterrupt from stopped
             raise
-    assert module.result is not None
-    return module.result
+
+
+def _module(
+    checkpoint: str | Path | MusicGen, revision: str | None, max_frames: int | None, **settings: Any
+) -> MusicGenEvaluation:
+    if not isinstance(checkpoint, MusicGen):
+        return MusicGenEvaluation(str(checkpoint), revision, max_frames, **settings)
+    if revision is not None or max_frames is not None:
+        raise RunError("revision and max_frames are settled when a model is loaded; pass them to load_model")
+    return MusicGenEvaluation.from_loaded(checkpoint, **settings)
+
+
+def _config(module: MusicGenEvaluation, data: WindowDataModule, *, precision: str, accelerator: str) -> dict[str, Any]:
+    return {
+        "trainer": {"precision": precision, "accelerator": accelerator},
+        "model": module.settings,
+        "data": {**vars(data.settings), "source": lasting_source(data.settings.source)},
+    }
+
+
+def _config_yaml(config: Mapping[str, Any], notes: Sequence[str]) -> str:
+    return "".join(f"# {line}\n" for line in notes) + to_json(config)
+
+
+def _notes(
+    audio: str | Path | Tensor, checkpoint: str | Path | MusicGen, metrics: Mapping[str, Any] | None
+) -> list[str]:
+    """What config.yaml cannot say of a run from Python."""
+    return [
+        *(["the audio was a tensor: data.source is gone"] if isinstance(audio, Tensor) else []),
+        *(["the model was given loaded: model.checkpoint is its name"] if isinstance(checkpoint, MusicGen) else []),
+        *([f"metrics were given in Python and are not named here: {', '.join(metrics)}"] if metrics else []),
+    ]
 
 
 def check_precision(precision: str, accelerator: str) -> None:
@@ -233,7 +454,8 @@ def check_precision(precision: str, accelerator: str) -> None:
         raise RunError("precision 16-mixed needs a GPU; on a CPU take 32-true or bf16-mixed")
 
 
-def _source(audio: str | Path | Tensor, sample_rate_hz: int | None, scratch: Path) -> str:
+@contextmanager
+def _source(audio: str | Path | Tensor, sample_rate_hz: int | None) -> Iterator[str]:
     """The source as a path; a tensor becomes a float32 wav, which keeps every bit, so that one reader serves all."""
     if not isinstance(audio, Tensor):
         if not isinstance(audio, str | Path):
@@ -242,7 +464,8 @@ def _source(audio: str | Path | Tensor, sample_rate_hz: int | None, scratch: Pat
             )
         if sample_rate_hz is not None:
             raise AudioError(f"sample_rate_hz goes with a tensor; {audio} knows its own")
-        return str(audio)
+        yield str(audio)
+        return
     if sample_rate_hz is None or sample_rate_hz <= 0:
         raise AudioError(f"a tensor needs its rate: sample_rate_hz must be above 0, got {sample_rate_hz}")
     wave = audio.detach().cpu()
@@ -252,6 +475,7 @@ def _source(audio: str | Path | Tensor, sample_rate_hz: int | None, scratch: Pat
             "audio must be a (C, N) or (N,) floating point tensor of one or two channels, got "
             f"{wave.dtype} {tuple(wave.shape)}"
         )
-    path = scratch / "audio.wav"
-    write_audio(path, wave.float(), sample_rate_hz, format="wav")
-    return str(path)
+    with tempfile.TemporaryDirectory(prefix="musicgen_eval-") as scratch:
+        path = Path(scratch) / "audio.wav"
+        write_audio(path, wave.float(), sample_rate_hz, format="wav")
+        yield str(path)

@@ -21,8 +21,8 @@ from torchmetrics import Metric
 from musicgen_eval.errors import MetricError, near_matches
 from musicgen_eval.merging import State, compute_in_place, merge_states, to_cpu, window_states
 from musicgen_eval.metrics.codebook_means import MetricRecipe
-from musicgen_eval.offers import Offer, absent_reading
-from musicgen_eval.records import CodecSpec, Reading, ScoredWindow
+from musicgen_eval.offers import ContinuationAudio, Offer, absent_reading
+from musicgen_eval.records import CodecSpec, Reading, ScoredWindow, Task
 from musicgen_eval.trial import trial_offers, try_metric
 
 PLAIN = Reading(name="")
@@ -31,9 +31,20 @@ READINGS = (
     Reading(name="no_context", context="none"),
     Reading(name="other_text", text="other"),
 )
-READ_NAMES = ("logits", "codes", "scored", "nll", "rank", "preds", "target")
+REFERENCE = Reading(name="reference", target="reference")
+PUBLISHED: Mapping[Task, Sequence[Reading]] = {
+    "score": (PLAIN, *READINGS),
+    "continue": (PLAIN, *(reading for reading in READINGS if reading.context == "own"), REFERENCE),
+}
+"""The readings that metrics may name. What was generated was generated after its context, and is read no other way."""
+SCORED_NAMES = ("logits", "scored", "nll", "rank")
 WINDOW_NAMES = ("window", "frame_rate_hz")
-ON_DEVICE = {"logits", "preds"}  # too large to move every batch; all else goes to the CPU in one piece
+AUDIO_NAMES = ("generated", "reference", "context", "context_decoded", "reference_decoded", "sample_rate_hz", "text")
+NAMES: Mapping[Task, tuple[str, ...]] = {
+    "score": (*SCORED_NAMES, "codes", "preds", "target", *WINDOW_NAMES),
+    "continue": (*SCORED_NAMES, "codes", "preds", "target", *WINDOW_NAMES, *AUDIO_NAMES),
+}
+"""What each task offers. `preds` and `target` are rows of logits and codes in test, generated and true audio in predict."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +64,21 @@ class MetricEntry:
 
 @dataclass(frozen=True)
 class _Input:
-    """One parameter of a metric's update: which value of which reading, and whether as rows of scored codes only."""
+    """One parameter of a metric's update.
+
+    Attributes:
+        parameter: its name.
+        value: what it is given.
+        reading: of which reading.
+        flat: whether as rows of scored codes only.
+        on_device: whether it is too large to leave the device with every batch.
+    """
 
     parameter: str
     value: str
     reading: str
     flat: bool
+    on_device: bool
 
 
 class MetricBank:
@@ -67,18 +87,20 @@ class MetricBank:
     Args:
         metrics: by name; each a `torchmetrics.Metric`, or a `MetricEntry` that renames its inputs.
         spec: the checkpoint's codes; a metric with a `configure(spec)` is told.
+        task: `score` in test, `continue` in predict, which may go without any metric.
 
     Raises:
         MetricError: a metric that asks for something unknown, or that fails the trial.
     """
 
-    def __init__(self, metrics: Mapping[str, Metric | MetricEntry], *, spec: CodecSpec) -> None:
-        if not metrics:
+    def __init__(self, metrics: Mapping[str, Metric | MetricEntry], *, spec: CodecSpec, task: Task = "score") -> None:
+        if not metrics and task == "score":
             raise MetricError("no metric was given; name at least one under model.metrics, such as CodebookPerplexity")
         self.spec = spec
+        self.task: Task = task
         self.metrics: dict[str, Metric] = {}
         self._inputs: dict[str, list[_Input]] = {}
-        self._published: dict[str, Reading] = {reading.name: reading for reading in (PLAIN, *READINGS)}
+        self._published: dict[str, Reading] = {reading.name: reading for reading in PUBLISHED[task]}
         entries = {
             name: given if isinstance(given, MetricEntry) else MetricEntry(given) for name, given in metrics.items()
         }
@@ -94,7 +116,7 @@ class MetricBank:
             self.metrics[name] = metric
         for name, entry in entries.items():  # only now is it known which readings there are
             self._inputs[name] = self._parse_inputs(name, self.metrics[name], entry.inputs)
-        offers = trial_offers(spec, self.readings)
+        offers = trial_offers(spec, self.readings, task)
         for name, metric in self.metrics.items():
             try_metric(name, metric, [given for offer in offers if (given := self._collect(name, offer)) is not None])
         self._untouched = {name: deepcopy(metric) for name, metric in self.metrics.items()}  # to compute in
@@ -108,7 +130,21 @@ class MetricBank:
     @property
     def readings_with_logits(self) -> frozenset[str]:
         """Names of the readings whose logits some metric wants."""
-        return frozenset(item.reading for inputs in self._inputs.values() for item in inputs if item.value in ON_DEVICE)
+        return frozenset(item.reading for inputs in self._inputs.values() for item in inputs if item.on_device)
+
+    @property
+    def scored_readings(self) -> list[Reading]:
+        """As `readings`, without the plain one where no metric wants more of it than its codes."""
+        items = [item for inputs in self._inputs.values() for item in inputs if not item.reading]
+        plain_is_wanted = any(item.flat or item.value in SCORED_NAMES for item in items)
+        return self.readings if plain_is_wanted else self.readings[1:]
+
+    @property
+    def audio_names(self) -> frozenset[str]:
+        """What of a continuation's audio some metric wants."""
+        pairs = {"preds": "generated", "target": "reference"} if self.task == "continue" else {}
+        names = {pairs.get(item.value, item.value) for inputs in self._inputs.values() for item in inputs}
+        return frozenset(names & set(AUDIO_NAMES))
 
     def recipe(self, name: str) -> MetricRecipe:
         """Units, direction and source of a metric; a stock metric speaks through its class."""
@@ -132,7 +168,7 @@ class MetricBank:
         """
         states: list[dict[str, State]] = [{} for _ in offers]
         for name, metric in self.metrics.items():
-            on_device = any(item.value in ON_DEVICE for item in self._inputs[name])
+            on_device = any(item.on_device for item in self._inputs[name])
             collected = [self._collect(name, offer if on_device else offer.on_cpu) for offer in offers]
             metric.to(_device(offers) if on_device else "cpu")
             given = [(window, inputs) for window, inputs in zip(states, collected, strict=True) if inputs is not None]
@@ -176,6 +212,11 @@ class MetricBank:
                 f"metric {name!r} publishes a reading {reading.name!r} with text={reading.text!r} and "
                 f"context={reading.context!r}; text is own, none or other, context own or none"
             )
+        if self.task == "continue" and (reading.context == "none" or reading.change is not None):
+            raise MetricError(
+                f"metric {name!r} publishes a reading {reading.name!r} that changes codes or leaves out the context, which "
+                "predict does not score; measure it in a test"
+            )
         known = self._published.get(reading.name)
         if known is not None and known != reading:
             raise MetricError(
@@ -208,21 +249,30 @@ class MetricBank:
     def _parse_input(self, name: str, metric: Metric, parameter: str, renames: Mapping[str, str]) -> _Input:
         wanted = renames.get(parameter, parameter)
         value, separator, reading = wanted.partition("__")
-        if value not in READ_NAMES and (value not in WINDOW_NAMES or separator):
+        pairs = self.task == "continue" and value in ("preds", "target")
+        without_reading = value in (*WINDOW_NAMES, *AUDIO_NAMES) or pairs
+        if value not in NAMES[self.task] or (without_reading and separator):
+            command = "a test" if self.task == "score" else "predict"
             raise MetricError(
-                f"metric {name!r}: {type(metric).__name__}.update() asks for {wanted!r}, which a test does not offer; "
-                f"{near_matches(wanted, (*READ_NAMES, *WINDOW_NAMES))}; or rename it with inputs: {{{parameter}: ...}}"
+                f"metric {name!r}: {type(metric).__name__}.update() asks for {wanted!r}, which {command} does not offer; "
+                f"{near_matches(wanted, NAMES[self.task])}; or rename it with inputs: {{{parameter}: ...}}"
             )
         if reading not in self._published:
             raise MetricError(
                 f"metric {name!r} asks for the reading {reading!r} ({wanted}); {near_matches(reading, self._published)}"
             )
         renamed = parameter in renames and parameter.partition("__")[0] != value
-        flat = value in ("preds", "target") or (renamed and value in ("nll", "rank", "codes", "logits"))
-        return _Input(parameter=parameter, value=value, reading=reading, flat=flat)
+        rows = value in ("preds", "target") and not pairs
+        return _Input(
+            parameter=parameter,
+            value=value,
+            reading=reading,
+            flat=rows or (renamed and value in ("nll", "rank", "codes", "logits")),
+            on_device=value == "logits" or (rows and value == "preds"),
+        )
 
     def _collect(self, name: str, offer: Offer) -> dict[str, Any] | None:
-        """What a metric is given of a window; None where it is given rows of scored codes and there are none.
+        """What a metric is given of a window; None where there are no scored codes to give it rows of, or no such audio.
 
         A reading that does not exist is all NaN, rank -1, nothing scored. Rows of several readings stand side by side:
         they are of the codes that all of them scored.
@@ -230,7 +280,7 @@ class MetricBank:
         items = self._inputs[name]
         plain = offer.readings[""]
         assert plain is not None  # the plain reading always exists
-        with_logits = any(item.value in ON_DEVICE for item in items)
+        with_logits = any(item.on_device for item in items)
         reads = {
             item.reading: offer.readings[item.reading] or absent_reading(plain, self.spec, with_logits=with_logits)
             for item in items
@@ -238,7 +288,20 @@ class MetricBank:
         counted = torch.stack([read.scored for read in reads.values()]).all(0)
         if any(item.flat for item in items) and not counted.any():
             return None
-        return {item.parameter: _value(item, reads[item.reading], counted, offer.frame_rate_hz) for item in items}
+        values = {item.parameter: self._value(item, reads[item.reading], counted, offer) for item in items}
+        sounds = {item.parameter for item in items if item.value in AUDIO_NAMES and item.value != "text"}
+        pairs = {item.parameter for item in items if item.value in ("preds", "target")}
+        return None if any(values[parameter] is None for parameter in sounds | pairs) else values
+
+    def _value(self, item: _Input, read: ScoredWindow, counted: Tensor, offer: Offer) -> Any:
+        """One input of one metric; None for audio that there is none of."""
+        if item.value == "frame_rate_hz":
+            return offer.frame_rate_hz
+        if self.task == "continue" and item.value in (*AUDIO_NAMES, "preds", "target"):
+            assert offer.audio is not None
+            return _sound(item.value, offer.audio)
+        value = getattr(read, {"preds": "logits", "target": "codes"}.get(item.value, item.value))
+        return value[counted] if item.flat else value
 
 
 def _device(offers: Sequence[Offer]) -> torch.device:
@@ -248,9 +311,11 @@ def _device(offers: Sequence[Offer]) -> torch.device:
     )
 
 
-def _value(item: _Input, read: ScoredWindow, counted: Tensor, frame_rate_hz: int) -> Any:
-    """One input of one metric from one reading of a window."""
-    if item.value == "frame_rate_hz":
-        return frame_rate_hz
-    value = getattr(read, {"preds": "logits", "target": "codes"}.get(item.value, item.value))
-    return value[counted] if item.flat else value
+def _sound(name: str, audio: ContinuationAudio) -> Any:
+    """A part of a continuation's audio; `preds` and `target` are generated and true audio, cut to the shorter."""
+    if name not in ("preds", "target"):
+        return getattr(audio, name)
+    if audio.generated is None or audio.reference is None:
+        return None
+    num_samples = min(audio.generated.shape[1], audio.reference.shape[1])
+    return (audio.generated if name == "preds" else audio.reference)[:, :num_samples]

@@ -1,7 +1,8 @@
 """The two command-line doors.
 
     python train_like_eval.py test --config configs/demo.yaml     LightningCLI: every setting of trainer, model and data
-    musicgen-eval evaluate --audio song.mp3                       the everyday case
+    musicgen-eval evaluate --audio song.mp3                       the everyday cases
+    musicgen-eval generate --audio song.mp3 --text "EDM"
 
 Whatever is wrong is said in a line, with a non-zero exit.
 """
@@ -24,13 +25,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from musicgen_eval import metrics
-from musicgen_eval.api import check_precision, run_evaluation
+from musicgen_eval.api import check_precision, continuation_seconds, run_continuation, run_evaluation
+from musicgen_eval.continuation_files import AudioSettings
 from musicgen_eval.data import WindowDataModule
 from musicgen_eval.errors import EvaluationError, RunError, near_matches
 from musicgen_eval.module import MusicGenEvaluation
 from musicgen_eval.progress import EvaluationProgress
 from musicgen_eval.quiet import quiet_libraries
 from musicgen_eval.ranks import StoppedElsewhere
+from musicgen_eval.records import ContinuationSettings
 from musicgen_eval.run_folder import RunFolder, default_run_dir, lasting_source
 from musicgen_eval.tracking import WandbSettings, WandbTracker, wandb_logger
 from musicgen_eval.writer import RunWriter
@@ -52,7 +55,7 @@ def lightning_main(args: Sequence[str] | None = None) -> int:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs `musicgen-eval`; returns the exit status."""
-    return _guarded(lambda: _evaluate_command(args))
+    return _guarded(lambda: _everyday_command(sys.argv[1:] if args is None else args))
 
 
 class EvaluationCLI(LightningCLI):
@@ -82,18 +85,15 @@ class EvaluationCLI(LightningCLI):
         return super().init_parser(**{**kwargs, "exit_on_error": False})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the run folder and W&B."""
+        """Adds the run folder, how continuations are written, and W&B."""
         parser.add_argument(
             "--run_dir", type=Path | None, default=None, help="Where results go; default: runs/<date>-<command>"
         )
+        parser.add_class_arguments(AudioSettings, "audio")
         parser.add_class_arguments(WandbSettings, "wandb")
 
     def before_instantiate_classes(self) -> None:
         """Refuses what would be ignored or wrong, before anything is made."""
-        if self.subcommand == "predict":
-            raise RunError(
-                "predict (continuation) is not part of this version yet; test and validate measure perplexity"
-            )
         trainer = self._settings.trainer
         check_precision(str(trainer.precision), str(trainer.accelerator))
         if trainer.use_distributed_sampler:
@@ -113,9 +113,16 @@ class EvaluationCLI(LightningCLI):
         callbacks: list[L.Callback] = []
         if trainer_config.enable_progress_bar is not False:
             callbacks.append(EvaluationProgress())
-        callbacks.append(RunWriter(self.folder, command=str(self.subcommand), config_yaml=config_yaml, console=console))
+        writer = RunWriter(
+            self.folder,
+            command=str(self.subcommand),
+            config_yaml=config_yaml,
+            console=console,
+            audio=AudioSettings(**settings.audio.as_dict()),
+        )
+        callbacks.append(writer)
         if logger is not None:  # after the writer: results are on disk before W&B could fail
-            callbacks.append(WandbTracker(settings.as_dict()))
+            callbacks.append(WandbTracker(settings.as_dict(), writer, settings.wandb.max_logged))
             kwargs["logger"] = logger
         trainer_config.callbacks = [*(trainer_config.callbacks or []), *callbacks]
         try:
@@ -125,7 +132,7 @@ class EvaluationCLI(LightningCLI):
 
     def before_test(self) -> None:
         """Refuses a wrong checkpoint or metric, then claims the run folder, before any other process or file exists."""
-        self.model.prepare_data()
+        self.model.prepare("continue" if self.subcommand == "predict" else "score")
         if _is_rank_0():
             self.folder.claim()
 
@@ -135,8 +142,13 @@ class EvaluationCLI(LightningCLI):
             names = ", ".join(self.model.result.metric_errors)
             raise RunError(f"metrics that could not be computed: {names}; the other results are written")
 
-    before_validate = before_test
-    after_validate = after_test
+    before_validate = before_predict = before_test
+    after_validate = after_predict = after_test
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Lightning would keep all that predict returns until its end."""
+        prepared: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        return {**prepared, "return_predictions": False} if subcommand == "predict" else prepared
 
     @property
     def _settings(self) -> Namespace:
@@ -208,17 +220,122 @@ def evaluate(
     )
 
 
-def _evaluate_command(args: Sequence[str] | None) -> None:
+def generate(
+    audio: str,
+    text: str | None = None,
+    checkpoint: str = "demo",
+    revision: str | None = None,
+    context_s: float | None = None,
+    duration_s: float | None = None,
+    max_new_frames: int | None = None,
+    stride_s: float | None = None,
+    guidance_scale: float = 3.0,
+    temperature: float = 1.0,
+    top_k: int | None = 250,
+    top_p: float | None = None,
+    num_continuations: int = 1,
+    threads: int | None = None,
+    seed: int = 0,
+    format: Literal["flac", "wav", "mp3"] = "flac",
+    hold: Literal["continuation", "joined"] = "continuation",
+    originals: bool = True,
+    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"] = "32-true",
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto",
+    batch_size: int = 8,
+    limit: int | None = None,
+    min_duration_s: float = 0.0,
+    max_failures: int = 0,
+    run_dir: Path | None = None,
+) -> None:
+    """Continues a file, or each file of a folder, a glob or a manifest.
+
+    Args:
+        audio: a file, a folder, a glob, or a manifest (csv, jsonl, parquet); `demo` for the clips of the package.
+        text: prompt of tracks that have none of their own.
+        checkpoint: `demo`, a hub name such as facebook/musicgen-small, or a folder.
+        revision: hub branch, tag or commit.
+        context_s: where in the track the continuation begins; default: in its middle. Also --context.
+        duration_s: how long it gets, in seconds; default: up to the track's end. Also --duration.
+        max_new_frames: how long it gets, in frames.
+        stride_s: by how much the window slides past the checkpoint's limit; default: 3/5 of the limit.
+        guidance_scale: of classifier-free guidance; 1 is none.
+        temperature: divides the logits; 0 takes the likeliest code.
+        top_k: draws from so many of the likeliest codes.
+        top_p: draws from the likeliest codes that reach this probability together.
+        num_continuations: how many times each track is continued.
+        threads: of a CPU, for drawing and decoding.
+        seed: of the numbers that codes are drawn with.
+        format: of the files.
+        hold: `continuation`: what was generated, alone; `joined`: the track up to the joint, and what was generated after it.
+        originals: also write the context and the true continuation.
+        precision: of the decoder.
+        accelerator: where to run.
+        batch_size: continuations a step.
+        limit: only the first tracks.
+        min_duration_s: tracks shorter than this are skipped, and counted.
+        max_failures: how many tracks may fail.
+        run_dir: where results go; default: runs/<date>-generate.
+    """
+    continuation = ContinuationSettings(
+        stride_s=stride_s,
+        guidance_scale=guidance_scale,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        num_continuations=num_continuations,
+        threads=threads,
+    )
+    module = MusicGenEvaluation(checkpoint, revision, metrics={}, seed=seed, continuation=continuation)
+    data = WindowDataModule(
+        source=audio,
+        text=text,
+        context_s=context_s,
+        target_s=continuation_seconds(duration_s, max_new_frames, module.spec),
+        batch_size=batch_size,
+        limit=limit,
+        min_duration_s=min_duration_s,
+        max_failures=max_failures,
+    )
+    run_continuation(
+        module,
+        data,
+        precision=precision,
+        accelerator=accelerator,
+        run_dir=run_dir or default_run_dir("generate"),
+        callbacks=[EvaluationProgress()],
+        progress=True,
+        console=Console(),
+        audio=AudioSettings(format=format, hold=hold, originals=originals),
+        return_continuations=False,
+    )
+
+
+SHORT_OPTIONS = {"--context": "--context_s", "--duration": "--duration_s"}
+
+
+def _everyday_command(args: Sequence[str]) -> None:
+    """Runs a command of `musicgen-eval`; options may be written with dashes."""
     parser = ArgumentParser(
         prog="musicgen-eval", description="Exact evaluation of MusicGen checkpoints.", exit_on_error=False
     )
     commands = parser.add_subcommands()
-    for command in (evaluate,):
+    for command in (evaluate, generate):
         subparser = ArgumentParser(exit_on_error=False, description=(command.__doc__ or "").splitlines()[0])
         subparser.add_function_arguments(command, as_group=False)
         commands.add_subcommand(command.__name__, subparser, help=(command.__doc__ or "").splitlines()[0])
-    settings = parser.parse_args(None if args is None else list(args))
-    evaluate(**settings[settings.subcommand].as_dict())
+    settings = parser.parse_args([_full_option(arg) for arg in args])
+    commands_by_name: dict[str, Callable[..., None]] = {"evaluate": evaluate, "generate": generate}
+    chosen = commands_by_name[settings.subcommand]
+    chosen(**settings[settings.subcommand].as_dict())
+
+
+def _full_option(argument: str) -> str:
+    """`--max-new-frames=5` as the parser knows it: `--max_new_frames=5`."""
+    if not argument.startswith("--"):
+        return argument
+    option, equals, value = argument.partition("=")
+    option = SHORT_OPTIONS.get(option, "--" + option[2:].replace("-", "_"))
+    return option + equals + value
 
 
 def _is_rank_0() -> bool:

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from musicgen_eval.errors import AudioError, RunError
-from musicgen_eval.planning import DataSettings, Plan, plan_evaluation
+from musicgen_eval.planning import DataSettings, Plan, plan_continuation, plan_evaluation
 from musicgen_eval.ranks import decide_on_rank_0
-from musicgen_eval.records import CodecSpec, Window
+from musicgen_eval.records import CodecSpec, ContinuationSettings, Window
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class WindowAudio:
         row: its row in the plan.
         track_row: its track's row in the plan.
         window: which frames it holds.
-        audio: (C, N) float32 at the codec's rate, N = frames x hop; None where reading failed.
+        audio: (C, N) float32 at the codec's rate, N = frames x hop, in predict those of the context alone; None where reading
+            failed.
         text: the track's text.
         other_text: another track's text.
         failure: why reading failed.
@@ -61,8 +62,10 @@ class WindowDataModule(L.LightningDataModule):
     Args:
         source: a file, a folder, a glob, a manifest (csv, jsonl, parquet), or `demo` for the clips of the package.
         text: text of tracks that have none of their own.
-        context_s: seconds that the model hears before each target; default: half of the checkpoint's limit.
-        target_s: seconds that are scored in each window; default: half of the checkpoint's limit.
+        context_s: seconds that the model hears before each target; default: half of the checkpoint's limit. In predict where in the
+            track the continuation begins; default: in its middle.
+        target_s: seconds that are scored in each window; default: half of the checkpoint's limit. In predict seconds that are
+            generated; default: up to the track's end.
         head: `score`: the first window is scored whole, so every code of a track counts once; `skip`: only what has a
             full context.
         batch_size: windows a step. On a CPU windows run side by side, one thread each: at least one a core.
@@ -113,7 +116,7 @@ class WindowDataModule(L.LightningDataModule):
             raise RunError(
                 "use_distributed_sampler would score windows twice; create the Trainer with use_distributed_sampler=False"
             )
-        self.plan = decide_on_rank_0(trainer, lambda: plan_evaluation(self.settings, self._spec))
+        self.plan = decide_on_rank_0(trainer, lambda: self._plan_for(stage))
 
     def test_dataloader(self) -> DataLoader[WindowAudio]:
         """The windows of this rank, batch by batch."""
@@ -133,6 +136,10 @@ class WindowDataModule(L.LightningDataModule):
             persistent_workers=False,
         )
 
+    def predict_dataloader(self) -> DataLoader[WindowAudio]:
+        """The contexts to continue, as `test_dataloader`."""
+        return self.test_dataloader()
+
     def val_dataloader(self) -> DataLoader[WindowAudio]:
         """As `test_dataloader`."""
         return self.test_dataloader()
@@ -140,6 +147,13 @@ class WindowDataModule(L.LightningDataModule):
     def transfer_batch_to_device(self, batch: Batch, device: object, dataloader_idx: int) -> Batch:
         """Leaves audio where it is: the model moves each segment as it encodes it."""
         return batch
+
+    def _plan_for(self, stage: str) -> Plan:
+        if stage != "predict":
+            return plan_evaluation(self.settings, self._spec)
+        assert self.trainer is not None
+        continuation: ContinuationSettings = self.trainer.lightning_module.continuation  # type: ignore[assignment]
+        return plan_continuation(self.settings, self._spec, continuation)
 
     @property
     def _spec(self) -> CodecSpec:
@@ -168,7 +182,7 @@ class WindowDataset(Dataset[WindowAudio]):
         try:
             audio = opened.read(
                 window.start_frame * spec.hop_samples,
-                window.num_frames * spec.hop_samples,
+                (window.num_frames if plan.task == "score" else window.context_frames) * spec.hop_samples,
                 sample_rate_hz=spec.sample_rate_hz,
                 channels=spec.channels,
             )

@@ -2,23 +2,27 @@
 
     test_step             audio -> codes -> readings, in the trainer's precision
                           readings -> the bank -> a state a window, outside of autocast, on one thread
-    on_test_epoch_end     states of all ranks -> rank 0 -> `result`
+    predict_step          contexts -> continuations -> sink and bank (`continuing.py`)
+    on_..._epoch_end      states of all ranks -> rank 0 -> `result`
 
-`validate` does the same as `test`. Knows the model, the bank and Lightning; files are written by callbacks.
+`validate` does the same as `test`. Knows the model, the bank and Lightning; files are written by callbacks and sinks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torchmetrics import Metric
 
 from musicgen_eval.bank import MetricBank, MetricEntry
+from musicgen_eval.continuing import BatchContinuation, ContinuationSink
 from musicgen_eval.data import Batch, WindowAudio, WindowDataModule
 from musicgen_eval.errors import EvaluationError, RunError
 from musicgen_eval.merging import State
@@ -27,13 +31,15 @@ from musicgen_eval.models.checkpoint import Checkpoint, find_checkpoint
 from musicgen_eval.models.musicgen import MusicGen, load_model
 from musicgen_eval.models.threads import float32_by_default, ieee_float32, single_threaded
 from musicgen_eval.offers import Offer
-from musicgen_eval.planning import Plan, refuse_failures
+from musicgen_eval.planning import Plan, check_continuation, refuse_failures, settle_stride
 from musicgen_eval.ranks import decide_on_rank_0, gather_on_rank_0
 from musicgen_eval.readings import CodedWindow, score_readings
-from musicgen_eval.records import CodecSpec, Failure
+from musicgen_eval.recipe import run_recipe
+from musicgen_eval.records import CodecSpec, Continuation, ContinuationSettings, Failure, Task
 from musicgen_eval.results import EvaluationResult, WindowRecord, summarise
 from musicgen_eval.running import RunningTotals
 
+DEFAULT_CONTINUATION = ContinuationSettings()
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
 
 
@@ -48,7 +54,8 @@ class MusicGenEvaluation(L.LightningModule):
         tail: `score` counts every frame of every codebook; `drop` leaves out the last delays[k] frames of codebook k of
             each window, as audiocraft does.
         save_nll: keeps the nll of every code, and writes it as curves over each track.
-        seed: of readings that change codes.
+        seed: of readings that change codes, and of continuations.
+        continuation: how predict continues songs.
     """
 
     def __init__(
@@ -60,6 +67,7 @@ class MusicGenEvaluation(L.LightningModule):
         tail: Literal["score", "drop"] = "score",
         save_nll: bool = False,
         seed: int = 0,
+        continuation: ContinuationSettings = DEFAULT_CONTINUATION,
     ) -> None:
         super().__init__()
         if tail not in ("score", "drop"):
@@ -69,6 +77,8 @@ class MusicGenEvaluation(L.LightningModule):
         self.tail: Literal["score", "drop"] = tail
         self.save_nll = save_nll
         self.seed = seed
+        self.continuation = continuation
+        self.sink: ContinuationSink | None = None
         self.settings = {
             "checkpoint": checkpoint,
             "revision": revision,
@@ -76,12 +86,15 @@ class MusicGenEvaluation(L.LightningModule):
             "tail": tail,
             "save_nll": save_nll,
             "seed": seed,
+            "continuation": asdict(continuation),
         }
         self.model: MusicGen | None = None
         self.result: EvaluationResult | None = None
         self.running: RunningTotals
         self._records: list[WindowRecord] = []
         self._stopped: str | None = None
+        self._banks: dict[Task, MetricBank] = {}
+        self._continuer: BatchContinuation
 
     @classmethod
     def from_loaded(cls, model: MusicGen, **settings: Any) -> MusicGenEvaluation:
@@ -102,20 +115,33 @@ class MusicGenEvaluation(L.LightningModule):
         """What the checkpoint says of its codes; known before its weights are loaded."""
         return self.checkpoint.spec
 
-    @cached_property
+    @property
     def bank(self) -> MetricBank:
         """The metrics, tried and accepted. Not a submodule: a change of precision must not reach their states."""
-        return MetricBank(self._metrics, spec=self.spec)
+        return self.prepare(self._task)
+
+    def prepare(self, task: Task) -> MetricBank:
+        """Refuses a wrong checkpoint, metric or setting before any audio is opened, and gives the metrics of a task."""
+        if task == "continue":
+            check_continuation(self.continuation, self.spec)
+            for name, given in (("tail", self.tail != "score"), ("save_nll", self.save_nll)):
+                if given:
+                    raise RunError(
+                        f"model.{name} says how windows are scored, and means nothing in predict; leave it out"
+                    )
+        if task not in self._banks:
+            self._banks[task] = MetricBank(self._metrics, spec=self.spec, task=task)
+        return self._banks[task]
 
     def prepare_data(self) -> None:
-        """Refuses a wrong checkpoint or metric before any audio is opened."""
-        self.bank  # noqa: B018
+        """Refuses what is wrong before any audio is opened."""
+        self.prepare(self._task)
 
     def setup(self, stage: str) -> None:
         """Refuses what cannot be measured as asked."""
         if self.trainer.precision not in PRECISIONS:
             raise RunError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.trainer.precision}")
-        for setting in ("limit_test_batches", "limit_val_batches"):
+        for setting in ("limit_test_batches", "limit_val_batches", "limit_predict_batches"):
             value = getattr(self.trainer, setting)
             if not (isinstance(value, float) and value == 1.0):
                 self._refuse_setting(setting)
@@ -146,14 +172,35 @@ class MusicGenEvaluation(L.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Encodes and scores the windows of a batch, and keeps the state that each leaves in each metric."""
-        if self._stopped is not None:
-            return
-        try:
-            self._measure(batch)
-        except EvaluationError as error:
-            if self.trainer.world_size == 1:
-                raise
-            self._stopped = str(error)  # the other ranks wait for this one; they all learn it at the end
+        self._unless_stopped(lambda: self._measure(batch))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Continuation]:
+        """Continues the contexts of a batch, and keeps the state that each continuation leaves in each metric.
+
+        Returns:
+            What was generated; its audio where there is no sink to take it, the paths of its files where there is.
+        """
+        continuations: list[Continuation] = []
+        self._unless_stopped(lambda: self._continue(batch, continuations))
+        return continuations
+
+    def on_predict_start(self) -> None:
+        """Starts afresh."""
+        self.on_test_start()
+        self._continuer = BatchContinuation(
+            self._loaded,
+            self.bank,
+            self._plan,
+            self.continuation,
+            stride_frames=settle_stride(self.continuation, self.spec),
+            seed=self.seed,
+            sink=self.sink,
+        )
+
+    def on_predict_batch_end(self, *args: Any) -> None:
+        """Ends after the batch in hand when the process was told to; Lightning looks for it in test, and not here."""
+        if getattr(self.trainer, "received_sigterm", False):
+            raise SIGTERMException
 
     def on_test_epoch_end(self) -> None:
         """Brings the states of all ranks together; rank 0 keeps the result.
@@ -167,6 +214,7 @@ class MusicGenEvaluation(L.LightningModule):
     on_validation_start = on_test_start
     validation_step = test_step
     on_validation_epoch_end = on_test_epoch_end
+    on_predict_epoch_end = on_test_epoch_end
 
     @property
     def _loaded(self) -> MusicGen:
@@ -185,23 +233,54 @@ class MusicGenEvaluation(L.LightningModule):
         assert self._data.plan is not None
         return self._data.plan
 
+    @property
+    def _task(self) -> Task:
+        trainer = self._trainer
+        return "continue" if trainer is not None and trainer.state.fn == TrainerFn.PREDICTING else "score"
+
+    def _unless_stopped(self, step: Callable[[], None]) -> None:
+        if self._stopped is not None:
+            return
+        try:
+            step()
+        except EvaluationError as error:
+            if self.trainer.world_size == 1:
+                raise
+            self._stopped = str(error)  # the other ranks wait for this one; they all learn it at the end
+
     def _measure(self, batch: Batch) -> None:
-        failures = [
-            WindowRecord(window.row, window.track_row, failure=window.failure)
-            for window in batch.windows
-            if window.failure is not None
-        ]
-        windows = [window for window in batch.windows if window.audio is not None]
+        windows, failed = _readable(batch)
         with float32_by_default(), ieee_float32():
             offers = self._offers(windows) if windows else []
             with single_threaded(), torch.autocast(self.device.type, enabled=False):
                 states = self.bank.update(offers)
         records = [self._record(*part) for part in zip(windows, offers, states, strict=True)]
-        self._records += [*failures, *records]
         self.running.add([window.track_row for window in windows], offers)
-        failed = any(record.failure is not None for record in [*failures, *records])
-        if failed and self.trainer.world_size == 1:
-            self._refuse_failures()
+        self._keep([*failed, *records])
+
+    def _continue(self, batch: Batch, continuations: list[Continuation]) -> None:
+        windows, failed = _readable(batch)
+        self._keep(failed)
+        with float32_by_default(), ieee_float32():
+            for continued in self._continuer.run(windows) if windows else ():
+                track_row = continued.window.track_row
+                if continued.continuation is not None and continued.offer is not None:
+                    continuations.append(continued.continuation)
+                    self.running.add([track_row], [continued.offer])
+                states, failure = continued.states or {}, continued.failure
+                self._keep([WindowRecord(continued.window.row, track_row, states=states, failure=failure)])
+
+    def _keep(self, records: Sequence[WindowRecord]) -> None:
+        """Keeps records; more failures than allowed end a run of one process here, others at their end."""
+        self._records += records
+        if self.trainer.world_size == 1 and any(record.failure is not None for record in records):
+            plan = self._plan
+            during = [
+                Failure(plan.tracks[record.track_row].id, record.failure)
+                for record in self._records
+                if record.failure is not None
+            ]
+            refuse_failures([*plan.failures, *during], self._data.settings.max_failures)
 
     def _summarise(self, parts: Sequence[tuple[list[WindowRecord], str | None]]) -> EvaluationResult:
         stopped = next((stopped for _, stopped in parts if stopped is not None), None)
@@ -249,39 +328,38 @@ class MusicGenEvaluation(L.LightningModule):
         nll = plain.nll if self.save_nll and plain is not None else None
         return WindowRecord(window.row, window.track_row, states=states, nll=nll)
 
-    def _refuse_failures(self) -> None:
-        plan = self._plan
-        during = [
-            Failure(plan.tracks[record.track_row].id, record.failure)
-            for record in self._records
-            if record.failure is not None
-        ]
-        refuse_failures([*plan.failures, *during], self._data.settings.max_failures)
-
     def _recipe(self) -> dict[str, Any]:
-        """All that the numbers depend on."""
-        plan, settings, spec = self._plan, self._data.settings, self.spec
-        return {
-            "checkpoint": self.checkpoint.name,
-            "revision": self.checkpoint.revision,
-            "commit": self.checkpoint.commit,
-            "codec": asdict(spec),
-            "max_frames_from": self.checkpoint.max_frames_from,
-            "context_s": plan.context_frames / spec.frame_rate_hz,
-            "target_s": plan.target_frames / spec.frame_rate_hz,
-            "source": settings.source,
-            "text": settings.text,
-            "head": settings.head,
-            "tail": self.tail,
-            "allow_beyond_limit": settings.allow_beyond_limit,
-            "precision": self.trainer.precision,
-            "device": self.device.type,
-            "arithmetic": self._loaded.arithmetic,
-            "batch_size": settings.batch_size,
-            "seed": self.seed,
-            "limit": settings.limit,
-            "min_duration_s": settings.min_duration_s,
-            "resamplers": plan.resamplers,
-            "ceiling_bits_per_second": spec.ceiling_bits_per_second,
-            "metrics": {name: asdict(self.bank.recipe(name)) for name in self.bank.metrics},
-        }
+        settings = self._data.settings
+        task_settings: dict[str, Any]
+        if self._task == "score":
+            task_settings = {
+                "head": settings.head, "tail": self.tail, "allow_beyond_limit": settings.allow_beyond_limit,
+            }  # fmt: skip
+        else:
+            stride_s = settle_stride(self.continuation, self.spec) / self.spec.frame_rate_hz
+            threads = self.continuation.threads or torch.get_num_threads()
+            task_settings = {**asdict(self.continuation), "stride_s": stride_s, "threads": threads}
+        return run_recipe(
+            checkpoint=self.checkpoint,
+            plan=self._plan,
+            settings=settings,
+            bank=self.bank,
+            machine={
+                "precision": self.trainer.precision,
+                "device": self.device.type,
+                "arithmetic": self._loaded.arithmetic,
+            },
+            seed=self.seed,
+            task_settings=task_settings,
+        )
+
+
+def _readable(batch: Batch) -> tuple[list[WindowAudio], list[WindowRecord]]:
+    """The windows whose audio was read, and records of the others."""
+    windows = [window for window in batch.windows if window.audio is not None]
+    failed = [
+        WindowRecord(window.row, window.track_row, failure=window.failure)
+        for window in batch.windows
+        if window.failure is not None
+    ]
+    return windows, failed

@@ -7,7 +7,7 @@ A track that cannot be opened becomes a recorded failure. Knows audio files and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,14 +18,17 @@ from numpy.typing import NDArray
 
 from musicgen_eval.audio.files import TrackAudio, open_track, resampler_name
 from musicgen_eval.audio.sources import TrackList, read_source
-from musicgen_eval.errors import AudioError, RunError
-from musicgen_eval.records import CodecSpec, Failure, Track
-from musicgen_eval.windows import Head, WindowPlan, check_limit, plan_windows, whole_frames
+from musicgen_eval.errors import AudioError, RunError, WindowError
+from musicgen_eval.records import CodecSpec, ContinuationSettings, Failure, Task, Track
+from musicgen_eval.sampling import check_sampling
+from musicgen_eval.windows import Head, WindowPlan, check_limit, plan_continuations, plan_windows, whole_frames
 
 DEMO_SOURCE = Path(__file__).parent / "demo" / "clips" / "manifest.csv"
 PROBES_AT_ONCE = 8
 
 TrackStatus = Literal["ok", "failed", "too_short", "skipped"]
+Outcome = tuple[TrackStatus, str]
+"""What becomes of a track, and why, to be read after its length."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Plan:
     """All that will be measured; the same on every process.
 
     Attributes:
+        task: `score` in test, `continue` in predict, where the windows of a track are its continuations.
         tracks: the tracks of the source, the first `limit` of them.
         audio: where each track's samples are; None for one that is not measured.
         num_frames: (tracks,) length of each in frames, 0 for one that is not measured.
@@ -56,7 +60,7 @@ class Plan:
         reasons: why, for those that are not `ok`, by row.
         other_texts: the next track's other text, for the reading `other_text`.
         windows: in scoring order.
-        context_frames, target_frames: as settled for this checkpoint.
+        context_frames, target_frames: as settled for this checkpoint; None: half of each track.
         num_in_source: tracks in the source, before `limit`.
         ignored_files: files of a folder that are no audio.
         resamplers: how many of the measured tracks each resampler serves.
@@ -69,11 +73,12 @@ class Plan:
     reasons: dict[int, str]
     other_texts: list[str | None]
     windows: WindowPlan
-    context_frames: int
-    target_frames: int
+    context_frames: int | None
+    target_frames: int | None
     num_in_source: int
     ignored_files: int = 0
     resamplers: dict[str, int] = field(default_factory=dict)
+    task: Task = "score"
 
     @property
     def failures(self) -> list[Failure]:
@@ -86,7 +91,7 @@ class Plan:
 
 
 def plan_evaluation(settings: DataSettings, spec: CodecSpec) -> Plan:
-    """Reads the source, opens every track once and plans the windows.
+    """Reads the source, opens every track once and plans the windows to score.
 
     Raises:
         SourceError: the source does not yield tracks.
@@ -95,6 +100,74 @@ def plan_evaluation(settings: DataSettings, spec: CodecSpec) -> Plan:
     """
     check_settings(settings)
     context_frames, target_frames = settle_windows(settings, spec)
+
+    def outcome(num_frames: int) -> Outcome:
+        if settings.head == "skip" and num_frames <= context_frames:
+            return (
+                "too_short",
+                f"leaves nothing after a context of {context_frames / spec.frame_rate_hz:g} s (head: skip)",
+            )
+        return "ok", ""
+
+    def windows(num_frames: NDArray[np.int64]) -> WindowPlan:
+        return plan_windows(num_frames, context_frames, target_frames, settings.head)
+
+    return _plan(settings, spec, outcome, windows, context_frames, target_frames, "score")
+
+
+def plan_continuation(settings: DataSettings, spec: CodecSpec, continuation: ContinuationSettings) -> Plan:
+    """Reads the source, opens every track once and plans its continuations.
+
+    Args:
+        settings: context_s and target_s are what is heard and what is generated; each is half of a track unless given.
+        spec: the checkpoint's codes.
+        continuation: gives the stride and how many continuations a track has.
+
+    Raises:
+        SourceError: the source does not yield tracks.
+        WindowError: a context that the model cannot hear whole, or a stride that cannot be.
+        RunError: more failures than allowed, settings that mean nothing here, or nothing left to continue.
+    """
+    check_settings(settings)
+    for name, meaningless in (("head", settings.head != "score"), ("allow_beyond_limit", settings.allow_beyond_limit)):
+        if meaningless:
+            raise RunError(f"data.{name} says how windows are scored, and means nothing in predict; leave it out")
+    stride_frames = settle_stride(continuation, spec)
+    context_frames, target_frames = settle_continuation(settings, spec, stride_frames)
+
+    def outcome(num_frames: int) -> Outcome:
+        context = num_frames // 2 if context_frames is None else context_frames
+        if not 0 < context <= num_frames or (target_frames is None and context == num_frames):
+            after = "" if target_frames is not None else " and something to continue to"
+            asked = 1 if context_frames is None else context_frames
+            return "too_short", f"holds no context of {asked / spec.frame_rate_hz:g} s{after}"
+        if target_frames is None and context_frames is not None:
+            check_context(context, num_frames - context, spec, stride_frames)
+        return "ok", ""
+
+    def windows(num_frames: NDArray[np.int64]) -> WindowPlan:
+        return plan_continuations(
+            num_frames,
+            context_frames,
+            target_frames,
+            max_frames=spec.max_frames,
+            stride_frames=stride_frames,
+            num_continuations=continuation.num_continuations,
+        )
+
+    return _plan(settings, spec, outcome, windows, context_frames, target_frames, "continue")
+
+
+def _plan(
+    settings: DataSettings,
+    spec: CodecSpec,
+    outcome_of: Callable[[int], Outcome],
+    windows_of: Callable[[NDArray[np.int64]], WindowPlan],
+    context_frames: int | None,
+    target_frames: int | None,
+    task: Task,
+) -> Plan:
+    """What both tasks share: tracks, what becomes of each, and the windows of those that can be measured."""
     source = str(DEMO_SOURCE) if settings.source == "demo" else settings.source
     listed = read_source(source, text=settings.text)
     tracks = listed if settings.limit is None else _first(listed, settings.limit)
@@ -107,7 +180,7 @@ def plan_evaluation(settings: DataSettings, spec: CodecSpec) -> Plan:
         if isinstance(opened, str):
             outcome, reason = "failed", opened
         else:
-            num_frames[row], outcome, reason = _measure(opened, tracks[row], settings, spec, context_frames)
+            num_frames[row], outcome, reason = _measure(opened, tracks[row], settings, spec, outcome_of)
         status.append(outcome)  # type: ignore[arg-type]
         audio.append(opened if outcome == "ok" else None)  # type: ignore[arg-type]
         if reason:
@@ -120,16 +193,17 @@ def plan_evaluation(settings: DataSettings, spec: CodecSpec) -> Plan:
         status=status,
         reasons=reasons,
         other_texts=other_texts(tracks.texts),
-        windows=plan_windows(num_frames, context_frames, target_frames, settings.head).in_scoring_order(),
+        windows=windows_of(num_frames).in_scoring_order(),
         context_frames=context_frames,
         target_frames=target_frames,
         num_in_source=len(listed),
         ignored_files=listed.ignored,
         resamplers=_count_resamplers(audio, spec.sample_rate_hz),
+        task=task,
     )
     refuse_failures(plan.failures, settings.max_failures)
     if not len(plan.windows):
-        raise RunError(f"nothing to score in {settings.source}: {_why_nothing(plan)}")
+        raise RunError(f"nothing to {task} in {settings.source}: {_why_nothing(plan)}")
     return plan
 
 
@@ -154,6 +228,84 @@ def settle_windows(settings: DataSettings, spec: CodecSpec) -> tuple[int, int]:
     plan_windows([], context, target, settings.head)
     check_limit(context, target, spec, allow_beyond_limit=settings.allow_beyond_limit)
     return context, target
+
+
+def check_continuation(continuation: ContinuationSettings, spec: CodecSpec) -> None:
+    """Refuses settings of a continuation that mean nothing, before anything is opened.
+
+    Raises:
+        RunError: names the setting.
+        WindowError: a stride that cannot be.
+    """
+    settle_stride(continuation, spec)
+    try:
+        check_sampling(
+            temperature=continuation.temperature,
+            top_k=continuation.top_k,
+            top_p=continuation.top_p,
+            codebook_size=spec.codebook_size,
+        )
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    if not 1 <= continuation.guidance_scale < float("inf"):
+        raise RunError(f"guidance_scale must be at least 1, which is none, got {continuation.guidance_scale}")
+    for name in ("num_continuations", "threads"):
+        number = getattr(continuation, name)
+        if number is not None and number < 1:
+            raise RunError(f"{name} must be at least 1, got {number}")
+
+
+def settle_stride(continuation: ContinuationSettings, spec: CodecSpec) -> int:
+    """By how many frames the window slides: 3/5 of the checkpoint's limit unless given.
+
+    Raises:
+        WindowError: a stride that is zero, no whole number of frames, or not below the window.
+    """
+    if continuation.stride_s is None:
+        return 3 * spec.max_frames // 5
+    stride = whole_frames(continuation.stride_s, spec.frame_rate_hz, setting="stride_s")
+    if not 1 <= stride < spec.max_frames:
+        raise WindowError(
+            f"stride_s={continuation.stride_s:g} must be above 0 and below the checkpoint's window of "
+            f"{spec.max_frames / spec.frame_rate_hz:g} s"
+        )
+    return stride
+
+
+def settle_continuation(settings: DataSettings, spec: CodecSpec, stride_frames: int) -> tuple[int | None, int | None]:
+    """Context and continuation in frames; None where each track gives its own half.
+
+    Raises:
+        WindowError: less than a frame, no whole number of frames, or a context that cannot be heard whole.
+    """
+    rate = spec.frame_rate_hz
+    given: list[int | None] = []
+    for name, seconds in (("context_s", settings.context_s), ("target_s", settings.target_s)):
+        frames = None if seconds is None else whole_frames(seconds, rate, setting=name)
+        if frames is not None and frames < 1:
+            raise WindowError(f"{name}={seconds:g} is shorter than one frame ({1 / rate:g} s)")
+        given.append(frames)
+    context, target = given
+    if context is not None:
+        check_context(context, 1 if target is None else target, spec, stride_frames)
+    return context, target
+
+
+def check_context(context_frames: int, target_frames: int, spec: CodecSpec, stride_frames: int) -> None:
+    """Refuses a context that was asked for and that the model could not hear whole.
+
+    Raises:
+        WindowError: says what would fit.
+    """
+    longest = spec.max_frames - stride_frames
+    if context_frames + target_frames <= spec.max_frames or context_frames <= longest:
+        return
+    rate = spec.frame_rate_hz
+    raise WindowError(
+        f"context_s={context_frames / rate:g} and {target_frames / rate:g} s after it are over the checkpoint's "
+        f"{spec.max_frames / rate:g} s, so windows slide by {stride_frames / rate:g} s and hear {longest / rate:g} s at most; "
+        "shorten the context or the continuation, or set a smaller stride_s"
+    )
 
 
 def refuse_failures(failures: Sequence[Failure], max_failures: int) -> None:
@@ -223,7 +375,7 @@ def _open_all(tracks: TrackList) -> Iterator[TrackAudio | str]:
 
 
 def _measure(
-    audio: TrackAudio, track: Track, settings: DataSettings, spec: CodecSpec, context_frames: int
+    audio: TrackAudio, track: Track, settings: DataSettings, spec: CodecSpec, outcome_of: Callable[[int], Outcome]
 ) -> tuple[int, TrackStatus, str]:
     """A track's frames, whether it is measured, and why not."""
     duration_s = audio.num_samples / audio.info.sample_rate_hz
@@ -239,10 +391,8 @@ def _measure(
                 f"{track.path}: {duration_s:.4g} s is shorter than one frame ({frame_s:g} s); remove it or set min_duration_s"
             ),
         )
-    if settings.head == "skip" and num_frames <= context_frames:
-        context_s = context_frames / spec.frame_rate_hz
-        return 0, "too_short", f"{duration_s:.4g} s leaves nothing after a context of {context_s:g} s (head: skip)"
-    return num_frames, "ok", ""
+    outcome, reason = outcome_of(num_frames)
+    return (num_frames, "ok", "") if outcome == "ok" else (0, outcome, f"{duration_s:.4g} s {reason}")
 
 
 def _count_resamplers(audio: Sequence[TrackAudio | None], sample_rate_hz: int) -> dict[str, int]:

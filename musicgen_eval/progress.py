@@ -1,5 +1,6 @@
 """The progress bar of an evaluation: tracks, audio seconds per second and the running perplexity."""
 
+from math import isnan
 from time import monotonic
 from typing import Any
 
@@ -10,7 +11,7 @@ from musicgen_eval.module import MusicGenEvaluation
 
 
 class EvaluationProgress(TQDMProgressBar):
-    """Shows what rank 0 has measured: `tracks`, `audio s/s` (scored seconds a second) and `ppl` so far."""
+    """Shows what rank 0 has measured: `tracks`, `audio s/s` (seconds scored or generated a second), and `ppl` so far."""
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
@@ -36,11 +37,19 @@ class EvaluationProgress(TQDMProgressBar):
         if isinstance(pl_module, MusicGenEvaluation) and not self.val_progress_bar.disable:
             self.val_progress_bar.set_postfix(self._totals(pl_module), refresh=False)
 
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the clock."""
+        super().on_predict_start(trainer, pl_module)
+        self._started = monotonic()
+
+    def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Shows the totals."""
+        super().on_predict_batch_end(trainer, pl_module, *args, **kwargs)
+        if isinstance(pl_module, MusicGenEvaluation) and not self.predict_progress_bar.disable:
+            self.predict_progress_bar.set_postfix(self._totals(pl_module), refresh=False)
+
     def _totals(self, module: MusicGenEvaluation) -> dict[str, str]:
         running = module.running
         elapsed_s = max(monotonic() - self._started, 1e-9)
-        return {
-            "tracks": str(len(running.tracks)),
-            "audio s/s": f"{running.scored_seconds / elapsed_s:.1f}",
-            "ppl": f"{running.ppl:.2f}",
-        }
+        totals = {"tracks": str(len(running.tracks)), "audio s/s": f"{running.scored_seconds / elapsed_s:.1f}"}
+        return totals if isnan(running.ppl) else {**totals, "ppl": f"{running.ppl:.2f}"}

@@ -78,14 +78,14 @@ class Track:
 
 @dataclass(frozen=True)
 class Window:
-    """A run of frames of one track: what the model reads, and which part of it is scored.
+    """A run of frames of one track: what the model reads, and which part of it is scored, or continued.
 
     Attributes:
         track: id of the track.
-        index: number of the window in its track, from 0.
+        index: number of the window in its track, from 0; in predict, of the continuation.
         start_frame: first frame, counted from the track's start.
         context_frames: frames that are read and not scored.
-        target_frames: frames that are scored.
+        target_frames: frames that are scored; in predict, that are generated.
     """
 
     track: str
@@ -134,6 +134,9 @@ class ScoredWindow:
     logits: torch.Tensor | None = None
 
 
+Task = Literal["score", "continue"]
+"""What is done with windows: `score` in test and validate, `continue` in predict."""
+
 CodesChange = Callable[[torch.Tensor, Window, torch.Generator], torch.Tensor]
 
 
@@ -145,10 +148,67 @@ class Reading:
         name: the suffix; "" is the plain reading.
         text: `own`; `none`, the null condition; `other`, the next track's other text.
         context: `own`, or `none`: the target alone, at positions from 0.
+        target: `own`; in predict also `reference`: the true continuation in place of the generated one.
         change: (codes (K, T), window, generator) -> codes (K, T) to feed and score; None: as they are.
     """
 
     name: str
     text: Literal["own", "none", "other"] = "own"
     context: Literal["own", "none"] = "own"
+    target: Literal["own", "reference"] = "own"
     change: CodesChange | None = None
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A song continued once.
+
+    Attributes:
+        window: context_frames were heard from start_frame on; target_frames were generated after them.
+        codes: (K, context_frames + target_frames) int64: what was heard, as it was, and what was drawn.
+        sample_rate_hz: of the audio.
+        text: the prompt, or None.
+        seed: of the run; together with track and window.index it gives the numbers that the codes were drawn with.
+        generated: (C, N) float32, or None where it went to a file.
+        context: (C, N) float32, the track before the joint, or None where it went to a file.
+        reference: (C, N) float32, how the track went on, up to the length of the continuation; None where it does not, or where it
+            went to a file.
+        path: file of the continuation, or None where it was not written; `context_path` and `reference_path` likewise.
+    """
+
+    window: Window
+    codes: torch.Tensor
+    sample_rate_hz: int
+    text: str | None
+    seed: int
+    generated: torch.Tensor | None = None
+    context: torch.Tensor | None = None
+    reference: torch.Tensor | None = None
+    path: Path | None = None
+    context_path: Path | None = None
+    reference_path: Path | None = None
+
+
+@dataclass(frozen=True)
+class ContinuationSettings:
+    """How songs are continued.
+
+    Attributes:
+        stride_s: by how much the window slides where context and continuation are longer than the checkpoint's limit; None: 3/5 of
+            the limit.
+        guidance_scale: of classifier-free guidance; 1 is none.
+        temperature: divides the logits; 0 takes the likeliest code.
+        top_k: draws from so many of the likeliest codes; None: all.
+        top_p: draws from the likeliest codes that reach this probability together; None: all.
+        num_continuations: how many times each track is continued, each with numbers of its own.
+        threads: of a CPU, for drawing codes and decoding them; None: as many as the trainer gives. Last bits depend on it, and so
+            now and then does a code.
+    """
+
+    stride_s: float | None = None
+    guidance_scale: float = 3.0
+    temperature: float = 1.0
+    top_k: int | None = 250
+    top_p: float | None = None
+    num_continuations: int = 1
+    threads: int | None = None

@@ -268,7 +268,7 @@ def _counts(
         **{f"tracks_{outcome}": status.count(outcome) for outcome in ("ok", "failed", "too_short", "skipped")},
         "ignored_files": plan.ignored_files,
         "windows": len(order),
-        "scored_seconds": scored_frames / spec.frame_rate_hz,
+        "scored_seconds" if plan.task == "score" else "generated_seconds": scored_frames / spec.frame_rate_hz,
     }
 
 

@@ -13,7 +13,7 @@ class RunningTotals:
 
     Attributes:
         tracks: rows of the tracks seen.
-        scored_seconds: seconds of audio scored.
+        scored_seconds: seconds of audio scored; in predict, generated.
     """
 
     def __init__(self, spec: CodecSpec) -> None:

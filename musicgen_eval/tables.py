@@ -102,9 +102,13 @@ def _counts_line(result: EvaluationResult) -> str:
     left_out = ", ".join(
         f"{counts[f'tracks_{name}']} {name.replace('_', ' ')}" for name in ("failed", "too_short", "skipped")
     )
+    if "generated_seconds" in counts:
+        done = f"{counts['windows']} continuations, {counts['generated_seconds']:.2f} s generated"
+    else:
+        done = f"{counts['windows']} windows, {counts['scored_seconds']:.2f} s scored"
     return (
-        f"{counts['tracks_ok']} of {counts['tracks']} tracks ({left_out}), {counts['windows']} windows, "
-        f"{counts['scored_seconds']:.2f} s scored, {result.recipe['precision']} on {result.recipe['device']}"
+        f"{counts['tracks_ok']} of {counts['tracks']} tracks ({left_out}), {done}, "
+        f"{result.recipe['precision']} on {result.recipe['device']}"
     )
 
 

@@ -7,7 +7,7 @@ perplexity on its own axis, and once, at the end, the summary and a table of tra
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import WandbLogger
 from musicgen_eval.module import MusicGenEvaluation
 from musicgen_eval.results import EvaluationResult
 from musicgen_eval.run_folder import git_commit, library_versions
+from musicgen_eval.writer import RunWriter
 
 MAX_TABLE_ROWS = 10_000  # W&B cuts longer tables without a word
 STAGING = "WANDB_DATA_DIR"
@@ -36,6 +37,7 @@ class WandbSettings:
         name: of the run; default: the run folder's.
         group: of runs.
         tags: of the run.
+        max_logged: so many continuations are logged with players.
     """
 
     mode: Literal["off", "offline", "online"] = "off"
@@ -44,6 +46,7 @@ class WandbSettings:
     name: str | None = None
     group: str | None = None
     tags: list[str] | None = None
+    max_logged: int = 16
 
 
 def wandb_logger(settings: WandbSettings, run_dir: Path) -> WandbLogger | None:
@@ -70,10 +73,14 @@ class WandbTracker(L.Callback):
 
     Args:
         config: the run's configuration.
+        writer: has written what continuations are logged.
+        max_logged: so many continuations are logged with players.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any], writer: RunWriter | None = None, max_logged: int = 16) -> None:
         self.config = config
+        self.writer = writer
+        self.max_logged = max_logged
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the configuration and sets the running perplexity's own axis."""
@@ -92,9 +99,8 @@ class WandbTracker(L.Callback):
         if run is None or not isinstance(pl_module, MusicGenEvaluation) or not pl_module.running.tracks:
             return
         running = pl_module.running
-        run.log(
-            {RUNNING_AXIS: running.scored_seconds, "running/ppl": running.ppl, "running/tracks": len(running.tracks)}
-        )
+        ppl = {"running/ppl": running.ppl} if isfinite(running.ppl) else {}  # predict need not score
+        run.log({RUNNING_AXIS: running.scored_seconds, "running/tracks": len(running.tracks), **ppl})
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the summary and the table of tracks, once."""
@@ -104,6 +110,9 @@ class WandbTracker(L.Callback):
         result = pl_module.result
         run.config.update({"recipe": _jsonable(result.recipe)}, allow_val_change=True)
         run.log({"tracks": _track_table(result)})
+        if self.writer is not None and self.writer.continuations and self.writer.folder is not None:
+            rows = self.writer.continuations[: self.max_logged]
+            run.log({"continuations": _player_table(rows, self.writer.folder.path)})
         run.summary.update({**summary_numbers(result), "tracks_in_table": min(len(result.tracks), MAX_TABLE_ROWS)})
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -123,6 +132,9 @@ class WandbTracker(L.Callback):
     on_validation_start = on_test_start
     on_validation_batch_end = on_test_batch_end
     on_validation_end = on_test_end
+    on_predict_start = on_test_start
+    on_predict_batch_end = on_test_batch_end
+    on_predict_end = on_test_end
 
 
 def summary_numbers(result: EvaluationResult) -> dict[str, float]:
@@ -149,6 +161,20 @@ def _track_table(result: EvaluationResult) -> Any:
     for track in result.tracks[:MAX_TABLE_ROWS]:
         numbers = [track.metrics.get(name, {}).get(key) for name, key in keys]
         table.add_data(track.id, track.text or "", track.status, track.reason, track.duration_s, *numbers)
+    return table
+
+
+def _player_table(rows: Sequence[Mapping[str, str]], folder: Path) -> Any:
+    """Rows of continuations.csv, each with players for context, continuation and reference."""
+    import wandb
+
+    table = wandb.Table(columns=["track", "continuation", "text", "generated_s", "context", "generated", "reference"])
+    for row in rows:
+        players = [
+            wandb.Audio(str(folder / row[name]), caption=row["text"]) if row[name] else None
+            for name in ("context_path", "path", "reference_path")
+        ]
+        table.add_data(row["track"], int(row["continuation"]), row["text"], float(row["generated_s"]), *players)
     return table
 
 

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torchmetrics import Metric
 
 from musicgen_eval.errors import MetricError
 from musicgen_eval.merging import State, compute_in_place, flatten_result, merge_states, window_states
-from musicgen_eval.offers import Offer
-from musicgen_eval.records import CodecSpec, Reading, ScoredWindow, Window
+from musicgen_eval.offers import ContinuationAudio, Offer
+from musicgen_eval.records import CodecSpec, Reading, ScoredWindow, Task, Window
 
 TRIAL_FRAMES = (7, 12, 5)
+TRIAL_SECONDS = ((1.0, 1.5), (2.0, 1.0), (1.5, 2.5))
 MAX_STATE_BYTES = 64 * 1024
 
 
@@ -61,9 +64,35 @@ def try_metric(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]) -
         )
 
 
-def trial_offers(spec: CodecSpec, readings: Sequence[Reading]) -> list[Offer]:
-    """Windows of random codes and logits, scored consistently; the first has no context and the second no text, as happens."""
-    return [_synthetic_offer(spec, readings, index, num_frames) for index, num_frames in enumerate(TRIAL_FRAMES)]
+def trial_offers(spec: CodecSpec, readings: Sequence[Reading], task: Task = "score") -> list[Offer]:
+    """Windows of random codes and logits, scored consistently, in predict with noise for audio.
+
+    As happens, the second has no text; the first has no context in test; the last goes on for longer than its track in predict.
+    """
+    offers = [_synthetic_offer(spec, readings, index, num_frames) for index, num_frames in enumerate(TRIAL_FRAMES)]
+    if task == "score":
+        return offers
+    return [replace(offer, audio=_synthetic_audio(spec, index)) for index, offer in enumerate(offers)]
+
+
+def _synthetic_audio(spec: CodecSpec, index: int) -> ContinuationAudio:
+    """Noise, some seconds of it: metrics of audio need more than metrics of codes."""
+    generator = torch.Generator().manual_seed(index)
+
+    def noise(seconds: float) -> Tensor:
+        return torch.randn(spec.channels, int(seconds * spec.sample_rate_hz), generator=generator) * 0.1
+
+    context_s, generated_s = TRIAL_SECONDS[index]
+    reference_s = generated_s / 2 if index == len(TRIAL_SECONDS) - 1 else generated_s
+    return ContinuationAudio(
+        sample_rate_hz=spec.sample_rate_hz,
+        text=None if index == 1 else "a trial",
+        generated=noise(generated_s),
+        context=noise(context_s),
+        reference=noise(reference_s),
+        context_decoded=noise(context_s),
+        reference_decoded=noise(reference_s),
+    )
 
 
 def _synthetic_offer(spec: CodecSpec, readings: Sequence[Reading], index: int, num_frames: int) -> Offer:

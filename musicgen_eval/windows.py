@@ -111,6 +111,41 @@ def plan_windows(
     )
 
 
+def plan_continuations(
+    num_frames: NDArray[np.int64] | Sequence[int],
+    context_frames: int | None,
+    target_frames: int | None,
+    *,
+    max_frames: int,
+    stride_frames: int,
+    num_continuations: int = 1,
+) -> WindowPlan:
+    """Plans what is heard of each track and how long it is continued: one window for each continuation.
+
+        track     x x x x x x x x x x        heard: the last frames before the joint, as many as the windows to come will keep
+        context   c c c h h
+        target              # # # # #
+
+    Args:
+        num_frames: (tracks,) length of each track in frames; 0 gives no window.
+        context_frames: where the continuation begins; None: at half of each track, rounded down.
+        target_frames: frames to generate; None: up to the end of each track.
+        max_frames: longest window that the decoder was trained on. Where context and target fit, the whole context is heard.
+        stride_frames: where they do not, the last max_frames - stride_frames frames of the context are heard.
+        num_continuations: windows a track.
+
+    Returns:
+        Windows in (track, continuation) order; context_frames are those that are heard.
+    """
+    lengths = np.asarray(num_frames, dtype=np.int64)
+    track = np.repeat(np.flatnonzero(lengths), num_continuations)
+    index = np.arange(len(track)) % num_continuations
+    joint = lengths[track] // 2 if context_frames is None else np.full(len(track), context_frames)
+    target = lengths[track] - joint if target_frames is None else np.full(len(track), target_frames)
+    heard = np.where(joint + target <= max_frames, joint, np.minimum(joint, max_frames - stride_frames))
+    return WindowPlan(track=track, index=index, start_frame=joint - heard, context_frames=heard, target_frames=target)
+
+
 def whole_frames(seconds: float, frame_rate_hz: int, *, setting: str) -> int:
     """Seconds as frames, which must come out whole.
 

@@ -56,10 +56,6 @@ def test_what_is_wrong_is_said_in_a_line(capsys, tmp_path, monkeypatch, argument
     assert list(tmp_path.iterdir()) == []
 
 
-def test_predict_says_that_it_is_to_come(capsys):
-    assert "not part of this version yet" in refusal(capsys, "predict", *DEMO[1:])
-
-
 def test_there_is_no_fit(capsys):
     assert "invalid choice: 'fit'" in refusal(capsys, "fit")
 

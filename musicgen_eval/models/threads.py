@@ -82,6 +82,20 @@ def single_threaded() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def torch_threads(num_threads: int | None) -> Iterator[None]:
+    """Give the calling thread so many torch threads, and its own number back at the end; None: as many as it has."""
+    found = torch.get_num_threads()
+    if num_threads in (None, found):
+        yield
+        return
+    torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(found)
+
+
+@contextlib.contextmanager
 def ieee_float32() -> Iterator[None]:
     """Compute float32 products as float32: no TF32, no bf16 behind `torch.set_float32_matmul_precision`.
 

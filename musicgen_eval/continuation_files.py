@@ -1,0 +1,233 @@
+"""Continuations as files: audio in a folder a track, and a table of all that was written.
+
+    runs/<name>/ audio/<track>/ continuation_0.flac ...  context.flac  reference.flac
+                 continuations.csv
+
+Every file appears whole or not at all, and the table names only what is there; it grows with every continuation, so that a run
+which ends early leaves a true one. Knows folders and audio; nothing of models.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from musicgen_eval.audio.writing import AudioWriter
+from musicgen_eval.continuing import Sound
+from musicgen_eval.errors import AudioError, RunError
+from musicgen_eval.records import Continuation, ContinuationSettings
+
+CROSSFADE_S = 0.04
+COLUMNS = (
+    "track", "continuation", "context_s", "heard_s", "generated_s", "reference_s", "text", "seed", "temperature", "top_k",
+    "top_p", "guidance_scale", "stride_s", "path", "context_path", "reference_path",
+)  # fmt: skip
+
+
+@dataclass
+class AudioSettings:
+    """How continuations are written.
+
+    Attributes:
+        format: of the files.
+        hold: `continuation`: what was generated, alone; `joined`: the track up to the joint, and what was generated after it.
+        originals: whether the context and the true continuation are written beside it, once a track.
+    """
+
+    format: Literal["flac", "wav", "mp3"] = "flac"
+    hold: Literal["continuation", "joined"] = "continuation"
+    originals: bool = True
+
+
+class ContinuationFolder:
+    """Writes continuations below a run folder.
+
+    Args:
+        path: the run folder; it exists.
+        settings: format, and what a file holds.
+        continuation: how songs were continued, for the table.
+        stride_s: as it was settled.
+        rank: of this process; each but the first keeps a table of its own until `finish`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: AudioSettings,
+        *,
+        continuation: ContinuationSettings,
+        stride_s: float,
+        rank: int = 0,
+    ) -> None:
+        self.path = path
+        self.settings = settings
+        self.num_written = 0
+        self._common = {**asdict(continuation), "stride_s": stride_s}
+        self._table = path / ("continuations.csv" if rank == 0 else f"continuations.{rank}.csv")
+
+    def write(self, continuation: Continuation, sound: Sound) -> Continuation:
+        """Writes the files of a continuation, then its row.
+
+        Raises:
+            AudioError: the track cannot be read.
+            RunError: the folder cannot be written to; nothing half-written is left.
+        """
+        window = continuation.window
+        folder = self.path / "audio" / track_folder(window.track)
+        ending = self.settings.format
+        path = folder / f"continuation_{window.index}.{ending}"
+        context_path, reference_path = folder / f"context.{ending}", folder / f"reference.{ending}"
+        joined = self.settings.hold == "joined"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if self.settings.originals:
+                self._store(context_path, _readable(sound.context()), sound, anew=False)
+                self._store(reference_path, _readable(sound.reference()), sound, anew=False)
+            self._store(path, joined_pieces(sound) if joined else sound.generated, sound, anew=True)
+            continuation = replace(
+                continuation,
+                path=path,
+                context_path=context_path if context_path.exists() else None,
+                reference_path=reference_path if reference_path.exists() else None,
+            )
+            self._append(continuation, sound)
+        except _Unreadable as error:
+            raise AudioError(str(error)) from error
+        except (OSError, AudioError) as error:
+            raise RunError(
+                f"run_dir {self.path}: {error}. This process wrote {self.num_written} continuations, which stay and are listed in "
+                f"{self._table.name}"
+            ) from error
+        self.num_written += 1
+        return continuation
+
+    def finish(self, track_ids: Sequence[str]) -> list[dict[str, str]]:
+        """Brings the tables of all processes together, in the order of tracks; for the first process, when all have written.
+
+        Returns:
+            The rows, by column.
+
+        Raises:
+            RunError: the table cannot be written; those of the processes stay.
+        """
+        order = {track: number for number, track in enumerate(track_ids)}
+        parts = sorted(self.path.glob("continuations*.csv"))
+        rows = [row for part in parts for row in read_table(part)]
+        rows.sort(key=lambda row: (order[row["track"]], int(row["continuation"])))
+        whole = self.path / ".continuations.csv.part"
+        try:
+            with whole.open("w", newline="", encoding="utf-8") as file:
+                table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+                table.writeheader()
+                table.writerows(rows)
+            whole.replace(self.path / "continuations.csv")
+            for part in parts:
+                if part.name != "continuations.csv":
+                    part.unlink()
+        except OSError as error:
+            whole.unlink(missing_ok=True)
+            raise RunError(f"run_dir {self.path}: continuations.csv could not be written ({error})") from error
+        return rows
+
+    def _store(self, path: Path, pieces: Iterator[Tensor], sound: Sound, *, anew: bool) -> None:
+        """Writes pieces to a file; none where there are none, or where it is there already and nothing new is to be said."""
+        first = None if path.exists() and not anew else next(pieces, None)
+        if first is None:
+            return
+        with AudioWriter(path, sample_rate_hz=sound.sample_rate_hz, channels=sound.num_channels) as writer:
+            writer.write(first)
+            for piece in pieces:
+                writer.write(piece)
+
+    def _append(self, continuation: Continuation, sound: Sound) -> None:
+        """Adds a row in one write, so that a table never ends in half of one."""
+        window, rate = continuation.window, sound.sample_rate_hz
+        hop = sound.context_decoded.shape[1] / max(window.context_frames, 1)
+        row = {
+            "track": window.track,
+            "continuation": window.index,
+            "context_s": sound.num_context_samples / rate,
+            "heard_s": sound.context_decoded.shape[1] / rate,
+            "generated_s": window.target_frames * hop / rate,
+            "reference_s": sound.num_reference_samples / rate,
+            "text": continuation.text or "",
+            "seed": continuation.seed,
+            **{name: self._common[name] for name in ("temperature", "top_k", "top_p", "guidance_scale", "stride_s")},
+            **{
+                name: "" if file is None else file.relative_to(self.path).as_posix()
+                for name, file in (
+                    ("path", continuation.path),
+                    ("context_path", continuation.context_path),
+                    ("reference_path", continuation.reference_path),
+                )
+            },
+        }
+        text = io.StringIO()
+        table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        with self._table.open("ab", buffering=0) as file:
+            before = file.tell()
+            if before == 0:
+                table.writeheader()
+            table.writerow(row)
+            line = text.getvalue().encode()
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(before)
+                raise
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a continuations.csv, by column."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def track_folder(track: str) -> str:
+    """A folder name for a track id: readable, without anything that leads elsewhere, and different for different ids.
+
+    >>> track_folder("my songs/a.mp3")
+    'my_songs_a.mp3-7fd95a69'
+    """
+    readable = re.sub(r"[^\w.-]+", "_", track, flags=re.ASCII).strip("._")[-80:]
+    return f"{readable or 'track'}-{sha256(track.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+def joined_pieces(sound: Sound) -> Iterator[Tensor]:
+    """The track up to the joint, fading within its last two frames into what the codec made of it, then what was generated.
+
+    What was generated continues the codec's waveform, not the track's: without the fade there would be a step at the joint.
+    """
+    num_faded = min(int(CROSSFADE_S * sound.sample_rate_hz), sound.context_decoded.shape[1])
+    held = torch.zeros(sound.num_channels, 0)
+    for piece in _readable(sound.context()):
+        held = torch.cat([held, piece], dim=1)
+        if held.shape[1] > num_faded:
+            yield held[:, : held.shape[1] - num_faded]
+            held = held[:, held.shape[1] - num_faded :]
+    rise = (torch.arange(num_faded) + 1) / (num_faded + 1)
+    yield held * (1 - rise) + sound.context_decoded[:, sound.context_decoded.shape[1] - num_faded :] * rise
+    yield from sound.generated
+
+
+class _Unreadable(Exception):
+    """A track could not be read; not to be mistaken for a folder that cannot be written to."""
+
+
+def _readable(pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+    try:
+        yield from pieces
+    except AudioError as error:
+        raise _Unreadable(str(error)) from error

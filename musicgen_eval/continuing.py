@@ -1,0 +1,295 @@
+"""What predict does with a batch of contexts: continue them, write what came of them, and offer it to the metrics.
+
+    contexts --encode--> codes --continue--> codes --score, where a metric asks--> readings
+                                              |
+                                              +--decode, piece by piece--> sink (files) and, where a metric asks, the bank
+
+One continuation after the other is decoded, written and measured, so that no audio outlives its own. Knows the model, the bank and
+the plan; what a sink does with audio is the sink's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from musicgen_eval.audio.files import TrackAudio
+from musicgen_eval.bank import MetricBank
+from musicgen_eval.data import WindowAudio
+from musicgen_eval.errors import AudioError
+from musicgen_eval.merging import State
+from musicgen_eval.models.musicgen import MusicGen
+from musicgen_eval.models.threads import single_threaded, torch_threads
+from musicgen_eval.offers import ContinuationAudio, Offer
+from musicgen_eval.planning import Plan
+from musicgen_eval.records import CodecSpec, Continuation, ContinuationSettings, ScoredWindow
+from musicgen_eval.window_continuation import (
+    ContinuedCodes,
+    continue_windows,
+    encode_reference,
+    score_continuations,
+    unscored,
+)
+
+PIECE_S = 20  # of a track's own audio at a time
+
+
+class ContinuationSink(Protocol):
+    """Takes continuations as they come."""
+
+    def write(self, continuation: Continuation, sound: Sound) -> Continuation:
+        """Stores a continuation; `sound.generated` can be gone through once. Returns it with the paths of its files."""
+        ...
+
+
+@dataclass(frozen=True)
+class Continued:
+    """What became of one window of a batch.
+
+    Attributes:
+        window: as it was read.
+        continuation: what was generated; None where the window failed.
+        failure: why it failed.
+        offer: what the metrics were offered, without its audio.
+        states: metric name -> the state that the window left.
+    """
+
+    window: WindowAudio
+    continuation: Continuation | None = None
+    failure: str | None = None
+    offer: Offer | None = None
+    states: dict[str, State] | None = None
+
+
+class Sound:
+    """The audio around one continuation, at the codec's rate, as (C, n) float32 pieces on the CPU.
+
+    Attributes:
+        sample_rate_hz: of all of it.
+        num_channels: C.
+        context_decoded: (C, N) what was heard, as the codec decodes it.
+        generated: what follows, as the codec decodes it; can be gone through once.
+        num_context_samples: how much of the track lies before the joint.
+        num_reference_samples: how much of it lies after the joint, up to the length of the continuation.
+    """
+
+    def __init__(self, track: TrackAudio, continuation: Continuation, reference_frames: int, model: MusicGen) -> None:
+        spec, window = model.spec, continuation.window
+        self.sample_rate_hz = spec.sample_rate_hz
+        self.num_channels = spec.channels
+        self.num_context_samples = window.scored_from_frame * spec.hop_samples
+        self.num_reference_samples = reference_frames * spec.hop_samples
+        self._track = track
+        self.context_decoded, self.generated = split_pieces(
+            (piece.cpu() for piece in model.decode_pieces(continuation.codes)), window.context_frames * spec.hop_samples
+        )
+
+    def context(self) -> Iterator[Tensor]:
+        """The track from its start to the joint."""
+        return self._read(0, self.num_context_samples)
+
+    def reference(self) -> Iterator[Tensor]:
+        """The track from the joint on, up to the length of the continuation."""
+        return self._read(self.num_context_samples, self.num_context_samples + self.num_reference_samples)
+
+    def _read(self, start: int, end: int) -> Iterator[Tensor]:
+        step = PIECE_S * self.sample_rate_hz
+        for first in range(start, end, step):
+            num_samples = min(step, end - first)
+            yield self._track.read(first, num_samples, sample_rate_hz=self.sample_rate_hz, channels=self.num_channels)
+
+
+def split_pieces(pieces: Iterator[Tensor], num_samples: int) -> tuple[Tensor, Iterator[Tensor]]:
+    """The first samples of a stream of (C, n) pieces as one (C, num_samples) tensor, and the rest of the stream."""
+    first: list[Tensor] = []
+    missing, rest = num_samples, None
+    while missing > 0:
+        piece = next(pieces)
+        first.append(piece[:, :missing])
+        rest = piece[:, missing:]
+        missing -= piece.shape[1]
+
+    def following() -> Iterator[Tensor]:
+        if rest is not None and rest.shape[1]:
+            yield rest
+        yield from pieces
+
+    return torch.cat(first, dim=1), following()
+
+
+class BatchContinuation:
+    """Continues batches of one run.
+
+    Args:
+        model: made ready for its precision.
+        bank: the metrics, for predict.
+        plan: of the run.
+        settings: how to draw.
+        stride_frames: by how much windows slide.
+        seed: of the numbers to draw with.
+        sink: where audio goes; None: it stays in the `Continuation`.
+    """
+
+    def __init__(
+        self,
+        model: MusicGen,
+        bank: MetricBank,
+        plan: Plan,
+        settings: ContinuationSettings,
+        *,
+        stride_frames: int,
+        seed: int,
+        sink: ContinuationSink | None,
+    ) -> None:
+        self.model = model
+        self.bank = bank
+        self.plan = plan
+        self.settings = settings
+        self.stride_frames = stride_frames
+        self.seed = seed
+        self.sink = sink
+
+    @cached_property
+    def _wants_reference_codes(self) -> bool:
+        wants_reading = any(reading.target == "reference" for reading in self.bank.readings)
+        return wants_reading or "reference_decoded" in self.bank.audio_names
+
+    def run(self, windows: Sequence[WindowAudio]) -> Iterator[Continued]:
+        """Continues windows whose context was read, together, and gives them one by one."""
+        heard = self.model.encode([window.audio for window in windows if window.audio is not None])
+        codes = continue_windows(
+            self.model,
+            heard,
+            [window.window for window in windows],
+            texts=[window.text for window in windows],
+            settings=self.settings,
+            stride_frames=self.stride_frames,
+            seed=self.seed,
+        )
+        references = [self._reference(window, codes_heard) for window, codes_heard in zip(windows, heard, strict=True)]
+        items = [
+            ContinuedCodes(window.window, row, None if isinstance(reference, str) else reference, window.text, window.other_text)
+            for window, row, reference in zip(windows, codes, references, strict=True)
+        ]  # fmt: skip
+        readings = score_continuations(
+            self.model,
+            items,
+            self.bank.scored_readings,
+            stride_frames=self.stride_frames,
+            seed=self.seed,
+            with_logits=self.bank.readings_with_logits,
+        )
+        for window, item, reference, read in zip(windows, items, references, readings, strict=True):
+            if isinstance(reference, str):
+                yield Continued(window, failure=reference)
+            elif any(scores is not None and not _is_finite(scores) for scores in read.values()):
+                yield Continued(window, failure="the decoder gave no finite nll; try bf16-mixed or 32-true")
+            else:
+                yield self._finish(window, item, read)
+
+    def _finish(self, window: WindowAudio, item: ContinuedCodes, read: dict[str, ScoredWindow | None]) -> Continued:
+        """Decodes, writes and measures one continuation."""
+        spec = self.model.spec
+        continuation = Continuation(
+            window=window.window,
+            codes=item.codes.cpu(),
+            sample_rate_hz=spec.sample_rate_hz,
+            text=window.text,
+            seed=self.seed,
+        )
+        track = self.plan.audio[window.track_row]
+        assert track is not None  # only tracks that could be opened have windows
+        try:
+            with torch_threads(self.settings.threads if self.model.device.type == "cpu" else None):
+                sound = Sound(
+                    track, replace(continuation, codes=item.codes), self._reference_frames(window), self.model
+                )
+                continuation, audio = self._sounding(continuation, sound, item)
+        except AudioError as error:
+            return Continued(window, failure=str(error))
+        plain = read.get("") or unscored(window.window, item.codes)
+        offer = Offer({**read, "": plain}, spec.frame_rate_hz, audio)
+        with single_threaded(), torch.autocast(self.model.device.type, enabled=False):
+            states = self.bank.update([offer])[0]
+        return Continued(window, continuation, offer=replace(offer, audio=None), states=states)
+
+    def _sounding(
+        self, continuation: Continuation, sound: Sound, item: ContinuedCodes
+    ) -> tuple[Continuation, ContinuationAudio]:
+        """Hands the audio on as it is decoded, and keeps what the metrics want, or all of it where there is no sink."""
+        wanted = self.bank.audio_names
+        kept: list[Tensor] = []
+        if self.sink is not None:
+            if "generated" in wanted:
+                sound.generated = _kept(sound.generated, kept)
+            continuation = self.sink.write(continuation, sound)
+        else:
+            kept = list(sound.generated)
+        generated = torch.cat(kept, dim=1) if kept else None
+        context = _whole(sound.context) if self.sink is None or "context" in wanted else None
+        reference = _whole(sound.reference) if self.sink is None or "reference" in wanted else None
+        if self.sink is None:
+            continuation = replace(continuation, generated=generated, context=context, reference=reference)
+        decoded = None
+        if "reference_decoded" in wanted and item.reference is not None:
+            decoded = self.model.decode(item.reference)[:, sound.context_decoded.shape[1] :].cpu()
+        return continuation, ContinuationAudio(
+            sample_rate_hz=sound.sample_rate_hz,
+            text=continuation.text,
+            generated=generated,
+            context=context,
+            reference=reference,
+            context_decoded=sound.context_decoded,
+            reference_decoded=decoded,
+        )
+
+    def _reference(self, window: WindowAudio, heard: Tensor) -> Tensor | str | None:
+        """The reference's codes behind those heard, where some metric wants them and there are any; or why they cannot be had."""
+        num_frames = self._reference_frames(window)
+        if not self._wants_reference_codes or num_frames == 0:
+            return None
+        track = self.plan.audio[window.track_row]
+        assert track is not None
+        try:
+            return encode_reference(
+                self.model, heard, _reader(track, window, self.model.spec), num_frames, stride_frames=self.stride_frames
+            )
+        except AudioError as error:
+            return str(error)
+
+    def _reference_frames(self, window: WindowAudio) -> int:
+        behind = int(self.plan.num_frames[window.track_row]) - window.window.scored_from_frame
+        return max(0, min(window.window.target_frames, behind))
+
+
+def _reader(track: TrackAudio, window: WindowAudio, spec: CodecSpec) -> Callable[[int, int], Tensor]:
+    """Reads frames of a track, counted from where hearing began."""
+    first_frame, hop = window.window.start_frame, spec.hop_samples
+
+    def read(start: int, num_frames: int) -> Tensor:
+        return track.read(
+            (first_frame + start) * hop, num_frames * hop, sample_rate_hz=spec.sample_rate_hz, channels=spec.channels
+        )
+
+    return read
+
+
+def _kept(pieces: Iterator[Tensor], kept: list[Tensor]) -> Iterator[Tensor]:
+    """The same pieces, each also put into `kept`."""
+    for piece in pieces:
+        kept.append(piece)
+        yield piece
+
+
+def _whole(pieces: Callable[[], Iterator[Tensor]]) -> Tensor | None:
+    joined = list(pieces())
+    return torch.cat(joined, dim=1) if joined else None
+
+
+def _is_finite(read: ScoredWindow) -> bool:
+    return bool(read.nll[read.scored].isfinite().all())
