@@ -13,7 +13,7 @@ functions know codes and a transformers decoder; neither audio nor texts nor Lig
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,7 +23,8 @@ from transformers import MusicgenForCausalLM
 
 from musicgen_eval.delay import delay_codes
 from musicgen_eval.models.packed import is_packed
-from musicgen_eval.models.stepping import StepDecoder
+from musicgen_eval.models.stepping import StepDecoder, suitable_threads
+from musicgen_eval.models.threads import torch_threads
 from musicgen_eval.sampling import check_sampling, draw_codes
 
 
@@ -118,7 +119,10 @@ def continue_codes(
     draw = partial(draw_codes, temperature=temperature, top_k=top_k, top_p=top_p)
     numbers = None if uniforms is None else uniforms[order].to(device, torch.float32)
     continued = codes[order]
-    with torch.autocast(device.type, enabled=False) if is_packed(decoder) else nullcontext():
+    with ExitStack() as settings:
+        settings.enter_context(torch_threads(suitable_threads(decoder) if device.type == "cpu" else None))
+        if is_packed(decoder):
+            settings.enter_context(torch.autocast(device.type, enabled=False))
         steps = StepDecoder(
             decoder,
             num_rows=B + (len(heard) if guidance_scale != 1 else 0),
@@ -248,7 +252,7 @@ def _guided(logits: Tensor, num_rows: int, guidance_scale: float) -> Tensor:
     """(R, K, V) -> (B, K, V): rows that have a twin without a text are moved away from it."""
     own, twins = logits[:num_rows], logits[num_rows:]
     if len(twins):
-        own[: len(twins)] = twins + (own[: len(twins)] - twins) * guidance_scale
+        own[: len(twins)] = torch.lerp(twins, own[: len(twins)], guidance_scale)
     return own
 
 

@@ -10,7 +10,7 @@ the plan; what a sink does with audio is the sink's business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -64,6 +64,22 @@ class Continued:
     failure: str | None = None
     offer: Offer | None = None
     states: dict[str, State] | None = None
+
+
+class Continuations:
+    """The continuations of one step, to be iterated over.
+
+    Neither a list nor a dataclass: Lightning goes through those that predict returns, and stops at frozen records.
+    """
+
+    def __init__(self, continuations: Sequence[Continuation]) -> None:
+        self._continuations = continuations
+
+    def __iter__(self) -> Iterator[Continuation]:
+        return iter(self._continuations)
+
+    def __len__(self) -> int:
+        return len(self._continuations)
 
 
 class Sound:
@@ -195,9 +211,11 @@ class BatchContinuation:
     def _finish(self, window: WindowAudio, item: ContinuedCodes, read: dict[str, ScoredWindow | None]) -> Continued:
         """Decodes, writes and measures one continuation."""
         spec = self.model.spec
+        with torch.inference_mode(False):
+            codes = item.codes.cpu().clone()  # an ordinary tensor, as its audio
         continuation = Continuation(
             window=window.window,
-            codes=item.codes.cpu(),
+            codes=codes,
             sample_rate_hz=spec.sample_rate_hz,
             text=window.text,
             seed=self.seed,
@@ -230,9 +248,9 @@ class BatchContinuation:
             continuation = self.sink.write(continuation, sound)
         else:
             kept = list(sound.generated)
-        generated = torch.cat(kept, dim=1) if kept else None
-        context = _whole(sound.context) if self.sink is None or "context" in wanted else None
-        reference = _whole(sound.reference) if self.sink is None or "reference" in wanted else None
+        generated = _whole(kept)
+        context = _whole(sound.context()) if self.sink is None or "context" in wanted else None
+        reference = _whole(sound.reference()) if self.sink is None or "reference" in wanted else None
         if self.sink is None:
             continuation = replace(continuation, generated=generated, context=context, reference=reference)
         decoded = None
@@ -286,9 +304,11 @@ def _kept(pieces: Iterator[Tensor], kept: list[Tensor]) -> Iterator[Tensor]:
         yield piece
 
 
-def _whole(pieces: Callable[[], Iterator[Tensor]]) -> Tensor | None:
-    joined = list(pieces())
-    return torch.cat(joined, dim=1) if joined else None
+def _whole(pieces: Iterable[Tensor]) -> Tensor | None:
+    """Pieces as one ordinary tensor, which its owner may change; None where there are none."""
+    found = list(pieces)
+    with torch.inference_mode(False):
+        return torch.cat(found, dim=1) if found else None
 
 
 def _is_finite(read: ScoredWindow) -> bool:

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torchmetrics import Metric
 
 from musicgen_eval.bank import MetricBank, MetricEntry
-from musicgen_eval.continuing import BatchContinuation, ContinuationSink
+from musicgen_eval.continuing import BatchContinuation, Continuations, ContinuationSink
 from musicgen_eval.data import Batch, WindowAudio, WindowDataModule
 from musicgen_eval.errors import EvaluationError, RunError
 from musicgen_eval.merging import State
@@ -174,7 +174,7 @@ class MusicGenEvaluation(L.LightningModule):
         """Encodes and scores the windows of a batch, and keeps the state that each leaves in each metric."""
         self._unless_stopped(lambda: self._measure(batch))
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[Continuation]:
+    def predict_step(self, batch: Batch, batch_idx: int) -> Continuations:
         """Continues the contexts of a batch, and keeps the state that each continuation leaves in each metric.
 
         Returns:
@@ -182,7 +182,7 @@ class MusicGenEvaluation(L.LightningModule):
         """
         continuations: list[Continuation] = []
         self._unless_stopped(lambda: self._continue(batch, continuations))
-        return continuations
+        return Continuations(continuations)
 
     def on_predict_start(self) -> None:
         """Starts afresh."""

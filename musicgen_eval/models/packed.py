@@ -46,18 +46,47 @@ def pack_linears(decoder: nn.Module, dtype: torch.dtype = torch.float32) -> bool
         return True
     if not can_pack(dtype) or any(parameter.device.type != "cpu" for parameter in decoder.parameters()):
         return False
+    for attention in [layer.self_attn for layer in cast(MusicgenForCausalLM, decoder).model.decoder.layers]:
+        _fuse_projections(attention, dtype)
     for parent in list(decoder.modules()):
         fuse_gelu = isinstance(getattr(parent, "activation_fn", None), GELUActivation) and hasattr(parent, "fc1")
         for name, linear in list(parent.named_children()):
             if type(linear) is not nn.Linear:
                 continue
-            if linear.weight.dtype not in (torch.float32, dtype):
-                raise ValueError(f"decoder: expected float32 weights to pack from, got {linear.weight.dtype}")
+            _require_packable(linear, dtype)
             activation: Activation = "gelu" if fuse_gelu and name == "fc1" else "none"
             setattr(parent, name, PackedLinear(linear, torch.float32 if linear in heads else dtype, activation))
         if fuse_gelu:
             parent.activation_fn = nn.Identity()
     return True
+
+
+def _fuse_projections(attention: MusicgenAttention, dtype: torch.dtype) -> None:
+    """One packed matrix in place of three that read the same input: `qkv`, whose parts stand where the projections stood."""
+    projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+    for projection in projections:
+        _require_packable(projection, dtype)
+    width = attention.embed_dim
+    fused = nn.Linear(width, 3 * width, bias=False, device="meta")
+    fused.weight = nn.Parameter(torch.cat([projection.weight for projection in projections]), requires_grad=False)
+    if projections[0].bias is not None:
+        fused.bias = nn.Parameter(torch.cat([projection.bias for projection in projections]), requires_grad=False)
+    attention.qkv = PackedLinear(fused, dtype)
+    for number, name in enumerate(("q_proj", "k_proj", "v_proj")):
+        setattr(attention, name, _Part(attention.qkv, number * width, width))
+
+
+def _require_packable(linear: nn.Linear, dtype: torch.dtype) -> None:
+    if linear.weight.dtype not in (torch.float32, dtype):
+        raise ValueError(f"decoder: expected float32 weights to pack from, got {linear.weight.dtype}")
+
+
+def project(attention: MusicgenAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (..., D) of an attention, packed or not."""
+    if isinstance(attention.q_proj, _Part):
+        q, k, v = attention.q_proj.whole(x).chunk(3, dim=-1)
+        return q, k, v
+    return attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
 
 
 def is_packed(decoder: nn.Module) -> bool:
@@ -166,6 +195,28 @@ class PackedLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, {self.dtype}, activation={self.activation}"
 
 
+class _Part(nn.Module):
+    """Some outputs of a `PackedLinear`, for transformers' own forward, which asks for them one by one.
+
+    Args:
+        whole: not registered: it is its owner's.
+        start: first output.
+        num: how many.
+    """
+
+    def __init__(self, whole: PackedLinear, start: int, num: int) -> None:
+        super().__init__()
+        self.__dict__["whole"] = whole
+        self.start, self.num = start, num
+        self.dtype = whole.dtype
+
+    whole: PackedLinear
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D_in) -> (..., num) in the whole's dtype."""
+        return self.whole(x).narrow(-1, self.start, self.num)
+
+
 QUERY_BLOCK = 192
 """Queries a block of causal attention: half a block a row of keys is wasted on the diagonal, and smaller products are slower."""
 FFN_ROWS = 512
@@ -189,12 +240,12 @@ def _layer(
 
 def _cast_for(linear: nn.Module, x: Tensor) -> Tensor:
     """Cast once what several linears of one dtype will read."""
-    return x.to(linear.dtype) if isinstance(linear, PackedLinear) else x
+    return x.to(linear.dtype) if isinstance(linear, PackedLinear | _Part) else x
 
 
 def _self_attention(attention: MusicgenAttention, x: Tensor, keep: Callable[[Tensor, Tensor], None] | None) -> Tensor:
     """(S, D) -> (S, D), each step on itself and the steps before it."""
-    q, k, v = attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
+    q, k, v = project(attention, x)
     if keep is not None:
         keep(k, v)
     if can_pack(torch.float32) and x.device.type == "cpu":

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,10 @@ from transformers import MusicgenForCausalLM
 from musicgen_eval.models.packed import PackedLinear, last_hidden_state
 
 Function = Callable[[Tensor], Tensor]
+Hearing = Callable[[Tensor], None]
+Addition = Callable[[Tensor, Tensor], Tensor]
+SMALL_DECODER_WEIGHTS = 8_000_000
+"""Numbers that a step reads of a decoder for which one thread is enough."""
 
 
 class StepDecoder:
@@ -44,8 +48,8 @@ class StepDecoder:
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         self.decoder = decoder
         self.text_states = list(text_states)
-        self.layers = [_Layer.of(layer, dtype, device) for layer in stack.layers]
-        self.heads = [_linear(head, torch.float32) for head in decoder.lm_heads]
+        self.layers = [_Layer.of(layer, dtype) for layer in stack.layers]
+        self.heads = _all_heads(list(decoder.lm_heads))
         self.final_norm = _norm(stack.layer_norm)
         self.num_rows = num_rows
         self.special_token: int = decoder.config.vocab_size
@@ -55,15 +59,20 @@ class StepDecoder:
         tables = [embed.weight.float() for embed in stack.embed_tokens]
         self.embeddings = torch.cat(tables)
         self.first_rows = torch.tensor([0, *(len(table) for table in tables[:-1])], device=device).cumsum(0)
-        self.num_heads = stack.layers[0].self_attn.num_heads
-        shape = (num_rows, self.num_heads, num_steps, self.positions.shape[1] // self.num_heads)
-        kept = [layer.kept_dtype for layer in self.layers]
-        # zeros: what a row has not reached is weighed with zero, which does not silence a NaN
-        self.keys = [torch.zeros((*shape[:2], shape[3], shape[2]), dtype=dtype, device=device) for dtype in kept]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for dtype in kept]
+        self.num_heads: int = stack.layers[0].self_attn.num_heads
+        self.num_steps = num_steps
         self.columns = torch.arange(num_steps, device=device)
-        self.last_read = torch.zeros((num_rows, self.positions.shape[1]), device=device, dtype=torch.float32)
-        self._heard = self._hear_texts()
+        width = self.positions.shape[1]
+        self.last_read = torch.zeros((num_rows, width), device=device, dtype=torch.float32)
+        # On a CPU torch multiplies batches of single rows slower in bfloat16 than in float32, and keys that lie along the steps
+        # faster than keys that lie along their width.
+        kept = torch.float32 if device.type == "cpu" else self.layers[0].dtype
+        shape = (num_rows, self.num_heads, num_steps, width // self.num_heads)
+        # zeros: what a row has not reached is weighed with zero, which does not silence a NaN
+        self.keys = [torch.zeros((*shape[:2], shape[3], shape[2]), dtype=kept, device=device) for _ in self.layers]
+        self.values = [torch.zeros(shape, dtype=kept, device=device) for _ in self.layers]
+        with torch.autocast(device.type, enabled=False):
+            self._heard = self._hear_texts()
 
     def read(self, row: int, input_ids: Tensor) -> None:
         """Reads a row's prompt, over whatever the row held before.
@@ -84,7 +93,8 @@ class StepDecoder:
     def begin(self, starts: Sequence[int]) -> None:
         """Says at which position each row's step 0 stands: (R,), the number of steps that were read."""
         self._starts = torch.tensor(starts, device=self.columns.device)
-        self._together = starts[0] if len(set(starts)) == 1 else None
+        self._rows = torch.arange(len(starts), device=self.columns.device)
+        self._together = len(set(starts)) == 1
         self._longest = max(starts)
 
     def step(self, input_ids: Tensor, number: int) -> Tensor:
@@ -97,82 +107,121 @@ class StepDecoder:
         Returns:
             (R, D) float32 hidden states.
         """
-        num_keys = min(self._longest + number + 1, len(self.columns))
-        at: int | Tensor
-        if self._together is not None:
-            at, hidden_keys = num_keys - 1, None
-            x = self.positions[at]
-        else:
-            at = (self._starts + number).clamp_(max=len(self.columns) - 1)
-            hidden_keys = (self.columns[:num_keys] > at.unsqueeze(1)).unsqueeze(1)
-            x = self.positions[at]
-        x = x + functional.embedding_bag(input_ids + self.first_rows, self.embeddings, mode="sum")
-        for layer, keys, values, heard in zip(self.layers, self.keys, self.values, self._heard, strict=True):
-            h = layer.self_norm(x).to(layer.dtype)
-            q, k, v = layer.q(h), layer.k(h), layer.v(h)
-            _write(keys.mT, k, at)
-            _write(values, v, at)
-            mixed = self._attend(q, keys[..., :num_keys], values[:, :, :num_keys], hidden_keys)
-            x = x + layer.out(mixed.to(layer.dtype))
-            if heard is not None:
-                text_rows = x[: len(self.text_states)]
-                q = layer.cross_q(layer.cross_norm(text_rows).to(layer.dtype))
-                text_rows += layer.cross_out(self._attend(q, *heard).to(layer.dtype))
-            x += layer.fc2(layer.fc1(layer.ffn_norm(x).to(layer.dtype)))
+        if torch.is_autocast_enabled(input_ids.device.type):  # its dtype has been taken for the weights
+            with torch.autocast(input_ids.device.type, enabled=False):
+                return self.step(input_ids, number)
+        num_keys = min(self._longest + number + 1, self.num_steps)
+        at: int | Tensor = num_keys - 1
+        unseen = None
+        if not self._together:
+            at = (self._starts + number).clamp_(max=self.num_steps - 1)
+            unseen = (self.columns[:num_keys] > at.unsqueeze(1)).unsqueeze(1)
+        x = self.positions[at] + functional.embedding_bag(input_ids + self.first_rows, self.embeddings, mode="sum")
+        for number_of_layer, layer in enumerate(self.layers):
+            mixed = self._attend(number_of_layer, layer.qkv(layer.self_norm(x)), at, num_keys, unseen)
+            x = layer.out(mixed, x)
+            if self.text_states:
+                self._heard[number_of_layer](x[: len(self.text_states)])
+            x = layer.fc2(layer.fc1(layer.ffn_norm(x)), x)
         return self.final_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, D) -> (R, K, V) float32."""
-        return torch.stack([head(hidden) for head in self.heads], dim=1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.heads(hidden)
 
-    def _hear_texts(self) -> list[tuple[Tensor, Tensor, Tensor | None] | None]:
-        """For each layer keys and values (rows, heads, L, d) of the texts and, where they differ in length, what is padding."""
+    def _attend(self, layer: int, qkv: Tensor, at: int | Tensor, num_keys: int, unseen: Tensor | None) -> Tensor:
+        """Keeps this step's keys and values, and attends to all up to it.
+
+        Args:
+            layer: its number.
+            qkv: (R, 3 D).
+            at: the position of all rows, or (R,) each row's own.
+            num_keys: the furthest row's position, and one.
+            unseen: (R, 1, num_keys) bool, True where a row must not look yet; None: every row sees all.
+
+        Returns:
+            (R, D) in the layer's dtype.
+        """
+        keys, values = self.keys[layer], self.values[layer]
+        R, H, _, d = values.shape
+        q, k, v = qkv.view(R, 3, H, d).to(keys.dtype).unbind(1)
+        if isinstance(at, int):
+            keys[..., at], values[:, :, at] = k, v
+        else:
+            keys[self._rows, ..., at], values[self._rows, :, at] = k, v
+        return attend(q, keys[..., :num_keys], values[:, :, :num_keys], unseen).to(qkv.dtype)
+
+    def _hear_texts(self) -> list[Hearing]:
+        """For each layer what adds to (rows, D) float32, in place, what cross attention hears of the texts."""
         if not self.text_states:
-            return [None] * len(self.layers)
+            return []
         lengths = [len(states) for states in self.text_states]
         states = nn.utils.rnn.pad_sequence(self.text_states, batch_first=True)
-        hidden_keys = None
+        unseen = None
         if len(set(lengths)) > 1:
             ends = torch.tensor(lengths, device=states.device)
-            hidden_keys = (torch.arange(max(lengths), device=states.device) >= ends.unsqueeze(1)).unsqueeze(1)
-        heard: list[tuple[Tensor, Tensor, Tensor | None] | None] = []
-        for layer in self.layers:
-            h = states.to(layer.dtype)
-            keys, values = (
-                product(h).to(layer.kept_dtype).unflatten(-1, (self.num_heads, -1)).transpose(1, 2).contiguous()
-                for product in (layer.cross_k, layer.cross_v)
-            )
-            heard.append((keys.mT.contiguous(), values, hidden_keys))
-        return heard
+            unseen = (torch.arange(max(lengths), device=states.device) >= ends.unsqueeze(1)).unsqueeze(1)
+        width = states.shape[-1]
+        # Folded, a product with the projection becomes one with as many rows as the text has keys: fewer, if the text is short.
+        # The projections must be unpacked for it, which pays where they are small.
+        folds = states.device.type == "cpu" and self.num_heads * states.shape[1] <= width <= FOLDED_WIDTH
+        hear = _fold_text if folds else _hear_text
+        return [hear(layer, states, self.num_heads, unseen) for layer in self.layers]
 
-    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, hidden_keys: Tensor | None) -> Tensor:
-        """One query a row: (R, D), (R, H, S, d) twice, and (R, 1, S) bool, True where a row must not look -> (R, D)."""
-        R, H, S, d = values.shape
-        q = q.to(keys.dtype)
-        if q.device.type != "cpu":
-            mask = None if hidden_keys is None else ~hidden_keys.unsqueeze(1)
-            return functional.scaled_dot_product_attention(q.view(R, H, 1, d), keys.mT, values, attn_mask=mask).view(
-                R, -1
-            )
-        # a third faster than torch's own kernel for one query on a CPU
-        scores = torch.bmm(q.view(R * H, 1, d), keys.flatten(0, 1)).view(R, H, S).mul_(d**-0.5)
-        if hidden_keys is not None:
-            scores.masked_fill_(hidden_keys, -torch.inf)
-        weights = torch.softmax(scores, dim=-1)
-        return torch.bmm(weights.view(R * H, 1, S), values.flatten(0, 1)).view(R, -1)
+
+def suitable_threads(decoder: MusicgenForCausalLM) -> int | None:
+    """How many threads to step a decoder with on a CPU: one for a small one; None, as many as there are, for others.
+
+    With few weights a thread is woken for less work than waking it costs: a step of the demo's took 0.9 ms on one thread, 3.6 ms
+    on two, and hundreds where the other core was busy.
+    """
+    config = decoder.config
+    width: int = config.hidden_size
+    weights = config.num_hidden_layers * width * (6 * width + 2 * config.ffn_dim)
+    return 1 if weights < SMALL_DECODER_WEIGHTS else None
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor, unseen: Tensor | None) -> Tensor:
+    """One query a row.
+
+    Args:
+        q: (R, H, d).
+        keys: (R, H, d, S).
+        values: (R, H, S, d).
+        unseen: (R, 1, S) bool, True where a row must not look; None: it sees all.
+
+    Returns:
+        (R, H * d).
+    """
+    R, H, S, d = values.shape
+    if q.device.type != "cpu":
+        mask = None if unseen is None else ~unseen.unsqueeze(1)
+        return functional.scaled_dot_product_attention(q.unsqueeze(2), keys.mT, values, attn_mask=mask).view(R, -1)
+    # half the time of torch's own kernel for one query on a CPU
+    scores = torch.bmm(q.reshape(R * H, 1, d), keys.flatten(0, 1)).mul_(d**-0.5)
+    if unseen is not None:
+        scores.view(R, H, S).masked_fill_(unseen, -torch.inf)
+    return torch.bmm(torch.softmax(scores, dim=-1), values.flatten(0, 1)).view(R, -1)
+
+
+FOLDED_WIDTH = 512
+"""Widest decoder whose text projections are folded into its texts."""
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A decoder layer as functions; linear ones take and give `dtype`, norms take and give float32."""
+    """A decoder layer as functions. Norms take float32 and give `dtype`, as do products; those with a sum add it in float32.
+
+    Attributes:
+        dtype: of the products.
+        out, fc2: (x, add) -> product + add, float32.
+    """
 
     dtype: torch.dtype
-    kept_dtype: torch.dtype
     self_norm: Function
-    q: Function
-    k: Function
-    v: Function
-    out: Function
+    qkv: Function
+    out: Addition
     cross_norm: Function
     cross_q: Function
     cross_k: Function
@@ -180,34 +229,70 @@ class _Layer:
     cross_out: Function
     ffn_norm: Function
     fc1: Function
-    fc2: Function
+    fc2: Addition
 
     @classmethod
-    def of(cls, layer: Any, dtype: torch.dtype | None, device: torch.device) -> _Layer:
+    def of(cls, layer: Any, dtype: torch.dtype | None) -> _Layer:
         """A transformers `MusicgenDecoderLayer`, its weights in `dtype`; None: in their own."""
-        projection = layer.self_attn.q_proj
-        dtype = projection.dtype if isinstance(projection, PackedLinear) else dtype or projection.weight.dtype
-        # on a CPU torch multiplies batches of single rows slower in bfloat16 than in float32
-        kept_dtype = torch.float32 if device.type == "cpu" else dtype
-        linear = partial(_linear, dtype=dtype)
-        first = linear(layer.fc1)
+        attention, cross = layer.self_attn, layer.encoder_attn
+        is_packed = hasattr(attention, "qkv")
+        dtype = attention.qkv.dtype if is_packed else dtype or attention.q_proj.weight.dtype
+        assert dtype is not None
         return cls(
             dtype=dtype,
-            kept_dtype=kept_dtype,
-            self_norm=_norm(layer.self_attn_layer_norm),
-            q=linear(layer.self_attn.q_proj),
-            k=linear(layer.self_attn.k_proj),
-            v=linear(layer.self_attn.v_proj),
-            out=linear(layer.self_attn.out_proj),
-            cross_norm=_norm(layer.encoder_attn_layer_norm),
-            cross_q=linear(layer.encoder_attn.q_proj),
-            cross_k=linear(layer.encoder_attn.k_proj),
-            cross_v=linear(layer.encoder_attn.v_proj),
-            cross_out=linear(layer.encoder_attn.out_proj),
-            ffn_norm=_norm(layer.final_layer_norm),
-            fc1=first if isinstance(layer.activation_fn, nn.Identity) else lambda x: layer.activation_fn(first(x)),
-            fc2=linear(layer.fc2),
+            self_norm=_norm(layer.self_attn_layer_norm, dtype),
+            qkv=_linear(attention.qkv, dtype) if is_packed else _fused(attention, dtype),
+            out=_addition(attention.out_proj, dtype),
+            cross_norm=_norm(layer.encoder_attn_layer_norm, dtype),
+            cross_q=_linear(cross.q_proj, dtype),
+            cross_k=_linear(cross.k_proj, dtype),
+            cross_v=_linear(cross.v_proj, dtype),
+            cross_out=_linear(cross.out_proj, dtype),
+            ffn_norm=_norm(layer.final_layer_norm, dtype),
+            fc1=_activated(layer, dtype),
+            fc2=_addition(layer.fc2, dtype),
         )
+
+
+def _hear_text(layer: _Layer, states: Tensor, num_heads: int, unseen: Tensor | None) -> Hearing:
+    """Cross attention to (n, L, D) text states, as it stands."""
+
+    def per_head(x: Tensor) -> Tensor:
+        return x.to(torch.float32 if x.device.type == "cpu" else layer.dtype).unflatten(-1, (num_heads, -1))
+
+    heard = states.to(layer.dtype)
+    keys = per_head(layer.cross_k(heard)).permute(0, 2, 3, 1).contiguous()
+    values = per_head(layer.cross_v(heard)).transpose(1, 2).contiguous()
+
+    def hear(rows: Tensor) -> None:
+        q = per_head(layer.cross_q(layer.cross_norm(rows)))
+        rows += layer.cross_out(attend(q, keys, values, unseen).to(layer.dtype))
+
+    return hear
+
+
+def _fold_text(layer: _Layer, states: Tensor, num_heads: int, unseen: Tensor | None) -> Hearing:
+    """The same with both projections multiplied into keys and values beforehand: (n, D, H L) and (n, H L, D)."""
+    n, L, D = states.shape
+    d = D // num_heads
+    identity = torch.eye(D, dtype=layer.dtype)
+    project, put_out = (
+        layer.cross_q(identity).float(),
+        layer.cross_out(identity).float(),
+    )  # (D_in, D_out): they have no bias
+    heard = states.to(layer.dtype)
+    keys = layer.cross_k(heard).float().unflatten(-1, (num_heads, d))
+    values = layer.cross_v(heard).float().unflatten(-1, (num_heads, d))
+    folded_keys = torch.einsum("nlhd,ihd->nihl", keys, project.view(D, num_heads, d)).flatten(2) * d**-0.5
+    folded_values = torch.einsum("nlhd,hdo->nhlo", values, put_out.view(num_heads, d, D)).flatten(1, 2)
+
+    def hear(rows: Tensor) -> None:
+        scores = torch.bmm(layer.cross_norm(rows).float().unsqueeze(1), folded_keys).view(n, num_heads, L)
+        if unseen is not None:
+            scores.masked_fill_(unseen, -torch.inf)
+        rows.unsqueeze(1).baddbmm_(torch.softmax(scores, dim=-1).view(n, 1, -1), folded_values)
+
+    return hear
 
 
 def _linear(module: nn.Module, dtype: torch.dtype) -> Function:
@@ -218,15 +303,42 @@ def _linear(module: nn.Module, dtype: torch.dtype) -> Function:
     return partial(functional.linear, weight=module.weight.to(dtype), bias=bias)
 
 
-def _norm(module: nn.LayerNorm) -> Function:
-    weight, bias = module.weight.float(), module.bias.float()
-    return lambda x: functional.layer_norm(x, weight.shape, weight, bias, module.eps)
+def _addition(module: nn.Module, dtype: torch.dtype) -> Addition:
+    if isinstance(module, PackedLinear) and dtype == torch.float32:
+        matrix = module.matrix
+        return lambda x, add: matrix(x, add=add)
+    product = _linear(module, dtype)
+    return lambda x, add: add + product(x)
 
 
-def _write(kept: Tensor, x: Tensor, at: int | Tensor) -> None:
-    """Puts (R, D) into (R, H, S, d): at one position, or at each row's own (R,)."""
-    R, H, _, d = kept.shape
-    if isinstance(at, int):
-        kept[:, :, at] = x.view(R, H, d)
-    else:
-        kept[torch.arange(R, device=kept.device), :, at] = x.view(R, H, d).to(kept.dtype)
+def _fused(attention: Any, dtype: torch.dtype) -> Function:
+    """Queries, keys and values of a plain attention as one product."""
+    projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+    weight = torch.cat([projection.weight.to(dtype) for projection in projections])
+    biases = [projection.bias for projection in projections]
+    bias = None if biases[0] is None else torch.cat([each.to(dtype) for each in biases])
+    return partial(functional.linear, weight=weight, bias=bias)
+
+
+def _activated(layer: Any, dtype: torch.dtype) -> Function:
+    first = _linear(layer.fc1, dtype)
+    if isinstance(layer.activation_fn, nn.Identity):  # it is part of the packed product
+        return first
+    return lambda x: cast(Tensor, layer.activation_fn(first(x)))
+
+
+def _all_heads(heads: Sequence[nn.Module]) -> Function:
+    """(R, D) -> (R, K, V) float32."""
+    if all(isinstance(head, nn.Linear) for head in heads):
+        weight = torch.cat([cast(nn.Linear, head).weight.float() for head in heads])
+        return lambda hidden: functional.linear(hidden, weight).unflatten(-1, (len(heads), -1))
+    functions = [_linear(head, torch.float32) for head in heads]
+    return lambda hidden: torch.stack([head(hidden) for head in functions], dim=1)
+
+
+def _norm(module: nn.LayerNorm, dtype: torch.dtype = torch.float32) -> Function:
+    """Computed in float32, given in `dtype`."""
+    shape, weight, bias, eps = module.weight.shape, module.weight.float(), module.bias.float(), module.eps
+    if dtype == torch.float32:
+        return lambda x: functional.layer_norm(x, shape, weight, bias, eps)
+    return lambda x: functional.layer_norm(x, shape, weight, bias, eps).to(dtype)
