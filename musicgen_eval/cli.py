@@ -354,11 +354,11 @@ def _guarded(run: Callable[[], object]) -> int:
         except (EvaluationError, MisconfigurationException) as error:
             return _fail(str(error), 1)
         except SIGTERMException:
-            return _fail("stopped by SIGTERM; nothing was written", 143)
+            return _fail("stopped by SIGTERM; no result was written", 143)
         except (KeyboardInterrupt, SystemExit) as stopped:
             if isinstance(stopped, SystemExit) and not isinstance(stopped.__context__, KeyboardInterrupt):
                 raise  # such as --help
-            return _fail("interrupted; nothing was written", 130)
+            return _fail("interrupted; no result was written", 130)
     return 0
 
 

@@ -59,6 +59,10 @@ class ContinuationFolder:
         continuation: how songs were continued, for the table.
         stride_s: as it was settled.
         rank: of this process; each but the first keeps a table of its own until `finish`.
+
+    Attributes:
+        table: where rows go.
+        num_written: continuations so far.
     """
 
     def __init__(
@@ -74,7 +78,7 @@ class ContinuationFolder:
         self.settings = settings
         self.num_written = 0
         self._common = {**asdict(continuation), "stride_s": stride_s}
-        self._table = path / ("continuations.csv" if rank == 0 else f"continuations.{rank}.csv")
+        self.table = path / ("continuations.csv" if rank == 0 else f"continuations.{rank}.csv")
 
     def write(self, continuation: Continuation, sound: Sound) -> Continuation:
         """Writes the files of a continuation, then its row.
@@ -107,7 +111,7 @@ class ContinuationFolder:
         except (OSError, AudioError) as error:
             raise RunError(
                 f"run_dir {self.path}: {error}. This process wrote {self.num_written} continuations, which stay and are listed in "
-                f"{self._table.name}"
+                f"{self.table.name}"
             ) from error
         self.num_written += 1
         return continuation
@@ -175,7 +179,7 @@ class ContinuationFolder:
         }
         text = io.StringIO()
         table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        with self._table.open("ab", buffering=0) as file:
+        with self.table.open("ab", buffering=0) as file:
             before = file.tell()
             if before == 0:
                 table.writeheader()

@@ -94,6 +94,13 @@ class RunWriter(L.Callback):
     on_predict_end = on_test_end
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Takes back the claim."""
+        """Takes back the claim, and says what stays."""
+        if self._written is not None and self._written.num_written and self.console is not None:
+            written = self._written
+            self.console.print(
+                f"{written.num_written} continuations were written; they stay, and are listed in {written.table}",
+                markup=False,
+                soft_wrap=True,
+            )
         if trainer.is_global_zero and self.folder is not None:
             self.folder.release()

@@ -13,11 +13,12 @@ from torchmetrics.regression import NormalizedRootMeanSquaredError
 from torchmetrics.wrappers import BootStrapper, MinMaxMetric
 
 from musicgen_eval import delay_codes, nll_from_logits, score_codes
-from musicgen_eval.bank import PLAIN, MetricBank, MetricEntry
+from musicgen_eval.bank import AUDIO_NAMES, PLAIN, MetricBank, MetricEntry
 from musicgen_eval.errors import MetricError
 from musicgen_eval.metrics import CodebookAccuracy, CodebookPerplexity, ContextGain, LocalPerplexity, TextGain
 from musicgen_eval.offers import Offer
 from musicgen_eval.records import CodecSpec, Reading, ScoredWindow, Window
+from musicgen_eval.trial import trial_offers
 
 SPEC = CodecSpec(32000, 50, 640, 4, 16, 1, (0, 1, 2, 3), 100)
 DOCS = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
@@ -513,6 +514,24 @@ def test_the_yaml_of_the_docs_makes_metrics_that_are_accepted(name):
     results = bank.compute(bank.update(offers))
     assert list(results) == list(yaml.safe_load(text))
     assert all(values for values in results.values())
+
+
+def test_the_yaml_of_the_docs_for_predict_makes_metrics_that_are_accepted():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--metrics", type=dict[str, Metric | MetricEntry])
+    config = parser.instantiate(parser.parse_object({"metrics": yaml.safe_load(shown("predict"))}))
+    bank = MetricBank(config.metrics, spec=SPEC, task="continue")
+    results = bank.compute(bank.update(trial_offers(SPEC, bank.readings, "continue")))
+    assert list(results) == ["snr", "true_ppl", "true_seam"]
+    assert all(values for values in results.values())
+    assert bank.audio_names == {"generated", "reference", "context_decoded", "reference_decoded", "sample_rate_hz"}
+    assert [reading.name for reading in bank.scored_readings] == ["reference"]
+
+
+def test_the_docs_name_everything_that_predict_offers():
+    section = DOCS[DOCS.index("### In predict") : DOCS.index("## Stock metrics")]
+    for name in AUDIO_NAMES:
+        assert f"`{name}`" in section
 
 
 def test_the_two_lines_of_the_docs_measure_alone(tiny_model, generator):

@@ -32,7 +32,11 @@ def run_dir(tmp_path_factory, oracle):
 
 @pytest.fixture(scope="module")
 def records(run_dir):
-    """Every record of the run's transaction log."""
+    return records_of(run_dir)
+
+
+def records_of(run_dir):
+    """Every record of a run's transaction log."""
     wandb = Path(sys.executable).parent / "wandb"
     log = next(run_dir.glob("wandb/offline-run-*/*.wandb"))
     done = subprocess.run(
@@ -92,3 +96,26 @@ def test_the_table_of_tracks_is_logged_once(run_dir):
 def test_media_wait_inside_the_run_folder_and_only_during_the_run(run_dir):
     assert (run_dir / "wandb" / "artifacts" / "staging").is_dir()
     assert "WANDB_DATA_DIR" not in os.environ
+
+
+def test_continuations_are_logged_with_players_up_to_a_limit(tmp_path, oracle):
+    status = lightning_main(
+        ["predict", "--config", str(ROOT / "configs" / "continuation.yaml"),
+         f"--model.checkpoint={oracle / 'tiny_musicgen'}", "--model.continuation.top_k=20", "--data.source=demo",
+         "--data.limit=3", "--data.context_s=1", "--data.target_s=1", "--trainer.accelerator=cpu",
+         "--wandb.mode=offline", "--wandb.max_logged=2", "--trainer.enable_progress_bar=false",
+         f"--run_dir={tmp_path / 'run'}"]
+    )  # fmt: skip
+    assert status == 0
+    media = next((tmp_path / "run").glob("wandb/offline-run-*/files/media"))
+    (path,) = [path for path in media.glob("table/*.json") if path.name.startswith("continuations")]
+    table = json.loads(path.read_text())
+    assert table["columns"] == ["track", "continuation", "text", "generated_s", "context", "generated", "reference"]
+    assert len(table["data"]) == 2
+    first = (tmp_path / "run" / "continuations.csv").read_text().splitlines()[1].split(",")
+    assert table["data"][0][:2] == [first[0], 0]
+    assert table["data"][0][4:] == ["Audio"] * 3  # the players themselves go with the table's artifact
+    artifacts = [record["artifact"] for record in records_of(tmp_path / "run") if record["type"] == "artifact"]
+    (logged,) = [artifact for artifact in artifacts if artifact["name"].endswith("-continuations")]
+    held = sorted(Path(item["path"]).name for item in logged["manifest"]["contents"] if item["path"].endswith(".flac"))
+    assert held == sorted(["context.flac", "continuation_0.flac", "reference.flac"] * 2)
