@@ -177,7 +177,9 @@ class BatchContinuation:
 
     def run(self, windows: Sequence[WindowAudio]) -> Iterator[Continued]:
         """Continues windows whose context was read, together, and gives them one by one."""
-        heard = self.model.encode([window.audio for window in windows if window.audio is not None])
+        contexts = {window.track_row: window.audio for window in windows if window.audio is not None}
+        encoded = dict(zip(contexts, self.model.encode(list(contexts.values())), strict=True))
+        heard = [encoded[window.track_row] for window in windows]  # continuations of one track hear the same
         codes = continue_windows(
             self.model,
             heard,

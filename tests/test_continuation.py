@@ -13,6 +13,7 @@ from transformers import MusicgenForConditionalGeneration
 
 from musicgen_eval.continuation import continue_codes, window_spans
 from musicgen_eval.delay import delay_codes
+from musicgen_eval.models import stepping
 from musicgen_eval.models.packed import pack_linears
 from musicgen_eval.sampling import draw_codes
 
@@ -26,14 +27,23 @@ def composite(oracle):
     return model
 
 
-@pytest.fixture(scope="module", params=["plain", "packed"])
-def decoder(request, composite):
+@pytest.fixture(scope="module")
+def packed_decoder(composite):
+    packed = copy.deepcopy(composite.decoder)
+    return packed if pack_linears(packed) else None
+
+
+@pytest.fixture(params=["plain", "packed", "as a large one"])
+def decoder(request, composite, packed_decoder, monkeypatch):
+    """Small decoders are taken out of their packing and have texts folded into them; large ones, which this is not, are not."""
     if request.param == "plain":
         return composite.decoder
-    packed = copy.deepcopy(composite.decoder)
-    if not pack_linears(packed):
+    if packed_decoder is None:
         pytest.skip("this processor has no packed products")
-    return packed
+    if request.param == "as a large one":
+        monkeypatch.setattr(stepping, "SMALL_PRODUCT", 0)
+        monkeypatch.setattr(stepping, "FOLDED_WIDTH", 0)
+    return packed_decoder
 
 
 def random_codes(*shape, seed=0):

@@ -29,6 +29,10 @@ SMALL_DECODER_WEIGHTS = 8_000_000
 """Numbers that a step reads of a decoder for which one thread is enough."""
 
 
+SMALL_PRODUCT = 400_000
+"""Multiplications in a product up to which torch's own is faster than a packed one, which takes 20 us to begin."""
+
+
 class StepDecoder:
     """Decodes a batch of rows, each from its own prompt.
 
@@ -48,8 +52,10 @@ class StepDecoder:
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         self.decoder = decoder
         self.text_states = list(text_states)
-        self.layers = [_Layer.of(layer, dtype) for layer in stack.layers]
-        self.heads = _all_heads(list(decoder.lm_heads))
+        products = num_rows * decoder.config.hidden_size * max(3 * decoder.config.hidden_size, decoder.config.ffn_dim)
+        unpack = device.type == "cpu" and products < SMALL_PRODUCT
+        self.layers = [_Layer.of(layer, dtype, unpack=unpack) for layer in stack.layers]
+        self.heads = _all_heads(list(decoder.lm_heads), unpack=unpack)
         self.final_norm = _norm(stack.layer_norm)
         self.num_rows = num_rows
         self.special_token: int = decoder.config.vocab_size
@@ -69,7 +75,13 @@ class StepDecoder:
         kept = torch.float32 if device.type == "cpu" else self.layers[0].dtype
         shape = (num_rows, self.num_heads, num_steps, width // self.num_heads)
         # zeros: what a row has not reached is weighed with zero, which does not silence a NaN
-        self.keys = [torch.zeros((*shape[:2], shape[3], shape[2]), dtype=kept, device=device) for _ in self.layers]
+        along_steps = (*shape[:2], shape[3], shape[2])
+        self.keys = [
+            torch.zeros(along_steps, dtype=kept)
+            if device.type == "cpu"
+            else torch.zeros(shape, dtype=kept, device=device).mT
+            for _ in self.layers
+        ]
         self.values = [torch.zeros(shape, dtype=kept, device=device) for _ in self.layers]
         with torch.autocast(device.type, enabled=False):
             self._heard = self._hear_texts()
@@ -232,25 +244,32 @@ class _Layer:
     fc2: Addition
 
     @classmethod
-    def of(cls, layer: Any, dtype: torch.dtype | None) -> _Layer:
-        """A transformers `MusicgenDecoderLayer`, its weights in `dtype`; None: in their own."""
+    def of(cls, layer: Any, dtype: torch.dtype | None, *, unpack: bool) -> _Layer:
+        """A transformers `MusicgenDecoderLayer`, its weights in `dtype`; None: in their own.
+
+        Args:
+            layer: plain or packed.
+            dtype: of a plain layer's products.
+            unpack: whether packed float32 weights are taken out of their packing.
+        """
         attention, cross = layer.self_attn, layer.encoder_attn
         is_packed = hasattr(attention, "qkv")
         dtype = attention.qkv.dtype if is_packed else dtype or attention.q_proj.weight.dtype
         assert dtype is not None
+        linear = partial(_linear, dtype=dtype, unpack=unpack)
         return cls(
             dtype=dtype,
             self_norm=_norm(layer.self_attn_layer_norm, dtype),
-            qkv=_linear(attention.qkv, dtype) if is_packed else _fused(attention, dtype),
-            out=_addition(attention.out_proj, dtype),
+            qkv=linear(attention.qkv) if is_packed else _fused(attention, dtype),
+            out=_addition(attention.out_proj, dtype, unpack=unpack),
             cross_norm=_norm(layer.encoder_attn_layer_norm, dtype),
-            cross_q=_linear(cross.q_proj, dtype),
-            cross_k=_linear(cross.k_proj, dtype),
-            cross_v=_linear(cross.v_proj, dtype),
-            cross_out=_linear(cross.out_proj, dtype),
+            cross_q=linear(cross.q_proj),
+            cross_k=linear(cross.k_proj),
+            cross_v=linear(cross.v_proj),
+            cross_out=linear(cross.out_proj),
             ffn_norm=_norm(layer.final_layer_norm, dtype),
-            fc1=_activated(layer, dtype),
-            fc2=_addition(layer.fc2, dtype),
+            fc1=_activated(layer, dtype, unpack=unpack),
+            fc2=_addition(layer.fc2, dtype, unpack=unpack),
         )
 
 
@@ -295,19 +314,32 @@ def _fold_text(layer: _Layer, states: Tensor, num_heads: int, unseen: Tensor | N
     return hear
 
 
-def _linear(module: nn.Module, dtype: torch.dtype) -> Function:
+def _linear(module: nn.Module, dtype: torch.dtype, *, unpack: bool) -> Function:
     if isinstance(module, PackedLinear):
-        return partial(module.matrix, activation=module.activation)
+        if not (unpack and module.dtype == torch.float32):
+            return partial(module.matrix, activation=module.activation)
+        product = partial(functional.linear, weight=_unpacked(module), bias=module.matrix.bias)
+        return product if module.activation == "none" else lambda x: functional.gelu(product(x))
     assert isinstance(module, nn.Linear)
     bias = None if module.bias is None else module.bias.to(dtype)
     return partial(functional.linear, weight=module.weight.to(dtype), bias=bias)
 
 
-def _addition(module: nn.Module, dtype: torch.dtype) -> Addition:
-    if isinstance(module, PackedLinear) and dtype == torch.float32:
+def _unpacked(module: PackedLinear) -> Tensor:
+    """(D_out, D_in): what a packed matrix makes of the identity, less its bias; exact, since all other terms are zero."""
+    identity = torch.cat([torch.eye(module.in_features), torch.zeros(1, module.in_features)])
+    columns = module.matrix(identity)
+    return (columns[:-1] - columns[-1]).t().contiguous()
+
+
+def _addition(module: nn.Module, dtype: torch.dtype, *, unpack: bool) -> Addition:
+    if isinstance(module, PackedLinear) and dtype == torch.float32 and not unpack:
         matrix = module.matrix
         return lambda x, add: matrix(x, add=add)
-    product = _linear(module, dtype)
+    if isinstance(module, PackedLinear) and dtype == torch.float32 and module.matrix.bias is None:
+        transposed = _unpacked(module).t()
+        return lambda x, add: torch.addmm(add, x, transposed)
+    product = _linear(module, dtype, unpack=unpack)
     return lambda x, add: add + product(x)
 
 
@@ -320,19 +352,24 @@ def _fused(attention: Any, dtype: torch.dtype) -> Function:
     return partial(functional.linear, weight=weight, bias=bias)
 
 
-def _activated(layer: Any, dtype: torch.dtype) -> Function:
-    first = _linear(layer.fc1, dtype)
+def _activated(layer: Any, dtype: torch.dtype, *, unpack: bool) -> Function:
+    first = _linear(layer.fc1, dtype, unpack=unpack)
     if isinstance(layer.activation_fn, nn.Identity):  # it is part of the packed product
         return first
     return lambda x: cast(Tensor, layer.activation_fn(first(x)))
 
 
-def _all_heads(heads: Sequence[nn.Module]) -> Function:
+def _all_heads(heads: Sequence[nn.Module], *, unpack: bool) -> Function:
     """(R, D) -> (R, K, V) float32."""
-    if all(isinstance(head, nn.Linear) for head in heads):
-        weight = torch.cat([cast(nn.Linear, head).weight.float() for head in heads])
+    weights = [
+        _unpacked(head) if isinstance(head, PackedLinear) else cast(nn.Linear, head).weight.float()
+        for head in heads
+        if unpack or isinstance(head, nn.Linear)
+    ]
+    if len(weights) == len(heads):
+        weight = torch.cat(weights)
         return lambda hidden: functional.linear(hidden, weight).unflatten(-1, (len(heads), -1))
-    functions = [_linear(head, torch.float32) for head in heads]
+    functions = [_linear(head, torch.float32, unpack=False) for head in heads]
     return lambda hidden: torch.stack([head(hidden) for head in functions], dim=1)
 
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from musicgen_eval.models import stepping
 from musicgen_eval.models.packed import can_pack, pack_linears
 from musicgen_eval.models.stepping import StepDecoder
 
@@ -42,8 +43,11 @@ def steps(generator):
 
 
 @pytest.mark.parametrize("starts", [(12, 12, 12), (5, 20, 1)])
+@pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
-def test_every_step_is_the_step_of_the_whole(tiny_model, steps, texts, starts, packed):
+def test_every_step_is_the_step_of_the_whole(tiny_model, steps, texts, starts, packed, small, monkeypatch):
+    monkeypatch.setattr(stepping, "SMALL_PRODUCT", 10**9 if small else 0)
+    monkeypatch.setattr(stepping, "FOLDED_WIDTH", 512 if small else 0)
     decoder = copy.deepcopy(tiny_model.decoder)
     if packed and not pack_linears(decoder):
         pytest.skip("this processor has no packed products")
@@ -63,8 +67,10 @@ def test_rows_read_again_forget_what_they_held(tiny_model, steps, texts):
     torch.testing.assert_close(logits, whole(tiny_model.decoder, steps[0], texts[0])[9], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("how", ["packed", "autocast", "cast"])
-def test_bfloat16_steps_err_no_more_than_transformers_own(tiny_model, steps, texts, how):
+def test_bfloat16_steps_err_no_more_than_transformers_own(tiny_model, steps, texts, how, small, monkeypatch):
+    monkeypatch.setattr(stepping, "FOLDED_WIDTH", 512 if small else 0)
     exact = whole(tiny_model.decoder, steps[0], texts[0])[11:]
     half = copy.deepcopy(tiny_model.decoder)
     with torch.autocast("cpu", torch.bfloat16):
