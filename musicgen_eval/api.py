@@ -31,6 +31,7 @@ from musicgen_eval.quiet import quiet_libraries
 from musicgen_eval.records import CodecSpec, Continuation, ContinuationSettings
 from musicgen_eval.results import EvaluationResult
 from musicgen_eval.run_folder import RunFolder, lasting_source, to_json
+from musicgen_eval.windows import whole_frames
 from musicgen_eval.writer import RunWriter
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
@@ -239,6 +240,9 @@ def generate(
     Raises:
         EvaluationError: whatever is wrong with audio, checkpoint, metrics or settings; its subclasses say what.
     """
+    audio_settings = AudioSettings(format=format, hold=hold, originals=originals)
+    if run_dir is None and audio_settings != AudioSettings():
+        raise RunError("format, hold and originals say how files are written; give a run_dir, or leave them out")
     continuation = ContinuationSettings(
         stride_s=stride_s,
         guidance_scale=guidance_scale,
@@ -269,7 +273,7 @@ def generate(
             accelerator=accelerator,
             run_dir=run_dir,
             notes=_notes(audio, checkpoint, metrics),
-            audio=AudioSettings(format=format, hold=hold, originals=originals),
+            audio=audio_settings,
         )
 
 
@@ -277,12 +281,19 @@ def continuation_seconds(duration_s: float | None, max_new_frames: int | None, s
     """How long a continuation gets, from the two ways to say it.
 
     Raises:
-        RunError: both were given.
+        RunError: both were given, or less than a frame.
+        WindowError: no whole number of frames.
     """
     if duration_s is not None and max_new_frames is not None:
         raise RunError(
             f"duration_s={duration_s:g} and max_new_frames={max_new_frames} say the same thing; give one of them"
         )
+    if max_new_frames is not None and max_new_frames < 1:
+        raise RunError(f"max_new_frames must be at least 1, got {max_new_frames}")
+    if duration_s is not None:
+        if not duration_s * spec.frame_rate_hz >= 1 - 1e-6:
+            raise RunError(f"duration_s={duration_s:g} is shorter than one frame ({1 / spec.frame_rate_hz:g} s)")
+        whole_frames(duration_s, spec.frame_rate_hz, setting="duration_s")
     return duration_s if max_new_frames is None else max_new_frames / spec.frame_rate_hz
 
 

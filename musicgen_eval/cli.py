@@ -95,6 +95,11 @@ class EvaluationCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuses what would be ignored or wrong, before anything is made."""
         trainer = self._settings.trainer
+        for setting in ("limit_test_batches", "limit_val_batches", "limit_predict_batches"):
+            if getattr(trainer, setting) is not None:  # Lightning would read a 1 as all of them
+                raise RunError(
+                    f"trainer.{setting} would leave tracks half measured; use data.limit, which counts tracks"
+                )
         check_precision(str(trainer.precision), str(trainer.accelerator))
         if trainer.use_distributed_sampler:
             raise RunError("trainer.use_distributed_sampler would score windows twice; leave it false")
@@ -254,7 +259,9 @@ def generate(
         text: prompt of tracks that have none of their own.
         checkpoint: `demo`, a hub name such as facebook/musicgen-small, or a folder.
         revision: hub branch, tag or commit.
-        context_s: where in the track the continuation begins; default: in its middle. Also --context.
+        context_s: where in the track the continuation begins; default: in its middle. All before it is heard where it and the
+            continuation fit the checkpoint's limit, else the last limit - stride_s seconds, which a given context must not exceed.
+            Also --context.
         duration_s: how long it gets, in seconds; default: up to the track's end. Also --duration.
         max_new_frames: how long it gets, in frames.
         stride_s: by how much the window slides past the checkpoint's limit; default: 3/5 of the limit.
@@ -266,7 +273,8 @@ def generate(
         threads: of a CPU, for drawing and decoding.
         seed: of the numbers that codes are drawn with.
         format: of the files.
-        hold: `continuation`: what was generated, alone; `joined`: the track up to the joint, and what was generated after it.
+        hold: `continuation`: what was generated, alone; `joined`: the track up to the joint, whose last 40 ms fade into the codec's
+            sound of it, and what was generated after it, without a seam: what to listen to.
         originals: also write the context and the true continuation.
         precision: of the decoder.
         accelerator: where to run.
@@ -368,7 +376,20 @@ def _fail(message: str, status: int) -> int:
 
 
 def _short(message: str) -> str:
-    """The parser's message; for an unknown metric class only its name and the nearest known ones."""
+    """The parser's message in a line where it can be one; for an unknown metric class its name and the nearest known ones."""
+    subtypes = re.search(
+        r'Parser key "([^"]+)":\s+Does not validate against any of the Union subtypes\s+Subtypes: (.*?)\n.*Given value: (.*)',
+        message,
+        re.DOTALL,
+    )
+    if subtypes is not None and "class_path" not in message:
+        key, types, given = subtypes.groups()
+        names = [name.replace("NoneType", "null") for name in re.findall(r"<class '([\w.]+)'>", types)]
+        if set(names) - {"null"} and "metrics" not in key:
+            return f"{key}: expected {' or '.join(names)}, got {given.strip()!r}"
+    choice = re.search(r'Parser key "([^"]+)":\s+Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)', message)
+    if choice is not None:
+        return f"{choice[1]}: expected one of {choice[2]}, got {choice[3].strip()!r}"
     unknown = re.search(r"(?:given class_path '|dot import path string: )([\w.]+)", message)
     if unknown is None or "model.metrics" not in message:
         return message.strip()

@@ -16,12 +16,14 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from operator import index
 
 import torch
 from torch import Tensor
 from transformers import MusicgenForCausalLM
 
 from musicgen_eval.delay import delay_codes
+from musicgen_eval.errors import NonFiniteError
 from musicgen_eval.models.packed import is_packed
 from musicgen_eval.models.stepping import StepDecoder, suitable_threads
 from musicgen_eval.models.threads import torch_threads
@@ -75,8 +77,10 @@ def continue_codes(
 
     Source: MusicGen (arXiv 2306.05284), section 2.2; audiocraft 1.3.0, `LMModel.generate` and `MusicGen._generate_tokens`.
     """
-    if prompt.dim() != 3 or prompt.shape[1] != len(delays):
-        raise ValueError(f"prompt must be (B, K, P) with K = {len(delays)} delays, got {tuple(prompt.shape)}")
+    if prompt.dim() != 3 or prompt.shape[1] != len(delays) or prompt.dtype != torch.int64:
+        raise ValueError(
+            f"prompt must be (B, K, P) int64 with K = {len(delays)} delays, got {tuple(prompt.shape)} {prompt.dtype}"
+        )
     B, K, P = prompt.shape
     V = decoder.config.vocab_size
     stride = 3 * max_frames // 5 if stride_frames is None else stride_frames
@@ -93,20 +97,18 @@ def continue_codes(
         )
     if uniforms is not None and tuple(uniforms.shape) != (B, K, T):
         raise ValueError(f"uniforms must be (B, K, total_frames) = {(B, K, T)}, got {tuple(uniforms.shape)}")
+    if uniforms is not None and not bool(((uniforms >= 0) & (uniforms < 1)).all()):
+        raise ValueError("uniforms must lie in [0, 1)")
     for row, (known, total) in enumerate(zip(prompts, totals, strict=True)):
         if not 0 <= known <= min(P, total):
             raise ValueError(f"row {row}: a prompt of {known} frames does not fit {P} given and {total} in all")
-    texts = _texts(encoder_hidden_states, encoder_attention_mask, B)
+    texts = _texts(encoder_hidden_states, encoder_attention_mask, B, width=decoder.config.hidden_size)
 
     device = decoder.device
     codes = torch.full((B, K, T), V, dtype=torch.int64, device=device)
     for row, known in enumerate(prompts):
         codes[row, :, :known] = prompt[row, :, :known]
-        if (
-            device.type == "cpu"
-            and known
-            and not 0 <= int(codes[row, :, :known].min()) <= int(codes[row, :, :known].max()) < V
-        ):
+        if known and not 0 <= int(prompt[row, :, :known].min()) <= int(prompt[row, :, :known].max()) < V:
             raise ValueError(f"prompt must lie in [0, {V}) in its first {known} frames, and row {row} does not")
     schedules = [
         window_spans(known, total, max_frames=max_frames, stride_frames=stride)
@@ -131,7 +133,12 @@ def continue_codes(
         )
         for number in range(max(len(spans) for spans in schedules)):
             spans = [schedules[row][number] if number < len(schedules[row]) else None for row in order]
-            _continue_windows(steps, continued, spans, numbers, delays=delays, guidance_scale=guidance_scale, draw=draw)
+            try:
+                _continue_windows(
+                    steps, continued, spans, numbers, delays=delays, guidance_scale=guidance_scale, draw=draw
+                )
+            except NonFiniteError as error:
+                raise NonFiniteError(sorted(order[row] for row in error.rows)) from None
     codes[order] = continued
     return codes
 
@@ -244,6 +251,11 @@ def _continue_windows(
         logits = _guided(steps.logits(hidden), B, guidance_scale)
         drawn = draw(logits, None if numbers is None else numbers[:, :, number])
         columns[:, :, number] = torch.where(is_drawn[:, :, number], drawn, columns[:, :, number])
+    # What is not finite stays in the keys and values of its row, and so in all that follows.
+    finite = hidden.isfinite().all(1).tolist()
+    rows_failed = {row % B for row, good in enumerate(finite) if not good and not idle[row % B]}
+    if rows_failed:
+        raise NonFiniteError(sorted(rows_failed))
     rows, k, i = is_drawn.nonzero(as_tuple=True)
     codes[rows, k, in_codes[rows, k, i]] = columns[rows, k, i]
 
@@ -257,19 +269,27 @@ def _guided(logits: Tensor, num_rows: int, guidance_scale: float) -> Tensor:
 
 
 def _per_row(value: int | Sequence[int] | Tensor, num_rows: int, name: str) -> list[int]:
-    rows = value.tolist() if isinstance(value, Tensor) else [value] if isinstance(value, int) else list(value)
-    rows = rows * num_rows if isinstance(value, int) else rows
-    if not isinstance(rows, list) or len(rows) != num_rows or not all(isinstance(number, int) for number in rows):
+    try:
+        if isinstance(value, int):
+            return [value] * num_rows
+        rows = [index(number) for number in (value.tolist() if isinstance(value, Tensor) else value)]
+    except TypeError:
+        rows = []
+    if len(rows) != num_rows:
         raise ValueError(f"{name} must be a whole number or {num_rows} of them, got {value}")
     return rows
 
 
-def _texts(states: Tensor | None, mask: Tensor | None, num_rows: int) -> list[Tensor | None]:
+def _texts(states: Tensor | None, mask: Tensor | None, num_rows: int, *, width: int) -> list[Tensor | None]:
     """(L_i, D) states of each row without their padding; None for the null condition."""
     if states is None:
+        if mask is not None:
+            raise ValueError("encoder_attention_mask goes with encoder_hidden_states")
         return [None] * num_rows
-    if states.dim() != 3 or len(states) != num_rows:
-        raise ValueError(f"encoder_hidden_states must be (B, L, D) with B = {num_rows}, got {tuple(states.shape)}")
+    if states.dim() != 3 or len(states) != num_rows or states.shape[2] != width:
+        raise ValueError(
+            f"encoder_hidden_states must be (B, L, D) with B = {num_rows} and D = {width}, got {tuple(states.shape)}"
+        )
     if mask is None:
         return list(states)
     if mask.shape != states.shape[:2]:

@@ -15,6 +15,7 @@ import io
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -49,6 +50,11 @@ class AudioSettings:
     hold: Literal["continuation", "joined"] = "continuation"
     originals: bool = True
 
+    def __post_init__(self) -> None:
+        for name, known in (("format", ("flac", "wav", "mp3")), ("hold", ("continuation", "joined"))):
+            if getattr(self, name) not in known:
+                raise RunError(f"audio {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
 
 class ContinuationFolder:
     """Writes continuations below a run folder.
@@ -78,7 +84,7 @@ class ContinuationFolder:
         self.settings = settings
         self.num_written = 0
         self._common = {**asdict(continuation), "stride_s": stride_s}
-        self.table = path / ("continuations.csv" if rank == 0 else f"continuations.{rank}.csv")
+        self.table = path / table_name(rank)
 
     def write(self, continuation: Continuation, sound: Sound) -> Continuation:
         """Writes the files of a continuation, then its row.
@@ -92,13 +98,16 @@ class ContinuationFolder:
         ending = self.settings.format
         path = folder / f"continuation_{window.index}.{ending}"
         context_path, reference_path = folder / f"context.{ending}", folder / f"reference.{ending}"
-        joined = self.settings.hold == "joined"
+        pieces = joined_pieces(sound) if self.settings.hold == "joined" else sound.generated
+        written: list[Path] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if self.settings.originals:
-                self._store(context_path, _readable(sound.context()), sound, anew=False)
-                self._store(reference_path, _readable(sound.reference()), sound, anew=False)
-            self._store(path, joined_pieces(sound) if joined else sound.generated, sound, anew=True)
+                for original, read in ((context_path, sound.context), (reference_path, sound.reference)):
+                    if not original.exists() and self._store(original, _readable(read()), sound):
+                        written.append(original)
+            self._store(path, pieces, sound)
+            written.append(path)
             continuation = replace(
                 continuation,
                 path=path,
@@ -106,18 +115,25 @@ class ContinuationFolder:
                 reference_path=reference_path if reference_path.exists() else None,
             )
             self._append(continuation, sound)
-        except _Unreadable as error:
-            raise AudioError(str(error)) from error
-        except (OSError, AudioError) as error:
-            raise RunError(
-                f"run_dir {self.path}: {error}. This process wrote {self.num_written} continuations, which stay and are listed in "
-                f"{self.table.name}"
-            ) from error
+        except BaseException as error:
+            _take_back(written, folder)
+            if isinstance(error, _Unreadable):
+                raise AudioError(str(error)) from error
+            if isinstance(error, OSError | AudioError):
+                stay = f", which stay and are listed in {self.table.name}" if self.num_written else ""
+                raise RunError(
+                    f"run_dir {self.path}: {error}; this process wrote {self.num_written} continuations{stay}"
+                ) from error
+            raise
         self.num_written += 1
         return continuation
 
-    def finish(self, track_ids: Sequence[str]) -> list[dict[str, str]]:
+    def finish(self, track_ids: Sequence[str], *, num_processes: int = 1) -> list[dict[str, str]]:
         """Brings the tables of all processes together, in the order of tracks; for the first process, when all have written.
+
+        Args:
+            track_ids: of the plan.
+            num_processes: how many wrote.
 
         Returns:
             The rows, by column.
@@ -126,7 +142,7 @@ class ContinuationFolder:
             RunError: the table cannot be written; those of the processes stay.
         """
         order = {track: number for number, track in enumerate(track_ids)}
-        parts = sorted(self.path.glob("continuations*.csv"))
+        parts = [path for path in (self.path / table_name(rank) for rank in range(num_processes)) if path.exists()]
         rows = [row for part in parts for row in read_table(part)]
         rows.sort(key=lambda row: (order[row["track"]], int(row["continuation"])))
         whole = self.path / ".continuations.csv.part"
@@ -135,35 +151,35 @@ class ContinuationFolder:
                 table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
                 table.writeheader()
                 table.writerows(rows)
-            whole.replace(self.path / "continuations.csv")
+            whole.replace(self.path / table_name(0))
             for part in parts:
-                if part.name != "continuations.csv":
+                if part.name != table_name(0):
                     part.unlink()
         except OSError as error:
             whole.unlink(missing_ok=True)
             raise RunError(f"run_dir {self.path}: continuations.csv could not be written ({error})") from error
         return rows
 
-    def _store(self, path: Path, pieces: Iterator[Tensor], sound: Sound, *, anew: bool) -> None:
-        """Writes pieces to a file; none where there are none, or where it is there already and nothing new is to be said."""
-        first = None if path.exists() and not anew else next(pieces, None)
+    def _store(self, path: Path, pieces: Iterator[Tensor], sound: Sound) -> bool:
+        """Writes pieces to a file; False, and no file, where there are none."""
+        first = next(pieces, None)
         if first is None:
-            return
+            return False
         with AudioWriter(path, sample_rate_hz=sound.sample_rate_hz, channels=sound.num_channels) as writer:
             writer.write(first)
             for piece in pieces:
                 writer.write(piece)
+        return True
 
     def _append(self, continuation: Continuation, sound: Sound) -> None:
         """Adds a row in one write, so that a table never ends in half of one."""
         window, rate = continuation.window, sound.sample_rate_hz
-        hop = sound.context_decoded.shape[1] / max(window.context_frames, 1)
         row = {
             "track": window.track,
             "continuation": window.index,
             "context_s": sound.num_context_samples / rate,
             "heard_s": sound.context_decoded.shape[1] / rate,
-            "generated_s": window.target_frames * hop / rate,
+            "generated_s": sound.num_generated_samples / rate,
             "reference_s": sound.num_reference_samples / rate,
             "text": continuation.text or "",
             "seed": continuation.seed,
@@ -191,6 +207,11 @@ class ContinuationFolder:
             except OSError:
                 file.truncate(before)
                 raise
+
+
+def table_name(rank: int) -> str:
+    """Of the table that a process writes; the first one's is the run's."""
+    return "continuations.csv" if rank == 0 else f"continuations.{rank}.csv"
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -224,6 +245,15 @@ def joined_pieces(sound: Sound) -> Iterator[Tensor]:
     rise = (torch.arange(num_faded) + 1) / (num_faded + 1)
     yield held * (1 - rise) + sound.context_decoded[:, sound.context_decoded.shape[1] - num_faded :] * rise
     yield from sound.generated
+
+
+def _take_back(written: Sequence[Path], folder: Path) -> None:
+    """Removes files that no row will name, and folders that are empty then."""
+    with suppress(OSError):
+        for path in written:
+            path.unlink(missing_ok=True)
+        folder.rmdir()
+        folder.parent.rmdir()
 
 
 class _Unreadable(Exception):

@@ -21,7 +21,7 @@ from torch import Tensor
 from musicgen_eval.audio.files import TrackAudio
 from musicgen_eval.bank import MetricBank
 from musicgen_eval.data import WindowAudio
-from musicgen_eval.errors import AudioError
+from musicgen_eval.errors import AudioError, NonFiniteError
 from musicgen_eval.merging import State
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.models.threads import single_threaded, torch_threads
@@ -82,6 +82,15 @@ class Continuations:
         return len(self._continuations)
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """A window whose context is encoded, and its reference where that is wanted."""
+
+    window: WindowAudio
+    heard: Tensor
+    reference: Tensor | None
+
+
 class Sound:
     """The audio around one continuation, at the codec's rate, as (C, n) float32 pieces on the CPU.
 
@@ -92,6 +101,7 @@ class Sound:
         generated: what follows, as the codec decodes it; can be gone through once.
         num_context_samples: how much of the track lies before the joint.
         num_reference_samples: how much of it lies after the joint, up to the length of the continuation.
+        num_generated_samples: how much is generated.
     """
 
     def __init__(self, track: TrackAudio, continuation: Continuation, reference_frames: int, model: MusicGen) -> None:
@@ -100,9 +110,11 @@ class Sound:
         self.num_channels = spec.channels
         self.num_context_samples = window.scored_from_frame * spec.hop_samples
         self.num_reference_samples = reference_frames * spec.hop_samples
+        self.num_generated_samples = window.target_frames * spec.hop_samples
         self._track = track
         self.context_decoded, self.generated = split_pieces(
-            (piece.cpu() for piece in model.decode_pieces(continuation.codes)), window.context_frames * spec.hop_samples
+            (_finite(piece.cpu()) for piece in model.decode_pieces(continuation.codes)),
+            window.context_frames * spec.hop_samples,
         )
 
     def context(self) -> Iterator[Tensor]:
@@ -179,21 +191,40 @@ class BatchContinuation:
         """Continues windows whose context was read, together, and gives them one by one."""
         contexts = {window.track_row: window.audio for window in windows if window.audio is not None}
         encoded = dict(zip(contexts, self.model.encode(list(contexts.values())), strict=True))
-        heard = [encoded[window.track_row] for window in windows]  # continuations of one track hear the same
-        codes = continue_windows(
-            self.model,
-            heard,
-            [window.window for window in windows],
-            texts=[window.text for window in windows],
-            settings=self.settings,
-            stride_frames=self.stride_frames,
-            seed=self.seed,
-        )
-        references = [self._reference(window, codes_heard) for window, codes_heard in zip(windows, heard, strict=True)]
+        ready: list[_Ready] = []
+        for window in windows:  # continuations of one track hear the same
+            heard = encoded[window.track_row]
+            try:
+                ready.append(_Ready(window, heard, self._reference(window, heard)))
+            except AudioError as error:
+                yield Continued(window, failure=str(error))
+        if ready:
+            yield from self._continue(ready)
+
+    def _continue(self, ready: Sequence[_Ready]) -> Iterator[Continued]:
+        """Continues what is ready, in one batch."""
+        windows = [item.window for item in ready]
+        try:
+            codes = continue_windows(
+                self.model,
+                [item.heard for item in ready],
+                [window.window for window in windows],
+                texts=[window.text for window in windows],
+                settings=self.settings,
+                stride_frames=self.stride_frames,
+                seed=self.seed,
+            )
+        except NonFiniteError as error:
+            for row in error.rows:
+                yield Continued(windows[row], failure="the decoder gave no finite logits; try bf16-mixed or 32-true")
+            good = [item for row, item in enumerate(ready) if row not in error.rows]
+            if good:
+                yield from self._continue(good)
+            return
         items = [
-            ContinuedCodes(window.window, row, None if isinstance(reference, str) else reference, window.text, window.other_text)
-            for window, row, reference in zip(windows, codes, references, strict=True)
-        ]  # fmt: skip
+            ContinuedCodes(item.window.window, row, item.reference, item.window.text, item.window.other_text)
+            for item, row in zip(ready, codes, strict=True)
+        ]
         readings = score_continuations(
             self.model,
             items,
@@ -202,10 +233,8 @@ class BatchContinuation:
             seed=self.seed,
             with_logits=self.bank.readings_with_logits,
         )
-        for window, item, reference, read in zip(windows, items, references, readings, strict=True):
-            if isinstance(reference, str):
-                yield Continued(window, failure=reference)
-            elif any(scores is not None and not _is_finite(scores) for scores in read.values()):
+        for window, item, read in zip(windows, items, readings, strict=True):
+            if any(scores is not None and not _is_finite(scores) for scores in read.values()):
                 yield Continued(window, failure="the decoder gave no finite nll; try bf16-mixed or 32-true")
             else:
                 yield self._finish(window, item, read)
@@ -268,19 +297,20 @@ class BatchContinuation:
             reference_decoded=decoded,
         )
 
-    def _reference(self, window: WindowAudio, heard: Tensor) -> Tensor | str | None:
-        """The reference's codes behind those heard, where some metric wants them and there are any; or why they cannot be had."""
+    def _reference(self, window: WindowAudio, heard: Tensor) -> Tensor | None:
+        """The reference's codes behind those heard, where some metric wants them and there are any.
+
+        Raises:
+            AudioError: the track cannot be read.
+        """
         num_frames = self._reference_frames(window)
         if not self._wants_reference_codes or num_frames == 0:
             return None
         track = self.plan.audio[window.track_row]
         assert track is not None
-        try:
-            return encode_reference(
-                self.model, heard, _reader(track, window, self.model.spec), num_frames, stride_frames=self.stride_frames
-            )
-        except AudioError as error:
-            return str(error)
+        return encode_reference(
+            self.model, heard, _reader(track, window, self.model.spec), num_frames, stride_frames=self.stride_frames
+        )
 
     def _reference_frames(self, window: WindowAudio) -> int:
         behind = int(self.plan.num_frames[window.track_row]) - window.window.scored_from_frame
@@ -315,3 +345,9 @@ def _whole(pieces: Iterable[Tensor]) -> Tensor | None:
 
 def _is_finite(read: ScoredWindow) -> bool:
     return bool(read.nll[read.scored].isfinite().all())
+
+
+def _finite(piece: Tensor) -> Tensor:
+    if not piece.isfinite().all():
+        raise AudioError("the codec made NaN or infinite samples of the continuation's codes")
+    return piece

@@ -31,6 +31,20 @@ class MetricError(EvaluationError):
     """A metric that asks for what nobody gives, or whose states cannot be merged."""
 
 
+class NonFiniteError(EvaluationError):
+    """A decoder whose numbers are no numbers.
+
+    Attributes:
+        rows: of the batch.
+    """
+
+    def __init__(self, rows: Iterable[int]) -> None:
+        self.rows = tuple(rows)
+        super().__init__(
+            f"the decoder gave no finite logits in rows {', '.join(map(str, self.rows))} of the batch; try bf16-mixed or 32-true"
+        )
+
+
 class RunError(EvaluationError):
     """A run that cannot start or end: its folder, its devices, its failures."""
 

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -95,6 +95,7 @@ class MusicGenEvaluation(L.LightningModule):
         self._stopped: str | None = None
         self._banks: dict[Task, MetricBank] = {}
         self._continuer: BatchContinuation
+        self._threads: int
 
     @classmethod
     def from_loaded(cls, model: MusicGen, **settings: Any) -> MusicGenEvaluation:
@@ -187,11 +188,12 @@ class MusicGenEvaluation(L.LightningModule):
     def on_predict_start(self) -> None:
         """Starts afresh."""
         self.on_test_start()
+        self._threads = self.continuation.threads or torch.get_num_threads()
         self._continuer = BatchContinuation(
             self._loaded,
             self.bank,
             self._plan,
-            self.continuation,
+            replace(self.continuation, threads=self._threads),
             stride_frames=settle_stride(self.continuation, self.spec),
             seed=self.seed,
             sink=self.sink,
@@ -259,8 +261,7 @@ class MusicGenEvaluation(L.LightningModule):
         self._keep([*failed, *records])
 
     def _continue(self, batch: Batch, continuations: list[Continuation]) -> None:
-        windows, failed = _readable(batch)
-        self._keep(failed)
+        windows, records = _readable(batch)
         with float32_by_default(), ieee_float32():
             for continued in self._continuer.run(windows) if windows else ():
                 track_row = continued.window.track_row
@@ -268,7 +269,10 @@ class MusicGenEvaluation(L.LightningModule):
                     continuations.append(continued.continuation)
                     self.running.add([track_row], [continued.offer])
                 states, failure = continued.states or {}, continued.failure
-                self._keep([WindowRecord(continued.window.row, track_row, states=states, failure=failure)])
+                records.append(WindowRecord(continued.window.row, track_row, states=states, failure=failure))
+                if self.trainer.world_size == 1:  # a batch can take longer than whoever asks to stop will wait
+                    self.on_predict_batch_end()
+        self._keep(records)
 
     def _keep(self, records: Sequence[WindowRecord]) -> None:
         """Keeps records; more failures than allowed end a run of one process here, others at their end."""
@@ -337,8 +341,7 @@ class MusicGenEvaluation(L.LightningModule):
             }  # fmt: skip
         else:
             stride_s = settle_stride(self.continuation, self.spec) / self.spec.frame_rate_hz
-            threads = self.continuation.threads or torch.get_num_threads()
-            task_settings = {**asdict(self.continuation), "stride_s": stride_s, "threads": threads}
+            task_settings = {**asdict(self.continuation), "stride_s": stride_s, "threads": self._threads}
         return run_recipe(
             checkpoint=self.checkpoint,
             plan=self._plan,

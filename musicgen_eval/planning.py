@@ -138,9 +138,11 @@ def plan_continuation(settings: DataSettings, spec: CodecSpec, continuation: Con
     def outcome(num_frames: int) -> Outcome:
         context = num_frames // 2 if context_frames is None else context_frames
         if not 0 < context <= num_frames or (target_frames is None and context == num_frames):
-            after = "" if target_frames is not None else " and something to continue to"
-            asked = 1 if context_frames is None else context_frames
-            return "too_short", f"holds no context of {asked / spec.frame_rate_hz:g} s{after}"
+            asked = (1 if context_frames is None else context_frames) / spec.frame_rate_hz
+            after = (
+                "" if target_frames is not None else " and more to continue to; give a duration to go on past its end"
+            )
+            return "too_short", f"does not hold a context of {asked:g} s{after}"
         if target_frames is None and context_frames is not None:
             check_context(context, num_frames - context, spec, stride_frames)
         return "ok", ""
@@ -180,7 +182,10 @@ def _plan(
         if isinstance(opened, str):
             outcome, reason = "failed", opened
         else:
-            num_frames[row], outcome, reason = _measure(opened, tracks[row], settings, spec, outcome_of)
+            try:
+                num_frames[row], outcome, reason = _measure(opened, tracks[row], settings, spec, outcome_of)
+            except WindowError as error:
+                raise WindowError(f"{tracks[row].path}: {error}") from error
         status.append(outcome)  # type: ignore[arg-type]
         audio.append(opened if outcome == "ok" else None)  # type: ignore[arg-type]
         if reason:
@@ -249,6 +254,10 @@ def check_continuation(continuation: ContinuationSettings, spec: CodecSpec) -> N
         raise RunError(str(error)) from error
     if not 1 <= continuation.guidance_scale < float("inf"):
         raise RunError(f"guidance_scale must be at least 1, which is none, got {continuation.guidance_scale}")
+    if continuation.temperature == 0 and continuation.num_continuations > 1:
+        raise RunError(
+            "temperature=0 takes the likeliest codes, so continuations of a track are one and the same; ask for one"
+        )
     for name in ("num_continuations", "threads"):
         number = getattr(continuation, name)
         if number is not None and number < 1:
@@ -281,10 +290,9 @@ def settle_continuation(settings: DataSettings, spec: CodecSpec, stride_frames: 
     rate = spec.frame_rate_hz
     given: list[int | None] = []
     for name, seconds in (("context_s", settings.context_s), ("target_s", settings.target_s)):
-        frames = None if seconds is None else whole_frames(seconds, rate, setting=name)
-        if frames is not None and frames < 1:
+        if seconds is not None and not seconds * rate >= 1 - 1e-6:
             raise WindowError(f"{name}={seconds:g} is shorter than one frame ({1 / rate:g} s)")
-        given.append(frames)
+        given.append(None if seconds is None else whole_frames(seconds, rate, setting=name))
     context, target = given
     if context is not None:
         check_context(context, 1 if target is None else target, spec, stride_frames)
@@ -407,6 +415,8 @@ def _count_resamplers(audio: Sequence[TrackAudio | None], sample_rate_hz: int) -
 
 def _why_nothing(plan: Plan) -> str:
     counts = {outcome: plan.status.count(outcome) for outcome in ("failed", "too_short", "skipped")}
-    parts = [f"{count} tracks {outcome.replace('_', ' ')}" for outcome, count in counts.items() if count]
+    parts = [
+        f"{count} track{'s' * (count > 1)} {outcome.replace('_', ' ')}" for outcome, count in counts.items() if count
+    ]
     first = f"; the first: {next(iter(plan.reasons.values()))}" if plan.reasons else ""
     return (", ".join(parts) or "it holds no tracks") + first

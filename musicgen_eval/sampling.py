@@ -12,6 +12,9 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
+DEFAULT_TOP_K = 250
+"""audiocraft's and transformers'."""
+
 
 def draw_codes(
     logits: Tensor,
@@ -69,9 +72,8 @@ def check_sampling(*, temperature: float, top_k: int | None, top_p: float | None
     """
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature must be a number from 0 (the likeliest code) on, got {temperature}")
-    if temperature == 0:  # nothing is drawn
-        return
-    if top_k is not None and not 1 <= top_k <= codebook_size:
+    is_default = temperature == 0 and top_k == DEFAULT_TOP_K  # nothing is drawn, and nobody asked for it
+    if top_k is not None and not 1 <= top_k <= codebook_size and not is_default:
         raise ValueError(f"top_k must be 1 to {codebook_size}, the checkpoint's codebook size, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")

@@ -84,7 +84,7 @@ def _track_table(result: EvaluationResult) -> Table:
     table = Table(title="tracks", title_justify="left")
     table.add_column("track", overflow="fold")
     table.add_column("seconds", justify="right")
-    table.add_column("windows", justify="right")
+    table.add_column("continuations" if "generated_seconds" in result.counts else "windows", justify="right")
     for name, key in keys:
         table.add_column(f"{name} {key}", justify="right")
     table.add_column("status")
@@ -103,7 +103,7 @@ def _counts_line(result: EvaluationResult) -> str:
         f"{counts[f'tracks_{name}']} {name.replace('_', ' ')}" for name in ("failed", "too_short", "skipped")
     )
     if "generated_seconds" in counts:
-        done = f"{counts['windows']} continuations, {counts['generated_seconds']:.2f} s generated"
+        done = f"{counts['windows']} continuation{'s' * (counts['windows'] != 1)}, {counts['generated_seconds']:.2f} s generated"
     else:
         done = f"{counts['windows']} windows, {counts['scored_seconds']:.2f} s scored"
     return (

@@ -110,7 +110,12 @@ class WandbTracker(L.Callback):
         result = pl_module.result
         run.config.update({"recipe": _jsonable(result.recipe)}, allow_val_change=True)
         run.log({"tracks": _track_table(result)})
-        if self.writer is not None and self.writer.continuations and self.writer.folder is not None:
+        if (
+            self.writer is not None
+            and self.writer.folder is not None
+            and self.writer.continuations
+            and self.max_logged > 0
+        ):
             rows = self.writer.continuations[: self.max_logged]
             run.log({"continuations": _player_table(rows, self.writer.folder.path)})
         run.summary.update({**summary_numbers(result), "tracks_in_table": min(len(result.tracks), MAX_TABLE_ROWS)})

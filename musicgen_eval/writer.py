@@ -15,6 +15,8 @@ from musicgen_eval.planning import settle_stride
 from musicgen_eval.run_folder import RunFolder, run_record
 from musicgen_eval.tables import print_result
 
+MAX_LISTED = 8  # continuations that are named one by one
+
 
 class RunWriter(L.Callback):
     """Writes continuations as they come, and the result at the end, on rank 0, which is printed too.
@@ -76,8 +78,14 @@ class RunWriter(L.Callback):
             if self.folder is not None:
                 continued = []
                 if self._written is not None:
-                    self.continuations = self._written.finish([track.id for track in pl_module.result.tracks])
-                    continued = [self.folder.path / "continuations.csv", self.folder.path / "audio"]
+                    self.continuations = self._written.finish(
+                        [track.id for track in pl_module.result.tracks], num_processes=trainer.world_size
+                    )
+                    paths = [self.folder.path / row["path"] for row in self.continuations]
+                    continued = [
+                        self.folder.path / "continuations.csv",
+                        *(paths if len(paths) <= MAX_LISTED else [self.folder.path / "audio"]),
+                    ]
                 run = run_record(
                     command=self.command,
                     seed=pl_module.seed,
@@ -98,7 +106,7 @@ class RunWriter(L.Callback):
         if self._written is not None and self._written.num_written and self.console is not None:
             written = self._written
             self.console.print(
-                f"{written.num_written} continuations were written; they stay, and are listed in {written.table}",
+                f"\n{written.num_written} continuations stay, and are listed in {written.table}",
                 markup=False,
                 soft_wrap=True,
             )

@@ -24,7 +24,7 @@ def refusal(capsys, *arguments: str, door=lightning_main) -> str:
     ("arguments", "message"),
     [
         (["--data.foo=3"], "unrecognized arguments: --data.foo=3"),
-        (["--model.tail=keep"], "Expected a typing.Literal['score', 'drop']. Got value: keep"),
+        (["--model.tail=keep"], "model.tail: expected one of 'score', 'drop', got 'keep'"),
         (
             ["--model.metrics.x=musicgen_eval.metrics.CodebookPerplexty"],
             "did you mean musicgen_eval.metrics.CodebookPerplexity",
@@ -121,3 +121,133 @@ def test_a_runs_config_gives_the_run_again(capsys, tmp_path, oracle):
     again = ["test", "--config", str(tmp_path / "a" / "config.yaml"), f"--run_dir={tmp_path / 'b'}"]
     assert lightning_main(again) == 0, capsys.readouterr().err
     assert (tmp_path / "a" / "summary.json").read_bytes() == (tmp_path / "b" / "summary.json").read_bytes()
+
+
+def tiny(oracle: Path) -> list[str]:
+    """The everyday door to a continuation by a model of 64 entries a codebook, whose limit is 30 s."""
+    return ["generate", "--audio", "demo", "--checkpoint", str(oracle / "tiny_musicgen"), "--top_k", "40"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--top_k", "999"], "top_k must be 1 to 256, the checkpoint's codebook size, got 999"),
+        (["--top_k", "0"], "top_k must be 1 to 256"),
+        (["--top_p", "0"], "top_p must be above 0 and at most 1, got 0"),
+        (["--temperature", "-1"], "temperature must be a number from 0"),
+        (["--guidance_scale", "0.5"], "guidance_scale must be at least 1"),
+        (["--stride_s", "0"], "stride_s=0 must be above 0 and below the checkpoint's window of 10 s"),
+        (["--stride_s", "10"], "stride_s=10 must be above 0 and below the checkpoint's window of 10 s"),
+        (["--stride_s", "0.01"], "stride_s=0.01 s is 0.5 frames"),
+        (["--context", "0"], "context_s=0 is shorter than one frame (0.02 s)"),
+        (["--context", "0.01"], "context_s=0.01 is shorter than one frame (0.02 s)"),
+        (["--context", "-1"], "context_s=-1"),
+        (["--context", "9", "--duration", "20"], "context_s=9 and 20 s after it are over the checkpoint's 10 s"),
+        (["--duration", "0"], "duration_s=0"),
+        (["--duration", "0.03"], "duration_s=0.03 s is 1.5 frames"),
+        (["--max-new-frames", "0"], "max_new_frames must be at least 1, got 0"),
+        (["--duration", "3", "--max-new-frames", "10"], "duration_s=3 and max_new_frames=10 say the same thing"),
+        (["--num_continuations", "0"], "num_continuations must be at least 1, got 0"),
+        (["--threads", "0"], "threads must be at least 1, got 0"),
+        (["--format", "ogg"], "format"),
+        (["--hold", "both"], "hold"),
+        (["--batch_size", "0"], "batch_size must be at least 1"),
+        (["--audio", "/nowhere.wav"], "/nowhere.wav"),
+        (["--target_s", "3"], "unrecognized arguments: --target_s 3"),
+        (["--checkpoint", "demmo"], "did you mean demo?"),
+    ],
+)
+def test_generate_refuses_in_a_line_and_leaves_nothing(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    said = refusal(capsys, "generate", "--audio", "demo", *arguments, door=main)
+    assert message in said
+    assert len(said.strip().splitlines()) == 1 + said.startswith("error: Parser key")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.continuation.top_k=999"], "top_k must be 1 to 256, the checkpoint's codebook size, got 999"),
+        (["--model.continuation.temperature=-1"], "temperature must be a number from 0"),
+        (["--model.continuation.guidance_scale=0.5"], "guidance_scale must be at least 1"),
+        (["--model.continuation.stride_s=0"], "stride_s=0 must be above 0"),
+        (["--model.continuation.stride_s=10"], "below the checkpoint's window of 10 s"),
+        (["--model.continuation.num_continuations=0"], "num_continuations must be at least 1, got 0"),
+        (["--model.continuation.threads=0"], "threads must be at least 1, got 0"),
+        (["--model.continuation.topk=5"], "topk"),
+        (["--data.context_s=0"], "context_s=0 is shorter than one frame"),
+        (["--data.context_s=0.01"], "context_s=0.01 is shorter than one frame"),
+        (["--data.context_s=9", "--data.target_s=20"], "context_s=9 and 20 s after it are over the checkpoint's 10 s"),
+        (["--data.target_s=0"], "target_s=0 is shorter than one frame"),
+        (["--data.head=skip"], "data.head says how windows are scored, and means nothing in predict"),
+        (["--data.allow_beyond_limit=true"], "data.allow_beyond_limit says how windows are scored"),
+        (["--model.tail=drop"], "model.tail says how windows are scored, and means nothing in predict"),
+        (["--model.save_nll=true"], "model.save_nll says how windows are scored"),
+        (["--trainer.limit_predict_batches=1", "--data.limit=1", "--data.target_s=0.1"], "use data.limit"),
+        (["--trainer.limit_predict_batches=2"], "would leave tracks half measured; use data.limit"),
+        (["--trainer.fast_dev_run=true"], "use data.limit"),
+        (["--audio.format=ogg"], "format"),
+        (["--audio.hold=both"], "hold"),
+        (["--return_predictions=true"], "unrecognized arguments: --return_predictions=true"),
+        (["--trainer.precision=16-mixed"], "16-mixed needs a GPU"),
+        (["--model.metrics.gain=ContextGain"], "asks for the reading 'no_context'"),
+    ],
+)
+def test_predict_refuses_what_is_wrong_and_leaves_nothing(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    said = refusal(capsys, "predict", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", *arguments)
+    assert message in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_generate_continues_a_folder_and_says_where_it_went(capsys, tmp_path, oracle):
+    arguments = ["--limit", "2", "--context", "0.2", "--max-new-frames", "10", "--text", "EDM"]
+    status = main([*tiny(oracle), *arguments, "--threads", "1", "--run-dir", str(tmp_path / "x")])
+    said = capsys.readouterr()
+    assert status == 0, said.err
+    assert "2 continuations, 0.40 s generated" in " ".join(said.out.split())
+    assert str(tmp_path / "x" / "continuations.csv") in said.out.replace("\n", "")
+    assert len(list((tmp_path / "x" / "audio").rglob("continuation_0.flac"))) == 2
+    summary = json.loads((tmp_path / "x" / "summary.json").read_text())
+    assert summary["metrics"] == {}
+    assert summary["counts"]["generated_seconds"] == 0.4
+
+
+CONTINUATION = ["predict", "--config", str(ROOT / "configs" / "continuation.yaml")]
+
+
+def test_predict_parses_the_shipped_config_of_continuations(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        lightning_main([*CONTINUATION, "--print_config"])
+    assert stopped.value.code == 0
+    assert "continuation:" in capsys.readouterr().out
+
+
+def test_the_shipped_config_of_continuations_runs(capsys, tmp_path, oracle):
+    arguments = [
+        *CONTINUATION, f"--model.checkpoint={oracle / 'tiny_musicgen'}", "--model.continuation.top_k=40",
+        "--model.continuation.threads=1", "--data.source=demo", "--data.limit=2", "--data.context_s=0.2",
+        "--data.target_s=0.2", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+    assert lightning_main([*arguments, f"--run_dir={tmp_path / 'a'}"]) == 0, capsys.readouterr().err
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert set(summary["metrics"]) == {"perplexity", "true_perplexity", "seam", "true_seam"}
+    assert summary["counts"]["tracks_ok"] == 2
+    assert len(list((tmp_path / "a" / "audio").rglob("*.flac"))) == 2 * 3
+
+
+def test_a_predicted_runs_config_gives_the_run_again(capsys, tmp_path, oracle):
+    arguments = [
+        "predict", f"--model.checkpoint={oracle / 'tiny_musicgen'}", "--model.continuation.top_k=40",
+        "--model.continuation.threads=1", "--model.seed=5", "--data.limit=1", "--data.context_s=0.2", "--data.target_s=0.2",
+        "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--audio.hold=joined",
+    ]  # fmt: skip
+    assert lightning_main([*arguments, f"--run_dir={tmp_path / 'a'}"]) == 0, capsys.readouterr().err
+    again = ["predict", "--config", str(tmp_path / "a" / "config.yaml"), f"--run_dir={tmp_path / 'b'}"]
+    assert lightning_main(again) == 0, capsys.readouterr().err
+    names = ["summary.json", "continuations.csv", "tracks.csv", "windows.csv"]
+    names += [str(path.relative_to(tmp_path / "a")) for path in (tmp_path / "a" / "audio").rglob("*.flac")]
+    assert len(names) == 4 + 3
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name

@@ -13,6 +13,7 @@ from transformers import MusicgenForConditionalGeneration
 
 from musicgen_eval.continuation import continue_codes, window_spans
 from musicgen_eval.delay import delay_codes
+from musicgen_eval.errors import NonFiniteError
 from musicgen_eval.models import stepping
 from musicgen_eval.models.packed import pack_linears
 from musicgen_eval.sampling import draw_codes
@@ -222,6 +223,18 @@ def test_the_stereo_pattern_is_followed(oracle):
         assert torch.equal(codes[0, k, 10:], logits[k, 10 + delay : 30 + delay].argmax(-1))
 
 
+def test_rows_without_finite_logits_are_named(composite):
+    broken = copy.deepcopy(composite.decoder)
+    states, mask = random_texts(broken, 3, 0, 3)
+    states[2] = float("nan")
+    with pytest.raises(NonFiniteError, match="no finite logits in rows 2 of the batch") as raised:
+        continue_codes(
+            broken, random_codes(3, 4, 5), total_frames=20, delays=DELAYS, encoder_hidden_states=states,
+            encoder_attention_mask=mask, temperature=0,
+        )  # fmt: skip
+    assert raised.value.rows == (2,)
+
+
 def test_nothing_to_draw_gives_the_prompt_back(decoder):
     prompt = random_codes(2, 4, 10)
     assert torch.equal(continue_codes(decoder, prompt, total_frames=10, delays=DELAYS, temperature=0), prompt)
@@ -245,7 +258,7 @@ def test_windows_draw_every_frame_once_and_hear_only_what_is_known(prompt, new, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompt": torch.zeros(1, 3, 5, dtype=torch.int64)}, r"prompt must be \(B, K, P\) with K = 4"),
+        ({"prompt": torch.zeros(1, 3, 5, dtype=torch.int64)}, r"prompt must be \(B, K, P\) int64 with K = 4"),
         ({"prompt": torch.full((1, 4, 5), 64)}, r"prompt must lie in \[0, 64\) in its first 5 frames, and row 0"),
         ({"prompt": torch.full((1, 4, 5), -1)}, r"prompt must lie in \[0, 64\)"),
         ({"total_frames": 3}, "row 0: a prompt of 5 frames does not fit 5 given and 3 in all"),
@@ -259,7 +272,13 @@ def test_windows_draw_every_frame_once_and_hear_only_what_is_known(prompt, new, 
         ({"temperature": 1.0, "top_k": 65}, "top_k must be 1 to 64"),
         ({"temperature": 1.0, "top_k": 20}, "pass uniforms"),
         ({"uniforms": torch.zeros(1, 4, 5)}, r"uniforms must be \(B, K, total_frames\) = \(1, 4, 20\)"),
-        ({"encoder_hidden_states": torch.zeros(2, 3, 8)}, r"encoder_hidden_states must be \(B, L, D\) with B = 1"),
+        ({"encoder_hidden_states": torch.zeros(2, 3, 64)}, r"encoder_hidden_states must be \(B, L, D\) with B = 1"),
+        ({"encoder_hidden_states": torch.zeros(1, 3, 8)}, "B = 1 and D = 64"),
+        ({"encoder_attention_mask": torch.ones(1, 3)}, "encoder_attention_mask goes with encoder_hidden_states"),
+        ({"uniforms": torch.full((1, 4, 20), 1.0)}, r"uniforms must lie in \[0, 1\)"),
+        ({"uniforms": torch.full((1, 4, 20), float("nan"))}, r"uniforms must lie in \[0, 1\)"),
+        ({"prompt": torch.zeros(1, 4, 5)}, r"prompt must be \(B, K, P\) int64"),
+        ({"top_k": 65}, "top_k must be 1 to 64"),
     ],
 )
 def test_what_does_not_fit_is_named(composite, change, message):

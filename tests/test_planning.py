@@ -5,8 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musicgen_eval.errors import RunError, WindowError
-from musicgen_eval.planning import DataSettings, other_texts, plan_evaluation, refuse_failures, settle_windows
-from musicgen_eval.records import CodecSpec, Failure
+from musicgen_eval.planning import (
+    DataSettings,
+    check_continuation,
+    other_texts,
+    plan_continuation,
+    plan_evaluation,
+    refuse_failures,
+    settle_stride,
+    settle_windows,
+)
+from musicgen_eval.records import CodecSpec, ContinuationSettings, Failure
 
 SPEC = CodecSpec(32000, 50, 640, 4, 2048, 1, (0, 1, 2, 3), 1500)
 
@@ -99,7 +108,7 @@ def test_more_failures_than_allowed_end_the_plan_with_their_reasons(folder):
 
 
 def test_a_plan_without_a_window_says_what_became_of_the_tracks(folder):
-    with pytest.raises(RunError, match=r"nothing to score.*1 tracks failed, 5 tracks skipped; the first: "):
+    with pytest.raises(RunError, match=r"nothing to score.*1 track failed, 5 tracks skipped; the first: "):
         plan_evaluation(settings(folder, min_duration_s=10.0), SPEC)
 
 
@@ -169,3 +178,92 @@ def test_a_long_list_of_failures_is_cut():
     assert lines[1] == "  track0: broken"
     assert lines[-1] == "  and 4 more"
     assert len(lines) == 7
+
+
+def continuation_plan(folder, continuation=None, **given):
+    given = {"context_s": None, "target_s": None, **given}
+    return plan_continuation(settings(folder, **given), SPEC, continuation or ContinuationSettings())
+
+
+def test_each_track_is_continued_from_its_half(folder):
+    plan = continuation_plan(folder)
+    assert plan.task == "continue"
+    assert plan.status == ["ok", "ok", "failed", "ok", "failed", "ok"]
+    columns = (plan.windows.track, plan.windows.context_frames, plan.windows.target_frames)
+    found = sorted(zip(*(column.tolist() for column in columns), strict=True))
+    assert found == [(0, 50, 50), (1, 25, 25), (3, 5, 5), (5, 24, 25)]
+    assert (plan.context_frames, plan.target_frames) == (None, None)
+
+
+def test_a_track_without_the_context_is_too_short(folder):
+    plan = continuation_plan(folder, context_s=1.0)
+    assert plan.status == ["ok", "too_short", "failed", "too_short", "failed", "too_short"]
+    assert (
+        plan.reasons[1]
+        == "1 s does not hold a context of 1 s and more to continue to; give a duration to go on past its end"
+    )
+    beyond = continuation_plan(folder, context_s=1.0, target_s=0.5)  # may go on beyond a track's end
+    assert beyond.status == ["ok", "ok", "failed", "too_short", "failed", "too_short"]
+    assert beyond.reasons[3] == "0.2 s does not hold a context of 1 s"
+
+
+def test_every_continuation_is_a_window(folder):
+    plan = continuation_plan(folder, ContinuationSettings(num_continuations=3))
+    assert len(plan.windows) == 4 * 3
+    pairs = set(zip(plan.windows.track.tolist(), plan.windows.index.tolist(), strict=True))
+    assert pairs == {(track, index) for track in (0, 1, 3, 5) for index in range(3)}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"head": "skip"}, r"data\.head .* means nothing in predict"),
+        ({"allow_beyond_limit": True}, r"data\.allow_beyond_limit .* means nothing in predict"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_settings_of_scoring_are_refused_in_predict(folder, given, message):
+    with pytest.raises(RunError, match=message):
+        continuation_plan(folder, **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"context_s": 0.0}, r"context_s=0 is shorter than one frame \(0\.02 s\)"),
+        ({"target_s": 0.0}, "target_s=0 is shorter than one frame"),
+        ({"context_s": 0.01}, r"context_s=0\.01 is shorter than one frame"),
+        (
+            {"context_s": 20.0, "target_s": 20.0},
+            "over the checkpoint's 30 s, so windows slide by 18 s and hear 12 s at most",
+        ),
+    ],
+)
+def test_a_context_that_cannot_be_heard_is_refused(folder, given, message):
+    with pytest.raises(WindowError, match=message):
+        continuation_plan(folder, **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"stride_s": 0.0}, "stride_s=0 must be above 0 and below the checkpoint's window of 30 s"),
+        ({"stride_s": 30.0}, "stride_s=30 must be above 0 and below"),
+        ({"stride_s": 0.03}, r"stride_s=0\.03 s is 1\.5 frames"),
+        ({"top_k": 2049}, "top_k must be 1 to 2048"),
+        ({"top_p": 1.5}, "top_p must be above 0"),
+        ({"temperature": float("nan")}, "temperature must be a number"),
+        ({"guidance_scale": 0.5}, "guidance_scale must be at least 1"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be at least 1"),
+        ({"num_continuations": 0}, "num_continuations must be at least 1"),
+        ({"threads": 0}, "threads must be at least 1"),
+    ],
+)
+def test_settings_of_a_continuation_that_mean_nothing_are_refused(given, message):
+    with pytest.raises((RunError, WindowError), match=message):
+        check_continuation(ContinuationSettings(**given), SPEC)
+
+
+def test_the_stride_is_three_fifths_of_the_limit_unless_given():
+    assert settle_stride(ContinuationSettings(), SPEC) == 900
+    assert settle_stride(ContinuationSettings(stride_s=29.98), SPEC) == 1499

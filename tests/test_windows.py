@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from musicgen_eval.errors import WindowError
 from musicgen_eval.records import CodecSpec, Window
-from musicgen_eval.windows import check_limit, plan_windows, whole_frames
+from musicgen_eval.windows import check_limit, plan_continuations, plan_windows, whole_frames
 
 LENGTHS = st.lists(st.integers(0, 60), max_size=6)
 SPEC = CodecSpec(32000, 50, 640, 4, 2048, 1, (0, 1, 2, 3), 1500)
@@ -84,3 +84,29 @@ def test_windows_over_the_limit_are_refused_unless_allowed():
     with pytest.raises(WindowError, match="1501 frames, over the checkpoint's limit of 1500"):
         check_limit(750, 751, SPEC, allow_beyond_limit=False)
     check_limit(750, 751, SPEC, allow_beyond_limit=True)
+
+
+@given(
+    LENGTHS,
+    st.none() | st.integers(1, 20),
+    st.none() | st.integers(1, 20),
+    st.integers(2, 30),
+    st.data(),
+    st.integers(1, 3),
+)
+def test_continuations_equal_brute_force(lengths, context, target, max_frames, data, num_continuations):
+    stride = data.draw(st.integers(1, max_frames - 1))
+    plan = plan_continuations(
+        lengths, context, target, max_frames=max_frames, stride_frames=stride, num_continuations=num_continuations
+    )
+    expected = []
+    for track, length in enumerate(lengths):
+        for index in range(num_continuations if length else 0):
+            joint = length // 2 if context is None else context
+            generated = length - joint if target is None else target
+            heard = joint
+            if joint + generated > max_frames:
+                heard = min(joint, max_frames - stride)
+            expected.append((track, index, joint - heard, heard, generated))
+    columns = (plan.track, plan.index, plan.start_frame, plan.context_frames, plan.target_frames)
+    assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected
