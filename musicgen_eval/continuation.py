@@ -25,8 +25,8 @@ from transformers import MusicgenForCausalLM
 from musicgen_eval.delay import delay_codes
 from musicgen_eval.errors import NonFiniteError
 from musicgen_eval.models.packed import is_packed
-from musicgen_eval.models.stepping import StepDecoder, suitable_threads
-from musicgen_eval.models.threads import torch_threads
+from musicgen_eval.models.stepping import StepDecoder
+from musicgen_eval.models.threads import map_single_threaded, torch_threads
 from musicgen_eval.sampling import check_sampling, draw_codes
 
 
@@ -122,7 +122,6 @@ def continue_codes(
     numbers = None if uniforms is None else uniforms[order].to(device, torch.float32)
     continued = codes[order]
     with ExitStack() as settings:
-        settings.enter_context(torch_threads(suitable_threads(decoder) if device.type == "cpu" else None))
         if is_packed(decoder):
             settings.enter_context(torch.autocast(device.type, enabled=False))
         steps = StepDecoder(
@@ -236,21 +235,28 @@ def _continue_windows(
     numbers = None if uniforms is None else uniforms.gather(2, in_codes)
 
     steps.begin([max(known) + 1 if idle[row % B] else known[row % B] + 1 for row in range(steps.num_rows)])
-    for row in range(steps.num_rows):
+
+    def read(row: int) -> None:
         span = windows[row % B]
-        if not idle[row % B]:
-            prompt = codes[row % B, :, span.start : span.known]
-            num_steps = known[row % B] + 1
-            delayed = delay_codes(prompt[None], delays=delays, special_token=steps.special_token, num_steps=num_steps)
-            steps.read(row, delayed[0])
+        prompt, num_steps = codes[row % B, :, span.start : span.known], known[row % B] + 1
+        delayed = delay_codes(prompt[None], delays=delays, special_token=steps.special_token, num_steps=num_steps)
+        steps.read(row, delayed[0])
+
+    rows_read = [row for row in range(steps.num_rows) if not idle[row % B]]
+    if device.type == "cpu" and len(rows_read) > 1:
+        map_single_threaded(read, rows_read)
+    else:
+        for row in rows_read:
+            read(row)
     hidden = steps.last_read
-    for number in range(num_drawn):
-        if number:
-            ids = columns[:, :, number - 1]
-            hidden = steps.step(torch.cat([ids, ids[: steps.num_rows - B]]), number - 1)
-        logits = _guided(steps.logits(hidden), B, guidance_scale)
-        drawn = draw(logits, None if numbers is None else numbers[:, :, number])
-        columns[:, :, number] = torch.where(is_drawn[:, :, number], drawn, columns[:, :, number])
+    with torch_threads(steps.suitable_threads):
+        for number in range(num_drawn):
+            if number:
+                ids = columns[:, :, number - 1]
+                hidden = steps.step(torch.cat([ids, ids[: steps.num_rows - B]]), number - 1)
+            logits = _guided(steps.logits(hidden), B, guidance_scale)
+            drawn = draw(logits, None if numbers is None else numbers[:, :, number])
+            columns[:, :, number] = torch.where(is_drawn[:, :, number], drawn, columns[:, :, number])
     # What is not finite stays in the keys and values of its row, and so in all that follows.
     finite = hidden.isfinite().all(1).tolist()
     rows_failed = {row % B for row, good in enumerate(finite) if not good and not idle[row % B]}

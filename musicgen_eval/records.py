@@ -202,7 +202,7 @@ class ContinuationSettings:
         top_p: draws from the likeliest codes that reach this probability together; None: all.
         num_continuations: how many times each track is continued, each with numbers of its own.
         threads: of a CPU, for drawing codes and decoding them; None: as many as the trainer gives. Last bits depend on it, and so
-            now and then does a code. Small decoders take one, whatever is given.
+            now and then does a code. Small steps take one, whatever is given.
     """
 
     stride_s: float | None = None

@@ -524,7 +524,7 @@ def test_the_yaml_of_the_docs_for_predict_makes_metrics_that_are_accepted():
     results = bank.compute(bank.update(trial_offers(SPEC, bank.readings, "continue")))
     assert list(results) == ["snr", "true_ppl", "true_seam"]
     assert all(values for values in results.values())
-    assert bank.audio_names == {"generated", "reference", "context_decoded", "reference_decoded", "sample_rate_hz"}
+    assert bank.audio_names == {"generated", "reference", "context", "sample_rate_hz"}
     assert [reading.name for reading in bank.scored_readings] == ["reference"]
 
 
