@@ -137,23 +137,25 @@ def test_greedy_codes_are_those_of_generate(composite, decoder, guidance):
     assert torch.equal(ours, theirs)
 
 
-def test_sliding_windows_are_windows_of_generate_one_after_the_other(composite, decoder):
+@pytest.mark.parametrize(
+    ("num_frames", "max_frames", "num_prompt"), [(130, 40, 25), pytest.param(3000, 1500, 300, id="a minute")]
+)
+def test_sliding_windows_are_windows_of_generate(composite, decoder, num_frames, max_frames, num_prompt):
     ids = torch.randint(3, 200, (1, 6), generator=torch.Generator().manual_seed(1))
     text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    expected = random_codes(1, 4, 25, seed=2)
+    expected = random_codes(1, 4, num_prompt, seed=2)
     start = 0
-    while expected.shape[-1] < 130:
+    while expected.shape[-1] < num_frames:
         known = expected[:, :, start:]
-        grown = generate_by_transformers(
-            composite, known, min(40, 130 - start) - known.shape[-1], text=text, guidance=3.0
-        )
+        num_new = min(max_frames, num_frames - start) - known.shape[-1]
+        grown = generate_by_transformers(composite, known, num_new, text=text, guidance=3.0)
         expected = torch.cat([expected[:, :, :start], grown], dim=-1)
-        start += 24
+        start += 3 * max_frames // 5
     states = composite.text_encoder(ids).last_hidden_state
     states = composite.enc_to_dec_proj(states) if hasattr(composite, "enc_to_dec_proj") else states
     ours = continue_codes(
-        decoder, expected[:, :, :25], total_frames=130, delays=DELAYS, max_frames=40, encoder_hidden_states=states,
-        temperature=0,
+        decoder, expected[:, :, :num_prompt], total_frames=num_frames, delays=DELAYS, max_frames=max_frames,
+        encoder_hidden_states=states, temperature=0,
     )  # fmt: skip
     assert torch.equal(ours, expected)
 
