@@ -224,7 +224,7 @@ def track_folder(track: str) -> str:
     """A folder name for a track id: readable, without anything that leads elsewhere, and different for different ids.
 
     >>> track_folder("my songs/a.mp3")
-    'my_songs_a.mp3-7fd95a69'
+    'my_songs_a.mp3-c0d5c51c'
     """
     readable = re.sub(r"[^\w.-]+", "_", track, flags=re.ASCII).strip("._")[-80:]
     return f"{readable or 'track'}-{sha256(track.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"

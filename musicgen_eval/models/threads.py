@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -99,19 +99,11 @@ def torch_threads(num_threads: int | None) -> Iterator[None]:
 def ieee_float32() -> Iterator[None]:
     """Compute float32 products as float32: no TF32, no bf16 behind `torch.set_float32_matmul_precision`.
 
-    torch keeps these switches for the whole process, so they are thrown outside of any pool and put back at the end.
+    torch keeps these switches for the whole process, so they are thrown outside of any pool. Where several threads are inside at
+    once, the first throws them and the last puts them back.
     """
-    cudnn: Any = torch.backends.cudnn
-    onednn: Any = torch.backends.mkldnn
-    switches = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, onednn.matmul, onednn.conv, onednn.rnn]
-    found = [switch.fp32_precision for switch in switches]
-    try:
-        for switch in switches:
-            switch.fp32_precision = "ieee"
+    with _IEEE_FLOAT32.held():
         yield
-    finally:
-        for switch, precision in zip(switches, found, strict=True):
-            switch.fp32_precision = precision
 
 
 @contextlib.contextmanager
@@ -127,12 +119,52 @@ def float32_by_default() -> Iterator[None]:
 
     transformers counts an audio's samples in the default dtype, and bfloat16 cannot count beyond 256.
     """
-    found = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
+    with _FLOAT32_BY_DEFAULT.held():
         yield
-    finally:
-        torch.set_default_dtype(found)
+
+
+class _ProcessWide:
+    """A setting of the whole process that any number of threads may hold at once: put back by the last to let go."""
+
+    def __init__(self, find: Callable[[], Any], put: Callable[[Any], None], wanted: Callable[[], Any]) -> None:
+        self._find, self._put, self._wanted = find, put, wanted
+        self._lock = threading.Lock()
+        self._num_holders = 0
+        self._found: Any = None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        with self._lock:
+            if self._num_holders == 0:
+                self._found = self._find()
+            self._num_holders += 1
+            self._put(self._wanted())
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_holders -= 1
+                if self._num_holders == 0:
+                    self._put(self._found)
+
+
+def _float32_switches() -> list[Any]:
+    cudnn: Any = torch.backends.cudnn
+    onednn: Any = torch.backends.mkldnn
+    return [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, onednn.matmul, onednn.conv, onednn.rnn]
+
+
+def _throw(precisions: Sequence[str]) -> None:
+    for switch, precision in zip(_float32_switches(), precisions, strict=True):
+        switch.fp32_precision = precision
+
+
+_IEEE_FLOAT32 = _ProcessWide(
+    lambda: [switch.fp32_precision for switch in _float32_switches()],
+    _throw,
+    lambda: ["ieee"] * len(_float32_switches()),
+)
+_FLOAT32_BY_DEFAULT = _ProcessWide(torch.get_default_dtype, torch.set_default_dtype, lambda: torch.float32)
 
 
 # torch.set_num_threads(n) sets the calling thread's number and, for the whole process, the number that a thread which has not

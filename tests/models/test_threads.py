@@ -107,3 +107,31 @@ def test_float32_is_exact_inside_and_as_found_outside(precision):
         assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
     finally:
         torch.set_float32_matmul_precision(found)
+
+
+def test_threads_that_overlap_leave_the_process_as_it_was():
+    entered, leave = threading.Barrier(2), threading.Event()
+    before = (
+        torch.backends.cudnn.conv.fp32_precision,
+        torch.backends.cudnn.rnn.fp32_precision,
+        torch.get_default_dtype(),
+    )
+
+    def hold() -> None:
+        with float32_exactly():
+            entered.wait()
+            leave.wait()
+
+    other = threading.Thread(target=hold)
+    with float32_exactly():
+        other.start()
+        entered.wait()
+    assert torch.backends.cudnn.conv.fp32_precision == "ieee"  # the other one is still inside
+    leave.set()
+    other.join()
+    after = (
+        torch.backends.cudnn.conv.fp32_precision,
+        torch.backends.cudnn.rnn.fp32_precision,
+        torch.get_default_dtype(),
+    )
+    assert after == before
