@@ -270,8 +270,6 @@ class MusicGenEvaluation(L.LightningModule):
                     self.running.add([track_row], [continued.offer])
                 states, failure = continued.states or {}, continued.failure
                 records.append(WindowRecord(continued.window.row, track_row, states=states, failure=failure))
-                if self.trainer.world_size == 1:  # a batch can take longer than whoever asks to stop will wait
-                    self.on_predict_batch_end()
         self._keep(records)
 
     def _keep(self, records: Sequence[WindowRecord]) -> None:
