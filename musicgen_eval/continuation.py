@@ -13,7 +13,7 @@ functions know codes and a transformers decoder; neither audio nor texts nor Lig
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from operator import index
@@ -74,6 +74,7 @@ def continue_codes(
 
     Raises:
         ValueError: shapes that do not fit together, codes outside [0, V), or a setting out of its range.
+        NonFiniteError: a ValueError too: the decoder made NaN or infinite numbers; names the rows.
 
     Source: MusicGen (arXiv 2306.05284), section 2.2; audiocraft 1.3.0, `LMModel.generate` and `MusicGen._generate_tokens`.
     """
@@ -121,9 +122,7 @@ def continue_codes(
     draw = partial(draw_codes, temperature=temperature, top_k=top_k, top_p=top_p)
     numbers = None if uniforms is None else uniforms[order].to(device, torch.float32)
     continued = codes[order]
-    with ExitStack() as settings:
-        if is_packed(decoder):
-            settings.enter_context(torch.autocast(device.type, enabled=False))
+    with torch.autocast(device.type, enabled=False) if is_packed(decoder) else nullcontext():
         steps = StepDecoder(
             decoder,
             num_rows=B + (len(heard) if guidance_scale != 1 else 0),

@@ -236,13 +236,13 @@ def joined_pieces(sound: Sound) -> Iterator[Tensor]:
     What was generated continues the codec's waveform, not the track's: without the fade there would be a step at the joint.
     """
     num_faded = min(int(CROSSFADE_S * sound.sample_rate_hz), sound.context_decoded.shape[1])
-    held = torch.zeros(sound.num_channels, 0)
+    held = torch.zeros(sound.num_channels, 0, dtype=torch.float32)
     for piece in _readable(sound.context()):
         held = torch.cat([held, piece], dim=1)
         if held.shape[1] > num_faded:
             yield held[:, : held.shape[1] - num_faded]
             held = held[:, held.shape[1] - num_faded :]
-    rise = (torch.arange(num_faded) + 1) / (num_faded + 1)
+    rise = torch.arange(1, num_faded + 1, dtype=torch.float32) / (num_faded + 1)
     yield held * (1 - rise) + sound.context_decoded[:, sound.context_decoded.shape[1] - num_faded :] * rise
     yield from sound.generated
 

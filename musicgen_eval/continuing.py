@@ -191,13 +191,20 @@ class BatchContinuation:
         """Continues windows whose context was read, together, and gives them one by one."""
         contexts = {window.track_row: window.audio for window in windows if window.audio is not None}
         encoded = dict(zip(contexts, self.model.encode(list(contexts.values())), strict=True))
+        references: dict[int, Tensor | AudioError | None] = {}
         ready: list[_Ready] = []
-        for window in windows:  # continuations of one track hear the same
-            heard = encoded[window.track_row]
-            try:
-                ready.append(_Ready(window, heard, self._reference(window, heard)))
-            except AudioError as error:
-                yield Continued(window, failure=str(error))
+        for window in windows:  # continuations of one track hear the same, and are held against the same
+            row = window.track_row
+            if row not in references:
+                try:
+                    references[row] = self._reference(window, encoded[row])
+                except AudioError as error:
+                    references[row] = error
+            reference = references[row]
+            if isinstance(reference, AudioError):
+                yield Continued(window, failure=str(reference))
+            else:
+                ready.append(_Ready(window, encoded[row], reference))
         if ready:
             yield from self._continue(ready)
 

@@ -98,4 +98,4 @@ def continuation_uniforms(
     """
     key = f"{seed}\0{track}\0{continuation}".encode()
     generator = torch.Generator().manual_seed(int.from_bytes(sha256(key).digest()[:8], "big") >> 1)
-    return torch.rand(num_frames, num_codebooks, generator=generator).T.contiguous()
+    return torch.rand(num_frames, num_codebooks, dtype=torch.float32, generator=generator).T.contiguous()

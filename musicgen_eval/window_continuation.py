@@ -53,7 +53,7 @@ def continue_windows(
     prompts = [codes.shape[1] for codes in heard]
     totals = [window.num_frames for window in windows]
     prompt = torch.zeros((len(heard), spec.num_codebooks, max(prompts)), dtype=torch.int64, device=model.device)
-    uniforms = torch.zeros((len(heard), spec.num_codebooks, max(totals)))
+    uniforms = torch.zeros((len(heard), spec.num_codebooks, max(totals)), dtype=torch.float32)
     for row, (codes, window) in enumerate(zip(heard, windows, strict=True)):
         prompt[row, :, : prompts[row]] = codes
         uniforms[row, :, prompts[row] : totals[row]] = continuation_uniforms(

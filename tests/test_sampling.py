@@ -89,3 +89,12 @@ def test_a_longer_continuation_begins_with_the_same_numbers():
     long = continuation_uniforms(4, 1000, seed=1, track="a")
     for num_frames in (1, 7, 50, 333):
         assert torch.equal(long[:, :num_frames], continuation_uniforms(4, num_frames, seed=1, track="a"))
+
+
+def test_numbers_are_float32_whatever_the_default_is():
+    expected = continuation_uniforms(4, 50, seed=1, track="a")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(continuation_uniforms(4, 50, seed=1, track="a"), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -27,10 +27,10 @@ Hearing = Callable[[Tensor], None]
 Addition = Callable[[Tensor, Tensor], Tensor]
 SMALL_STEP = 8_000_000
 """Multiplications in a step for which one thread is enough."""
-
-
 SMALL_PRODUCT = 400_000
 """Multiplications in a product up to which torch's own is faster than a packed one, which takes 20 us to begin."""
+FOLDED_WIDTH = 512
+"""Widest decoder whose text projections are folded into its texts."""
 
 
 class StepDecoder:
@@ -217,10 +217,6 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, unseen: Tensor | None) -> Te
     return torch.bmm(torch.softmax(scores, dim=-1), values.flatten(0, 1)).view(R, -1)
 
 
-FOLDED_WIDTH = 512
-"""Widest decoder whose text projections are folded into its texts."""
-
-
 @dataclass(frozen=True)
 class _Layer:
     """A decoder layer as functions. Norms take float32 and give `dtype`, as do products; those with a sum add it in float32.
@@ -295,10 +291,8 @@ def _fold_text(layer: _Layer, states: Tensor, num_heads: int, unseen: Tensor | N
     n, L, D = states.shape
     d = D // num_heads
     identity = torch.eye(D, dtype=layer.dtype)
-    project, put_out = (
-        layer.cross_q(identity).float(),
-        layer.cross_out(identity).float(),
-    )  # (D_in, D_out): they have no bias
+    # (D_in, D_out); MusicGen's have no bias
+    project, put_out = layer.cross_q(identity).float(), layer.cross_out(identity).float()
     heard = states.to(layer.dtype)
     keys = layer.cross_k(heard).float().unflatten(-1, (num_heads, d))
     values = layer.cross_v(heard).float().unflatten(-1, (num_heads, d))
@@ -327,7 +321,8 @@ def _linear(module: nn.Module, dtype: torch.dtype, *, unpack: bool) -> Function:
 
 def _unpacked(module: PackedLinear) -> Tensor:
     """(D_out, D_in): what a packed matrix makes of the identity, less its bias; exact, since all other terms are zero."""
-    identity = torch.cat([torch.eye(module.in_features), torch.zeros(1, module.in_features)])
+    width = module.in_features
+    identity = torch.eye(width + 1, width, dtype=torch.float32)  # its last row is zero
     columns = module.matrix(identity)
     return (columns[:-1] - columns[-1]).t().contiguous()
 

@@ -53,7 +53,10 @@ def brute_force(windows: list[Tensor], *, bin_frames: int, num_bins: int, max_fr
 @given(st.integers(0, 1000), st.integers(1, 4), st.integers(1, 4), st.integers(1, 70))
 def test_the_profile_equals_brute_force_and_merges(seed, num_windows, num_codebooks, max_frames):
     generator = torch.Generator().manual_seed(seed)
-    make = lambda: PositionProfile(0.2, 1.0, max_frames, num_codebooks=num_codebooks, frame_rate_hz=50)  # noqa: E731
+
+    def make() -> PositionProfile:
+        return PositionProfile(0.2, 1.0, max_frames, num_codebooks=num_codebooks, frame_rate_hz=50)
+
     metric, inputs = make(), []
     for _ in range(num_windows):
         T = int(torch.randint(1, 70, (), generator=generator))

@@ -91,3 +91,15 @@ def test_positions_grow_beyond_the_table(tiny_model, generator):
     num_steps = decoder.model.decoder.embed_positions.weights.shape[0] + 5
     StepDecoder(decoder, num_rows=1, num_steps=num_steps)
     assert decoder.model.decoder.embed_positions.weights.shape[0] >= num_steps
+
+
+def test_a_default_dtype_changes_no_bit(tiny_model, steps, texts):
+    decoder = copy.deepcopy(tiny_model.decoder)
+    pack_linears(decoder)
+    expected = stepped(decoder, steps, texts, (12, 12, 12))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = stepped(decoder, steps, texts, (12, 12, 12))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
