@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import datetime
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +28,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from benchmarks.models import Shape, load, processor, require_causal
+from benchmarks.models import Shape, heading, load, require_causal
 from musicgen_eval.continuation import continue_codes
 from musicgen_eval.models.packed import can_pack, pack_linears
 
@@ -248,12 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
-    device = torch.cuda.get_device_name() if options.device == "cuda" else processor()
-    report = (
-        f"# Continuation: codes to more codes\n\n{datetime.date.today()}, {device}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}, medians of "
-        f"{options.repeats}. Written by `python -m benchmarks.continuation --markdown`.\n\n"
-    )
+    report = heading("Continuation: codes to more codes", options, module="benchmarks.continuation")
     print(report, flush=True)
     for shape in options.shapes:
         report += run(shape, options) + "\n"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import platform
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import EncodecConfig, MusicgenConfig, MusicgenForConditionalGeneration, T5Config
 from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
@@ -77,3 +80,13 @@ def processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return found[1] if found else platform.processor() or platform.machine()
+
+
+def heading(title: str, options: argparse.Namespace, *, module: str) -> str:
+    """The first lines of a report: what, when, where and with what it was measured."""
+    device = torch.cuda.get_device_name() if options.device == "cuda" else processor()
+    return (
+        f"# {title}\n\n{datetime.date.today()}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, Python {platform.python_version()}, medians of {options.repeats}. "
+        f"Written by `python -m {module} --markdown`.\n\n"
+    )

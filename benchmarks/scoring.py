@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import datetime
 import gc
-import platform
 import re
 import statistics
 import time
@@ -30,7 +28,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from benchmarks.models import Shape, load, noise, processor, require_causal
+from benchmarks.models import Shape, heading, load, noise, require_causal
 from musicgen_eval.delay import delay_codes, realign
 from musicgen_eval.models.encodec import SegmentEncoder
 from musicgen_eval.models.packed import PackedMatrix, can_pack, last_hidden_state, pack_linears
@@ -359,12 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
-    device = torch.cuda.get_device_name() if options.device == "cuda" else processor()
-    report = (
-        f"# Scoring: audio to nll\n\n{datetime.date.today()}, {device}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}. "
-        f"Written by `python -m benchmarks.scoring --markdown`.\n\n"
-    )
+    report = heading("Scoring: audio to nll", options, module="benchmarks.scoring")
     print(report, flush=True)
     for shape in options.shapes:
         section = run(shape, options)

@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from musicgen_eval import metrics
-from musicgen_eval.api import check_precision, continuation_seconds, run_continuation, run_evaluation
+from musicgen_eval.api import continuation_seconds
 from musicgen_eval.continuation_files import AudioSettings
 from musicgen_eval.data import WindowDataModule
 from musicgen_eval.errors import EvaluationError, RunError, near_matches
@@ -35,6 +35,7 @@ from musicgen_eval.quiet import quiet_libraries
 from musicgen_eval.ranks import StoppedElsewhere
 from musicgen_eval.records import ContinuationSettings
 from musicgen_eval.run_folder import RunFolder, default_run_dir, lasting_source
+from musicgen_eval.runs import check_precision, run_continuation, run_evaluation
 from musicgen_eval.tracking import WandbSettings, WandbTracker, wandb_logger
 from musicgen_eval.writer import RunWriter
 

@@ -16,8 +16,9 @@ import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from musicgen_eval.continuation_planning import plan_continuation
 from musicgen_eval.errors import AudioError, RunError
-from musicgen_eval.planning import DataSettings, Plan, plan_continuation, plan_evaluation
+from musicgen_eval.planning import DataSettings, Plan, plan_evaluation
 from musicgen_eval.ranks import decide_on_rank_0
 from musicgen_eval.records import CodecSpec, ContinuationSettings, Window
 

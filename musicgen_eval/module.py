@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torchmetrics import Metric
 
 from musicgen_eval.bank import MetricBank, MetricEntry
+from musicgen_eval.continuation_planning import check_continuation, settle_stride
 from musicgen_eval.continuing import BatchContinuation, Continuations, ContinuationSink
 from musicgen_eval.data import Batch, WindowAudio, WindowDataModule
 from musicgen_eval.errors import EvaluationError, RunError
@@ -31,7 +32,7 @@ from musicgen_eval.models.checkpoint import Checkpoint, find_checkpoint
 from musicgen_eval.models.musicgen import MusicGen, load_model
 from musicgen_eval.models.threads import float32_by_default, ieee_float32, single_threaded
 from musicgen_eval.offers import Offer
-from musicgen_eval.planning import Plan, check_continuation, refuse_failures, settle_stride
+from musicgen_eval.planning import Plan, refuse_failures
 from musicgen_eval.ranks import decide_on_rank_0, gather_on_rank_0
 from musicgen_eval.readings import CodedWindow, score_readings
 from musicgen_eval.recipe import run_recipe

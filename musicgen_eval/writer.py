@@ -10,8 +10,8 @@ import lightning as L
 from rich.console import Console
 
 from musicgen_eval.continuation_files import AudioSettings, ContinuationFolder
+from musicgen_eval.continuation_planning import settle_stride
 from musicgen_eval.module import MusicGenEvaluation
-from musicgen_eval.planning import settle_stride
 from musicgen_eval.run_folder import RunFolder, run_record
 from musicgen_eval.tables import print_result
 

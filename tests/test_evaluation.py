@@ -16,7 +16,7 @@ import soundfile
 import torch
 from torchmetrics import MeanMetric
 
-from musicgen_eval.api import perplexity, run_evaluation
+from musicgen_eval.api import perplexity
 from musicgen_eval.bank import MetricEntry
 from musicgen_eval.data import WindowDataModule
 from musicgen_eval.errors import AudioError, EvaluationError, MetricError, RunError
@@ -24,6 +24,7 @@ from musicgen_eval.metrics import CodebookPerplexity, ContextGain, TextGain
 from musicgen_eval.models.musicgen import load_model
 from musicgen_eval.models.threads import single_threaded
 from musicgen_eval.module import MusicGenEvaluation
+from musicgen_eval.runs import run_evaluation
 from musicgen_eval.scoring import score_codes
 
 ROOT = Path(__file__).parent.parent

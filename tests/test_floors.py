@@ -16,6 +16,7 @@ FLOORS = (
         "offers",
         "trial",
         "planning",
+        "continuation_planning",
         "bank",
         "ranks",
         "data",
@@ -27,10 +28,10 @@ FLOORS = (
         "module",
     ),
     ("continuation_files", "progress", "tables", "writer", "tracking", "quiet"),
-    ("api", "cli"),
+    ("runs", "api", "cli"),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-USES_LIGHTNING = {"ranks", "data", "module", "progress", "writer", "tracking", "api", "cli"}
+USES_LIGHTNING = {"ranks", "data", "module", "progress", "writer", "tracking", "runs", "cli"}
 
 
 def modules() -> list[tuple[str, Path]]:

@@ -4,17 +4,9 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from musicgen_eval.continuation_planning import check_continuation, plan_continuation, settle_stride
 from musicgen_eval.errors import RunError, WindowError
-from musicgen_eval.planning import (
-    DataSettings,
-    check_continuation,
-    other_texts,
-    plan_continuation,
-    plan_evaluation,
-    refuse_failures,
-    settle_stride,
-    settle_windows,
-)
+from musicgen_eval.planning import DataSettings, other_texts, plan_evaluation, refuse_failures, settle_windows
 from musicgen_eval.records import CodecSpec, ContinuationSettings, Failure
 
 SPEC = CodecSpec(32000, 50, 640, 4, 2048, 1, (0, 1, 2, 3), 1500)

@@ -14,7 +14,7 @@ import torch
 from torchmetrics import Metric
 from torchmetrics.audio import ScaleInvariantSignalDistortionRatio, SignalNoiseRatio
 
-from musicgen_eval.api import generate, run_continuation
+from musicgen_eval.api import generate
 from musicgen_eval.audio.writing import AudioWriter
 from musicgen_eval.bank import MetricEntry
 from musicgen_eval.continuation import continue_codes
@@ -25,6 +25,7 @@ from musicgen_eval.models.musicgen import load_model
 from musicgen_eval.models.threads import single_threaded
 from musicgen_eval.module import MusicGenEvaluation
 from musicgen_eval.records import ContinuationSettings
+from musicgen_eval.runs import run_continuation
 from musicgen_eval.sampling import continuation_uniforms
 from musicgen_eval.scoring import score_codes
 
