@@ -25,7 +25,7 @@ from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.module import MusicGenEvaluation
 from musicgen_eval.records import CodecSpec, ContinuationSettings
 from musicgen_eval.results import EvaluationResult
-from musicgen_eval.runs import GenerationResult, run_continuation, run_evaluation
+from musicgen_eval.runs import GenerationResult, Resume, run_continuation, run_evaluation
 from musicgen_eval.windows import whole_frames
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
@@ -77,6 +77,8 @@ def perplexity(
     max_frames: int | None = None,
     allow_beyond_limit: bool = False,
     run_dir: str | Path | None = None,
+    retry_failures: bool = False,
+    allow_other_machine: bool = False,
 ) -> PerplexityResult:
     """The perplexity that a MusicGen checkpoint assigns to music, every code scored exactly once.
 
@@ -99,7 +101,9 @@ def perplexity(
         max_failures: how many tracks may fail.
         max_frames: overrides the longest window that the checkpoint states.
         allow_beyond_limit: allows windows longer than that.
-        run_dir: where to leave the files of a run; None: nowhere.
+        run_dir: where to leave the files of a run; None: nowhere. A run that it holds already is gone on with.
+        retry_failures: of such a run, measures again what failed.
+        allow_other_machine: goes on with a run that was begun on another machine.
 
     Returns:
         The numbers.
@@ -137,6 +141,7 @@ def perplexity(
             accelerator=accelerator,
             run_dir=run_dir,
             notes=_notes(audio, checkpoint, metrics),
+            resume=Resume(retry_failures=retry_failures, allow_other_machine=allow_other_machine),
         )
     values = evaluation.metrics["perplexity"]
     codebooks = range(1, evaluation.spec.num_codebooks + 1)
@@ -182,6 +187,8 @@ def generate(
     hold: Literal["continuation", "joined"] = "continuation",
     originals: bool = True,
     run_dir: str | Path | None = None,
+    retry_failures: bool = False,
+    allow_other_machine: bool = False,
 ) -> GenerationResult:
     """Continues music: a MusicGen checkpoint hears the first part of each track and goes on.
 
@@ -213,7 +220,10 @@ def generate(
         format: of the files in run_dir.
         hold: what a file holds: the `continuation` alone, or `joined` to the track up to it.
         originals: whether the context and the true continuation are written too.
-        run_dir: where to write continuations and the files of a run; None: nowhere, the audio stays in memory.
+        run_dir: where to write continuations and the files of a run; None: nowhere, the audio stays in memory. A run that it holds
+            already is gone on with.
+        retry_failures: of such a run, continues again what failed.
+        allow_other_machine: goes on with a run that was begun on another machine.
 
     Returns:
         The continuations, and what was measured of them.
@@ -255,6 +265,7 @@ def generate(
             run_dir=run_dir,
             notes=_notes(audio, checkpoint, metrics),
             audio=audio_settings,
+            resume=Resume(retry_failures=retry_failures, allow_other_machine=allow_other_machine),
         )
 
 

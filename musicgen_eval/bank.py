@@ -156,6 +156,10 @@ class MetricBank:
             higher_is_better=metric.higher_is_better, source=f"{type(metric).__module__}.{type(metric).__qualname__}"
         )
 
+    def input_names(self, name: str) -> dict[str, str]:
+        """What a metric is given: parameter of its `update()` -> our name, with the reading behind it."""
+        return {item.parameter: "__".join(filter(None, (item.value, item.reading))) for item in self._inputs[name]}
+
     def update(self, offers: Sequence[Offer]) -> list[dict[str, State]]:
         """Updates every metric on each window alone.
 
@@ -189,22 +193,15 @@ class MetricBank:
 
         A metric that no window left a state in has no keys.
         """
-        return {name: self._compute_one(name, states) for name in self.metrics}
-
-    def compute_part(self, states: Sequence[Mapping[str, State]]) -> dict[str, dict[str, float]]:
-        """As `compute`, for one track or window: a metric that cannot be computed from so little has no keys."""
         results: dict[str, dict[str, float]] = {}
-        for name in self.metrics:
-            try:
-                results |= {name: self._compute_one(name, states)}
-            except Exception:  # such as a correlation of a single value
-                results[name] = {}
+        for name, metric in self.metrics.items():
+            left = [window[name] for window in states if name in window]
+            results[name] = self.compute_one(name, merge_states(metric, left)) if left else {}
         return results
 
-    def _compute_one(self, name: str, states: Sequence[Mapping[str, State]]) -> dict[str, float]:
-        left = [window[name] for window in states if name in window]
-        metric = self._untouched[name]
-        return compute_in_place(metric, merge_states(metric, left)) if left else {}
+    def compute_one(self, name: str, merged: State) -> dict[str, float]:
+        """What a metric computes from a merged state, as numbers by key."""
+        return compute_in_place(self._untouched[name], merged)
 
     def _publish(self, name: str, reading: Reading) -> None:
         if reading.text not in ("own", "none", "other") or reading.context not in ("own", "none"):

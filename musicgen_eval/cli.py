@@ -10,6 +10,7 @@ Whatever is wrong is said in a line, with a non-zero exit.
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,8 +35,9 @@ from musicgen_eval.progress import EvaluationProgress
 from musicgen_eval.quiet import quiet_libraries
 from musicgen_eval.ranks import StoppedElsewhere
 from musicgen_eval.records import ContinuationSettings
-from musicgen_eval.run_folder import RunFolder, default_run_dir, lasting_source
-from musicgen_eval.runs import check_precision, run_continuation, run_evaluation
+from musicgen_eval.run_folder import RunFolder, default_run_dir, lasting_source, resumed_arguments
+from musicgen_eval.runs import Resume, check_precision, run_continuation, run_evaluation
+from musicgen_eval.stopping import StopAfterBatch
 from musicgen_eval.tracking import WandbSettings, WandbTracker, wandb_logger
 from musicgen_eval.writer import RunWriter
 
@@ -51,7 +53,7 @@ TRAINER_DEFAULTS = {
 
 def lightning_main(args: Sequence[str] | None = None) -> int:
     """Runs `validate`, `test` or `predict` from arguments; returns the exit status."""
-    return _guarded(lambda: EvaluationCLI(args=None if args is None else list(args)))
+    return _guarded(lambda: EvaluationCLI(args=_with_resumed(sys.argv[1:] if args is None else args)))
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -88,7 +90,25 @@ class EvaluationCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the run folder, how continuations are written, and W&B."""
         parser.add_argument(
-            "--run_dir", type=Path | None, default=None, help="Where results go; default: runs/<date>-<command>"
+            "--run_dir",
+            type=Path | None,
+            default=None,
+            help="Where results go; default: runs/<date>-<command>. A run that it holds is gone on with",
+        )
+        parser.add_argument(
+            "--resume", type=Path | None, default=None, help="A run folder: stands for its config.yaml and its run_dir"
+        )
+        parser.add_argument(
+            "--retry_failures",
+            type=bool,
+            default=False,
+            help="Of a run that is gone on with: measure again what failed",
+        )
+        parser.add_argument(
+            "--allow_other_machine",
+            type=bool,
+            default=False,
+            help="Go on with a run that was begun on another machine; its last bits may differ, and the result says so",
         )
         parser.add_class_arguments(AudioSettings, "audio")
         parser.add_class_arguments(WandbSettings, "wandb")
@@ -111,6 +131,7 @@ class EvaluationCLI(LightningCLI):
         self.folder = RunFolder(settings.run_dir or default_run_dir(str(self.subcommand)))
         again = settings.clone()
         again.run_dir = None  # the file is to give the run again, elsewhere
+        again.retry_failures = again.allow_other_machine = False
         again.data.source = lasting_source(again.data.source)
         config_yaml = self._parser(self.subcommand).dump(again, skip_none=False)
         logger = wandb_logger(WandbSettings(**settings.wandb.as_dict()), self.folder.path)
@@ -123,10 +144,14 @@ class EvaluationCLI(LightningCLI):
             self.folder,
             command=str(self.subcommand),
             config_yaml=config_yaml,
+            resume=f"python train_like_eval.py {self.subcommand} --resume {shlex.quote(str(self.folder.path))}",
             console=console,
             audio=AudioSettings(**settings.audio.as_dict()),
+            retry_failures=settings.retry_failures,
+            allow_other_machine=settings.allow_other_machine,
         )
-        callbacks.append(writer)
+        self.stop = StopAfterBatch(say=console.print if console is not None else None)
+        callbacks += [writer, self.stop]
         if logger is not None:  # after the writer: results are on disk before W&B could fail
             callbacks.append(WandbTracker(settings.as_dict(), writer, settings.wandb.max_logged))
             kwargs["logger"] = logger
@@ -135,6 +160,11 @@ class EvaluationCLI(LightningCLI):
             return super().instantiate_trainer(**kwargs)
         except ValueError as error:  # an unknown strategy or plugin
             raise RunError(f"trainer: {error}") from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """The run, told to end by signals."""
+        with self.stop.listening():
+            super()._run_subcommand(subcommand)
 
     def before_test(self) -> None:
         """Refuses a wrong checkpoint or metric, then claims the run folder, before any other process or file exists."""
@@ -179,6 +209,9 @@ def evaluate(
     allow_beyond_limit: bool = False,
     save_nll: bool = False,
     run_dir: Path | None = None,
+    resume: Path | None = None,
+    retry_failures: bool = False,
+    allow_other_machine: bool = False,
 ) -> None:
     """Perplexity of a file, a folder, a glob or a manifest.
 
@@ -199,8 +232,12 @@ def evaluate(
         max_failures: how many tracks may fail.
         allow_beyond_limit: allows windows longer than the model was trained on, for experiments.
         save_nll: also write the nll of every code.
-        run_dir: where results go; default: runs/<date>-evaluate.
+        run_dir: where results go; default: runs/<date>-evaluate. A run that it holds is gone on with, where it is the same.
+        resume: a run folder, to go on with it as it was begun; no other setting but max_failures is given then.
+        retry_failures: of a run that is gone on with, measure again what failed.
+        allow_other_machine: go on with a run that was begun on another machine.
     """
+    folder = run_dir or default_run_dir("evaluate")
     module = MusicGenEvaluation(checkpoint, revision, tail=tail, save_nll=save_nll)
     data = WindowDataModule(
         source=audio,
@@ -219,10 +256,11 @@ def evaluate(
         data,
         precision=precision,
         accelerator=accelerator,
-        run_dir=run_dir or default_run_dir("evaluate"),
+        run_dir=folder,
         callbacks=[EvaluationProgress()],
         progress=True,
         console=Console(),
+        resume=_resume("evaluate", folder, retry_failures, allow_other_machine),
     )
 
 
@@ -252,6 +290,9 @@ def generate(
     min_duration_s: float = 0.0,
     max_failures: int = 0,
     run_dir: Path | None = None,
+    resume: Path | None = None,
+    retry_failures: bool = False,
+    allow_other_machine: bool = False,
 ) -> None:
     """Continues a file, or each file of a folder, a glob or a manifest.
 
@@ -283,8 +324,12 @@ def generate(
         limit: only the first tracks.
         min_duration_s: tracks shorter than this are skipped, and counted.
         max_failures: how many tracks may fail.
-        run_dir: where results go; default: runs/<date>-generate.
+        run_dir: where results go; default: runs/<date>-generate. A run that it holds is gone on with, where it is the same.
+        resume: a run folder, to go on with it as it was begun; no other setting but max_failures is given then.
+        retry_failures: of a run that is gone on with, continue again what failed.
+        allow_other_machine: go on with a run that was begun on another machine.
     """
+    folder = run_dir or default_run_dir("generate")
     continuation = ContinuationSettings(
         stride_s=stride_s,
         guidance_scale=guidance_scale,
@@ -310,10 +355,11 @@ def generate(
         data,
         precision=precision,
         accelerator=accelerator,
-        run_dir=run_dir or default_run_dir("generate"),
+        run_dir=folder,
         callbacks=[EvaluationProgress()],
         progress=True,
         console=Console(),
+        resume=_resume("generate", folder, retry_failures, allow_other_machine),
         audio=AudioSettings(format=format, hold=hold, originals=originals),
         return_continuations=False,
     )
@@ -332,7 +378,11 @@ def _everyday_command(args: Sequence[str]) -> None:
         subparser = ArgumentParser(exit_on_error=False, description=(command.__doc__ or "").splitlines()[0])
         subparser.add_function_arguments(command, as_group=False)
         commands.add_subcommand(command.__name__, subparser, help=(command.__doc__ or "").splitlines()[0])
-    settings = parser.parse_args([_full_option(arg) for arg in args])
+    full = _with_values([_full_option(arg) for arg in args])
+    if any(arg.partition("=")[0] == "--resume" for arg in full):
+        _resume_everyday(full)
+        return
+    settings = parser.parse_args(full)
     commands_by_name: dict[str, Callable[..., None]] = {"evaluate": evaluate, "generate": generate}
     chosen = commands_by_name[settings.subcommand]
     chosen(**settings[settings.subcommand].as_dict())
@@ -345,6 +395,53 @@ def _full_option(argument: str) -> str:
     option, equals, value = argument.partition("=")
     option = SHORT_OPTIONS.get(option, "--" + option[2:].replace("-", "_"))
     return option + equals + value
+
+
+def _resume(command: str, folder: Path, retry_failures: bool, allow_other_machine: bool) -> Resume:
+    return Resume(
+        f"musicgen-eval {command} --resume {shlex.quote(str(folder))}",
+        retry_failures=retry_failures,
+        allow_other_machine=allow_other_machine,
+    )
+
+
+RESUME_OPTIONS = ("--resume", "--max_failures", "--retry_failures", "--allow_other_machine")
+FLAGS = ("--retry_failures", "--allow_other_machine")
+
+
+def _with_values(args: Sequence[str]) -> list[str]:
+    """Arguments in which a bare flag says that it is true."""
+    following = [*args[1:], "--"]
+    return [
+        f"{arg}=true" if arg in FLAGS and after.lower() not in ("true", "false") else arg
+        for arg, after in zip(args, following, strict=True)
+    ]
+
+
+def _with_resumed(args: Sequence[str]) -> list[str]:
+    """Arguments in which a run folder stands for its configuration and itself."""
+    full: list[str] = []
+    rest = iter(_with_values(args))
+    for arg in rest:
+        option, equals, value = arg.partition("=")
+        if option != "--resume":
+            full.append(arg)
+            continue
+        folder = value if equals else next(rest, "")
+        if not folder or folder.startswith("--"):
+            raise RunError("--resume needs a run folder, such as runs/20260102-030405-test")
+        full += resumed_arguments(folder)
+    return full
+
+
+def _resume_everyday(args: Sequence[str]) -> None:
+    """`musicgen-eval evaluate --resume runs/x`: the run as it was begun, by the other door, which knows every setting."""
+    command, *options = args
+    others = [arg for arg in options if arg.startswith("--") and arg.partition("=")[0] not in RESUME_OPTIONS]
+    if others:
+        raise RunError(f"--resume takes every setting from the run; leave out {', '.join(others)}")
+    full = [re.sub(r"^--max_failures", "--data.max_failures", arg) for arg in _with_resumed(options)]
+    EvaluationCLI(args=["test" if command == "evaluate" else "predict", *full])
 
 
 def _is_rank_0() -> bool:
@@ -363,11 +460,11 @@ def _guarded(run: Callable[[], object]) -> int:
         except (EvaluationError, MisconfigurationException) as error:
             return _fail(str(error), 1)
         except SIGTERMException:
-            return _fail("stopped by SIGTERM; no result was written", 143)
+            return _fail("stopped by SIGTERM, before the result", 143)
         except (KeyboardInterrupt, SystemExit) as stopped:
             if isinstance(stopped, SystemExit) and not isinstance(stopped.__context__, KeyboardInterrupt):
                 raise  # such as --help
-            return _fail("interrupted; no result was written", 130)
+            return _fail("interrupted, before the result", 130)
     return 0
 
 

@@ -64,7 +64,8 @@ class ContinuationFolder:
         settings: format, and what a file holds.
         continuation: how songs were continued, for the table.
         stride_s: as it was settled.
-        rank: of this process; each but the first keeps a table of its own until `finish`.
+        start: which start of the run this is.
+        rank: of this process; each start of each but the first keeps a table of its own until `finish`.
 
     Attributes:
         table: where rows go.
@@ -78,13 +79,14 @@ class ContinuationFolder:
         *,
         continuation: ContinuationSettings,
         stride_s: float,
+        start: int = 0,
         rank: int = 0,
     ) -> None:
         self.path = path
         self.settings = settings
         self.num_written = 0
         self._common = {**asdict(continuation), "stride_s": stride_s}
-        self.table = path / table_name(rank)
+        self.table = path / table_name(start, rank)
 
     def write(self, continuation: Continuation, sound: Sound) -> Continuation:
         """Writes the files of a continuation, then its row.
@@ -128,32 +130,31 @@ class ContinuationFolder:
         self.num_written += 1
         return continuation
 
-    def finish(self, track_ids: Sequence[str], *, num_processes: int = 1) -> list[dict[str, str]]:
-        """Brings the tables of all processes together, in the order of tracks; for the first process, when all have written.
+    def finish(self, track_ids: Sequence[str]) -> list[dict[str, str]]:
+        """Brings the tables of all starts and processes together, in the order of tracks; for rank 0, when all have written.
 
         Args:
             track_ids: of the plan.
-            num_processes: how many wrote.
 
         Returns:
-            The rows, by column.
+            The rows, by column; of a continuation that was written more than once, the last.
 
         Raises:
             RunError: the table cannot be written; those of the processes stay.
         """
         order = {track: number for number, track in enumerate(track_ids)}
-        parts = [path for path in (self.path / table_name(rank) for rank in range(num_processes)) if path.exists()]
-        rows = [row for part in parts for row in read_table(part)]
-        rows.sort(key=lambda row: (order[row["track"]], int(row["continuation"])))
+        parts = sorted(self.path.glob("continuations*.csv"), key=_start_and_rank)
+        last = {(row["track"], int(row["continuation"])): row for part in parts for row in read_table(part)}
+        rows = [last[key] for key in sorted(last, key=lambda key: (order[key[0]], key[1]))]
         whole = self.path / ".continuations.csv.part"
         try:
             with whole.open("w", newline="", encoding="utf-8") as file:
                 table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
                 table.writeheader()
                 table.writerows(rows)
-            whole.replace(self.path / table_name(0))
+            whole.replace(self.path / table_name(0, 0))
             for part in parts:
-                if part.name != table_name(0):
+                if part.name != table_name(0, 0):
                     part.unlink()
         except OSError as error:
             whole.unlink(missing_ok=True)
@@ -209,15 +210,19 @@ class ContinuationFolder:
                 raise
 
 
-def table_name(rank: int) -> str:
-    """Of the table that a process writes; the first one's is the run's."""
-    return "continuations.csv" if rank == 0 else f"continuations.{rank}.csv"
+def table_name(start: int, rank: int) -> str:
+    """Of the table that a process writes; the first start's first is the run's."""
+    return f"continuations.{start}.{rank}.csv" if start or rank else "continuations.csv"
+
+
+def _start_and_rank(path: Path) -> tuple[int, ...]:
+    return tuple(int(part) for part in path.name.split(".")[1:-1])
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a continuations.csv, by column."""
+    """The rows of a continuations.csv, by column; without one that a killed process left unfinished."""
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
 
 
 def track_folder(track: str) -> str:

@@ -8,14 +8,15 @@ steps; the surplus ones carry an empty batch. Knows files and frames; what is do
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
 import lightning as L
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
+from musicgen_eval.batches import RankBatches, num_batches
 from musicgen_eval.continuation_planning import plan_continuation
 from musicgen_eval.errors import AudioError, RunError
 from musicgen_eval.planning import DataSettings, Plan, plan_evaluation
@@ -75,6 +76,10 @@ class WindowDataModule(L.LightningDataModule):
         min_duration_s: tracks shorter than this are skipped, and counted.
         max_failures: how many tracks may fail before the run ends with an error.
         allow_beyond_limit: allows windows longer than the model was trained on, for experiments.
+
+    Attributes:
+        plan: what will be measured, once it is known.
+        done: numbers of the batches that an earlier start of the run has measured.
     """
 
     def __init__(
@@ -108,6 +113,17 @@ class WindowDataModule(L.LightningDataModule):
             raise RunError(f"num_workers must be at least 0, got {num_workers}")
         self.num_workers = num_workers
         self.plan: Plan | None = None
+        self.done: frozenset[int] = frozenset()
+
+    @property
+    def all_done(self) -> bool:
+        """Whether every batch has been measured in an earlier start of the run."""
+        return self.plan is not None and self.plan_is_done(self.done)
+
+    def plan_is_done(self, batches: Collection[int]) -> bool:
+        """Whether these batches are all there are."""
+        assert self.plan is not None
+        return len(batches) == num_batches(len(self.plan.windows), self.settings.batch_size)
 
     def setup(self, stage: str) -> None:
         """Plans on rank 0 and tells the others, errors included, so that no rank waits for one that has given up."""
@@ -117,6 +133,7 @@ class WindowDataModule(L.LightningDataModule):
             raise RunError(
                 "use_distributed_sampler would score windows twice; create the Trainer with use_distributed_sampler=False"
             )
+        self.done = frozenset()
         self.plan = decide_on_rank_0(trainer, lambda: self._plan_for(stage))
 
     def test_dataloader(self) -> DataLoader[WindowAudio]:
@@ -128,6 +145,7 @@ class WindowDataModule(L.LightningDataModule):
             batch_size=self.settings.batch_size,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
+            done=self.done,
         )
         return DataLoader(
             WindowDataset(self.plan, self._spec),
@@ -198,39 +216,3 @@ class WindowDataset(Dataset[WindowAudio]):
             other_text=plan.other_texts[track_row],
             failure=failure,
         )
-
-
-class RankBatches(Sampler[list[int]]):
-    """Deals batches to ranks: the same batches for any number of ranks, every window once, as many steps on each rank.
-
-    Batches are formed in order and dealt round robin, so that each rank gets as many long windows as the others. Where
-    they do not divide evenly, the last ranks get an empty batch at the end.
-
-    Args:
-        num_windows: windows in all.
-        batch_size: windows a batch.
-        rank: this process, from 0.
-        world_size: processes in all.
-
-    >>> [list(RankBatches(5, batch_size=2, rank=rank, world_size=2)) for rank in range(2)]
-    [[[0, 1], [4]], [[2, 3], []]]
-    """
-
-    def __init__(self, num_windows: int, *, batch_size: int, rank: int, world_size: int) -> None:
-        self.num_windows = num_windows
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
-
-    def __len__(self) -> int:
-        """Steps, the same on every rank."""
-        return -(-self._num_batches // self.world_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(len(self)):
-            first = (step * self.world_size + self.rank) * self.batch_size
-            yield list(range(first, min(first + self.batch_size, self.num_windows)))
-
-    @property
-    def _num_batches(self) -> int:
-        return -(-self.num_windows // self.batch_size)

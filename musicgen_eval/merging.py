@@ -68,24 +68,28 @@ def merge_states(metric: Metric, states: Sequence[State]) -> State:
         if isinstance(parts[0], list):
             joined = [tensor for part in parts for tensor in part]
             merged[name] = reduction(joined) if reduction is not None and joined else joined
-        elif reduction == dim_zero_sum and parts[0].numel() <= MAX_EXACT_NUMBERS:
-            merged[name] = exact_sum(parts)
         else:
-            stacked = torch.stack(parts)
-            merged[name] = reduction(stacked) if reduction is not None else stacked
+            merged[name] = merge_column(reduction, torch.stack(parts))
     return merged
 
 
-def exact_sum(parts: Sequence[Tensor]) -> Tensor:
-    """Sum of equally shaped tensors, in float64 without rounding on the way, cast back to their dtype.
+def merge_column(reduction: Any, column: Tensor) -> Tensor:
+    """One tensor state of many windows, (n, ...) in canonical order, as torchmetrics merges that of ranks."""
+    if reduction == dim_zero_sum and column[0].numel() <= MAX_EXACT_NUMBERS:
+        return exact_sum(column)
+    merged: Tensor = column if reduction is None else reduction(column)
+    return merged
 
-    >>> exact_sum([torch.tensor(1e16), torch.tensor(1.0), torch.tensor(-1e16)]).item()
+
+def exact_sum(stacked: Tensor) -> Tensor:
+    """Sum of an (n, ...) tensor over its rows, in float64 without rounding on the way, cast back to its dtype.
+
+    >>> exact_sum(torch.tensor([1e16, 1.0, -1e16])).item()
     1.0
     """
-    stacked = torch.stack(list(parts))
     if not stacked.dtype.is_floating_point:
         return stacked.sum(0, dtype=stacked.dtype)
-    columns = stacked.double().reshape(len(parts), -1).t().tolist()
+    columns = stacked.double().reshape(len(stacked), -1).t().tolist()
     sums = [_fsum(column) for column in columns]
     return torch.tensor(sums, dtype=torch.float64).reshape(stacked.shape[1:]).to(stacked.dtype)
 

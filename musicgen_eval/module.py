@@ -3,15 +3,15 @@
     test_step             audio -> codes -> readings, in the trainer's precision
                           readings -> the bank -> a state a window, outside of autocast, on one thread
     predict_step          contexts -> continuations -> sink and bank (`continuing.py`)
-    on_..._epoch_end      states of all ranks -> rank 0 -> `result`
+    on_..._epoch_end      what all ranks kept (`keeping.py`) -> rank 0 -> `result`
 
 `validate` does the same as `test`. Knows the model, the bank and Lightning; files are written by callbacks and sinks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 from torchmetrics import Metric
 
 from musicgen_eval.bank import MetricBank, MetricEntry
@@ -26,6 +27,8 @@ from musicgen_eval.continuation_planning import check_continuation, settle_strid
 from musicgen_eval.continuing import BatchContinuation, Continuations, ContinuationSink
 from musicgen_eval.data import Batch, WindowAudio, WindowDataModule
 from musicgen_eval.errors import EvaluationError, RunError
+from musicgen_eval.keeping import Keeper, MemoryKeeper
+from musicgen_eval.measurements import Measurements, WindowRecord
 from musicgen_eval.merging import State
 from musicgen_eval.metrics import CodebookPerplexity
 from musicgen_eval.models.checkpoint import Checkpoint, find_checkpoint
@@ -33,15 +36,30 @@ from musicgen_eval.models.musicgen import MusicGen, load_model
 from musicgen_eval.models.threads import float32_by_default, ieee_float32, single_threaded
 from musicgen_eval.offers import Offer
 from musicgen_eval.planning import Plan, refuse_failures
-from musicgen_eval.ranks import decide_on_rank_0, gather_on_rank_0
+from musicgen_eval.ranks import decide_on_rank_0, gather_on_rank_0, part
 from musicgen_eval.readings import CodedWindow, score_readings
 from musicgen_eval.recipe import run_recipe
 from musicgen_eval.records import CodecSpec, Continuation, ContinuationSettings, Failure, Task
-from musicgen_eval.results import EvaluationResult, WindowRecord, summarise
+from musicgen_eval.results import EvaluationResult, summarise
 from musicgen_eval.running import RunningTotals
 
 DEFAULT_CONTINUATION = ContinuationSettings()
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a run settles when it first starts, for all of its starts.
+
+    Attributes:
+        threads: of a CPU, for drawing and decoding in predict.
+        arithmetic: what computes the decoder's matrix products.
+        other_machines: what else parts of it were measured on.
+    """
+
+    threads: int | None = None
+    arithmetic: str | None = None
+    other_machines: tuple[Mapping[str, Any], ...] = ()
 
 
 class MusicGenEvaluation(L.LightningModule):
@@ -92,11 +110,12 @@ class MusicGenEvaluation(L.LightningModule):
         self.model: MusicGen | None = None
         self.result: EvaluationResult | None = None
         self.running: RunningTotals
-        self._records: list[WindowRecord] = []
+        self.keeper: Keeper | None = None
+        self.measured: Measurements | None = None
+        self.settled: Settled = Settled()
         self._stopped: str | None = None
         self._banks: dict[Task, MetricBank] = {}
         self._continuer: BatchContinuation
-        self._threads: int
 
     @classmethod
     def from_loaded(cls, model: MusicGen, **settings: Any) -> MusicGenEvaluation:
@@ -160,17 +179,19 @@ class MusicGenEvaluation(L.LightningModule):
             )
 
     def configure_model(self) -> None:
-        """Loads the weights; every process its own."""
-        if self.model is None:
+        """Loads the weights; every process its own. A run that has measured everything already does without."""
+        if self.model is None and not self.data.all_done:
             self.model = load_model(self.checkpoint)
 
     def on_test_start(self) -> None:
-        """Starts afresh."""
-        self._records = []
+        """Starts afresh; what was kept before is the keeper's."""
+        self.keeper = self.keeper or MemoryKeeper(self._plan, self.bank.metrics)
         self._stopped = None
-        self.result = None
+        self.result = self.measured = None
         self.running = RunningTotals(self.spec)
-        self._loaded.prepare(self.trainer.precision)
+        if self.model is not None:
+            self.model.prepare(self.trainer.precision)
+            self.settled = replace(self.settled, arithmetic=self.model.arithmetic)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Encodes and scores the windows of a batch, and keeps the state that each leaves in each metric."""
@@ -189,12 +210,15 @@ class MusicGenEvaluation(L.LightningModule):
     def on_predict_start(self) -> None:
         """Starts afresh."""
         self.on_test_start()
-        self._threads = self.continuation.threads or torch.get_num_threads()
+        threads = self.settled.threads or self.continuation.threads or torch.get_num_threads()
+        self.settled = replace(self.settled, threads=threads)
+        if self.model is None:
+            return
         self._continuer = BatchContinuation(
             self._loaded,
             self.bank,
             self._plan,
-            replace(self.continuation, threads=self._threads),
+            replace(self.continuation, threads=threads),
             stride_frames=settle_stride(self.continuation, self.spec),
             seed=self.seed,
             sink=self.sink,
@@ -211,8 +235,15 @@ class MusicGenEvaluation(L.LightningModule):
         Raises:
             RunError: on every rank, whatever went wrong on any.
         """
-        parts = gather_on_rank_0(self.trainer, (self._records, self._stopped))
-        self.result = decide_on_rank_0(self.trainer, lambda: self._summarise(parts or []))
+        assert self.keeper is not None
+        keeper = self.keeper
+        parts = gather_on_rank_0(self.trainer, (keeper.close(), self._stopped))
+        self.result = decide_on_rank_0(self.trainer, lambda: self._summarise(keeper, parts or []))
+        self.keeper = None
+
+    def teardown(self, stage: str) -> None:
+        """Ends what ranks tell each other."""
+        part(self.trainer)
 
     on_validation_start = on_test_start
     validation_step = test_step
@@ -225,7 +256,8 @@ class MusicGenEvaluation(L.LightningModule):
         return self.model
 
     @property
-    def _data(self) -> WindowDataModule:
+    def data(self) -> WindowDataModule:
+        """What is evaluated."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, WindowDataModule):
             raise RunError("MusicGenEvaluation is tested with a WindowDataModule: trainer.test(module, datamodule=...)")
@@ -233,8 +265,8 @@ class MusicGenEvaluation(L.LightningModule):
 
     @property
     def _plan(self) -> Plan:
-        assert self._data.plan is not None
-        return self._data.plan
+        assert self.data.plan is not None
+        return self.data.plan
 
     @property
     def _task(self) -> Task:
@@ -269,33 +301,32 @@ class MusicGenEvaluation(L.LightningModule):
                 if continued.continuation is not None and continued.offer is not None:
                     continuations.append(continued.continuation)
                     self.running.add([track_row], [continued.offer])
+                    kept = {"codes": _compact(continued.continuation.codes)}
+                else:
+                    kept = {}
                 states, failure = continued.states or {}, continued.failure
-                records.append(WindowRecord(continued.window.row, track_row, states=states, failure=failure))
+                records.append(WindowRecord(continued.window.row, track_row, states, failure, kept))
         self._keep(records)
 
     def _keep(self, records: Sequence[WindowRecord]) -> None:
-        """Keeps records; more failures than allowed end a run of one process here, others at their end."""
-        self._records += records
+        """Keeps a batch; more failures than allowed end a run of one process here, others at their end."""
+        assert self.keeper is not None
+        self.keeper.keep(records)
         if self.trainer.world_size == 1 and any(record.failure is not None for record in records):
-            plan = self._plan
-            during = [
-                Failure(plan.tracks[record.track_row].id, record.failure)
-                for record in self._records
-                if record.failure is not None
-            ]
-            refuse_failures([*plan.failures, *during], self._data.settings.max_failures)
+            plan, failed = self._plan, self.keeper.failed
+            during = [Failure(plan.tracks[row].id, reason) for row, reason in failed.items()]
+            refuse_failures([*plan.failures, *during], self.data.settings.max_failures)
 
-    def _summarise(self, parts: Sequence[tuple[list[WindowRecord], str | None]]) -> EvaluationResult:
+    def _summarise(
+        self, keeper: Keeper, parts: Sequence[tuple[list[WindowRecord], str | None]]
+    ) -> EvaluationResult | None:
         stopped = next((stopped for _, stopped in parts if stopped is not None), None)
         if stopped is not None:
             raise RunError(stopped)
         with single_threaded(), torch.inference_mode(False):
+            self.measured = keeper.measurements([records for records, _ in parts])
             return summarise(
-                [record for records, _ in parts for record in records],
-                plan=self._plan,
-                bank=self.bank,
-                recipe=self._recipe(),
-                max_failures=self._data.settings.max_failures,
+                self.measured, bank=self.bank, recipe=self.recipe(), max_failures=self.data.settings.max_failures
             )
 
     def _refuse_setting(self, setting: str) -> None:
@@ -328,11 +359,12 @@ class MusicGenEvaluation(L.LightningModule):
                 )
                 return WindowRecord(window.row, window.track_row, failure=reason)
         plain = offer.on_cpu.readings[""]
-        nll = plain.nll if self.save_nll and plain is not None else None
-        return WindowRecord(window.row, window.track_row, states=states, nll=nll)
+        kept = {"nll": plain.nll} if self.save_nll and plain is not None else {}
+        return WindowRecord(window.row, window.track_row, states=states, tensors=kept)
 
-    def _recipe(self) -> dict[str, Any]:
-        settings = self._data.settings
+    def recipe(self) -> dict[str, Any]:
+        """All that the numbers depend on, as far as it is settled."""
+        settings = self.data.settings
         task_settings: dict[str, Any]
         if self._task == "score":
             task_settings = {
@@ -340,7 +372,7 @@ class MusicGenEvaluation(L.LightningModule):
             }  # fmt: skip
         else:
             stride_s = settle_stride(self.continuation, self.spec) / self.spec.frame_rate_hz
-            task_settings = {**asdict(self.continuation), "stride_s": stride_s, "threads": self._threads}
+            task_settings = {**asdict(self.continuation), "stride_s": stride_s, "threads": self.settled.threads}
         return run_recipe(
             checkpoint=self.checkpoint,
             plan=self._plan,
@@ -349,7 +381,8 @@ class MusicGenEvaluation(L.LightningModule):
             machine={
                 "precision": self.trainer.precision,
                 "device": self.device.type,
-                "arithmetic": self._loaded.arithmetic,
+                "arithmetic": self.settled.arithmetic,
+                **({"other_machines": list(self.settled.other_machines)} if self.settled.other_machines else {}),
             },
             seed=self.seed,
             task_settings=task_settings,
@@ -365,3 +398,8 @@ def _readable(batch: Batch) -> tuple[list[WindowAudio], list[WindowRecord]]:
         if window.failure is not None
     ]
     return windows, failed
+
+
+def _compact(codes: Tensor) -> Tensor:
+    """Codes as a journal keeps them, in half or a quarter of the bytes."""
+    return codes.to(torch.int16 if int(codes.max()) < 1 << 15 else torch.int32)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -78,6 +79,12 @@ class Plan:
     ignored_files: int = 0
     resamplers: dict[str, int] = field(default_factory=dict)
     task: Task = "score"
+
+    @property
+    def source_digest(self) -> str:
+        """What the tracks are: ids, lengths and texts."""
+        rows = zip(self.tracks.ids, self.num_frames.tolist(), self.tracks.texts, strict=True)
+        return sha256(repr(list(rows)).encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def failures(self) -> list[Failure]:

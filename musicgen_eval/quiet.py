@@ -26,6 +26,9 @@ def quiet_libraries() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
             warnings.filterwarnings("ignore", message=".*custom batch sampler.*")  # ours returns every index
+            warnings.filterwarnings(
+                "ignore", message=".*args parameter is intended.*"
+            )  # for --resume they are put together
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

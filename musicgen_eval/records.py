@@ -3,7 +3,7 @@
     B batch   K codebooks   T frames   S delayed steps   V codebook size   C channels   N samples   D features
 
 Records are frozen and hold no behaviour beyond what follows from their own fields. Columns of a million rows are numpy arrays
-(`data.py`, `windows.py`); these are the views of one row.
+(`windows.py`); these are the views of one row.
 """
 
 from __future__ import annotations

@@ -1,48 +1,35 @@
 """From what windows left behind to results: in all, per track, per window, with intervals.
 
-    records (any order) --drop failed tracks, sort by (track, window)--> merged states --compute--> EvaluationResult
+    measurements --drop failed tracks--> merged states --compute--> EvaluationResult
 
+Numbers of tracks and windows are columns, and records of them views of a row, so that a hundred thousand tracks are some megabytes.
 Knows the plan, the bank and statistics; nothing of models, files or Lightning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from math import isnan
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
 from musicgen_eval.bank import MetricBank
 from musicgen_eval.errors import RunError
-from musicgen_eval.merging import State, compute_from, compute_in_place, is_sum_metric, merge_states
+from musicgen_eval.measurements import Measurements
+from musicgen_eval.merging import State, compute_in_place, is_sum_metric
+from musicgen_eval.number_table import NumberTable
 from musicgen_eval.planning import Plan, TrackStatus, refuse_failures
 from musicgen_eval.records import CodecSpec, Failure, Window
 from musicgen_eval.statistics import bootstrap_sums, percentile_interval
 
-
-@dataclass(frozen=True)
-class WindowRecord:
-    """What one window left behind.
-
-    Attributes:
-        row: its row in the plan.
-        track_row: its track's row.
-        states: metric name -> state, of those that it left one in; empty where it failed.
-        failure: why it failed.
-        nll: (K, T) float32 nats of the whole window, NaN where not scored; only when curves are kept.
-    """
-
-    row: int
-    track_row: int
-    states: Mapping[str, State] = field(default_factory=dict)
-    failure: str | None = None
-    nll: Tensor | None = None
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -112,82 +99,141 @@ class EvaluationResult:
     metric_errors: Mapping[str, str] = field(default_factory=dict)
 
 
+class _Rows(Sequence[Record]):
+    """A sequence whose records are made when they are asked for."""
+
+    @overload
+    def __getitem__(self, row: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> list[Record]: ...
+
+    def __getitem__(self, row: int | slice) -> Record | list[Record]:
+        if isinstance(row, slice):
+            return [self._record(one) for one in range(*row.indices(len(self)))]
+        return self._record(range(len(self))[row])
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+    def _record(self, row: int) -> Record:
+        raise NotImplementedError
+
+
+class _TrackResults(_Rows[TrackResult]):
+    """The tracks of a plan, in its order."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        status: Sequence[TrackStatus],
+        reasons: Mapping[int, str],
+        num_windows: NDArray[np.int64],
+        numbers: NumberTable,
+        frame_rate_hz: int,
+    ) -> None:
+        self._plan, self._status, self._reasons = plan, status, reasons
+        self._num_windows, self._numbers, self._frame_rate_hz = num_windows, numbers, frame_rate_hz
+
+    def __len__(self) -> int:
+        return len(self._status)
+
+    def _record(self, row: int) -> TrackResult:
+        track, num_windows = self._plan.tracks[row], int(self._num_windows[row])
+        return TrackResult(
+            id=track.id,
+            path=str(track.path),
+            text=track.text,
+            status=self._status[row],
+            reason=self._reasons.get(row, ""),
+            duration_s=int(self._plan.num_frames[row]) / self._frame_rate_hz,
+            num_windows=num_windows,
+            metrics=self._numbers[row] if num_windows else {},
+        )
+
+
+class _WindowResults(_Rows[WindowResult]):
+    """The counted windows, in canonical order."""
+
+    def __init__(self, plan: Plan, rows: NDArray[np.int64], numbers: NumberTable) -> None:
+        self._plan, self._rows, self._numbers = plan, rows, numbers
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _record(self, row: int) -> WindowResult:
+        return WindowResult(self._plan.windows.window(int(self._rows[row]), self._plan.tracks.ids), self._numbers[row])
+
+
+class _Curves(Mapping[str, Tensor]):
+    """The nll of whole tracks, put together when a track's is asked for."""
+
+    def __init__(self, measured: Measurements, places: Mapping[str, tuple[int, range]], spec: CodecSpec) -> None:
+        self._measured, self._places, self._spec = measured, places, spec
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __getitem__(self, track: str) -> Tensor:
+        row, places = self._places[track]
+        return _curve(self._measured, row, places, self._spec)
+
+
 def summarise(
-    records: Sequence[WindowRecord],
-    *,
-    plan: Plan,
-    bank: MetricBank,
-    recipe: Mapping[str, Any],
-    max_failures: int,
+    measured: Measurements, *, bank: MetricBank, recipe: Mapping[str, Any], max_failures: int
 ) -> EvaluationResult:
     """Merges what all windows left, in canonical order, into results.
 
     A track with a failed window leaves none of its windows in any number.
 
     Raises:
-        RunError: more tracks failed than allowed, or the records are not one for each window of the plan.
+        RunError: more tracks failed than allowed, or not every window of the plan has been measured once.
     """
-    _check_complete(records, plan)
-    reasons = dict(plan.reasons)
-    for record in sorted(records, key=lambda record: record.row):
-        if record.failure is not None and record.track_row not in reasons:
-            reasons[record.track_row] = record.failure
-    status: list[TrackStatus] = [
-        "failed" if outcome == "ok" and row in reasons else outcome for row, outcome in enumerate(plan.status)
-    ]
+    measured.check_complete()
+    plan = measured.plan
+    status, reasons = _outcomes(measured)
     failures = [Failure(plan.tracks[row].id, reasons[row]) for row, outcome in enumerate(status) if outcome == "failed"]
     refuse_failures(failures, max_failures)
-
-    order = sorted(
-        (record for record in records if status[record.track_row] == "ok"),
-        key=lambda record: (record.track_row, int(plan.windows.index[record.row])),
-    )
-    if not order:
+    track_of = plan.windows.track[measured.order]
+    counted = np.array([outcome == "ok" for outcome in status])[track_of]
+    if not counted.any():
         raise RunError(f"no track could be measured: {next(iter(reasons.values()), 'no windows')}")
-    by_track: dict[int, list[WindowRecord]] = {}
-    for record in order:
-        by_track.setdefault(record.track_row, []).append(record)
+    first_place = np.searchsorted(track_of, np.arange(len(status) + 1))
+    num_windows = np.where([outcome == "ok" for outcome in status], np.diff(first_place), 0)
 
-    per_track = {row: bank.compute_part([record.states for record in records]) for row, records in by_track.items()}
-    tracks = []
-    for row, outcome in enumerate(status):
-        track = plan.tracks[row]
-        tracks.append(
-            TrackResult(
-                id=track.id,
-                path=str(track.path),
-                text=track.text,
-                status=outcome,
-                reason=reasons.get(row, ""),
-                duration_s=int(plan.num_frames[row]) / bank.spec.frame_rate_hz,
-                num_windows=len(by_track.get(row, [])),
-                metrics=per_track.get(row, {}),
-            )
-        )
+    per_track, per_window = NumberTable(), NumberTable()
+    for row in range(len(status)):
+        first, last = int(first_place[row]), int(first_place[row]) + int(num_windows[row])
+        per_track.append(_compute_part(measured, bank, first, last))
+    for place in np.flatnonzero(counted).tolist():
+        per_window.append(_compute_part(measured, bank, place, place + 1))
+
     metrics: dict[str, dict[str, Value]] = {}
     metric_errors: dict[str, str] = {}
     for name in bank.metrics:
         try:
-            metrics[name] = _values(name, bank, by_track, per_track)
+            metrics[name] = _values(name, bank, measured, counted, first_place, per_track)
         except Exception as error:  # a stranger's metric may raise anything; the others' results stay
             metrics[name], metric_errors[name] = {}, repr(error)
+    counted_rows = measured.order[counted]
+    curves = {
+        plan.tracks.ids[row]: (row, range(int(first_place[row]), int(first_place[row + 1])))
+        for row in np.flatnonzero(num_windows).tolist()
+        if measured.has_tensor(int(first_place[row]), "nll")
+    }
     return EvaluationResult(
         metrics=metrics,
         metric_errors=metric_errors,
-        tracks=tracks,
-        windows=[
-            WindowResult(plan.windows.window(record.row, plan.tracks.ids), bank.compute_part([record.states]))
-            for record in order
-        ],
-        counts=_counts(plan, status, order, bank.spec),
+        tracks=_TrackResults(plan, status, reasons, num_windows, per_track, bank.spec.frame_rate_hz),
+        windows=_WindowResults(plan, counted_rows, per_window),
+        counts=_counts(plan, status, counted_rows, bank.spec),
         failures=failures,
         recipe=recipe,
         spec=bank.spec,
-        nll={
-            plan.tracks[row].id: _curve(records, plan, row, bank.spec)
-            for row, records in by_track.items()
-            if records[0].nll is not None
-        },
+        nll=_Curves(measured, curves, bank.spec),
     )
 
 
@@ -221,65 +267,79 @@ def interval(metric: Metric, per_track: Sequence[State]) -> dict[str, tuple[floa
     }
 
 
+def _outcomes(measured: Measurements) -> tuple[list[TrackStatus], dict[int, str]]:
+    """What became of each track, and why, by row: in the order of the plan's rows, as the first failed window says."""
+    plan = measured.plan
+    reasons = dict(plan.reasons)
+    status: list[TrackStatus] = list(plan.status)
+    by_row = sorted((int(measured.order[place]), reason) for place, reason in measured.failures.items())
+    for window_row, reason in by_row:
+        row = int(plan.windows.track[window_row])
+        if status[row] == "ok":
+            status[row], reasons[row] = "failed", reason
+    return status, reasons
+
+
+def _compute_part(measured: Measurements, bank: MetricBank, first: int, last: int) -> dict[str, dict[str, float]]:
+    """The numbers of one track or window; a metric that cannot be computed from so little has no keys."""
+    results: dict[str, dict[str, float]] = {}
+    for name, table in measured.tables.items():
+        try:
+            merged = table.merged(first, last)
+            results[name] = {} if merged is None else bank.compute_one(name, merged)
+        except Exception:  # such as a correlation of a single value
+            results[name] = {}
+    return results
+
+
 def _values(
     name: str,
     bank: MetricBank,
-    by_track: Mapping[int, Sequence[WindowRecord]],
-    per_track: Mapping[int, Mapping[str, Mapping[str, float]]],
+    measured: Measurements,
+    counted: NDArray[np.bool_],
+    first_place: NDArray[np.int64],
+    per_track: NumberTable,
 ) -> dict[str, Value]:
     """One metric over all tracks; a track without a number of its own, such as a text gain without a text, is no part of it."""
-    metric, recipe = bank.metrics[name].cpu(), bank.recipe(name)
-    states = {
-        row: [record.states[name] for record in records if name in record.states] for row, records in by_track.items()
-    }
-    everything = [state for track in states.values() for state in track]
-    if not everything:
+    metric, recipe, table = bank.metrics[name].cpu(), bank.recipe(name), measured.tables[name]
+    everything = table.merged_at(counted)
+    if everything is None:
         return {}
-    results = compute_from(metric, merge_states(metric, everything))
-    counted = [row for row in states if any(not isnan(number) for number in per_track[row].get(name, {}).values())]
-    intervals = interval(metric, [merge_states(metric, states[row]) for row in counted])
+    results = bank.compute_one(name, everything)
+    tracks = np.flatnonzero(per_track.has_numbers(name)).tolist()
+    states = [table.merged(int(first_place[row]), int(first_place[row + 1])) for row in tracks]
+    intervals = interval(metric, [state for state in states if state is not None])
     values = {}
     for key, number in results.items():
-        num_tracks = sum(not isnan(per_track[row][name].get(key, float("nan"))) for row in counted)
+        num_tracks = int(per_track.is_number(name, key).sum())
         low, high = intervals.get(key, (None, None)) if num_tracks > 1 else (None, None)
         values[key] = Value(number, recipe.unit(key), _finite(low), _finite(high), num_tracks)
     return values
 
 
-def _check_complete(records: Sequence[WindowRecord], plan: Plan) -> None:
-    """Every window of the plan once, or the sums would be of something else than they say."""
-    times = np.bincount([record.row for record in records], minlength=len(plan.windows))
-    if len(times) == len(plan.windows) and (times == 1).all():
-        return
-    missing, repeated = int((times == 0).sum()), int((times > 1).sum())
-    raise RunError(
-        f"of {len(plan.windows)} planned windows {missing} left no record and {repeated} more than one; to measure less, "
-        "set data.limit instead of the Trainer's limits"
-    )
-
-
 def _counts(
-    plan: Plan, status: Sequence[TrackStatus], order: Sequence[WindowRecord], spec: CodecSpec
+    plan: Plan, status: Sequence[TrackStatus], counted_rows: NDArray[np.int64], spec: CodecSpec
 ) -> dict[str, Any]:
-    scored_frames = sum(int(plan.windows.target_frames[record.row]) for record in order)
+    scored_frames = int(plan.windows.target_frames[counted_rows].sum())
     return {
         "tracks_in_source": plan.num_in_source,
         "tracks": len(status),
-        **{f"tracks_{outcome}": status.count(outcome) for outcome in ("ok", "failed", "too_short", "skipped")},
+        **{f"tracks_{outcome}": list(status).count(outcome) for outcome in ("ok", "failed", "too_short", "skipped")},
         "ignored_files": plan.ignored_files,
-        "windows": len(order),
+        "windows": len(counted_rows),
         "scored_seconds" if plan.task == "score" else "generated_seconds": scored_frames / spec.frame_rate_hz,
     }
 
 
-def _curve(records: Sequence[WindowRecord], plan: Plan, row: int, spec: CodecSpec) -> Tensor:
+def _curve(measured: Measurements, row: int, places: range, spec: CodecSpec) -> Tensor:
     """A track's nll over its whole length from its windows' targets."""
+    plan = measured.plan
     curve = torch.full((spec.num_codebooks, int(plan.num_frames[row])), float("nan"), dtype=torch.float32)
-    for record in records:
-        assert record.nll is not None
-        context = int(plan.windows.context_frames[record.row])
-        first = int(plan.windows.start_frame[record.row]) + context
-        target = record.nll[:, context:]
+    for place in places:
+        nll, window_row = measured.tensor(place, "nll"), int(measured.order[place])
+        context = int(plan.windows.context_frames[window_row])
+        first = int(plan.windows.start_frame[window_row]) + context
+        target = nll[:, context:]
         curve[:, first : first + target.shape[1]] = target
     return curve
 

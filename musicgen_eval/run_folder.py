@@ -1,44 +1,32 @@
-"""The run folder: what an evaluation leaves on disk.
+"""The run folder: one run's from its first start to its result, however often it is started in between.
 
-    runs/<name>/ config.yaml  run.json  summary.json  tracks.csv  windows.csv  (nll.safetensors)  (wandb/)
+    runs/<name>/ config.yaml  run.json  journal/                       from the start on
+                 summary.json  tracks.csv  windows.csv  (nll.safetensors)  (wandb/)  (audio/)
 
-Files are written under other names and renamed together at the end; a run that fails leaves nothing. Knows results; nothing of how
-they came about.
+A folder that is empty gets a run, one that holds an unfinished run goes on with it, one that holds a finished run is only read. One
+process at a time holds it, by a lock that ends with the process. Knows names and locks; nothing of what is measured.
 """
 
 from __future__ import annotations
 
-import csv
+import fcntl
 import json
+import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, count
-from math import isfinite
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError
-from safetensors.torch import save
+from typing import IO, Any, Literal
 
 from musicgen_eval.errors import RunError
-from musicgen_eval.results import EvaluationResult
+from musicgen_eval.result_files import to_json
 
-LIBRARIES = (
-    "musicgen-eval",
-    "torch",
-    "torchaudio",
-    "transformers",
-    "lightning",
-    "torchmetrics",
-    "soundfile",
-    "soxr",
-    "numpy",
-)
+FolderState = Literal["new", "unfinished", "finished"]
+LOCK = ".lock"
+_OF_A_START = frozenset({"config.yaml", "run.json", "journal", "wandb"})  # what a run that measured nothing leaves
 
 
 def default_run_dir(command: str, *, now: datetime | None = None) -> Path:
@@ -54,136 +42,154 @@ def lasting_source(source: str) -> str:
 
 
 class RunFolder:
-    """A folder that is empty until a run has succeeded.
+    """A folder for one run.
 
     Args:
         path: where; made when missing.
+
+    Attributes:
+        state: what it held when it was claimed.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.state: FolderState = "new"
         self._made: list[Path] = []
-        self._claim = self.path / ".claimed"
-        self._is_ours = False
+        self._lock: IO[bytes] | None = None
+
+    @property
+    def journal(self) -> Path:
+        """Where what has been measured is kept."""
+        return self.path / "journal"
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What run.json says; {} before it is written."""
+        try:
+            found: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.path / 'run.json'} cannot be read ({error}); choose another run_dir") from error
+        return found
 
     def claim(self) -> None:
         """Makes the folder and keeps others out of it, before anything is measured.
 
         Raises:
-            RunError: it holds something, is claimed by another run, is no folder, or cannot be written to.
+            RunError: it holds something that is no run, another process works in it, it is no folder, or it cannot be written to.
         """
         self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            held = sorted(entry.name for entry in self.path.iterdir())
-            if not held:
-                self._claim.touch(exist_ok=False)
-                self._is_ours = True
+            held = {entry.name for entry in self.path.iterdir() if entry.name != LOCK}
+            foreign = sorted(held) if "run.json" not in held and not held <= _OF_A_START else []
+            if not foreign:
+                self._take_lock()
+                self.journal.mkdir(exist_ok=True)
+        except BlockingIOError:
+            raise RunError(
+                f"run_dir {self.path} belongs to a run that is going on; wait for its end, or choose another with --run_dir"
+            ) from None
         except OSError as error:
             raise RunError(
                 f"run_dir {self.path} cannot be used: {error.strerror}; choose another with --run_dir"
             ) from error
-        if self._claim.name in held:
+        if foreign:
             raise RunError(
-                f"run_dir {self.path} is claimed by another run, or by one that was killed; choose another, or remove the folder"
+                f"run_dir {self.path} holds {', '.join(foreign[:3])}{', ...' * (len(foreign) > 3)} and no run; choose an empty or "
+                "new folder with --run_dir"
             )
-        if held:
-            raise RunError(
-                f"run_dir {self.path} holds {', '.join(held[:3])}{', ...' * (len(held) > 3)}; choose an empty or new folder "
-                "with --run_dir"
-            )
+        if self.run:
+            self.state = "finished" if "summary.json" in held else "unfinished"
 
-    def release(self) -> None:
-        """Takes back a claim: the folder as it was found, without what a failed run has logged."""
-        if not self._is_ours:
+    def write(self, name: str, content: str) -> None:
+        """Writes a file of the run, whole or not at all.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        partial = self.path / f".{name}.part"
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.path / name)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise RunError(f"run_dir {self.path}: {name} could not be written ({error})") from error
+
+    def write_run(self, run: Mapping[str, Any]) -> None:
+        """Writes run.json."""
+        self.write("run.json", to_json(run))
+
+    def unlock(self) -> None:
+        """Lets others have the folder, which keeps all that it holds."""
+        if self._lock is None:
             return
-        self._is_ours = False
-        shutil.rmtree(self.path / "wandb", ignore_errors=True)
-        self._claim.unlink(missing_ok=True)
+        (self.path / LOCK).unlink(missing_ok=True)
+        self._lock.close()
+        self._lock = None
+
+    def take_back(self) -> None:
+        """The folder as it was found, where a run ended before it had measured anything."""
+        if self._lock is None:
+            return
+        if self.state == "new":
+            for name in ("journal", "wandb"):
+                shutil.rmtree(self.path / name, ignore_errors=True)
+            for name in ("config.yaml", "run.json"):
+                (self.path / name).unlink(missing_ok=True)
+        self.unlock()
         for folder in self._made:
             try:
                 folder.rmdir()
             except OSError:
                 return
 
-    def write(self, result: EvaluationResult, *, config_yaml: str, run: Mapping[str, Any]) -> list[Path]:
-        """Writes everything: each file under another name first, then all renamed, summary.json last.
-
-        Args:
-            result: what was found.
-            config_yaml: the configuration, as it can be given back with --config.
-            run: what run.json says.
-
-        Returns:
-            The files, in the order of interest.
-
-        Raises:
-            RunError: a file could not be written; none is left.
-        """
-        metric_keys = [(name, key) for name, values in result.metrics.items() for key in values]
-        writers: dict[str, Callable[[Path], object]] = {
-            "config.yaml": lambda path: path.write_text(config_yaml, encoding="utf-8"),
-            "run.json": lambda path: path.write_text(to_json(run), encoding="utf-8"),
-            "windows.csv": lambda path: _write_csv(path, _window_rows(result, metric_keys)),
-            "tracks.csv": lambda path: _write_csv(path, _track_rows(result, metric_keys)),
-            "summary.json": lambda path: path.write_text(to_json(summary(result)), encoding="utf-8"),
-        }
-        if result.nll:
-            curves = {track: curve.contiguous() for track, curve in result.nll.items()}
-            writers = {"nll.safetensors": lambda path: path.write_bytes(save(curves)), **writers}
-        partial = {name: self.path / f".{name}.part" for name in writers}
+    def _take_lock(self) -> None:
+        """A POSIX lock: it ends with the process, however that ends, and forked workers do not inherit it."""
+        lock = (self.path / LOCK).open("ab")
         try:
-            for name, write in writers.items():
-                write(partial[name])
-            for name, path in partial.items():
-                path.replace(self.path / name)
-        except (OSError, SafetensorError) as error:
-            for name, path in partial.items():
-                path.unlink(missing_ok=True)
-                (self.path / name).unlink(missing_ok=True)
-            raise RunError(f"run_dir {self.path}: the results could not be written ({error})") from error
-        self._claim.unlink()
-        self._is_ours = False
-        return [self.path / name for name in reversed(writers)]
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except PermissionError:  # as some file systems say it
+            lock.close()
+            raise BlockingIOError from None
+        except OSError:
+            lock.close()
+            raise
+        self._lock = lock
 
 
-def summary(result: EvaluationResult) -> dict[str, Any]:
-    """What summary.json holds."""
-    return {
-        "metrics": {
-            name: {key: asdict(value) for key, value in values.items()} for name, values in result.metrics.items()
-        },
-        "metric_errors": dict(result.metric_errors),
-        "counts": dict(result.counts),
-        "failures": [asdict(failure) for failure in result.failures],
-        "recipe": dict(result.recipe),
-    }
+def resumed_arguments(run_dir: str | Path) -> list[str]:
+    """What stands for `--resume`: the configuration that a run left, and its folder.
+
+    Raises:
+        RunError: there is no run.
+    """
+    path = Path(run_dir).expanduser()
+    if not (path / "run.json").is_file() or not (path / "config.yaml").is_file():
+        left = "" if path.is_dir() else ", which does not exist"
+        raise RunError(f"--resume {path}{left}: no run that could go on; give the folder that holds its run.json")
+    return ["--config", str(path / "config.yaml"), "--run_dir", str(path)]
 
 
-def run_record(*, command: str, seed: int, started: datetime, world_size: int, max_frames_from: str) -> dict[str, Any]:
-    """What run.json says of the circumstances: versions, machine, commit, time."""
+def run_record(*, command: str, seed: int, max_frames_from: str) -> dict[str, Any]:
+    """What run.json says of the circumstances: machine, commit, time."""
     return {
         "command": command,
-        "started": started.astimezone(UTC).isoformat(timespec="seconds"),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": seed,
         "max_frames_from": max_frames_from,
-        "processes": world_size,
-        "versions": {"python": platform.python_version(), **library_versions()},
         "platform": platform.platform(),
         "git_commit": git_commit(),
+        "starts": [],
     }
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that a number can depend on; those not installed are left out."""
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
+def start_record(*, processes: int) -> dict[str, Any]:
+    """What run.json says of one start."""
+    return {"started": datetime.now(UTC).isoformat(timespec="seconds"), "processes": processes, "host": platform.node()}
 
 
 def git_commit() -> str | None:
@@ -198,48 +204,3 @@ def git_commit() -> str | None:
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def to_json(value: Any) -> str:
-    """JSON with null for what is not a finite number, which JSON has no word for."""
-    return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, float):
-        return value if isfinite(value) else None
-    return value if isinstance(value, str | int | bool | None) else str(value)
-
-
-def _track_rows(result: EvaluationResult, metric_keys: Sequence[tuple[str, str]]) -> Iterable[Sequence[Any]]:
-    yield ["id", "path", "text", "status", "reason", "duration_s", "num_windows", *_headings(metric_keys)]
-    for track in result.tracks:
-        head = [track.id, track.path, track.text or "", track.status, track.reason, track.duration_s, track.num_windows]
-        yield [*head, *_numbers(track.metrics, metric_keys)]
-
-
-def _window_rows(result: EvaluationResult, metric_keys: Sequence[tuple[str, str]]) -> Iterable[Sequence[Any]]:
-    rate = result.spec.frame_rate_hz
-    yield ["track", "index", "start_s", "context_s", "target_s", *_headings(metric_keys)]
-    for item in result.windows:
-        window = item.window
-        times = [frames / rate for frames in (window.start_frame, window.context_frames, window.target_frames)]
-        yield [window.track, window.index, *times, *_numbers(item.metrics, metric_keys)]
-
-
-def _headings(metric_keys: Sequence[tuple[str, str]]) -> list[str]:
-    return [f"{name}/{key}" for name, key in metric_keys]
-
-
-def _numbers(metrics: Mapping[str, Mapping[str, float]], metric_keys: Sequence[tuple[str, str]]) -> list[Any]:
-    values = (metrics.get(name, {}).get(key) for name, key in metric_keys)
-    return ["" if value is None or not isfinite(value) else value for value in values]
-
-
-def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)

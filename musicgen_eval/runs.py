@@ -7,7 +7,8 @@ Knows Lightning, callbacks and folders; not where settings came from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,15 +19,37 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from musicgen_eval.continuation_files import AudioSettings
+from musicgen_eval.continuation_files import AudioSettings, read_table
 from musicgen_eval.data import WindowDataModule
 from musicgen_eval.errors import RunError
 from musicgen_eval.module import PRECISIONS, MusicGenEvaluation
 from musicgen_eval.quiet import quiet_libraries
 from musicgen_eval.records import Continuation
+from musicgen_eval.result_files import to_json
 from musicgen_eval.results import EvaluationResult
-from musicgen_eval.run_folder import RunFolder, lasting_source, to_json
+from musicgen_eval.run_folder import RunFolder, lasting_source
+from musicgen_eval.stopping import StopAfterBatch
 from musicgen_eval.writer import RunWriter
+
+SAME_CALL = "make the same call again, with the same run_dir"
+
+
+@dataclass(frozen=True)
+class Resume:
+    """What is done with a run that a folder holds already.
+
+    Attributes:
+        resume: how this run is resumed when it ends early, for the user.
+        retry_failures: measures again what failed.
+        allow_other_machine: goes on with what was begun on another machine.
+    """
+
+    resume: str = SAME_CALL
+    retry_failures: bool = False
+    allow_other_machine: bool = False
+
+
+DEFAULT_RESUME = Resume()
 
 
 @dataclass(frozen=True)
@@ -53,6 +76,7 @@ def run_evaluation(
     progress: bool = False,
     console: Console | None = None,
     notes: Sequence[str] = (),
+    resume: Resume = DEFAULT_RESUME,
 ) -> EvaluationResult:
     """Tests a module on one device with a quiet Trainer and gives its result.
 
@@ -66,6 +90,7 @@ def run_evaluation(
         progress: shows a progress bar, where `callbacks` hold one.
         console: where to print the result; None: nowhere.
         notes: what config.yaml cannot say of this run, as comments in it.
+        resume: what is done with a run that the folder holds.
 
     Raises:
         EvaluationError: as `perplexity`.
@@ -73,8 +98,8 @@ def run_evaluation(
     folder = None if run_dir is None else RunFolder(run_dir)
     config = _config(module, data, precision=precision, accelerator=accelerator)
     config_yaml = _config_yaml(config, notes)
-    writer = RunWriter(folder, command="evaluate", config_yaml=config_yaml, console=console)
-    with _run(folder, [*callbacks, writer], precision, accelerator, progress=progress) as trainer:
+    writer = RunWriter(folder, command="evaluate", config_yaml=config_yaml, console=console, **asdict(resume))
+    with _run(folder, data, [*callbacks, writer], precision, accelerator, progress=progress) as trainer:
         trainer.test(module, datamodule=data, verbose=False)
     assert module.result is not None
     return module.result
@@ -93,6 +118,7 @@ def run_continuation(
     notes: Sequence[str] = (),
     audio: AudioSettings | None = None,
     return_continuations: bool = True,
+    resume: Resume = DEFAULT_RESUME,
 ) -> GenerationResult:
     """Continues with a module on one device with a quiet Trainer, and gives what came of it.
 
@@ -108,6 +134,7 @@ def run_continuation(
         notes: what config.yaml cannot say of this run, as comments in it.
         audio: how continuations are written.
         return_continuations: whether they are given back; without, nothing of them is kept in memory.
+        resume: what is done with a run that the folder holds.
 
     Raises:
         EvaluationError: as `generate`.
@@ -118,19 +145,52 @@ def run_continuation(
     if not module.prepare("continue").metrics:
         config["model"] = {**config["model"], "metrics": {}}
     config_yaml = _config_yaml(config, notes)
-    writer = RunWriter(folder, command="generate", config_yaml=config_yaml, console=console, audio=audio)
-    with _run(folder, [*callbacks, writer], precision, accelerator, progress=progress) as trainer:
+    writer = RunWriter(
+        folder, command="generate", config_yaml=config_yaml, console=console, audio=audio, **asdict(resume)
+    )
+    with _run(folder, data, [*callbacks, writer], precision, accelerator, progress=progress) as trainer:
         batches = trainer.predict(module, datamodule=data, return_predictions=return_continuations)
     assert module.result is not None
-    order = {track.id: row for row, track in enumerate(module.result.tracks)}
     continuations = [continuation for batch in batches or [] for continuation in batch]
+    if folder is not None and return_continuations:
+        continuations += _earlier(module, folder, {(one.window.track, one.window.index) for one in continuations})
+    order = {track: row for row, track in enumerate(module.data.plan.tracks.ids)} if module.data.plan else {}
     continuations.sort(key=lambda one: (order[one.window.track], one.window.index))
     return GenerationResult(continuations, module.result)
+
+
+def _earlier(module: MusicGenEvaluation, folder: RunFolder, known: Collection[tuple[str, int]]) -> list[Continuation]:
+    """The continuations that earlier starts of a run have written."""
+    measured, earlier = module.measured, []
+    assert measured is not None
+    written = {(row["track"], int(row["continuation"])): row for row in read_table(folder.path / "continuations.csv")}
+    for place, plan_row in enumerate(measured.order.tolist()):
+        window = measured.plan.windows.window(plan_row, measured.plan.tracks.ids)
+        row = written.get((window.track, window.index))
+        if (window.track, window.index) in known or row is None or not measured.has_tensor(place, "codes"):
+            continue
+        path, context, reference = (
+            folder.path / row[name] if row[name] else None for name in ("path", "context_path", "reference_path")
+        )
+        earlier.append(
+            Continuation(
+                window=window,
+                codes=measured.tensor(place, "codes").long(),
+                sample_rate_hz=module.spec.sample_rate_hz,
+                text=row["text"] or None,
+                seed=module.seed,
+                path=path,
+                context_path=context,
+                reference_path=reference,
+            )
+        )
+    return earlier
 
 
 @contextmanager
 def _run(
     folder: RunFolder | None,
+    data: WindowDataModule,
     callbacks: Sequence[L.Callback],
     precision: str,
     accelerator: str,
@@ -139,7 +199,8 @@ def _run(
 ) -> Iterator[L.Trainer]:
     """A quiet Trainer for one device, and a claimed folder."""
     check_precision(precision, accelerator)
-    with quiet_libraries():
+    stop = StopAfterBatch(say=lambda line: print(line, file=sys.stderr))
+    with quiet_libraries(), stop.listening():
         try:
             trainer = L.Trainer(
                 accelerator=accelerator,
@@ -150,7 +211,7 @@ def _run(
                 enable_model_summary=False,
                 enable_progress_bar=progress,
                 use_distributed_sampler=False,
-                callbacks=list(callbacks),
+                callbacks=[*callbacks, stop],
             )
         except (ValueError, MisconfigurationException) as error:
             raise RunError(f"accelerator {accelerator!r}: {error}") from error

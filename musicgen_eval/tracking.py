@@ -16,9 +16,10 @@ from typing import Any, Literal
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
+from musicgen_eval.fingerprint import library_versions
 from musicgen_eval.module import MusicGenEvaluation
 from musicgen_eval.results import EvaluationResult
-from musicgen_eval.run_folder import git_commit, library_versions
+from musicgen_eval.run_folder import git_commit
 from musicgen_eval.writer import RunWriter
 
 MAX_TABLE_ROWS = 10_000  # W&B cuts longer tables without a word

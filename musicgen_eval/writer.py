@@ -1,34 +1,79 @@
-"""The callback that turns an evaluation into a run folder and a printed table.
+"""The callback that makes an evaluation a run in a folder: begun or gone on with, kept as it is measured, written and printed.
 
-Knows when; what is written is `run_folder.py`'s and `continuation_files.py`'s, what is printed `tables.py`'s.
+    setup   rank 0: fingerprint compared, journal read --> all ranks: which batches are done, where to keep the others
+    end     rank 0: result --> files and a table
+
+Knows when; what is compared is `fingerprint.py`'s, what is kept `keeping.py`'s, what is printed `tables.py`'s, what is written
+`run_folder.py`'s, `result_files.py`'s and `continuation_files.py`'s.
 """
 
-from datetime import UTC, datetime
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+import torch
 from rich.console import Console
 
-from musicgen_eval.continuation_files import AudioSettings, ContinuationFolder
+from musicgen_eval.continuation_files import AudioSettings, ContinuationFolder, read_table
 from musicgen_eval.continuation_planning import settle_stride
-from musicgen_eval.module import MusicGenEvaluation
-from musicgen_eval.run_folder import RunFolder, run_record
+from musicgen_eval.data import WindowDataModule
+from musicgen_eval.errors import RunError
+from musicgen_eval.fingerprint import differences, machine, metric_settings, weights_digest
+from musicgen_eval.journal import JournalReader
+from musicgen_eval.keeping import Done, JournalKeeper, read_done
+from musicgen_eval.module import MusicGenEvaluation, Settled
+from musicgen_eval.ranks import decide_on_rank_0, gather_on_rank_0
+from musicgen_eval.result_files import to_json, write_result
+from musicgen_eval.run_folder import RunFolder, run_record, start_record
+from musicgen_eval.stopping import stopper
 from musicgen_eval.tables import print_result
 
 MAX_LISTED = 8  # continuations that are named one by one
+NOT_OF_THE_NUMBERS = ("source", "limit", "min_duration_s", "arithmetic", "other_machines", "resamplers")
+"""Parts of the recipe that a run may change: where the same tracks lie, and what follows from the rest."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What rank 0 tells the others as a run begins or goes on.
+
+    Attributes:
+        path: the run folder.
+        number: of this start, from 0.
+        done: what earlier starts have measured.
+        settled: what the first start settled.
+        process, host: of rank 0.
+    """
+
+    path: Path
+    number: int
+    done: Done
+    settled: Settled
+    process: int
+    host: str
 
 
 class RunWriter(L.Callback):
-    """Writes continuations as they come, and the result at the end, on rank 0, which is printed too.
+    """Keeps a run in a folder, and prints its result on rank 0.
 
-    A failed run leaves the folder as it was found, but for the continuations that it wrote and their table.
+    A run that ends early leaves what it has measured, and goes on from there when it is started again; one that has measured
+    nothing leaves the folder as it was found.
 
     Args:
         folder: a claimed folder; None: nothing is written.
         command: which command ran, for run.json.
         config_yaml: the configuration, for config.yaml.
+        resume: how a run that ended early is resumed, for the user.
         console: where to print; None: nothing is printed.
         audio: how continuations are written.
+        retry_failures: measures again what failed in an earlier start.
+        allow_other_machine: goes on with what was begun on another machine, or with other versions of libraries.
 
     Attributes:
         files: what was written at the end, in the order of interest.
@@ -41,33 +86,72 @@ class RunWriter(L.Callback):
         *,
         command: str,
         config_yaml: str,
+        resume: str = "",
         console: Console | None = None,
         audio: AudioSettings | None = None,
+        retry_failures: bool = False,
+        allow_other_machine: bool = False,
     ) -> None:
         self.folder = folder
         self.command = command
         self.config_yaml = config_yaml
+        self.resume = resume
         self.console = console
         self.audio = audio or AudioSettings()
-        self.started = datetime.now(UTC)
+        self.retry_failures = retry_failures
+        self.allow_other_machine = allow_other_machine
         self.files: list[Path] = []
         self.continuations: list[dict[str, str]] = []
         self._written: ContinuationFolder | None = None
+        self._start: Start | None = None
+        self._keeper: JournalKeeper | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """In predict gives the module somewhere to write to, on every rank."""
+        """Begins the run, or goes on with it: tells every rank what is left, and gives it somewhere to keep what it measures."""
         assert isinstance(pl_module, MusicGenEvaluation)
-        if stage != "predict" or self.folder is None:
+        if self.folder is None:
             return
-        spec = pl_module.spec
-        self._written = ContinuationFolder(
-            self.folder.path,
-            self.audio,
-            continuation=pl_module.continuation,
-            stride_s=settle_stride(pl_module.continuation, spec) / spec.frame_rate_hz,
+        folder, data = self.folder, pl_module.data
+        start = decide_on_rank_0(trainer, lambda: self._begin(folder, trainer, pl_module, data))
+        folder.path = start.path
+        self._start = start
+        self._check_shared(trainer)
+        watch = stopper(trainer)
+        if watch is not None and not trainer.is_global_zero:
+            watch.launched_by(start.process, start.host, platform.node())
+        assert data.plan is not None
+        data.done = frozenset(start.done.batches)
+        pl_module.settled = start.settled
+        pl_module.keeper = self._keeper = JournalKeeper(
+            folder.journal,
+            data.plan,
+            pl_module.bank.metrics,
+            batch_size=data.settings.batch_size,
+            frame_rate_hz=pl_module.spec.frame_rate_hz,
+            start=start.number,
             rank=trainer.global_rank,
+            failed=start.done.failed,
         )
-        pl_module.sink = self._written
+        if stage == "predict":
+            spec = pl_module.spec
+            pl_module.sink = self._written = ContinuationFolder(
+                folder.path,
+                self.audio,
+                continuation=pl_module.continuation,
+                stride_s=settle_stride(pl_module.continuation, spec) / spec.frame_rate_hz,
+                start=start.number,
+                rank=trainer.global_rank,
+            )
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes down, before the first batch, what the run has settled."""
+        assert isinstance(pl_module, MusicGenEvaluation)
+        if self.folder is None or self._start is None or not trainer.is_global_zero:
+            return
+        run = self.folder.run
+        if run.get("settled") is None and pl_module.settled.arithmetic is not None:
+            settled = asdict(pl_module.settled)
+            self.folder.write_run({**run, "settled": {name: settled[name] for name in ("threads", "arithmetic")}})
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes, then prints."""
@@ -76,39 +160,167 @@ class RunWriter(L.Callback):
             return
         try:
             if self.folder is not None:
-                continued = []
-                if self._written is not None:
-                    self.continuations = self._written.finish(
-                        [track.id for track in pl_module.result.tracks], num_processes=trainer.world_size
-                    )
-                    paths = [self.folder.path / row["path"] for row in self.continuations]
-                    continued = [
-                        self.folder.path / "continuations.csv",
-                        *(paths if len(paths) <= MAX_LISTED else [self.folder.path / "audio"]),
-                    ]
-                run = run_record(
-                    command=self.command,
-                    seed=pl_module.seed,
-                    started=self.started,
-                    world_size=trainer.world_size,
-                    max_frames_from=pl_module.checkpoint.max_frames_from,
-                )
-                self.files = [*continued, *self.folder.write(pl_module.result, config_yaml=self.config_yaml, run=run)]
+                self._finish(self.folder, pl_module)
         finally:
             if self.console is not None:
                 print_result(pl_module.result, self.console, files=self.files)
 
+    on_validation_epoch_start = on_test_epoch_start
+    on_predict_epoch_start = on_test_epoch_start
     on_validation_end = on_test_end
     on_predict_end = on_test_end
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Takes back the claim, and says what stays."""
-        if self._written is not None and self._written.num_written and self.console is not None:
-            written = self._written
-            self.console.print(
-                f"\n{written.num_written} continuations stay, and are listed in {written.table}",
-                markup=False,
-                soft_wrap=True,
+        """Lets go of the folder, and says what stays."""
+        folder = self.folder
+        if self._keeper is not None:
+            try:
+                self._keeper.close()
+            except RunError as error:
+                self._say(str(error))
+        if not trainer.is_global_zero or folder is None:
+            return
+        written = self._written
+        if written is not None and written.num_written:
+            self._say(f"\n{written.num_written} continuations stay, and are listed in {written.table}")
+        if folder.state != "new" or (written is not None and written.num_written) or _has_measured(folder):
+            if self.resume and self._start is not None:
+                self._say(f"\nwhat was measured stays in {folder.path}; go on with it:\n  {self.resume}")
+            folder.unlock()
+        else:
+            folder.take_back()
+
+    def _begin(
+        self, folder: RunFolder, trainer: L.Trainer, module: MusicGenEvaluation, data: WindowDataModule
+    ) -> Start:
+        """On rank 0: compares with what the run was, or writes down what it is."""
+        assert data.plan is not None
+        asked = json.loads(to_json({"fingerprint": self._fingerprint(module, data), "machine": machine(module.device)}))
+        run = folder.run
+        if not run:
+            run = {
+                **run_record(command=self.command, seed=module.seed, max_frames_from=module.checkpoint.max_frames_from),
+                **asked,
+                "settled": None,
+            }
+            folder.write("config.yaml", self.config_yaml)
+        else:
+            self._compare(folder, run, asked)
+        done = read_done(folder.journal, data.plan, data.settings.batch_size, retry_failures=self.retry_failures)
+        number = max(len(run["starts"]), done.starts)
+        for note in done.notes:
+            self._say(f"journal: {note}")
+        if done.batches and not data.plan_is_done(done.batches):
+            self._say(f"{folder.path}: {done.windows} of {len(data.plan.windows)} windows have been measured already")
+        if not data.plan_is_done(done.batches):
+            starts = [*run["starts"], start_record(processes=trainer.world_size)]
+            folder.write_run({**run, "starts": starts})
+        settled = run["settled"] or {}
+        threads = settled.get("threads")
+        if threads is None and trainer.state.fn == "predict":
+            threads = module.continuation.threads or torch.get_num_threads()
+        return Start(
+            path=folder.path.absolute(),
+            number=number,
+            done=done,
+            settled=Settled(threads, settled.get("arithmetic"), tuple(run.get("other_machines", ()))),
+            process=os.getpid(),
+            host=platform.node(),
+        )
+
+    def _fingerprint(self, module: MusicGenEvaluation, data: WindowDataModule) -> dict[str, Any]:
+        recipe = module.recipe()
+        plan = data.plan
+        assert plan is not None
+        readings = [replace(reading, change=None) for reading in module.bank.readings]
+        return {
+            **{name: value for name, value in recipe.items() if name not in NOT_OF_THE_NUMBERS},
+            "threads": module.continuation.threads,
+            "weights": weights_digest(module.checkpoint),
+            "tracks": len(plan.tracks),
+            "data": plan.source_digest,
+            "save_nll": module.save_nll,
+            "readings": {reading.name: asdict(reading) for reading in readings},
+            "metrics": metric_settings(module.bank),
+            **({"audio": asdict(self.audio)} if plan.task == "continue" else {}),
+        }
+
+    def _compare(self, folder: RunFolder, run: dict[str, Any], asked: dict[str, Any]) -> None:
+        """Refuses to go on with a run as something else than it was.
+
+        Raises:
+            RunError: names what differs.
+        """
+        if "fingerprint" not in run:
+            raise RunError(f"run_dir {folder.path} holds a run without a journal; choose another with --run_dir")
+        lines = differences(run["fingerprint"], asked["fingerprint"])
+        if lines:
+            raise RunError(
+                "\n  ".join(
+                    [
+                        f"run_dir {folder.path} holds another run; choose another with --run_dir, or ask for the same:",
+                        *lines,
+                    ]
+                )
             )
-        if trainer.is_global_zero and self.folder is not None:
-            self.folder.release()
+        machines = [run["machine"], *run.get("other_machines", ())]
+        if asked["machine"] in machines:
+            return
+        lines = differences(run["machine"], asked["machine"])
+        if not self.allow_other_machine:
+            raise RunError(
+                "\n  ".join(
+                    [
+                        f"run_dir {folder.path} was begun on another machine, whose last bits may differ; --allow_other_machine "
+                        "lets it go on, and its result will say so:",
+                        *lines,
+                    ]
+                )
+            )
+        run["other_machines"] = [*run.get("other_machines", ()), asked["machine"]]
+
+    def _check_shared(self, trainer: L.Trainer) -> None:
+        """Refuses a folder that not every process sees."""
+        assert self._start is not None
+        sees = (self._start.path / "run.json").is_file()
+        seen = gather_on_rank_0(trainer, sees)
+
+        def refuse() -> None:
+            if seen is not None and not all(seen):
+                blind = ", ".join(str(rank) for rank, found in enumerate(seen) if not found)
+                raise RunError(
+                    f"run_dir {self._start.path if self._start else ''} is not seen by rank {blind}; "
+                    "it must lie on a file system that all machines share"
+                )
+
+        decide_on_rank_0(trainer, refuse)
+
+    def _finish(self, folder: RunFolder, module: MusicGenEvaluation) -> None:
+        """Writes the result where this start has found it, or finds it where an earlier one did."""
+        assert module.result is not None
+        assert module.measured is not None
+        if folder.state == "finished" and module.data.all_done:
+            self._say(f"{folder.path} holds a finished run; this is its result")
+            if self._written is not None:
+                self.continuations = read_table(folder.path / "continuations.csv")
+        else:
+            continued = []
+            if self._written is not None:
+                self.continuations = self._written.finish(module.measured.plan.tracks.ids)
+                paths = [folder.path / row["path"] for row in self.continuations]
+                continued = [
+                    folder.path / "continuations.csv",
+                    *(paths if len(paths) <= MAX_LISTED else [folder.path / "audio"]),
+                ]
+            written = write_result(folder.path, module.result)
+            self.files = [*continued, *written, folder.path / "run.json", folder.path / "config.yaml"]
+        folder.unlock()
+
+    def _say(self, line: str) -> None:
+        if self.console is not None:
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _has_measured(folder: RunFolder) -> bool:
+    """Whether any process has measured anything; failures alone are not worth keeping."""
+    return any(row.failure is None for _, rows in JournalReader(folder.journal).batches() for row in rows)

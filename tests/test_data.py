@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musicgen_eval.data import Batch, RankBatches, WindowDataset
+from musicgen_eval.batches import RankBatches
+from musicgen_eval.data import Batch, WindowDataset
 from musicgen_eval.planning import DataSettings, plan_evaluation
 from musicgen_eval.records import CodecSpec
 

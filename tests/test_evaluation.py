@@ -264,7 +264,7 @@ def test_two_processes_give_the_bits_of_one(songs_and_mp3, tiny_folder, tmp_path
         runs[devices] = folder
     for name in ("summary.json", "tracks.csv", "windows.csv", "nll.safetensors"):
         assert (runs[1] / name).read_bytes() == (runs[2] / name).read_bytes(), name
-    assert json.loads((runs[2] / "run.json").read_text())["processes"] == 2
+    assert json.loads((runs[2] / "run.json").read_text())["starts"][0]["processes"] == 2
     assert json.loads((runs[1] / "summary.json").read_text())["counts"]["tracks_ok"] == num_tracks
 
 
@@ -280,7 +280,7 @@ def test_a_failure_on_one_of_two_processes_ends_both_with_its_reason(songs, tiny
     assert "error: 1 track failed, 0 may" in done.stderr
     assert "late_nan.wav" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "x").exists()
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["config.yaml", "journal", "run.json"]
 
 
 def test_a_plan_that_fails_ends_two_processes_with_one_message(tiny_folder, tmp_path):
@@ -298,7 +298,7 @@ def heed_interrupts() -> None:
 @pytest.mark.parametrize(
     ("sent", "status", "message"), [(signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")]
 )
-def test_a_signal_ends_a_run_with_its_status_and_leaves_nothing(tiny_folder, tmp_path, sent, status, message):
+def test_a_signal_ends_a_run_with_its_status_and_leaves_what_was_measured(tiny_folder, tmp_path, sent, status, message):
     noise = np.random.default_rng(0).normal(0, 0.1, 8000 * 3600).astype(np.float32)
     soundfile.write(tmp_path / "long.wav", noise, 8000)  # an hour: much longer than the signal takes to come
     command = [
@@ -308,11 +308,13 @@ def test_a_signal_ends_a_run_with_its_status_and_leaves_nothing(tiny_folder, tmp
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT, preexec_fn=heed_interrupts
     ) as process:
-        while not list(tmp_path.glob("x/wandb/*/*.wandb")) and process.poll() is None:
+        while not list(tmp_path.glob("x/journal/*.jsonl")) and process.poll() is None:
             time.sleep(0.1)
-        time.sleep(1)  # into the batches
         process.send_signal(sent)
         _, said = process.communicate(timeout=120)
     assert process.returncode == status, said[-2000:]
     assert message in said
-    assert not (tmp_path / "x").exists()
+    (journal,) = (tmp_path / "x" / "journal").glob("*.jsonl")
+    lines = journal.read_text().splitlines()
+    assert len(lines) > 1
+    assert (len(lines) - 1) % 3 == 0  # the batch in hand was brought to its end

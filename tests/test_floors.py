@@ -17,21 +17,28 @@ FLOORS = (
         "trial",
         "planning",
         "continuation_planning",
+        "batches",
         "bank",
+        "fingerprint",
+        "state_table",
+        "number_table",
+        "journal",
+        "measurements",
+        "keeping",
+        "stopping",
         "ranks",
         "data",
         "continuing",
         "recipe",
         "results",
         "running",
-        "run_folder",
         "module",
     ),
-    ("continuation_files", "progress", "tables", "writer", "tracking", "quiet"),
+    ("result_files", "run_folder", "continuation_files", "progress", "tables", "writer", "tracking", "quiet"),
     ("runs", "api", "cli"),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-USES_LIGHTNING = {"ranks", "data", "module", "progress", "writer", "tracking", "runs", "cli"}
+USES_LIGHTNING = {"stopping", "ranks", "data", "module", "progress", "writer", "tracking", "runs", "cli"}
 
 
 def modules() -> list[tuple[str, Path]]:

@@ -558,7 +558,7 @@ def test_files_hold_what_memory_holds_without_them(songs, model, tmp_path):
         assert (row["top_p"], row["guidance_scale"], row["stride_s"]) == ("", "3.0", "18.0")
     held = {path.name for path in (tmp_path / "x").iterdir()}
     assert held == {
-        "audio", "continuations.csv", "config.yaml", "run.json", "summary.json", "tracks.csv", "windows.csv",
+        "audio", "continuations.csv", "config.yaml", "run.json", "summary.json", "tracks.csv", "windows.csv", "journal",
     }  # fmt: skip
 
 
@@ -714,7 +714,8 @@ def test_one_failure_too_many_ends_the_run_and_leaves_what_was_written_listed(wi
     rows = rows_of(tmp_path / "x")
     assert [row["track"] for row in rows] == ["song 3", "song 1"]  # shorter than the bad one
     assert all((tmp_path / "x" / row["path"]).is_file() for row in rows)
-    assert {path.name for path in (tmp_path / "x").iterdir()} == {"audio", "continuations.csv"}
+    begun = {"config.yaml", "run.json", "journal"}
+    assert {path.name for path in (tmp_path / "x").iterdir()} == {"audio", "continuations.csv", *begun}
 
 
 def test_a_bad_end_does_no_harm_where_nobody_asks_for_it(with_bad, model, tmp_path):
@@ -785,7 +786,8 @@ def test_a_disk_that_fills_up_leaves_whole_files_and_says_so(songs, model, tmp_p
     assert not [name for name in audio_files(run_dir) if Path(name).name.startswith(".")]
     assert opened[-1].exists() is False
     assert all(soundfile.info(run_dir / name).frames for name in audio_files(run_dir))
-    assert {path.name for path in run_dir.iterdir()} == {"audio", "continuations.csv"}
+    begun = {"config.yaml", "run.json", "journal"}
+    assert {path.name for path in run_dir.iterdir()} == {"audio", "continuations.csv", *begun}
 
 
 def test_a_run_that_fails_before_the_first_continuation_leaves_no_file(songs, model, tmp_path, monkeypatch):

@@ -83,8 +83,12 @@ def test_two_processes_give_the_bits_of_one(songs, oracle, tmp_path, num_tracks,
             name: samples(tmp_path / str(devices) / name) if name.endswith(".wav") else content
             for name, content in files(tmp_path / str(devices)).items()
         }
-    for told_apart in ("run.json", "config.yaml"):
-        del found[1][told_apart], found[2][told_apart]
+    found = {
+        devices: {
+            name: held for name, held in of_run.items() if not name.startswith(("run.json", "config.yaml", "journal/"))
+        }
+        for devices, of_run in found.items()
+    }
     assert found[1].keys() == found[2].keys()
     assert [name for name in found[1] if found[1][name] != found[2][name]] == []
     audio = [name for name in found[2] if name.startswith("audio/")]
@@ -96,7 +100,7 @@ def test_two_processes_give_the_bits_of_one(songs, oracle, tmp_path, num_tracks,
     ]
     summary = json.loads(found[2]["summary.json"])
     assert (summary["counts"]["tracks_ok"], summary["counts"]["windows"]) == (num_tracks, 2 * num_tracks)
-    assert json.loads((tmp_path / "2" / "run.json").read_text())["processes"] == 2
+    assert json.loads((tmp_path / "2" / "run.json").read_text())["starts"][0]["processes"] == 2
 
 
 def test_a_failure_on_one_of_two_processes_ends_both_and_what_was_written_stays(songs, oracle, tmp_path):
@@ -151,8 +155,9 @@ def test_a_signal_ends_a_run_with_its_status_and_what_was_written_is_whole_and_l
     rows = rows_of(run_dir)
     assert 3 <= len(rows) < 401
     assert f"{len(rows)} continuations stay" in out
-    assert {path.name for path in run_dir.iterdir()} == {"audio", "continuations.csv"}
-    assert {row["path"] for row in rows} == files(run_dir).keys() - {"continuations.csv"}
+    begun = {"config.yaml", "run.json", "journal"}
+    assert {path.name for path in run_dir.iterdir()} == {"audio", "continuations.csv", *begun}
+    assert {row["path"] for row in rows} == {name for name in files(run_dir) if name.startswith("audio/")}
     assert all(soundfile.info(run_dir / row["path"]).frames == 20 * 640 for row in rows)
     if sent == signal.SIGTERM:
         assert len(rows) % 2 == 0  # the batch in hand was brought to its end

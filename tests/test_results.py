@@ -11,12 +11,13 @@ from torchmetrics import MaxMetric, MeanMetric
 from musicgen_eval.audio.sources import TrackList
 from musicgen_eval.bank import MetricBank, MetricEntry
 from musicgen_eval.errors import RunError
+from musicgen_eval.measurements import Measurements, WindowRecord
 from musicgen_eval.merging import merge_states
 from musicgen_eval.metrics import CodebookPerplexity, TextGain
 from musicgen_eval.offers import Offer
 from musicgen_eval.planning import Plan
 from musicgen_eval.records import CodecSpec, ScoredWindow
-from musicgen_eval.results import WindowRecord, interval, summarise
+from musicgen_eval.results import interval, summarise
 from musicgen_eval.windows import plan_windows
 
 SPEC = CodecSpec(32000, 50, 640, 2, 16, 1, (0, 1), 20)
@@ -87,7 +88,7 @@ def records(plan, bank) -> list[WindowRecord]:
         no_text = scored(plan, row, nats_of(plan, row, 0.5)) if TEXTS[track] else None
         offer = Offer({"": scored(plan, row, nats_of(plan, row)), "no_text": no_text}, SPEC.frame_rate_hz)
         (states,) = bank.update([offer])
-        made.append(WindowRecord(row, track, states=states, nll=nats_of(plan, row)))
+        made.append(WindowRecord(row, track, states=states, tensors={"nll": nats_of(plan, row)}))
     return made
 
 
@@ -111,7 +112,9 @@ def brute_force(plan: Plan, tracks: set[int], windows: set[int] | None = None) -
 
 
 def summarised(records, plan, bank, max_failures=1):
-    return summarise(records, plan=plan, bank=bank, recipe={"checkpoint": "random"}, max_failures=max_failures)
+    measured = Measurements(plan, bank.metrics)
+    measured.add(records)
+    return summarise(measured, bank=bank, recipe={"checkpoint": "random"}, max_failures=max_failures)
 
 
 def numbers(result, name: str) -> dict[str, float]:
@@ -217,8 +220,8 @@ def test_curves_lay_the_targets_of_all_windows_side_by_side(records, plan, bank)
         assert curve.dtype == torch.float32
         assert torch.equal(curve, expected)
         assert not curve.isnan().any()
-    without = [replace(record, nll=None) for record in records]
-    assert summarised(without, plan, bank).nll == {}
+    without = [replace(record, tensors={}) for record in records]
+    assert summarised(without, plan, bank).nll.keys() == set()
 
 
 def test_curves_are_nan_where_nothing_was_scored(plan, bank):
@@ -227,7 +230,7 @@ def test_curves_are_nan_where_nothing_was_scored(plan, bank):
     for row in range(len(skipping.windows)):
         nll = nats_of(skipping, row)
         (states,) = bank.update([Offer({"": scored(skipping, row, nll), "no_text": None}, 50)])
-        made.append(WindowRecord(row, int(skipping.windows.track[row]), states=states, nll=nll))
+        made.append(WindowRecord(row, int(skipping.windows.track[row]), states=states, tensors={"nll": nll}))
     for curve in summarised(made, skipping, bank).nll.values():
         assert curve[:, :CONTEXT].isnan().all()
         assert not curve[:, CONTEXT:].isnan().any()

@@ -1,62 +1,17 @@
-import csv
-import json
+import subprocess
+import sys
 
 import pytest
 
 from musicgen_eval.errors import RunError
-from musicgen_eval.records import CodecSpec, Failure, Window
-from musicgen_eval.results import EvaluationResult, TrackResult, Value, WindowResult
-from musicgen_eval.run_folder import RunFolder, default_run_dir, run_record, to_json
-
-SPEC = CodecSpec(32000, 50, 640, 2, 64, 1, (0, 1), 1500)
+from musicgen_eval.run_folder import RunFolder, default_run_dir, resumed_arguments, run_record
 
 
-@pytest.fixture
-def result():
-    metrics = {"perplexity": {"ppl": 2.0}}
-    return EvaluationResult(
-        metrics={"perplexity": {"ppl": Value(2.0, "", None, float("nan"), 1)}},
-        tracks=[
-            TrackResult("a", "a.wav", "techno, fast", "ok", "", 1.5, 1, metrics),
-            TrackResult("b", 'b "x"\n.wav', None, "failed", "b.wav: is empty", 0.0, 0, {}),
-        ],
-        windows=[WindowResult(Window("a", 0, 0, 25, 50), metrics)],
-        counts={"tracks": 2},
-        failures=[Failure("b", "b.wav: is empty")],
-        recipe={"checkpoint": "demo"},
-        spec=SPEC,
-    )
-
-
-def test_everything_stands_in_the_folder_and_nothing_half_written(tmp_path, result):
-    folder = RunFolder(tmp_path / "runs" / "x")
-    folder.claim()
-    files = folder.write(result, config_yaml="a: 1\n", run={"seed": 0})
-    assert sorted(path.name for path in folder.path.iterdir()) == sorted(path.name for path in files)
-    summary = json.loads((folder.path / "summary.json").read_text())
-    assert summary["metrics"]["perplexity"]["ppl"] == {
-        "value": 2.0,
-        "unit": "",
-        "low": None,
-        "high": None,
-        "num_tracks": 1,
-    }
-    assert summary["failures"] == [{"track": "b", "reason": "b.wav: is empty"}]
-    assert summary.keys() == {"metrics", "metric_errors", "counts", "failures", "recipe"}
-    with (folder.path / "tracks.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["id"] for row in rows] == ["a", "b"]
-    assert rows[1]["path"] == 'b "x"\n.wav'
-    assert (rows[0]["perplexity/ppl"], rows[1]["perplexity/ppl"]) == ("2.0", "")
-    with (folder.path / "windows.csv").open(newline="") as file:
-        window = next(csv.DictReader(file))
-    assert (window["start_s"], window["context_s"], window["target_s"]) == ("0.0", "0.5", "1.0")
-
-
-def test_a_folder_that_holds_something_is_refused(tmp_path):
+def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     (tmp_path / "old.txt").write_text("x")
-    with pytest.raises(RunError, match=r"holds old\.txt; choose an empty or new folder"):
+    with pytest.raises(RunError, match=r"holds old\.txt and no run; choose an empty or new folder"):
         RunFolder(tmp_path).claim()
+    assert [path.name for path in tmp_path.iterdir()] == ["old.txt"]
 
 
 def test_a_file_in_the_way_is_refused(tmp_path):
@@ -65,31 +20,94 @@ def test_a_file_in_the_way_is_refused(tmp_path):
         RunFolder(tmp_path / "x").claim()
 
 
-def test_release_takes_back_what_claim_made_and_no_more(tmp_path):
+def test_a_run_that_measured_nothing_leaves_the_folder_as_it_was_found(tmp_path):
     folder = RunFolder(tmp_path / "runs" / "x")
     folder.claim()
-    folder.release()
+    folder.write("config.yaml", "a: 1\n")
+    folder.write_run({"command": "test"})
+    folder.take_back()
     assert list(tmp_path.iterdir()) == []
     kept = RunFolder(tmp_path)
     kept.claim()
-    kept.release()
-    assert tmp_path.exists()
+    kept.take_back()
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_release_keeps_a_folder_that_was_filled(tmp_path, result):
+def test_what_was_begun_before_is_never_taken_back(tmp_path):
+    first = RunFolder(tmp_path / "x")
+    first.claim()
+    first.write_run({"command": "test"})
+    (first.journal / "000-r0.jsonl").write_text("")
+    first.unlock()
+    again = RunFolder(tmp_path / "x")
+    again.claim()
+    assert again.state == "unfinished"
+    again.take_back()
+    assert sorted(path.name for path in again.path.iterdir()) == ["journal", "run.json"]
+    assert (again.journal / "000-r0.jsonl").exists()
+
+
+def test_a_folder_with_a_result_is_a_finished_run(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.claim()
+    folder.write_run({"command": "test"})
+    folder.write("summary.json", "{}")
+    folder.unlock()
+    again = RunFolder(tmp_path)
+    again.claim()
+    assert again.state == "finished"
+
+
+def test_a_folder_that_was_claimed_and_never_begun_is_new(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.claim()
+    folder.write("config.yaml", "a: 1\n")
+    folder.unlock()
+    again = RunFolder(tmp_path)
+    again.claim()
+    assert again.state == "new"
+
+
+HOLD = """
+import sys
+from musicgen_eval.run_folder import RunFolder
+RunFolder(sys.argv[1]).claim()
+print("claimed", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_belongs_to_one_process_at_a_time_however_that_ends(tmp_path):
+    code = [
+        sys.executable,
+        "-c",
+        HOLD.replace("RunFolder(sys.argv[1]).claim()", "f = RunFolder(sys.argv[1]); f.claim()"),
+    ]
+    with subprocess.Popen([*code, str(tmp_path / "x")], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"claimed\n"
+        with pytest.raises(RunError, match="belongs to a run that is going on"):
+            RunFolder(tmp_path / "x").claim()
+        other.kill()
+        other.wait()
     folder = RunFolder(tmp_path / "x")
     folder.claim()
-    folder.write(result, config_yaml="", run={})
-    folder.release()
-    assert (tmp_path / "x" / "summary.json").exists()
+    assert folder.state == "new"
 
 
-def test_json_has_null_for_what_is_no_number():
-    assert json.loads(to_json({"a": float("nan"), "b": [float("inf"), 1], "c": (2,)})) == {
-        "a": None,
-        "b": [None, 1],
-        "c": [2],
-    }
+def test_a_run_file_that_is_none_is_refused(tmp_path):
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(RunError, match=r"run\.json cannot be read .*; choose another run_dir"):
+        RunFolder(tmp_path).claim()
+
+
+def test_resuming_stands_for_the_configuration_and_the_folder(tmp_path):
+    with pytest.raises(RunError, match="which does not exist: no run that could go on"):
+        resumed_arguments(tmp_path / "none")
+    with pytest.raises(RunError, match="no run that could go on; give the folder that holds its run"):
+        resumed_arguments(tmp_path)
+    for name in ("run.json", "config.yaml"):
+        (tmp_path / name).write_text("{}")
+    assert resumed_arguments(tmp_path) == ["--config", str(tmp_path / "config.yaml"), "--run_dir", str(tmp_path)]
 
 
 def test_the_default_name_carries_date_and_command():
@@ -98,35 +116,9 @@ def test_the_default_name_carries_date_and_command():
     assert default_run_dir("test", now=datetime(2026, 1, 2, 3, 4, 5)).as_posix() == "runs/20260102-030405-test"
 
 
-def test_the_record_names_versions():
-    from datetime import UTC, datetime
-
-    record = run_record(command="test", seed=3, started=datetime.now(UTC), world_size=2, max_frames_from="default")
-    assert record["versions"]["torch"].startswith("2.")
-    assert (record["seed"], record["processes"]) == (3, 2)
-
-
-def test_a_folder_belongs_to_one_run_at_a_time(tmp_path):
-    first = RunFolder(tmp_path / "x")
-    first.claim()
-    with pytest.raises(RunError, match="is claimed by another run, or by one that was killed"):
-        RunFolder(tmp_path / "x").claim()
-    RunFolder(tmp_path / "x").release()
-    assert not (tmp_path / "x" / "summary.json").exists()
-
-
-def test_results_that_cannot_be_written_leave_nothing(tmp_path, result, monkeypatch):
-    from musicgen_eval import run_folder
-
-    def full_disk(path, rows):
-        raise OSError(28, "No space left on device")
-
-    folder = RunFolder(tmp_path / "x")
-    folder.claim()
-    monkeypatch.setattr(run_folder, "_write_csv", full_disk)
-    with pytest.raises(RunError, match="No space left on device"):
-        folder.write(result, config_yaml="", run={})
-    assert [path.name for path in folder.path.iterdir()] == [".claimed"]
+def test_the_record_names_the_circumstances():
+    record = run_record(command="test", seed=3, max_frames_from="default")
+    assert (record["seed"], record["command"], record["starts"]) == (3, "test", [])
 
 
 def test_default_names_do_not_meet(tmp_path, monkeypatch):

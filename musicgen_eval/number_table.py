@@ -1,0 +1,69 @@
+"""Numbers by metric and key for many tracks or windows, in columns: a number costs eight bytes.
+
+Knows numbers and their names alone.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = dict[str, dict[str, float]]
+
+
+class NumberTable:
+    """Rows of `{metric: {key: number}}`, of which any may miss any.
+
+    >>> table = NumberTable()
+    >>> table.append({"perplexity": {"ppl": 2.5}})
+    >>> table.append({"perplexity": {}})
+    >>> list(table)
+    [{'perplexity': {'ppl': 2.5}}, {'perplexity': {}}]
+    """
+
+    def __init__(self) -> None:
+        self._num_rows = 0
+        self._columns: dict[str, dict[str, tuple[array[float], array[int]]]] = {}  # numbers, and whether there is one
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def __getitem__(self, row: int) -> Numbers:
+        return {
+            metric: {key: numbers[row] for key, (numbers, given) in columns.items() if row < len(given) and given[row]}
+            for metric, columns in self._columns.items()
+        }
+
+    def __iter__(self) -> Iterator[Numbers]:
+        return (self[row] for row in range(len(self)))
+
+    def append(self, row: Mapping[str, Mapping[str, float]]) -> None:
+        """Adds a row."""
+        for metric, values in row.items():
+            columns = self._columns.setdefault(metric, {})
+            for key, number in values.items():
+                numbers, given = columns.setdefault(key, (array("d"), array("b")))
+                behind = self._num_rows - len(given)
+                numbers.extend([0.0] * behind)
+                given.extend([0] * behind)
+                numbers.append(number)
+                given.append(1)
+        self._num_rows += 1
+
+    def is_number(self, metric: str, key: str) -> NDArray[np.bool_]:
+        """(rows,) Whether there is a number, which is not NaN."""
+        found = np.zeros(len(self), dtype=bool)
+        if key in self._columns.get(metric, {}):
+            numbers, given = self._columns[metric][key]
+            found[: len(given)] = np.frombuffer(given, dtype=np.int8).astype(bool) & ~np.isnan(np.frombuffer(numbers))
+        return found
+
+    def has_numbers(self, metric: str) -> NDArray[np.bool_]:
+        """(rows,) Whether any of a metric's keys has a number."""
+        found = np.zeros(len(self), dtype=bool)
+        for key in self._columns.get(metric, {}):
+            found |= self.is_number(metric, key)
+        return found
