@@ -28,6 +28,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 LOOK_EVERY_S = 0.5
 LAST_BATCH_S = 3600.0  # how long rank 0 waits for the last batches of others
+RANK_0 = "MUSICGEN_EVAL_RANK_0"  # tells the processes that Lightning launches who did
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -46,12 +47,12 @@ class StopAfterBatch(L.Callback):
         self.asked: signal.Signals | None = None
         self._is_measuring = False
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._parent: int | None = None  # the process of rank 0, where it launched this one
+        self._parent = _launcher()
         self._over = threading.Event()
 
     @property
     def was_launched(self) -> bool:
-        """Whether rank 0 launched this process, and speaks for it."""
+        """Whether rank 0 launched this process, speaks for it, and ends with it."""
         return self._parent is not None
 
     @contextmanager
@@ -61,6 +62,10 @@ class StopAfterBatch(L.Callback):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        if self.was_launched:
+            self._begin_watching()  # from here on: who waits to meet a rank 0 that has gone, waits for long
+        else:
+            os.environ[RANK_0] = str(os.getpid())
         previous = {number: signal.getsignal(number) for number in SIGNALS}
         self._take_over()
         try:
@@ -68,17 +73,18 @@ class StopAfterBatch(L.Callback):
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+            if not self.was_launched:
+                del os.environ[RANK_0]
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From here on a batch is brought to its end; and watches the other processes of this machine."""
-        self._over.clear()
         self._is_measuring = True
         launcher = trainer.strategy.launcher
         self._processes = launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
         if threading.current_thread() is threading.main_thread():
             self._take_over()  # from Lightning, which has put handlers of its own
-        if self._processes or self._parent is not None:
-            threading.Thread(target=self._watch, name="watch-processes", daemon=True).start()
+        if self._processes or self.was_launched:
+            self._begin_watching()
 
     def on_test_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """Ends the run when that has been asked for."""
@@ -95,11 +101,6 @@ class StopAfterBatch(L.Callback):
         if self.was_launched:
             raise SystemExit(0)
         raise SIGTERMException if self.asked == signal.SIGTERM else KeyboardInterrupt
-
-    def launched_by(self, process: int, host: str, own_host: str) -> None:
-        """Tells which process is rank 0's, so that this one ends with it where it is its child."""
-        if os.getppid() == process and host == own_host:
-            self._parent = process
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Gives other processes time for their last batch."""
@@ -137,13 +138,18 @@ class StopAfterBatch(L.Callback):
         if self.say is not None and number == signal.SIGINT:
             self.say("\nending after the batch in hand; interrupt again to end at once")
 
+    def _begin_watching(self) -> None:
+        self._over.set()
+        self._over = threading.Event()
+        threading.Thread(target=self._watch, args=(self._over,), name="watch-processes", daemon=True).start()
+
     def _take_over(self) -> None:
         for number in SIGNALS:
             signal.signal(number, self._ask)
 
-    def _watch(self) -> None:
+    def _watch(self, over: threading.Event) -> None:
         """Ends this process when another one, without which nothing would come of it, has gone."""
-        while not self._over.wait(LOOK_EVERY_S):
+        while not over.wait(LOOK_EVERY_S):
             if self._parent is not None and os.getppid() != self._parent:
                 os._exit(1)
             ended = [(rank, process.poll()) for rank, process in enumerate(self._processes, start=1)]
@@ -161,8 +167,14 @@ class StopAfterBatch(L.Callback):
                 os._exit(1)
             if self.asked is None and any(status == 0 for _, status in ended):
                 time.sleep(LOOK_EVERY_S)
-                if not self._over.is_set():
+                if not over.is_set():
                     self.asked = signal.SIGTERM  # one was told to end, alone
+
+
+def _launcher() -> int | None:
+    """The process of rank 0, where it launched this one."""
+    rank_0 = int(os.environ.get(RANK_0, os.getpid()))
+    return rank_0 if rank_0 != os.getpid() and os.environ.get("LOCAL_RANK", "0") != "0" else None
 
 
 def stopper(trainer: L.Trainer) -> StopAfterBatch | None:

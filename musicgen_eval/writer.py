@@ -10,8 +10,6 @@ Knows when; what is compared is `fingerprint.py`'s, what is kept `keeping.py`'s,
 from __future__ import annotations
 
 import json
-import os
-import platform
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,6 @@ from musicgen_eval.module import MusicGenEvaluation, Settled
 from musicgen_eval.ranks import decide_on_rank_0, gather_on_rank_0
 from musicgen_eval.result_files import to_json, write_result
 from musicgen_eval.run_folder import RunFolder, run_record, start_record
-from musicgen_eval.stopping import stopper
 from musicgen_eval.tables import print_result
 
 MAX_LISTED = 8  # continuations that are named one by one
@@ -48,15 +45,12 @@ class Start:
         number: of this start, from 0.
         done: what earlier starts have measured.
         settled: what the first start settled.
-        process, host: of rank 0.
     """
 
     path: Path
     number: int
     done: Done
     settled: Settled
-    process: int
-    host: str
 
 
 class RunWriter(L.Callback):
@@ -116,9 +110,6 @@ class RunWriter(L.Callback):
         folder.path = start.path
         self._start = start
         self._check_shared(trainer)
-        watch = stopper(trainer)
-        if watch is not None and not trainer.is_global_zero:
-            watch.launched_by(start.process, start.host, platform.node())
         assert data.plan is not None
         data.done = frozenset(start.done.batches)
         pl_module.settled = start.settled
@@ -224,8 +215,6 @@ class RunWriter(L.Callback):
             number=number,
             done=done,
             settled=Settled(threads, settled.get("arithmetic"), tuple(run.get("other_machines", ()))),
-            process=os.getpid(),
-            host=platform.node(),
         )
 
     def _fingerprint(self, module: MusicGenEvaluation, data: WindowDataModule) -> dict[str, Any]:
