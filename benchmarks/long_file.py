@@ -1,8 +1,11 @@
-"""Peak memory of evaluating a long file, beside that of a short one: it must not grow with a track's length.
+"""Peak memory and time of evaluating a long file, beside those of a short one.
 
     python benchmarks/long_file.py --minutes 1 120
+    python benchmarks/long_file.py --minutes 10 20 40 80 120 --format m4a
 
-Each length runs in a process of its own, with the demo model on a CPU; the file is synthesised block by block.
+Memory must not grow with a track's length, and time must grow no faster: m4a cannot be read from the middle. `read s` is
+the time of reading every window's audio, without a model; `total s` that of the whole evaluation. Each length runs in a
+process of its own, with the demo model on a CPU; the file is synthesised block by block.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +22,21 @@ import soundfile
 
 RATE_HZ = 44_100
 MEASURE = """
-import resource, sys
+import resource, sys, time
 import musicgen_eval
+from musicgen_eval.audio.files import open_track
+
+start = time.perf_counter()
+track = open_track(sys.argv[1])
+probe_s = time.perf_counter() - start
+num_samples = track.num_samples_at(32_000)
+for first in range(0, num_samples, 15 * 32_000):
+    track.read(first, min(30 * 32_000, num_samples - first), sample_rate_hz=32_000, channels=1)
+read_s = time.perf_counter() - start - probe_s
+start = time.perf_counter()
 result = musicgen_eval.perplexity(sys.argv[1], accelerator="cpu")
 peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(len(result.evaluation.windows), peak_kb / 1024, result.ppl)
+print(len(result.evaluation.windows), peak_kb / 1024, probe_s, read_s, time.perf_counter() - start)
 """
 
 
@@ -30,9 +44,9 @@ def main() -> None:
     """Measures every length asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--minutes", type=float, nargs="+", default=[1.0, 120.0])
-    parser.add_argument("--format", choices=["wav", "flac", "ogg", "mp3"], default="flac")
+    parser.add_argument("--format", choices=["wav", "flac", "ogg", "mp3", "m4a"], default="flac")
     arguments = parser.parse_args()
-    print("minutes  windows  peak MB  over the shortest MB")
+    print("minutes  windows  peak MB  over the shortest MB  probe s  read s  total s")
     shortest: float | None = None
     with tempfile.TemporaryDirectory() as folder:
         for minutes in sorted(arguments.minutes):
@@ -40,21 +54,49 @@ def main() -> None:
             write_song(path, minutes)
             command = [sys.executable, "-c", MEASURE, str(path)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-            windows, peak_mb, _ = done.stdout.split()[-3:]
-            shortest = float(peak_mb) if shortest is None else shortest
-            print(f"{minutes:7g}  {windows:>7}  {float(peak_mb):7.0f}  {float(peak_mb) - shortest:20.0f}", flush=True)
+            windows, *numbers = done.stdout.split()[-5:]
+            peak_mb, probe_s, read_s, total_s = map(float, numbers)
+            shortest = peak_mb if shortest is None else shortest
+            print(
+                f"{minutes:7g}  {windows:>7}  {peak_mb:7.0f}  {peak_mb - shortest:20.0f}  "
+                f"{probe_s:7.2f}  {read_s:6.2f}  {total_s:7.1f}",
+                flush=True,
+            )
             path.unlink()
 
 
 def write_song(path: Path, minutes: float) -> None:
-    """Stereo chords and noise, a second at a time."""
+    """Stereo chords and noise, a second at a time; m4a in mono."""
+    if path.suffix == ".m4a":
+        write_m4a(path, minutes)
+        return
+    with soundfile.SoundFile(path, "w", RATE_HZ, 2) as file:
+        for second in song(minutes):
+            file.write(second)
+
+
+def write_m4a(path: Path, minutes: float) -> None:
+    """The song's left channel in AAC."""
+    import av
+
+    with av.open(str(path), "w", format="mp4") as file:
+        stream = file.add_stream("aac", rate=RATE_HZ, layout="mono")
+        for number, second in enumerate(song(minutes)):
+            left = np.ascontiguousarray(second[:, 0], np.float32)[None]
+            frame = av.AudioFrame.from_ndarray(left, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = RATE_HZ, number * RATE_HZ
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+
+
+def song(minutes: float) -> Iterator[np.ndarray]:
+    """(N, 2) float64, a second at a time."""
     generator = np.random.default_rng(0)
     seconds = np.arange(RATE_HZ) / RATE_HZ
-    with soundfile.SoundFile(path, "w", RATE_HZ, 2) as file:
-        for _ in range(round(minutes * 60)):
-            chord = sum(np.sin(2 * np.pi * 110 * 2 ** (note / 12) * seconds) for note in generator.integers(0, 36, 3))
-            left = 0.1 * chord + generator.normal(0, 0.02, RATE_HZ)
-            file.write(np.stack([left, 0.8 * left], axis=1))
+    for _ in range(round(minutes * 60)):
+        chord = sum(np.sin(2 * np.pi * 110 * 2 ** (note / 12) * seconds) for note in generator.integers(0, 36, 3))
+        left = 0.1 * chord + generator.normal(0, 0.02, RATE_HZ)
+        yield np.stack([left, 0.8 * left], axis=1)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python tools/kill_runs.py --kills 25 --seed 0 --markdown
 
-Each trial runs test or predict on the demo with one or two processes, kills it with SIGKILL (rank 0 alone, a launched process alone,
+Each trial runs test or predict on the demo with one or two processes, kills it with SIGKILL (rank 0 alone, a launched process,
 or all of them), once or twice, starts it again on one, two or three processes, and compares every file of the result byte for byte.
 """
 

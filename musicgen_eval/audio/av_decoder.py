@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +23,11 @@ from musicgen_eval.errors import AudioError
 INSTALL = "pip install 'musicgen-eval[av]'"
 KEPT_READERS = 4
 KEPT_S = 40  # decoded audio that a kept reader holds behind its place: windows overlap by their context
+_GAP_S = 0.03  # timestamps are rounded to milliseconds; a lost packet leaves 0.02 s (Opus) to 0.05 s (WMA) out
+_CHECKSUMMED = frozenset({"ac3", "eac3", "flac", "tak", "tta", "wavpack"})
 _SHORTFALL_S = 0.25  # containers round a duration to milliseconds, or to a packet
+
+FileKey = tuple[str, int, int]  # path, bytes, time of the last change in ns
 
 
 def _import_av(path: Path, kind: str) -> ModuleType:
@@ -71,17 +76,13 @@ def read_av(path: Path, kind: str, start: int, num_samples: int) -> np.ndarray:
     Returns:
         (N, C) float32; shorter where the file ends.
     """
-    key = _file_key(path)
-    reader = _KEPT.take(key, start) or AvReader(path, kind)
-    audio = reader.read(start, num_samples)
-    _KEPT.put(key, reader)
-    return audio
-
-
-def _file_key(path: Path) -> tuple[str, int, int, int]:
     stat = path.stat()
-    # A reader that came along with a fork shares its place in the file with the parent's.
-    return str(path), stat.st_size, stat.st_mtime_ns, os.getpid()
+    key = str(path), stat.st_size, stat.st_mtime_ns
+    kept = _kept_readers(os.getpid())
+    reader = kept.take(key, start) or AvReader(path, kind)
+    audio = reader.read(start, num_samples)
+    kept.put(key, reader)
+    return audio
 
 
 def _open(av: ModuleType, path: Path, kind: str) -> Any:
@@ -90,10 +91,12 @@ def _open(av: ModuleType, path: Path, kind: str) -> Any:
         container = av.open(str(path.absolute()))
     except (av.FFmpegError, OSError, ValueError) as error:
         raise AudioError(f"{path}: {kind} that cannot be opened (damaged or truncated?): {error}") from error
-    if not container.streams.audio:
-        container.close()
-        raise AudioError(f"{path}: {kind} without an audio stream")
-    return container
+    streams = container.streams.audio
+    if streams and streams[0].codec_context is not None:
+        return container
+    container.close()
+    reason = "whose audio is in no coding that PyAV decodes (or damaged?)" if streams else "without an audio stream"
+    raise AudioError(f"{path}: {kind} {reason}")
 
 
 class AvReader:
@@ -135,6 +138,11 @@ class AvReader:
         held = np.concatenate([*self._held, np.zeros((0, max(1, self.num_channels)), np.float32)])
         return held[start - self.start : start - self.start + num_samples].copy()
 
+    def close(self) -> None:
+        """Close the file."""
+        self._blocks.close()
+        self._held.clear()
+
     def _note(self, rate_hz: int, block: np.ndarray) -> None:
         if self.end == 0:
             self.sample_rate_hz, self.num_channels = rate_hz, block.shape[1]
@@ -146,17 +154,32 @@ class AvReader:
         self.end += len(block)
 
 
-def _decode(path: Path, kind: str) -> Iterator[tuple[int, np.ndarray]]:
+def _decode(path: Path, kind: str) -> Generator[tuple[int, np.ndarray], None, None]:
     """(sample rate, (N, C) float32) of a file's decoded frames, in order."""
     av = _import_av(path, kind)
+    damage = (av.FFmpegError, OSError)  # bound here: a reader may be closed when the interpreter has let go of PyAV
     with _open(av, path, kind) as container:
         try:
-            for frame in container.decode(audio=0):
+            stream = container.streams.audio[0]
+            if stream.codec_context.name in _CHECKSUMMED:
+                # Without it a frame with a wrong checksum is decoded as it is, or left out.
+                stream.codec_context.options = {"err_detect": "crccheck+explode"}
+            timed = kind.startswith(("MP4", "Matroska", "ASF"))
+            due_s: float | None = None
+            for frame in container.decode(stream):
+                if timed and frame.pts is not None:
+                    at_s = float(frame.pts * frame.time_base)
+                    if due_s is not None and at_s - due_s > _GAP_S:
+                        raise AudioError(
+                            f"{path}: {kind} of which {at_s - due_s:.3f} s are missing at {due_s:.3f} s (damaged, or recorded "
+                            "with gaps); fetch it anew or decode it to wav"
+                        )
+                    due_s = at_s + frame.samples / frame.sample_rate
                 samples = _to_float(frame.to_ndarray())
                 if not frame.format.is_planar:
                     samples = samples.reshape(-1, frame.layout.nb_channels).T
                 yield frame.sample_rate, np.ascontiguousarray(samples.T)
-        except (av.FFmpegError, OSError) as error:
+        except damage as error:
             raise AudioError(f"{path}: {kind} that cannot be decoded to its end (damaged?): {error}") from error
 
 
@@ -175,9 +198,9 @@ class _KeptReaders:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._lock = threading.Lock()
-        self._readers: deque[tuple[tuple[str, int, int, int], AvReader]] = deque()
+        self._readers: deque[tuple[FileKey, AvReader]] = deque()
 
-    def take(self, key: tuple[str, int, int, int], start: int) -> AvReader | None:
+    def take(self, key: FileKey, start: int) -> AvReader | None:
         """A reader of this file that has not passed `start`, the farthest; None: there is none."""
         with self._lock:
             fitting = [entry for entry in self._readers if entry[0] == key and entry[1].start <= start]
@@ -187,12 +210,15 @@ class _KeptReaders:
             self._readers.remove(entry)
             return entry[1]
 
-    def put(self, key: tuple[str, int, int, int], reader: AvReader) -> None:
+    def put(self, key: FileKey, reader: AvReader) -> None:
         """Keep a reader; the oldest makes room."""
         with self._lock:
             self._readers.append((key, reader))
             while len(self._readers) > self._capacity:
-                self._readers.popleft()
+                self._readers.popleft()[1].close()
 
 
-_KEPT = _KeptReaders(KEPT_READERS)
+@cache
+def _kept_readers(process: int) -> _KeptReaders:
+    """A process's own: what comes along with a fork shares its place in the file, and lacks the threads to be closed."""
+    return _KeptReaders(KEPT_READERS)

@@ -6,6 +6,7 @@ that are there is the only way to know. Nothing here knows about samples.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,11 @@ _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _EBML = b"\x1a\x45\xdf\xa3"
+_DECLARED = {"AVR": r"^ *Frames *: (\d+)$", "MPC2K": r"^ *Frames *: (\d+)$", "MAT5": r"Cols : (\d+)$"}
+_SHORTENED = re.compile(
+    r"^Seems to be a truncated file|^\*\*\* File seems to be truncated|^ *BODY : \d+ \(should be|^Data length \d+ should be",
+    re.MULTILINE,
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,8 @@ def data_chunk(file: BinaryIO) -> DataChunk | None:
         for name, at, num_bytes in _chunks(file, 12, "big"):
             if name == b"SSND":
                 return DataChunk(at, num_bytes)
+    if head[:7] == b"NIST_1A":
+        return _nist_data(file)
     if head[:16] == _W64_RIFF:
         return _w64_data(file)
     if head[:4] == b"caff":
@@ -84,9 +92,10 @@ def data_chunk(file: BinaryIO) -> DataChunk | None:
 
 def _read_at(file: BinaryIO, at: int, num_bytes: int) -> bytes:
     """What stands at a place, which a damaged header may put beyond any file."""
-    if at >= 1 << 62:
+    try:
+        file.seek(at)
+    except (OSError, OverflowError, ValueError):
         return b""
-    file.seek(at)
     return file.read(num_bytes)
 
 
@@ -135,6 +144,19 @@ def _caf_data(file: BinaryIO) -> DataChunk | None:
         if head[:4] == b"data":
             return DataChunk(at + 12, None if num_bytes < 0 else num_bytes)
         at += 12 + max(0, num_bytes)
+
+
+def _nist_data(file: BinaryIO) -> DataChunk | None:
+    """What a NIST SPHERE header declares, in lines of text: `sample_count -i 16000`."""
+    file.seek(0)
+    lines = file.read(1 << 16).partition(b"end_head")[0].decode("ascii", "replace").split("\n")
+    fields = {words[0]: words[2] for words in (line.split() for line in lines) if len(words) == 3}
+    sizes = [lines[1].strip() if len(lines) > 1 else ""]
+    sizes += [fields.get(name, "") for name in ("sample_count", "channel_count", "sample_n_bytes")]
+    if not all(size.isdecimal() and len(size) < 20 for size in sizes):
+        return None
+    start, num_samples, num_channels, sample_bytes = map(int, sizes)
+    return DataChunk(start, num_samples * num_channels * sample_bytes)
 
 
 def _last_mp4_box(file: BinaryIO) -> DataChunk | None:
@@ -197,4 +219,27 @@ def check_data_is_there(path: Path, num_bytes: int) -> None:
         raise AudioError(
             f"{path}: its header declares no audio, and {there} bytes follow (written to a pipe, or never closed?); "
             "write it anew"
+        )
+
+
+def check_log(path: Path, format: str, num_samples: int, log: str) -> None:
+    """Compare what libsndfile says that it has read in a header with what it makes of it.
+
+    For kinds whose headers are not read here: VOC, SVX, WVE, AVR, MPC2K, MAT4 and MAT5.
+
+    Args:
+        path: the file.
+        format: as soundfile names it.
+        num_samples: what libsndfile takes for its length.
+        log: libsndfile's own, of opening it.
+
+    Raises:
+        AudioError: the file ends before its audio does.
+    """
+    container = format.partition("/")[0]
+    declared = re.findall(_DECLARED[container], log, re.MULTILINE) if container in _DECLARED else []
+    if _SHORTENED.search(log) or (declared and int(declared[-1]) > num_samples):
+        raise AudioError(
+            f"{path}: truncated: its {container} header declares more than the {num_samples} samples that are there; "
+            "fetch or write it anew"
         )

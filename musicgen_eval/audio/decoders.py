@@ -11,8 +11,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from io import RawIOBase
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,14 @@ import soundfile
 
 from musicgen_eval.audio import containers, mpeg, mpeg_frames, ogg
 from musicgen_eval.audio.av_decoder import probe_av, read_av
+from musicgen_eval.audio.flac import ends_at, find_flac_end, flac_num_samples
+from musicgen_eval.audio.one_line import raises_one_line
 from musicgen_eval.errors import AudioError
 
 VORBIS_LAST_PAGE_SAMPLES = 262_144  # a seek into the last page is shifted by the samples trimmed from its end
 OPUS_PRE_ROLL_SAMPLES = 96_000  # libsndfile's 80 ms leave errors of 1e-2 at 6 kbit/s
 MAX_PEAK = 32.0  # float files may go some way over full scale; what goes further was not scaled to it
+MAX_SAMPLES_PER_BYTE = 1 << 13  # silence in FLAC's largest blocks takes 17 bytes for 65,535
 _UNKNOWN_FRAMES = 1 << 62
 _SKIP_BLOCK_SAMPLES = 1 << 16
 
@@ -50,6 +52,7 @@ class AudioInfo:
     num_samples: int
 
 
+@raises_one_line
 def probe(path: str | Path) -> AudioInfo:
     """What a file holds, by its content and not by its name.
 
@@ -63,14 +66,24 @@ def probe(path: str | Path) -> AudioInfo:
     path = Path(path)
     num_bytes = _num_bytes(path)
     try:
-        with path.open("rb") as file:
-            head = file.read(containers.HEAD_BYTES)
-            kind = containers.kind_of(head)
-            is_mpeg = head[:3] == b"ID3" or mpeg_frames.parse_header(head[:4]) is not None
-            if is_mpeg and kind is None:
-                is_mpeg = mpeg_frames.find_first_frame(file) is not None
+        info = _probe(path, num_bytes)
     except OSError as error:
         raise AudioError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if info.num_samples > num_bytes * MAX_SAMPLES_PER_BYTE:
+        raise AudioError(
+            f"{path}: damaged: it declares {info.num_samples} samples, which no coding holds in {num_bytes} bytes; "
+            "fetch or encode it anew"
+        )
+    return info
+
+
+def _probe(path: Path, num_bytes: int) -> AudioInfo:
+    with path.open("rb") as file:
+        head = file.read(containers.HEAD_BYTES)
+        kind = containers.kind_of(head)
+        is_mpeg = head[:3] == b"ID3" or mpeg_frames.parse_header(head[:4]) is not None
+        if is_mpeg and kind is None:
+            is_mpeg = mpeg_frames.find_first_frame(file) is not None
     if kind is None and is_mpeg:
         return _probe_mpeg(path)
     if head[:4] == b"OggS":
@@ -156,13 +169,12 @@ def _probe_soundfile(path: Path, head: bytes) -> AudioInfo:
     try:
         with _open(path) as sound:
             info = AudioInfo(path, f"{sound.format}/{sound.subtype}", sound.samplerate, sound.channels, sound.frames)
-            seekable = sound.seekable()
+            seekable, log = sound.seekable(), sound.extra_info
     except soundfile.SoundFileError as error:
         raise AudioError(f"{path}: not audio that soundfile can read: {_first_bytes(head)}: {_cause(error)}") from error
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if info.num_samples >= _UNKNOWN_FRAMES and info.format.startswith("FLAC"):
-        info = AudioInfo(path, info.format, info.sample_rate_hz, info.num_channels, _flac_num_samples(path))
+    if info.format.startswith("FLAC"):
+        info = replace(info, num_samples=_check_flac(path, info.num_samples))
+    containers.check_log(path, info.format, info.num_samples, log)
     if info.num_samples <= 0:
         raise AudioError(f"{path}: {info.format} without a sample of audio")
     if seekable and not info.format.startswith("OGG"):
@@ -174,6 +186,20 @@ def _probe_soundfile(path: Path, head: bytes) -> AudioInfo:
                 f"fetch or encode it anew: {_cause(error)}"
             ) from error
     return info
+
+
+def _check_flac(path: Path, declared: int) -> int:
+    """Samples of a FLAC file, where its header and its last frame agree."""
+    if declared >= _UNKNOWN_FRAMES:
+        return flac_num_samples(path)
+    if ends_at(path, declared):
+        return declared
+    at_end = find_flac_end(path)
+    if at_end is not None and at_end != declared:
+        raise AudioError(
+            f"{path}: damaged: its header declares {declared} samples and its last frame ends at {at_end}; encode it anew"
+        )
+    return declared
 
 
 def _read_soundfile(info: AudioInfo, start: int, num_samples: int) -> np.ndarray:
@@ -244,35 +270,10 @@ def _flac_with_length(path: Path, file: RawIOBase) -> _PatchedFile | None:
     # STREAMINFO: 20 bit rate, 3 bit channels, 5 bit depth, 36 bit samples, from byte 18 of the file.
     if head[:4] != b"fLaC" or len(head) < 26 or head[21] & 0x0F or any(head[22:26]):
         return None
-    num_samples = _flac_num_samples(path)
+    num_samples = flac_num_samples(path)
     return _PatchedFile(
         file, 21, bytes((head[21] | num_samples >> 32,)) + (num_samples & 0xFFFFFFFF).to_bytes(4, "big")
     )
-
-
-def _flac_num_samples(path: Path) -> int:
-    status = path.stat()
-    return _count_flac(path, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=1 << 10)
-def _count_flac(path: Path, num_bytes: int, mtime_ns: int) -> int:
-    """Samples of a flac file that does not say, found by halving: a seek behind the last one fails."""
-
-    def can_seek(position: int) -> bool:
-        with path.open("rb") as file, soundfile.SoundFile(file.fileno(), closefd=False) as sound:
-            try:
-                return bool(sound.seek(position) == position)
-            except soundfile.SoundFileError:
-                return False
-
-    good, bad = 0, 1 << 16
-    while can_seek(bad):
-        good, bad = bad, 2 * bad
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        good, bad = (middle, bad) if can_seek(middle) else (good, middle)
-    return bad
 
 
 def _cause(error: Exception) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,7 +30,9 @@ from musicgen_eval.audio.mpeg_frames import (
     parse_header,
     read_tag,
     skip_id3,
+    smallest_frame_bytes,
 )
+from musicgen_eval.audio.once_per_file import once_per_file
 from musicgen_eval.errors import AudioError
 
 DECODER_DELAY_SAMPLES = 529  # of every layer III decoder; mpg123 trims it where a tag tells the encoder's delay
@@ -72,6 +73,8 @@ def declared_stream(path: Path) -> tuple[MpegHeader, int] | None:
         id3v1_bytes = 128 if file.read(3) == b"TAG" else 0
     if header is None or tag is None or tag.num_frames is None or tag.num_bytes != num_bytes - id3v1_bytes - start:
         return None
+    if tag.num_frames * smallest_frame_bytes(header) > num_bytes:
+        return None
     return header, _trimmed(tag.num_frames, header, tag)[1]
 
 
@@ -87,6 +90,7 @@ def _trimmed(num_frames: int, header: MpegHeader, tag: MpegTag | None) -> tuple[
     return first, max(0, end - first)
 
 
+@once_per_file(32)
 def index_stream(path: Path) -> MpegStream:
     """The frames of an mp3 file, counted once; a small cache keeps the last files' (2 MB for two hours).
 
@@ -94,12 +98,7 @@ def index_stream(path: Path) -> MpegStream:
         AudioError: no frames, fewer or more than the tag declares, a cut last frame, damage in between, or a change of
             sample rate or channels.
     """
-    stat = path.stat()
-    return _index_stream(path, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=32)
-def _index_stream(path: Path, num_bytes: int, mtime_ns: int) -> MpegStream:
+    num_bytes = path.stat().st_size
     with path.open("rb") as file:
         start = find_first_frame(file)
         if start is None:
@@ -121,7 +120,7 @@ def _index_stream(path: Path, num_bytes: int, mtime_ns: int) -> MpegStream:
             "decode it and encode it anew, or cut it in two"
         )
     if stop < num_bytes and declared is None:
-        _check_tail(path, stop, num_bytes)
+        _check_tail(path, starts, stop, num_bytes)
     if not len(starts):
         raise AudioError(f"{path}: an MPEG header without a frame of audio")
     skip, num_samples = _trimmed(len(starts), first, tag)
@@ -161,12 +160,15 @@ def _walk(path: Path, file: BinaryIO, start: int, num_bytes: int) -> tuple[np.nd
     return np.array(starts, np.int64), np.array(sizes, np.int64), first, at
 
 
-def _check_tail(path: Path, stop: int, num_bytes: int) -> None:
+def _check_tail(path: Path, starts: np.ndarray, stop: int, num_bytes: int) -> None:
     """What follows the last whole frame must not be audio."""
     with path.open("rb") as file:
+        file.seek(int(starts[-1]) if len(starts) else 0)
+        word = file.read(2)
         file.seek(stop)
         tail = file.read(SEARCH_BYTES)
-        if parse_header(tail[:4]) is not None:
+        begins = len(tail) < 4 and tail[:2] == word[: len(tail)]
+        if begins or parse_header(tail[:4]) is not None:
             raise AudioError(
                 f"{path}: truncated: its last MPEG frame is cut, {num_bytes - stop} bytes of it are there; "
                 "fetch or encode it anew"

@@ -76,6 +76,12 @@ def parse_header(word: bytes) -> MpegHeader | None:
     return MpegHeader(num_bytes, num_samples, rate_hz, 1 if word[3] >> 6 == 3 else 2, layer, mpeg1, not word[1] & 1)
 
 
+def smallest_frame_bytes(like: MpegHeader) -> int:
+    """Bytes of a frame in the stream of `like` at its layer's lowest bitrate."""
+    kbit_per_s = _KBIT_PER_S[like.mpeg1, like.layer][1]
+    return like.num_samples // 8 * 1000 * kbit_per_s // like.sample_rate_hz
+
+
 def find_first_frame(file: BinaryIO) -> int | None:
     """Where the first frame begins: behind ID3 tags, and behind up to 64 kB of what is none; None: not MPEG audio.
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import io
 import zlib
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
+from musicgen_eval.audio.once_per_file import once_per_file
 from musicgen_eval.errors import AudioError
 
 _OGG_PAGE_BYTES = 27 + 255 + 255 * 255
@@ -22,8 +22,8 @@ def check_ogg_end(path: Path, num_bytes: int) -> None:
     """Look at an Ogg file's first and last page.
 
     Raises:
-        AudioError: the last page is cut or does not say that it is the last, or belongs to another stream than the
-            first.
+        AudioError: the last page is cut or damaged, does not say that it is the last, or belongs to another stream
+            than the first.
     """
     with path.open("rb") as file:
         first = file.read(27)
@@ -34,11 +34,17 @@ def check_ogg_end(path: Path, num_bytes: int) -> None:
         page = _OggPage.parse(tail[at : at + 27 + 255])
         if page is None or at + page.num_bytes > len(tail):
             break
+        if at + page.num_bytes == len(tail) and not page.holds(tail[at : at + page.num_bytes]):
+            raise _damaged_page(path, num_bytes - page.num_bytes)
         last, at = page, tail.find(b"OggS", at + page.num_bytes)
     if at >= 0 or last is None or not last.is_end:
         raise AudioError(f"{path}: truncated: its last Ogg page is cut or lacks the end flag; fetch or encode it anew")
     if last.serial != int.from_bytes(first[14:18], "little"):
         raise _several_streams(path)
+
+
+def _damaged_page(path: Path, at: int) -> AudioError:
+    return AudioError(f"{path}: damaged: the Ogg page at byte {at} has a wrong checksum; fetch or encode it anew")
 
 
 def _several_streams(path: Path) -> AudioError:
@@ -66,19 +72,19 @@ class _OggPage:
         num_bytes = 27 + head[26] + sum(head[27 : 27 + head[26]])
         return cls(serial, sequence, checksum, bool(head[5] & 2), bool(head[5] & 4), num_bytes)
 
+    def holds(self, content: bytes) -> bool:
+        """Whether a page's bytes have the checksum that it says."""
+        return ogg_checksum(content[:22] + bytes(4) + content[26:]) == self.checksum
 
+
+@once_per_file(1 << 10)
 def check_ogg_pages(path: Path) -> None:
     """Walk all pages of an Ogg file, once: a damaged or missing one would shift what follows without an error.
 
     Raises:
         AudioError: a page has another checksum than it says, or another number than the one after the last.
     """
-    stat = path.stat()
-    _check_ogg_pages(path, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=1 << 10)
-def _check_ogg_pages(path: Path, num_bytes: int, mtime_ns: int) -> None:
+    num_bytes = path.stat().st_size
     with io.BufferedReader(io.FileIO(path), 1 << 20) as file:
         at, sequence = 0, None
         while head := file.read(27):
@@ -91,10 +97,8 @@ def _check_ogg_pages(path: Path, num_bytes: int, mtime_ns: int) -> None:
             body = file.read(page.num_bytes - len(head)) if page is not None else b""
             if page is None or len(head) + len(body) < page.num_bytes:
                 raise AudioError(f"{path}: truncated: its last Ogg page is cut; fetch or encode it anew")
-            if ogg_checksum(head[:22] + bytes(4) + head[26:] + body) != page.checksum:
-                raise AudioError(
-                    f"{path}: damaged: the Ogg page at byte {at} has a wrong checksum; fetch or encode it anew"
-                )
+            if not page.holds(head + body):
+                raise _damaged_page(path, at)
             if sequence is not None and page.is_start:
                 raise _several_streams(path)
             if sequence is not None and page.sequence != sequence + 1:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musicgen_eval.audio.containers import DataChunk, check_data_is_there, data_chunk, kind_of
+from musicgen_eval.audio.decoders import probe
 from musicgen_eval.audio.ogg import ogg_checksum
 from musicgen_eval.errors import AudioError
 
@@ -91,3 +92,29 @@ def test_oggs_checksum_is_the_polynomial_bit_by_bit(data: bytes):
             register = (register << 1 ^ (0x04C11DB7 if register >> 31 else 0)) & 0xFFFFFFFF
     assert ogg_checksum(data) == register
     assert data == b"" or not any(data) or ogg_checksum(data) != zlib.crc32(data)
+
+
+@pytest.mark.parametrize(
+    ("format", "subtype"),
+    [("NIST", "PCM_16"), ("NIST", "ULAW"), ("VOC", "PCM_16"), ("VOC", "ULAW"), ("AVR", "PCM_16"), ("MPC2K", "PCM_16"),
+     ("MAT4", "PCM_16"), ("MAT5", "PCM_16"), ("SVX", "PCM_16"), ("WVE", "ALAW"), ("HTK", "PCM_16"), ("SDS", "PCM_16")],
+)  # fmt: skip
+@pytest.mark.parametrize("kept", [0.5, 0.97])
+def test_a_rare_kind_of_file_that_is_cut_is_an_error_and_whole_is_not(
+    format: str, subtype: str, kept: float, tmp_path: Path
+):
+    path = tmp_path / "a"
+    soundfile.write(path, np.sin(np.arange(8000.0)), 8000, format=format, subtype=subtype)
+    whole = probe(path)
+    assert whole.format == f"{format}/{subtype}"
+    assert 8000 <= whole.num_samples <= 8001  # VOC counts a byte of its end
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(AudioError, match=r"a: .*(truncated|not audio)"):
+        probe(path)
+
+
+@pytest.mark.parametrize("place", [1 << 44, (1 << 63) - 100, 1 << 70])
+def test_a_chunk_that_ends_beyond_any_file_is_no_chunk(place: int):
+    content = b"caff\0\1\0\0" + b"junk" + min(place, (1 << 63) - 1).to_bytes(8, "big")
+    assert data_chunk(io.BytesIO(content)) is None
