@@ -35,6 +35,7 @@ from musicgen_eval.progress import EvaluationProgress
 from musicgen_eval.quiet import quiet_libraries
 from musicgen_eval.ranks import StoppedElsewhere
 from musicgen_eval.records import ContinuationSettings
+from musicgen_eval.redaction import redact
 from musicgen_eval.run_folder import RunFolder, default_run_dir, lasting_source, resumed_arguments
 from musicgen_eval.runs import Resume, check_precision, run_continuation, run_evaluation
 from musicgen_eval.stopping import StopAfterBatch
@@ -469,7 +470,7 @@ def _guarded(run: Callable[[], object]) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(redact(f"error: {message}"), file=sys.stderr)
     return status
 
 

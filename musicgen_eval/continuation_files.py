@@ -28,8 +28,11 @@ from musicgen_eval.audio.writing import AudioWriter
 from musicgen_eval.continuing import Sound
 from musicgen_eval.errors import AudioError, RunError
 from musicgen_eval.records import Continuation, ContinuationSettings
+from musicgen_eval.redaction import redact, redact_tree
 
 CROSSFADE_S = 0.04
+NUM_DIGITS = 16  # of a digest: of 100,000 ids two meet with a chance of 3e-10; with 8 digits it would be 0.69
+DEVICE_NAMES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(1, 10))}
 COLUMNS = (
     "track", "continuation", "context_s", "heard_s", "generated_s", "reference_s", "text", "seed", "temperature", "top_k",
     "top_p", "guidance_scale", "stride_s", "path", "context_path", "reference_path",
@@ -142,13 +145,13 @@ class ContinuationFolder:
         Raises:
             RunError: the table cannot be written; those of the processes stay.
         """
-        order = {track: number for number, track in enumerate(track_ids)}
+        order = {redact(track): number for number, track in enumerate(track_ids)}
         parts = sorted(self.path.glob("continuations*.csv"), key=_start_and_rank)
         last = {(row["track"], int(row["continuation"])): row for part in parts for row in read_table(part)}
         rows = [last[key] for key in sorted(last, key=lambda key: (order[key[0]], key[1]))]
         whole = self.path / ".continuations.csv.part"
         try:
-            with whole.open("w", newline="", encoding="utf-8") as file:
+            with whole.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
                 table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
                 table.writeheader()
                 table.writerows(rows)
@@ -200,8 +203,8 @@ class ContinuationFolder:
             before = file.tell()
             if before == 0:
                 table.writeheader()
-            table.writerow(row)
-            line = text.getvalue().encode()
+            table.writerow(redact_tree(row))
+            line = text.getvalue().encode("utf-8", "backslashreplace")
             try:
                 if file.write(line) < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -229,10 +232,12 @@ def track_folder(track: str) -> str:
     """A folder name for a track id: readable, without anything that leads elsewhere, and different for different ids.
 
     >>> track_folder("my songs/a.mp3")
-    'my_songs_a.mp3-c0d5c51c'
+    'my_songs_a.mp3-c0d5c51c59cddcf7'
     """
-    readable = re.sub(r"[^\w.-]+", "_", track, flags=re.ASCII).strip("._")[-80:]
-    return f"{readable or 'track'}-{sha256(track.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+    readable = re.sub(r"[^\w.-]+", "_", redact(track), flags=re.ASCII).strip("._-")[-80:]
+    if not readable or readable.partition(".")[0].upper() in DEVICE_NAMES:
+        readable = f"track_{readable}".rstrip("_")
+    return f"{readable}-{sha256(track.encode('utf-8', 'surrogatepass')).hexdigest()[:NUM_DIGITS]}"
 
 
 def joined_pieces(sound: Sound) -> Iterator[Tensor]:

@@ -22,6 +22,7 @@ from musicgen_eval.errors import AudioError, RunError
 from musicgen_eval.planning import DataSettings, Plan, plan_evaluation
 from musicgen_eval.ranks import decide_on_rank_0
 from musicgen_eval.records import CodecSpec, ContinuationSettings, Window
+from musicgen_eval.sharing import share_of_data
 
 
 @dataclass(frozen=True)
@@ -140,11 +141,12 @@ class WindowDataModule(L.LightningDataModule):
         """The windows of this rank, batch by batch."""
         assert self.plan is not None
         assert self.trainer is not None
+        share, num_shares = share_of_data(self.trainer)
         batches = RankBatches(
             len(self.plan.windows),
             batch_size=self.settings.batch_size,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
+            rank=share,
+            world_size=num_shares,
             done=self.done,
         )
         return DataLoader(

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from musicgen_eval.errors import RunError
 from musicgen_eval.merging import State
+from musicgen_eval.redaction import redactor
 from musicgen_eval.state_table import Layout, numbers_of, tensor_of
 
 SYNC_EVERY_S = 1.0
@@ -167,6 +168,7 @@ class JournalWriter:
     def __init__(self, folder: Path, *, start: int, rank: int, layouts: Layouts) -> None:
         self.folder = folder
         self.layouts = layouts
+        self._redact = redactor()
         self._rows: _AppendFile
         self._states: _AppendFile | None = None
         self._sync = ThreadPoolExecutor(1, thread_name_prefix="journal")
@@ -198,11 +200,11 @@ class JournalWriter:
             for entry in entries:
                 numbers, beside, lists = self._parts(entry)
                 row: dict[str, Any] = {
-                    "batch": batch, "of": len(entries), "track": entry.track, "window": entry.window,
+                    "batch": batch, "of": len(entries), "track": self._redact(entry.track), "window": entry.window,
                     "status": "ok" if entry.failure is None else "failed", "seconds": entry.seconds,
                 }  # fmt: skip
                 if entry.failure is not None:
-                    row["reason"] = entry.failure
+                    row["reason"] = self._redact(entry.failure)
                 if numbers:
                     row["states"] = numbers
                 if beside or lists:

@@ -16,7 +16,7 @@ from typing import Protocol
 from torchmetrics import Metric
 
 from musicgen_eval.batches import batch_key, batch_rows, num_batches
-from musicgen_eval.journal import JournalReader, JournalWriter, Row
+from musicgen_eval.journal import JournalReader, JournalWriter
 from musicgen_eval.measurements import Measurements, WindowRecord, entries_of
 from musicgen_eval.planning import Plan
 from musicgen_eval.state_table import layout_of
@@ -171,20 +171,24 @@ def read_done(folder: Path, plan: Plan, batch_size: int, *, retry_failures: bool
     numbers = batch_numbers(plan, batch_size)
     reader = JournalReader(folder)
     done, unknown = Done(starts=reader.num_starts), 0
-    failures: dict[int, list[Row]] = {}
+    failures: dict[int, list[tuple[int, str]]] = {}
     for key, rows in reader.batches(check=True):
         if key not in numbers:
             unknown += len(rows)
             continue
         done.batches.add(numbers[key])
-        failures[numbers[key]] = [row for row in rows if row.failure is not None]
-    row_of = {track: row for row, track in enumerate(plan.tracks.ids)} if any(failures.values()) else {}
+        plan_rows = batch_rows(numbers[key], len(plan.windows), batch_size)
+        failures[numbers[key]] = [
+            (int(plan.windows.track[plan_row]), row.failure)
+            for plan_row, row in zip(plan_rows, rows, strict=True)
+            if row.failure is not None
+        ]
     for number, failed in failures.items():
         if retry_failures and failed:
             done.batches.discard(number)
         else:
-            for row in failed:
-                done.failed.setdefault(row_of[row.track], row.failure or "")
+            for track_row, reason in failed:
+                done.failed.setdefault(track_row, reason)
     done.windows = sum(len(batch_rows(number, len(plan.windows), batch_size)) for number in done.batches)
     done.notes = [
         *reader.notes,

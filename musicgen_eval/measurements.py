@@ -78,11 +78,8 @@ class Measurements:
                 self._with_tensors[place] = record
 
     def add_batch(self, plan_rows: Sequence[int], rows: Sequence[Row]) -> None:
-        """Adds a batch of a journal; where it was measured before, this counts."""
-        by_window = {(row.track, row.window): row for row in rows}
-        for plan_row in plan_rows:
-            window = self.plan.windows.window(plan_row, self.plan.tracks.ids)
-            row = by_window[window.track, window.index]
+        """Adds a batch of a journal, whose rows are in the order of the plan's; where it was measured before, this counts."""
+        for plan_row, row in zip(plan_rows, rows, strict=True):
             again = bool(self._times[self._place_of[plan_row]])
             place = self._place(plan_row, row.failure)
             self._times[place] = 1

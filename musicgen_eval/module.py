@@ -33,6 +33,7 @@ from musicgen_eval.merging import State
 from musicgen_eval.metrics import CodebookPerplexity
 from musicgen_eval.models.checkpoint import Checkpoint, find_checkpoint
 from musicgen_eval.models.musicgen import MusicGen, load_model
+from musicgen_eval.models.sharding import shard_decoder
 from musicgen_eval.models.threads import float32_by_default, ieee_float32, single_threaded
 from musicgen_eval.offers import Offer
 from musicgen_eval.planning import Plan, refuse_failures
@@ -42,6 +43,7 @@ from musicgen_eval.recipe import run_recipe
 from musicgen_eval.records import CodecSpec, Continuation, ContinuationSettings, Failure, Task
 from musicgen_eval.results import EvaluationResult, summarise
 from musicgen_eval.running import RunningTotals
+from musicgen_eval.sharing import keeps_records, refuse_strategy
 
 DEFAULT_CONTINUATION = ContinuationSettings()
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
@@ -160,6 +162,7 @@ class MusicGenEvaluation(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuses what cannot be measured as asked."""
+        refuse_strategy(self.trainer, self._task)
         if self.trainer.precision not in PRECISIONS:
             raise RunError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.trainer.precision}")
         for setting in ("limit_test_batches", "limit_val_batches", "limit_predict_batches"):
@@ -179,9 +182,14 @@ class MusicGenEvaluation(L.LightningModule):
             )
 
     def configure_model(self) -> None:
-        """Loads the weights; every process its own. A run that has measured everything already does without."""
+        """Loads the weights, every process its own; where processes share a model, each keeps its part of them.
+
+        A run that has measured everything already does without.
+        """
         if self.model is None and not self.data.all_done:
             self.model = load_model(self.checkpoint)
+            if self._device_mesh is not None:
+                shard_decoder(self.model.decoder, self._device_mesh["tensor_parallel"])
 
     def on_test_start(self) -> None:
         """Starts afresh; what was kept before is the keeper's."""
@@ -311,7 +319,8 @@ class MusicGenEvaluation(L.LightningModule):
     def _keep(self, records: Sequence[WindowRecord]) -> None:
         """Keeps a batch; more failures than allowed end a run of one process here, others at their end."""
         assert self.keeper is not None
-        self.keeper.keep(records)
+        if keeps_records(self.trainer):
+            self.keeper.keep(records)
         if self.trainer.world_size == 1 and any(record.failure is not None for record in records):
             plan, failed = self._plan, self.keeper.failed
             during = [Failure(plan.tracks[row].id, reason) for row, reason in failed.items()]

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from musicgen_eval.errors import RunError
+from musicgen_eval.redaction import redact, redact_rows, redact_tree
 from musicgen_eval.results import EvaluationResult
 
 RESULT_FILES = ("summary.json", "tracks.csv", "windows.csv", "nll.safetensors")
@@ -40,7 +41,9 @@ def write_result(folder: Path, result: EvaluationResult) -> list[Path]:
     writers: dict[str, Callable[[Path], object]] = {
         "windows.csv": lambda path: _write_csv(path, _window_rows(result, metric_keys)),
         "tracks.csv": lambda path: _write_csv(path, _track_rows(result, metric_keys)),
-        "summary.json": lambda path: path.write_text(to_json(summary(result)), encoding="utf-8"),
+        "summary.json": lambda path: path.write_text(
+            to_json(summary(result)), encoding="utf-8", errors="backslashreplace"
+        ),
     }
     if result.nll:
         writers = {"nll.safetensors": lambda path: _write_curves(path, result.nll), **writers}
@@ -72,8 +75,8 @@ def summary(result: EvaluationResult) -> dict[str, Any]:
 
 
 def to_json(value: Any) -> str:
-    """JSON with null for what is not a finite number, which JSON has no word for."""
-    return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """JSON without secrets, and with null for what is not a finite number, which JSON has no word for."""
+    return json.dumps(redact_tree(_plain(value)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:
@@ -112,8 +115,8 @@ def _numbers(metrics: Mapping[str, Mapping[str, float]], metric_keys: Sequence[t
 
 
 def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        csv.writer(file, lineterminator="\n").writerows(redact_rows(rows))
 
 
 def _write_curves(path: Path, curves: Mapping[str, Tensor]) -> None:
@@ -124,9 +127,13 @@ def _write_curves(path: Path, curves: Mapping[str, Tensor]) -> None:
     header: dict[str, Any] = {}
     at = 0
     for track, curve in curves.items():
-        header[track] = {"dtype": "F32", "shape": list(curve.shape), "data_offsets": [at, at + 4 * curve.numel()]}
+        header[redact(track)] = {
+            "dtype": "F32",
+            "shape": list(curve.shape),
+            "data_offsets": [at, at + 4 * curve.numel()],
+        }
         at += 4 * curve.numel()
-    head = json.dumps(header, separators=(",", ":")).encode()
+    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "backslashreplace")
     head += b" " * (-len(head) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(head)) + head)

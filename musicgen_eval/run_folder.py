@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from musicgen_eval.errors import RunError
+from musicgen_eval.redaction import redact
 from musicgen_eval.result_files import to_json
 
 FolderState = Literal["new", "unfinished", "finished"]
@@ -111,8 +112,8 @@ class RunFolder:
         """
         partial = self.path / f".{name}.part"
         try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(content)
+            with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(redact(content))
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(self.path / name)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from musicgen_eval.redaction import redact
 from musicgen_eval.results import EvaluationResult, Value
 
 MAX_TRACK_ROWS = 40
@@ -25,7 +26,7 @@ def print_result(result: EvaluationResult, console: Console, *, files: Sequence[
     if any(others.values()):
         console.print(_metric_table(others))
     for name, reason in result.metric_errors.items():
-        console.print(f"metric {name} could not be computed: {reason}", markup=False)
+        console.print(f"metric {name} could not be computed: {redact(reason)}", markup=False)
     console.print(_track_table(result))
     console.print(_counts_line(result), highlight=False)
     if files:
@@ -40,7 +41,7 @@ def _is_perplexity(values: Mapping[str, Value]) -> bool:
 
 def _perplexity_table(name: str, values: Mapping[str, Value], result: EvaluationResult) -> Table:
     spec = result.spec
-    table = Table(title=escape(f"{name}: {result.recipe.get('checkpoint', '')}"), title_justify="left")
+    table = Table(title=escape(redact(f"{name}: {result.recipe.get('checkpoint', '')}")), title_justify="left")
     for heading in ("codebook", "ce (nats)", "ppl", "bits/s", "ceiling", "95% of ppl"):
         table.add_column(heading, justify="left" if heading == "codebook" else "right", no_wrap=True)
     bits = spec.frame_rate_hz / log(2)
@@ -90,8 +91,8 @@ def _track_table(result: EvaluationResult) -> Table:
     table.add_column("status")
     for track in result.tracks[:MAX_TRACK_ROWS]:
         numbers = [_number(track.metrics.get(name, {}).get(key, float("nan")), 2) for name, key in keys]
-        status = track.status if track.status == "ok" else escape(f"{track.status}: {track.reason}")
-        table.add_row(escape(track.id), f"{track.duration_s:.2f}", str(track.num_windows), *numbers, status)
+        status = track.status if track.status == "ok" else escape(redact(f"{track.status}: {track.reason}"))
+        table.add_row(escape(redact(track.id)), f"{track.duration_s:.2f}", str(track.num_windows), *numbers, status)
     if len(result.tracks) > MAX_TRACK_ROWS:
         table.caption = f"the first {MAX_TRACK_ROWS} of {len(result.tracks)}; all stand in tracks.csv"
     return table

@@ -1,7 +1,8 @@
 """Scores the windows of a batch with a loaded model, the way that suits its device.
 
     CPU           every window alone and unpadded, on one thread, the windows side by side
-    accelerator   one padded forward pass; what is padded is neither heard nor counted
+    accelerator   one padded forward pass; what is padded is neither heard nor counted; so too where a model is sharded, whose
+                  processes must make their passes in the same order
 
 So on a CPU a window's numbers do not depend on its neighbours, on threads or on processes, to the last bit. Knows models,
 codes and texts; nothing of readings, metrics or Lightning.
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.models.packed import is_packed
+from musicgen_eval.models.sharding import is_sharded
 from musicgen_eval.models.threads import float32_exactly, map_single_threaded
 from musicgen_eval.scoring import Scores, Tail, score_and_rank_codes
 
@@ -42,7 +44,7 @@ def score_windows(
         For each window (K, T_i) tensors, on the model's device.
     """
     states = encode_texts(model, texts)
-    if model.device.type == "cpu":
+    if model.device.type == "cpu" and not is_sharded(model.decoder):
         return _score_alone(model, codes, scored, states, tail, with_logits)
     return score_padded(model, codes, scored, states, tail=tail, with_logits=with_logits)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "musicgen_eval"
 FLOORS = (
     ("errors", "records"),
-    ("audio", "windows", "delay", "sampling", "statistics"),
+    ("audio", "windows", "delay", "sampling", "statistics", "redaction"),
     ("models",),
     ("scoring", "window_scoring", "continuation", "window_continuation", "readings", "metrics", "merging"),
     (
@@ -27,6 +27,7 @@ FLOORS = (
         "keeping",
         "stopping",
         "ranks",
+        "sharing",
         "data",
         "continuing",
         "recipe",
@@ -38,7 +39,7 @@ FLOORS = (
     ("runs", "api", "cli"),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-USES_LIGHTNING = {"stopping", "ranks", "data", "module", "progress", "writer", "tracking", "runs", "cli"}
+USES_LIGHTNING = {"stopping", "ranks", "sharing", "data", "module", "progress", "writer", "tracking", "runs", "cli"}
 
 
 def modules() -> list[tuple[str, Path]]:

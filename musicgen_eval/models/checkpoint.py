@@ -72,7 +72,9 @@ def find_checkpoint(
         )
     location = str(folder) if local else name
     try:
-        config = AutoConfig.from_pretrained(location, revision=revision or DEFAULT_REVISION)
+        config = AutoConfig.from_pretrained(
+            location, revision=revision or DEFAULT_REVISION, trust_remote_code=False
+        )  # a checkpoint's own code is not even asked about
     except (OSError, ValueError) as error:
         raise CheckpointError(_not_found(name, folder, local, error)) from error
     if not isinstance(config, MusicgenConfig):

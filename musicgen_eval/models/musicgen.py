@@ -9,6 +9,7 @@ nothing of windows, scores or Lightning.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, MusicgenForConditionalGeneration
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from musicgen_eval.errors import CheckpointError
 from musicgen_eval.models.checkpoint import DEFAULT_REVISION, Checkpoint, find_checkpoint
 from musicgen_eval.models.codec_decoder import SegmentDecoder
 from musicgen_eval.models.encodec import SegmentEncoder
 from musicgen_eval.models.packed import pack_linears
+from musicgen_eval.models.sharding import is_sharded
 from musicgen_eval.records import CodecSpec
 
 
@@ -59,7 +62,7 @@ def load_model(
                 use_safetensors=True,
                 output_loading_info=True,
             )
-        tokenizer = AutoTokenizer.from_pretrained(found.location, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(found.location, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {found.name} cannot be loaded: {error}") from error
     composite, info = loaded
@@ -119,6 +122,9 @@ class MusicGen(nn.Module):
         """
         self.refuse_change(precision, self.device)
         self._prepared_for = (precision, self.device.type)
+        if is_sharded(self.decoder):
+            self.arithmetic = "transformers, sharded"
+            return
         if self.device.type != "cpu":
             return
         dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
@@ -196,7 +202,7 @@ class MusicGen(nn.Module):
 
 
 def _refuse_pickles(found: Checkpoint) -> None:
-    """A folder without safetensors is refused before anything else could be opened."""
+    """A checkpoint without safetensors is refused before anything else could be opened."""
     folder = Path(found.location)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         pickles = sorted(path.name for path in folder.glob("*.bin"))
@@ -204,3 +210,37 @@ def _refuse_pickles(found: Checkpoint) -> None:
         raise CheckpointError(
             f"checkpoint folder {found.name} holds no .safetensors weights; {hint}save the model again with save_pretrained"
         )
+    if _file(found, "adapter_config.json") is not None:
+        raise CheckpointError(
+            f"checkpoint {found.name} is an adapter, whose weights may be pickles; merge it into its model and save that"
+        )
+    for name in _shards(found):
+        if not name.endswith(".safetensors") or Path(name).name != name:
+            raise CheckpointError(
+                f"checkpoint {found.name}: {SAFE_WEIGHTS_INDEX_NAME} names {name!r}, which is no .safetensors file beside it; "
+                "save the model again with save_pretrained"
+            )
+
+
+def _shards(found: Checkpoint) -> set[str]:
+    """The files that an index of weights names; transformers would open whatever they are."""
+    index = _file(found, SAFE_WEIGHTS_INDEX_NAME)
+    if index is None:
+        return set()
+    try:
+        return {str(name) for name in json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"checkpoint {found.name}: {SAFE_WEIGHTS_INDEX_NAME} cannot be read ({error})") from error
+
+
+def _file(found: Checkpoint, name: str) -> str | None:
+    """A file of a checkpoint, in its folder or in the hub's local cache; None: there is none."""
+    path: str | None = cached_file(
+        found.location,
+        name,
+        revision=found.commit or found.revision or DEFAULT_REVISION,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return path

@@ -1,0 +1,161 @@
+"""Weights are safetensors or nothing: a pickle beside them is never opened, whatever names it."""
+
+import ast
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from musicgen_eval.cli import lightning_main
+from musicgen_eval.errors import CheckpointError
+from musicgen_eval.models.musicgen import load_model
+
+ROOT = Path(__file__).parent.parent.parent
+PLACES = (
+    "pytorch_model.bin", "model.bin", "pytorch_model-00001-of-00001.bin", "model.pt", "model.ckpt", "optimizer.pt",
+    "training_args.bin", "tokenizer.pkl", "vocab.pkl", "generation_config.pkl", "codes.npy", "text_encoder/pytorch_model.bin",
+    "audio_encoder/pytorch_model.bin", "decoder/pytorch_model.bin", "t5/pytorch_model.bin", "encodec/compression_state_dict.bin",
+    "state_dict.bin", "compression_state_dict.bin", "adapter_model.bin",
+)  # fmt: skip
+
+
+class Trap:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return (Path.touch, (self.mark,))
+
+
+@pytest.fixture
+def trapped(oracle, tmp_path, monkeypatch) -> Path:
+    """A good checkpoint among pickles that would leave a mark; and who opens a pickle at all is stopped."""
+    folder = shutil.copytree(oracle / "tiny_musicgen", tmp_path / "model")
+    for place in PLACES:
+        (folder / place).parent.mkdir(exist_ok=True)
+        (folder / place).write_bytes(pickle.dumps(Trap(tmp_path / "mark")))
+
+    def opened(*arguments: object, **settings: object) -> None:
+        raise AssertionError(f"a pickle is opened: {arguments}")
+
+    monkeypatch.setattr(torch, "load", opened)
+    monkeypatch.setattr(torch.serialization, "load", opened)
+    return folder
+
+
+def test_the_trap_works(tmp_path):
+    pickle.loads(pickle.dumps(Trap(tmp_path / "mark")))
+    assert (tmp_path / "mark").exists()
+
+
+def test_pickles_beside_good_weights_are_never_opened(trapped, tmp_path, tiny_model):
+    model = load_model(trapped)
+    assert not (tmp_path / "mark").exists()
+    for one, other in zip(model.state_dict().values(), tiny_model.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_whole_run_opens_no_pickle_of_the_checkpoint(trapped, tmp_path, capsys):
+    status = lightning_main(
+        ["test", f"--model.checkpoint={trapped}", "--data.source=demo", "--data.limit=1", "--data.context_s=1",
+         "--data.target_s=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+         f"--run_dir={tmp_path / 'x'}"]
+    )  # fmt: skip
+    assert status == 0, capsys.readouterr().err
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("other", [None, "nll.safetensors"])
+def test_pickled_weights_alone_are_refused_unopened(trapped, tmp_path, other):
+    """Also where a file that is safetensors, but not the weights, lies beside them."""
+    (trapped / "model.safetensors").unlink()
+    if other is not None:
+        save_file({"song": torch.zeros(2)}, trapped / other)
+    with pytest.raises(CheckpointError, match="safetensors"):
+        load_model(trapped)
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "audio_encoder", "decoder"])
+def test_the_weights_of_a_part_are_not_looked_for_in_pickles(trapped, tmp_path, part):
+    weights = load_file(trapped / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith(f"{part}.")}
+    assert len(kept) < len(weights)
+    save_file(kept, trapped / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="weights are missing"):
+        load_model(trapped)
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("shard", ["pytorch_model.bin", "../outside.safetensors", "decoder/model.safetensors", 3])
+def test_an_index_that_leads_to_something_else_is_refused(trapped, tmp_path, shard):
+    weights = load_file(trapped / "model.safetensors")
+    (trapped / "model.safetensors").rename(trapped / "model-00001-of-00001.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, shard)}
+    (trapped / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors\.index\.json names .* no \.safetensors file beside it"
+    ):
+        load_model(trapped)
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("content", ["no json", "[]", '{"weight_map": 3}', "{}"])
+def test_a_damaged_index_is_refused(trapped, content):
+    (trapped / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(CheckpointError, match="index"):
+        load_model(trapped)
+
+
+def test_weights_in_several_files_are_read(trapped, tiny_model):
+    weights = load_file(trapped / "model.safetensors")
+    (trapped / "model.safetensors").unlink()
+    names = {name: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, name in enumerate(weights)}
+    for shard in set(names.values()):
+        part = {name: tensor for name, tensor in weights.items() if names[name] == shard}
+        save_file(part, trapped / shard, metadata={"format": "pt"})
+    index = {"metadata": {"total_size": 1}, "weight_map": names}
+    (trapped / "model.safetensors.index.json").write_text(json.dumps(index))
+    for one, other in zip(load_model(trapped).state_dict().values(), tiny_model.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_an_adapter_is_refused(trapped):
+    (trapped / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "x/y"}')
+    with pytest.raises(CheckpointError, match="is an adapter"):
+        load_model(trapped)
+
+
+def test_code_that_a_checkpoint_brings_is_not_run(trapped, tmp_path):
+    """Nor is anybody asked whether it may."""
+    (trapped / "mine.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')\n")
+    for name, entry in (("config.json", "AutoConfig"), ("tokenizer_config.json", "AutoTokenizer")):
+        settings = json.loads((trapped / name).read_text())
+        settings["auto_map"] = {entry: ["mine.Mine", None] if entry == "AutoTokenizer" else "mine.Mine"}
+        if entry == "AutoConfig":
+            settings["model_type"] = "mine"
+        (trapped / name).write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match="custom code"):
+        load_model(trapped)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_no_module_of_the_package_opens_pickles():
+    """`pickle` and its kin are not imported, and what could read one is not called."""
+    for path in (ROOT / "musicgen_eval").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                roots = {alias.name for alias in node.names} | {getattr(node, "module", None) or ""}
+                assert not roots & {"pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}, path
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in {"torch.load", "np.load", "numpy.load", "torch.hub.load"}, path
+                assert "load_from_checkpoint" not in called, path
+            if isinstance(node, ast.keyword):
+                assert node.arg not in {"ckpt_path", "allow_pickle"}, path
