@@ -172,6 +172,8 @@ class EvaluationCLI(LightningCLI):
         self.model.prepare("continue" if self.subcommand == "predict" else "score")
         if _is_rank_0():
             self.folder.claim()
+            self.datamodule.index_path = self.folder.index
+            self.datamodule.retry_failures = self._settings.retry_failures
 
     def after_test(self) -> None:
         """A metric that could not be computed is an error, though the others' results are written."""

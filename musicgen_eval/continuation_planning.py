@@ -12,16 +12,20 @@ from musicgen_eval.errors import RunError, WindowError
 from musicgen_eval.planning import DataSettings, Outcome, Plan, check_settings, make_plan
 from musicgen_eval.records import CodecSpec, ContinuationSettings
 from musicgen_eval.sampling import check_sampling
+from musicgen_eval.track_opening import Opening
 from musicgen_eval.windows import WindowPlan, plan_continuations, whole_frames
 
 
-def plan_continuation(settings: DataSettings, spec: CodecSpec, continuation: ContinuationSettings) -> Plan:
-    """Reads the source, opens every track once and plans its continuations.
+def plan_continuation(
+    settings: DataSettings, spec: CodecSpec, continuation: ContinuationSettings, opening: Opening | None = None
+) -> Plan:
+    """Reads the source, opens every track whose length is not given, once, and plans its continuations.
 
     Args:
         settings: context_s is where a continuation begins and target_s how long it gets; each is half of a track unless given.
         spec: the checkpoint's codes.
         continuation: gives the stride and how many continuations a track has.
+        opening: how tracks are opened, and where it is kept what they hold.
 
     Raises:
         SourceError: the source does not yield tracks.
@@ -57,7 +61,9 @@ def plan_continuation(settings: DataSettings, spec: CodecSpec, continuation: Con
             num_continuations=continuation.num_continuations,
         )
 
-    return make_plan(settings, spec, outcome, windows, context_frames, target_frames, "continue")
+    return make_plan(
+        settings, spec, outcome, windows, context_frames, target_frames, task="continue", opening=opening or Opening()
+    )
 
 
 def check_continuation(continuation: ContinuationSettings, spec: CodecSpec) -> None:

@@ -26,7 +26,7 @@ from musicgen_eval.merging import State
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.models.threads import single_threaded, torch_threads
 from musicgen_eval.offers import ContinuationAudio, Offer
-from musicgen_eval.planning import Plan
+from musicgen_eval.plan import Plan
 from musicgen_eval.records import CodecSpec, Continuation, ContinuationSettings, ScoredWindow
 from musicgen_eval.window_continuation import (
     ContinuedCodes,
@@ -258,9 +258,8 @@ class BatchContinuation:
             text=window.text,
             seed=self.seed,
         )
-        track = self.plan.audio[window.track_row]
-        assert track is not None  # only tracks that could be opened have windows
         try:
+            track = self.plan.open_track(window.track_row)
             with torch_threads(self.settings.threads if self.model.device.type == "cpu" else None):
                 sound = Sound(
                     track, replace(continuation, codes=item.codes), self._reference_frames(window), self.model
@@ -313,8 +312,7 @@ class BatchContinuation:
         num_frames = self._reference_frames(window)
         if not self._wants_reference_codes or num_frames == 0:
             return None
-        track = self.plan.audio[window.track_row]
-        assert track is not None
+        track = self.plan.open_track(window.track_row)
         return encode_reference(
             self.model, heard, _reader(track, window, self.model.spec), num_frames, stride_frames=self.stride_frames
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import lightning as L
@@ -19,10 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 from musicgen_eval.batches import RankBatches, num_batches
 from musicgen_eval.continuation_planning import plan_continuation
 from musicgen_eval.errors import AudioError, RunError
-from musicgen_eval.planning import DataSettings, Plan, plan_evaluation
+from musicgen_eval.plan import Plan
+from musicgen_eval.planning import DataSettings, plan_evaluation
 from musicgen_eval.ranks import decide_on_rank_0
 from musicgen_eval.records import CodecSpec, ContinuationSettings, Window
 from musicgen_eval.sharing import share_of_data
+from musicgen_eval.track_opening import Opening
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,9 @@ class WindowDataModule(L.LightningDataModule):
     Attributes:
         plan: what will be measured, once it is known.
         done: numbers of the batches that an earlier start of the run has measured.
+        index_path: where it is kept what the files held when they were first opened, so that a run that goes on finds the same
+            plan; None: nowhere. To be set before `setup`.
+        retry_failures: tracks that could not be opened when the run began are tried again. To be set before `setup`.
     """
 
     def __init__(
@@ -115,6 +121,8 @@ class WindowDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.plan: Plan | None = None
         self.done: frozenset[int] = frozenset()
+        self.index_path: Path | None = None
+        self.retry_failures = False
 
     @property
     def all_done(self) -> bool:
@@ -170,11 +178,16 @@ class WindowDataModule(L.LightningDataModule):
         return batch
 
     def _plan_for(self, stage: str) -> Plan:
-        if stage != "predict":
-            return plan_evaluation(self.settings, self._spec)
         assert self.trainer is not None
+        opening = Opening(
+            index_path=self.index_path,
+            retry_failures=self.retry_failures,
+            show_progress=self.trainer.progress_bar_callback is not None,
+        )
+        if stage != "predict":
+            return plan_evaluation(self.settings, self._spec, opening)
         continuation: ContinuationSettings = self.trainer.lightning_module.continuation  # type: ignore[assignment]
-        return plan_continuation(self.settings, self._spec, continuation)
+        return plan_continuation(self.settings, self._spec, continuation, opening)
 
     @property
     def _spec(self) -> CodecSpec:
@@ -197,11 +210,9 @@ class WindowDataset(Dataset[WindowAudio]):
         plan, spec = self.plan, self.spec
         track_row = int(plan.windows.track[row])
         window = plan.windows.window(row, plan.tracks.ids)
-        opened = plan.audio[track_row]
-        assert opened is not None  # only tracks that could be opened have windows
         audio, failure = None, None
         try:
-            audio = opened.read(
+            audio = plan.open_track(track_row).read(
                 window.start_frame * spec.hop_samples,
                 (window.num_frames if plan.task == "score" else window.context_frames) * spec.hop_samples,
                 sample_rate_hz=spec.sample_rate_hz,
@@ -214,7 +225,7 @@ class WindowDataset(Dataset[WindowAudio]):
             track_row=track_row,
             window=window,
             audio=audio,
-            text=plan.tracks[track_row].text,
+            text=plan.tracks.texts[track_row],
             other_text=plan.other_texts[track_row],
             failure=failure,
         )

@@ -322,9 +322,10 @@ class MusicGenEvaluation(L.LightningModule):
         if keeps_records(self.trainer):
             self.keeper.keep(records)
         if self.trainer.world_size == 1 and any(record.failure is not None for record in records):
-            plan, failed = self._plan, self.keeper.failed
-            during = [Failure(plan.tracks[row].id, reason) for row, reason in failed.items()]
-            refuse_failures([*plan.failures, *during], self.data.settings.max_failures)
+            plan, failed, allowed = self._plan, self.keeper.failed, self.data.settings.max_failures
+            if len(plan.failures) + len(failed) > allowed:
+                during = [Failure(plan.tracks.ids[row], reason) for row, reason in failed.items()]
+                refuse_failures([*plan.failures, *during], allowed)
 
     def _summarise(
         self, keeper: Keeper, parts: Sequence[tuple[list[WindowRecord], str | None]]

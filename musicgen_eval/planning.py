@@ -1,6 +1,6 @@
 """From a source to what will be measured: which tracks can be read, how long they are, which windows they give.
 
-    source --read_source--> tracks --probe, side by side--> frames --plan_windows--> windows in scoring order
+    source --read_source--> tracks --open, side by side--> frames --plan_windows--> windows in scoring order
 
 A track that cannot be opened becomes a recorded failure. Knows audio files and frames; nothing of models or Lightning.
 """
@@ -8,25 +8,25 @@ A track that cannot be opened becomes a recorded failure. Knows audio files and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from hashlib import sha256
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from musicgen_eval.audio.files import TrackAudio, open_track, resampler_name
+from musicgen_eval.audio.files import resampler_name
 from musicgen_eval.audio.sources import TrackList, read_source
-from musicgen_eval.errors import AudioError, RunError, WindowError
-from musicgen_eval.records import CodecSpec, Failure, Task, Track
+from musicgen_eval.errors import RunError, WindowError
+from musicgen_eval.plan import STATUSES, Plan, StatusColumn, TrackStatus
+from musicgen_eval.records import CodecSpec, Failure, Task
+from musicgen_eval.track_index import TrackIndex
+from musicgen_eval.track_opening import Opening, declared_frames, declared_seconds, open_tracks
 from musicgen_eval.windows import Head, WindowPlan, check_limit, plan_windows, whole_frames
 
 DEMO_SOURCE = Path(__file__).parent / "demo" / "clips" / "manifest.csv"
-PROBES_AT_ONCE = 8
+NOT_OPENED = "not known beforehand (duration_s given)"
+"""Stands for the resampler of a track that is opened when it is read."""
 
-TrackStatus = Literal["ok", "failed", "too_short", "skipped"]
 Outcome = tuple[TrackStatus, str]
 """What becomes of a track, and why, to be read after its length."""
 
@@ -47,57 +47,13 @@ class DataSettings:
     allow_beyond_limit: bool = False
 
 
-@dataclass(frozen=True)
-class Plan:
-    """All that will be measured; the same on every process.
+def plan_evaluation(settings: DataSettings, spec: CodecSpec, opening: Opening | None = None) -> Plan:
+    """Reads the source, opens every track whose length is not given, once, and plans the windows to score.
 
-    Attributes:
-        task: `score` in test, `continue` in predict, where the windows of a track are its continuations.
-        tracks: the tracks of the source, the first `limit` of them.
-        audio: where each track's samples are; None for one that is not measured.
-        num_frames: (tracks,) length of each in frames, 0 for one that is not measured.
-        status: (tracks,) what became of each so far.
-        reasons: why, for those that are not `ok`, by row.
-        other_texts: the next track's other text, for the reading `other_text`.
-        windows: in scoring order.
-        context_frames, target_frames: as settled for this checkpoint; None: half of each track.
-        num_in_source: tracks in the source, before `limit`.
-        ignored_files: files of a folder that are no audio.
-        resamplers: how many of the measured tracks each resampler serves.
-    """
-
-    tracks: TrackList
-    audio: list[TrackAudio | None]
-    num_frames: NDArray[np.int64]
-    status: list[TrackStatus]
-    reasons: dict[int, str]
-    other_texts: list[str | None]
-    windows: WindowPlan
-    context_frames: int | None
-    target_frames: int | None
-    num_in_source: int
-    ignored_files: int = 0
-    resamplers: dict[str, int] = field(default_factory=dict)
-    task: Task = "score"
-
-    @property
-    def source_digest(self) -> str:
-        """What the tracks are: ids, lengths and texts."""
-        rows = zip(self.tracks.ids, self.num_frames.tolist(), self.tracks.texts, strict=True)
-        return sha256(repr(list(rows)).encode("utf-8", "surrogatepass")).hexdigest()
-
-    @property
-    def failures(self) -> list[Failure]:
-        """Tracks that could not be opened."""
-        return [
-            Failure(self.tracks[row].id, self.reasons[row])
-            for row, status in enumerate(self.status)
-            if status == "failed"
-        ]
-
-
-def plan_evaluation(settings: DataSettings, spec: CodecSpec) -> Plan:
-    """Reads the source, opens every track once and plans the windows to score.
+    Args:
+        settings: what to measure.
+        spec: the checkpoint's codes.
+        opening: how tracks are opened, and where it is kept what they hold.
 
     Raises:
         SourceError: the source does not yield tracks.
@@ -118,7 +74,9 @@ def plan_evaluation(settings: DataSettings, spec: CodecSpec) -> Plan:
     def windows(num_frames: NDArray[np.int64]) -> WindowPlan:
         return plan_windows(num_frames, context_frames, target_frames, settings.head)
 
-    return make_plan(settings, spec, outcome, windows, context_frames, target_frames, "score")
+    return make_plan(
+        settings, spec, outcome, windows, context_frames, target_frames, task="score", opening=opening or Opening()
+    )
 
 
 def make_plan(
@@ -128,7 +86,9 @@ def make_plan(
     windows_of: Callable[[NDArray[np.int64]], WindowPlan],
     context_frames: int | None,
     target_frames: int | None,
+    *,
     task: Task,
+    opening: Opening,
 ) -> Plan:
     """What both tasks share: tracks, what becomes of each, and the windows of those that can be measured.
 
@@ -140,41 +100,26 @@ def make_plan(
         context_frames: as settled, for the result.
         target_frames: as settled, for the result.
         task: what the windows are for.
+        opening: how tracks are opened.
     """
     source = str(DEMO_SOURCE) if settings.source == "demo" else settings.source
     listed = read_source(source, text=settings.text)
-    tracks = listed if settings.limit is None else _first(listed, settings.limit)
-    audio: list[TrackAudio | None] = []
-    status: list[TrackStatus] = []
-    reasons: dict[int, str] = {}
-    num_frames = np.zeros(len(tracks), dtype=np.int64)
-    for row, opened in enumerate(_open_all(tracks)):
-        outcome, reason = "ok", ""
-        if isinstance(opened, str):
-            outcome, reason = "failed", opened
-        else:
-            try:
-                num_frames[row], outcome, reason = _measure(opened, tracks[row], settings, spec, outcome_of)
-            except WindowError as error:
-                raise WindowError(f"{tracks[row].path}: {error}") from error
-        status.append(outcome)  # type: ignore[arg-type]
-        audio.append(opened if outcome == "ok" else None)  # type: ignore[arg-type]
-        if reason:
-            reasons[row] = reason
-    num_frames[[outcome != "ok" for outcome in status]] = 0
+    tracks = listed if settings.limit is None else listed.first(settings.limit)
+    index = open_tracks(tracks, opening)
+    num_frames, status, reasons = _measure(tracks, index, settings, spec, outcome_of)
     plan = Plan(
         tracks=tracks,
-        audio=audio,
+        index=index,
+        frame_rate_hz=spec.frame_rate_hz,
         num_frames=num_frames,
         status=status,
         reasons=reasons,
-        other_texts=other_texts(tracks.texts),
         windows=windows_of(num_frames).in_scoring_order(),
         context_frames=context_frames,
         target_frames=target_frames,
         num_in_source=len(listed),
         ignored_files=listed.ignored,
-        resamplers=_count_resamplers(audio, spec.sample_rate_hz),
+        resamplers=_count_resamplers(index, status, spec.sample_rate_hz),
         task=task,
     )
     refuse_failures(plan.failures, settings.max_failures)
@@ -229,78 +174,73 @@ def refuse_failures(failures: Sequence[Failure], max_failures: int) -> None:
     )
 
 
-def other_texts(texts: Sequence[str | None]) -> list[str | None]:
-    """For each track the next one's text, cyclic, that is neither empty nor its own; None where there is none.
-
-    >>> other_texts(["a", None, "a", "b"])
-    ['b', 'a', 'b', 'a']
-    """
-    following: list[str | None] = [None] * len(texts)
-    nearest: str | None = None  # the next non-empty text
-    different: str | None = None  # the next one that differs from it
-    for position in range(2 * len(texts) - 1, -1, -1):
-        row = position % len(texts)
-        text = texts[row] or None
-        following[row] = different if nearest == text else nearest
-        if text is not None and text != nearest:
-            nearest, different = text, nearest
-    return following
-
-
-def _first(tracks: TrackList, limit: int) -> TrackList:
-    return replace(
-        tracks,
-        ids=tracks.ids[:limit],
-        paths=tracks.paths[:limit],
-        start_s=tracks.start_s[:limit],
-        duration_s=tracks.duration_s[:limit],
-        texts=tracks.texts[:limit],
-    )
-
-
-def _open_all(tracks: TrackList) -> Iterator[TrackAudio | str]:
-    """Each track opened, or the reason why not, in order; files are waited for side by side."""
-
-    def open_one(row: int) -> TrackAudio | str:
-        track = tracks[row]
-        try:
-            return open_track(track.path, start_s=track.start_s, duration_s=track.duration_s)
-        except AudioError as error:
-            return str(error)
-
-    with ThreadPoolExecutor(PROBES_AT_ONCE) as pool:
-        yield from pool.map(open_one, range(len(tracks)))
-
-
 def _measure(
-    audio: TrackAudio, track: Track, settings: DataSettings, spec: CodecSpec, outcome_of: Callable[[int], Outcome]
-) -> tuple[int, TrackStatus, str]:
-    """A track's frames, whether it is measured, and why not."""
-    duration_s = audio.num_samples / audio.info.sample_rate_hz
-    num_frames = audio.num_frames(spec.frame_rate_hz)
-    if duration_s < settings.min_duration_s:
-        return 0, "skipped", f"{duration_s:.4g} s is shorter than min_duration_s={settings.min_duration_s:g}"
-    if num_frames == 0:
-        frame_s = 1 / spec.frame_rate_hz
-        return (
-            0,
-            "failed",
-            (
-                f"{track.path}: {duration_s:.4g} s is shorter than one frame ({frame_s:g} s); remove it or set min_duration_s"
-            ),
-        )
-    outcome, reason = outcome_of(num_frames)
-    return (num_frames, "ok", "") if outcome == "ok" else (0, outcome, f"{duration_s:.4g} s {reason}")
+    tracks: TrackList,
+    index: TrackIndex,
+    settings: DataSettings,
+    spec: CodecSpec,
+    outcome_of: Callable[[int], Outcome],
+) -> tuple[NDArray[np.int64], StatusColumn, dict[int, str]]:
+    """Frames of the tracks that are measured, what becomes of each track, and why not of the others."""
+    rate_hz = spec.frame_rate_hz
+    opened, failed = index.rows("opened"), index.rows("failed")
+    duration_s = declared_seconds(tracks)
+    num_frames = declared_frames(duration_s, rate_hz)
+    num_frames[opened] = index.track_samples[opened] * rate_hz // index.native_rate_hz[opened]
+    duration_s[opened] = index.track_samples[opened] / index.native_rate_hz[opened]
+    codes = np.zeros(len(tracks), np.uint8)
+    reasons = dict(index.reasons)
+    codes[failed] = STATUSES.index("failed")
+
+    def leave_out(rows: NDArray[np.int64], status: TrackStatus, reason_of: Callable[[int], str]) -> None:
+        codes[rows] = STATUSES.index(status)
+        reasons.update((row, reason_of(row)) for row in rows.tolist())
+
+    is_skipped = (codes == 0) & (duration_s < settings.min_duration_s)
+    leave_out(
+        np.flatnonzero(is_skipped),
+        "skipped",
+        lambda row: f"{duration_s[row]:.4g} s is shorter than min_duration_s={settings.min_duration_s:g}",
+    )
+    leave_out(
+        np.flatnonzero((codes == 0) & (num_frames == 0)),
+        "failed",
+        lambda row: (
+            f"{tracks.paths[row]}: {duration_s[row]:.4g} s is shorter than one frame ({1 / rate_hz:g} s); "
+            "remove it or set min_duration_s"
+        ),
+    )
+    for length, rows in _rows_by_length(num_frames, np.flatnonzero(codes == 0)):
+        try:
+            status, reason = outcome_of(length)
+        except WindowError as error:
+            raise WindowError(f"{tracks.paths[rows[0]]}: {error}") from error
+        if status != "ok":
+            leave_out(rows, status, lambda row, reason=reason: f"{duration_s[row]:.4g} s {reason}")  # type: ignore[misc]
+    num_frames[codes != 0] = 0
+    return num_frames, StatusColumn(codes), dict(sorted(reasons.items()))
 
 
-def _count_resamplers(audio: Sequence[TrackAudio | None], sample_rate_hz: int) -> dict[str, int]:
-    """How many tracks each resampler serves; it is part of what a number means."""
-    counts: dict[str, int] = {}
-    for track in audio:
-        if track is not None:
-            name = resampler_name(track.info.sample_rate_hz, sample_rate_hz)
-            counts[name] = counts.get(name, 0) + 1
-    return counts
+def _rows_by_length(num_frames: NDArray[np.int64], rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Every length with its rows, in the order in which the lengths come first."""
+    if not len(rows):
+        return
+    by_length = rows[np.argsort(num_frames[rows], kind="stable")]
+    starts = np.flatnonzero(np.diff(num_frames[by_length], prepend=-1))
+    groups = np.split(by_length, starts[1:])
+    for group in sorted(groups, key=lambda group: int(group[0])):
+        yield int(num_frames[group[0]]), group
+
+
+def _count_resamplers(index: TrackIndex, status: StatusColumn, sample_rate_hz: int) -> dict[str, int]:
+    """How many measured tracks each resampler serves; it is part of what a number means."""
+    measured = status.rows("ok")
+    rates, counts = np.unique(index.native_rate_hz[measured], return_counts=True)
+    served: dict[str, int] = {}
+    for rate_hz, count in zip(rates.tolist(), counts.tolist(), strict=True):
+        name = resampler_name(rate_hz, sample_rate_hz) if rate_hz else NOT_OPENED
+        served[name] = served.get(name, 0) + count
+    return served
 
 
 def _why_nothing(plan: Plan) -> str:

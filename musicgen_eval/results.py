@@ -25,7 +25,8 @@ from musicgen_eval.errors import RunError
 from musicgen_eval.measurements import Measurements
 from musicgen_eval.merging import State, compute_in_place, is_sum_metric
 from musicgen_eval.number_table import NumberTable
-from musicgen_eval.planning import Plan, TrackStatus, refuse_failures
+from musicgen_eval.plan import STATUSES, Plan, StatusColumn, TrackStatus
+from musicgen_eval.planning import refuse_failures
 from musicgen_eval.records import CodecSpec, Failure, Window
 from musicgen_eval.statistics import bootstrap_sums, percentile_interval
 
@@ -126,7 +127,7 @@ class _TrackResults(_Rows[TrackResult]):
     def __init__(
         self,
         plan: Plan,
-        status: Sequence[TrackStatus],
+        status: StatusColumn,
         reasons: Mapping[int, str],
         num_windows: NDArray[np.int64],
         numbers: NumberTable,
@@ -195,14 +196,15 @@ def summarise(
     measured.check_complete()
     plan = measured.plan
     status, reasons = _outcomes(measured)
-    failures = [Failure(plan.tracks[row].id, reasons[row]) for row, outcome in enumerate(status) if outcome == "failed"]
+    failures = [Failure(plan.tracks.ids[row], reasons[row]) for row in status.rows("failed").tolist()]
     refuse_failures(failures, max_failures)
     track_of = plan.windows.track[measured.order]
-    counted = np.array([outcome == "ok" for outcome in status])[track_of]
+    is_ok = status.codes == STATUSES.index("ok")
+    counted = is_ok[track_of]
     if not counted.any():
         raise RunError(f"no track could be measured: {next(iter(reasons.values()), 'no windows')}")
     first_place = np.searchsorted(track_of, np.arange(len(status) + 1))
-    num_windows = np.where([outcome == "ok" for outcome in status], np.diff(first_place), 0)
+    num_windows = np.where(is_ok, np.diff(first_place), 0)
 
     per_track, per_window = NumberTable(), NumberTable()
     for row in range(len(status)):
@@ -267,17 +269,17 @@ def interval(metric: Metric, per_track: Sequence[State]) -> dict[str, tuple[floa
     }
 
 
-def _outcomes(measured: Measurements) -> tuple[list[TrackStatus], dict[int, str]]:
+def _outcomes(measured: Measurements) -> tuple[StatusColumn, dict[int, str]]:
     """What became of each track, and why, by row: in the order of the plan's rows, as the first failed window says."""
     plan = measured.plan
     reasons = dict(plan.reasons)
-    status: list[TrackStatus] = list(plan.status)
+    codes = plan.status.codes.copy()
     by_row = sorted((int(measured.order[place]), reason) for place, reason in measured.failures.items())
     for window_row, reason in by_row:
         row = int(plan.windows.track[window_row])
-        if status[row] == "ok":
-            status[row], reasons[row] = "failed", reason
-    return status, reasons
+        if codes[row] == STATUSES.index("ok"):
+            codes[row], reasons[row] = STATUSES.index("failed"), reason
+    return StatusColumn(codes), reasons
 
 
 def _compute_part(measured: Measurements, bank: MetricBank, first: int, last: int) -> dict[str, dict[str, float]]:
@@ -317,14 +319,12 @@ def _values(
     return values
 
 
-def _counts(
-    plan: Plan, status: Sequence[TrackStatus], counted_rows: NDArray[np.int64], spec: CodecSpec
-) -> dict[str, Any]:
+def _counts(plan: Plan, status: StatusColumn, counted_rows: NDArray[np.int64], spec: CodecSpec) -> dict[str, Any]:
     scored_frames = int(plan.windows.target_frames[counted_rows].sum())
     return {
         "tracks_in_source": plan.num_in_source,
         "tracks": len(status),
-        **{f"tracks_{outcome}": list(status).count(outcome) for outcome in ("ok", "failed", "too_short", "skipped")},
+        **{f"tracks_{outcome}": status.count(outcome) for outcome in ("ok", "failed", "too_short", "skipped")},
         "ignored_files": plan.ignored_files,
         "windows": len(counted_rows),
         "scored_seconds" if plan.task == "score" else "generated_seconds": scored_frames / spec.frame_rate_hz,

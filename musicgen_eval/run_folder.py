@@ -64,6 +64,11 @@ class RunFolder:
         return self.path / "journal"
 
     @property
+    def index(self) -> Path:
+        """Where it is kept what the files of the source held when the run began."""
+        return self.journal / "index.npz"
+
+    @property
     def run(self) -> dict[str, Any]:
         """What run.json says; {} before it is written."""
         try:

@@ -99,7 +99,10 @@ def run_evaluation(
     config = _config(module, data, precision=precision, accelerator=accelerator)
     config_yaml = _config_yaml(config, notes)
     writer = RunWriter(folder, command="evaluate", config_yaml=config_yaml, console=console, **asdict(resume))
-    with _run(folder, data, [*callbacks, writer], precision, accelerator, progress=progress) as trainer:
+    again = resume.retry_failures
+    with _run(
+        folder, data, [*callbacks, writer], precision, accelerator, progress=progress, retry_failures=again
+    ) as trainer:
         trainer.test(module, datamodule=data, verbose=False)
     assert module.result is not None
     return module.result
@@ -148,7 +151,10 @@ def run_continuation(
     writer = RunWriter(
         folder, command="generate", config_yaml=config_yaml, console=console, audio=audio, **asdict(resume)
     )
-    with _run(folder, data, [*callbacks, writer], precision, accelerator, progress=progress) as trainer:
+    again = resume.retry_failures
+    with _run(
+        folder, data, [*callbacks, writer], precision, accelerator, progress=progress, retry_failures=again
+    ) as trainer:
         batches = trainer.predict(module, datamodule=data, return_predictions=return_continuations)
     assert module.result is not None
     continuations = [continuation for batch in batches or [] for continuation in batch]
@@ -196,6 +202,7 @@ def _run(
     accelerator: str,
     *,
     progress: bool,
+    retry_failures: bool,
 ) -> Iterator[L.Trainer]:
     """A quiet Trainer for one device, and a claimed folder."""
     check_precision(precision, accelerator)
@@ -217,6 +224,7 @@ def _run(
             raise RunError(f"accelerator {accelerator!r}: {error}") from error
         if folder is not None:
             folder.claim()
+            data.index_path, data.retry_failures = folder.index, retry_failures
         try:
             yield trainer
         except SystemExit as stopped:

@@ -23,6 +23,7 @@ from musicgen_eval.errors import WindowError
 from musicgen_eval.records import CodecSpec, Window
 
 Head = Literal["score", "skip"]
+MAX_FRAMES = 1 << 40  # centuries
 
 
 @dataclass(frozen=True)
@@ -150,12 +151,14 @@ def whole_frames(seconds: float, frame_rate_hz: int, *, setting: str) -> int:
     """Seconds as frames, which must come out whole.
 
     Raises:
-        WindowError: not a whole number of frames; the nearest lengths that are stand in the message.
+        WindowError: no length of audio, or not a whole number of frames; the nearest lengths that are stand in the message.
 
     >>> whole_frames(0.34, 50, setting="context_s")
     17
     """
     frames = seconds * frame_rate_hz
+    if not abs(frames) < MAX_FRAMES:
+        raise WindowError(f"{setting}={seconds:g} is no length of audio in seconds")
     nearest = round(frames)
     if abs(frames - nearest) > 1e-6:
         below = int(frames) / frame_rate_hz

@@ -46,7 +46,7 @@ def song(tmp_path):
 def test_windows_read_alone_are_the_whole_track_cut_there(song):
     plan = plan_evaluation(DataSettings(source=str(song), context_s=1.0, target_s=1.0), SPEC)
     dataset = WindowDataset(plan, SPEC)
-    whole = plan.audio[0].read(0, 365 * 640, sample_rate_hz=32000, channels=1)
+    whole = plan.open_track(0).read(0, 365 * 640, sample_rate_hz=32000, channels=1)
     assert len(dataset) == 7
     for row in range(len(dataset)):
         item = dataset[row]

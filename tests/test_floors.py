@@ -15,6 +15,9 @@ FLOORS = (
     (
         "offers",
         "trial",
+        "track_index",
+        "track_opening",
+        "plan",
         "planning",
         "continuation_planning",
         "batches",

@@ -4,10 +4,13 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from musicgen_eval.audio.columns import Strings, Texts
 from musicgen_eval.continuation_planning import check_continuation, plan_continuation, settle_stride
 from musicgen_eval.errors import RunError, WindowError
-from musicgen_eval.planning import DataSettings, other_texts, plan_evaluation, refuse_failures, settle_windows
+from musicgen_eval.plan import OtherTexts
+from musicgen_eval.planning import DataSettings, plan_evaluation, refuse_failures, settle_windows
 from musicgen_eval.records import CodecSpec, ContinuationSettings, Failure
+from musicgen_eval.windows import plan_windows
 
 SPEC = CodecSpec(32000, 50, 640, 4, 2048, 1, (0, 1, 2, 3), 1500)
 
@@ -45,7 +48,7 @@ def test_every_track_gets_a_status_a_reason_and_whole_frames(folder):
     )
     assert "e_text.wav" in plan.reasons[4]
     assert [failure.track for failure in plan.failures] == ["c_tiny.wav", "e_text.wav"]
-    assert [opened is None for opened in plan.audio] == [False, False, True, False, True, False]
+    assert plan.status.rows("ok").tolist() == [0, 1, 3, 5]
     assert (plan.num_in_source, plan.ignored_files) == (6, 1)
     assert (plan.context_frames, plan.target_frames) == (20, 30)
 
@@ -122,7 +125,8 @@ def test_other_texts_equal_brute_force(texts):
     for row, own in enumerate(texts):
         following = [texts[(row + step) % len(texts)] for step in range(1, len(texts))]
         expected.append(next((text for text in following if text and text != own), None))
-    assert other_texts(texts) == expected
+    assert list(OtherTexts(texts)) == expected
+    assert list(OtherTexts(Texts(Strings.of(text or "" for text in texts)))) == expected
 
 
 @pytest.mark.parametrize(
@@ -154,6 +158,28 @@ def test_windows_that_do_not_fit_are_refused():
         settle_windows(DataSettings("x", context_s=0.03), SPEC)
     with pytest.raises(WindowError, match="target >= 1"):
         settle_windows(DataSettings("x", target_s=0.0), SPEC)
+
+
+@given(
+    st.none() | st.floats() | st.integers(-10, 3000).map(lambda frames: frames / 50),
+    st.none() | st.floats() | st.integers(-10, 3000).map(lambda frames: frames / 50),
+    st.sampled_from(["score", "skip"]),
+    st.booleans(),
+    st.lists(st.integers(0, 10_000), min_size=1, max_size=4),
+)
+def test_any_context_and_target_are_refused_or_give_windows_within_the_limit(
+    context_s, target_s, head, beyond, lengths
+):
+    given = DataSettings("x", context_s=context_s, target_s=target_s, head=head, allow_beyond_limit=beyond)
+    try:
+        context, target = settle_windows(given, SPEC)
+    except WindowError:
+        return
+    windows = plan_windows(lengths, context, target, head)
+    assert (windows.num_frames <= (10_000 if beyond else SPEC.max_frames)).all()
+    assert (windows.target_frames >= 1).all()
+    scored = np.bincount(windows.track, windows.target_frames, len(lengths))
+    assert scored.tolist() == [max(0, length - context) if head == "skip" else length for length in lengths]
 
 
 def test_a_track_that_failed_twice_counts_once():

@@ -15,9 +15,10 @@ from musicgen_eval.measurements import Measurements, WindowRecord
 from musicgen_eval.merging import merge_states
 from musicgen_eval.metrics import CodebookPerplexity, TextGain
 from musicgen_eval.offers import Offer
-from musicgen_eval.planning import Plan
+from musicgen_eval.plan import Plan, StatusColumn
 from musicgen_eval.records import CodecSpec, ScoredWindow
 from musicgen_eval.results import interval, summarise
+from musicgen_eval.track_index import TrackIndex
 from musicgen_eval.windows import plan_windows
 
 SPEC = CodecSpec(32000, 50, 640, 2, 16, 1, (0, 1), 20)
@@ -30,13 +31,14 @@ TEXTS = ["EDM", None, "jazz", None, None, None]
 @pytest.fixture
 def plan() -> Plan:
     ids = [f"t{row}" for row in range(6)]
+    tracks = TrackList(ids, [f"{name}.wav" for name in ids], np.zeros(6), np.full(6, np.nan), list(TEXTS))
     return Plan(
-        tracks=TrackList(ids, [f"{name}.wav" for name in ids], np.zeros(6), np.full(6, np.nan), list(TEXTS)),
-        audio=[None] * 6,
+        tracks=tracks,
+        index=TrackIndex.of(tracks),
+        frame_rate_hz=SPEC.frame_rate_hz,
         num_frames=np.array(FRAMES),
-        status=list(STATUS),
+        status=StatusColumn.of(STATUS),
         reasons={2: "t2.wav: broken", 5: "too short for a context"},
-        other_texts=[None] * 6,
         windows=plan_windows(FRAMES, CONTEXT, TARGET).in_scoring_order(),
         context_frames=CONTEXT,
         target_frames=TARGET,

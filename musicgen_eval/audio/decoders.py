@@ -64,7 +64,7 @@ def probe(path: str | Path) -> AudioInfo:
             needs PyAV where it is not installed, or without samples.
     """
     path = Path(path)
-    num_bytes = _num_bytes(path)
+    num_bytes = file_bytes(path)
     try:
         info = _probe(path, num_bytes)
     except OSError as error:
@@ -107,14 +107,14 @@ def read_native(info: AudioInfo, start: int, num_samples: int) -> np.ndarray:
     if num_samples == 0:
         return np.zeros((0, info.num_channels), np.float32)
     path, container = info.path, info.format.partition("/")[0]
-    _num_bytes(path)
+    file_bytes(path)
     try:
         if container == "MP3":
             audio = mpeg.read_frames(path, mpeg.index_stream(path), start, num_samples)
-        elif container in soundfile.available_formats() and info.format not in ("OGG/FLAC", "OGG/SPEEX"):
-            audio = _read_soundfile(info, start, num_samples)
-        else:
+        elif is_decoded_from_start(info.format):
             audio = read_av(path, container, start, num_samples)
+        else:
+            audio = _read_soundfile(info, start, num_samples)
     except (OSError, soundfile.SoundFileError) as error:
         raise AudioError(
             f"{path}: cannot be read at {start / info.sample_rate_hz:.3f} s (truncated or damaged): {_cause(error)}"
@@ -135,7 +135,19 @@ def read_native(info: AudioInfo, start: int, num_samples: int) -> np.ndarray:
     return audio
 
 
-def _num_bytes(path: Path) -> int:
+def is_decoded_from_start(format: str) -> bool:
+    """Whether files of a format can be decoded from their start only, so that their length costs as much as all of them.
+
+    >>> is_decoded_from_start("MP4/AAC"), is_decoded_from_start("WAV/PCM_16")
+    (True, False)
+    """
+    container = format.partition("/")[0]
+    if format in ("OGG/FLAC", "OGG/SPEEX"):
+        return True
+    return container != "MP3" and container not in soundfile.available_formats()
+
+
+def file_bytes(path: Path) -> int:
     """Size of a regular file; stat first, since opening a fifo without a writer never returns."""
     try:
         status = path.stat()

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from musicgen_eval.audio.decoders import AudioInfo, probe, read_native
+from musicgen_eval.audio.manifests import END_TOLERANCE_S
 from musicgen_eval.audio.one_line import raises_one_line
 from musicgen_eval.audio.resampling import RatePair, resample, resample_slice, resampler_name
 from musicgen_eval.errors import AudioError
@@ -25,7 +26,6 @@ __all__ = [
     "resampler_name",
 ]
 
-END_TOLERANCE_S = 0.001  # manifests round to milliseconds: an end this far behind the file's is the file's
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 """Rates of music; a damaged header can say any, and resampling from 1 Hz would take gigabytes."""
 

@@ -1,27 +1,32 @@
-"""Manifests: csv, jsonl, jsonl.gz and parquet tables of `path` and, optionally, `id`, `text`, `start_s`, `end_s`.
+"""Manifests: csv, jsonl, jsonl.gz and parquet tables of `path` and, where known, `id`, `text`, `start_s`, `end_s`, `duration_s`.
 
-audiocraft's manifests (jsonl with `path`, `duration`, `sample_rate`) are known by their keys; a track's text is then
-the `description` of the json file beside it. Every error names the row. Nothing here opens audio.
+`duration_s` is how long the whole file is, whatever part of it the row is of; a file whose duration is given is opened when it
+is first read, and not before. audiocraft's manifests (jsonl with `path`, `duration`, `sample_rate`) are known by their keys; a
+track's text is then the `description` of the json file beside it. Their `duration` is passed over: it is what ffmpeg says of
+the container, with an mp3's or m4a's padding in it. Every error names the row. Nothing here opens audio.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
 import math
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from musicgen_eval.audio.manifest_tables import Piece, read_pieces
 from musicgen_eval.errors import SourceError
 
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".jsonl.gz", ".parquet")
-COLUMNS = ("path", "id", "text", "start_s", "end_s")
+COLUMNS = ("path", "id", "text", "start_s", "end_s", "duration_s")
+SECONDS = ("start_s", "end_s", "duration_s")
+END_TOLERANCE_S = 0.001  # manifests round to milliseconds: an end this far behind the file's is the file's
+MAX_DURATION_S = 1e6  # eleven days: what is above is no number of seconds
 AUDIOCRAFT_KEYS = frozenset({"path", "duration", "sample_rate"})
-INSTALL_PARQUET = "pip install 'musicgen-eval[parquet]'"
 # Names by which others call our columns: a column that is passed over for its name changes what is measured.
 _MEANT = {
     "file": "path", "filename": "path", "file_name": "path", "file_path": "path", "filepath": "path", "audio": "path",
@@ -29,17 +34,27 @@ _MEANT = {
     "text", "start": "start_s", "start_time": "start_s", "begin": "start_s", "offset": "start_s", "offset_s": "start_s",
     "onset": "start_s", "end": "end_s", "end_time": "end_s", "stop": "end_s", "offset_end": "end_s",
 }  # fmt: skip
-_DURATIONS = ("duration", "duration_s", "length", "length_s", "dur")
+_DURATIONS = ("duration", "length", "length_s", "dur")
 
 
-class ManifestRow(NamedTuple):
-    """One row. `end_s` NaN: to the end of the file."""
+class ManifestRows(NamedTuple):
+    """Some rows of a manifest, one after the other, as columns of one length.
 
-    path: str
-    id: str | None
-    text: str | None
-    start_s: float
-    end_s: float
+    Attributes:
+        paths: files, as they stand in the manifest.
+        ids: names of their own; None where a row has none.
+        texts: None where a row has none.
+        start_s: (rows,) float64, where each begins in its file.
+        end_s: (rows,) float64, where it ends; NaN: with the file.
+        file_duration_s: (rows,) float64, how long the file is said to be; NaN: nothing is said.
+    """
+
+    paths: Sequence[str]
+    ids: Sequence[str | None]
+    texts: Sequence[str | None]
+    start_s: NDArray[np.float64]
+    end_s: NDArray[np.float64]
+    file_duration_s: NDArray[np.float64]
 
 
 def is_manifest(path: Path) -> bool:
@@ -47,25 +62,72 @@ def is_manifest(path: Path) -> bool:
     return path.name.lower().endswith(MANIFEST_SUFFIXES)
 
 
-def read_manifest(path: Path) -> Iterator[ManifestRow]:
-    """The rows of a manifest, in order.
+def read_manifest(path: Path) -> Iterator[ManifestRows]:
+    """The rows of a manifest, in order, many at a time.
 
     Raises:
         SourceError: not readable as what its name says, a missing column, a column that is nearly one of ours, or a bad
             row.
     """
-    name = path.name.lower()
-    checked: set[frozenset[str]] = set()
-    read_rows = {".csv": _csv_rows, ".parquet": _parquet_rows}.get(path.suffix.lower(), _json_rows)
+    for piece in read_pieces(path, COLUMNS, _check_columns):
+        yield _plain_rows(piece) or _odd_rows(path, piece)
+
+
+def _plain_rows(piece: Piece) -> ManifestRows | None:
+    """Many rows at once, where each of them is as most are; None: some may not be, so they are gone through one by one."""
+    num_rows = len(piece)
+    paths, ids, texts = piece.cells("path"), piece.cells("id"), piece.cells("text")
+    if paths is None or (num_rows and piece.has_row_with(AUDIOCRAFT_KEYS)):
+        return None
+    for cells in (paths, ids, texts):
+        if cells is not None and not set(map(type, cells)) <= {str, type(None)}:
+            return None
+    if None in paths or not all(map(str.strip, paths)):
+        return None
+    named = "\n".join(paths)
+    if "\0" in named or "://" in named:
+        return None
+    if not (_is_file_name(named) and _is_unicode(filter(None, ids or ())) and _is_unicode(filter(None, texts or ()))):
+        return None
+    start_s, end_s, file_duration_s = (_plain_seconds(piece.cells(name), num_rows) for name in SECONDS)
+    if start_s is None or end_s is None or file_duration_s is None:
+        return None
+    begin_s = np.nan_to_num(start_s, nan=0.0)
+    wrong = (end_s <= begin_s) | (file_duration_s <= begin_s) | (end_s > file_duration_s + END_TOLERANCE_S)
+    if (wrong | (file_duration_s > MAX_DURATION_S)).any():
+        return None
+    missing = (None,) * num_rows
+    own_ids = missing if ids is None else [id or None for id in ids]
+    own_texts = missing if texts is None else [text.strip() or None if text else None for text in texts]
+    return ManifestRows(paths, own_ids, own_texts, begin_s, end_s, file_duration_s)
+
+
+def _plain_seconds(cells: Sequence[Any] | None, num_rows: int) -> NDArray[np.float64] | None:
+    """(rows,) numbers, NaN where there are none; None where some may not be what they should."""
+    if cells is None:
+        return np.full(num_rows, np.nan)
+    kinds = set(map(type, cells))
     try:
-        for where, row in read_rows(path):
-            keys = frozenset(row)
-            if keys not in checked:
-                _check_columns(f"{path}: {where}" if name.endswith((".jsonl", ".gz")) else str(path), keys)
-                checked.add(keys)
-            yield _parse_row(path, where, row)
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
+        if kinds <= {int, float, type(None)}:
+            values = np.array([math.nan if cell is None else float(cell) for cell in cells])
+            num_missing = sum(cell is None for cell in cells)
+        elif kinds == {str} and "_" not in "".join(cells):
+            values = np.array([float(cell) if cell else math.nan for cell in cells])
+            num_missing = cells.count("")
+        else:
+            return None
+    except (ValueError, OverflowError):
+        return None
+    given = values[~np.isnan(values)]
+    is_plain = len(given) == num_rows - num_missing and bool(((given >= 0) & (given < math.inf)).all())
+    return values if is_plain else None
+
+
+def _odd_rows(path: Path, piece: Piece) -> ManifestRows:
+    """Rows gone through one by one; the first bad one ends it."""
+    rows = [_parse_row(path, piece.where(at), piece.row(at)) for at in range(len(piece))]
+    paths, ids, texts, start_s, end_s, file_duration_s = zip(*rows, strict=True)
+    return ManifestRows(paths, ids, texts, np.array(start_s), np.array(end_s), np.array(file_duration_s))
 
 
 def _check_columns(where: str, columns: frozenset[str]) -> None:
@@ -74,45 +136,65 @@ def _check_columns(where: str, columns: frozenset[str]) -> None:
         plain = column.strip().lower().replace(" ", "_")
         meant = plain if plain in COLUMNS else _MEANT.get(plain)
         if meant is None:
-            # An id that is missed is a path instead, which harms nobody; so near names of it (idx, uid) may stand.
-            meant = next(iter(get_close_matches(plain, [name for name in COLUMNS if name != "id"], 1, 0.8)), None)
+            # An id that is missed is a path instead, a duration is the file's own: which harms nobody; so near names of them
+            # (idx, duration_ms) may stand.
+            likely = [name for name in COLUMNS if name not in ("id", "duration_s")]
+            meant = next(iter(get_close_matches(plain, likely, 1, 0.8)), None)
         if meant in missing:
             raise SourceError(f"{where}: column {column!r} would be ignored; did you mean {meant!r}?")
         if "start_s" in columns and "end_s" in missing and plain in _DURATIONS:
-            raise SourceError(f"{where}: column {column!r} beside 'start_s' would be ignored; give 'end_s' instead")
+            raise SourceError(
+                f"{where}: column {column!r} beside 'start_s' would be ignored; give 'end_s' instead, "
+                "or 'duration_s' where it is the whole file's"
+            )
     if "path" in missing:
         raise SourceError(f"{where}: no column 'path'; columns: {', '.join(sorted(columns)) or 'none'}")
 
 
-def _parse_row(path: Path, where: str, row: Mapping[str, Any]) -> ManifestRow:
+def _parse_row(
+    path: Path, where: str, row: Mapping[str, Any]
+) -> tuple[str, str | None, str | None, float, float, float]:
+    """One row of `ManifestRows`."""
+
     def fail(reason: str) -> SourceError:
         return SourceError(f"{path}: {where}: {reason}")
 
     file = row.get("path")
-    if not isinstance(file, str) or not file.strip() or "\0" in file:
+    if not isinstance(file, str) or not file.strip() or "\0" in file or not _is_file_name(file):
         raise fail(f"path must be a file's name, got {file!r}")
     if "://" in file:
         raise fail(f"path must be a local file, got {file!r}")
-    id = row.get("id")
+    id: Any = row.get("id")
     if isinstance(id, int) and not isinstance(id, bool):
         id = str(id)
-    if id is not None and not isinstance(id, str):
-        raise fail(f"id must be text, got {id!r}")
-    text = row.get("text")
-    if text is not None and not isinstance(text, str):
-        raise fail(f"text must be text, got {text!r}")
-    start_s, end_s = _seconds(row.get("start_s")), _seconds(row.get("end_s"))
-    for name, value in (("start_s", start_s), ("end_s", end_s)):
-        if isinstance(value, str) or (value is not None and not 0 <= value < math.inf):
-            raise fail(f"{name} must be a number of seconds from 0, got {row[name]!r}")
+    for name, value in (("id", id), ("text", row.get("text"))):
+        if value is not None and not (isinstance(value, str) and _is_unicode([value])):
+            raise fail(f"{name} must be text, got {value!r}")
+    start_s, end_s, duration_s = (_number_of_seconds(row, name, fail) for name in SECONDS)
+    text: str | None = row.get("text")
     if text is None and row.keys() >= AUDIOCRAFT_KEYS:
         text = _side_car_text(path, where, file)
-    begin = float(start_s or 0.0)
-    if end_s is not None and not end_s > begin:  # type: ignore[operator]
-        raise fail(f"end_s ({end_s:g}) must lie after start_s ({begin:g})")
-    return ManifestRow(
-        file, id or None, (text or "").strip() or None, begin, math.nan if end_s is None else float(end_s)
-    )
+    begin_s = start_s or 0.0
+    if end_s is not None and not end_s > begin_s:
+        raise fail(f"end_s ({end_s:g}) must lie after start_s ({begin_s:g})")
+    if duration_s is not None:
+        if not 0 < duration_s <= MAX_DURATION_S:
+            raise fail(f"duration_s must be above 0 and at most {MAX_DURATION_S:g}, got {row['duration_s']!r}")
+        for name, at_s in (("start_s", begin_s), ("end_s", end_s)):
+            if at_s is not None and (at_s >= duration_s if name == "start_s" else at_s > duration_s + END_TOLERANCE_S):
+                raise fail(
+                    f"{name} ({at_s:g}) lies behind the end of the file, which duration_s puts at {duration_s:g}"
+                )
+    own_text = (text or "").strip() or None
+    file_end_s = math.nan if duration_s is None else duration_s
+    return file, id or None, own_text, begin_s, math.nan if end_s is None else end_s, file_end_s
+
+
+def _number_of_seconds(row: Mapping[str, Any], name: str, fail: Callable[[str], SourceError]) -> float | None:
+    seconds = _seconds(row.get(name))
+    if isinstance(seconds, str) or (seconds is not None and not 0 <= seconds < math.inf):
+        raise fail(f"{name} must be a number of seconds from 0, got {row[name]!r}")
+    return seconds
 
 
 def _seconds(value: Any) -> float | str | None:
@@ -127,80 +209,33 @@ def _seconds(value: Any) -> float | str | None:
         return str(value)
 
 
+def _is_unicode(texts: Iterable[str]) -> bool:
+    """Whether texts can be written down: half a character, as json can hold it, can not."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a name is one that the file system can give, in UTF-8 or not."""
+    try:
+        name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _side_car_text(manifest: Path, where: str, file: str) -> str | None:
     """The description in the json file beside an audio file. Source: audiocraft 1.3.0, data/music_dataset.py."""
-    side_car = (manifest.parent / file).with_suffix(".json")
     try:
+        side_car = (manifest.parent / file).with_suffix(".json")
         described = json.loads(side_car.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{manifest}: {where}: {side_car} cannot be read: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        beside = (manifest.parent / file).parent / f"{Path(file).stem}.json"
+        raise SourceError(f"{manifest}: {where}: {beside} cannot be read: {error}") from error
     text = described.get("description") if isinstance(described, dict) else None
-    return text.strip() or None if isinstance(text, str) and text != "None" else None
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, strict=True)
-        number = 0
-        try:
-            header = next(reader, None)
-            if header is None:
-                raise SourceError(f"{path}: empty")
-            if len(set(header)) < len(header):
-                raise SourceError(f"{path}: two columns are called {max(header, key=header.count)!r}")
-            if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
-                raise SourceError(f"{path}: columns must be separated by commas, the header is {header[0]!r}")
-            _check_columns(str(path), frozenset(header))
-            for fields in reader:
-                if not fields:
-                    continue
-                number += 1
-                where = f"row {number} (line {reader.line_num})"
-                if len(fields) != len(header):
-                    raise SourceError(f"{path}: {where}: {len(fields)} fields, the header has {len(header)}")
-                yield where, dict(zip(header, fields, strict=True))
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise SourceError(f"{path}: row {number + 1}: not a csv file in UTF-8: {error}") from error
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    compressed = path.name.lower().endswith(".gz")
-    lines: Iterable[bytes]
-    with gzip.open(path) if compressed else path.open("rb") as lines:
-        number = 0
-        try:
-            for line_number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                number += 1
-                where = f"row {number} (line {line_number})"
-                try:
-                    row = json.loads(line.decode("utf-8-sig"))
-                except ValueError as error:
-                    raise SourceError(f"{path}: {where}: not a json object: {error}") from error
-                if not isinstance(row, dict):
-                    raise SourceError(f"{path}: {where}: expected a json object, got {str(row)[:40]!r}")
-                yield where, row
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise SourceError(f"{path}: row {number + 1}: damaged gzip file: {error}") from error
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise SourceError(f"{path}: a parquet manifest needs pyarrow: {INSTALL_PARQUET}") from error
-    try:
-        with parquet.ParquetFile(path) as table:
-            columns = table.schema_arrow.names
-            _check_columns(str(path), frozenset(columns))
-            number = 0
-            for batch in table.iter_batches(batch_size=8192, columns=[name for name in COLUMNS if name in columns]):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", row
-    except pyarrow.ArrowException as error:
-        raise SourceError(f"{path}: not a parquet file: {error}") from error
+    return text.strip() or None if isinstance(text, str) and text != "None" and _is_unicode([text]) else None

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import glob
 import os
-from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from musicgen_eval.audio.columns import Paths, Strings, StringsBuilder, Texts, packed, unpacked
 from musicgen_eval.audio.manifests import is_manifest, read_manifest
 from musicgen_eval.errors import SourceError, near_matches
 from musicgen_eval.records import Track
@@ -37,14 +39,16 @@ class TrackList:
         duration_s: (tracks,) float64; NaN: to the end of the file.
         texts: what the music is said to be; None: nothing is.
         ignored: files of a folder or glob that were passed over, not having an audio file's ending.
+        file_duration_s: (tracks,) float64, how long the whole file is said to be; NaN: nothing is said.
     """
 
-    ids: list[str]
-    paths: list[str]
-    start_s: np.ndarray
-    duration_s: np.ndarray
-    texts: list[str | None]
+    ids: Sequence[str]
+    paths: Sequence[str]
+    start_s: NDArray[np.float64]
+    duration_s: NDArray[np.float64]
+    texts: Sequence[str | None]
     ignored: int = 0
+    file_duration_s: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -61,6 +65,20 @@ class TrackList:
 
     def __iter__(self) -> Iterator[Track]:
         return (self[row] for row in range(len(self)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What other processes need, columns of one value as that value."""
+        return vars(self) | {name: packed(getattr(self, name)) for name in ("start_s", "duration_s")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        num_tracks = len(state["ids"])
+        vars(self).update(state | {name: unpacked(state[name], num_tracks) for name in ("start_s", "duration_s")})
+
+    def first(self, num_tracks: int) -> TrackList:
+        """The first tracks alone."""
+        columns = ("ids", "paths", "start_s", "duration_s", "texts", "file_duration_s")
+        cut = {name: column[:num_tracks] for name in columns if (column := getattr(self, name)) is not None}
+        return replace(self, **cut)
 
 
 def read_source(source: str | Path, *, text: str | None = None) -> TrackList:
@@ -89,7 +107,7 @@ def read_source(source: str | Path, *, text: str | None = None) -> TrackList:
     if path.exists() or path.is_symlink():
         if is_manifest(path):
             return _from_manifest(path, text)
-        return _tracks([_printable(path.name)], [str(path)], [text or None])
+        return _whole_files([_printable(path.name)], path.parent, [path.name], text)
     if glob.has_magic(name):
         return _from_glob(name, text)
     raise SourceError(f"{name}: no such file or folder{_nearby(path)}")
@@ -116,7 +134,7 @@ def _from_files(root: Path, relative_paths: list[str], text: str | None, *, what
             "a file named outright is opened whatever its ending"
         )
     ids = [_printable(path) for path in audio]
-    return _tracks(ids, [str(root / path) for path in audio], [text or None] * len(audio), ignored=ignored)
+    return _whole_files(ids, root, audio, text, ignored=ignored)
 
 
 def _walk(root: Path) -> list[str]:
@@ -152,26 +170,41 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _from_manifest(path: Path, text: str | None) -> TrackList:
-    ids: list[str] = []
-    paths: list[str] = []
-    texts: list[str | None] = []
-    start_s, duration_s = array("d"), array("d")
-    folder = str(path.parent)
-    # Text, not Path objects: a million rows in seconds.
-    for row in read_manifest(path):
-        ids.append(row.id if row.id is not None else _printable(_manifest_id(row.path, path.parent)))
-        paths.append(os.path.join(folder, row.path))  # noqa: PTH118
-        texts.append(row.text or text or None)
-        start_s.append(row.start_s)
-        duration_s.append(row.end_s - row.start_s)
-    if not ids:
+    ids, names, texts = StringsBuilder(), StringsBuilder(), StringsBuilder()
+    seconds: list[tuple[NDArray[np.float64], ...]] = []
+    ids_are_names = True
+    folder = os.path.join(path.parent.absolute(), "")  # noqa: PTH118
+    for rows in read_manifest(path):
+        own = [
+            _printable(_manifest_id(name, folder)) if id is None else id
+            for id, name in zip(rows.ids, rows.paths, strict=True)
+        ]
+        ids_are_names = ids_are_names and own == list(rows.paths)
+        ids.extend(own)
+        names.extend(list(rows.paths))
+        texts.extend([row_text or text or "" for row_text in rows.texts])
+        seconds.append((rows.start_s, rows.end_s - rows.start_s, rows.file_duration_s))
+    if not seconds:
         raise SourceError(f"{path}: a manifest without rows")
-    _check_unique(path, ids)
-    return TrackList(ids, paths, np.array(start_s), np.array(duration_s), texts)
+    files = names.build()
+    id_column = files if ids_are_names else ids.build()
+    _check_unique(path, id_column)
+    start_s, duration_s, file_duration_s = (np.concatenate(column) for column in zip(*seconds, strict=True))
+    return TrackList(
+        id_column,
+        Paths(str(path.parent), files),
+        start_s,
+        duration_s,
+        Texts(texts.build()),
+        file_duration_s=None if np.isnan(file_duration_s).all() else file_duration_s,
+    )
 
 
-def _check_unique(manifest: Path, ids: list[str]) -> None:
-    if len(set(ids)) == len(ids):
+def _check_unique(manifest: Path, ids: Strings) -> None:
+    # Hashes that differ are names that differ; a set of a million names would take 100 MB.
+    hashes = np.fromiter(map(hash, ids.all_encoded()), np.int64, len(ids))
+    hashes.sort()
+    if (hashes[1:] != hashes[:-1]).all():
         return
     rows: dict[str, int] = {}
     for row, id in enumerate(ids, start=1):
@@ -183,30 +216,36 @@ def _check_unique(manifest: Path, ids: list[str]) -> None:
         rows[id] = row
 
 
-def _tracks(ids: list[str], paths: list[str], texts: list[str | None], *, ignored: int = 0) -> TrackList:
-    """Whole files. Their ids can only meet where unprintable names do."""
+def _whole_files(ids: list[str], folder: Path, names: list[str], text: str | None, *, ignored: int = 0) -> TrackList:
+    """Files below a folder. Their ids can only meet where unprintable names do."""
     if len(set(ids)) < len(ids):
         raise SourceError(
             f"two files are called {next(id for id in ids if ids.count(id) > 1)!r} once they can be printed"
         )
-    return TrackList(ids, paths, np.zeros(len(ids)), np.full(len(ids), np.nan), texts, ignored)
+    num_tracks = len(ids)
+    return TrackList(
+        Strings.of(ids),
+        Paths(str(folder), Strings.of(names)),
+        np.zeros(num_tracks),
+        np.full(num_tracks, np.nan),
+        Texts(Strings.of([text or ""] * num_tracks)),
+        ignored,
+    )
 
 
-def _manifest_id(row_path: str, folder: Path) -> str:
+def _manifest_id(row_path: str, folder: str) -> str:
     """A row's path below its manifest's folder, with forward slashes; as it is, where it lies elsewhere.
 
-    >>> _manifest_id("rock/./a.wav", Path("/data")), _manifest_id("/data/rock/a.wav", Path("/data"))
+    >>> _manifest_id("rock/./a.wav", "/data/"), _manifest_id("/data/rock/a.wav", "/data/")
     ('rock/a.wav', 'rock/a.wav')
     """
-    path = os.path.normpath(row_path)
-    if os.path.isabs(path):  # noqa: PTH117
-        base = os.path.join(folder.absolute(), "")  # noqa: PTH118
-        path = path.removeprefix(base)
-    return path.replace(os.sep, "/")
+    return os.path.normpath(row_path).removeprefix(folder).replace(os.sep, "/")
 
 
 def _printable(name: str) -> str:
     """A file name that is not UTF-8 cannot be written into results."""
+    if name.isascii():
+        return name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

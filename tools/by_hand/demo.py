@@ -82,7 +82,7 @@ class Demo:
         self.model = MusicgenForConditionalGeneration.from_pretrained(location, dtype=torch.float32).eval()
         self.processor = AutoProcessor.from_pretrained(location)
         plan = plan_evaluation(DataSettings(source, context_s=CONTEXT_S, target_s=TARGET_S), self.spec)
-        self.tracks: list[TrackAudio] = [audio for audio in plan.audio if audio is not None]
+        self.tracks: list[TrackAudio] = [plan.open_track(row) for row in plan.status.rows("ok").tolist()]
         self.ids = list(plan.tracks.ids)
         self.texts = list(plan.tracks.texts)
         self.pieces = self.cut(self.read(self.spec.sample_rate_hz), texts=self.texts)
