@@ -28,7 +28,7 @@ from rich.console import Console
 from musicgen_eval import metrics
 from musicgen_eval.api import continuation_seconds
 from musicgen_eval.continuation_files import AudioSettings
-from musicgen_eval.data import WindowDataModule
+from musicgen_eval.data import WindowDataModule, dead_workers_named
 from musicgen_eval.errors import EvaluationError, RunError, near_matches
 from musicgen_eval.module import MusicGenEvaluation
 from musicgen_eval.progress import EvaluationProgress
@@ -164,7 +164,7 @@ class EvaluationCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """The run, told to end by signals."""
-        with self.stop.listening():
+        with self.stop.listening(), dead_workers_named():
             super()._run_subcommand(subcommand)
 
     def before_test(self) -> None:

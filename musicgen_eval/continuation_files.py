@@ -213,6 +213,12 @@ class ContinuationFolder:
                 raise
 
 
+def sweep(path: Path) -> None:
+    """Removes what a process that was killed had not finished writing below a run folder; before any process writes."""
+    for unfinished in (path / "audio").glob("*/.*.tmp"):
+        unfinished.unlink(missing_ok=True)
+
+
 def table_name(start: int, rank: int) -> str:
     """Of the table that a process writes; the first start's first is the run's."""
     return f"continuations.{start}.{rank}.csv" if start or rank else "continuations.csv"

@@ -8,7 +8,8 @@ steps; the surplus ones carry an empty batch. Knows files and frames; what is do
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -194,6 +195,24 @@ class WindowDataModule(L.LightningDataModule):
         assert self.trainer is not None
         spec: CodecSpec = self.trainer.lightning_module.spec  # type: ignore[assignment]
         return spec
+
+
+@contextmanager
+def dead_workers_named() -> Iterator[None]:
+    """Says in our words that a process which read audio has died, as torch says it in the midst of a traceback.
+
+    Raises:
+        RunError: a worker died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise RunError(
+            f"a process that reads audio has died, killed or out of memory ({error}); what was measured stays, resume the run, "
+            "with fewer data.num_workers if memory was short"
+        ) from error
 
 
 class WindowDataset(Dataset[WindowAudio]):

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from musicgen_eval.continuation_files import AudioSettings, read_table
-from musicgen_eval.data import WindowDataModule
+from musicgen_eval.data import WindowDataModule, dead_workers_named
 from musicgen_eval.errors import RunError
 from musicgen_eval.module import PRECISIONS, MusicGenEvaluation
 from musicgen_eval.quiet import quiet_libraries
@@ -226,7 +226,8 @@ def _run(
             folder.claim()
             data.index_path, data.retry_failures = folder.index, retry_failures
         try:
-            yield trainer
+            with dead_workers_named():
+                yield trainer
         except SystemExit as stopped:
             if isinstance(stopped.__context__, KeyboardInterrupt):  # Lightning would end a notebook with it
                 raise KeyboardInterrupt from stopped

@@ -18,7 +18,7 @@ import lightning as L
 import torch
 from rich.console import Console
 
-from musicgen_eval.continuation_files import AudioSettings, ContinuationFolder, read_table
+from musicgen_eval.continuation_files import AudioSettings, ContinuationFolder, read_table, sweep
 from musicgen_eval.continuation_planning import settle_stride
 from musicgen_eval.data import WindowDataModule
 from musicgen_eval.errors import RunError
@@ -201,6 +201,8 @@ class RunWriter(L.Callback):
         number = max(len(run["starts"]), done.starts)
         for note in done.notes:
             self._say(f"journal: {note}")
+        if folder.state == "unfinished":
+            sweep(folder.path)
         if done.batches and not data.plan_is_done(done.batches):
             self._say(f"{folder.path}: {done.windows} of {len(data.plan.windows)} windows have been measured already")
         if not data.plan_is_done(done.batches):

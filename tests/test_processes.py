@@ -66,7 +66,7 @@ def evaluate(songs, oracle, tmp_path_factory) -> Evaluate:
             environment = {name: value for name, value in os.environ.items() if name not in threads}
             ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, env=environment)
             assert ended.returncode == 0, ended.stderr[-3000:]
-            assert json.loads((folder / "run.json").read_text())["processes"] == devices
+            assert json.loads((folder / "run.json").read_text())["starts"][0]["processes"] == devices
             done[key] = folder
         return done[key]
 
