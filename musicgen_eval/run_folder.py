@@ -16,6 +16,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
@@ -134,7 +135,8 @@ class RunFolder:
         """Lets others have the folder, which keeps all that it holds."""
         if self._lock is None:
             return
-        (self.path / LOCK).unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may have become read-only; the lock ends all the same
+            (self.path / LOCK).unlink()
         self._lock.close()
         self._lock = None
 
@@ -146,7 +148,8 @@ class RunFolder:
             for name in ("journal", "wandb"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
             for name in ("config.yaml", "run.json"):
-                (self.path / name).unlink(missing_ok=True)
+                with suppress(OSError):
+                    (self.path / name).unlink()
         self.unlock()
         for folder in self._made:
             try:
