@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from hashlib import sha256
 
-import numpy as np
 from torch.utils.data import Sampler
 
 from musicgen_eval.planning import Plan
@@ -69,6 +68,6 @@ def batch_key(plan: Plan, rows: range) -> str:
     """A name for a batch that says all that it holds: which windows of which tracks, in which order."""
     windows = plan.windows
     columns = (windows.index, windows.start_frame, windows.context_frames, windows.target_frames)
-    numbers = np.stack([column[rows.start : rows.stop] for column in columns]).astype("<i8").tobytes()
-    tracks = "\0".join(plan.tracks.ids[track] for track in windows.track[rows.start : rows.stop].tolist())
-    return sha256(numbers + tracks.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    numbers = [column[rows.start : rows.stop].tolist() for column in columns]
+    tracks = [plan.tracks.ids[track] for track in windows.track[rows.start : rows.stop].tolist()]
+    return sha256(ascii((numbers, tracks)).encode()).hexdigest()[:16]

@@ -5,16 +5,22 @@ Knows settings, files and versions; decides nothing.
 
 from __future__ import annotations
 
+import json
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torchmetrics import Metric
 
 from musicgen_eval.bank import MetricBank
@@ -23,7 +29,7 @@ from musicgen_eval.models.checkpoint import Checkpoint
 LIBRARIES = (
     "musicgen-eval", "torch", "torchaudio", "transformers", "lightning", "torchmetrics", "soundfile", "soxr", "numpy", "av",
 )  # fmt: skip
-SAMPLES, SAMPLE_BYTES = 64, 4096  # of each weights file: training moves all of them
+SAMPLES, SAMPLE_BYTES = 8, 4096  # of each tensor, which a step of training moves as a whole
 
 
 def metric_settings(bank: MetricBank) -> dict[str, dict[str, Any]]:
@@ -32,25 +38,27 @@ def metric_settings(bank: MetricBank) -> dict[str, dict[str, Any]]:
         name: {
             "class": f"{type(metric).__module__}.{type(metric).__qualname__}",
             "inputs": bank.input_names(name),
-            "settings": {key: _plain(value) for key, value in sorted(_public(metric))},
+            "settings": {key: _plain(value) for key, value in sorted(_own(metric), key=itemgetter(0))},
         }
         for name, metric in bank.metrics.items()
     }
 
 
 def weights_digest(checkpoint: Checkpoint) -> str | None:
-    """What a local folder's weights and configurations are, from their sizes and samples; None for a hub's, which have a commit."""
+    """What a local folder's weights and configurations are; None for a hub's, which have a commit.
+
+    Of each tensor samples are read, so that gigabytes take no longer than a moment.
+    """
     folder = Path(checkpoint.location)
     if not folder.is_dir():
         return None
     digest = sha256()
-    for path in sorted([*folder.rglob("*.safetensors"), *folder.rglob("*.json")]):
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
         num_bytes = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()} {num_bytes}\n".encode())
+        digest.update(f"{path.name!a} {num_bytes}\n".encode())
         with path.open("rb") as file:
-            for at in range(0, num_bytes, max(SAMPLE_BYTES, num_bytes // SAMPLES)):
-                file.seek(at)
-                digest.update(file.read(SAMPLE_BYTES))
+            for piece in [file.read()] if path.suffix == ".json" else _samples(file, num_bytes):
+                digest.update(piece)
     return digest.hexdigest()
 
 
@@ -91,10 +99,29 @@ def differences(known: Any, asked: Any, name: str = "") -> list[str]:
     return [] if known == asked else [f"{name} was {known!r} and is {asked!r}"]
 
 
-def _public(metric: Metric) -> Iterator[tuple[str, Any]]:
+def _samples(file: BinaryIO, num_bytes: int) -> Iterator[bytes]:
+    """Of a weights file its header, and pieces of each tensor, from its first byte to its last."""
+    header_bytes = min(int.from_bytes(file.read(8), "little"), num_bytes)
+    header = file.read(header_bytes)
+    yield header
+    try:
+        spans = [entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return  # damaged, as loading it will say
+    for start, stop in spans:
+        spare = max(0, stop - start - SAMPLE_BYTES)
+        for at in sorted({start + spare * part // (SAMPLES - 1) for part in range(SAMPLES)}):
+            file.seek(8 + header_bytes + at)
+            yield file.read(min(SAMPLE_BYTES, stop - at))
+
+
+def _own(metric: Metric) -> Iterator[tuple[str, Any]]:
     """What a metric's constructor left on it: neither torchmetrics' own fields nor states."""
     stock = set(vars(_Bare())) | set(metric._defaults)
-    return ((key, value) for key, value in vars(metric).items() if key not in stock and not key.startswith("_"))
+    yield from ((key, value) for key, value in vars(metric).items() if key not in stock)
+    yield from metric.named_parameters(recurse=False)
+    yield from metric.named_buffers(recurse=False)
+    yield from metric.named_children()
 
 
 class _Bare(Metric):
@@ -108,7 +135,9 @@ class _Bare(Metric):
 
 
 def _plain(value: Any) -> Any:
-    """A value as json has it; what has no plain form is named by its kind."""
+    """A value as json has it; what has no plain form is named by its kind, and by what it says of itself where that lasts."""
+    if isinstance(value, Enum):
+        return str(value)
     if isinstance(value, str | int | float | bool | None):
         return repr(value) if isinstance(value, float) and not isfinite(value) else value
     if isinstance(value, Mapping):
@@ -119,7 +148,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         kept = value.detach().cpu().contiguous()
         return f"{kept.dtype} {tuple(kept.shape)} {sha256(kept.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:16]}"
-    return f"{type(value).__module__}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return f"{value.dtype} {value.shape} {sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]}"
+    if isinstance(value, Metric):
+        return {"class": kind, "settings": {key: _plain(part) for key, part in sorted(_own(value), key=itemgetter(0))}}
+    if isinstance(value, Module):
+        return {"class": kind, "state": _plain(value.state_dict())}
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    said = repr(value)
+    return kind if re.search(" at 0x[0-9a-f]+", said) else f"{kind} {said}"
 
 
 def _cpu_model() -> str:

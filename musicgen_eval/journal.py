@@ -14,12 +14,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, BinaryIO
 from zlib import crc32
 
 from safetensors import SafetensorError
@@ -33,6 +35,7 @@ from musicgen_eval.state_table import Layout, numbers_of, tensor_of
 
 SYNC_EVERY_S = 1.0
 VERSION = 1
+_FILE = re.compile(r"(\d+)-r(\d+)\.(jsonl|states)")
 Layouts = Mapping[str, Layout]
 """Metric -> the states of it that stand in rows, as plain numbers."""
 
@@ -118,23 +121,14 @@ class Beside:
     tensors: Sequence[str]
     holds_states: bool
 
-    def bytes(self) -> bytes | None:
-        """The bytes; None where they are not all there, or damaged."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.start)
-                held = file.read(self.num_bytes)
-        except OSError:
-            return None
-        return held if len(held) == self.num_bytes and crc32(held) == self.checksum else None
-
     def read(self) -> tuple[dict[str, State], dict[str, Tensor]]:
         """States by metric, and other tensors by name.
 
         Raises:
             RunError: the side-car has been damaged since the run began.
         """
-        held = self.bytes()
+        with _SideCar(self.path) as side_car:
+            held = side_car.bytes_of(self)
         if held is None:
             raise RunError(f"{self.path}: damaged; remove it and resume the run, which measures what it held again")
         states: dict[str, State] = {}
@@ -196,7 +190,7 @@ class JournalWriter:
             if self._syncing is not None and self._syncing.done():
                 self._syncing.result()
             at = 0 if self._states is None else self._states.num_bytes
-            rows, held = [], b""
+            rows, held = [], list[bytes]()
             for entry in entries:
                 numbers, beside, lists = self._parts(entry)
                 row: dict[str, Any] = {
@@ -209,15 +203,16 @@ class JournalWriter:
                     row["states"] = numbers
                 if beside or lists:
                     packed = save(beside)
-                    row["beside"] = [at + len(held), len(packed), crc32(packed)]
+                    row["beside"] = [at, len(packed), crc32(packed)]
                     row["lists"], row["tensors"] = lists, list(entry.tensors)
                     row["holds_states"] = bool(lists) or any(len(json.loads(key)) > 1 for key in beside)
-                    held += packed
+                    held.append(packed)
+                    at += len(packed)
                 rows.append(_row(row))
             if held:
                 if self._states is None:
                     self._states = _AppendFile(self._rows.path.with_suffix(".states"))
-                self._states.append(held)
+                self._states.append(b"".join(held))
             self._rows.append(b"".join(rows))
             self._sync_now_and_then()
 
@@ -226,11 +221,15 @@ class JournalWriter:
     def close(self) -> None:
         """Brings everything to the disk and closes the files; a second time does nothing."""
         self._sync.shutdown()
+        files = [file for file in (self._states, self._rows) if file is not None]
 
         def close() -> None:
-            for file in (self._states, self._rows):
-                if file is not None:
-                    file.sync()
+            try:
+                if self._syncing is not None:
+                    self._syncing.result()  # a disk reports an error once, to whoever asked first
+                _sync_all(files)
+            finally:
+                for file in files:
                     file.close()
 
         self._guarded(close)
@@ -283,50 +282,57 @@ class JournalReader:
     @property
     def num_starts(self) -> int:
         """How many starts have left files."""
-        return max((int(path.name.partition("-")[0]) + 1 for path in self._files()), default=0)
+        return max((start + 1 for start, _, _ in self._files()), default=0)
 
-    def batches(self, *, check: bool = False) -> Iterator[tuple[str, list[Row]]]:
+    def batches(self) -> Iterator[tuple[str, list[Row]]]:
         """The complete batches, (key, rows), in the order of starts; where a key comes again, the later one counts.
 
-        Args:
-            check: reads side-cars too, and leaves out batches that miss any of theirs.
+        Raises:
+            RunError: a file cannot be opened or read.
         """
-        for path in self._files():
-            yield from self._of_file(path, check)
+        for _, _, path in self._files():
+            if path.suffix == ".jsonl":
+                try:
+                    yield from self._of_file(path)
+                except OSError as error:
+                    raise RunError(f"{path}: the journal cannot be read ({error})") from error
+            elif not path.with_suffix(".jsonl").exists():
+                self.notes.append(f"{path.name}: no rows belong to it, left out")
 
-    def _files(self) -> list[Path]:
-        """In the order of starts, then of ranks."""
-        found = self.folder.glob("[0-9]*-r[0-9]*.jsonl")
-        return sorted(found, key=lambda path: tuple(int(part) for part in path.stem.split("-r")))
+    def _files(self) -> list[tuple[int, int, Path]]:
+        """(start, rank, path) in this order; other files are none of the journal's."""
+        found = [(path, _FILE.fullmatch(path.name)) for path in self.folder.glob("*")]
+        return sorted((int(match[1]), int(match[2]), path) for path, match in found if match is not None)
 
-    def _of_file(self, path: Path, check: bool) -> Iterator[tuple[str, list[Row]]]:
-        layouts: Layouts = {}
+    def _of_file(self, path: Path) -> Iterator[tuple[str, list[Row]]]:
+        layouts: Layouts | None = None
         batch, of, rows = "", 0, list[Row]()
-        damaged = unfinished = without = 0
-        with path.open("rb") as lines:
+        damaged = unfinished = without = nameless = 0
+        with path.open("rb") as lines, _SideCar(path.with_suffix(".states")) as side_car:
             for line in lines:
                 found = _parse(line)
                 if found is None:
                     damaged += 1
                     continue
                 if "journal" in found:
-                    layouts = {
-                        metric: {name: (dtype, shape) for name, (dtype, shape) in layout.items()}
-                        for metric, layout in found["layouts"].items()
-                    }
+                    layouts = _layouts(found)
+                    continue
+                if layouts is None:
+                    nameless += 1
                     continue
                 if found["batch"] != batch:
                     unfinished += len(rows)
                     batch, of, rows = found["batch"], found["of"], []
-                rows.append(_as_row(found, layouts, path.with_suffix(".states")))
+                rows.append(_as_row(found, layouts, side_car.path))
                 if len(rows) < of:
                     continue
-                if check and any(row.beside is not None and row.beside.bytes() is None for row in rows):
-                    without += len(rows)
-                else:
+                if all(row.beside is None or side_car.holds(row.beside) for row in rows):
                     yield batch, rows
+                else:
+                    without += len(rows)
                 batch, rows = "", []
         self._note(path, damaged, "torn or damaged line", "left out")
+        self._note(path, nameless, "row", "without a header that this version can read, left out")
         self._note(path, without, "row", "whose side-car is not whole, left out")
         self._note(path, unfinished + len(rows), "row", "of an unfinished batch, left out")
 
@@ -336,12 +342,17 @@ class JournalReader:
 
 
 class _AppendFile:
-    """A new file that only grows, by whole pieces."""
+    """A new file that only grows, by whole pieces.
+
+    Raises:
+        OSError: there is such a file already, or the disk is full.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("xb", buffering=0)
         self.num_bytes = 0
+        _sync_name(path)
 
     def append(self, piece: bytes) -> None:
         """Adds a piece, or nothing of it."""
@@ -353,16 +364,65 @@ class _AppendFile:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 view = view[written:]
         except OSError:
-            self._file.truncate(self.num_bytes)
+            self._file.seek(self.num_bytes)
+            self._file.truncate()
             raise
         self.num_bytes += len(piece)
 
     def sync(self) -> None:
+        """Brings it to the disk, unless that has been done."""
         if not self._file.closed:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Closes it."""
         self._file.close()
+
+
+class _SideCar:
+    """A side-car that is open while the rows which name its bytes are read.
+
+    Args:
+        path: it; one that is not there holds nothing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> _SideCar:
+        with suppress(FileNotFoundError):
+            self._file = self.path.open("rb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def holds(self, beside: Beside) -> bool:
+        """Whether these bytes are there, undamaged."""
+        return self.bytes_of(beside) is not None
+
+    def bytes_of(self, beside: Beside) -> bytes | None:
+        """The bytes; None where they are not all there, or damaged."""
+        if self._file is None:
+            return None
+        try:
+            self._file.seek(beside.start)
+            held = self._file.read(beside.num_bytes)
+        except OSError:
+            return None
+        return held if len(held) == beside.num_bytes and crc32(held) == beside.checksum else None
+
+
+def _sync_name(path: Path) -> None:
+    """Makes the name of a new file last as its content does; some systems have no such thing to ask for."""
+    with suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def _sync_all(files: Sequence[_AppendFile]) -> None:
@@ -383,6 +443,16 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     content: dict[str, Any] = json.loads((body + b"}").decode("utf-8", "surrogatepass"))
     return content
+
+
+def _layouts(header: Mapping[str, Any]) -> Layouts | None:
+    """The layouts that a header states; None where it is another version's."""
+    if header["journal"] != VERSION:
+        return None
+    return {
+        metric: {name: (dtype, shape) for name, (dtype, shape) in layout.items()}
+        for metric, layout in header["layouts"].items()
+    }
 
 
 def _as_row(found: Mapping[str, Any], layouts: Layouts, side_car: Path) -> Row:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from musicgen_eval.errors import RunError
-from musicgen_eval.journal import Entry, Row
+from musicgen_eval.journal import Beside, Entry, Row
 from musicgen_eval.merging import State
 from musicgen_eval.planning import Plan
 from musicgen_eval.state_table import StateTable
@@ -65,7 +65,7 @@ class Measurements:
         self._times = np.zeros(len(self.order), dtype=np.int64)
         self._place_of = np.empty_like(self.order)
         self._place_of[self.order] = np.arange(len(self.order))
-        self._with_tensors: dict[int, WindowRecord | Row] = {}
+        self._with_tensors: dict[int, WindowRecord | Beside] = {}
 
     def add(self, records: Iterable[WindowRecord]) -> None:
         """Adds records; each window has one."""
@@ -94,7 +94,7 @@ class Measurements:
                     table.forget(place)
             self._with_tensors.pop(place, None)
             if row.beside is not None and row.beside.tensors:
-                self._with_tensors[place] = row
+                self._with_tensors[place] = row.beside
 
     def check_complete(self) -> None:
         """Every window of the plan once, or the sums would be of something else than they say.
@@ -112,14 +112,12 @@ class Measurements:
     def has_tensor(self, place: int, name: str) -> bool:
         """Whether more was kept of a window, by that name."""
         kept = self._with_tensors.get(place)
-        if isinstance(kept, Row):
-            return kept.beside is not None and name in kept.beside.tensors
         return kept is not None and name in kept.tensors
 
     def tensor(self, place: int, name: str) -> Tensor:
         """It; read now where a journal holds it."""
         kept = self._with_tensors[place]
-        return kept.tensors()[name] if isinstance(kept, Row) else kept.tensors[name]
+        return kept.read()[1][name] if isinstance(kept, Beside) else kept.tensors[name]
 
     def _place(self, plan_row: int, failure: str | None) -> int:
         place = int(self._place_of[plan_row])

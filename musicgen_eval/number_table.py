@@ -32,6 +32,7 @@ class NumberTable:
         return self._num_rows
 
     def __getitem__(self, row: int) -> Numbers:
+        row = range(len(self))[row]
         return {
             metric: {key: numbers[row] for key, (numbers, given) in columns.items() if row < len(given) and given[row]}
             for metric, columns in self._columns.items()

@@ -27,6 +27,7 @@ from musicgen_eval.audio.columns import Strings, Texts, bits, packed, unpacked
 from musicgen_eval.audio.files import AudioInfo, TrackAudio
 from musicgen_eval.audio.sources import TrackList
 from musicgen_eval.errors import RunError
+from musicgen_eval.redaction import redact_tree
 
 State = Literal["pending", "opened", "failed", "declared"]
 STATES: tuple[State, ...] = ("pending", "opened", "failed", "declared")
@@ -209,7 +210,7 @@ def digest_source(tracks: TrackList, index: TrackIndex) -> str:
 
 def save_index(path: Path, index: TrackIndex, source: SourceColumns) -> None:
     """Writes all of it under another name, and gives it its own once it lies on the disk."""
-    words = json.dumps({"formats": index.formats, "reasons": index.reasons, "layout": LAYOUT}).encode()
+    words = json.dumps({"formats": index.formats, "reasons": redact_tree(index.reasons), "layout": LAYOUT}).encode()
     columns = {name: packed(getattr(index, name)) for name in _COLUMNS} | {
         name: packed(column) for name, column in vars(source).items()
     }

@@ -1,4 +1,4 @@
-"""What can go wrong beneath a run: processes that die, disks that fill up, folders that close; each end is clear, and not the last."""
+"""What can go wrong beneath a run: processes die, disks fill up, folders close; each end is clear, and none is the last."""
 
 import csv
 import json
@@ -162,12 +162,7 @@ def test_a_signal_to_rank_0_ends_both_processes_after_their_batch(begin, tmp_pat
 def test_a_second_interrupt_ends_at_once(begin, tmp_path):
     run_json = tmp_path / "x" / "run.json"
     with begin(tmp_path / "x", seconds=60) as run:
-        wait_until(
-            lambda: (
-                (tmp_path / "x" / "run.json").exists() and '"arithmetic"' in (tmp_path / "x" / "run.json").read_text()
-            ),
-            run,
-        )
+        wait_until(lambda: run_json.exists() and '"arithmetic"' in run_json.read_text(), run)
         time.sleep(2)  # into the first batch
         run.send_signal(signal.SIGINT)
         time.sleep(1)

@@ -18,7 +18,7 @@ from musicgen_eval.tracking import WandbSettings, wandb_logger
 
 ROOT = Path(__file__).parent.parent
 FAKE_KEY = "0123456789abcdef" * 2 + "01234567"
-WRITTEN = {"summary.json", "tracks.csv", "windows.csv", "run.json", "config.yaml"}
+WRITTEN = {"summary.json", "tracks.csv", "windows.csv", "run.json", "config.yaml", "journal"}
 NEW_RUN = {
     "upsertBucket": {
         "inserted": True,
