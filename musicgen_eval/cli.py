@@ -27,16 +27,18 @@ from rich.console import Console
 
 from musicgen_eval import metrics
 from musicgen_eval.api import continuation_seconds
+from musicgen_eval.audio.sources import lasting_source
 from musicgen_eval.continuation_files import AudioSettings
 from musicgen_eval.data import WindowDataModule, dead_workers_named
 from musicgen_eval.errors import EvaluationError, RunError, near_matches
+from musicgen_eval.models.checkpoint import lasting_name
 from musicgen_eval.module import MusicGenEvaluation
 from musicgen_eval.progress import EvaluationProgress
 from musicgen_eval.quiet import quiet_libraries
 from musicgen_eval.ranks import StoppedElsewhere
 from musicgen_eval.records import ContinuationSettings
 from musicgen_eval.redaction import redact
-from musicgen_eval.run_folder import RunFolder, default_run_dir, lasting_source, resumed_arguments
+from musicgen_eval.run_folder import RunFolder, default_run_dir, resumed_arguments
 from musicgen_eval.runs import Resume, check_precision, run_continuation, run_evaluation
 from musicgen_eval.stopping import StopAfterBatch
 from musicgen_eval.tracking import WandbSettings, WandbTracker, wandb_logger
@@ -134,6 +136,7 @@ class EvaluationCLI(LightningCLI):
         again.run_dir = None  # the file is to give the run again, elsewhere
         again.retry_failures = again.allow_other_machine = False
         again.data.source = lasting_source(again.data.source)
+        again.model.checkpoint = lasting_name(again.model.checkpoint)
         config_yaml = self._parser(self.subcommand).dump(again, skip_none=False)
         logger = wandb_logger(WandbSettings(**settings.wandb.as_dict()), self.folder.path)
         console = Console() if _is_rank_0() else None

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musicgen_eval.audio.files import resampler_name
-from musicgen_eval.audio.sources import TrackList, read_source
+from musicgen_eval.audio.sources import TrackList, lasting_source, read_source
 from musicgen_eval.errors import RunError, WindowError
 from musicgen_eval.plan import STATUSES, Plan, StatusColumn, TrackStatus
 from musicgen_eval.records import CodecSpec, Failure, Task
@@ -102,7 +102,7 @@ def make_plan(
         task: what the windows are for.
         opening: how tracks are opened.
     """
-    source = str(DEMO_SOURCE) if settings.source == "demo" else settings.source
+    source = str(DEMO_SOURCE) if settings.source == "demo" else lasting_source(settings.source)
     listed = read_source(source, text=settings.text)
     tracks = listed if settings.limit is None else listed.first(settings.limit)
     index = open_tracks(tracks, opening)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from musicgen_eval.audio.sources import lasting_source
 from musicgen_eval.bank import MetricBank
 from musicgen_eval.models.checkpoint import Checkpoint
 from musicgen_eval.planning import DataSettings, Plan
@@ -46,7 +47,7 @@ def run_recipe(
         "max_frames_from": checkpoint.max_frames_from,
         "context_s": seconds(plan.context_frames),
         "target_s": seconds(plan.target_frames),
-        "source": settings.source,
+        "source": lasting_source(settings.source),
         "text": settings.text,
         **task_settings,
         **machine,

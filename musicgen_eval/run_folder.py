@@ -38,11 +38,6 @@ def default_run_dir(command: str, *, now: datetime | None = None) -> Path:
     return next(path for path in chain([plain], numbered) if not path.exists())
 
 
-def lasting_source(source: str) -> str:
-    """A source that means the same from another folder: paths are made absolute."""
-    return source if source == "demo" else str(Path(source).expanduser().absolute())
-
-
 class RunFolder:
     """A folder for one run.
 
@@ -168,7 +163,18 @@ class RunFolder:
         except OSError:
             lock.close()
             raise
+        if not _is_same_file(lock, self.path / LOCK):  # another process had it, and removed it as it ended
+            lock.close()
+            self._take_lock()
+            return
         self._lock = lock
+
+
+def _is_same_file(opened: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(opened.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def resumed_arguments(run_dir: str | Path) -> list[str]:

@@ -19,15 +19,17 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
+from musicgen_eval.audio.sources import lasting_source
 from musicgen_eval.continuation_files import AudioSettings, read_table
 from musicgen_eval.data import WindowDataModule, dead_workers_named
 from musicgen_eval.errors import RunError
+from musicgen_eval.models.checkpoint import lasting_name
 from musicgen_eval.module import PRECISIONS, MusicGenEvaluation
 from musicgen_eval.quiet import quiet_libraries
 from musicgen_eval.records import Continuation
 from musicgen_eval.result_files import to_json
 from musicgen_eval.results import EvaluationResult
-from musicgen_eval.run_folder import RunFolder, lasting_source
+from musicgen_eval.run_folder import RunFolder
 from musicgen_eval.stopping import StopAfterBatch
 from musicgen_eval.writer import RunWriter
 
@@ -237,7 +239,7 @@ def _run(
 def _config(module: MusicGenEvaluation, data: WindowDataModule, *, precision: str, accelerator: str) -> dict[str, Any]:
     return {
         "trainer": {"precision": precision, "accelerator": accelerator},
-        "model": module.settings,
+        "model": {**module.settings, "checkpoint": lasting_name(str(module.settings["checkpoint"]))},
         "data": {**vars(data.settings), "source": lasting_source(data.settings.source)},
     }
 

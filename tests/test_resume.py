@@ -364,6 +364,31 @@ def test_the_lightning_command_resumes_from_the_folder_alone(songs, checkpoint, 
     assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
 
 
+def test_a_run_goes_on_from_another_folder_than_it_was_begun_in(songs, checkpoint, tmp_path, stop_after, monkeypatch):
+    shutil.copytree(checkpoint, tmp_path / "model")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    common = [
+        "evaluate",
+        "--audio",
+        "songs/songs.csv",
+        "--checkpoint",
+        "model",
+        "--target_s",
+        "0.3",
+        "--batch_size",
+        "2",
+    ]
+    monkeypatch.chdir(tmp_path)
+    assert main([*common, "--run_dir", "undisturbed"]) == 0
+    stop_after(2)
+    assert main([*common, "--run_dir", "x"]) == 1
+    stop_after(10**6)
+    monkeypatch.chdir(elsewhere)
+    assert main(["evaluate", "--resume", "../x"]) == 0
+    assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

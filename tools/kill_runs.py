@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,7 +129,8 @@ def _kill(command: Sequence[str], run_dir: Path, victim: str, delay_s: float, *,
         if victim == "all" or (victim == "rank 1" and not children):
             _kill_group(run.pid)
         else:
-            os.kill(run.pid if victim == "rank 0" else children[0], signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(run.pid if victim == "rank 0" else children[0], signal.SIGKILL)
         run.wait()
     while _is_alive(run.pid):  # those that were left end by themselves
         time.sleep(0.1)
@@ -155,10 +157,8 @@ def _children(pid: int) -> list[int]:
 
 
 def _kill_group(group: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return
 
 
 def _is_alive(group: int) -> bool:

@@ -81,6 +81,11 @@ class TrackList:
         return replace(self, **cut)
 
 
+def lasting_source(source: str) -> str:
+    """A source that means the same from another folder: paths are made absolute."""
+    return source if source == "demo" or not source.strip() else str(Path(source).expanduser().absolute())
+
+
 def read_source(source: str | Path, *, text: str | None = None) -> TrackList:
     """The tracks of a file, a folder (with all below it), a glob, or a manifest.
 

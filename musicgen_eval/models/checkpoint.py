@@ -28,7 +28,7 @@ class Checkpoint:
     """A checkpoint that was found, and what its configuration says.
 
     Attributes:
-        name: as the user named it.
+        name: as the user named it; a local folder by its absolute path.
         location: what transformers is given: a folder or a hub name.
         revision: hub revision as asked for, or None.
         commit: hub commit that it resolved to, or None for a folder.
@@ -88,7 +88,14 @@ def find_checkpoint(
         stated = None
     spec, source = _spec(config, name, stated=stated, given=max_frames)
     commit = getattr(config, "_commit_hash", None)
+    name = lasting_name(name)
     return Checkpoint(name=name, location=location, revision=revision, commit=commit, spec=spec, max_frames_from=source)
+
+
+def lasting_name(checkpoint: str) -> str:
+    """A name that means the same from another folder: the path of a local checkpoint is made absolute."""
+    folder = Path(checkpoint).expanduser()
+    return str(folder.absolute()) if checkpoint != DEMO and folder.is_dir() else checkpoint
 
 
 def _spec(
