@@ -26,7 +26,7 @@ from musicgen_eval.merging import State
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.models.threads import single_threaded, torch_threads
 from musicgen_eval.offers import ContinuationAudio, Offer
-from musicgen_eval.plan import Plan
+from musicgen_eval.plans.plan import Plan
 from musicgen_eval.records import CodecSpec, Continuation, ContinuationSettings, ScoredWindow
 from musicgen_eval.window_continuation import (
     ContinuedCodes,

@@ -18,15 +18,15 @@ import lightning as L
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from musicgen_eval.batches import RankBatches, num_batches
-from musicgen_eval.continuation_planning import plan_continuation
 from musicgen_eval.errors import AudioError, RunError
-from musicgen_eval.plan import Plan
-from musicgen_eval.planning import DataSettings, plan_evaluation
+from musicgen_eval.plans.batches import RankBatches, num_batches
+from musicgen_eval.plans.continuation_planning import plan_continuation
+from musicgen_eval.plans.plan import Plan
+from musicgen_eval.plans.planning import DataSettings, plan_evaluation
+from musicgen_eval.plans.track_opening import Opening
 from musicgen_eval.ranks import decide_on_rank_0
 from musicgen_eval.records import CodecSpec, ContinuationSettings, Window
 from musicgen_eval.sharing import share_of_data
-from musicgen_eval.track_opening import Opening
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,11 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from musicgen_eval.bank import MetricBank, MetricEntry
-from musicgen_eval.continuation_planning import check_continuation, settle_stride
 from musicgen_eval.continuing import BatchContinuation, Continuations, ContinuationSink
 from musicgen_eval.data import Batch, WindowAudio, WindowDataModule
 from musicgen_eval.errors import EvaluationError, RunError
-from musicgen_eval.keeping import Keeper, MemoryKeeper
-from musicgen_eval.measurements import Measurements, WindowRecord
+from musicgen_eval.journal.keeping import Keeper, MemoryKeeper
+from musicgen_eval.journal.measurements import Measurements, WindowRecord
 from musicgen_eval.merging import State
 from musicgen_eval.metrics import CodebookPerplexity
 from musicgen_eval.models.checkpoint import Checkpoint, find_checkpoint
@@ -36,7 +35,8 @@ from musicgen_eval.models.musicgen import MusicGen, load_model
 from musicgen_eval.models.sharding import shard_decoder
 from musicgen_eval.models.threads import float32_by_default, ieee_float32, single_threaded
 from musicgen_eval.offers import Offer
-from musicgen_eval.planning import Plan, refuse_failures
+from musicgen_eval.plans.continuation_planning import check_continuation, settle_stride
+from musicgen_eval.plans.planning import Plan, refuse_failures
 from musicgen_eval.ranks import decide_on_rank_0, gather_on_rank_0, part
 from musicgen_eval.readings import CodedWindow, score_readings
 from musicgen_eval.recipe import run_recipe

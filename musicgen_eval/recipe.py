@@ -9,7 +9,7 @@ from typing import Any
 from musicgen_eval.audio.sources import lasting_source
 from musicgen_eval.bank import MetricBank
 from musicgen_eval.models.checkpoint import Checkpoint
-from musicgen_eval.planning import DataSettings, Plan
+from musicgen_eval.plans.planning import DataSettings, Plan
 
 
 def run_recipe(

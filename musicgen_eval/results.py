@@ -22,11 +22,11 @@ from torchmetrics import Metric
 
 from musicgen_eval.bank import MetricBank
 from musicgen_eval.errors import RunError
-from musicgen_eval.measurements import Measurements
+from musicgen_eval.journal.measurements import Measurements
 from musicgen_eval.merging import State, compute_in_place, is_sum_metric
 from musicgen_eval.number_table import NumberTable
-from musicgen_eval.plan import STATUSES, Plan, StatusColumn, TrackStatus
-from musicgen_eval.planning import refuse_failures
+from musicgen_eval.plans.plan import STATUSES, Plan, StatusColumn, TrackStatus
+from musicgen_eval.plans.planning import refuse_failures
 from musicgen_eval.records import CodecSpec, Failure, Window
 from musicgen_eval.statistics import bootstrap_sums, percentile_interval
 

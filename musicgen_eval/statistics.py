@@ -12,7 +12,7 @@ from torch import Tensor
 NUM_RESAMPLES = 2000
 SEED = 20240
 CONFIDENCE = 0.95
-MAX_WEIGHTS = 1 << 24  # drawn at a time, 128 MB
+MAX_WEIGHTS = 1 << 22  # drawn at a time, 32 MB
 
 
 def bootstrap_sums(per_track: Tensor, *, num_resamples: int = NUM_RESAMPLES, seed: int = SEED) -> Tensor:

@@ -19,13 +19,13 @@ import torch
 from rich.console import Console
 
 from musicgen_eval.continuation_files import AudioSettings, ContinuationFolder, read_table, sweep
-from musicgen_eval.continuation_planning import settle_stride
 from musicgen_eval.data import WindowDataModule
 from musicgen_eval.errors import RunError
 from musicgen_eval.fingerprint import differences, machine, metric_settings, weights_digest
-from musicgen_eval.journal import JournalReader
-from musicgen_eval.keeping import Done, JournalKeeper, read_done
+from musicgen_eval.journal.keeping import Done, JournalKeeper, read_done
+from musicgen_eval.journal.reading import JournalReader
 from musicgen_eval.module import MusicGenEvaluation, Settled
+from musicgen_eval.plans.continuation_planning import settle_stride
 from musicgen_eval.ranks import decide_on_rank_0, gather_on_rank_0
 from musicgen_eval.result_files import to_json, write_result
 from musicgen_eval.run_folder import RunFolder, run_record, start_record

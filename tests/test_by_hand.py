@@ -14,7 +14,7 @@ import torch
 
 import musicgen_eval
 from musicgen_eval.delay import delay_codes
-from musicgen_eval.planning import DEMO_SOURCE
+from musicgen_eval.plans.planning import DEMO_SOURCE
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))

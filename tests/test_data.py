@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musicgen_eval.batches import RankBatches
 from musicgen_eval.data import Batch, WindowDataset
-from musicgen_eval.planning import DataSettings, plan_evaluation
+from musicgen_eval.plans.batches import RankBatches
+from musicgen_eval.plans.planning import DataSettings, plan_evaluation
 from musicgen_eval.records import CodecSpec
 
 SPEC = CodecSpec(32000, 50, 640, 4, 64, 1, (0, 1, 2, 3), 1500)

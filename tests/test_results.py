@@ -11,14 +11,14 @@ from torchmetrics import MaxMetric, MeanMetric
 from musicgen_eval.audio.sources import TrackList
 from musicgen_eval.bank import MetricBank, MetricEntry
 from musicgen_eval.errors import RunError
-from musicgen_eval.measurements import Measurements, WindowRecord
+from musicgen_eval.journal.measurements import Measurements, WindowRecord
 from musicgen_eval.merging import merge_states
 from musicgen_eval.metrics import CodebookPerplexity, TextGain
 from musicgen_eval.offers import Offer
-from musicgen_eval.plan import Plan, StatusColumn
+from musicgen_eval.plans.plan import Plan, StatusColumn
+from musicgen_eval.plans.track_index import TrackIndex
 from musicgen_eval.records import CodecSpec, ScoredWindow
 from musicgen_eval.results import interval, summarise
-from musicgen_eval.track_index import TrackIndex
 from musicgen_eval.windows import plan_windows
 
 SPEC = CodecSpec(32000, 50, 640, 2, 16, 1, (0, 1), 20)

@@ -11,12 +11,13 @@ import soundfile
 import torch
 from torchmetrics import CatMetric
 
-from musicgen_eval import journal, module
+from musicgen_eval import module
 from musicgen_eval.api import generate, perplexity
 from musicgen_eval.bank import MetricEntry
 from musicgen_eval.cli import lightning_main, main
 from musicgen_eval.errors import RunError
-from musicgen_eval.journal import JournalWriter
+from musicgen_eval.journal.reading import JournalReader
+from musicgen_eval.journal.writing import JournalWriter
 from musicgen_eval.metrics import CodebookAccuracy
 from musicgen_eval.models.musicgen import MusicGen
 
@@ -412,7 +413,7 @@ def test_rows_that_are_damaged_later_are_named(songs, checkpoint, tmp_path):
     held = bytearray(side_car.read_bytes())
     held[len(held) // 2] ^= 1
     side_car.write_bytes(held)
-    reader = journal.JournalReader(tmp_path / "x" / "journal")
+    reader = JournalReader(tmp_path / "x" / "journal")
     num_rows = sum(len(rows) for _, rows in reader.batches())
     assert num_rows == len((side_car.with_suffix(".jsonl")).read_text().splitlines()) - 1 - 2
     assert "whose side-car is not whole" in reader.notes[-1]

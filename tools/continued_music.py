@@ -25,7 +25,7 @@ import musicgen_eval
 from musicgen_eval.audio.files import open_track
 from musicgen_eval.metrics.seam import seam_discontinuity
 from musicgen_eval.models.musicgen import MusicGen, load_model
-from musicgen_eval.planning import DEMO_SOURCE
+from musicgen_eval.plans.planning import DEMO_SOURCE
 from musicgen_eval.records import Continuation, ContinuationSettings, Reading
 from musicgen_eval.window_continuation import ContinuedCodes, continue_windows, score_continuations
 

@@ -17,7 +17,7 @@ from transformers import AutoProcessor, MusicgenForConditionalGeneration
 from musicgen_eval.audio.files import TrackAudio
 from musicgen_eval.metrics import CodebookPerplexity
 from musicgen_eval.models.musicgen import load_model
-from musicgen_eval.planning import DataSettings, plan_evaluation
+from musicgen_eval.plans.planning import DataSettings, plan_evaluation
 from musicgen_eval.readings import CodedWindow, score_readings
 from musicgen_eval.records import Reading, Window
 from musicgen_eval.windows import plan_windows

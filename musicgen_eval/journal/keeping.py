@@ -15,11 +15,12 @@ from typing import Protocol
 
 from torchmetrics import Metric
 
-from musicgen_eval.batches import batch_key, batch_rows, num_batches
-from musicgen_eval.journal import JournalReader, JournalWriter
-from musicgen_eval.measurements import Measurements, WindowRecord, entries_of
-from musicgen_eval.planning import Plan
-from musicgen_eval.state_table import layout_of
+from musicgen_eval.journal.measurements import Measurements, WindowRecord, entries_of
+from musicgen_eval.journal.reading import JournalReader
+from musicgen_eval.journal.state_table import layout_of
+from musicgen_eval.journal.writing import JournalWriter
+from musicgen_eval.plans.batches import batch_key, batch_rows, num_batches
+from musicgen_eval.plans.planning import Plan
 
 
 class Keeper(Protocol):

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from musicgen_eval.audio.files import resampler_name
 from musicgen_eval.audio.sources import TrackList, lasting_source, read_source
 from musicgen_eval.errors import RunError, WindowError
-from musicgen_eval.plan import STATUSES, Plan, StatusColumn, TrackStatus
+from musicgen_eval.plans.plan import STATUSES, Plan, StatusColumn, TrackStatus
+from musicgen_eval.plans.track_index import TrackIndex
+from musicgen_eval.plans.track_opening import Opening, declared_frames, declared_seconds, open_tracks
 from musicgen_eval.records import CodecSpec, Failure, Task
-from musicgen_eval.track_index import TrackIndex
-from musicgen_eval.track_opening import Opening, declared_frames, declared_seconds, open_tracks
 from musicgen_eval.windows import Head, WindowPlan, check_limit, plan_windows, whole_frames
 
-DEMO_SOURCE = Path(__file__).parent / "demo" / "clips" / "manifest.csv"
+DEMO_SOURCE = Path(__file__).parent.parent / "demo" / "clips" / "manifest.csv"
 NOT_OPENED = "not known beforehand (duration_s given)"
 """Stands for the resampler of a track that is opened when it is read."""
 

@@ -15,18 +15,18 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musicgen_eval import plan as plan_module
-from musicgen_eval import track_opening
 from musicgen_eval.data import WindowDataModule, WindowDataset
 from musicgen_eval.errors import AudioError, RunError
-from musicgen_eval.plan import Plan
-from musicgen_eval.planning import NOT_OPENED, DataSettings, plan_evaluation
+from musicgen_eval.plans import plan as plan_module
+from musicgen_eval.plans import track_opening
+from musicgen_eval.plans.plan import Plan
+from musicgen_eval.plans.planning import NOT_OPENED, DataSettings, plan_evaluation
+from musicgen_eval.plans.track_index import load_index
+from musicgen_eval.plans.track_opening import Opening, declared_frames
 from musicgen_eval.records import CodecSpec
-from musicgen_eval.track_index import load_index
-from musicgen_eval.track_opening import Opening, declared_frames
 
 SPEC = CodecSpec(32000, 50, 640, 4, 2048, 1, (0, 1, 2, 3), 1500)
-DATA = Path(__file__).parent / "data" / "audio"
+DATA = Path(__file__).parent.parent / "data" / "audio"
 
 
 def write_wav(path: Path, num_samples: int, sample_rate_hz: int = 32000) -> None:

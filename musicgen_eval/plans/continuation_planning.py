@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musicgen_eval.errors import RunError, WindowError
-from musicgen_eval.planning import DataSettings, Outcome, Plan, check_settings, make_plan
+from musicgen_eval.plans.planning import DataSettings, Outcome, Plan, check_settings, make_plan
+from musicgen_eval.plans.track_opening import Opening
 from musicgen_eval.records import CodecSpec, ContinuationSettings
 from musicgen_eval.sampling import check_sampling
-from musicgen_eval.track_opening import Opening
 from musicgen_eval.windows import WindowPlan, plan_continuations, whole_frames
 
 

@@ -18,14 +18,16 @@ import torch
 from torchmetrics import CatMetric, SumMetric
 
 from musicgen_eval.audio.sources import TrackList
-from musicgen_eval.batches import batch_key
 from musicgen_eval.errors import RunError
-from musicgen_eval.journal import Beside, Entry, JournalReader, JournalWriter, Row
-from musicgen_eval.measurements import Measurements, WindowRecord, entries_of
+from musicgen_eval.journal.measurements import Measurements, WindowRecord, entries_of
+from musicgen_eval.journal.reading import JournalReader
+from musicgen_eval.journal.rows import Beside, Entry, Row
+from musicgen_eval.journal.state_table import layout_of
+from musicgen_eval.journal.writing import JournalWriter
 from musicgen_eval.merging import State, compute_from, merge_states
-from musicgen_eval.plan import Plan, StatusColumn
-from musicgen_eval.state_table import layout_of
-from musicgen_eval.track_index import TrackIndex
+from musicgen_eval.plans.batches import batch_key
+from musicgen_eval.plans.plan import Plan, StatusColumn
+from musicgen_eval.plans.track_index import TrackIndex
 from musicgen_eval.windows import plan_windows
 
 METRICS = {"sum": SumMetric(), "cat": CatMetric()}
@@ -162,7 +164,7 @@ def test_entries_name_tracks_and_seconds_in_the_order_of_the_plan(plan):
 # Against torchmetrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:Metric `SpearmanCorrcoef` will save all:UserWarning")
-PROGRAM = Path(__file__).with_name("test_merging.py")
+PROGRAM = Path(__file__).parent.parent / "test_merging.py"
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from musicgen_eval import journal
 from musicgen_eval.errors import RunError
-from musicgen_eval.journal import Entry, JournalReader, JournalWriter, Row
+from musicgen_eval.journal import rows as journal_rows
+from musicgen_eval.journal import writing
+from musicgen_eval.journal.reading import JournalReader
+from musicgen_eval.journal.rows import Entry, Row
+from musicgen_eval.journal.writing import JournalWriter
 from musicgen_eval.merging import State
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -351,7 +354,7 @@ def test_rows_whose_header_is_lost_or_another_versions_are_left_out_and_said(wri
     _, lines, side_car = written
     header, rest = lines.split(b"\n", 1)
     (tmp_path / "000-r0.states").write_bytes(side_car)
-    later = journal._row({**json.loads(header), "journal": journal.VERSION + 1})
+    later = journal_rows.row_line({**json.loads(header), "journal": journal_rows.VERSION + 1})
     for first, num_notes in [(b"", 1), (header[:-1] + b"\n", 2), (later, 1)]:
         (tmp_path / "000-r0.jsonl").write_bytes(first + rest)
         reader = JournalReader(tmp_path)
@@ -519,7 +522,7 @@ def test_names_and_content_of_both_files_are_brought_to_the_disk(tmp_path, monke
 
 
 def test_a_disk_that_fails_while_batches_are_brought_to_it_is_an_error_at_the_end_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(journal, "SYNC_EVERY_S", 0.0)
+    monkeypatch.setattr(writing, "SYNC_EVERY_S", 0.0)
     failures = iter([OSError(errno.EIO, "Input/output error")])
 
     def fsync(number: int) -> None:

@@ -12,9 +12,9 @@ from torchmetrics import CatMetric, MaxMetric, MeanMetric, Metric, MinMetric, Pe
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.image import PeakSignalNoiseRatio
 
+from musicgen_eval.journal.state_table import MAX_NUMBERS, StateTable, layout_of, numbers_of, shape_of, tensor_of
 from musicgen_eval.merging import State, merge_states, window_state
 from musicgen_eval.metrics import CodebookPerplexity
-from musicgen_eval.state_table import MAX_NUMBERS, StateTable, layout_of, numbers_of, shape_of, tensor_of
 
 NUM_PLACES = 7
 

@@ -17,16 +17,16 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from musicgen_eval.audio.sources import TrackList
 from musicgen_eval.bank import MetricBank, MetricEntry
-from musicgen_eval.batches import RankBatches, batch_rows, num_batches
 from musicgen_eval.errors import RunError
-from musicgen_eval.keeping import Done, JournalKeeper, MemoryKeeper, batch_numbers, read_done
-from musicgen_eval.measurements import Measurements, WindowRecord
+from musicgen_eval.journal.keeping import Done, JournalKeeper, MemoryKeeper, batch_numbers, read_done
+from musicgen_eval.journal.measurements import Measurements, WindowRecord
 from musicgen_eval.metrics import CodebookPerplexity, TextGain
 from musicgen_eval.offers import Offer
-from musicgen_eval.plan import Plan, StatusColumn
+from musicgen_eval.plans.batches import RankBatches, batch_rows, num_batches
+from musicgen_eval.plans.plan import Plan, StatusColumn
+from musicgen_eval.plans.track_index import TrackIndex
 from musicgen_eval.records import CodecSpec, ScoredWindow
 from musicgen_eval.results import EvaluationResult, summarise
-from musicgen_eval.track_index import TrackIndex
 from musicgen_eval.windows import plan_windows
 
 SPEC = CodecSpec(32000, 50, 640, 2, 16, 1, (0, 1), 20)

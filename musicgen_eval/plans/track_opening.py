@@ -24,7 +24,7 @@ from musicgen_eval.audio.decoders import file_bytes, is_decoded_from_start
 from musicgen_eval.audio.files import AudioInfo, TrackAudio, open_track, probe
 from musicgen_eval.audio.sources import TrackList
 from musicgen_eval.errors import AudioError, RunError
-from musicgen_eval.track_index import SourceColumns, TrackIndex, declared_durations, load_index, save_index
+from musicgen_eval.plans.track_index import SourceColumns, TrackIndex, declared_durations, load_index, save_index
 
 FILES_AT_ONCE = 8
 ROWS_AT_ONCE = 256

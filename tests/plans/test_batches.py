@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musicgen_eval.audio.sources import TrackList
-from musicgen_eval.batches import RankBatches, batch_key, batch_rows, num_batches
-from musicgen_eval.keeping import batch_numbers
-from musicgen_eval.plan import Plan, StatusColumn
-from musicgen_eval.track_index import TrackIndex
+from musicgen_eval.journal.keeping import batch_numbers
+from musicgen_eval.plans.batches import RankBatches, batch_key, batch_rows, num_batches
+from musicgen_eval.plans.plan import Plan, StatusColumn
+from musicgen_eval.plans.track_index import TrackIndex
 from musicgen_eval.windows import WindowPlan, plan_windows
 
 

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musicgen_eval.audio.columns import Strings, Texts
-from musicgen_eval.continuation_planning import check_continuation, plan_continuation, settle_stride
 from musicgen_eval.errors import RunError, WindowError
-from musicgen_eval.plan import OtherTexts
-from musicgen_eval.planning import DataSettings, plan_evaluation, refuse_failures, settle_windows
+from musicgen_eval.plans.continuation_planning import check_continuation, plan_continuation, settle_stride
+from musicgen_eval.plans.plan import OtherTexts
+from musicgen_eval.plans.planning import DataSettings, plan_evaluation, refuse_failures, settle_windows
 from musicgen_eval.records import CodecSpec, ContinuationSettings, Failure
 from musicgen_eval.windows import plan_windows
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from musicgen_eval.errors import RunError
-from musicgen_eval.journal import Beside, Entry, Row
+from musicgen_eval.journal.rows import Beside, Entry, Row
+from musicgen_eval.journal.state_table import StateTable
 from musicgen_eval.merging import State
-from musicgen_eval.planning import Plan
-from musicgen_eval.state_table import StateTable
+from musicgen_eval.plans.planning import Plan
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from musicgen_eval.audio.decoders import file_bytes
 from musicgen_eval.audio.files import TrackAudio
 from musicgen_eval.audio.sources import TrackList
 from musicgen_eval.errors import AudioError
+from musicgen_eval.plans.track_index import TrackIndex, declared_durations, digest_source
+from musicgen_eval.plans.track_opening import refuse_changed_size, reopen
 from musicgen_eval.records import Failure, Task
-from musicgen_eval.track_index import TrackIndex, declared_durations, digest_source
-from musicgen_eval.track_opening import refuse_changed_size, reopen
 from musicgen_eval.windows import WindowPlan
 
 TRACKS_KEPT = 1 << 16
