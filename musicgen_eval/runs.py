@@ -220,7 +220,7 @@ def _run(
                 enable_model_summary=False,
                 enable_progress_bar=progress,
                 use_distributed_sampler=False,
-                callbacks=[*callbacks, stop],
+                callbacks=[stop, *callbacks],
             )
         except (ValueError, MisconfigurationException) as error:
             raise RunError(f"accelerator {accelerator!r}: {error}") from error

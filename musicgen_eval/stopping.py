@@ -47,13 +47,8 @@ class StopAfterBatch(L.Callback):
         self.asked: signal.Signals | None = None
         self._is_measuring = False
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._parent = _launcher()
+        self._parent = launcher_of_this_process()
         self._over = threading.Event()
-
-    @property
-    def was_launched(self) -> bool:
-        """Whether rank 0 launched this process, speaks for it, and ends with it."""
-        return self._parent is not None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -62,7 +57,7 @@ class StopAfterBatch(L.Callback):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        if self.was_launched:
+        if self._parent is not None:
             self._begin_watching()  # from here on: who waits to meet a rank 0 that has gone, waits for long
         else:
             os.environ[RANK_0] = str(os.getpid())
@@ -73,7 +68,7 @@ class StopAfterBatch(L.Callback):
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            if not self.was_launched:
+            if self._parent is None:
                 del os.environ[RANK_0]
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -83,7 +78,7 @@ class StopAfterBatch(L.Callback):
         self._processes = launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
         if threading.current_thread() is threading.main_thread():
             self._take_over()  # from Lightning, which has put handlers of its own
-        if self._processes or self.was_launched:
+        if self._processes or self._parent is not None:
             self._begin_watching()
 
     def on_test_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
@@ -98,7 +93,7 @@ class StopAfterBatch(L.Callback):
         """
         if self.asked is None:
             return
-        if self.was_launched:
+        if self._parent is not None:
             raise SystemExit(0)
         raise SIGTERMException if self.asked == signal.SIGTERM else KeyboardInterrupt
 
@@ -171,7 +166,12 @@ class StopAfterBatch(L.Callback):
                     self.asked = signal.SIGTERM  # one was told to end, alone
 
 
-def _launcher() -> int | None:
+def was_launched() -> bool:
+    """Whether rank 0 launched this process, speaks for it, and ends with it."""
+    return launcher_of_this_process() is not None
+
+
+def launcher_of_this_process() -> int | None:
     """The process of rank 0, where it launched this one."""
     rank_0 = int(os.environ.get(RANK_0, os.getpid()))
     return rank_0 if rank_0 != os.getpid() and os.environ.get("LOCAL_RANK", "0") != "0" else None

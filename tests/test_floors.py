@@ -31,10 +31,22 @@ FLOORS = (
         "module",
     ),
     ("result_files", "run_folder", "continuation_files", "progress", "tables", "writer", "tracking", "quiet"),
-    ("runs", "api", "cli"),
+    ("runs", "api", "arguments", "lightning_cli", "everyday", "cli"),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-USES_LIGHTNING = {"stopping", "ranks", "sharing", "data", "module", "progress", "writer", "tracking", "runs", "cli"}
+USES_LIGHTNING = {
+    "stopping",
+    "ranks",
+    "sharing",
+    "data",
+    "module",
+    "progress",
+    "writer",
+    "tracking",
+    "runs",
+    "lightning_cli",
+    "cli",
+}
 
 
 def modules() -> list[tuple[str, Path]]:

@@ -1,0 +1,172 @@
+"""LightningCLI for evaluations: `validate`, `test` and `predict`, with every setting of trainer, model and data."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+
+from musicgen_eval.audio.sources import lasting_source
+from musicgen_eval.continuation_files import AudioSettings
+from musicgen_eval.data import WindowDataModule, dead_workers_named
+from musicgen_eval.errors import RunError
+from musicgen_eval.models.checkpoint import lasting_name
+from musicgen_eval.module import MusicGenEvaluation
+from musicgen_eval.progress import EvaluationProgress
+from musicgen_eval.run_folder import RunFolder, default_run_dir
+from musicgen_eval.runs import check_precision
+from musicgen_eval.stopping import StopAfterBatch
+from musicgen_eval.tracking import WandbSettings, WandbTracker, wandb_logger
+from musicgen_eval.writer import RunWriter
+
+TRAINER_DEFAULTS = {
+    "precision": "32-true",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+    "devices": 1,
+}
+
+
+class EvaluationCLI(LightningCLI):
+    """LightningCLI without fit, and without what could open a pickle."""
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        super().__init__(
+            MusicGenEvaluation,
+            WindowDataModule,
+            save_config_callback=None,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=False,
+            parser_kwargs={"exit_on_error": False},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands, each with the arguments of the Trainer's method that are not offered."""
+        skipped = {"model", "dataloaders", "datamodule", "ckpt_path", "weights_only", "verbose", "return_predictions"}
+        return {"validate": skipped, "test": skipped, "predict": skipped}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser that raises instead of printing its usage."""
+        return super().init_parser(**{**kwargs, "exit_on_error": False})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the run folder, how continuations are written, and W&B."""
+        parser.add_argument(
+            "--run_dir",
+            type=Path | None,
+            default=None,
+            help="Where results go; default: runs/<date>-<command>. A run that it holds is gone on with",
+        )
+        parser.add_argument(
+            "--resume", type=Path | None, default=None, help="A run folder: stands for its config.yaml and its run_dir"
+        )
+        parser.add_argument(
+            "--retry_failures",
+            type=bool,
+            default=False,
+            help="Of a run that is gone on with: measure again what failed",
+        )
+        parser.add_argument(
+            "--allow_other_machine",
+            type=bool,
+            default=False,
+            help="Go on with a run that was begun on another machine; its last bits may differ, and the result says so",
+        )
+        parser.add_class_arguments(AudioSettings, "audio")
+        parser.add_class_arguments(WandbSettings, "wandb")
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses what would be ignored or wrong, before anything is made."""
+        trainer = self._settings.trainer
+        for setting in ("limit_test_batches", "limit_val_batches", "limit_predict_batches"):
+            if getattr(trainer, setting) is not None:  # Lightning would read a 1 as all of them
+                raise RunError(
+                    f"trainer.{setting} would leave tracks half measured; use data.limit, which counts tracks"
+                )
+        check_precision(str(trainer.precision), str(trainer.accelerator))
+        if trainer.use_distributed_sampler:
+            raise RunError("trainer.use_distributed_sampler would score windows twice; leave it false")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Adds the run folder, the progress bar and W&B to the Trainer's own settings."""
+        settings = self._settings
+        self.folder = RunFolder(settings.run_dir or default_run_dir(str(self.subcommand)))
+        again = settings.clone()
+        again.run_dir = None  # the file is to give the run again, elsewhere
+        again.retry_failures = again.allow_other_machine = False
+        again.data.source = lasting_source(again.data.source)
+        again.model.checkpoint = lasting_name(again.model.checkpoint)
+        config_yaml = self._parser(self.subcommand).dump(again, skip_none=False)
+        logger = wandb_logger(WandbSettings(**settings.wandb.as_dict()), self.folder.path)
+        console = Console() if _is_rank_0() else None
+        trainer_config = self.config_init[self.subcommand].trainer
+        callbacks: list[L.Callback] = []
+        if trainer_config.enable_progress_bar is not False:
+            callbacks.append(EvaluationProgress())
+        writer = RunWriter(
+            self.folder,
+            command=str(self.subcommand),
+            config_yaml=config_yaml,
+            resume=f"python train_like_eval.py {self.subcommand} --resume {shlex.quote(str(self.folder.path))}",
+            console=console,
+            audio=AudioSettings(**settings.audio.as_dict()),
+            retry_failures=settings.retry_failures,
+            allow_other_machine=settings.allow_other_machine,
+        )
+        self.stop = StopAfterBatch(say=console.print if console is not None else None)
+        callbacks += [self.stop, writer]
+        if logger is not None:  # after the writer: results are on disk before W&B could fail
+            callbacks.append(WandbTracker(settings.as_dict(), writer, settings.wandb.max_logged))
+            kwargs["logger"] = logger
+        trainer_config.callbacks = [*(trainer_config.callbacks or []), *callbacks]
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except ValueError as error:  # an unknown strategy or plugin
+            raise RunError(f"trainer: {error}") from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """The run, told to end by signals."""
+        with self.stop.listening(), dead_workers_named():
+            super()._run_subcommand(subcommand)
+
+    def before_test(self) -> None:
+        """Refuses a wrong checkpoint or metric, then claims the run folder, before any other process or file exists."""
+        self.model.prepare("continue" if self.subcommand == "predict" else "score")
+        if _is_rank_0():
+            self.folder.claim()
+            self.datamodule.index_path = self.folder.index
+            self.datamodule.retry_failures = self._settings.retry_failures
+
+    def after_test(self) -> None:
+        """A metric that could not be computed is an error, though the others' results are written."""
+        if self.model.result is not None and self.model.result.metric_errors:
+            names = ", ".join(self.model.result.metric_errors)
+            raise RunError(f"metrics that could not be computed: {names}; the other results are written")
+
+    before_validate = before_predict = before_test
+    after_validate = after_predict = after_test
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Lightning would keep all that predict returns until its end."""
+        prepared: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        return {**prepared, "return_predictions": False} if subcommand == "predict" else prepared
+
+    @property
+    def _settings(self) -> Namespace:
+        return self.config[self.subcommand]
+
+
+def _is_rank_0() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
