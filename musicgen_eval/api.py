@@ -42,7 +42,8 @@ class PerplexityResult:
         ppl_per_codebook: (K,) numbers.
         ce_per_codebook: (K,) numbers, nats.
         ppl_per_track: track id -> its own perplexity.
-        nll: track id -> (K, T) float32 nats of every code of the track, NaN where not scored.
+        nll: track id -> (K, T) float32 nats of every code of the track, NaN where not scored; with a run_dir read from there when
+            it is asked for.
         evaluation: everything, with intervals, windows, counts and recipe.
     """
 

@@ -29,6 +29,7 @@ from musicgen_eval.continuing import Sound
 from musicgen_eval.errors import AudioError, RunError
 from musicgen_eval.records import Continuation, ContinuationSettings
 from musicgen_eval.redaction import redact, redact_tree
+from musicgen_eval.result_files import cells
 
 CROSSFADE_S = 0.04
 NUM_DIGITS = 16  # of a digest: of 100,000 ids two meet with a chance of 3e-10; with 8 digits it would be 0.69
@@ -99,9 +100,9 @@ class ContinuationFolder:
             RunError: the folder cannot be written to; nothing half-written is left.
         """
         window = continuation.window
-        folder = self.path / "audio" / track_folder(window.track)
         ending = self.settings.format
-        path = folder / f"continuation_{window.index}.{ending}"
+        path = self.path / continuation_path(window.track, window.index, ending)
+        folder = path.parent
         context_path, reference_path = folder / f"context.{ending}", folder / f"reference.{ending}"
         pieces = joined_pieces(sound) if self.settings.hold == "joined" else sound.generated
         written: list[Path] = []
@@ -145,16 +146,18 @@ class ContinuationFolder:
         Raises:
             RunError: the table cannot be written; those of the processes stay.
         """
-        order = {redact(track): number for number, track in enumerate(track_ids)}
+        order = {f"audio/{track_folder(track)}": number for number, track in enumerate(track_ids)}
         parts = sorted(self.path.glob("continuations*.csv"), key=_start_and_rank)
-        last = {(row["track"], int(row["continuation"])): row for part in parts for row in read_table(part)}
-        rows = [last[key] for key in sorted(last, key=lambda key: (order[key[0]], key[1]))]
+        last = {row["path"]: row for part in parts for row in read_table(part)}
+        rows = sorted(last.values(), key=lambda row: (order[row["path"].rpartition("/")[0]], int(row["continuation"])))
         whole = self.path / ".continuations.csv.part"
         try:
             with whole.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
                 table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
                 table.writeheader()
                 table.writerows(rows)
+                file.flush()
+                os.fsync(file.fileno())
             whole.replace(self.path / table_name(0, 0))
             for part in parts:
                 if part.name != table_name(0, 0):
@@ -203,7 +206,7 @@ class ContinuationFolder:
             before = file.tell()
             if before == 0:
                 table.writeheader()
-            table.writerow(redact_tree(row))
+            table.writerow(dict(zip(row, cells(redact_tree(row).values()), strict=True)))
             line = text.getvalue().encode("utf-8", "backslashreplace")
             try:
                 if file.write(line) < len(line):
@@ -211,6 +214,21 @@ class ContinuationFolder:
             except OSError:
                 file.truncate(before)
                 raise
+
+
+def continuation_path(track: str, index: int, ending: str) -> str:
+    """Of a continuation's file, below the run folder; there is one for each."""
+    return f"audio/{track_folder(track)}/continuation_{index}.{ending}"
+
+
+def written_continuations(path: Path) -> set[str]:
+    """The paths of all continuations that stand in a table below a run folder, and whose files are there."""
+    return {
+        row["path"]
+        for part in path.glob("continuations*.csv")
+        for row in read_table(part)
+        if all((path / row[name]).is_file() for name in ("path", "context_path", "reference_path") if row[name])
+    }
 
 
 def sweep(path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from musicgen_eval.errors import AudioError, RunError
+from musicgen_eval.journal.reading import failed_tracks
 from musicgen_eval.plans.batches import RankBatches, num_batches
 from musicgen_eval.plans.continuation_planning import plan_continuation
 from musicgen_eval.plans.plan import Plan
@@ -183,6 +184,9 @@ class WindowDataModule(L.LightningDataModule):
         opening = Opening(
             index_path=self.index_path,
             retry_failures=self.retry_failures,
+            failed_later=failed_tracks(self.index_path.parent)
+            if self.retry_failures and self.index_path
+            else frozenset(),
             show_progress=self.trainer.progress_bar_callback is not None,
         )
         if stage != "predict":

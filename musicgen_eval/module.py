@@ -43,7 +43,7 @@ from musicgen_eval.recipe import run_recipe
 from musicgen_eval.records import CodecSpec, Continuation, ContinuationSettings, Failure, Task
 from musicgen_eval.results import EvaluationResult, summarise
 from musicgen_eval.running import RunningTotals
-from musicgen_eval.sharing import keeps_records, refuse_strategy
+from musicgen_eval.sharing import keeps_records, refuse_strategy, shares_model
 
 DEFAULT_CONTINUATION = ContinuationSettings()
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
@@ -115,6 +115,7 @@ class MusicGenEvaluation(L.LightningModule):
         self.keeper: Keeper | None = None
         self.measured: Measurements | None = None
         self.settled: Settled = Settled()
+        self._keeper: Keeper
         self._stopped: str | None = None
         self._banks: dict[Task, MetricBank] = {}
         self._continuer: BatchContinuation
@@ -192,14 +193,20 @@ class MusicGenEvaluation(L.LightningModule):
                 shard_decoder(self.model.decoder, self._device_mesh["tensor_parallel"])
 
     def on_test_start(self) -> None:
-        """Starts afresh; what was kept before is the keeper's."""
-        self.keeper = self.keeper or MemoryKeeper(self._plan, self.bank.metrics)
+        """Starts afresh; what an earlier start of the run has measured is the keeper's."""
+        self._keeper, self.keeper = self.keeper or MemoryKeeper(self._plan, self.bank.metrics), None
         self._stopped = None
         self.result = self.measured = None
         self.running = RunningTotals(self.spec)
         if self.model is not None:
             self.model.prepare(self.trainer.precision)
-            self.settled = replace(self.settled, arithmetic=self.model.arithmetic)
+            known, arithmetic = self.settled.arithmetic, self.model.arithmetic
+            if known not in (None, arithmetic):
+                raise RunError(
+                    f"the run began with its matrix products by {known} and would go on with {arithmetic}, whose last bits "
+                    "differ; resume it on such devices, and with such a strategy, as it began with"
+                )
+            self.settled = replace(self.settled, arithmetic=arithmetic)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Encodes and scores the windows of a batch, and keeps the state that each leaves in each metric."""
@@ -243,15 +250,13 @@ class MusicGenEvaluation(L.LightningModule):
         Raises:
             RunError: on every rank, whatever went wrong on any.
         """
-        assert self.keeper is not None
-        keeper = self.keeper
-        parts = gather_on_rank_0(self.trainer, (keeper.close(), self._stopped))
-        self.result = decide_on_rank_0(self.trainer, lambda: self._summarise(keeper, parts or []))
-        self.keeper = None
+        parts = gather_on_rank_0(self.trainer, (self._keeper.close(), self._stopped))
+        decide_on_rank_0(self.trainer, lambda: self._conclude(parts or []))
 
     def teardown(self, stage: str) -> None:
-        """Ends what ranks tell each other."""
+        """Ends what ranks tell each other, and what belongs to this run alone."""
         part(self.trainer)
+        self.keeper, self.sink, self.settled = None, None, Settled()
 
     on_validation_start = on_test_start
     validation_step = test_step
@@ -287,8 +292,8 @@ class MusicGenEvaluation(L.LightningModule):
         try:
             step()
         except EvaluationError as error:
-            if self.trainer.world_size == 1:
-                raise
+            if self.trainer.world_size == 1 or shares_model(self.trainer):
+                raise  # who shares a model with this process would wait for it in the next layer
             self._stopped = str(error)  # the other ranks wait for this one; they all learn it at the end
 
     def _measure(self, batch: Batch) -> None:
@@ -318,24 +323,22 @@ class MusicGenEvaluation(L.LightningModule):
 
     def _keep(self, records: Sequence[WindowRecord]) -> None:
         """Keeps a batch; more failures than allowed end a run of one process here, others at their end."""
-        assert self.keeper is not None
         if keeps_records(self.trainer):
-            self.keeper.keep(records)
+            self._keeper.keep(records)
         if self.trainer.world_size == 1 and any(record.failure is not None for record in records):
-            plan, failed, allowed = self._plan, self.keeper.failed, self.data.settings.max_failures
+            plan, failed, allowed = self._plan, self._keeper.failed, self.data.settings.max_failures
             if len(plan.failures) + len(failed) > allowed:
                 during = [Failure(plan.tracks.ids[row], reason) for row, reason in failed.items()]
                 refuse_failures([*plan.failures, *during], allowed)
 
-    def _summarise(
-        self, keeper: Keeper, parts: Sequence[tuple[list[WindowRecord], str | None]]
-    ) -> EvaluationResult | None:
+    def _conclude(self, parts: Sequence[tuple[list[WindowRecord], str | None]]) -> None:
+        """On rank 0, where the result stays: it may be large."""
         stopped = next((stopped for _, stopped in parts if stopped is not None), None)
         if stopped is not None:
             raise RunError(stopped)
         with single_threaded(), torch.inference_mode(False):
-            self.measured = keeper.measurements([records for records, _ in parts])
-            return summarise(
+            self.measured = self._keeper.measurements([records for records, _ in parts])
+            self.result = summarise(
                 self.measured, bank=self.bank, recipe=self.recipe(), max_failures=self.data.settings.max_failures
             )
 

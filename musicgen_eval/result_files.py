@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -51,8 +52,11 @@ def write_result(folder: Path, result: EvaluationResult) -> list[Path]:
     try:
         for name, write in writers.items():
             write(partial[name])
+            _sync(partial[name])
+        (folder / "summary.json").unlink(missing_ok=True)  # a run is finished where it stands, beside files of its own
         for name, path in partial.items():
             path.replace(folder / name)
+        _sync(folder)
     except OSError as error:
         for name, path in partial.items():
             path.unlink(missing_ok=True)
@@ -116,7 +120,21 @@ def _numbers(metrics: Mapping[str, Mapping[str, float]], metric_keys: Sequence[t
 
 def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        csv.writer(file, lineterminator="\n").writerows(redact_rows(rows))
+        csv.writer(file, lineterminator="\n").writerows(redact_rows(map(cells, rows)))
+
+
+def cells(row: Iterable[Any]) -> list[Any]:
+    """A row for the csv writer, which quotes newlines, but no carriage return, at which readers end a row."""
+    return [cell.replace("\r", "\\r") if isinstance(cell, str) else cell for cell in row]
+
+
+def _sync(path: Path) -> None:
+    """Brings a file, or the names in a folder, to the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _write_curves(path: Path, curves: Mapping[str, Tensor]) -> None:

@@ -85,7 +85,8 @@ class EvaluationResult:
         failures: the tracks that failed, and why.
         recipe: all that the numbers depend on.
         spec: the checkpoint's codes.
-        nll: track id -> (K, T) float32 nats over the whole track, NaN where not scored; only when curves were kept.
+        nll: track id -> (K, T) float32 nats over the whole track, NaN where not scored; only when curves were kept. Of a run in a
+            folder they are read from its journal when they are asked for.
         metric_errors: metric name -> why it could not be computed; its `metrics` are empty.
     """
 

@@ -9,6 +9,7 @@ process at a time holds it, by a lock that ends with the process. Knows names an
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -20,14 +21,18 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
+from time import monotonic
 from typing import IO, Any, Literal
 
 from musicgen_eval.errors import RunError
 from musicgen_eval.redaction import redact
-from musicgen_eval.result_files import to_json
+from musicgen_eval.result_files import RESULT_FILES, to_json
 
 FolderState = Literal["new", "unfinished", "finished"]
-LOCK = ".lock"
+LOCK = ".musicgen_eval.lock"  # stays where a process was killed, and says then whose folder it is
+KEEP_AFTER_S = 60.0  # of work before anything was measured, such as opening files
+_PARTS = tuple(f".{name}.part" for name in ("config.yaml", "run.json", "continuations.csv", *RESULT_FILES))
+_held_here: set[Path] = set()  # by this process
 _OF_A_START = frozenset({"config.yaml", "run.json", "journal", "wandb"})  # what a run that measured nothing leaves
 
 
@@ -52,6 +57,8 @@ class RunFolder:
         self.path = Path(path)
         self.state: FolderState = "new"
         self._made: list[Path] = []
+        self._found: set[str] = set()
+        self._claimed_at = 0.0
         self._lock: IO[bytes] | None = None
 
     @property
@@ -84,16 +91,24 @@ class RunFolder:
         self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            held = {entry.name for entry in self.path.iterdir() if entry.name != LOCK}
-            foreign = sorted(held) if "run.json" not in held and not held <= _OF_A_START else []
+            held = {entry.name for entry in self.path.iterdir()}
+            foreign = [] if self.run.get("command") else sorted(_foreign(held))
             if not foreign:
                 self._take_lock()
+                self._found = held
+                self._claimed_at = monotonic()
+                _sweep_parts(self.path)
                 self.journal.mkdir(exist_ok=True)
         except BlockingIOError:
             raise RunError(
                 f"run_dir {self.path} belongs to a run that is going on; wait for its end, or choose another with --run_dir"
             ) from None
         except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise RunError(
+                    f"run_dir {self.path}: its file system has no locks ({error.strerror}), without which two runs could not be "
+                    "kept apart; mount it with locks, or choose another with --run_dir"
+                ) from error
             raise RunError(
                 f"run_dir {self.path} cannot be used: {error.strerror}; choose another with --run_dir"
             ) from error
@@ -132,17 +147,19 @@ class RunFolder:
             return
         with suppress(OSError):  # the folder may have become read-only; the lock ends all the same
             (self.path / LOCK).unlink()
-        self._lock.close()
-        self._lock = None
+        self._let_go()
 
     def take_back(self) -> None:
         """The folder as it was found, where a run ended before it had measured anything."""
         if self._lock is None:
             return
+        if self.index.exists() and monotonic() - self._claimed_at > KEEP_AFTER_S:
+            self._let_go()  # the lock file stays, and says that what was learnt of the files is ours
+            return
         if self.state == "new":
-            for name in ("journal", "wandb"):
+            for name in {"journal", "wandb"} - self._found:
                 shutil.rmtree(self.path / name, ignore_errors=True)
-            for name in ("config.yaml", "run.json"):
+            for name in {"config.yaml", "run.json"} - self._found:
                 with suppress(OSError):
                     (self.path / name).unlink()
         self.unlock()
@@ -152,8 +169,19 @@ class RunFolder:
             except OSError:
                 return
 
+    def _let_go(self) -> None:
+        assert self._lock is not None
+        self._lock.close()
+        self._lock = None
+        _held_here.discard(self.path.resolve())
+
     def _take_lock(self) -> None:
-        """A POSIX lock: it ends with the process, however that ends, and forked workers do not inherit it."""
+        """A POSIX lock: it ends with the process, however that ends, and forked workers do not inherit it.
+
+        It does not keep a process from itself, and opening the file once more would end it; hence `_held_here`.
+        """
+        if self.path.resolve() in _held_here:
+            raise BlockingIOError
         lock = (self.path / LOCK).open("ab")
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -168,6 +196,18 @@ class RunFolder:
             self._take_lock()
             return
         self._lock = lock
+        _held_here.add(self.path.resolve())
+
+
+def _foreign(held: set[str]) -> set[str]:
+    """What of a folder without a run is not of a start that was killed before there was one."""
+    return held - _OF_A_START - {LOCK, *_PARTS} if LOCK in held else held
+
+
+def _sweep_parts(path: Path) -> None:
+    """Removes what a process that was killed was writing."""
+    for part in (*(path / name for name in _PARTS), *(path / "journal").glob(".index.npz.*")):
+        part.unlink(missing_ok=True)
 
 
 def _is_same_file(opened: IO[bytes], path: Path) -> bool:

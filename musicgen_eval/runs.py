@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from musicgen_eval.audio.sources import lasting_source
-from musicgen_eval.continuation_files import AudioSettings, read_table
+from musicgen_eval.continuation_files import AudioSettings, continuation_path, read_table
 from musicgen_eval.data import WindowDataModule, dead_workers_named
 from musicgen_eval.errors import RunError
 from musicgen_eval.models.checkpoint import lasting_name
@@ -171,10 +171,10 @@ def _earlier(module: MusicGenEvaluation, folder: RunFolder, known: Collection[tu
     """The continuations that earlier starts of a run have written."""
     measured, earlier = module.measured, []
     assert measured is not None
-    written = {(row["track"], int(row["continuation"])): row for row in read_table(folder.path / "continuations.csv")}
+    written = {row["path"].rpartition(".")[0]: row for row in read_table(folder.path / "continuations.csv")}
     for place, plan_row in enumerate(measured.order.tolist()):
         window = measured.plan.windows.window(plan_row, measured.plan.tracks.ids)
-        row = written.get((window.track, window.index))
+        row = written.get(continuation_path(window.track, window.index, "").removesuffix("."))
         if (window.track, window.index) in known or row is None or not measured.has_tensor(place, "codes"):
             continue
         path, context, reference = (

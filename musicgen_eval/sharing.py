@@ -32,6 +32,11 @@ def share_of_data(trainer: L.Trainer) -> tuple[int, int]:
     return trainer.global_rank, trainer.world_size
 
 
+def shares_model(trainer: L.Trainer) -> bool:
+    """Whether this process holds but a part of a model."""
+    return isinstance(trainer.strategy, ModelParallelStrategy)
+
+
 def keeps_records(trainer: L.Trainer) -> bool:
     """Whether this process is the one of its group that keeps what was measured."""
     strategy = trainer.strategy

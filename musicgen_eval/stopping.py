@@ -46,6 +46,7 @@ class StopAfterBatch(L.Callback):
         self.say = say
         self.asked: signal.Signals | None = None
         self._is_measuring = False
+        self._at_once = False
         self._processes: list[subprocess.Popen[bytes]] = []
         self._parent = launcher_of_this_process()
         self._over = threading.Event()
@@ -53,7 +54,7 @@ class StopAfterBatch(L.Callback):
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Hears signals while a run is prepared, measured and written."""
-        self.asked, self._is_measuring = None, False
+        self.asked, self._is_measuring, self._at_once = None, False, False
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -100,13 +101,19 @@ class StopAfterBatch(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Gives other processes time for their last batch."""
         self._over.set()
-        if self.asked is not None or isinstance(exception, KeyboardInterrupt):
-            for process in self._processes:
-                try:
-                    process.send_signal(signal.SIGTERM)
-                    process.wait(LAST_BATCH_S)
-                except (subprocess.TimeoutExpired, KeyboardInterrupt):
-                    process.kill()
+        if self.asked is None and not isinstance(exception, KeyboardInterrupt):
+            return
+        if threading.current_thread() is threading.main_thread():
+            self._take_over()  # Lightning has made the process deaf to SIGINT
+        for process in self._processes:
+            process.send_signal(signal.SIGTERM)
+        end = time.monotonic() + LAST_BATCH_S
+        while any(process.poll() is None for process in self._processes) and not self._at_once:
+            time.sleep(LOOK_EVERY_S / 10)
+            self._at_once = self._at_once or time.monotonic() > end
+        for process in self._processes:
+            process.kill()
+        self._processes = []
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Ends watching."""
@@ -119,11 +126,12 @@ class StopAfterBatch(L.Callback):
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked is not None:
-            if number == signal.SIGINT and self.asked == signal.SIGINT:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+            if number == signal.SIGINT and not self._at_once:
+                self._at_once = True
                 for process in self._processes:
                     process.kill()
-                raise KeyboardInterrupt
+                if not self._over.is_set():
+                    raise KeyboardInterrupt
             return
         self.asked = signal.Signals(number)
         if not self._is_measuring:

@@ -10,6 +10,7 @@ Knows when; what is compared is `fingerprint.py`'s, what is kept `keeping.py`'s,
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,22 +19,33 @@ import lightning as L
 import torch
 from rich.console import Console
 
-from musicgen_eval.continuation_files import AudioSettings, ContinuationFolder, read_table, sweep
+from musicgen_eval.continuation_files import (
+    AudioSettings,
+    ContinuationFolder,
+    continuation_path,
+    read_table,
+    sweep,
+    written_continuations,
+)
 from musicgen_eval.data import WindowDataModule
 from musicgen_eval.errors import RunError
 from musicgen_eval.fingerprint import differences, machine, metric_settings, weights_digest
 from musicgen_eval.journal.keeping import Done, JournalKeeper, read_done
 from musicgen_eval.journal.reading import JournalReader
 from musicgen_eval.module import MusicGenEvaluation, Settled
+from musicgen_eval.plans.batches import batch_rows
 from musicgen_eval.plans.continuation_planning import settle_stride
+from musicgen_eval.plans.planning import refuse_failures
 from musicgen_eval.ranks import decide_on_rank_0, gather_on_rank_0
-from musicgen_eval.result_files import to_json, write_result
+from musicgen_eval.records import Failure
+from musicgen_eval.result_files import summary, to_json, write_result
 from musicgen_eval.run_folder import RunFolder, run_record, start_record
 from musicgen_eval.tables import print_result
 
+UNLIKE = "{begun} on another machine, whose last bits may differ; --allow_other_machine lets it go on, and the result will say so:"
 MAX_LISTED = 8  # continuations that are named one by one
-NOT_OF_THE_NUMBERS = ("source", "limit", "min_duration_s", "arithmetic", "other_machines", "resamplers")
-"""Parts of the recipe that a run may change: where the same tracks lie, and what follows from the rest."""
+NOT_OF_THE_NUMBERS = ("source", "arithmetic", "other_machines", "resamplers")
+"""Parts of the recipe that no fingerprint holds: where the same tracks lie, and what follows from the rest."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +57,14 @@ class Start:
         number: of this start, from 0.
         done: what earlier starts have measured.
         settled: what the first start settled.
+        machine: rank 0's.
     """
 
     path: Path
     number: int
     done: Done
     settled: Settled
+    machine: Mapping[str, Any]
 
 
 class RunWriter(L.Callback):
@@ -109,7 +123,7 @@ class RunWriter(L.Callback):
         start = decide_on_rank_0(trainer, lambda: self._begin(folder, trainer, pl_module, data))
         folder.path = start.path
         self._start = start
-        self._check_shared(trainer)
+        self._check_ranks(trainer, pl_module)
         assert data.plan is not None
         data.done = frozenset(start.done.batches)
         pl_module.settled = start.settled
@@ -139,10 +153,9 @@ class RunWriter(L.Callback):
         assert isinstance(pl_module, MusicGenEvaluation)
         if self.folder is None or self._start is None or not trainer.is_global_zero:
             return
-        run = self.folder.run
-        if run.get("settled") is None and pl_module.settled.arithmetic is not None:
-            settled = asdict(pl_module.settled)
-            self.folder.write_run({**run, "settled": {name: settled[name] for name in ("threads", "arithmetic")}})
+        run, arithmetic = self.folder.run, pl_module.settled.arithmetic
+        if run["settled"]["arithmetic"] != arithmetic is not None:
+            self.folder.write_run({**run, "settled": {**run["settled"], "arithmetic": arithmetic}})
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes, then prints."""
@@ -164,6 +177,8 @@ class RunWriter(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Lets go of the folder, and says what stays."""
         folder = self.folder
+        assert isinstance(pl_module, MusicGenEvaluation)
+        pl_module.keeper, pl_module.sink = None, None  # what comes after is no part of this run
         if self._keeper is not None:
             try:
                 self._keeper.close()
@@ -192,7 +207,7 @@ class RunWriter(L.Callback):
             run = {
                 **run_record(command=self.command, seed=module.seed, max_frames_from=module.checkpoint.max_frames_from),
                 **asked,
-                "settled": None,
+                "settled": {"threads": self._threads(trainer, module), "arithmetic": None},
             }
             folder.write("config.yaml", self.config_yaml)
         else:
@@ -201,23 +216,46 @@ class RunWriter(L.Callback):
         number = max(len(run["starts"]), done.starts)
         for note in done.notes:
             self._say(f"journal: {note}")
-        if folder.state == "unfinished":
+        if folder.state != "new":
             sweep(folder.path)
+            if data.plan.task == "continue":
+                self._leave_out_lost(folder, done, data)
         if done.batches and not data.plan_is_done(done.batches):
             self._say(f"{folder.path}: {done.windows} of {len(data.plan.windows)} windows have been measured already")
         if not data.plan_is_done(done.batches):
+            (folder.path / "summary.json").unlink(missing_ok=True)  # a result of less than there will be
             starts = [*run["starts"], start_record(processes=trainer.world_size)]
             folder.write_run({**run, "starts": starts})
-        settled = run["settled"] or {}
-        threads = settled.get("threads")
-        if threads is None and trainer.state.fn == "predict":
-            threads = module.continuation.threads or torch.get_num_threads()
+        known = [Failure(data.plan.tracks.ids[row], reason) for row, reason in done.failed.items()]
+        refuse_failures([*data.plan.failures, *known], data.settings.max_failures)
+        settled = run["settled"]
         return Start(
             path=folder.path.absolute(),
             number=number,
             done=done,
-            settled=Settled(threads, settled.get("arithmetic"), tuple(run.get("other_machines", ()))),
+            settled=Settled(settled["threads"], settled["arithmetic"], tuple(run.get("other_machines", ()))),
+            machine=asked["machine"],
         )
+
+    @staticmethod
+    def _threads(trainer: L.Trainer, module: MusicGenEvaluation) -> int | None:
+        """Of a CPU, for drawing and decoding: they are part of the last bits, and so of the whole run."""
+        return (module.continuation.threads or torch.get_num_threads()) if trainer.state.fn == "predict" else None
+
+    def _leave_out_lost(self, folder: RunFolder, done: Done, data: WindowDataModule) -> None:
+        """Continuations whose files or rows are gone are generated again, with their batches."""
+        plan, there = data.plan, written_continuations(folder.path)
+        assert plan is not None
+        lost = set()
+        for number in done.batches:
+            for row in batch_rows(number, len(plan.windows), data.settings.batch_size):
+                window = plan.windows.window(row, plan.tracks.ids)
+                has_failed = int(plan.windows.track[row]) in done.failed
+                if not has_failed and continuation_path(window.track, window.index, self.audio.format) not in there:
+                    lost.add(number)
+        if lost:
+            self._say(f"journal: the files of {len(lost)} batches are not all there; these are continued again")
+        done.leave_out(lost, len(plan.windows), data.settings.batch_size)
 
     def _fingerprint(self, module: MusicGenEvaluation, data: WindowDataModule) -> dict[str, Any]:
         recipe = module.recipe()
@@ -259,30 +297,26 @@ class RunWriter(L.Callback):
             return
         lines = differences(run["machine"], asked["machine"])
         if not self.allow_other_machine:
-            raise RunError(
-                "\n  ".join(
-                    [
-                        f"run_dir {folder.path} was begun on another machine, whose last bits may differ; --allow_other_machine "
-                        "lets it go on, and its result will say so:",
-                        *lines,
-                    ]
-                )
-            )
+            raise RunError("\n  ".join([f"run_dir {folder.path} {UNLIKE.format(begun='was begun')}", *lines]))
         run["other_machines"] = [*run.get("other_machines", ()), asked["machine"]]
 
-    def _check_shared(self, trainer: L.Trainer) -> None:
-        """Refuses a folder that not every process sees."""
+    def _check_ranks(self, trainer: L.Trainer, module: MusicGenEvaluation) -> None:
+        """Refuses a folder that not every process sees, and processes on unlike machines."""
         assert self._start is not None
-        sees = (self._start.path / "run.json").is_file()
-        seen = gather_on_rank_0(trainer, sees)
+        start = self._start
+        own = json.loads(to_json(machine(module.device)))
+        ranks = gather_on_rank_0(trainer, ((start.path / "run.json").is_file(), own))
 
         def refuse() -> None:
-            if seen is not None and not all(seen):
-                blind = ", ".join(str(rank) for rank, found in enumerate(seen) if not found)
-                raise RunError(
-                    f"run_dir {self._start.path if self._start else ''} is not seen by rank {blind}; "
-                    "it must lie on a file system that all machines share"
-                )
+            for rank, (sees, found) in enumerate(ranks or []):
+                if not sees:
+                    raise RunError(
+                        f"run_dir {start.path} is not seen by rank {rank}; it must lie on a file system that all machines share"
+                    )
+                if found != start.machine and not self.allow_other_machine:
+                    raise RunError(
+                        "\n  ".join([f"rank {rank} {UNLIKE.format(begun='is')}", *differences(start.machine, found)])
+                    )
 
         decide_on_rank_0(trainer, refuse)
 
@@ -292,6 +326,8 @@ class RunWriter(L.Callback):
         assert module.measured is not None
         if folder.state == "finished" and module.data.all_done:
             self._say(f"{folder.path} holds a finished run; this is its result")
+            if (folder.path / "summary.json").read_text(encoding="utf-8") != to_json(summary(module.result)):
+                self.files = write_result(folder.path, module.result)  # it was damaged, or is older than the journal
             if self._written is not None:
                 self.continuations = read_table(folder.path / "continuations.csv")
         else:

@@ -159,10 +159,26 @@ def test_a_signal_to_rank_0_ends_both_processes_after_their_batch(begin, tmp_pat
         assert all(line.endswith("}") for line in lines)
 
 
+def test_a_second_interrupt_ends_all_processes_at_once(begin, tmp_path):
+    with begin(tmp_path / "x", "--trainer.devices=2", seconds=60) as run:
+        run_json = tmp_path / "x" / "run.json"
+        wait_until(lambda: run_json.exists() and '"packed' in run_json.read_text(), run)
+        time.sleep(2)  # into the first batch
+        (launched,) = children(run.pid)
+        began = time.monotonic()
+        for _ in range(2):
+            run.send_signal(signal.SIGINT)
+            time.sleep(1)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 130, said[-2000:]
+    assert time.monotonic() - began < 30  # a window takes 60 s
+    assert not is_alive(launched)
+
+
 def test_a_second_interrupt_ends_at_once(begin, tmp_path):
     run_json = tmp_path / "x" / "run.json"
     with begin(tmp_path / "x", seconds=60) as run:
-        wait_until(lambda: run_json.exists() and '"arithmetic"' in run_json.read_text(), run)
+        wait_until(lambda: run_json.exists() and '"packed' in run_json.read_text(), run)
         time.sleep(2)  # into the first batch
         run.send_signal(signal.SIGINT)
         time.sleep(1)

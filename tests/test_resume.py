@@ -1,6 +1,7 @@
 """Runs that end early and go on: what they come to is what nobody's disturbance can be read from."""
 
 import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -191,7 +192,8 @@ def test_a_torn_journal_costs_what_it_tore(songs, checkpoint, tmp_path, encoded,
         ({"max_frames": 100}, "codec.max_frames was"),
         ({"metrics": {"accuracy": CodebookAccuracy(top_k=5)}}, "metrics.accuracy.settings.top_k was 3 and is 5"),
         ({"metrics": None}, "metrics.accuracy was .* and is not given"),
-        ({"limit": 4}, "tracks|source"),
+        ({"limit": 4}, "limit|tracks|source"),
+        ({"min_duration_s": 0.6}, r"min_duration_s was 0\.0 and is 0\.6"),
         ({"text": "jazz"}, "text"),
     ],
 )
@@ -276,6 +278,78 @@ def test_a_failure_is_kept_until_it_is_to_be_tried_again(songs, checkpoint, tmp_
     assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
 
 
+@pytest.mark.parametrize("was", ["text", "cut short"])
+def test_a_track_that_could_not_be_opened_is_tried_again_when_it_is_mended(songs, checkpoint, tmp_path, was):
+    """A mended file has another size, which is no other source; its windows move the batches of others."""
+    path = songs.parent / "c.wav"
+    good = path.read_bytes()
+    path.write_bytes(b"no music" if was == "text" else good[: len(good) // 2])
+    first = evaluated(songs, checkpoint, tmp_path / "x", max_failures=1).evaluation
+    assert [failure.track for failure in first.failures] == ["song c"]
+    kept = evaluated(songs, checkpoint, tmp_path / "x", max_failures=1).evaluation
+    assert [failure.track for failure in kept.failures] == ["song c"]
+    path.write_bytes(good)
+    assert evaluated(songs, checkpoint, tmp_path / "x", retry_failures=True).evaluation.failures == []
+    evaluated(songs, checkpoint, tmp_path / "undisturbed")
+    assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
+
+
+def test_a_track_that_failed_later_may_be_mended_to_another_size(songs, checkpoint, tmp_path):
+    path = songs.parent / "c.wav"
+    good = path.read_bytes()
+    samples, _ = soundfile.read(path, dtype="float32")
+    samples[-10] = np.nan
+    soundfile.write(path, np.append(samples, np.zeros(640, np.float32)), 32000, subtype="FLOAT")
+    evaluated(songs, checkpoint, tmp_path / "x", max_failures=1)
+    path.write_bytes(good)
+    with pytest.raises(RunError, match=r"c\.wav: .* bytes, and .* when this run began"):
+        evaluated(songs, checkpoint, tmp_path / "x", max_failures=1)
+    assert evaluated(songs, checkpoint, tmp_path / "x", retry_failures=True).evaluation.failures == []
+    evaluated(songs, checkpoint, tmp_path / "undisturbed")
+    assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
+
+
+def test_more_failures_than_allowed_are_said_before_anything_is_measured_again(songs, checkpoint, tmp_path, encoded):
+    path = songs.parent / "b.wav"  # the shortest, and so the first
+    samples, _ = soundfile.read(path, dtype="float32")
+    samples[-10] = np.nan
+    soundfile.write(path, samples, 32000, subtype="FLOAT")
+    with pytest.raises(RunError, match="1 track failed, 0 may"):
+        evaluated(songs, checkpoint, tmp_path / "x", batch_size=3)
+    encoded.clear()
+    with pytest.raises(RunError, match="1 track failed, 0 may"):
+        evaluated(songs, checkpoint, tmp_path / "x", batch_size=3)
+    assert encoded == []
+    evaluated(songs, checkpoint, tmp_path / "x", batch_size=3, max_failures=1)
+
+
+@pytest.mark.parametrize("damage", ["empty", "older"])
+def test_a_damaged_result_of_a_finished_run_is_written_again(songs, checkpoint, tmp_path, damage):
+    evaluated(songs, checkpoint, tmp_path / "x")
+    before = files(tmp_path / "x")
+    summary = tmp_path / "x" / "summary.json"
+    summary.write_text("" if damage == "empty" else summary.read_text().replace('"ppl"', '"PPL"'))
+    evaluated(songs, checkpoint, tmp_path / "x")
+    assert files(tmp_path / "x") == before
+
+
+def test_a_module_that_was_interrupted_starts_afresh(songs, checkpoint, tmp_path, stop_after):
+    from musicgen_eval.data import WindowDataModule
+    from musicgen_eval.module import MusicGenEvaluation
+    from musicgen_eval.runs import run_evaluation
+
+    def data() -> WindowDataModule:
+        return WindowDataModule(str(songs), context_s=0.3, target_s=0.3, batch_size=2)
+
+    evaluation = MusicGenEvaluation(checkpoint)
+    stop_after(2)
+    with pytest.raises(RunError, match="no room"):
+        run_evaluation(evaluation, data(), accelerator="cpu", run_dir=tmp_path / "x")
+    stop_after(10**6)
+    whole = run_evaluation(evaluation, data(), accelerator="cpu")
+    assert whole.metrics == evaluated(songs, checkpoint, None).evaluation.metrics
+
+
 def test_a_track_that_vanishes_during_the_run_is_a_failure_of_its_own(songs, checkpoint, tmp_path, monkeypatch):
     from musicgen_eval.module import MusicGenEvaluation
 
@@ -323,6 +397,39 @@ def test_continuations_that_were_written_are_not_generated_again(songs, checkpoi
     names = ("summary.json", "tracks.csv", "windows.csv", "continuations.csv")
     assert files(tmp_path / "x", names) == files(tmp_path / "undisturbed", names)
     assert not list((tmp_path / "x").glob("continuations.*.*.csv"))
+
+
+def test_a_continuation_whose_file_is_gone_is_generated_again(songs, checkpoint, tmp_path, capsys):
+    undisturbed = continued(songs, checkpoint, tmp_path / "x", metrics={})
+    lost = undisturbed.continuations[3].path
+    held = lost.read_bytes()
+    lost.unlink()
+    for name in ("summary.json", "tracks.csv", "windows.csv"):
+        (tmp_path / "x" / name).unlink()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "x").rglob("continuation_*.wav")}
+    again = continued(songs, checkpoint, tmp_path / "x", metrics={})
+    assert np.array_equal(soundfile.read(lost)[0], soundfile.read(io.BytesIO(held))[0])
+    assert len(again.continuations) == 10
+    assert sum(path.stat().st_mtime_ns == before for path, before in kept.items()) == 8
+
+
+def test_strange_ids_are_continued_each_to_its_own_row(songs, checkpoint, tmp_path, stop_after):
+    ids = ["a\rb", "https://u:one@h/x", "https://u:two@h/x", "line\nbreak", 'quo"te,']
+    rows = list(csv.DictReader(songs.open(newline="")))
+    manifest = songs.with_suffix(".jsonl")
+    manifest.write_text("".join(json.dumps({**row, "id": id}) + "\n" for row, id in zip(rows, ids, strict=True)))
+    stop_after(2)
+    with pytest.raises(RunError, match="no room"):
+        continued(manifest, checkpoint, tmp_path / "x", metrics={})
+    stop_after(10**6)
+    result = continued(manifest, checkpoint, tmp_path / "x", metrics={})
+    assert [one.window.track for one in result.continuations] == [id for id in ids for _ in range(2)]
+    with (tmp_path / "x" / "continuations.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len({row["path"] for row in table}) == 10
+    assert {row["track"] for row in table} == {"a\\rb", "https://[redacted]@h/x", "line\nbreak", 'quo"te,'}
+    with (tmp_path / "x" / "tracks.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 5
 
 
 def test_what_a_killed_process_was_writing_is_swept_away(songs, checkpoint, tmp_path, stop_after):

@@ -3,8 +3,9 @@ import sys
 
 import pytest
 
+from musicgen_eval import run_folder
 from musicgen_eval.errors import RunError
-from musicgen_eval.run_folder import RunFolder, default_run_dir, resumed_arguments, run_record
+from musicgen_eval.run_folder import LOCK, RunFolder, default_run_dir, resumed_arguments, run_record
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path):
@@ -58,14 +59,57 @@ def test_a_folder_with_a_result_is_a_finished_run(tmp_path):
     assert again.state == "finished"
 
 
-def test_a_folder_that_was_claimed_and_never_begun_is_new(tmp_path):
-    folder = RunFolder(tmp_path)
-    folder.claim()
-    folder.write("config.yaml", "a: 1\n")
-    folder.unlock()
-    again = RunFolder(tmp_path)
+KILLED = """
+import os, sys
+from musicgen_eval.run_folder import RunFolder
+folder = RunFolder(sys.argv[1])
+folder.claim()
+for name in sys.argv[2:]:
+    (folder.path / name).write_text("{")
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("names", [[], ["config.yaml"], [".config.yaml.part"], ["config.yaml", ".run.json.part"]])
+def test_a_folder_whose_run_was_killed_before_it_began_is_new(tmp_path, names):
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "x"), *names], check=False)
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == sorted(["journal", LOCK, *names])
+    again = RunFolder(tmp_path / "x")
     again.claim()
     assert again.state == "new"
+    assert not list((tmp_path / "x").glob("*.part"))
+
+
+def test_a_folder_of_somebody_else_is_refused_whatever_its_names(tmp_path):
+    for name in ("config.yaml", "wandb/precious", "journal/diary.txt", ".run.json.part"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    folder = RunFolder(tmp_path)
+    with pytest.raises(RunError, match="and no run; choose an empty"):
+        folder.claim()
+    folder.take_back()
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4
+
+
+def test_a_process_does_not_take_a_folder_twice(tmp_path):
+    first = RunFolder(tmp_path / "x")
+    first.claim()
+    with pytest.raises(RunError, match="belongs to a run that is going on"):
+        RunFolder(tmp_path / "y" / ".." / "x").claim()
+    first.take_back()
+    RunFolder(tmp_path / "x").claim()
+
+
+def test_what_was_learnt_of_files_for_long_is_not_taken_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "KEEP_AFTER_S", 0.0)
+    folder = RunFolder(tmp_path / "x")
+    folder.claim()
+    folder.index.write_bytes(b"an hour of opening files")
+    folder.take_back()
+    again = RunFolder(tmp_path / "x")
+    again.claim()
+    assert again.state == "new"
+    assert again.index.read_bytes() == b"an hour of opening files"
 
 
 HOLD = """

@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-COMPARED = ("summary.json", "tracks.csv", "windows.csv", "continuations.csv")
+COMPARED = ("nll.safetensors", "summary.json", "tracks.csv", "windows.csv", "continuations.csv")
+EVENTS = (".musicgen_eval.lock", "journal/index.npz", "config.yaml", "run.json", ".windows.csv.part", "summary.json")
 SETTINGS = {
-    "test": ["--data.context_s=1", "--data.target_s=1", "--data.batch_size=2"],
+    "test": ["--model.save_nll=true", "--data.context_s=1", "--data.target_s=1", "--data.batch_size=2"],
     "predict": [
         "--model.metrics=null", "--data.context_s=2", "--data.target_s=1", "--data.batch_size=2", "--audio.format=flac",
         "--model.continuation.num_continuations=3", "--model.continuation.threads=1",
@@ -106,7 +107,9 @@ def _trial(draws: random.Random, run_dir: Path, undisturbed: dict[str, Path], la
     for number, of_start in enumerate(starts[:-1]):
         victim = draws.choice(["rank 0", "all", "rank 1"] if of_start > 1 else ["rank 0"])
         delay_s = draws.uniform(0, lasted_s[task] * 0.8 / (number + 1))
-        kills.append(_kill(_command(task, run_dir, of_start), run_dir, victim, delay_s, early=draws.random() < 0.15))
+        early = draws.choice(EVENTS) if draws.random() < 0.3 else ""
+        killed = _kill(_command(task, run_dir, of_start), run_dir, victim, delay_s, early)
+        kills += [killed] if killed else []
         rows = _num_rows(run_dir)
     restarted = starts[1:]
     last = subprocess.run(_command(task, run_dir, starts[-1]), cwd=ROOT, capture_output=True, text=True, check=False)
@@ -116,25 +119,45 @@ def _trial(draws: random.Random, run_dir: Path, undisturbed: dict[str, Path], la
     return Trial(task, processes, kills, restarted, rows, is_equal)
 
 
-def _kill(command: Sequence[str], run_dir: Path, victim: str, delay_s: float, *, early: bool) -> str:
-    """Starts a run and kills some of it after so long of measuring, or of starting."""
+def _kill(command: Sequence[str], run_dir: Path, victim: str, delay_s: float, early: str) -> str:
+    """Starts a run and kills some of it after so long of measuring, or as a file comes; "" where it had ended before."""
     before = _num_rows(run_dir)
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as run:
-        if not early:
+        if early:
+            _wait_for(run, run_dir, early)
+        else:
             _begin_of_measuring(run, run_dir)
-        time.sleep(delay_s)
+            time.sleep(delay_s)
         children = _children(run.pid)
         if victim == "all" or (victim == "rank 1" and not children):
             _kill_group(run.pid)
         else:
             with suppress(ProcessLookupError):  # it has just ended by itself
                 os.kill(run.pid if victim == "rank 0" else children[0], signal.SIGKILL)
+        by_kill = run.poll() is None
         run.wait()
     while _is_alive(run.pid):  # those that were left end by themselves
         time.sleep(0.1)
-    return f"{victim} after {_num_rows(run_dir) - before} windows"
+    if not by_kill and run.returncode == 0:
+        return ""
+    when = f", as {early} came" if early else ""
+    return f"{victim} after {_num_rows(run_dir) - before} windows{when}"
+
+
+def _wait_for(run: subprocess.Popen[bytes], run_dir: Path, event: str) -> None:
+    """Waits until a file appears, or changes."""
+
+    def state() -> object:
+        try:
+            return (run_dir / event).stat().st_mtime_ns
+        except OSError:
+            return None
+
+    before = state()
+    while run.poll() is None and state() == before:
+        time.sleep(0.0005)
 
 
 def _begin_of_measuring(run: subprocess.Popen[bytes], run_dir: Path) -> float:

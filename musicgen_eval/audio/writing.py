@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +105,7 @@ class AudioWriter:
             try:
                 self._close()
                 if kind is None:
+                    _sync(self._temporary)
                     self._temporary.replace(self.path)
             finally:
                 self._temporary.unlink(missing_ok=True)
@@ -194,3 +196,12 @@ class _Target:
         """Closes, whatever goes wrong."""
         with contextlib.suppress(OSError):
             self._file.close()
+
+
+def _sync(path: Path) -> None:
+    """Brings a whole file to the disk before it gets its name."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

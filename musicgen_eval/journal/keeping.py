@@ -8,7 +8,7 @@ Knows plans, batches and records; nothing of Lightning.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -158,6 +158,11 @@ class Done:
     failed: dict[int, str] = field(default_factory=dict)
     starts: int = 0
     notes: list[str] = field(default_factory=list)
+
+    def leave_out(self, batches: Collection[int], num_windows: int, batch_size: int) -> None:
+        """Takes some as not done after all."""
+        self.batches.difference_update(batches)
+        self.windows = sum(len(batch_rows(number, num_windows, batch_size)) for number in self.batches)
 
 
 def read_done(folder: Path, plan: Plan, batch_size: int, *, retry_failures: bool = False) -> Done:

@@ -87,3 +87,9 @@ class JournalReader:
     def _note(self, path: Path, num: int, what: str, fate: str) -> None:
         if num:
             self.notes.append(f"{path.name}: {num} {what}{'s' * (num > 1)} {fate}")
+
+
+def failed_tracks(folder: Path) -> frozenset[str]:
+    """Ids, without secrets, of the tracks of which a journal holds a failed window."""
+    rows = (row for _, batch in JournalReader(folder).batches() for row in batch)
+    return frozenset(row.track for row in rows if row.failure is not None)

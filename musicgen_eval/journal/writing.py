@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from musicgen_eval.errors import RunError
+from musicgen_eval.errors import MetricError, RunError
 from musicgen_eval.journal.rows import VERSION, Entry, Layouts, row_line
 from musicgen_eval.journal.state_table import numbers_of
 from musicgen_eval.redaction import redactor
@@ -81,7 +81,7 @@ class JournalWriter:
                 if numbers:
                     row["states"] = numbers
                 if beside or lists:
-                    packed = save(beside)
+                    packed = _packed(beside)
                     row["beside"] = [at, len(packed), crc32(packed)]
                     row["lists"], row["tensors"] = lists, list(entry.tensors)
                     row["holds_states"] = bool(lists) or any(len(json.loads(key)) > 1 for key in beside)
@@ -138,9 +138,11 @@ class JournalWriter:
     def _guarded(self, write: Callable[[], None]) -> None:
         try:
             write()
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             raise RunError(
-                f"{self.folder}: the journal could not be written ({error}); what was measured before stays, make room and resume"
+                f"{self.folder}: the journal could not be written ({error}); what was measured before stays, "
+                f"{'make room and ' * full}resume"
             ) from error
 
 
@@ -195,6 +197,15 @@ def _sync_name(path: Path) -> None:
 def _sync_all(files: Sequence[_AppendFile]) -> None:
     for file in files:
         file.sync()
+
+
+def _packed(tensors: dict[str, Tensor]) -> bytes:
+    try:
+        return save(tensors)
+    except (KeyError, RuntimeError, SafetensorError) as error:
+        raise MetricError(
+            f"{', '.join(tensors)}: a state that cannot be kept ({error!r}); let the metric keep floats or integers"
+        ) from error
 
 
 def _owned(tensor: Tensor) -> Tensor:

@@ -75,8 +75,8 @@ class Plan:
 
     @cached_property
     def source_digest(self) -> str:
-        """SHA-256, in hex, over all that the source says of its tracks and the sizes of those that were opened."""
-        return digest_source(self.tracks, self.index)
+        """SHA-256, in hex, over all that the source says of its tracks."""
+        return digest_source(self.tracks)
 
     def open_track(self, row: int) -> TrackAudio:
         """A measured track, opened when it is asked for; what the last ones hold is remembered, no file stays open.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
 from pathlib import Path
@@ -113,9 +113,12 @@ class TrackIndex:
         self.state[row] = STATES.index("failed")
         self.reasons[row] = reason
 
-    def forget_failures(self) -> None:
-        """Failed tracks wait to be opened again."""
+    def forget_failures(self, others: Collection[int] = ()) -> None:
+        """Failed tracks wait to be opened again, and so do others, by row, that were opened and failed later."""
         self.state[self.rows("failed")] = STATES.index("pending")
+        for row in others:
+            if STATES[self.state[row]] == "opened":
+                self.state[row] = STATES.index("pending")
         self.reasons.clear()
 
     def info(self, row: int, path: Path) -> AudioInfo | None:
@@ -196,14 +199,14 @@ def declared_durations(tracks: TrackList) -> NDArray[np.float64]:
     return np.full(len(tracks), np.nan) if tracks.file_duration_s is None else tracks.file_duration_s
 
 
-def digest_source(tracks: TrackList, index: TrackIndex) -> str:
-    """SHA-256, in hex, over all that a source says of its tracks and the sizes of those that were opened, in order."""
+def digest_source(tracks: TrackList) -> str:
+    """SHA-256, in hex, over all that a source says of its tracks, in order. What their files are is the index's to know."""
     digest = sha256()
     for column in (tracks.ids, tracks.texts):
         strings = _strings(column)
         digest.update(strings.ends.tobytes())
         digest.update(strings.data)
-    for numbers in (tracks.start_s, tracks.duration_s, declared_durations(tracks), index.num_bytes):
+    for numbers in (tracks.start_s, tracks.duration_s, declared_durations(tracks)):
         digest.update(numbers.tobytes())
     return digest.hexdigest()
 

@@ -25,6 +25,7 @@ from musicgen_eval.audio.files import AudioInfo, TrackAudio, open_track, probe
 from musicgen_eval.audio.sources import TrackList
 from musicgen_eval.errors import AudioError, RunError
 from musicgen_eval.plans.track_index import SourceColumns, TrackIndex, declared_durations, load_index, save_index
+from musicgen_eval.redaction import redactor
 
 FILES_AT_ONCE = 8
 ROWS_AT_ONCE = 256
@@ -39,12 +40,14 @@ class Opening:
 
     Attributes:
         index_path: where what they hold is kept, and read again when the run is started again; None: nowhere.
-        retry_failures: opens those again that could not be opened.
+        retry_failures: opens those again that could not be opened, and those that failed later.
+        failed_later: ids of these, without secrets.
         show_progress: shows a bar on stderr where it is a terminal and opening takes more than a second.
     """
 
     index_path: Path | None = None
     retry_failures: bool = False
+    failed_later: frozenset[str] = frozenset()
     show_progress: bool = False
 
 
@@ -59,9 +62,12 @@ def open_tracks(tracks: TrackList, opening: Opening) -> TrackIndex:
     if path is not None and source is not None and path.exists():
         index, began_with = load_index(path)
         began_with.refuse_other(source, tracks, path)
-        refuse_other_sizes(tracks, index)
         if opening.retry_failures:
-            index.forget_failures()
+            failed, clean = opening.failed_later, redactor()
+            index.forget_failures(
+                [row for row, track in enumerate(tracks.ids) if clean(track) in failed] if failed else ()
+            )
+        refuse_other_sizes(tracks, index)
         if not len(index.rows("pending")):
             return index
     else:

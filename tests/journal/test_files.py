@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from musicgen_eval.errors import RunError
+from musicgen_eval.errors import MetricError, RunError
 from musicgen_eval.journal import rows as journal_rows
 from musicgen_eval.journal import writing
 from musicgen_eval.journal.reading import JournalReader
@@ -490,7 +490,7 @@ def test_two_writers_of_one_start_and_rank_are_refused(tmp_path):
 
 
 def test_a_folder_that_is_gone_is_an_error_that_says_what_to_do(tmp_path):
-    with pytest.raises(RunError, match=r"the journal could not be written .*make room and resume"):
+    with pytest.raises(RunError, match=r"the journal could not be written .*what was measured before stays, resume"):
         JournalWriter(tmp_path / "nowhere", start=0, rank=0, layouts={})
 
 
@@ -534,3 +534,11 @@ def test_a_disk_that_fails_while_batches_are_brought_to_it_is_an_error_at_the_en
     writer.append("key0", some_batches(0, 1)["key0"])
     with pytest.raises(RunError, match="Input/output error"):
         writer.close()
+
+
+def test_a_state_that_no_file_can_hold_is_refused_by_name(tmp_path):
+    writer = JournalWriter(tmp_path, start=0, rank=0, layouts={})
+    with pytest.raises(MetricError, match=r"spectrum.*cannot be kept"):
+        writer.append("a", [Entry("t", 0, 1.0, states={"spectrum": {"bins": torch.zeros(3, dtype=torch.complex128)}})])
+    writer.close()
+    assert list(JournalReader(tmp_path).batches()) == []

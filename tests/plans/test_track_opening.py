@@ -310,8 +310,8 @@ def test_the_digest_is_of_what_is_measured(folder):
     digests.add(plan(write_rows(folder, *ROWS[:3], ROWS[3] | {"end_s": 1.0})).source_digest)
     digests.add(plan(write_rows(folder, *ROWS[:3], ROWS[3] | {"id": "e"})).source_digest)
     write_wav(folder / "d.wav", 1000)
-    digests.add(plan(write_rows(folder, *ROWS)).source_digest)
-    assert len(digests) == 6
+    assert plan(write_rows(folder, *ROWS)).source_digest in digests  # what files hold is the index's to know
+    assert len(digests) == 5
     assert all(len(bytes.fromhex(digest)) == 32 for digest in digests)
 
 
