@@ -23,6 +23,7 @@ from musicgen_eval.errors import AudioError, RunError
 from musicgen_eval.metrics import CodebookPerplexity
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.module import MusicGenEvaluation
+from musicgen_eval.quiet import quiet_libraries
 from musicgen_eval.records import CodecSpec, ContinuationSettings
 from musicgen_eval.results import EvaluationResult
 from musicgen_eval.runs import GenerationResult, Resume, run_continuation, run_evaluation
@@ -247,12 +248,14 @@ def generate(
     module = _module(
         checkpoint, revision, max_frames, metrics=dict(metrics or {}), seed=seed, continuation=continuation
     )
+    with quiet_libraries():
+        spec = module.spec
     with _source(audio, sample_rate_hz) as source:
         data = WindowDataModule(
             source=source,
             text=text,
             context_s=context_s,
-            target_s=continuation_seconds(duration_s, max_new_frames, module.spec),
+            target_s=continuation_seconds(duration_s, max_new_frames, spec),
             batch_size=batch_size,
             limit=limit,
             min_duration_s=min_duration_s,

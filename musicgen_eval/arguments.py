@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import torchmetrics
+from jsonargparse import ArgumentError
 
 from musicgen_eval import metrics
-from musicgen_eval.errors import RunError, near_matches
+from musicgen_eval.errors import near_matches
 from musicgen_eval.run_folder import resumed_arguments
 
 SHORT_OPTIONS = {"--context": "--context_s", "--duration": "--duration_s"}
@@ -27,7 +28,7 @@ def full_option(argument: str) -> str:
 
 def with_values(args: Sequence[str]) -> list[str]:
     """Arguments in which a bare flag says that it is true."""
-    following = [*args[1:], "--"]
+    following = [*args, "--"][1:]
     return [
         f"{arg}=true" if arg in FLAGS and after.lower() not in ("true", "false") else arg
         for arg, after in zip(args, following, strict=True)
@@ -38,7 +39,8 @@ def with_resumed(args: Sequence[str]) -> list[str]:
     """Arguments in which a run folder stands for its configuration and itself.
 
     Raises:
-        RunError: `--resume` without a run folder, or with one that holds no run.
+        ArgumentError: `--resume` without a run folder.
+        RunError: a folder that holds no run.
     """
     full: list[str] = []
     rest = iter(with_values(args))
@@ -49,13 +51,18 @@ def with_resumed(args: Sequence[str]) -> list[str]:
             continue
         folder = value if equals else next(rest, "")
         if not folder or folder.startswith("--"):
-            raise RunError("--resume needs a run folder, such as runs/20260102-030405-test")
+            raise ArgumentError(None, "--resume needs a run folder, such as runs/20260102-030405-test")
         full += resumed_arguments(folder)
     return full
 
 
 def short_message(message: str) -> str:
     """The parser's message in a line where it can be one; for an unknown metric class its name and the nearest known ones."""
+    missing = re.search(r"required: (?:evaluate|generate)\.(\w+)", message) or re.search(
+        r'"(?:evaluate|generate)\.(\w+)" is required', message
+    )
+    if missing is not None:
+        return f"--{missing[1]} is required, or --resume with a run folder"
     subtypes = re.search(
         r'Parser key "([^"]+)":\s+Does not validate against any of the Union subtypes\s+Subtypes: (.*?)\n.*Given value: (.*)',
         message,

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
 from musicgen_eval.api import continuation_seconds
 from musicgen_eval.arguments import full_option, with_resumed, with_values
 from musicgen_eval.continuation_files import AudioSettings
 from musicgen_eval.data import WindowDataModule
-from musicgen_eval.errors import RunError
 from musicgen_eval.lightning_cli import EvaluationCLI
 from musicgen_eval.module import MusicGenEvaluation
 from musicgen_eval.progress import EvaluationProgress
 from musicgen_eval.records import ContinuationSettings
-from musicgen_eval.run_folder import default_run_dir
+from musicgen_eval.run_folder import default_run_dir, resume_line
 from musicgen_eval.runs import Resume, run_continuation, run_evaluation
 
 RESUME_OPTIONS = ("--resume", "--max_failures", "--retry_failures", "--allow_other_machine")
@@ -222,7 +220,7 @@ def generate(
 
 def _resume(command: str, folder: Path, retry_failures: bool, allow_other_machine: bool) -> Resume:
     return Resume(
-        f"musicgen-eval {command} --resume {shlex.quote(str(folder))}",
+        resume_line(command, folder),
         retry_failures=retry_failures,
         allow_other_machine=allow_other_machine,
     )
@@ -233,6 +231,6 @@ def _resume_everyday(args: Sequence[str]) -> None:
     command, *options = args
     others = [arg for arg in options if arg.startswith("--") and arg.partition("=")[0] not in RESUME_OPTIONS]
     if others:
-        raise RunError(f"--resume takes every setting from the run; leave out {', '.join(others)}")
+        raise ArgumentError(None, f"--resume takes every setting from the run; leave out {', '.join(others)}")
     full = [re.sub(r"^--max_failures", "--data.max_failures", arg) for arg in with_resumed(options)]
     EvaluationCLI(args=["test" if command == "evaluate" else "predict", *full])

@@ -5,6 +5,7 @@ Knows settings, files and versions; decides nothing.
 
 from __future__ import annotations
 
+import inspect
 import json
 import platform
 import re
@@ -26,6 +27,7 @@ from torchmetrics import Metric
 from musicgen_eval.bank import MetricBank
 from musicgen_eval.models.checkpoint import Checkpoint
 
+_VERSIONED = ("musicgen_eval", "torchmetrics", "torch", "lightning_utilities", "abc", "typing", "builtins")
 LIBRARIES = (
     "musicgen-eval", "torch", "torchaudio", "transformers", "lightning", "torchmetrics", "soundfile", "soxr", "numpy", "av",
 )  # fmt: skip
@@ -37,6 +39,7 @@ def metric_settings(bank: MetricBank) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "class": f"{type(metric).__module__}.{type(metric).__qualname__}",
+            "code": _code(type(metric)),
             "inputs": bank.input_names(name),
             "settings": {key: _plain(value) for key, value in sorted(_own(metric), key=itemgetter(0))},
         }
@@ -113,6 +116,16 @@ def _samples(file: BinaryIO, num_bytes: int) -> Iterator[bytes]:
         for at in sorted({start + spare * part // (SAMPLES - 1) for part in range(SAMPLES)}):
             file.seek(8 + header_bytes + at)
             yield file.read(min(SAMPLE_BYTES, stop - at))
+
+
+def _code(kind: type) -> str | None:
+    """A digest of a stranger's class, with those that it is made from; ours and torchmetrics' have versions."""
+    strangers = [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in _VERSIONED]
+    try:
+        source = "".join(inspect.getsource(base) for base in strangers)
+    except (OSError, TypeError):  # typed into an interpreter
+        return None
+    return sha256(source.encode("utf-8", "surrogatepass")).hexdigest()[:16] if strangers else None
 
 
 def _own(metric: Metric) -> Iterator[tuple[str, Any]]:

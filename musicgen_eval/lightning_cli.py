@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from musicgen_eval.errors import RunError
 from musicgen_eval.models.checkpoint import lasting_name
 from musicgen_eval.module import MusicGenEvaluation
 from musicgen_eval.progress import EvaluationProgress
-from musicgen_eval.run_folder import RunFolder, default_run_dir
+from musicgen_eval.run_folder import RunFolder, default_run_dir, resume_line
 from musicgen_eval.runs import check_precision
 from musicgen_eval.stopping import StopAfterBatch
 from musicgen_eval.tracking import WandbSettings, WandbTracker, wandb_logger
@@ -119,7 +118,7 @@ class EvaluationCLI(LightningCLI):
             self.folder,
             command=str(self.subcommand),
             config_yaml=config_yaml,
-            resume=f"python train_like_eval.py {self.subcommand} --resume {shlex.quote(str(self.folder.path))}",
+            resume=resume_line(str(self.folder.run.get("command", self.subcommand)), self.folder.path),
             console=console,
             audio=AudioSettings(**settings.audio.as_dict()),
             retry_failures=settings.retry_failures,

@@ -5,7 +5,8 @@
     predict_step          contexts -> continuations -> sink and bank (`continuing.py`)
     on_..._epoch_end      what all ranks kept (`keeping.py`) -> rank 0 -> `result`
 
-`validate` does the same as `test`. Knows the model, the bank and Lightning; files are written by callbacks and sinks.
+`validate` does the same as `test`. Knows the model, the bank and Lightning; files are written by callbacks and sinks. Longer than
+most files, since Lightning calls all of these hooks on one class.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -217,6 +218,12 @@ def _is_same_file(opened: IO[bytes], path: Path) -> bool:
         return False
 
 
+def resume_line(command: str, path: Path) -> str:
+    """How a run is resumed, for the user."""
+    door = "musicgen-eval" if command in ("evaluate", "generate") else "python train_like_eval.py"
+    return f"{door} {command} --resume {shlex.quote(str(path))}"
+
+
 def resumed_arguments(run_dir: str | Path) -> list[str]:
     """What stands for `--resume`: the configuration that a run left, and its folder.
 
@@ -225,7 +232,7 @@ def resumed_arguments(run_dir: str | Path) -> list[str]:
     """
     path = Path(run_dir).expanduser()
     if not (path / "run.json").is_file() or not (path / "config.yaml").is_file():
-        left = "" if path.is_dir() else ", which does not exist"
+        left = "" if path.is_dir() else ", which is no folder" if path.exists() else ", which does not exist"
         raise RunError(f"--resume {path}{left}: no run that could go on; give the folder that holds its run.json")
     return ["--config", str(path / "config.yaml"), "--run_dir", str(path)]
 

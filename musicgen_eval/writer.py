@@ -191,7 +191,11 @@ class RunWriter(L.Callback):
             self._say(f"\n{written.num_written} continuations stay, and are listed in {written.table}")
         if folder.state != "new" or (written is not None and written.num_written) or _has_measured(folder):
             if self.resume and self._start is not None:
-                self._say(f"\nwhat was measured stays in {folder.path}; go on with it:\n  {self.resume}")
+                failed = bool(self._keeper and self._keeper.failed) or bool(
+                    pl_module.data.plan and pl_module.data.plan.failures
+                )
+                told = "\n  with --max_failures to record what failed, or --retry_failures once it is mended" * failed
+                self._say(f"\nwhat was measured stays in {folder.path}; go on with it:\n  {self.resume}{told}")
             folder.unlock()
         else:
             folder.take_back()
@@ -287,7 +291,8 @@ class RunWriter(L.Callback):
             raise RunError(
                 "\n  ".join(
                     [
-                        f"run_dir {folder.path} holds another run; choose another with --run_dir, or ask for the same:",
+                        f"run_dir {folder.path} holds another run, begun with {run['command']}; choose another folder, or ask for "
+                        "the same:",
                         *lines,
                     ]
                 )

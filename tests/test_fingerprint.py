@@ -1,6 +1,7 @@
 """What makes two runs the same, and what does not: settings of metrics, weights, and how differences read."""
 
 import enum
+import importlib
 import json
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import MeanMetric, Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from musicgen_eval.bank import MetricBank, MetricEntry
@@ -247,3 +248,19 @@ def test_versions_are_those_of_installed_libraries():
     versions = library_versions()
     assert versions["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert versions["numpy"] == np.__version__
+
+
+def test_another_code_of_a_plug_in_is_another_metric(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    digests = []
+    for number in (1, 2, 2):
+        (tmp_path / f"plugged{len(digests)}.py").write_text(
+            "from torchmetrics import SumMetric\n\n\nclass Mine(SumMetric):\n    def update(self, value):\n"
+            f"        super().update({number} * value)\n"
+        )
+        module = importlib.import_module(f"plugged{len(digests)}")
+        bank = MetricBank({"mine": MetricEntry(module.Mine(), {"value": "nll"})}, spec=SPEC)
+        digests.append(metric_settings(bank)["mine"]["code"])
+    assert digests[0] != digests[1] == digests[2] is not None
+    stock = MetricBank({"stock": MetricEntry(SumMetric(), {"value": "nll"})}, spec=SPEC)
+    assert metric_settings(stock)["stock"]["code"] is None

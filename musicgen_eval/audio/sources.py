@@ -83,7 +83,9 @@ class TrackList:
 
 def lasting_source(source: str) -> str:
     """A source that means the same from another folder: paths are made absolute."""
-    return source if source == "demo" or not source.strip() else str(Path(source).expanduser().absolute())
+    if source == "demo" or not source.strip():
+        return source
+    return os.path.abspath(Path(source).expanduser())  # noqa: PTH100 - without `..`, which pathlib keeps
 
 
 def read_source(source: str | Path, *, text: str | None = None) -> TrackList:

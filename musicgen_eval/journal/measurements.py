@@ -80,6 +80,7 @@ class Measurements:
     def add_batch(self, plan_rows: Sequence[int], rows: Sequence[Row]) -> None:
         """Adds a batch of a journal, whose rows are in the order of the plan's; where it was measured before, this counts."""
         for plan_row, row in zip(plan_rows, rows, strict=True):
+            assert row.window == self.plan.windows.index[plan_row], "a batch's key names its windows"
             again = bool(self._times[self._place_of[plan_row]])
             place = self._place(plan_row, row.failure)
             self._times[place] = 1
@@ -105,8 +106,8 @@ class Measurements:
         missing, repeated = int((self._times == 0).sum()), int((self._times > 1).sum())
         if missing or repeated:
             raise RunError(
-                f"of {len(self.order)} planned windows {missing} left no record and {repeated} more than one; to measure less, "
-                "set data.limit instead of the Trainer's limits"
+                f"of {len(self.order)} planned windows {missing} left no record and {repeated} more than one; data.limit leaves "
+                "out whole tracks where a Trainer's limits leave out windows, and a run whose journal was damaged is resumed"
             )
 
     def has_tensor(self, place: int, name: str) -> bool:

@@ -5,6 +5,7 @@ Knows names (`demo`, a hub name, a folder) and transformers' configurations; loa
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from math import log2, prod
@@ -95,7 +96,9 @@ def find_checkpoint(
 def lasting_name(checkpoint: str) -> str:
     """A name that means the same from another folder: the path of a local checkpoint is made absolute."""
     folder = Path(checkpoint).expanduser()
-    return str(folder.absolute()) if checkpoint != DEMO and folder.is_dir() else checkpoint
+    if checkpoint == DEMO or not folder.is_dir():
+        return checkpoint
+    return os.path.abspath(folder)  # noqa: PTH100 - without `..`, which pathlib keeps
 
 
 def _spec(
