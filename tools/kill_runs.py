@@ -3,7 +3,8 @@
     python tools/kill_runs.py --kills 25 --seed 0 --markdown
 
 Each trial runs test or predict on the demo with one or two processes, kills it with SIGKILL (rank 0 alone, a launched process,
-or all of them), once or twice, starts it again on one, two or three processes, and compares every file of the result byte for byte.
+or all of them) as it measures or as it writes one of its first or last files, once or twice, starts it again on one, two or three
+processes, and compares every file of the result byte for byte.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -61,15 +63,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--markdown", action="store_true", help="print a table for docs/exactness.md")
     arguments = parser.parse_args()
-    draws = random.Random(arguments.seed)
+    draws, numbers = random.Random(arguments.seed), count()
     with tempfile.TemporaryDirectory() as folder:
         undisturbed = {task: Path(folder) / f"undisturbed-{task}" for task in SETTINGS}
         lasted_s = {task: _undisturbed(task, path) for task, path in undisturbed.items()}
         trials: list[Trial] = []
         killed = 0
         while killed < arguments.kills:
-            trial = _trial(draws, Path(folder) / f"trial-{len(trials)}", undisturbed, lasted_s)
-            trials.append(trial)
+            trial = _trial(draws, Path(folder) / f"trial-{next(numbers)}", undisturbed, lasted_s)
+            trials += [trial] if trial.kills else []  # a run may end before its time has come
             killed += len(trial.kills)
             print(trial, flush=True)
     if arguments.markdown:
