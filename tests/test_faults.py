@@ -27,13 +27,13 @@ from musicgen_eval.runs import run_evaluation
 ROOT = Path(__file__).parent.parent
 RESULTS = ("summary.json", "tracks.csv", "windows.csv")
 SLOW = """
-import time
+import os, time
 from torchmetrics import SumMetric
 class Slow(SumMetric):
     "Takes its time with whatever is measured, and none with the trial."
     def update(self, value, window):
         if not window.track.startswith("trial"):
-            time.sleep({seconds})
+            time.sleep(float(os.environ["SECONDS_A_WINDOW"]))
         super().update(value)
 """
 
@@ -63,7 +63,7 @@ def begin(songs, checkpoint, tmp_path) -> Callable[..., subprocess.Popen]:
     """Begins a run in a process of its own, whose windows take some time each."""
 
     def run(run_dir: Path, *arguments: str, seconds: float = 0.1, prefix: tuple[str, ...] = ()) -> subprocess.Popen:
-        (tmp_path / "slow.py").write_text(SLOW.format(seconds=seconds))
+        (tmp_path / "slow.py").write_text(SLOW)
         command = [
             *prefix, sys.executable, str(ROOT / "train_like_eval.py"), "test", "--trainer.accelerator=cpu",
             f"--model.checkpoint={checkpoint}", f"--data.source={songs}", "--data.batch_size=2",
@@ -73,7 +73,7 @@ def begin(songs, checkpoint, tmp_path) -> Callable[..., subprocess.Popen]:
         ]  # fmt: skip
         return subprocess.Popen(
             command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=heed_interrupts,
-            env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+            env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "SECONDS_A_WINDOW": str(seconds)},
         )  # fmt: skip
 
     return run
