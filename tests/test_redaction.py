@@ -27,7 +27,7 @@ ENVIRONMENT = {
         (f"W&B said: {KEY} is wrong", "W&B said: [redacted] is wrong"),
         ("https://user:pa:ss@host.example/a.mp3", "https://[redacted]@host.example/a.mp3"),
         ("https://ghp_x@host/a", "https://[redacted]@host/a"),
-        ("/work/https:/user:pass@host/a.mp3", "/work/https:/[redacted]@host/a.mp3"),
+        ("/data/https:/user:pass@host/a.mp3", "/data/https:/[redacted]@host/a.mp3"),
         ("s3://id:secret@bucket/a.mp3", "s3://[redacted]@bucket/a.mp3"),
         ("(https://h/a.mp3?token=abc&part=2)", "(https://h/a.mp3?token=[redacted]&part=2)"),
         (
