@@ -121,7 +121,6 @@ class EvaluationCLI(LightningCLI):
             resume=resume_line(str(self.folder.run.get("command", self.subcommand)), self.folder.path),
             console=console,
             audio=AudioSettings(**settings.audio.as_dict()),
-            retry_failures=settings.retry_failures,
             allow_other_machine=settings.allow_other_machine,
         )
         self.stop = StopAfterBatch(say=console.print if console is not None else None)

@@ -100,11 +100,16 @@ def run_evaluation(
     folder = None if run_dir is None else RunFolder(run_dir)
     config = _config(module, data, precision=precision, accelerator=accelerator)
     config_yaml = _config_yaml(config, notes)
-    writer = RunWriter(folder, command="evaluate", config_yaml=config_yaml, console=console, **asdict(resume))
-    again = resume.retry_failures
-    with _run(
-        folder, data, [*callbacks, writer], precision, accelerator, progress=progress, retry_failures=again
-    ) as trainer:
+    writer = RunWriter(
+        folder,
+        command="evaluate",
+        config_yaml=config_yaml,
+        resume=resume.resume,
+        console=console,
+        allow_other_machine=resume.allow_other_machine,
+    )
+    data.retry_failures = resume.retry_failures
+    with _run(folder, data, [*callbacks, writer], precision, accelerator, progress=progress) as trainer:
         trainer.test(module, datamodule=data, verbose=False)
     assert module.result is not None
     return module.result
@@ -151,12 +156,16 @@ def run_continuation(
         config["model"] = {**config["model"], "metrics": {}}
     config_yaml = _config_yaml(config, notes)
     writer = RunWriter(
-        folder, command="generate", config_yaml=config_yaml, console=console, audio=audio, **asdict(resume)
+        folder,
+        command="generate",
+        config_yaml=config_yaml,
+        resume=resume.resume,
+        console=console,
+        audio=audio,
+        allow_other_machine=resume.allow_other_machine,
     )
-    again = resume.retry_failures
-    with _run(
-        folder, data, [*callbacks, writer], precision, accelerator, progress=progress, retry_failures=again
-    ) as trainer:
+    data.retry_failures = resume.retry_failures
+    with _run(folder, data, [*callbacks, writer], precision, accelerator, progress=progress) as trainer:
         batches = trainer.predict(module, datamodule=data, return_predictions=return_continuations)
     assert module.result is not None
     continuations = [continuation for batch in batches or [] for continuation in batch]
@@ -204,7 +213,6 @@ def _run(
     accelerator: str,
     *,
     progress: bool,
-    retry_failures: bool,
 ) -> Iterator[L.Trainer]:
     """A quiet Trainer for one device, and a claimed folder."""
     check_precision(precision, accelerator)
@@ -226,7 +234,7 @@ def _run(
             raise RunError(f"accelerator {accelerator!r}: {error}") from error
         if folder is not None:
             folder.claim()
-            data.index_path, data.retry_failures = folder.index, retry_failures
+            data.index_path = folder.index
         try:
             with dead_workers_named():
                 yield trainer

@@ -80,7 +80,6 @@ class RunWriter(L.Callback):
         resume: how a run that ended early is resumed, for the user.
         console: where to print; None: nothing is printed.
         audio: how continuations are written.
-        retry_failures: measures again what failed in an earlier start.
         allow_other_machine: goes on with what was begun on another machine, or with other versions of libraries.
 
     Attributes:
@@ -97,7 +96,6 @@ class RunWriter(L.Callback):
         resume: str = "",
         console: Console | None = None,
         audio: AudioSettings | None = None,
-        retry_failures: bool = False,
         allow_other_machine: bool = False,
     ) -> None:
         self.folder = folder
@@ -106,7 +104,6 @@ class RunWriter(L.Callback):
         self.resume = resume
         self.console = console
         self.audio = audio or AudioSettings()
-        self.retry_failures = retry_failures
         self.allow_other_machine = allow_other_machine
         self.files: list[Path] = []
         self.continuations: list[dict[str, str]] = []
@@ -121,14 +118,15 @@ class RunWriter(L.Callback):
             return
         folder, data = self.folder, pl_module.data
         start = decide_on_rank_0(trainer, lambda: self._begin(folder, trainer, pl_module, data))
-        folder.path = start.path
+        if not trainer.is_global_zero:  # whose default name is of another second
+            folder.path = start.path
         self._start = start
         self._check_ranks(trainer, pl_module)
         assert data.plan is not None
         data.done = frozenset(start.done.batches)
         pl_module.settled = start.settled
         pl_module.keeper = self._keeper = JournalKeeper(
-            folder.journal,
+            start.path / folder.journal.name,  # curves are read from it later, from wherever that is
             data.plan,
             pl_module.bank.metrics,
             batch_size=data.settings.batch_size,
@@ -216,7 +214,7 @@ class RunWriter(L.Callback):
             folder.write("config.yaml", self.config_yaml)
         else:
             self._compare(folder, run, asked)
-        done = read_done(folder.journal, data.plan, data.settings.batch_size, retry_failures=self.retry_failures)
+        done = read_done(folder.journal, data.plan, data.settings.batch_size, retry_failures=data.retry_failures)
         number = max(len(run["starts"]), done.starts)
         for note in done.notes:
             self._say(f"journal: {note}")

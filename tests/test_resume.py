@@ -253,6 +253,26 @@ def test_another_machine_is_refused_unless_that_is_meant_and_the_result_says_so(
     assert "other_machines" in json.loads((tmp_path / "x" / "summary.json").read_text())["recipe"]
 
 
+@pytest.mark.parametrize("other", ["blind", "another machine"])
+def test_ranks_that_do_not_see_the_folder_or_are_unlike_rank_0_are_refused(
+    songs, checkpoint, tmp_path, monkeypatch, other
+):
+    from musicgen_eval import writer
+
+    def with_another(trainer, part):
+        sees, machine = part
+        return [
+            part,
+            (other != "blind" and sees, {**machine, "device": machine["device"] + " of 1999" * (other != "blind")}),
+        ]
+
+    monkeypatch.setattr(writer, "gather_on_rank_0", with_another)
+    expected = "is not seen by rank 1" if other == "blind" else r"rank 1 is on another machine.*\n.*of 1999"
+    with pytest.raises(RunError, match=expected):
+        evaluated(songs, checkpoint, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_failure_is_kept_until_it_is_to_be_tried_again(songs, checkpoint, tmp_path, stop_after, encoded):
     """The track opens, so the plan stands; one of its windows cannot be read until the file is mended."""
     path = songs.parent / "c.wav"
