@@ -33,8 +33,9 @@ from musicgen_eval.merging import State
 from musicgen_eval.metrics import CodebookPerplexity
 from musicgen_eval.models.checkpoint import Checkpoint, find_checkpoint
 from musicgen_eval.models.musicgen import MusicGen, load_model
+from musicgen_eval.models.numerics import float32_by_default, full_precision
 from musicgen_eval.models.sharding import shard_decoder
-from musicgen_eval.models.threads import float32_by_default, ieee_float32, single_threaded
+from musicgen_eval.models.threads import single_threaded
 from musicgen_eval.offers import Offer
 from musicgen_eval.plans.continuation_planning import check_continuation, settle_stride
 from musicgen_eval.plans.planning import Plan, refuse_failures
@@ -299,7 +300,7 @@ class MusicGenEvaluation(L.LightningModule):
 
     def _measure(self, batch: Batch) -> None:
         windows, failed = _readable(batch)
-        with float32_by_default(), ieee_float32():
+        with float32_by_default(), full_precision():
             offers = self._offers(windows) if windows else []
             with single_threaded(), torch.autocast(self.device.type, enabled=False):
                 states = self.bank.update(offers)
@@ -309,7 +310,7 @@ class MusicGenEvaluation(L.LightningModule):
 
     def _continue(self, batch: Batch, continuations: list[Continuation]) -> None:
         windows, records = _readable(batch)
-        with float32_by_default(), ieee_float32():
+        with float32_by_default(), full_precision():
             for continued in self._continuer.run(windows) if windows else ():
                 track_row = continued.window.track_row
                 if continued.continuation is not None and continued.offer is not None:

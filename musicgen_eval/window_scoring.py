@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from musicgen_eval.models.musicgen import MusicGen
+from musicgen_eval.models.numerics import float32_exactly
 from musicgen_eval.models.packed import is_packed
 from musicgen_eval.models.sharding import is_sharded
-from musicgen_eval.models.threads import float32_exactly, map_single_threaded
+from musicgen_eval.models.threads import map_single_threaded
 from musicgen_eval.scoring import Scores, Tail, score_and_rank_codes
 
 

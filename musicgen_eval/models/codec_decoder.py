@@ -22,7 +22,7 @@ from transformers import EncodecModel, PreTrainedModel
 
 from musicgen_eval.models.codec_layers import Chain, Convolution, nodes_of
 from musicgen_eval.models.encodec import has_finite_view
-from musicgen_eval.models.threads import float32_exactly
+from musicgen_eval.models.numerics import float32_exactly
 
 PIECE_FRAMES = 100
 """Frames a piece: 2 s of facebook's, at 140 MB. On one core 10 s took 0.98 s so, 1.09 s in pieces of 1 s, which see more twice, and

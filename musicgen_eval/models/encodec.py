@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import EncodecModel, PreTrainedModel
 
 from musicgen_eval.models.encodec_products import EncoderProducts
-from musicgen_eval.models.threads import float32_exactly, map_single_threaded, single_threaded
+from musicgen_eval.models.numerics import float32_exactly
+from musicgen_eval.models.threads import map_single_threaded, single_threaded
 
 
 class SegmentEncoder:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -93,78 +93,6 @@ def torch_threads(num_threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(found)
-
-
-@contextlib.contextmanager
-def ieee_float32() -> Iterator[None]:
-    """Compute float32 products as float32: no TF32, no bf16 behind `torch.set_float32_matmul_precision`.
-
-    torch keeps these switches for the whole process, so they are thrown outside of any pool. Where several threads are inside at
-    once, the first throws them and the last puts them back.
-    """
-    with _IEEE_FLOAT32.held():
-        yield
-
-
-@contextlib.contextmanager
-def float32_exactly(device_type: str = "cpu") -> Iterator[None]:
-    """As `ieee_float32` and `float32_by_default`, and without autocast."""
-    with ieee_float32(), float32_by_default(), torch.autocast(device_type, enabled=False):
-        yield
-
-
-@contextlib.contextmanager
-def float32_by_default() -> Iterator[None]:
-    """Undoes the default dtype that Lightning's `bf16-true` sets for a step.
-
-    transformers counts an audio's samples in the default dtype, and bfloat16 cannot count beyond 256.
-    """
-    with _FLOAT32_BY_DEFAULT.held():
-        yield
-
-
-class _ProcessWide:
-    """A setting of the whole process that any number of threads may hold at once: put back by the last to let go."""
-
-    def __init__(self, find: Callable[[], Any], put: Callable[[Any], None], wanted: Callable[[], Any]) -> None:
-        self._find, self._put, self._wanted = find, put, wanted
-        self._lock = threading.Lock()
-        self._num_holders = 0
-        self._found: Any = None
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        with self._lock:
-            if self._num_holders == 0:
-                self._found = self._find()
-            self._num_holders += 1
-            self._put(self._wanted())
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._num_holders -= 1
-                if self._num_holders == 0:
-                    self._put(self._found)
-
-
-def _float32_switches() -> list[Any]:
-    cudnn: Any = torch.backends.cudnn
-    onednn: Any = torch.backends.mkldnn
-    return [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, onednn.matmul, onednn.conv, onednn.rnn]
-
-
-def _throw(precisions: Sequence[str]) -> None:
-    for switch, precision in zip(_float32_switches(), precisions, strict=True):
-        switch.fp32_precision = precision
-
-
-_IEEE_FLOAT32 = _ProcessWide(
-    lambda: [switch.fp32_precision for switch in _float32_switches()],
-    _throw,
-    lambda: ["ieee"] * len(_float32_switches()),
-)
-_FLOAT32_BY_DEFAULT = _ProcessWide(torch.get_default_dtype, torch.set_default_dtype, lambda: torch.float32)
 
 
 # torch.set_num_threads(n) sets the calling thread's number and, for the whole process, the number that a thread which has not

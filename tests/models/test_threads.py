@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from musicgen_eval.models.threads import float32_exactly, map_single_threaded, single_threaded
+from musicgen_eval.models.threads import map_single_threaded, single_threaded
 
 
 @pytest.fixture(autouse=True)
@@ -90,48 +90,3 @@ def test_no_items_and_no_workers():
     assert map_single_threaded(str, []) == []
     with pytest.raises(ValueError, match="num_workers"):
         map_single_threaded(str, [1], num_workers=0)
-
-
-@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
-def test_float32_is_exact_inside_and_as_found_outside(precision):
-    found = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision(precision)
-        before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
-        with torch.autocast("cpu", dtype=torch.bfloat16), float32_exactly():
-            assert (torch.ones(1, 1) @ torch.ones(1, 1)).dtype == torch.float32
-            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
-            assert torch.backends.cudnn.conv.fp32_precision == "ieee"
-            assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
-        assert torch.get_float32_matmul_precision() == precision
-        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
-    finally:
-        torch.set_float32_matmul_precision(found)
-
-
-def test_threads_that_overlap_leave_the_process_as_it_was():
-    entered, leave = threading.Barrier(2), threading.Event()
-    before = (
-        torch.backends.cudnn.conv.fp32_precision,
-        torch.backends.cudnn.rnn.fp32_precision,
-        torch.get_default_dtype(),
-    )
-
-    def hold() -> None:
-        with float32_exactly():
-            entered.wait()
-            leave.wait()
-
-    other = threading.Thread(target=hold)
-    with float32_exactly():
-        other.start()
-        entered.wait()
-    assert torch.backends.cudnn.conv.fp32_precision == "ieee"  # the other one is still inside
-    leave.set()
-    other.join()
-    after = (
-        torch.backends.cudnn.conv.fp32_precision,
-        torch.backends.cudnn.rnn.fp32_precision,
-        torch.get_default_dtype(),
-    )
-    assert after == before

@@ -1,0 +1,126 @@
+"""torch's process-wide switches that change numbers, held while codes are encoded, scored, generated or decoded.
+
+    full_precision()      float32 products without TF32; sums of half-precision products in float32; deterministic cuDNN;
+                          no cuDNN attention
+    float32_by_default()  undoes the default dtype that Lightning's `bf16-true` sets
+    float32_exactly()     both, without autocast: for the codec and the text encoder
+
+torch keeps these switches for the whole process. Therefore they are changed outside of any thread pool, and if several threads hold
+one at the same time, the first changes it and the last restores it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Computes products as their dtype promises, with kernels that give the same result each time.
+
+    - float32 products and convolutions use neither TF32 nor bfloat16 (`torch.set_float32_matmul_precision`).
+    - Partial sums of float16 and bfloat16 products are added in float32. cuBLAS would round them when it splits a sum.
+    - cuDNN uses deterministic algorithms, and does not choose them by timing.
+    - cuDNN attention is off. It builds an execution plan for each new shape, which takes 0.1 to 0.4 s, and torch prefers it on
+      H100-class devices.
+    """
+    with _FULL_PRECISION.held():
+        yield
+
+
+@contextlib.contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Undoes the default dtype that Lightning's `bf16-true` sets for a step.
+
+    transformers counts an audio's samples in the default dtype, and bfloat16 cannot count beyond 256.
+    """
+    with _FLOAT32_BY_DEFAULT.held():
+        yield
+
+
+@contextlib.contextmanager
+def float32_exactly(device_type: str = "cpu") -> Iterator[None]:
+    """Holds `full_precision` and `float32_by_default`, and turns autocast off."""
+    with full_precision(), float32_by_default(), torch.autocast(device_type, enabled=False):
+        yield
+
+
+def numerics_in_use() -> dict[str, Any]:
+    """Returns the CUDA switches as they are inside `full_precision`, and the versions of CUDA's libraries."""
+    with full_precision():
+        matmul: Any = torch.backends.cuda.matmul
+        return {
+            "float32": matmul.fp32_precision,
+            "reduced_precision_sums": matmul.allow_bf16_reduced_precision_reduction,
+            "cudnn_deterministic": torch.backends.cudnn.deterministic,
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            "cudnn_attention": torch.backends.cuda.cudnn_sdp_enabled(),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+
+
+class _ProcessWide:
+    """A setting of the process that several threads may hold at once; the last one to release it restores it.
+
+    Args:
+        read: returns the present setting.
+        write: takes a setting that `read` returned, or `wanted`.
+        wanted: the setting while it is held.
+    """
+
+    def __init__(self, read: Callable[[], Any], write: Callable[[Any], None], wanted: Any) -> None:
+        self._read, self._write, self._wanted = read, write, wanted
+        self._lock = threading.Lock()
+        self._num_holders = 0
+        self._found: Any = None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        with self._lock:
+            if self._num_holders == 0:
+                self._found = self._read()
+            self._num_holders += 1
+            self._write(self._wanted)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_holders -= 1
+                if self._num_holders == 0:
+                    self._write(self._found)
+
+
+def _switches() -> list[tuple[Any, str, Any]]:
+    """(owner, attribute, value while held) of every switch that is an attribute."""
+    matmul, cudnn, onednn = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn
+    backends: list[Any] = [matmul, cudnn.conv, cudnn.rnn, onednn.matmul, onednn.conv, onednn.rnn]  # type: ignore[attr-defined]
+    return [
+        *((backend, "fp32_precision", "ieee") for backend in backends),
+        (matmul, "allow_bf16_reduced_precision_reduction", False),
+        (matmul, "allow_fp16_reduced_precision_reduction", False),
+        (matmul, "allow_fp16_accumulation", False),
+        # `torch.backends.cudnn.flags` would raise here, because it reads the older TF32 switch.
+        (cudnn, "deterministic", True),
+        (cudnn, "benchmark", False),
+    ]
+
+
+def _read_switches() -> list[Any]:
+    return [torch.backends.cuda.cudnn_sdp_enabled(), *(getattr(owner, name) for owner, name, _ in _switches())]
+
+
+def _write_switches(values: list[Any]) -> None:
+    cudnn_attention, *others = values
+    torch.backends.cuda.enable_cudnn_sdp(cudnn_attention)
+    for (owner, name, _), value in zip(_switches(), others, strict=True):
+        setattr(owner, name, value)
+
+
+_FULL_PRECISION = _ProcessWide(_read_switches, _write_switches, [False, *(value for _, _, value in _switches())])
+_FLOAT32_BY_DEFAULT = _ProcessWide(torch.get_default_dtype, torch.set_default_dtype, torch.float32)

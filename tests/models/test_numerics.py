@@ -1,0 +1,83 @@
+"""Process-wide switches of torch: what holds inside, and that the process is left as it was found."""
+
+import threading
+
+import pytest
+import torch
+
+from musicgen_eval.models.numerics import float32_exactly, full_precision, numerics_in_use
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_float32_is_exact_inside_and_as_found_outside(precision):
+    found = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+        with torch.autocast("cpu", dtype=torch.bfloat16), float32_exactly():
+            assert (torch.ones(1, 1) @ torch.ones(1, 1)).dtype == torch.float32
+            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+            assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+            assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+        assert torch.get_float32_matmul_precision() == precision
+        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+    finally:
+        torch.set_float32_matmul_precision(found)
+
+
+def test_threads_that_overlap_leave_the_process_as_it_was():
+    entered, leave = threading.Barrier(2), threading.Event()
+    before = (
+        torch.backends.cudnn.conv.fp32_precision,
+        torch.backends.cudnn.rnn.fp32_precision,
+        torch.get_default_dtype(),
+    )
+
+    def hold() -> None:
+        with float32_exactly():
+            entered.wait()
+            leave.wait()
+
+    other = threading.Thread(target=hold)
+    with float32_exactly():
+        other.start()
+        entered.wait()
+    assert torch.backends.cudnn.conv.fp32_precision == "ieee"  # the other one is still inside
+    leave.set()
+    other.join()
+    after = (
+        torch.backends.cudnn.conv.fp32_precision,
+        torch.backends.cudnn.rnn.fp32_precision,
+        torch.get_default_dtype(),
+    )
+    assert after == before
+
+
+def test_full_precision_turns_off_what_rounds_or_depends_on_timing():
+    found = torch.backends.cudnn.benchmark
+    attention = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cudnn.benchmark = True
+    try:
+        with full_precision():
+            assert not torch.backends.cuda.cudnn_sdp_enabled()
+            assert not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+            assert not torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
+            assert torch.backends.cudnn.deterministic
+            assert not torch.backends.cudnn.benchmark
+        assert torch.backends.cuda.cudnn_sdp_enabled() == attention
+        assert torch.backends.cudnn.benchmark
+        assert not torch.backends.cudnn.deterministic
+    finally:
+        torch.backends.cudnn.benchmark = found
+
+
+def test_the_numerics_in_use_name_versions_and_switches():
+    assert numerics_in_use() == {
+        "float32": "ieee",
+        "reduced_precision_sums": False,
+        "cudnn_deterministic": True,
+        "cudnn_benchmark": False,
+        "cudnn_attention": False,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
