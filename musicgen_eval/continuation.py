@@ -13,9 +13,7 @@ functions know codes and a transformers decoder; neither audio nor texts nor Lig
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from operator import index
 
 import torch
@@ -24,10 +22,13 @@ from transformers import MusicgenForCausalLM
 
 from musicgen_eval.delay import delay_codes
 from musicgen_eval.errors import NonFiniteError
-from musicgen_eval.models.packed import is_packed
-from musicgen_eval.models.stepping import StepDecoder
-from musicgen_eval.models.threads import map_single_threaded, torch_threads
-from musicgen_eval.sampling import check_sampling, draw_codes
+from musicgen_eval.models.cpu_steps import CpuSteps
+from musicgen_eval.models.drawing import WindowDraw
+from musicgen_eval.models.fused_decoder import FusedDecoder
+from musicgen_eval.models.numerics import full_precision
+from musicgen_eval.models.static_steps import StepKernels, StepSizes, static_steps
+from musicgen_eval.models.transfers import upload
+from musicgen_eval.sampling import Sampling
 
 
 @torch.inference_mode()
@@ -84,61 +85,95 @@ def continue_codes(
         )
     B, K, P = prompt.shape
     V = decoder.config.vocab_size
-    stride = 3 * max_frames // 5 if stride_frames is None else stride_frames
     if not 1 <= guidance_scale < float("inf"):
         raise ValueError(f"guidance_scale must be at least 1 (none), got {guidance_scale}")
-    check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, codebook_size=V)
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    sampling.check(V)
     totals = _per_row(total_frames, B, "total_frames")
-    prompts = [P] * B if prompt_frames is None else _per_row(prompt_frames, B, "prompt_frames")
-    T = max(totals, default=0)
-    if uniforms is None and temperature > 0:
-        raise ValueError(
-            f"temperature={temperature:g} draws at random: pass uniforms (B, K, total_frames), such as "
-            "torch.rand(..., generator=...), or temperature=0"
+    known = [P] * B if prompt_frames is None else _per_row(prompt_frames, B, "prompt_frames")
+    for row, (frames, total) in enumerate(zip(known, totals, strict=True)):
+        if not 0 <= frames <= min(P, total):
+            raise ValueError(f"row {row}: a prompt of {frames} frames does not fit {P} given and {total} in all")
+    _check_uniforms(uniforms, (B, K, max(totals, default=0)), temperature)
+    _check_prompts(prompt, known, V)
+    with full_precision():
+        return continue_prompts(
+            decoder,
+            [row[:, :frames] for row, frames in zip(prompt, known, strict=True)],
+            total_frames=totals,
+            delays=delays,
+            max_frames=max_frames,
+            stride_frames=3 * max_frames // 5 if stride_frames is None else stride_frames,
+            texts=_texts(encoder_hidden_states, encoder_attention_mask, B, width=decoder.config.hidden_size),
+            guidance_scale=guidance_scale,
+            sampling=sampling,
+            uniforms=uniforms,
         )
-    if uniforms is not None and tuple(uniforms.shape) != (B, K, T):
-        raise ValueError(f"uniforms must be (B, K, total_frames) = {(B, K, T)}, got {tuple(uniforms.shape)}")
-    if uniforms is not None and not bool(((uniforms >= 0) & (uniforms < 1)).all()):
-        raise ValueError("uniforms must lie in [0, 1)")
-    for row, (known, total) in enumerate(zip(prompts, totals, strict=True)):
-        if not 0 <= known <= min(P, total):
-            raise ValueError(f"row {row}: a prompt of {known} frames does not fit {P} given and {total} in all")
-    texts = _texts(encoder_hidden_states, encoder_attention_mask, B, width=decoder.config.hidden_size)
 
+
+def continue_prompts(
+    decoder: MusicgenForCausalLM | FusedDecoder,
+    prompts: Sequence[Tensor],
+    *,
+    total_frames: Sequence[int],
+    delays: Sequence[int],
+    max_frames: int,
+    stride_frames: int,
+    texts: Sequence[Tensor | None],
+    guidance_scale: float,
+    sampling: Sampling,
+    uniforms: Tensor | None,
+    kernels: StepKernels = "graph",
+) -> Tensor:
+    """Continues prompts as `continue_codes` does, without checking the arguments.
+
+    Args:
+        decoder: a transformers decoder, or one whose weights have been joined for an accelerator.
+        prompts: (K, P_i) int64 each.
+        total_frames: (B,) frames of prompt and continuation together.
+        delays: (K,).
+        max_frames: see `continue_codes`.
+        stride_frames: see `continue_codes`.
+        texts: (L_i, D) states of each row; None for the null condition.
+        guidance_scale: see `continue_codes`.
+        sampling: how codes are drawn.
+        uniforms: (B, K, max total_frames), or None at temperature 0.
+        kernels: how the steps run on CUDA.
+
+    Returns:
+        (B, K, max total_frames) int64 on the decoder's device.
+    """
     device = decoder.device
-    codes = torch.full((B, K, T), V, dtype=torch.int64, device=device)
-    for row, known in enumerate(prompts):
-        codes[row, :, :known] = prompt[row, :, :known]
-        if known and not 0 <= int(prompt[row, :, :known].min()) <= int(prompt[row, :, :known].max()) < V:
-            raise ValueError(f"prompt must lie in [0, {V}) in its first {known} frames, and row {row} does not")
+    V = decoder.special_token if isinstance(decoder, FusedDecoder) else decoder.config.vocab_size
+    codes = torch.full((len(prompts), len(delays), max(total_frames, default=0)), V, dtype=torch.int64, device=device)
+    for row, prompt in enumerate(prompts):
+        codes[row, :, : prompt.shape[1]] = prompt
     schedules = [
-        window_spans(known, total, max_frames=max_frames, stride_frames=stride)
-        for known, total in zip(prompts, totals, strict=True)
+        window_spans(prompt.shape[1], total, max_frames=max_frames, stride_frames=stride_frames)
+        for prompt, total in zip(prompts, total_frames, strict=True)
     ]
     if not any(schedules):
         return codes
-    order = sorted(range(B), key=lambda row: texts[row] is None)  # rows that hear a text come first
-    heard = [states.to(device) for row in order if (states := texts[row]) is not None]
-    draw = partial(draw_codes, temperature=temperature, top_k=top_k, top_p=top_p)
-    numbers = None if uniforms is None else uniforms[order].to(device, torch.float32)
-    continued = codes[order]
-    with torch.autocast(device.type, enabled=False) if is_packed(decoder) else nullcontext():
-        steps = StepDecoder(
-            decoder,
-            num_rows=B + (len(heard) if guidance_scale != 1 else 0),
-            num_steps=max(span.num_frames for spans in schedules for span in spans) + max(delays),
-            text_states=heard,
-        )
-        for number in range(max(len(spans) for spans in schedules)):
-            spans = [schedules[row][number] if number < len(schedules[row]) else None for row in order]
-            try:
-                _continue_windows(
-                    steps, continued, spans, numbers, delays=delays, guidance_scale=guidance_scale, draw=draw
-                )
-            except NonFiniteError as error:
-                raise NonFiniteError(sorted(order[row] for row in error.rows)) from None
-    codes[order] = continued
-    return codes
+    order = sorted(range(len(prompts)), key=lambda row: texts[row] is None)  # rows with a text come first
+    index = upload(torch.tensor(order), device)
+    numbers = None if uniforms is None else upload(uniforms.float(), device).index_select(0, index)
+    continued = codes.index_select(0, index)
+    draw = _window_drawer(
+        decoder,
+        [states.to(device) for row in order if (states := texts[row]) is not None],
+        num_rows=len(prompts),
+        num_steps=max(span.num_frames for spans in schedules for span in spans) + max(delays),
+        guidance_scale=guidance_scale,
+        sampling=sampling,
+        kernels=kernels,
+    )
+    for number in range(max(len(spans) for spans in schedules)):
+        spans = [schedules[row][number] if number < len(schedules[row]) else None for row in order]
+        try:
+            _continue_windows(draw, continued, spans, numbers, delays=delays, special_token=V)
+        except NonFiniteError as error:
+            raise NonFiniteError(sorted(order[row] for row in error.rows)) from None
+    return codes.index_copy_(0, index, continued)
 
 
 @dataclass(frozen=True)
@@ -192,85 +227,156 @@ def window_spans(prompt_frames: int, total_frames: int, *, max_frames: int, stri
     return spans
 
 
+WindowDrawer = Callable[[WindowDraw], tuple[Tensor, Sequence[int]]]
+"""Draws one window of every row: (B, K, C) columns, and the rows whose numbers were not finite."""
+
+
+@dataclass(frozen=True)
+class WindowLayout:
+    """Which codes the columns of a window hold; all tensors are on the CPU.
+
+    Column c of a row is predicted by the row's step known + c, which reads column c - 1. It holds frame known + c - delay_k of
+    codebook k. A window that begins at frame 3, with 4 known frames (p) and 3 to draw (#), and delays 0 and 1:
+
+        frame              3 4 5 6 7 8 9          column            0 1 2 3
+        codebook 0         p p p p # # #          codebook 0        # # # .
+        codebook 1         p p p p # # #          codebook 1        p # # #        . is fed as the special token
+
+    Attributes:
+        frames: (B, K, C) int64, frame of the row's codes that a column holds, clamped to the row.
+        is_drawn: (B, K, C) bool.
+        is_known: (B, K, C) bool, True where the column holds a code of the prompt.
+    """
+
+    frames: Tensor
+    is_drawn: Tensor
+    is_known: Tensor
+
+
+def window_layout(spans: Sequence[WindowSpan | None], *, delays: Sequence[int], num_frames: int) -> WindowLayout:
+    """Lays out the columns of one window of every row.
+
+    Args:
+        spans: (B,) the window of each row; None if its row is complete.
+        delays: (K,).
+        num_frames: T, frames of the rows' codes.
+
+    >>> layout = window_layout([WindowSpan(3, 7, 10)], delays=(0, 1), num_frames=12)
+    >>> layout.frames[0].tolist()
+    [[7, 8, 9, 10], [6, 7, 8, 9]]
+    >>> layout.is_drawn[0].int().tolist()
+    [[1, 1, 1, 0], [0, 1, 1, 1]]
+    """
+    windows = [span or WindowSpan(0, 0, 0) for span in spans]
+    num_columns = max(span.end - span.known for span in windows) + max(delays)
+    column = torch.arange(num_columns)
+    delay = torch.tensor(list(delays)).view(1, -1, 1)
+    start, known, end = (
+        torch.tensor([getattr(span, name) for span in windows]).view(-1, 1, 1) for name in ("start", "known", "end")
+    )
+    frames = known + column - delay
+    return WindowLayout(
+        frames=frames.clamp(0, num_frames - 1),
+        is_drawn=(column >= delay) & (frames < end),
+        is_known=(frames >= start) & (frames < known),
+    )
+
+
 def _continue_windows(
-    steps: StepDecoder,
+    draw: WindowDrawer,
     codes: Tensor,
     spans: Sequence[WindowSpan | None],
     uniforms: Tensor | None,
     *,
     delays: Sequence[int],
-    guidance_scale: float,
-    draw: Callable[[Tensor, Tensor | None], Tensor],
+    special_token: int,
 ) -> None:
     """Draws one window of every row, in place.
 
     Args:
-        steps: rows 0..B-1 as in codes, those with a text first; then, under guidance, those with a text again without it.
-        codes: (B, K, T) int64.
-        spans: (B,) the window of each row; None: its row is whole already, and idles.
+        draw: draws the columns.
+        codes: (B, K, T) int64, rows with a text first.
+        spans: (B,) the window of each row; None if its row is complete, and idles.
         uniforms: (B, K, T), or None.
         delays: (K,).
-        guidance_scale: see `continue_codes`.
-        draw: (B, K, V) logits, (B, K) numbers -> (B, K) codes.
+        special_token: V.
+
+    Raises:
+        NonFiniteError: names the rows.
     """
-    B, K, T = codes.shape
-    device = codes.device
-    idle = [span is None for span in spans]
-    windows = [span or WindowSpan(0, 0, 0) for span in spans]
-    known = [span.known - span.start for span in windows]
-    num_drawn = max(span.end - span.known for span in windows) + max(delays)
-
-    # Column i of what is drawn is predicted by the step that reads `known` steps and the special one before it, plus i:
-    # it holds frame known + i - delay_k of the window in codebook k.
-    i = torch.arange(num_drawn, device=device)
-    delay = torch.tensor(list(delays), device=device).view(1, K, 1)
-    first = torch.tensor(known, device=device).view(B, 1, 1)
-    start = torch.tensor([span.start for span in windows], device=device).view(B, 1, 1)
-    length = torch.tensor([span.num_frames for span in windows], device=device).view(B, 1, 1)
-    frames = first + i - delay
-    is_drawn = (i >= delay) & (frames < length)
-    in_codes = (start + frames).clamp(0, T - 1)
-    columns = codes.gather(2, in_codes).masked_fill((frames < 0) | (frames >= first), steps.special_token)
-    numbers = None if uniforms is None else uniforms.gather(2, in_codes)
-
-    steps.begin([max(known) + 1 if idle[row % B] else known[row % B] + 1 for row in range(steps.num_rows)])
-
-    def read(row: int) -> None:
-        span = windows[row % B]
-        prompt, num_steps = codes[row % B, :, span.start : span.known], known[row % B] + 1
-        delayed = delay_codes(prompt[None], delays=delays, special_token=steps.special_token, num_steps=num_steps)
-        steps.read(row, delayed[0])
-
-    rows_read = [row for row in range(steps.num_rows) if not idle[row % B]]
-    if device.type == "cpu" and len(rows_read) > 1:
-        map_single_threaded(read, rows_read)
-    else:
-        for row in rows_read:
-            read(row)
-    hidden = steps.last_read
-    with torch_threads(steps.suitable_threads):
-        for number in range(num_drawn):
-            if number:
-                ids = columns[:, :, number - 1]
-                hidden = steps.step(torch.cat([ids, ids[: steps.num_rows - B]]), number - 1)
-            logits = _guided(steps.logits(hidden), B, guidance_scale)
-            drawn = draw(logits, None if numbers is None else numbers[:, :, number])
-            columns[:, :, number] = torch.where(is_drawn[:, :, number], drawn, columns[:, :, number])
-    # What is not finite stays in the keys and values of its row, and so in all that follows.
-    finite = hidden.isfinite().all(1).tolist()
-    rows_failed = {row % B for row, good in enumerate(finite) if not good and not idle[row % B]}
+    layout = window_layout(spans, delays=delays, num_frames=codes.shape[2])
+    frames = upload(layout.frames, codes.device)
+    starts = [0 if span is None else span.known - span.start + 1 for span in spans]
+    columns, failed = draw(
+        WindowDraw(
+            prompts=_delayed_prompts(codes, spans, delays=delays, special_token=special_token),
+            starts=[start or max(starts) for start in starts],
+            columns=codes.gather(2, frames).masked_fill(~upload(layout.is_known, codes.device), special_token),
+            is_drawn=layout.is_drawn,
+            numbers=None if uniforms is None else uniforms.gather(2, frames),
+            is_idle=[span is None for span in spans],
+        )
+    )
+    rows_failed = [row for row in failed if spans[row] is not None]
     if rows_failed:
-        raise NonFiniteError(sorted(rows_failed))
-    rows, k, i = is_drawn.nonzero(as_tuple=True)
-    codes[rows, k, in_codes[rows, k, i]] = columns[rows, k, i]
+        raise NonFiniteError(rows_failed)
+    rows, k, column = layout.is_drawn.nonzero(as_tuple=True)
+    places = upload(torch.stack([rows, k, layout.frames[rows, k, column], column]), codes.device)
+    codes[places[0], places[1], places[2]] = columns[places[0], places[1], places[3]]
 
 
-def _guided(logits: Tensor, num_rows: int, guidance_scale: float) -> Tensor:
-    """(R, K, V) -> (B, K, V): rows that have a twin without a text are moved away from it."""
-    own, twins = logits[:num_rows], logits[num_rows:]
-    if len(twins):
-        own[: len(twins)] = torch.lerp(twins, own[: len(twins)], guidance_scale)
-    return own
+def _delayed_prompts(
+    codes: Tensor, spans: Sequence[WindowSpan | None], *, delays: Sequence[int], special_token: int
+) -> Tensor:
+    """(B, K, S) int64: what each row has before its first drawn column, delayed; padded on the right with the special token."""
+    B, K, _ = codes.shape
+    known = [0 if span is None else span.known - span.start for span in spans]
+    prompts = codes.new_full((B, K, max(known)), special_token)
+    for row, (span, frames) in enumerate(zip(spans, known, strict=True)):
+        if span is not None:
+            prompts[row, :, :frames] = codes[row, :, span.start : span.known]
+    return delay_codes(prompts, delays=delays, special_token=special_token, num_steps=max(known) + 1)
+
+
+def _window_drawer(
+    decoder: MusicgenForCausalLM | FusedDecoder,
+    texts: Sequence[Tensor],
+    *,
+    num_rows: int,
+    num_steps: int,
+    guidance_scale: float,
+    sampling: Sampling,
+    kernels: StepKernels,
+) -> WindowDrawer:
+    """Draws windows as suits the decoder's device: static steps on an accelerator, and the CPU's own steps on a CPU."""
+    if decoder.device.type == "cpu" and not isinstance(decoder, FusedDecoder):
+        steps = CpuSteps(
+            decoder,
+            texts,
+            num_rows=num_rows,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            sampling=sampling,
+        )
+        return steps.draw
+    if not isinstance(decoder, FusedDecoder):
+        device_type = decoder.device.type
+        is_cast = torch.is_autocast_enabled(device_type)
+        decoder = FusedDecoder(decoder, torch.get_autocast_dtype(device_type) if is_cast else decoder.dtype)
+    keys = decoder.text_keys(texts)
+    static = static_steps(
+        decoder,
+        StepSizes(
+            num_rows=num_rows,
+            num_texts=len(texts),
+            text_length=0 if keys is None else keys.length,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            sampling=sampling,
+            kernels=kernels,
+        ),
+    )
+    return lambda window: (static.draw(window, keys), static.failed_rows())
 
 
 def _per_row(value: int | Sequence[int] | Tensor, num_rows: int, name: str) -> list[int]:
@@ -283,6 +389,27 @@ def _per_row(value: int | Sequence[int] | Tensor, num_rows: int, name: str) -> l
     if len(rows) != num_rows:
         raise ValueError(f"{name} must be a whole number or {num_rows} of them, got {value}")
     return rows
+
+
+def _check_uniforms(uniforms: Tensor | None, shape: tuple[int, int, int], temperature: float) -> None:
+    if uniforms is None and temperature > 0:
+        raise ValueError(
+            f"temperature={temperature:g} draws at random: pass uniforms (B, K, total_frames), such as "
+            "torch.rand(..., generator=...), or temperature=0"
+        )
+    if uniforms is not None and tuple(uniforms.shape) != shape:
+        raise ValueError(f"uniforms must be (B, K, total_frames) = {shape}, got {tuple(uniforms.shape)}")
+    if uniforms is not None and not bool(((uniforms >= 0) & (uniforms < 1)).all()):
+        raise ValueError("uniforms must lie in [0, 1)")
+
+
+def _check_prompts(prompt: Tensor, prompt_frames: Sequence[int], codebook_size: int) -> None:
+    in_range = ((prompt >= 0) & (prompt < codebook_size)).all(1).cpu()  # (B, P), one synchronisation
+    for row, frames in enumerate(prompt_frames):
+        if not in_range[row, :frames].all():
+            raise ValueError(
+                f"prompt must lie in [0, {codebook_size}) in its first {frames} frames, and row {row} does not"
+            )
 
 
 def _texts(states: Tensor | None, mask: Tensor | None, num_rows: int, *, width: int) -> list[Tensor | None]:

@@ -7,6 +7,7 @@ The same uniform number and the same logits give the same code, on any device an
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from hashlib import sha256
 
 import torch
@@ -16,12 +17,29 @@ DEFAULT_TOP_K = 250
 """audiocraft's and transformers'."""
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How codes are drawn from logits; the fields are the arguments of `draw_codes`."""
+
+    temperature: float = 1.0
+    top_k: int | None = DEFAULT_TOP_K
+    top_p: float | None = None
+
+    def draw(self, logits: Tensor, uniforms: Tensor | None) -> Tensor:
+        """(..., V) logits, (...) uniforms -> (...) codes."""
+        return draw_codes(logits, uniforms, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+    def check(self, codebook_size: int) -> None:
+        """Raises ValueError for a setting out of its range (see `check_sampling`)."""
+        check_sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, codebook_size=codebook_size)
+
+
 def draw_codes(
     logits: Tensor,
     uniforms: Tensor | None = None,
     *,
     temperature: float = 1.0,
-    top_k: int | None = 250,
+    top_k: int | None = DEFAULT_TOP_K,
     top_p: float | None = None,
 ) -> Tensor:
     """Draws one code from each row of logits, by inversion of the cumulative distribution.
@@ -54,14 +72,26 @@ def draw_codes(
         )
     likeliest, codes = logits.float().topk(top_k or logits.shape[-1], dim=-1)
     probabilities = torch.softmax(likeliest / temperature, dim=-1)
-    cumulative = probabilities.cumsum(-1)
+    cumulative = _cumulative_sum(probabilities)
     if top_p is not None:
         probabilities = probabilities.masked_fill(cumulative - probabilities >= top_p, 0.0)
-        cumulative = probabilities.cumsum(-1)
+        cumulative = _cumulative_sum(probabilities)
     reach = uniforms.unsqueeze(-1) * cumulative[..., -1:]
     # strictly below: a product that rounds up to the last sum still finds a code that was kept
     rank = (cumulative < reach).sum(-1, keepdim=True)
     return codes.gather(-1, rank).squeeze(-1)
+
+
+def _cumulative_sum(probabilities: Tensor) -> Tensor:
+    """(..., n) sums of the first 1, 2, ... n numbers.
+
+    An accelerator multiplies with a triangular matrix: CUDA's cumsum of floats is not deterministic, and torch refuses it under
+    `use_deterministic_algorithms`.
+    """
+    if probabilities.device.type == "cpu":
+        return probabilities.cumsum(-1)
+    n = probabilities.shape[-1]
+    return probabilities @ torch.ones(n, n, dtype=probabilities.dtype, device=probabilities.device).triu()
 
 
 def check_sampling(*, temperature: float, top_k: int | None, top_p: float | None, codebook_size: int) -> None:

@@ -129,6 +129,8 @@ def last_hidden_state(
         (S, D) in the decoder's dtype; float32 where it is packed.
     """
     stack = decoder.model.decoder
+    if text_states is not None:
+        text_states = text_states.to(decoder.dtype)  # a decoder that has been cast needs its own dtype
     x = stack.embed_positions(input_ids[None], 0)
     for embed, ids in zip(stack.embed_tokens, input_ids, strict=True):
         x = x + embed(ids)

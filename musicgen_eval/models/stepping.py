@@ -1,11 +1,11 @@
-"""A MusicGen decoder that reads a prompt once and goes on from it step by step, over keys and values that it keeps.
+"""A MusicGen decoder that reads a prompt once and continues it step by step on a CPU, with cached keys and values.
 
     read(row, steps 0..P) -> hidden state of step P      a prompt, each row alone, as long as it is
     step(ids of step P + i, i) -> hidden states          one step of all rows, each at its own position
 
-Rows that hear a text come first. Memory for keys and values is taken once; what a text gives to cross attention is computed
-once. In a step products are made in the decoder's dtype and everything between them in float32, and nothing waits for the
-device. Knows steps and positions; neither delays, nor guidance, nor what is drawn.
+Rows with a text come first. Memory for keys and values is allocated once, and cross attention's keys and values are computed once.
+In a step products are made in the decoder's dtype and everything between them in float32. Accelerators have steps of their own
+(`static_steps.py`).
 """
 
 from __future__ import annotations
@@ -48,12 +48,11 @@ class StepDecoder:
         self, decoder: MusicgenForCausalLM, *, num_rows: int, num_steps: int, text_states: Sequence[Tensor] = ()
     ) -> None:
         stack: Any = decoder.model.decoder
-        device = decoder.device
-        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         self.decoder = decoder
         self.text_states = list(text_states)
         products = num_rows * decoder.config.hidden_size * max(3 * decoder.config.hidden_size, decoder.config.ffn_dim)
-        unpack = device.type == "cpu" and products < SMALL_PRODUCT
+        unpack = products < SMALL_PRODUCT
         self.layers = [_Layer.of(layer, dtype, unpack=unpack) for layer in stack.layers]
         self.heads = _all_heads(list(decoder.lm_heads), unpack=unpack)
         self.final_norm = _norm(stack.layer_norm)
@@ -61,29 +60,21 @@ class StepDecoder:
         self.special_token: int = decoder.config.vocab_size
         if num_steps > stack.embed_positions.weights.shape[0]:
             stack.embed_positions.make_weights(num_steps, stack.embed_positions.embedding_dim)
-        self.positions = stack.embed_positions.weights[:num_steps].to(device, torch.float32)
+        self.positions = stack.embed_positions.weights[:num_steps].float()
         tables = [embed.weight.float() for embed in stack.embed_tokens]
         self.embeddings = torch.cat(tables)
-        self.first_rows = torch.tensor([0, *(len(table) for table in tables[:-1])], device=device).cumsum(0)
+        self.first_rows = torch.tensor([0, *(len(table) for table in tables[:-1])]).cumsum(0)
         self.num_heads: int = stack.layers[0].self_attn.num_heads
         self.num_steps = num_steps
-        self.columns = torch.arange(num_steps, device=device)
+        self.columns = torch.arange(num_steps)
         width = self.positions.shape[1]
-        self.last_read = torch.zeros((num_rows, width), device=device, dtype=torch.float32)
-        # On a CPU torch multiplies batches of single rows slower in bfloat16 than in float32, and keys that lie along the steps
-        # faster than keys that lie along their width.
-        kept = torch.float32 if device.type == "cpu" else self.layers[0].dtype
-        shape = (num_rows, self.num_heads, num_steps, width // self.num_heads)
-        # zeros: what a row has not reached is weighed with zero, which does not silence a NaN
-        along_steps = (*shape[:2], shape[3], shape[2])
-        self.keys = [
-            torch.zeros(along_steps, dtype=kept)
-            if device.type == "cpu"
-            else torch.zeros(shape, dtype=kept, device=device).mT
-            for _ in self.layers
-        ]
-        self.values = [torch.zeros(shape, dtype=kept, device=device) for _ in self.layers]
-        with torch.autocast(device.type, enabled=False):
+        self.last_read = torch.zeros((num_rows, width), dtype=torch.float32)
+        # torch multiplies batches of single rows slower in bfloat16 than in float32, and keys that lie along the steps faster than
+        # keys that lie along their width. Zeros: a key that a row has not reached has weight zero, which does not silence a NaN.
+        H, d = self.num_heads, width // self.num_heads
+        self.keys = [torch.zeros((num_rows, H, d, num_steps), dtype=torch.float32) for _ in self.layers]
+        self.values = [torch.zeros((num_rows, H, num_steps, d), dtype=torch.float32) for _ in self.layers]
+        with torch.autocast("cpu", enabled=False):
             self._heard = self._hear_texts()
 
     def read(self, row: int, input_ids: Tensor) -> None:
@@ -104,8 +95,8 @@ class StepDecoder:
 
     def begin(self, starts: Sequence[int]) -> None:
         """Says at which position each row's step 0 stands: (R,), the number of steps that were read."""
-        self._starts = torch.tensor(starts, device=self.columns.device)
-        self._rows = torch.arange(len(starts), device=self.columns.device)
+        self._starts = torch.tensor(starts)
+        self._rows = torch.arange(len(starts))
         self._together = len(set(starts)) == 1
         self._longest = max(starts)
 
@@ -119,8 +110,8 @@ class StepDecoder:
         Returns:
             (R, D) float32 hidden states.
         """
-        if torch.is_autocast_enabled(input_ids.device.type):  # its dtype has been taken for the weights
-            with torch.autocast(input_ids.device.type, enabled=False):
+        if torch.is_autocast_enabled("cpu"):  # its dtype has been taken for the weights
+            with torch.autocast("cpu", enabled=False):
                 return self.step(input_ids, number)
         num_keys = min(self._longest + number + 1, self.num_steps)
         at: int | Tensor = num_keys - 1
@@ -147,11 +138,11 @@ class StepDecoder:
         config = self.decoder.config
         width: int = config.hidden_size
         weights = config.num_hidden_layers * width * (6 * width + 2 * config.ffn_dim)
-        return 1 if self.columns.device.type == "cpu" and weights * self.num_rows < SMALL_STEP else None
+        return 1 if weights * self.num_rows < SMALL_STEP else None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, D) -> (R, K, V) float32."""
-        with torch.autocast(hidden.device.type, enabled=False):
+        with torch.autocast("cpu", enabled=False):
             return self.heads(hidden)
 
     def _attend(self, layer: int, qkv: Tensor, at: int | Tensor, num_keys: int, unseen: Tensor | None) -> Tensor:
@@ -184,12 +175,11 @@ class StepDecoder:
         states = nn.utils.rnn.pad_sequence(self.text_states, batch_first=True)
         unseen = None
         if len(set(lengths)) > 1:
-            ends = torch.tensor(lengths, device=states.device)
-            unseen = (torch.arange(max(lengths), device=states.device) >= ends.unsqueeze(1)).unsqueeze(1)
+            unseen = (torch.arange(max(lengths)) >= torch.tensor(lengths).unsqueeze(1)).unsqueeze(1)
         width = states.shape[-1]
         # Folded, a product with the projection becomes one with as many rows as the text has keys: fewer, if the text is short.
         # The projections must be unpacked for it, which pays where they are small.
-        folds = states.device.type == "cpu" and self.num_heads * states.shape[1] <= width <= FOLDED_WIDTH
+        folds = self.num_heads * states.shape[1] <= width <= FOLDED_WIDTH
         hear = _fold_text if folds else _hear_text
         return [hear(layer, states, self.num_heads, unseen) for layer in self.layers]
 
@@ -207,9 +197,6 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, unseen: Tensor | None) -> Te
         (R, H * d).
     """
     R, H, S, d = values.shape
-    if q.device.type != "cpu":
-        mask = None if unseen is None else ~unseen.unsqueeze(1)
-        return functional.scaled_dot_product_attention(q.unsqueeze(2), keys.mT, values, attn_mask=mask).view(R, -1)
     # half the time of torch's own kernel for one query on a CPU
     scores = torch.bmm(q.reshape(R * H, 1, d), keys.flatten(0, 1)).mul_(d**-0.5)
     if unseen is not None:
@@ -273,7 +260,7 @@ def _hear_text(layer: _Layer, states: Tensor, num_heads: int, unseen: Tensor | N
     """Cross attention to (n, L, D) text states, as it stands."""
 
     def per_head(x: Tensor) -> Tensor:
-        return x.to(torch.float32 if x.device.type == "cpu" else layer.dtype).unflatten(-1, (num_heads, -1))
+        return x.float().unflatten(-1, (num_heads, -1))
 
     heard = states.to(layer.dtype)
     keys = per_head(layer.cross_k(heard)).permute(0, 2, 3, 1).contiguous()

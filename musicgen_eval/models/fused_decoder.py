@@ -1,0 +1,265 @@
+"""A MusicGen decoder's forward pass for accelerators, over padded batches, with weights cast and joined once.
+
+    steps (R, K, S) --embeddings + positions--> x (R, S, D) --layers--> norm --> hidden states (R, S, D)
+
+Products are made in one dtype. The residual stream, the norms and the output heads are float32. Nothing waits for the device.
+
+A padded key carries a mark that hides it. Every key and query gets `MARK_CHANNELS` more channels: 1 in a query, 0 in a visible
+key, and `HIDDEN` in the first one of a hidden key, which the softmax turns into a weight of exactly zero. So attention needs no mask,
+and flash attention, which takes none, can be used for texts and prompts of different lengths.
+
+Source: transformers 5.17, `MusicgenDecoder.forward`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import MusicgenForCausalLM
+
+from musicgen_eval.models.transfers import upload
+
+HIDDEN = -30000.0
+"""Mark of a hidden key. float16 can hold it, and times the scale of attention it is still far below any score."""
+MARK_CHANNELS = 8
+"""Channels that carry the mark; flash attention wants heads that are a multiple of 8 wide."""
+TEXT_LENGTH_MULTIPLE = 16
+"""Text keys are padded to a multiple of this, so that batches with texts of about equal length have equal shapes."""
+
+
+@dataclass(frozen=True)
+class TextKeys:
+    """The keys and values of cross attention, for the first rows of a batch.
+
+    Attributes:
+        keys: per layer (n, H, L, w), marked; w is the marked width of a head.
+        values: per layer (n, H, L, w).
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that have a text."""
+        return len(self.keys[0])
+
+    @property
+    def length(self) -> int:
+        """Keys per row, padding included."""
+        return self.keys[0].shape[2]
+
+
+@dataclass(frozen=True)
+class FusedLayer:
+    """The weights of one layer.
+
+    Attributes:
+        self_norm, cross_norm, ffn_norm: take float32 and return the dtype of the products.
+        qkv: (3 D, D).
+        out: (D, D).
+        cross_q: (D, D).
+        cross_kv: (2 D, D).
+        cross_out: (D, D).
+        fc1: (F, D).
+        fc2: (D, F).
+        activation: between fc1 and fc2.
+    """
+
+    self_norm: Norm
+    qkv: Tensor
+    out: Tensor
+    cross_norm: Norm
+    cross_q: Tensor
+    cross_kv: Tensor
+    cross_out: Tensor
+    ffn_norm: Norm
+    fc1: Tensor
+    fc2: Tensor
+    activation: Callable[[Tensor], Tensor]
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D): x plus the feed-forward network's output."""
+        inner = self.activation(functional.linear(self.ffn_norm(x), self.fc1))
+        return x + functional.linear(inner, self.fc2)
+
+
+class Norm:
+    """An `nn.LayerNorm` that is computed in float32 and returned in `dtype`."""
+
+    def __init__(self, module: nn.LayerNorm, dtype: torch.dtype) -> None:
+        self.shape, self.eps, self.dtype = tuple(module.normalized_shape), module.eps, dtype
+        self.weight, self.bias = module.weight.detach().float(), module.bias.detach().float()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., D) float32 -> (..., D) in `dtype`."""
+        return functional.layer_norm(x, self.shape, self.weight, self.bias, self.eps).to(self.dtype)
+
+
+class FusedDecoder:
+    """The weights of a decoder, and its passes over whole sequences.
+
+    Args:
+        decoder: a transformers `MusicgenForCausalLM` in eval mode, on any device.
+        dtype: dtype of the products.
+        in_place: whether the decoder's own linear layers become views of the joined weights, so that memory holds the weights once.
+            The decoder's own `forward` keeps working, under autocast if `dtype` is not the dtype of the embeddings.
+
+    Attributes:
+        decoder: the decoder.
+        num_heads: H.
+        head_width: d, without marks.
+        marked_width: w = d + marks, a multiple of 8.
+        scale: factor of the attention scores.
+        special_token: V, the id of the special token.
+        last_steps: slot for the static steps of the last batch (`static_steps.py`), whose captured graphs are worth keeping.
+    """
+
+    def __init__(self, decoder: MusicgenForCausalLM, dtype: torch.dtype, *, in_place: bool = False) -> None:
+        stack: Any = decoder.model.decoder
+        self.decoder = decoder
+        self.dtype = dtype
+        self.num_heads: int = stack.layers[0].self_attn.num_heads
+        self.width: int = decoder.config.hidden_size
+        self.head_width = self.width // self.num_heads
+        self.marked_width = self.head_width + MARK_CHANNELS + -self.head_width % 8
+        self.scale = self.head_width**-0.5
+        self.num_codebooks: int = decoder.config.num_codebooks
+        self.special_token: int = decoder.config.vocab_size
+        self.layers = [_fused_layer(layer, dtype, in_place=in_place) for layer in stack.layers]
+        self.final_norm = Norm(stack.layer_norm, torch.float32)
+        in_float32 = next(decoder.lm_heads.parameters()).dtype == torch.float32
+        self.heads = _joined(list(decoder.lm_heads), torch.float32, in_place=in_place and in_float32)
+        self._tables = torch.cat([table.weight.detach().float() for table in stack.embed_tokens])
+        sizes = [len(table.weight) for table in stack.embed_tokens]
+        self._first_rows = torch.tensor([0, *sizes[:-1]]).cumsum(0).to(self.device)
+        self.last_steps: Any = None
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.heads.device
+
+    def positions(self, num_steps: int) -> Tensor:
+        """(num_steps, D) float32 positions; the decoder's table grows if it is too short."""
+        table: Any = self.decoder.model.decoder.embed_positions
+        if num_steps > len(table.weights):
+            table.make_weights(num_steps, table.embedding_dim)
+        return table.weights[:num_steps].float()
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(N, K) int64 ids of one step each -> (N, D) float32, summed over codebooks."""
+        return functional.embedding_bag(ids + self._first_rows, self._tables, mode="sum")
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(R, D) float32 -> (R, K, V) float32."""
+        return functional.linear(hidden, self.heads).unflatten(-1, (self.num_codebooks, -1))
+
+    def head(self, codebook: int) -> Tensor:
+        """(V, D) float32: one codebook's output head."""
+        return self.heads.view(self.num_codebooks, -1, self.width)[codebook]
+
+    def text_keys(self, states: Sequence[Tensor | None]) -> TextKeys | None:
+        """Keys and values of texts.
+
+        Args:
+            states: (L_i, D) each, or None for the null condition.
+
+        Returns:
+            Padded and marked keys and values for these rows; None if no row has a text. A row without a text sees one key of zeros,
+            whose value is zero: the projections have no bias.
+        """
+        texts = [state for state in states if state is not None]
+        if not texts:
+            return None
+        lengths = [1 if state is None else len(state) for state in states]
+        L = max(lengths) + -max(lengths) % TEXT_LENGTH_MULTIPLE
+        padded = torch.zeros((len(states), L, self.width), dtype=self.dtype, device=self.device)
+        for row, state in enumerate(states):
+            if state is not None:
+                padded[row, : len(state)] = state
+        hidden = torch.arange(L) >= torch.tensor(lengths)[:, None]
+        marks = torch.zeros((len(states), 1, L, self.marked_width - self.head_width))
+        marks[:, 0, :, 0].masked_fill_(hidden, HIDDEN)
+        marks = upload(marks, self.device).to(self.dtype).expand(-1, self.num_heads, -1, -1)
+        keys, values = [], []
+        for layer in self.layers:
+            k, v = functional.linear(padded, layer.cross_kv).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+            keys.append(torch.cat([k.transpose(1, 2), marks], dim=-1))
+            values.append(functional.pad(v.transpose(1, 2), (0, self.marked_width - self.head_width)))
+        return TextKeys(keys, values)
+
+    def hidden_states(
+        self, steps: Tensor, texts: TextKeys | None = None, *, keep: Callable[[int, Tensor, Tensor], None] | None = None
+    ) -> Tensor:
+        """Runs all layers over padded rows under teacher forcing.
+
+        Args:
+            steps: (R, K, S) int64 delayed codes. Attention is causal, so padding on the right changes nothing before it.
+            texts: keys and values for the first rows; the other rows are under the null condition.
+            keep: is called per layer with its number and its (R, H, S, d) keys and values.
+
+        Returns:
+            (R, S, D) float32.
+        """
+        R, K, S = steps.shape
+        with torch.autocast(steps.device.type, enabled=False):
+            x = self.embed(steps.transpose(1, 2).reshape(R * S, K)).view(R, S, -1) + self.positions(S)
+            for number, layer in enumerate(self.layers):
+                qkv = functional.linear(layer.self_norm(x), layer.qkv).view(R, S, 3, self.num_heads, self.head_width)
+                q, k, v = qkv.permute(2, 0, 3, 1, 4)
+                if keep is not None:
+                    keep(number, k, v)
+                mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
+                x = x + functional.linear(mixed.transpose(1, 2).flatten(2), layer.out)
+                if texts is not None:
+                    self._hear(x[: texts.num_rows], layer, texts.keys[number], texts.values[number])
+                x = layer.feed_forward(x)
+            return self.final_norm(x)
+
+    def _hear(self, x: Tensor, layer: FusedLayer, keys: Tensor, values: Tensor) -> None:
+        """Adds cross attention to (n, S, D), in place."""
+        q = functional.linear(layer.cross_norm(x), layer.cross_q).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        q = functional.pad(q, (0, self.marked_width - self.head_width), value=1.0)
+        mixed = functional.scaled_dot_product_attention(q, keys, values, scale=self.scale)[..., : self.head_width]
+        x += functional.linear(mixed.transpose(1, 2).flatten(2), layer.cross_out)
+
+
+def _fused_layer(layer: Any, dtype: torch.dtype, *, in_place: bool) -> FusedLayer:
+    """The weights of a transformers `MusicgenDecoderLayer`."""
+    attention, cross = layer.self_attn, layer.encoder_attn
+
+    def joined(*linears: nn.Linear) -> Tensor:
+        return _joined(linears, dtype, in_place=in_place)
+
+    return FusedLayer(
+        self_norm=Norm(layer.self_attn_layer_norm, dtype),
+        qkv=joined(attention.q_proj, attention.k_proj, attention.v_proj),
+        out=joined(attention.out_proj),
+        cross_norm=Norm(layer.encoder_attn_layer_norm, dtype),
+        cross_q=joined(cross.q_proj),
+        cross_kv=joined(cross.k_proj, cross.v_proj),
+        cross_out=joined(cross.out_proj),
+        ffn_norm=Norm(layer.final_layer_norm, dtype),
+        fc1=joined(layer.fc1),
+        fc2=joined(layer.fc2),
+        activation=layer.activation_fn,
+    )
+
+
+def _joined(linears: Sequence[Any], dtype: torch.dtype, *, in_place: bool) -> Tensor:
+    """The weights of linear layers with one input as one (sum of outputs, inputs) matrix."""
+    if any(linear.bias is not None for linear in linears):
+        raise ValueError("decoder: expected linear layers without a bias, as in every MusicGen checkpoint")
+    weights = [linear.weight.detach().to(dtype) for linear in linears]
+    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+    if in_place:
+        rows = weight.split([len(part) for part in weights])
+        for linear, part in zip(linears, rows, strict=True):
+            linear.weight = nn.Parameter(part, requires_grad=False)
+    return weight

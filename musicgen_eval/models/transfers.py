@@ -1,0 +1,26 @@
+"""Copies between the CPU and an accelerator that wait at most once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies a CPU tensor to a device; on CUDA by way of pinned memory, so that the CPU does not wait."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+    return pinned.to(device, non_blocking=True)
+
+
+def download(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies tensors to the CPU; all copies from a CUDA device share one synchronisation."""
+    copies = [tensor.to("cpu", non_blocking=tensor.is_cuda) for tensor in tensors]
+    devices = {tensor.device for tensor in tensors if tensor.is_cuda}
+    for device in devices:
+        torch.cuda.current_stream(device).synchronize()
+    # The copies lie in pinned memory, which is scarce. Callers keep what they are given.
+    return [copy.clone() if tensor.is_cuda else copy for copy, tensor in zip(copies, tensors, strict=True)]
