@@ -1,0 +1,85 @@
+"""A pretend CUDA device for tests: its tensors report `cuda:0`, keep their values on the CPU, and refuse what CUDA refuses.
+
+    with pretend_cuda() as log:
+        L.Trainer(accelerator="gpu", precision="bf16-mixed").test(module, datamodule=data)
+    log.num_waits       how many times the host waited for the device; `log.by_place()` says where
+    log.kernels         operators that launch kernels, with the number of calls
+    log.attention       attention calls per dtype and shapes
+
+Lightning's own CUDA accelerator runs on it, as do autocast, pinned memory, streams and graphs. docs/accelerator.md says what
+it shows and what it cannot show. It uses internals of torch 2.11, and needs a machine without a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from tests.support.pretend_device import DISPATCH_MODE, PretendTensor, aten, copy_across, is_cuda
+from tests.support.pretend_driver import driver
+from tests.support.pretend_log import Log
+from tests.support.pretend_state import CPU, DEVICE, STATE
+
+__all__ = ["Log", "PretendTensor", "pretend_cuda"]
+
+
+@contextlib.contextmanager
+def pretend_cuda(project: str = "musicgen_eval", device_name: str = "Pretend H100") -> Iterator[Log]:
+    """Provides one device `cuda:0` while the block runs, in the thread that runs it.
+
+    Args:
+        project: name of the folder whose lines the log names as places.
+        device_name: what `torch.cuda.get_device_name` returns.
+
+    Raises:
+        RuntimeError: there is a real GPU, or the block lies inside another one.
+    """
+    if torch.cuda.is_available():
+        raise RuntimeError("pretend_cuda stands in for a missing GPU, and there is one, real or pretend")
+    torch._C._ensureCUDADeviceGuardSet()  # installs a guard that does nothing, since there is no device
+    STATE.reset(Log(project))
+    # A module must get new parameters when it moves: the data of a parameter cannot become a subclass in place.
+    new_parameters = mock.patch.object(torch.__future__, "_overwrite_module_params_on_conversion", True)
+    with driver(device_name), new_parameters, DISPATCH_MODE, FunctionsToDevice():
+        yield STATE.log
+
+
+class FunctionsToDevice(TorchFunctionMode):
+    """Catches calls that ask the driver before they reach the dispatcher.
+
+    These are `.to`, `.cuda` and `.cpu`, tensors made from Python numbers, and tensors allocated in pinned memory.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), dict(kwargs or {})
+        if name in ("to", "cuda", "cpu") and args and isinstance(args[0], Tensor):
+            return _converted(name, *args, **kwargs)
+        if kwargs.get("pin_memory") is True and not is_cuda(kwargs.get("device")):
+            return STATE.pin(func(*args, **{**kwargs, "pin_memory": False}))
+        if name in ("tensor", "as_tensor", "asarray") and is_cuda(kwargs.get("device")):
+            made = func(*args, **{**kwargs, "device": CPU}) if not isinstance(args[0], PretendTensor) else args[0]
+            return made if isinstance(made, PretendTensor) else copy_across(made, DEVICE)
+        if name == "new_tensor" and isinstance(args[0], PretendTensor) and "device" not in kwargs:
+            return copy_across(torch.tensor(*args[1:], **{"dtype": args[0].dtype, **kwargs}), DEVICE)
+        return func(*args, **kwargs)
+
+
+def _converted(name: str, x: Tensor, *args: Any, copy: bool = False, **kwargs: Any) -> Tensor:
+    """`Tensor.to`, `Tensor.cuda` and `Tensor.cpu`."""
+    device: torch.device | None = DEVICE if name == "cuda" else CPU
+    dtype, non_blocking = None, bool(kwargs.get("non_blocking", False))
+    if name == "to":
+        if args and isinstance(args[0], Tensor):
+            args = (args[0].device, args[0].dtype, *args[1:])
+        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+    if device is not None and device.type != x.device.type:
+        x, copy = copy_across(x, device, non_blocking=non_blocking), False
+    if not copy and dtype in (None, x.dtype):
+        return x
+    return aten._to_copy.default(x, dtype=dtype or x.dtype)

@@ -1,0 +1,298 @@
+"""The tensors and operators of the pretend device. `pretend_cuda.py` is the way to use it.
+
+operator --refuse, as CUDA would--> record copies, waits and launches --> compute on the CPU --> CUDA's layout
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from tests.support.pretend_log import SyncKind
+from tests.support.pretend_state import CPU, DEVICE, STATE
+
+aten = torch.ops.aten
+
+ATTENTION = aten.scaled_dot_product_attention.default
+KEPT_WHOLE = {ATTENTION, aten.lstm.input}
+"""Composite operators that have CUDA kernels of their own."""
+INDEX = {aten.index.Tensor}
+INDEX_PUT = {aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
+# fmt: off
+# TAKES_CPU_NUMBERS: they accept 0-dimensional CPU tensors next to device tensors
+WITHOUT_KERNEL = {
+    "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "detach", "alias", "lift_fresh", "_unsafe_view",
+    "_local_scalar_dense",
+}
+TAKES_CPU_NUMBERS = {
+    "add", "sub", "mul", "div", "rsub", "pow", "remainder", "fmod", "floor_divide", "atan2", "lt", "gt", "le", "ge", "eq", "ne",
+    "where", "maximum", "minimum", "fmax", "fmin", "clamp", "clamp_min", "clamp_max", "fill", "masked_fill", "bitwise_and",
+    "bitwise_or", "bitwise_xor", "logical_and", "logical_or", "logical_xor",
+}
+# fmt: on
+ASKS_FOR_VALUES: dict[str, SyncKind] = {
+    "_local_scalar_dense": "item",
+    "equal": "item",
+    "nonzero": "nonzero",
+    "masked_select": "nonzero",
+    "_unique2": "nonzero",
+    "unique_dim": "nonzero",
+    "unique_consecutive": "nonzero",
+    "bincount": "nonzero",
+}
+
+
+class PretendTensor(Tensor):
+    """A tensor on the pretend device.
+
+    Attributes:
+        inner: its values, on the CPU.
+    """
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> PretendTensor:
+        made: Any = Tensor._make_wrapper_subclass(
+            cls,
+            inner.shape,
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device=DEVICE,
+            requires_grad=inner.requires_grad,
+        )
+        made.inner = inner.detach()
+        return made
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"PretendTensor({self.inner!r})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return run_operator(func, args, kwargs or {})
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in ("numpy", "__array__"):
+            raise TypeError(
+                "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+            )
+        if name == "tolist":
+            return copy_across(args[0], CPU).tolist()
+        if name == "data_ptr":
+            return args[0].inner.data_ptr()
+        if name in ("__getitem__", "__setitem__"):
+            args = (args[0], _lists_on_device(args[1]), *args[2:])
+        # Outside inference mode, torch would decompose these two and ask the driver before they reach the dispatcher.
+        is_whole = name in ("lstm", "scaled_dot_product_attention")
+        with torch._C.DisableTorchFunctionSubclass(), torch.inference_mode() if is_whole else contextlib.nullcontext():
+            return func(*args, **(kwargs or {}))
+
+
+class DispatchToDevice(TorchDispatchMode):
+    """Catches operators that make device tensors from none, such as `torch.zeros(3, device="cuda")`."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return run_operator(func, args, kwargs or {})
+
+
+DISPATCH_MODE = DispatchToDevice()
+
+
+def is_cuda(device: Any) -> bool:
+    """Whether a device, its name or its index means the pretend device; None does not."""
+    if device is None or isinstance(device, bool):
+        return False
+    return isinstance(device, int) or torch.device(device).type == "cuda"
+
+
+def copy_across(x: Tensor, device: Any, *, non_blocking: bool = False) -> Tensor:
+    """Copies a tensor to the other side, as `Tensor.to` does."""
+    num_bytes = x.numel() * x.element_size()
+    if is_cuda(device):
+        STATE.sync(_kind_to_device(x, non_blocking), num_bytes)
+        copied = torch.empty_like(x.detach())
+        _copy_values(copied, x.detach())
+        return PretendTensor(copied)
+    assert isinstance(x, PretendTensor)
+    STATE.sync("d2h async" if non_blocking else "d2h", num_bytes)
+    copied = torch.empty_like(x.inner)
+    _copy_values(copied, x.inner)
+    return STATE.pin(copied) if non_blocking else copied
+
+
+def run_operator(func: Any, args: Any, kwargs: Any) -> Any:
+    """Handles one operator: refuses it, or records it and computes it on the CPU."""
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    ours = [tensor for tensor in tensors if isinstance(tensor, PretendTensor)]
+    device = kwargs.get("device")
+    if not ours and not is_cuda(device):
+        return func(*args, **kwargs)
+    if func not in KEPT_WHOLE and torch._C._dispatch_has_kernel_for_dispatch_key(
+        func.name(), "CompositeImplicitAutograd"
+    ):
+        with DISPATCH_MODE:  # in inference mode, composite operators are not decomposed beforehand
+            return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+    if func is aten._to_copy.default and device is not None and torch.device(device).type != args[0].device.type:
+        return _to_copy_across(args[0], **kwargs)
+    foreign = [tensor for tensor in tensors if not isinstance(tensor, PretendTensor)]
+    if func is aten.copy_.default and foreign:
+        return _copy_into(*args, **kwargs)
+    _refuse(func, args, foreign)
+    _record_syncs(func, args, kwargs)
+    return _computed(func, args, kwargs, ours)
+
+
+def _computed(func: Any, args: Any, kwargs: Any, ours: Sequence[PretendTensor]) -> Any:
+    """Computes an operator on the CPU and puts its results on the device."""
+    name = func.overloadpacket.__name__
+    makes_view = any(
+        result.alias_info is not None and not result.alias_info.is_write for result in func._schema.returns
+    )
+    launches = not makes_view and name not in WITHOUT_KERNEL
+    if launches:
+        STATE.log.kernels[name] += 1
+    if func is ATTENTION:
+        STATE.log.attention[(ours[0].dtype, *(tuple(tensor.shape) for tensor in ours))] += 1
+    plain_args, plain_kwargs = tree_map(_on_cpu, (args, kwargs))
+    changed = [tensor.inner for tensor in ours] if func._schema.is_mutable else []
+    with _one_thread():
+        out = STATE.execute(
+            _attention if func is ATTENTION else func, plain_args, plain_kwargs, launches=launches, changed=changed
+        )
+    if ours and ours[0].shape != ours[0].inner.shape:
+        raise NotImplementedError(f"{func} changes the shape of its argument, which the pretend device cannot show")
+    known = {id(tensor.inner): tensor for tensor in ours}
+    # a view of an ordinary tensor is an ordinary tensor, also in inference mode
+    is_ordinary = makes_view and ours and not ours[0].is_inference()
+    with torch.inference_mode(False) if is_ordinary else contextlib.nullcontext():
+        return tree_map(lambda x: known.get(id(x), PretendTensor(x)) if isinstance(x, Tensor) else x, out)
+
+
+def _refuse(func: Any, args: Any, foreign: Sequence[Tensor]) -> None:
+    """Raises what CUDA raises for tensors on two devices and for operators that it does not have."""
+    name = func.overloadpacket.__name__
+    if "mkldnn" in func.name():
+        raise RuntimeError(f"Could not run '{func.name()}' with arguments from the 'CUDA' backend.")
+    if name == "cumsum" and args[0].is_floating_point() and torch.are_deterministic_algorithms_enabled():
+        raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation")
+    if func in INDEX | INDEX_PUT:
+        if not isinstance(args[0], PretendTensor) and any(isinstance(index, PretendTensor) for index in args[1]):
+            raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
+        others = args[:1] + args[2:3]  # indices may lie on the CPU, as may one number to put
+        refused = [x for x in others if isinstance(x, Tensor) and not isinstance(x, PretendTensor) and x.dim()]
+    else:
+        takes_numbers = name.rstrip("_") in TAKES_CPU_NUMBERS
+        refused = [tensor for tensor in foreign if tensor.dim() or not takes_numbers]
+    if refused:
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({func})"
+        )
+
+
+def _record_syncs(func: Any, args: Any, kwargs: Any) -> None:
+    """Records the copies and waits of an operator on device tensors."""
+    name = func.overloadpacket.__name__
+    if name in ASKS_FOR_VALUES:
+        STATE.sync(ASKS_FOR_VALUES[name])
+    if func is aten.repeat_interleave.Tensor and kwargs.get("output_size") is None:
+        STATE.sync("nonzero")
+    if func not in INDEX | INDEX_PUT:
+        return
+    indices = [index for index in args[1] if index is not None]
+    is_mask = [index.dtype in (torch.bool, torch.uint8) for index in indices]
+    value = args[2] if func in INDEX_PUT else None
+    if value is not None and not isinstance(value, PretendTensor):
+        if all(is_mask) and all(isinstance(index, PretendTensor) for index in indices):
+            return  # torch fills the mask with the number
+        STATE.sync("h2d", value.element_size())
+    for index, masks in zip(indices, is_mask, strict=True):
+        if not isinstance(index, PretendTensor):
+            STATE.sync("h2d", index.numel() * index.element_size())
+        elif masks:
+            STATE.sync("nonzero")
+
+
+def _to_copy_across(x: Tensor, *, device: Any, dtype: Any = None, non_blocking: bool = False, **_: Any) -> Tensor:
+    copied = copy_across(x, device, non_blocking=non_blocking)
+    return copied if dtype in (None, copied.dtype) else aten._to_copy.default(copied, dtype=dtype)
+
+
+def _copy_into(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """`target.copy_(source)` between the host and the device."""
+    num_bytes = source.numel() * source.element_size()
+    if isinstance(target, PretendTensor):
+        STATE.sync(_kind_to_device(source, non_blocking), num_bytes)
+        _copy_values(target.inner, source)
+    else:
+        assert isinstance(source, PretendTensor)
+        STATE.sync("d2h async" if non_blocking and STATE.is_pinned(target) else "d2h", num_bytes)
+        _copy_values(target, source.inner)
+    return target
+
+
+def _kind_to_device(x: Tensor, non_blocking: bool) -> SyncKind:
+    if not non_blocking:
+        return "h2d"
+    return "h2d async" if STATE.is_pinned(x) else "h2d pageable"
+
+
+def _copy_values(target: Tensor, source: Tensor) -> None:
+    with _one_thread():
+        STATE.execute(aten.copy_.default, (target, source), {}, launches=True, changed=[target])
+
+
+def _on_cpu(x: Any) -> Any:
+    """What an operator is given in place of x, to compute on the CPU."""
+    if isinstance(x, PretendTensor):
+        return x.inner
+    if isinstance(x, Tensor) and STATE.is_capturing:
+        return x.clone()  # a CPU number is an argument of the kernel, and stays as it was captured
+    return CPU if isinstance(x, torch.device) else x
+
+
+def _lists_on_device(index: Any) -> Any:
+    """Turns the lists of an index into device tensors, as indexing on CUDA does."""
+
+    def moved(part: Any) -> Any:
+        return copy_across(torch.tensor(part), DEVICE) if isinstance(part, list) else part
+
+    return tuple(moved(part) for part in index) if isinstance(index, tuple) else moved(index)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+    """Attention, its result in the memory layout of CUDA's kernels.
+
+    Flash attention (half precision, no mask) pads heads to a multiple of 8 and returns a slice, whose strides `view` refuses.
+    """
+    out = ATTENTION(q, k, v, attn_mask, *args, **kwargs)
+    is_half, head_width = out.dtype.itemsize == 2, out.shape[-1]
+    is_flash = is_half and attn_mask is None
+    is_aligned = head_width % (8 if is_half else 4) == 0
+    if out.dim() != 4 or not (is_flash or is_aligned):
+        return out.contiguous()
+    padding = -head_width % 8 if is_half else 0
+    padded = torch.nn.functional.pad(out.transpose(1, 2), (0, padding)).contiguous()
+    return padded[..., :head_width].transpose(1, 2)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for an operator, so that no bit depends on `torch.set_num_threads`."""
+    num_threads = torch.get_num_threads()
+    if num_threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)

@@ -1,0 +1,103 @@
+"""What happened on the pretend device: copies and waits of the host, kernel launches, shapes of attention."""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+SyncKind = Literal["item", "nonzero", "synchronize", "h2d", "h2d async", "h2d pageable", "d2h", "d2h async"]
+HOST_WAITS: frozenset[SyncKind] = frozenset({"item", "nonzero", "synchronize", "h2d", "d2h"})
+"""Kinds for which the host waits until the device has finished everything that was queued before."""
+
+
+@dataclass(frozen=True)
+class Sync:
+    """A copy between host and device, or a call that makes the host wait for the device.
+
+    Attributes:
+        kind: `item`, a number read by Python; `nonzero`, a shape that depends on values, such as a boolean index;
+            `synchronize`, an explicit wait; `h2d` and `d2h`, blocking copies to and from the device; `async`, copies for
+            which nobody waits; `h2d pageable`, a non-blocking copy from memory that is not pinned: the driver may wait.
+        where: the line of the project, and the line of a library that it reached, if any.
+        num_bytes: size of a copy; 0 for others.
+    """
+
+    kind: SyncKind
+    where: str
+    num_bytes: int
+
+
+class Log:
+    """Everything that was recorded since the last `clear`.
+
+    Args:
+        project: name of the folder whose lines stand for places.
+
+    Attributes:
+        syncs: copies and waits, in order.
+        kernels: number of calls per operator that launches at least one kernel; views and allocations launch none.
+            A replay of a graph is one call of `graph_replay`.
+        attention: number of attention calls per dtype and shapes; cuDNN builds one plan for each.
+    """
+
+    def __init__(self, project: str) -> None:
+        self.project = project
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self.syncs: list[Sync] = []
+        self.kernels: Counter[str] = Counter()
+        self.attention: Counter[tuple] = Counter()
+
+    @property
+    def waits(self) -> list[Sync]:
+        """The syncs for which the host waits."""
+        return [sync for sync in self.syncs if sync.kind in HOST_WAITS]
+
+    @property
+    def num_waits(self) -> int:
+        """How many times the host waited."""
+        return len(self.waits)
+
+    @property
+    def num_launches(self) -> int:
+        """How many operators launched at least one kernel."""
+        return self.kernels.total()
+
+    def by_kind(self) -> Counter[SyncKind]:
+        """Number of syncs per kind."""
+        return Counter(sync.kind for sync in self.syncs)
+
+    def by_place(self) -> Counter[tuple[SyncKind, str]]:
+        """Number of syncs per kind and place."""
+        return Counter((sync.kind, sync.where) for sync in self.syncs)
+
+    def add_sync(self, kind: SyncKind, num_bytes: int = 0) -> None:
+        """Records a sync at the place in the project that is running."""
+        self.syncs.append(Sync(kind, self._place(), num_bytes))
+
+    def _place(self) -> str:
+        """`models/encodec.py:110 encode < modeling_encodec.py:148`: the project's line, and the library's line below it."""
+        frames = [frame for frame, _ in traceback.walk_stack(None) if not _is_machinery(frame.f_code.co_filename)]
+        inside = f"/{self.project}/"
+        innermost = frames[0]
+        own = next((frame for frame in frames if inside in frame.f_code.co_filename), innermost)
+        place = f"{own.f_code.co_filename.rpartition(inside)[2]}:{own.f_lineno} {own.f_code.co_name}"
+        if own is innermost:
+            return place
+        return f"{place} < {Path(innermost.f_code.co_filename).name}:{innermost.f_lineno}"
+
+
+def _is_machinery(filename: str) -> bool:
+    """Whether a stack frame belongs to torch or to the pretend device."""
+    return filename in PRETEND_DEVICE or filename.startswith(TORCH)
+
+
+TORCH = f"{Path(torch.__file__).parent}/"
+PRETEND_DEVICE = frozenset(str(path) for path in Path(__file__).parent.glob("pretend_*.py"))

@@ -1,0 +1,84 @@
+"""The state of the pretend device: its log, the graph that it captures, and the host memory that is pinned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from tests.support.pretend_log import HOST_WAITS, Log, SyncKind
+
+DEVICE = torch.device("cuda", 0)
+CPU = torch.device("cpu")
+
+
+class DeviceState:
+    """What the device is doing.
+
+    Attributes:
+        log: where everything is recorded.
+        execute: computes an operator; a graph that is being captured puts itself in its place.
+        is_capturing: whether a graph is being captured.
+    """
+
+    def __init__(self) -> None:
+        self.reset(Log(""))
+
+    def reset(self, log: Log) -> None:
+        """Begins anew, with another log."""
+        self.log = log
+        self.is_capturing = False
+        self.execute: Callable[..., Any] = execute_now
+        self._pinned: dict[int, StorageWeakRef] = {}
+
+    def sync(self, kind: SyncKind, num_bytes: int = 0) -> None:
+        """Records a sync.
+
+        Raises:
+            RuntimeError: a graph is being captured, and the host would wait or copy from memory that is not pinned.
+        """
+        self.log.add_sync(kind, num_bytes)
+        if not self.is_capturing:
+            return
+        where = self.log.syncs[-1].where
+        if kind == "h2d pageable":
+            raise RuntimeError(
+                "Cannot copy between CPU and CUDA tensors during CUDA graph capture unless the CPU tensor is pinned. "
+                f"Please use tensor.pin_memory() or allocate the tensor with pin_memory=True. ({where})"
+            )
+        if kind in HOST_WAITS:
+            raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({kind} at {where})")
+
+    def pin(self, x: Tensor) -> Tensor:
+        """Marks a CPU tensor's memory as pinned."""
+        storage = x.untyped_storage()
+        self._pinned[storage.data_ptr()] = StorageWeakRef(storage)
+        return x
+
+    def is_pinned(self, x: Tensor) -> bool:
+        """Whether a CPU tensor lies in pinned memory."""
+        if x.device != CPU:
+            return False
+        pinned = self._pinned.get(x.untyped_storage().data_ptr())
+        return pinned is not None and not pinned.expired()
+
+
+def execute_now(
+    function: Callable[..., Any], args: Any, kwargs: Any, *, launches: bool, changed: Sequence[Tensor]
+) -> Any:
+    """Computes an operator on CPU tensors.
+
+    Args:
+        function: the operator.
+        args: its arguments.
+        kwargs: its keyword arguments.
+        launches: whether it launches a kernel.
+        changed: the tensors that it writes into.
+    """
+    return function(*args, **kwargs)
+
+
+STATE = DeviceState()
