@@ -21,9 +21,10 @@ from torchmetrics import Metric
 from musicgen_eval.errors import MetricError, near_matches
 from musicgen_eval.merging import State, compute_in_place, merge_states, to_cpu, window_states
 from musicgen_eval.metrics.codebook_means import MetricRecipe
-from musicgen_eval.offers import ContinuationAudio, Offer, absent_reading
+from musicgen_eval.models.transfers import upload
+from musicgen_eval.offers import ContinuationAudio, Offer, absent_reading, fetch
 from musicgen_eval.records import CodecSpec, Reading, ScoredWindow, Task
-from musicgen_eval.trial import trial_offers, try_metric
+from musicgen_eval.trial import trial_offers, try_metric, try_on_device
 
 PLAIN = Reading(name="")
 READINGS = (
@@ -171,8 +172,9 @@ class MetricBank:
             metric that is given rows of scored codes has no state where there are none.
         """
         states: list[dict[str, State]] = [{} for _ in offers]
+        offers = fetch(offers)
         for name, metric in self.metrics.items():
-            on_device = any(item.on_device for item in self._inputs[name])
+            on_device = self._runs_on_device(name)
             collected = [self._collect(name, offer if on_device else offer.on_cpu) for offer in offers]
             metric.to(_device(offers) if on_device else "cpu")
             given = [(window, inputs) for window, inputs in zip(states, collected, strict=True) if inputs is not None]
@@ -187,6 +189,23 @@ class MetricBank:
             for (window, _), state in zip(given, left, strict=True):
                 window[name] = state
         return to_cpu(states)
+
+    def try_on(self, device: torch.device) -> None:
+        """Tries the metrics that take logits on the device on which they will run.
+
+        Raises:
+            MetricError: names the metric, such as one that keeps a tensor on the CPU.
+        """
+        names = [name for name in self.metrics if self._runs_on_device(name)]
+        if not names or device.type == "cpu":
+            return
+        offers = [offer.to(device) for offer in trial_offers(self.spec, self.readings, self.task)]
+        for name in names:
+            inputs = [given for offer in offers if (given := self._collect(name, offer)) is not None]
+            try_on_device(name, self.metrics[name], inputs, device)
+
+    def _runs_on_device(self, name: str) -> bool:
+        return any(item.on_device for item in self._inputs[name])
 
     def compute(self, states: Sequence[Mapping[str, State]]) -> dict[str, dict[str, float]]:
         """The results over windows in canonical (track, window) order: metric name -> key -> number.
@@ -298,7 +317,12 @@ class MetricBank:
             assert offer.audio is not None
             return _sound(item.value, offer.audio)
         value = getattr(read, {"preds": "logits", "target": "codes"}.get(item.value, item.value))
-        return value[counted] if item.flat else value
+        if item.value == "window":
+            return value
+        if item.flat:
+            rows = upload(counted.flatten().nonzero().squeeze(1), value.device)
+            return value.flatten(0, 1).index_select(0, rows)
+        return upload(value, read.nll.device)  # `scored` lies on the CPU, and goes where the others are
 
 
 def _device(offers: Sequence[Offer]) -> torch.device:

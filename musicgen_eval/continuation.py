@@ -26,8 +26,9 @@ from musicgen_eval.models.cpu_steps import CpuSteps
 from musicgen_eval.models.drawing import WindowDraw
 from musicgen_eval.models.fused_decoder import FusedDecoder
 from musicgen_eval.models.numerics import full_precision
-from musicgen_eval.models.static_steps import StepKernels, StepSizes, static_steps
+from musicgen_eval.models.static_steps import StepSizes, static_steps
 from musicgen_eval.models.transfers import upload
+from musicgen_eval.records import StepKernels
 from musicgen_eval.sampling import Sampling
 
 

@@ -25,9 +25,9 @@ from musicgen_eval.errors import AudioError, NonFiniteError
 from musicgen_eval.merging import State
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.models.threads import single_threaded, torch_threads
-from musicgen_eval.offers import ContinuationAudio, Offer
+from musicgen_eval.offers import ContinuationAudio, Offer, fetch
 from musicgen_eval.plans.plan import Plan
-from musicgen_eval.records import CodecSpec, Continuation, ContinuationSettings, ScoredWindow
+from musicgen_eval.records import CodecSpec, Continuation, ContinuationSettings
 from musicgen_eval.window_continuation import (
     ContinuedCodes,
     continue_windows,
@@ -240,17 +240,25 @@ class BatchContinuation:
             seed=self.seed,
             with_logits=self.bank.readings_with_logits,
         )
-        for window, item, read in zip(windows, items, readings, strict=True):
-            if any(scores is not None and not _is_finite(scores) for scores in read.values()):
+        offers = fetch(
+            [
+                Offer({**read, "": read.get("") or unscored(item.window, item.codes)}, self.model.spec.frame_rate_hz)
+                for item, read in zip(items, readings, strict=True)
+            ]
+        )
+        for window, item, offer in zip(windows, items, offers, strict=True):
+            if not _is_finite(offer):
                 yield Continued(window, failure="the decoder gave no finite nll; try bf16-mixed or 32-true")
             else:
-                yield self._finish(window, item, read)
+                yield self._finish(window, item, offer)
 
-    def _finish(self, window: WindowAudio, item: ContinuedCodes, read: dict[str, ScoredWindow | None]) -> Continued:
+    def _finish(self, window: WindowAudio, item: ContinuedCodes, offer: Offer) -> Continued:
         """Decodes, writes and measures one continuation."""
         spec = self.model.spec
+        plain = offer.on_cpu.readings[""]
+        assert plain is not None
         with torch.inference_mode(False):
-            codes = item.codes.cpu().clone()  # an ordinary tensor, as its audio
+            codes = plain.codes.clone()  # an ordinary tensor, as its audio
         continuation = Continuation(
             window=window.window,
             codes=codes,
@@ -261,17 +269,13 @@ class BatchContinuation:
         try:
             track = self.plan.open_track(window.track_row)
             with torch_threads(self.settings.threads if self.model.device.type == "cpu" else None):
-                sound = Sound(
-                    track, replace(continuation, codes=item.codes), self._reference_frames(window), self.model
-                )
+                sound = Sound(track, continuation, self._reference_frames(window), self.model)
                 continuation, audio = self._sounding(continuation, sound, item)
         except AudioError as error:
             return Continued(window, failure=str(error))
-        plain = read.get("") or unscored(window.window, item.codes)
-        offer = Offer({**read, "": plain}, spec.frame_rate_hz, audio)
         with single_threaded(), torch.autocast(self.model.device.type, enabled=False):
-            states = self.bank.update([offer])[0]
-        return Continued(window, continuation, offer=replace(offer, audio=None), states=states)
+            states = self.bank.update([replace(offer, audio=audio)])[0]
+        return Continued(window, continuation, offer=offer, states=states)
 
     def _sounding(
         self, continuation: Continuation, sound: Sound, item: ContinuedCodes
@@ -348,8 +352,10 @@ def _whole(pieces: Iterable[Tensor]) -> Tensor | None:
         return torch.cat(found, dim=1) if found else None
 
 
-def _is_finite(read: ScoredWindow) -> bool:
-    return bool(read.nll[read.scored].isfinite().all())
+def _is_finite(offer: Offer) -> bool:
+    """Whether every scored code of every reading has a finite nll."""
+    reads = [read for read in offer.on_cpu.readings.values() if read is not None]
+    return all(bool(read.nll[read.scored].isfinite().all()) for read in reads)
 
 
 def _finite(piece: Tensor) -> Tensor:

@@ -8,18 +8,20 @@ steps; the surplus ones carry an empty batch. Knows files and frames; what is do
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import lightning as L
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from musicgen_eval.errors import AudioError, RunError
 from musicgen_eval.journal.reading import failed_tracks
+from musicgen_eval.models.transfers import upload
 from musicgen_eval.plans.batches import RankBatches, num_batches
 from musicgen_eval.plans.continuation_planning import plan_continuation
 from musicgen_eval.plans.plan import Plan
@@ -62,6 +64,19 @@ class Batch:
 
     def __init__(self, windows: list[WindowAudio]) -> None:
         self.windows = windows
+
+    def pin_memory(self) -> Batch:
+        """The same batch in pinned memory, from which an accelerator copies without making the CPU wait; a DataLoader calls it."""
+        return self._with_audio(torch.Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device; the copies are not waited for."""
+        return self._with_audio(lambda audio: upload(audio, device))
+
+    def _with_audio(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(
+            [window if window.audio is None else replace(window, audio=change(window.audio)) for window in self.windows]
+        )
 
 
 class WindowDataModule(L.LightningDataModule):
@@ -165,6 +180,7 @@ class WindowDataModule(L.LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=Batch,
             persistent_workers=False,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )
 
     def predict_dataloader(self) -> DataLoader[WindowAudio]:
@@ -175,9 +191,9 @@ class WindowDataModule(L.LightningDataModule):
         """As `test_dataloader`."""
         return self.test_dataloader()
 
-    def transfer_batch_to_device(self, batch: Batch, device: object, dataloader_idx: int) -> Batch:
-        """Leaves audio where it is: the model moves each segment as it encodes it."""
-        return batch
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Starts the copy of a batch's audio to the device."""
+        return batch.to(device)
 
     def _plan_for(self, stage: str) -> Plan:
         assert self.trainer is not None

@@ -95,6 +95,10 @@ class EvaluationCLI(LightningCLI):
                     f"trainer.{setting} would leave tracks half measured; use data.limit, which counts tracks"
                 )
         check_precision(str(trainer.precision), str(trainer.accelerator))
+        if trainer.benchmark:
+            raise RunError(
+                "trainer.benchmark lets cuDNN choose algorithms by timing, so two runs would differ; leave it out"
+            )
         if trainer.use_distributed_sampler:
             raise RunError("trainer.use_distributed_sampler would score windows twice; leave it false")
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_sum
 
+from musicgen_eval.models.transfers import download
+
 State = dict[str, Tensor | list[Tensor]]
 MAX_EXACT_NUMBERS = 4096  # a sum state up to this size is summed exactly, a larger one by torch
 
@@ -41,15 +43,16 @@ def window_states(metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> list[S
 
 
 def to_cpu(states: Sequence[Mapping[str, State]]) -> list[dict[str, State]]:
-    """States of a batch of windows, by metric, moved to the CPU."""
+    """States of a batch of windows, by metric, copied to the CPU with one wait for the device."""
+    values = [value for window in states for state in window.values() for value in state.values()]
+    parts = [part for value in values for part in (value if isinstance(value, list) else [value])]
+    copies = iter(download(parts))
+
+    def copied(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        return [next(copies) for _ in value] if isinstance(value, list) else next(copies)
+
     return [
-        {
-            name: {
-                key: [part.cpu() for part in value] if isinstance(value, list) else value.cpu()
-                for key, value in state.items()
-            }
-            for name, state in window.items()
-        }
+        {name: {key: copied(value) for key, value in state.items()} for name, state in window.items()}
         for window in states
     ]
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import lightning as L
 import torch
@@ -33,10 +33,11 @@ from musicgen_eval.merging import State
 from musicgen_eval.metrics import CodebookPerplexity
 from musicgen_eval.models.checkpoint import Checkpoint, find_checkpoint
 from musicgen_eval.models.musicgen import MusicGen, load_model
-from musicgen_eval.models.numerics import float32_by_default, full_precision
+from musicgen_eval.models.numerics import float32_by_default, full_precision, numerics_in_use
+from musicgen_eval.models.out_of_memory import out_of_memory_explained
 from musicgen_eval.models.sharding import shard_decoder
 from musicgen_eval.models.threads import single_threaded
-from musicgen_eval.offers import Offer
+from musicgen_eval.offers import Offer, fetch
 from musicgen_eval.plans.continuation_planning import check_continuation, settle_stride
 from musicgen_eval.plans.planning import Plan, refuse_failures
 from musicgen_eval.ranks import decide_on_rank_0, gather_on_rank_0, part
@@ -120,6 +121,7 @@ class MusicGenEvaluation(L.LightningModule):
         self._keeper: Keeper
         self._stopped: str | None = None
         self._banks: dict[Task, MetricBank] = {}
+        self._found_on: torch.device | None = None
         self._continuer: BatchContinuation
 
     @classmethod
@@ -128,6 +130,7 @@ class MusicGenEvaluation(L.LightningModule):
         module = cls(checkpoint=model.checkpoint.name, **settings)
         module.__dict__["checkpoint"] = model.checkpoint
         module.model = model
+        module._found_on = model.device
         return module
 
     @cached_property
@@ -175,6 +178,10 @@ class MusicGenEvaluation(L.LightningModule):
         for setting in ("fast_dev_run", "overfit_batches"):
             if getattr(self.trainer, setting):
                 self._refuse_setting(setting)
+        if self.trainer.strategy.root_device.type == "cuda" and torch.cuda.tunable.is_enabled():
+            raise RunError(
+                "PYTORCH_TUNABLEOP_ENABLED lets torch choose kernels by timing, so two runs would differ; unset it"
+            )
         if self.model is not None:
             self.model.refuse_change(self.trainer.precision, self.trainer.strategy.root_device)
         plan = self._plan
@@ -201,7 +208,9 @@ class MusicGenEvaluation(L.LightningModule):
         self.result = self.measured = None
         self.running = RunningTotals(self.spec)
         if self.model is not None:
-            self.model.prepare(self.trainer.precision)
+            with out_of_memory_explained(self.data.settings.batch_size, "loading the model"):
+                self.model.prepare(self.trainer.precision)
+            self.bank.try_on(self.model.device)
             known, arithmetic = self.settled.arithmetic, self.model.arithmetic
             if known not in (None, arithmetic):
                 raise RunError(
@@ -255,6 +264,13 @@ class MusicGenEvaluation(L.LightningModule):
         parts = gather_on_rank_0(self.trainer, (self._keeper.close(), self._stopped))
         decide_on_rank_0(self.trainer, lambda: self._conclude(parts or []))
 
+    def cpu(self) -> Self:
+        """Returns a model that the caller has loaded to the device where the run found it; Lightning calls this after a run.
+
+        Lightning itself would move it to the CPU, and each further run would copy all weights twice.
+        """
+        return super().cpu() if self._found_on is None else self.to(self._found_on)
+
     def teardown(self, stage: str) -> None:
         """Ends what ranks tell each other, and what belongs to this run alone."""
         part(self.trainer)
@@ -292,7 +308,8 @@ class MusicGenEvaluation(L.LightningModule):
         if self._stopped is not None:
             return
         try:
-            step()
+            with out_of_memory_explained(self.data.settings.batch_size, "a batch"):
+                step()
         except EvaluationError as error:
             if self.trainer.world_size == 1 or shares_model(self.trainer):
                 raise  # who shares a model with this process would wait for it in the next layer
@@ -361,7 +378,7 @@ class MusicGenEvaluation(L.LightningModule):
             seed=self.seed,
             with_logits=self.bank.readings_with_logits,
         )
-        return [Offer(read, self.spec.frame_rate_hz) for read in readings]
+        return fetch([Offer(read, self.spec.frame_rate_hz) for read in readings])
 
     def _record(self, window: WindowAudio, offer: Offer, states: dict[str, State]) -> WindowRecord:
         """What is kept of a window; numbers that are not numbers make it a failure, not a quiet gap in a sum."""
@@ -388,6 +405,8 @@ class MusicGenEvaluation(L.LightningModule):
         else:
             stride_s = settle_stride(self.continuation, self.spec) / self.spec.frame_rate_hz
             task_settings = {**asdict(self.continuation), "stride_s": stride_s, "threads": self.settled.threads}
+            if self.device.type == "cpu":
+                del task_settings["kernels"]  # a CPU ignores them
         return run_recipe(
             checkpoint=self.checkpoint,
             plan=self._plan,
@@ -397,6 +416,7 @@ class MusicGenEvaluation(L.LightningModule):
                 "precision": self.trainer.precision,
                 "device": self.device.type,
                 "arithmetic": self.settled.arithmetic,
+                **({"numerics": numerics_in_use()} if self.device.type == "cuda" else {}),
                 **({"other_machines": list(self.settled.other_machines)} if self.settled.other_machines else {}),
             },
             seed=self.seed,

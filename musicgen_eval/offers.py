@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from musicgen_eval.models.transfers import download, upload
 from musicgen_eval.records import CodecSpec, ScoredWindow
 
 
@@ -43,17 +43,52 @@ class Offer:
         readings: scored readings by name, "" the plain one; a reading that does not exist is None.
         frame_rate_hz: of the codes.
         audio: in predict what it sounds like.
+        fetched: the readings without logits, on the CPU, if `fetch` has copied them.
     """
 
     readings: Mapping[str, ScoredWindow | None]
     frame_rate_hz: int
     audio: ContinuationAudio | None = None
+    fetched: Mapping[str, ScoredWindow | None] | None = None
 
-    @cached_property
+    @property
     def on_cpu(self) -> Offer:
-        """The same without logits, on the CPU, moved once."""
-        readings = {name: None if read is None else _without_logits(read) for name, read in self.readings.items()}
-        return Offer(readings=readings, frame_rate_hz=self.frame_rate_hz, audio=self.audio)
+        """The same offer without logits, on the CPU."""
+        readings = fetch([self])[0].fetched
+        assert readings is not None
+        return Offer(readings, self.frame_rate_hz, self.audio, readings)
+
+    def to(self, device: torch.device) -> Offer:
+        """The same offer with its readings on a device."""
+
+        def moved(read: ScoredWindow) -> ScoredWindow:
+            codes, nll, rank = (upload(tensor, device) for tensor in (read.codes, read.nll, read.rank))
+            logits = None if read.logits is None else upload(read.logits, device)
+            return replace(read, codes=codes, nll=nll, rank=rank, logits=logits)
+
+        readings = {name: None if read is None else moved(read) for name, read in self.readings.items()}
+        return Offer(readings, self.frame_rate_hz, self.audio)
+
+
+def fetch(offers: Sequence[Offer]) -> list[Offer]:
+    """Offers with a copy of their readings on the CPU, without logits; one wait for the device serves all of them."""
+    reads = [read for offer in offers if offer.fetched is None for read in offer.readings.values() if read is not None]
+    copies = download([tensor for read in reads for tensor in (read.codes, read.nll, read.rank)])
+    triples = iter(zip(copies[::3], copies[1::3], copies[2::3], strict=True))
+
+    def on_cpu(read: ScoredWindow) -> ScoredWindow:
+        codes, nll, rank = next(triples)
+        return replace(read, codes=codes, scored=read.scored.cpu(), nll=nll, rank=rank, logits=None)
+
+    return [
+        offer
+        if offer.fetched is not None
+        else replace(
+            offer,
+            fetched={name: None if read is None else on_cpu(read) for name, read in offer.readings.items()},
+        )
+        for offer in offers
+    ]
 
 
 def absent_reading(plain: ScoredWindow, spec: CodecSpec, *, with_logits: bool) -> ScoredWindow:
@@ -66,10 +101,4 @@ def absent_reading(plain: ScoredWindow, spec: CodecSpec, *, with_logits: bool) -
         nll=torch.full_like(plain.nll, float("nan")),
         rank=torch.full_like(plain.rank, -1),
         logits=torch.zeros(shape, device=plain.nll.device) if with_logits else None,
-    )
-
-
-def _without_logits(read: ScoredWindow) -> ScoredWindow:
-    return replace(
-        read, codes=read.codes.cpu(), scored=read.scored.cpu(), nll=read.nll.cpu(), rank=read.rank.cpu(), logits=None
     )

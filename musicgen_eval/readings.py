@@ -143,7 +143,7 @@ def _aligned(window: Window, codes: Tensor, mask: Tensor, scores: Scores, start:
     return ScoredWindow(
         window=window,
         codes=codes,
-        scored=mask.to(codes.device, non_blocking=True),
+        scored=mask,
         nll=pad(scores.nll, (start, 0), value=float("nan")),
         rank=pad(scores.rank, (start, 0), value=-1),
         logits=None if scores.logits is None else pad(scores.logits, (0, 0, start, 0)),

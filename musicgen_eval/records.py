@@ -120,7 +120,7 @@ class ScoredWindow:
     Attributes:
         window: the window.
         codes: (K, T) int64, what was fed and scored.
-        scored: (K, T) bool, which codes are counted.
+        scored: (K, T) bool on the CPU, which codes are counted.
         nll: (K, T) float32 nats, NaN where not scored.
         rank: (K, T) int64, logits above the true one; -1 where not scored.
         logits: (K, T, V), only where a metric names them; 0 where not scored.
@@ -133,6 +133,9 @@ class ScoredWindow:
     rank: torch.Tensor
     logits: torch.Tensor | None = None
 
+
+StepKernels = Literal["graph", "compiled", "eager"]
+"""How decode steps run on CUDA."""
 
 Task = Literal["score", "continue"]
 """What is done with windows: `score` in test and validate, `continue` in predict."""
@@ -203,6 +206,8 @@ class ContinuationSettings:
         num_continuations: how many times each track is continued, each with numbers of its own.
         threads: of a CPU, for drawing codes and decoding them; None: as many as the trainer gives. Last bits depend on it, and so
             now and then does a code. Small steps take one, whatever is given.
+        kernels: how decode steps run on CUDA. `graph` replays a CUDA graph, `compiled` replays a graph of kernels that
+            `torch.compile` has fused, and `eager` launches every kernel. Ignored on a CPU, which has kernels of its own.
     """
 
     stride_s: float | None = None
@@ -212,3 +217,4 @@ class ContinuationSettings:
     top_p: float | None = None
     num_continuations: int = 1
     threads: int | None = None
+    kernels: StepKernels = "graph"

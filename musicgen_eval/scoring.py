@@ -7,7 +7,7 @@ windows and no Lightning. Only scored rows meet the output heads, in chunks, so 
 unless they are asked for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from transformers import MusicgenForCausalLM
 
 from musicgen_eval.delay import delay_codes, realign, tail_mask
+from musicgen_eval.models.fused_decoder import FusedDecoder, TextKeys
+from musicgen_eval.models.numerics import full_precision
 from musicgen_eval.models.packed import is_packed, last_hidden_state
+from musicgen_eval.models.transfers import upload
 
 Tail = Literal["score", "drop"]
 
@@ -98,20 +101,70 @@ def score_and_rank_codes(
 ) -> Scores:
     """As `score_codes`, with the rank of the true code, and its logits where asked for, from the same pass.
 
-    Masks may lie on the CPU while codes and decoder are on an accelerator: then nothing waits for the device.
+    Masks may lie on the CPU while codes and decoder are on an accelerator.
     """
     counted = counted_codes(codes, delays=delays, valid=valid, scored=scored, tail=tail)
     V = decoder.config.vocab_size
-    if codes.device.type == "cpu":
-        heard = codes if valid is None else codes[valid]
-        if heard.numel() and (int(heard.min()) < 0 or int(heard.max()) >= V):
-            raise ValueError(
-                f"codes must lie in [0, {V}), got {int(heard.min())} to {int(heard.max())}; pass valid= for padding"
-            )
-    num_steps = codes.shape[2] + (max(delays) if tail == "score" else 0)
-    steps = delay_codes(codes, delays=delays, special_token=V, valid=valid, num_steps=num_steps)
-    hidden = hidden_states(decoder, steps, encoder_hidden_states, encoder_attention_mask)
-    return _score_rows(decoder, hidden, codes, counted, delays, with_logits=with_logits)
+    _check_range(codes, valid, V)
+    steps = delay_codes(codes, delays=delays, special_token=V, valid=valid, num_steps=_num_steps(codes, delays, tail))
+    with full_precision():
+        hidden = hidden_states(decoder, steps, encoder_hidden_states, encoder_attention_mask)
+        return _score_rows(
+            lambda k, rows: _logits(decoder.lm_heads[k], rows),
+            V,
+            hidden,
+            codes,
+            counted,
+            delays,
+            with_logits=with_logits,
+        )
+
+
+def score_fused(
+    decoder: FusedDecoder,
+    codes: Tensor,
+    *,
+    delays: Sequence[int],
+    counted: Tensor,
+    texts: TextKeys | None,
+    tail: Tail = "score",
+    with_logits: bool = False,
+) -> Scores:
+    """As `score_and_rank_codes`, by a decoder whose weights are joined for an accelerator, and without waiting for it.
+
+    Args:
+        decoder: the decoder.
+        codes: (B, K, T) int64 in [0, V), the special token where padded; not checked.
+        delays: (K,).
+        counted: (B, K, T) bool on the CPU, which codes are counted.
+        texts: keys and values of the texts.
+        tail: see `score_codes`; only decides how many steps are fed.
+        with_logits: also gives the logits of counted codes.
+    """
+    V = decoder.special_token
+    steps = delay_codes(codes, delays=delays, special_token=V, num_steps=_num_steps(codes, delays, tail))
+
+    def logits(codebook: int, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return nn.functional.linear(hidden, decoder.head(codebook))
+
+    with full_precision():
+        hidden = decoder.hidden_states(steps, texts)
+        return _score_rows(logits, V, hidden, codes, counted, delays, with_logits=with_logits)
+
+
+def _num_steps(codes: Tensor, delays: Sequence[int], tail: Tail) -> int:
+    return codes.shape[2] + (max(delays) if tail == "score" else 0)
+
+
+def _check_range(codes: Tensor, valid: Tensor | None, codebook_size: int) -> None:
+    """Raises ValueError for codes outside [0, V); one synchronisation on an accelerator, where they would abort the process."""
+    fed = codes if valid is None else codes.masked_fill(~valid.to(codes.device), 0)
+    if not fed.numel():
+        return
+    lowest, highest = torch.stack(fed.aminmax()).tolist()
+    if lowest < 0 or highest >= codebook_size:
+        raise ValueError(f"codes must lie in [0, {codebook_size}), got {lowest} to {highest}; pass valid= for padding")
 
 
 def hidden_states(
@@ -207,7 +260,8 @@ def _logits(head: nn.Module, hidden: Tensor) -> Tensor:
 
 
 def _score_rows(
-    decoder: MusicgenForCausalLM,
+    head: Callable[[int, Tensor], Tensor],
+    codebook_size: int,
     hidden: Tensor,
     codes: Tensor,
     counted: Tensor,
@@ -215,9 +269,9 @@ def _score_rows(
     *,
     with_logits: bool,
 ) -> Scores:
-    """Applies each codebook's head to the rows of its counted codes, chunk by chunk."""
+    """Applies `head` (codebook, (M, D) rows) -> (M, V) to the rows of each codebook's counted codes, chunk by chunk."""
     B, K, T = codes.shape
-    V = decoder.config.vocab_size
+    V = codebook_size
     device = hidden.device
     nll = torch.full((B, K, T), float("nan"), dtype=torch.float32, device=device)
     rank = torch.full((B, K, T), -1, dtype=torch.int64, device=device)
@@ -225,8 +279,8 @@ def _score_rows(
     chunk_rows = max(1, CHUNK_LOGITS * (1 if device.type == "cpu" else 32) // V)
     for k, delay in enumerate(delays):
         for rows in counted[:, k].nonzero().split(chunk_rows):
-            b, t = rows.to(device, non_blocking=True).unbind(1)
-            chunk = _logits(decoder.lm_heads[k], hidden[b, t + delay])
+            b, t = upload(rows, device).unbind(1)
+            chunk = head(k, hidden[b, t + delay])
             true = chunk.gather(1, codes[b, k, t].unsqueeze(1))
             nll[b, k, t] = chunk.logsumexp(1) - true.squeeze(1)
             rank[b, k, t] = (chunk > true).sum(1)

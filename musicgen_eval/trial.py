@@ -64,6 +64,27 @@ def try_metric(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]) -
         )
 
 
+def try_on_device(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]], device: torch.device) -> None:
+    """Refuses a metric that cannot be updated on an accelerator.
+
+    Args:
+        name: name of the metric, for the message.
+        metric: left as it is.
+        inputs: inputs of its `update` for each trial window, on the device.
+        device: where the metric will run.
+
+    Raises:
+        MetricError: names the metric and the usual cause.
+    """
+    try:
+        window_states(deepcopy(metric).to(device), inputs)
+    except Exception as error:  # a third-party metric may raise anything; the run must not start with it
+        raise MetricError(
+            f"metric {name!r} ({type(metric).__name__}) takes logits, so it runs on {device.type}, and failed its trial there: "
+            f"{error!r}. Register tensors that it keeps with register_buffer or add_state, so that they move with it"
+        ) from error
+
+
 def trial_offers(spec: CodecSpec, readings: Sequence[Reading], task: Task = "score") -> list[Offer]:
     """Windows of random codes and logits, scored consistently, in predict with noise for audio.
 

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from musicgen_eval.continuation import WindowSpan, continue_codes, window_spans
+from musicgen_eval.continuation import WindowSpan, continue_prompts, window_spans
 from musicgen_eval.models.musicgen import MusicGen
+from musicgen_eval.models.numerics import full_precision
 from musicgen_eval.models.threads import torch_threads
 from musicgen_eval.readings import CodedWindow, score_readings
 from musicgen_eval.records import CodecSpec, ContinuationSettings, Reading, ScoredWindow, Window
-from musicgen_eval.sampling import continuation_uniforms
-from musicgen_eval.window_scoring import encode_texts, pad_states
+from musicgen_eval.sampling import Sampling, continuation_uniforms
 
 
 @torch.inference_mode()
@@ -50,36 +50,26 @@ def continue_windows(
         (K, context_frames + target_frames) int64 each, on the model's device: the codes heard and those drawn.
     """
     spec = model.spec
-    prompts = [codes.shape[1] for codes in heard]
     totals = [window.num_frames for window in windows]
-    prompt = torch.zeros((len(heard), spec.num_codebooks, max(prompts)), dtype=torch.int64, device=model.device)
+    sampling = Sampling(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p)
     uniforms = torch.zeros((len(heard), spec.num_codebooks, max(totals)), dtype=torch.float32)
-    for row, (codes, window) in enumerate(zip(heard, windows, strict=True)):
-        prompt[row, :, : prompts[row]] = codes
-        uniforms[row, :, prompts[row] : totals[row]] = continuation_uniforms(
+    for row, window in enumerate(windows):
+        uniforms[row, :, window.context_frames : totals[row]] = continuation_uniforms(
             spec.num_codebooks, window.target_frames, seed=seed, track=window.track, continuation=window.index
         )
-    states, mask = pad_states(encode_texts(model, texts), width=model.decoder.config.hidden_size, device=model.device)
-    if mask is not None:
-        for row, text in enumerate(texts):
-            if not text or not text.strip():
-                mask[row] = 0  # the null condition, which needs no twin under guidance
-    with torch_threads(settings.threads if model.device.type == "cpu" else None):
-        codes = continue_codes(
-            model.decoder,
-            prompt,
-            prompt_frames=prompts,
+    with full_precision(), torch_threads(settings.threads if model.device.type == "cpu" else None):
+        codes = continue_prompts(
+            model.decoder if model.fused is None else model.fused,
+            heard,
             total_frames=totals,
             delays=spec.delays,
             max_frames=spec.max_frames,
             stride_frames=stride_frames,
-            encoder_hidden_states=states,
-            encoder_attention_mask=mask,
+            texts=model.encode_texts(texts),
             guidance_scale=settings.guidance_scale,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            uniforms=uniforms,
+            sampling=sampling,
+            uniforms=None if sampling.temperature == 0 else uniforms,
+            kernels=settings.kernels,
         )
     return [row[:, :total] for row, total in zip(codes, totals, strict=True)]
 
@@ -178,7 +168,7 @@ def unscored(window: Window, codes: Tensor, like: Tensor | None = None) -> Score
     return ScoredWindow(
         window=window,
         codes=torch.nn.functional.pad(codes, (0, T - codes.shape[1])),
-        scored=torch.zeros(shape, dtype=torch.bool, device=codes.device),
+        scored=torch.zeros(shape, dtype=torch.bool),
         nll=torch.full(shape, float("nan"), dtype=torch.float32, device=codes.device),
         rank=torch.full(shape, -1, dtype=torch.int64, device=codes.device),
         logits=None if like is None else torch.zeros((*shape, like.shape[-1]), device=like.device),

@@ -1,8 +1,8 @@
 """Scores the windows of a batch with a loaded model, the way that suits its device.
 
     CPU           every window alone and unpadded, on one thread, the windows side by side
-    accelerator   one padded forward pass; what is padded is neither heard nor counted; so too where a model is sharded, whose
-                  processes must make their passes in the same order
+    accelerator   one padded forward pass; padding is neither seen nor scored. The same holds for a sharded model, whose
+                  processes must make their passes in the same order.
 
 So on a CPU a window's numbers do not depend on its neighbours, on threads or on processes, to the last bit. Knows models,
 codes and texts; nothing of readings, metrics or Lightning.
@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from musicgen_eval.models.musicgen import MusicGen
-from musicgen_eval.models.numerics import float32_exactly
 from musicgen_eval.models.packed import is_packed
 from musicgen_eval.models.sharding import is_sharded
 from musicgen_eval.models.threads import map_single_threaded
-from musicgen_eval.scoring import Scores, Tail, score_and_rank_codes
+from musicgen_eval.scoring import Scores, Tail, score_and_rank_codes, score_fused
 
 
 @torch.inference_mode()
@@ -44,22 +43,10 @@ def score_windows(
     Returns:
         For each window (K, T_i) tensors, on the model's device.
     """
-    states = encode_texts(model, texts)
+    states = model.encode_texts(texts)
     if model.device.type == "cpu" and not is_sharded(model.decoder):
         return _score_alone(model, codes, scored, states, tail, with_logits)
     return score_padded(model, codes, scored, states, tail=tail, with_logits=with_logits)
-
-
-def encode_texts(model: MusicGen, texts: Sequence[str | None]) -> list[Tensor | None]:
-    """Each distinct text once and alone, so that its states do not depend on the batch."""
-    texts = [text if text and text.strip() else None for text in texts]
-    distinct = list(dict.fromkeys(texts))
-    with float32_exactly(model.device.type):
-        if model.device.type == "cpu":
-            states = dict(zip(distinct, map_single_threaded(model.encode_text, distinct), strict=True))
-        else:
-            states = {text: model.encode_text(text) for text in distinct}
-    return [states[text] for text in texts]
 
 
 @torch.inference_mode()
@@ -85,18 +72,29 @@ def score_padded(
         if tail == "drop":
             for k, delay in enumerate(spec.delays):
                 counted[row, k, max(0, lengths[row] - delay) :] = False
-    text_states, text_mask = pad_states(states, width=model.decoder.config.hidden_size, device=model.device)
-    scores = score_and_rank_codes(
-        model.decoder,
-        padded,
-        delays=spec.delays,
-        valid=valid,
-        scored=counted,
-        encoder_hidden_states=text_states,
-        encoder_attention_mask=text_mask,
-        tail=tail,
-        with_logits=with_logits,
-    )
+    if model.fused is not None:
+        scores = score_fused(
+            model.fused,
+            padded,
+            delays=spec.delays,
+            counted=counted,
+            texts=model.fused.text_keys(states),
+            tail=tail,
+            with_logits=with_logits,
+        )
+    else:
+        text_states, text_mask = pad_states(states, width=model.decoder.config.hidden_size, device=model.device)
+        scores = score_and_rank_codes(
+            model.decoder,
+            padded,
+            delays=spec.delays,
+            valid=valid,
+            scored=counted,
+            encoder_hidden_states=text_states,
+            encoder_attention_mask=text_mask,
+            tail=tail,
+            with_logits=with_logits,
+        )
     return [_row(scores, row, length) for row, length in enumerate(lengths)]
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from musicgen_eval.models.musicgen import load_model
-from musicgen_eval.window_scoring import encode_texts, pad_states, score_padded, score_windows
+from musicgen_eval.window_scoring import pad_states, score_padded, score_windows
 
 TEXTS = ["slow ambient pads with warm bass", None, "fast techno drums", "", "fast techno drums", None, "drums", "bass"]
 
@@ -46,7 +46,7 @@ def test_the_padded_batch_of_an_accelerator_agrees_with_windows_alone(model, win
     masks = [torch.ones_like(window, dtype=torch.bool) for window in windows]
     masks[0][:, :20] = False
     alone = score_windows(model, windows, scored=masks, texts=TEXTS, tail=tail)
-    states = encode_texts(model, TEXTS)
+    states = model.encode_texts(TEXTS)
     batch = score_padded(model, windows, masks, states, tail=tail, with_logits=True)
     for one, other in zip(alone, batch, strict=True):
         assert torch.equal(one.nll.isnan(), other.nll.isnan())

@@ -23,10 +23,13 @@ from transformers import EncodecModel, PreTrainedModel
 from musicgen_eval.models.codec_layers import Chain, Convolution, nodes_of
 from musicgen_eval.models.encodec import has_finite_view
 from musicgen_eval.models.numerics import float32_exactly
+from musicgen_eval.models.transfers import upload
 
 PIECE_FRAMES = 100
 """Frames a piece: 2 s of facebook's, at 140 MB. On one core 10 s took 0.98 s so, 1.09 s in pieces of 1 s, which see more twice, and
 1.33 s of 5 s or 1.52 s in one, whose buffers are mapped anew for every layer."""
+ACCELERATOR_PIECE_FRAMES = 1500
+"""Frames per piece on an accelerator: 30 s of facebook's codec, which take about 1 GB. Each piece ends with a copy to the CPU."""
 
 
 class SegmentDecoder:
@@ -66,8 +69,8 @@ class SegmentDecoder:
             ValueError: no codes, codes outside of the codebook, or a number of codebooks that the codec does not have.
         """
         pieces = self.decode_pieces(codes)
-        audio = torch.empty(self.channels, codes.shape[1] * self.model.config.hop_length, dtype=torch.float32)
-        audio = audio.to(codes.device)
+        num_samples = codes.shape[1] * self.model.config.hop_length
+        audio = torch.empty((self.channels, num_samples), dtype=torch.float32, device=codes.device)
         start = 0
         for piece in pieces:
             audio[:, start : start + piece.shape[1]] = piece
@@ -81,7 +84,8 @@ class SegmentDecoder:
             codes: (K, T), as in `decode`.
 
         Returns:
-            (C, n) float32 each, in order, n at most `PIECE_FRAMES` * hop; one block where transformers decodes.
+            (C, n) float32 each, in order, n at most `PIECE_FRAMES` * hop on a CPU, `ACCELERATOR_PIECE_FRAMES` * hop elsewhere; one
+            block where transformers decodes.
 
         Raises:
             ValueError: as `decode`, before the first block.
@@ -94,9 +98,10 @@ class SegmentDecoder:
         """No mode is held across a yield: it would be the consumer's, too."""
         num_frames = lanes[0].shape[1]
         plan = self._planned()
-        streams = [_Stream(plan, lane.to(plan.device)) for lane in lanes]
-        for low in range(0, num_frames, PIECE_FRAMES):
-            yield self._block(streams, low, min(low + PIECE_FRAMES, num_frames)).to(lanes[0].device)
+        streams = [_Stream(plan, upload(lane, plan.device)) for lane in lanes]
+        piece_frames = PIECE_FRAMES if plan.device.type == "cpu" else ACCELERATOR_PIECE_FRAMES
+        for low in range(0, num_frames, piece_frames):
+            yield self._block(streams, low, min(low + piece_frames, num_frames)).to(lanes[0].device)
 
     @torch.inference_mode()
     def _block(self, streams: Iterable[_Stream], low: int, high: int) -> Tensor:

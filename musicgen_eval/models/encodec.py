@@ -1,7 +1,7 @@
 """Audio to codes with EnCodec, exactly: float32, each segment alone, the same bits at any number of threads.
 
 On a CPU `EncoderProducts` does the work. On other devices, and for configurations that it does not cover (chunks, normalisation
-over time), transformers' own `encode` does. Knows nothing of windows, text or the decoder.
+over time), transformers' own `encode` does.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from transformers import EncodecModel, PreTrainedModel
 from musicgen_eval.models.encodec_products import EncoderProducts
 from musicgen_eval.models.numerics import float32_exactly
 from musicgen_eval.models.threads import map_single_threaded, single_threaded
+
+STACK_SAMPLES = 8 * 30 * 32_000
+"""Samples that an accelerator encodes together: eight windows of 30 s, which take about 8 GB."""
 
 
 class SegmentEncoder:
@@ -85,7 +88,7 @@ class SegmentEncoder:
             elif device.type == "cpu":
                 codes = map_single_threaded(self._encode_plainly, lanes, num_workers=self.num_workers)
             else:
-                codes = [self._encode_plainly(lane) for lane in lanes]
+                codes = self._encode_in_stacks(lanes)
         num_lanes = self.channels // self.model.config.audio_channels
         grouped = [codes[i : i + num_lanes] for i in range(0, len(codes), num_lanes)]
         return [_interleave(group).to(audio.device, copy=False) for group, audio in zip(grouped, segments, strict=True)]
@@ -106,10 +109,31 @@ class SegmentEncoder:
         }
         return [codes[i] for i in range(len(lanes))]
 
+    def _encode_in_stacks(self, lanes: Sequence[Tensor]) -> list[Tensor]:
+        """Encodes lanes of equal length together on an accelerator: the LSTM of one takes as long as that of many.
+
+        Nothing is padded, so a lane's codes do not depend on the others by definition; the last bits of its latents may depend on
+        their number.
+        """
+        by_length: dict[int, list[int]] = {}
+        for index, lane in enumerate(lanes):
+            by_length.setdefault(lane.shape[1], []).append(index)
+        codes: dict[int, Tensor] = {}
+        for num_samples, indices in by_length.items():
+            at_once = max(1, STACK_SAMPLES // num_samples)
+            for first in range(0, len(indices), at_once):
+                stack = indices[first : first + at_once]
+                codes |= zip(stack, self._encode_stack(torch.stack([lanes[index] for index in stack])), strict=True)
+        return [codes[index] for index in range(len(lanes))]
+
     def _encode_plainly(self, audio: Tensor) -> Tensor:
         """(codec's channels, N) -> (K, T)."""
-        encoded: Any = self.model.encode(audio[None], bandwidth=self.bandwidth)
-        return cast(Tensor, encoded.audio_codes[0, 0])
+        return self._encode_stack(audio[None])[0]
+
+    def _encode_stack(self, audio: Tensor) -> Tensor:
+        """(n, codec's channels, N) -> (n, K, T)."""
+        encoded: Any = self.model.encode(audio, bandwidth=self.bandwidth)
+        return cast(Tensor, encoded.audio_codes[0])
 
     def _planned(self) -> EncoderProducts | None:
         with self._planning:

@@ -5,8 +5,8 @@
 Products are made in one dtype. The residual stream, the norms and the output heads are float32. Nothing waits for the device.
 
 A padded key carries a mark that hides it. Every key and query gets `MARK_CHANNELS` more channels: 1 in a query, 0 in a visible
-key, and `HIDDEN` in the first one of a hidden key, which the softmax turns into a weight of exactly zero. So attention needs no mask,
-and flash attention, which takes none, can be used for texts and prompts of different lengths.
+key, and `HIDDEN` in the first one of a hidden key, which the softmax turns into a weight of exactly zero. So attention needs no
+mask, and flash attention, which takes none, can be used for texts and prompts of different lengths.
 
 Source: transformers 5.17, `MusicgenDecoder.forward`.
 """

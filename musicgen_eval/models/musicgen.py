@@ -10,6 +10,7 @@ nothing of windows, scores or Lightning.
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,23 @@ from musicgen_eval.errors import CheckpointError
 from musicgen_eval.models.checkpoint import DEFAULT_REVISION, Checkpoint, find_checkpoint
 from musicgen_eval.models.codec_decoder import SegmentDecoder
 from musicgen_eval.models.encodec import SegmentEncoder
+from musicgen_eval.models.fused_decoder import FusedDecoder
+from musicgen_eval.models.numerics import float32_exactly
 from musicgen_eval.models.packed import pack_linears
 from musicgen_eval.models.sharding import is_sharded
+from musicgen_eval.models.threads import map_single_threaded
+from musicgen_eval.models.transfers import upload
 from musicgen_eval.records import CodecSpec
+
+PRODUCT_DTYPES = {
+    "32-true": torch.float32,
+    "bf16-mixed": torch.bfloat16,
+    "bf16-true": torch.bfloat16,
+    "16-mixed": torch.float16,
+}
+"""dtype of the decoder's products on an accelerator, by precision."""
+MAX_TEXTS = 256
+"""Recent texts whose states are kept: consecutive windows are often of one track."""
 
 
 def load_model(
@@ -81,7 +96,8 @@ class MusicGen(nn.Module):
     Attributes:
         checkpoint: where it came from.
         decoder: transformers' `MusicgenForCausalLM`, the one part whose precision may change.
-        arithmetic: what computes its matrix products, `transformers` or `packed <dtype>`.
+        fused: the decoder's passes on an accelerator; None on a CPU, and if the model is sharded.
+        arithmetic: what computes its matrix products: `transformers`, `packed <dtype>` or `fused <dtype>`.
     """
 
     def __init__(self, composite: MusicgenForConditionalGeneration, tokenizer: Any, checkpoint: Checkpoint) -> None:
@@ -93,7 +109,9 @@ class MusicGen(nn.Module):
         self.audio_encoder = composite.audio_encoder
         self.tokenizer = tokenizer
         self.arithmetic = "transformers"
+        self.fused: FusedDecoder | None = None
         self._prepared_for: tuple[str, str] | None = None
+        self._text_states: OrderedDict[str, Tensor] = OrderedDict()
         self.eval().requires_grad_(False)
         self._segment_encoder = SegmentEncoder(self.audio_encoder, channels=checkpoint.spec.channels)
         self._segment_decoder = SegmentDecoder(self.audio_encoder, channels=checkpoint.spec.channels)
@@ -112,24 +130,32 @@ class MusicGen(nn.Module):
         """Makes the decoder ready to score in a precision, after it has been moved to its device.
 
         On a CPU its matrices are laid out for the processor, in place: in float32, or in bfloat16 with float32 sums, residuals
-        and output heads. Elsewhere, or where the processor cannot, transformers' own modules compute.
+        and output heads. On an accelerator they are joined and cast, once and in place. Transformers' own modules compute if the
+        processor cannot, and if the model is sharded.
 
         Args:
             precision: as Lightning's: `32-true`, `bf16-mixed`, `bf16-true` or `16-mixed`.
 
         Raises:
-            CheckpointError: prepared for something else before.
+            CheckpointError: the model was prepared for another precision, or its decoder has been cast to another dtype.
         """
         self.refuse_change(precision, self.device)
-        self._prepared_for = (precision, self.device.type)
+        self._refuse_cast(precision)
         if is_sharded(self.decoder):
             self.arithmetic = "transformers, sharded"
-            return
-        if self.device.type != "cpu":
-            return
-        dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
-        packed = pack_linears(self.decoder, dtype)
-        self.arithmetic = f"packed {str(dtype).removeprefix('torch.')}" if packed else "transformers"
+        elif self.device.type == "cpu":
+            dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
+            packed = pack_linears(self.decoder, dtype)
+            self.arithmetic = f"packed {_name(dtype)}" if packed else "transformers"
+            if packed:
+                self._prepared_for = (precision, "cpu")
+        else:
+            dtype = PRODUCT_DTYPES[precision]
+            if self.fused is None or self.fused.dtype != dtype:
+                self.fused = FusedDecoder(self.decoder, dtype, in_place=True)
+            self.arithmetic = f"fused {_name(dtype)}"
+            if dtype != torch.float32:
+                self._prepared_for = (precision, self.device.type)
 
     def refuse_change(self, precision: str, device: torch.device) -> None:
         """Refuses to score in another way than this model was prepared for: its weights have been rounded or laid out.
@@ -139,8 +165,17 @@ class MusicGen(nn.Module):
         """
         if self._prepared_for not in (None, (precision, device.type)):
             raise CheckpointError(
-                f"checkpoint {self.checkpoint.name}: this model was made ready for {' on '.join(self._prepared_for)}, and is "
-                f"now asked for {precision} on {device.type}; load it afresh"
+                f"checkpoint {self.checkpoint.name}: this model was prepared for {' on '.join(self._prepared_for)}, which changed "
+                f"its weights, and cannot be used for {precision} on {device.type}; load it again"
+            )
+
+    def _refuse_cast(self, precision: str) -> None:
+        """Refuses a decoder that the caller has cast: its weights have been rounded, whatever the precision says."""
+        expected = torch.bfloat16 if precision == "bf16-true" else torch.float32
+        if self.decoder.dtype != expected:
+            raise CheckpointError(
+                f"checkpoint {self.checkpoint.name}: precision {precision} needs a decoder in {_name(expected)}, and this one is "
+                f"in {_name(self.decoder.dtype)}; load it again, and choose a precision instead of casting the model"
             )
 
     def encode(self, segments: Sequence[Tensor]) -> list[Tensor]:
@@ -152,7 +187,7 @@ class MusicGen(nn.Module):
         Returns:
             (K, T) int64 each, on the model's device, T = N / hop.
         """
-        return self._segment_encoder.encode_all([segment.to(self.device) for segment in segments])
+        return self._segment_encoder.encode_all([upload(segment, self.device) for segment in segments])
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes to audio, in float32.
@@ -188,17 +223,56 @@ class MusicGen(nn.Module):
         """
         if not text or not text.strip():
             return None
-        ids = self.tokenizer(text, return_tensors="pt").input_ids.to(self.device)
+        ids = upload(self.tokenizer(text, return_tensors="pt").input_ids, self.device)
         with torch.autocast(self.device.type, enabled=False):
             return self.text_projection(self.text_encoder(input_ids=ids).last_hidden_state)[0]
 
+    def encode_texts(self, texts: Sequence[str | None]) -> list[Tensor | None]:
+        """Texts to states, each alone, so that its states do not depend on the batch; those of recent texts are kept.
+
+        Args:
+            texts: descriptions; None, "" or blanks for the null condition.
+
+        Returns:
+            (L_i, D) each, or None for the null condition.
+        """
+        plain = [text if text and text.strip() else None for text in texts]
+        missing = list(dict.fromkeys(text for text in plain if text is not None and text not in self._text_states))
+        with float32_exactly(self.device.type):
+            if self.device.type == "cpu":
+                states = map_single_threaded(self.encode_text, missing)
+            else:
+                states = [self.encode_text(text) for text in missing]
+        known = {
+            **self._text_states,
+            **{text: state for text, state in zip(missing, states, strict=True) if state is not None},
+        }
+        for text in filter(None, plain):
+            self._text_states[text] = known[text]
+            self._text_states.move_to_end(text)
+        while len(self._text_states) > MAX_TEXTS:
+            self._text_states.popitem(last=False)
+        return [None if text is None else known[text] for text in plain]
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MusicGen:
         """Moves everything, but changes the dtype of the decoder alone: codes and texts are always made in float32."""
+        self.fused = None
+        self._text_states.clear()
         self.decoder._apply(fn)
         device = fn(torch.empty(0, device=self.text_encoder.device)).device
+
+        def move(tensor: Tensor) -> Tensor:
+            # EnCodec reads the sizes of its convolutions in Python for every window. On a device, each read would wait for it.
+            is_size = tensor.dim() == 0 and tensor.dtype == torch.int64
+            return tensor if is_size else tensor.to(device)
+
         for part in (self.text_encoder, self.text_projection, self.audio_encoder):
-            part._apply(lambda tensor: tensor.to(device))
+            part._apply(move)
         return self
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _refuse_pickles(found: Checkpoint) -> None:

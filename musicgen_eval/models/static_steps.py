@@ -15,7 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,15 +24,13 @@ from torch.nn import functional
 from musicgen_eval.models.drawing import WindowDraw, guided
 from musicgen_eval.models.fused_decoder import HIDDEN, FusedDecoder, FusedLayer, TextKeys
 from musicgen_eval.models.transfers import upload
+from musicgen_eval.records import StepKernels
 from musicgen_eval.sampling import Sampling
 
 BUCKET = 256
 """Attention reads the cache up to a multiple of this number of keys."""
 STEPS_AT_ONCE = 1 << 15
 """Steps of prompts that one pass reads; bounds the memory of a pass."""
-
-StepKernels = Literal["graph", "compiled", "eager"]
-"""How a turn runs: replayed from a CUDA graph, as a graph of kernels that `torch.compile` has fused, or kernel by kernel."""
 
 
 @dataclass(frozen=True)
