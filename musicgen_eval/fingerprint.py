@@ -66,9 +66,15 @@ def weights_digest(checkpoint: Checkpoint) -> str | None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What else can move a last bit: the device's model and the libraries."""
-    model = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model()
-    return {"device": model, "python": platform.python_version(), "libraries": library_versions()}
+    """Returns what else can move a last bit: the device's model, the libraries, and on CUDA the versions of its own libraries."""
+    if device.type != "cuda":
+        return {"device": _cpu_model(), "python": platform.python_version(), "libraries": library_versions()}
+    cuda = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return {
+        "device": torch.cuda.get_device_name(device),
+        "python": platform.python_version(),
+        "libraries": {**library_versions(), **cuda},
+    }
 
 
 def library_versions() -> dict[str, str]:

@@ -30,3 +30,12 @@ def tiny_model(oracle: Path) -> MusicGen:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def one_thread():
+    """One torch thread: tiny tensors gain nothing by more, and wait for each other if another process keeps a core busy."""
+    found = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(found)

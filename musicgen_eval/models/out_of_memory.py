@@ -25,11 +25,11 @@ def out_of_memory_explained(batch_size: int, occasion: str) -> Iterator[None]:
 
 
 def _message(error: torch.OutOfMemoryError, batch_size: int, occasion: str) -> str:
-    reason = str(error).partition(". ")[0].removeprefix("CUDA out of memory").strip(" .")
+    request = next((part for part in str(error).split(". ") if part.startswith("Tried to allocate")), "")
     remedy = (
         f"start a new run with a smaller data.batch_size than {batch_size}, such as {max(1, batch_size // 2)}. A run's batches are "
         "part of its numbers, so this one can only be resumed with the same data.batch_size, on a device with more free memory"
         if batch_size > 1
         else "data.batch_size is 1 already; use a precision of 16 bits, shorter windows, or a device with more memory"
     )
-    return f"the accelerator ran out of memory in {occasion}{f' ({reason})' if reason else ''}; {remedy}"
+    return f"the accelerator ran out of memory in {occasion}{f' ({request})' if request else ''}; {remedy}"

@@ -9,6 +9,8 @@ from torch.nn import functional
 from musicgen_eval.models.fused_decoder import HIDDEN, TEXT_LENGTH_MULTIPLE, FusedDecoder
 from musicgen_eval.scoring import hidden_states
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture
 def steps(generator):

@@ -12,6 +12,8 @@ GREEDY = Sampling(temperature=0)
 TOP_K = Sampling(top_k=20)
 TOP_P = Sampling(top_k=None, top_p=0.9)
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def continued(decoder, prompts, totals, texts, *, sampling=TOP_K, guidance_scale=3.0, seed=0, **settings):
     numbers = torch.rand(len(prompts), 4, max(totals), generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,194 @@
+"""Faults that a rehearsal of the CUDA path found, each on the pretend device or on a CPU."""
+
+import copy
+
+import pytest
+import torch
+from torchmetrics import Metric
+
+import musicgen_eval
+from musicgen_eval import scoring
+from musicgen_eval.continuation import continue_codes
+from musicgen_eval.errors import CheckpointError, MetricError, RunError
+from musicgen_eval.fingerprint import machine
+from musicgen_eval.models import packed
+from musicgen_eval.models.musicgen import load_model
+from musicgen_eval.models.out_of_memory import out_of_memory_explained
+from musicgen_eval.sampling import draw_codes
+from tests.support.pretend_cuda import pretend_cuda
+
+DELAYS = (0, 1, 2, 3)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def prompt(generator):
+    return torch.randint(0, 64, (2, 4, 10), generator=generator)
+
+
+def continued(decoder, prompt, **settings):
+    settings = {"temperature": 0, "total_frames": 30, "delays": DELAYS, **settings}
+    return continue_codes(decoder, prompt, **settings)
+
+
+def attention_settings(monkeypatch, found):
+    """Records whether cuDNN attention is enabled at each call of attention."""
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(*args, **kwargs):
+        found.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attention(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-mixed"])
+def test_heads_that_are_no_multiple_of_8_wide_are_continued_in_half_precision(precision):
+    with pretend_cuda() as log:
+        result = musicgen_eval.generate(
+            "demo", "EDM", precision=precision, accelerator="gpu", limit=1, context_s=0.5, duration_s=0.2
+        )
+    assert result.continuations[0].generated.isfinite().all()
+    heads = {shape[-1] for _, *shapes in log.attention for shape in shapes}
+    assert 36 in heads  # the layout of these heads is what a view does not accept
+
+
+def test_text_states_take_the_dtype_of_a_cast_decoder(tiny_model, prompt, generator, monkeypatch):
+    monkeypatch.setattr(packed, "can_pack", lambda dtype: False)
+    decoder = copy.deepcopy(tiny_model.decoder).to(torch.bfloat16)
+    states = torch.randn(2, 3, decoder.config.hidden_size, generator=generator)
+    codes = continued(decoder, prompt, encoder_hidden_states=states)
+    assert codes.shape == (2, 4, 30)
+
+
+def test_cudnn_attention_is_off_while_codes_are_scored_and_continued(tiny_model, prompt, monkeypatch):
+    found = []
+    attention_settings(monkeypatch, found)
+    with pretend_cuda():
+        decoder = copy.deepcopy(tiny_model.decoder).to("cuda")
+        scoring.score_codes(decoder, prompt.to("cuda"), delays=DELAYS)
+        num_scored = len(found)
+        continued(decoder, prompt.to("cuda"))
+    assert 0 < num_scored < len(found)
+    assert not any(found)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize("top_p", [None, 0.8])
+def test_sampling_works_under_deterministic_algorithms(top_p, generator):
+    logits, numbers = torch.randn(50, 300, generator=generator), torch.rand(50, generator=generator)
+    expected = draw_codes(logits, numbers, top_k=40, top_p=top_p)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pretend_cuda():
+            found = draw_codes(logits.to("cuda"), numbers.to("cuda"), top_k=40, top_p=top_p).cpu()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_decoder_that_the_caller_has_cast_is_refused(oracle, device):
+    with pretend_cuda():
+        model = load_model(oracle / "tiny_musicgen").to(device).to(torch.bfloat16)
+        with pytest.raises(CheckpointError, match=r"32-true needs a decoder in float32, and this one is in bfloat16"):
+            model.prepare("32-true")
+        model.prepare("bf16-true")
+
+
+def test_a_prepared_decoder_is_refused_for_other_precisions_only_if_its_weights_changed(oracle):
+    with pretend_cuda():
+        model = load_model(oracle / "tiny_musicgen").to("cuda")
+        model.prepare("32-true")
+        model.to("cpu").prepare("32-true")
+        half = load_model(oracle / "tiny_musicgen").to("cuda")
+        half.prepare("bf16-mixed")
+        with pytest.raises(CheckpointError, match="prepared for bf16-mixed on cuda"):
+            half.prepare("32-true")
+
+
+def test_running_out_of_memory_names_the_batch_size_and_how_to_resume():
+    with pytest.raises(RunError) as caught, out_of_memory_explained(16, "a batch"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+    assert "a smaller data.batch_size than 16, such as 8" in str(caught.value)
+    assert "Tried to allocate 2.00 GiB" in str(caught.value)
+    assert "can only be resumed with the same data.batch_size" in str(caught.value)
+    with pytest.raises(RunError, match="data.batch_size is 1 already"), out_of_memory_explained(1, "a batch"):
+        raise torch.OutOfMemoryError
+
+
+def test_a_run_that_runs_out_of_memory_ends_with_that_error(monkeypatch):
+    def encode(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(musicgen_eval.MusicGen, "encode", encode)
+    with pytest.raises(RunError, match=r"out of memory in a batch .* smaller data\.batch_size"):
+        musicgen_eval.perplexity("demo", limit=1, accelerator="cpu")
+
+
+class StuckOnTheCpu(Metric):
+    """Keeps a tensor that is neither a state nor a buffer, and so does not move."""
+
+    higher_is_better = False
+    full_state_update = False
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.weights = [torch.ones(1)]
+
+    def update(self, logits, nll):
+        self.total += (nll.nan_to_num() * self.weights[0]).sum()
+
+    def compute(self):
+        return self.total
+
+
+def test_a_metric_on_logits_is_tried_on_the_device_that_will_run_it():
+    metrics = {"stuck": StuckOnTheCpu()}
+    assert musicgen_eval.perplexity("demo", limit=1, accelerator="cpu", metrics=metrics).ppl > 1
+    with pretend_cuda(), pytest.raises(MetricError, match=r"'stuck' .* failed its trial there.*register_buffer"):
+        musicgen_eval.perplexity("demo", limit=1, accelerator="gpu", metrics=metrics)
+
+
+def test_the_recipe_records_switches_and_versions_on_cuda_alone():
+    with pretend_cuda():
+        recipe = musicgen_eval.perplexity("demo", limit=1, accelerator="gpu").evaluation.recipe
+        libraries = machine(torch.device("cuda", 0))["libraries"]
+    assert recipe["numerics"]["cudnn_attention"] is False
+    assert recipe["numerics"]["cuda"] == libraries["cuda"] == torch.version.cuda
+    assert recipe["numerics"]["cudnn"] == libraries["cudnn"] == torch.backends.cudnn.version()
+    assert recipe["arithmetic"] == "fused float32"
+    assert "numerics" not in musicgen_eval.perplexity("demo", limit=1, accelerator="cpu").evaluation.recipe
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("code", [-1, 64])
+def test_codes_out_of_range_are_refused_before_they_reach_a_kernel(tiny_model, prompt, device, code):
+    prompt[1, 2, 3] = code
+    with pretend_cuda():
+        decoder = copy.deepcopy(tiny_model.decoder).to(device)
+        with pytest.raises(ValueError, match=r"codes must lie in \[0, 64\)"):
+            scoring.score_codes(decoder, prompt.to(device), delays=DELAYS)
+        with pytest.raises(ValueError, match="row 1 does not"):
+            continued(decoder, prompt.to(device))
+
+
+def test_a_loaded_model_stays_where_the_caller_put_it(oracle):
+    with pretend_cuda() as log:
+        model = load_model(oracle / "tiny_musicgen").to("cuda")
+        musicgen_eval.perplexity("demo", model, limit=1, accelerator="gpu")
+        assert model.device.type == "cuda"
+        log.clear()
+        musicgen_eval.perplexity("demo", model, limit=1, accelerator="gpu")
+        assert not [place for _, place in log.by_place() if "_apply" in place or " move" in place]
+        on_cpu = load_model(oracle / "tiny_musicgen")
+        musicgen_eval.perplexity("demo", on_cpu, limit=1, accelerator="gpu")
+        assert on_cpu.device.type == "cpu"
+
+
+def test_kernels_that_torch_chooses_by_timing_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda.tunable, "is_enabled", lambda: True)
+    with pretend_cuda(), pytest.raises(RunError, match="PYTORCH_TUNABLEOP_ENABLED"):
+        musicgen_eval.perplexity("demo", limit=1, accelerator="gpu")

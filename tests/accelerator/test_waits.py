@@ -1,0 +1,108 @@
+"""How often the CPU waits for the device: never per decode step, never in the encoder, and once per batch for its results."""
+
+import copy
+
+import pytest
+import torch
+
+import musicgen_eval
+from musicgen_eval.continuation import continue_codes
+from musicgen_eval.metrics import CodebookAccuracy, CodebookPerplexity, TextGain
+from musicgen_eval.models import encodec
+from musicgen_eval.models.musicgen import load_model
+from tests.support.pretend_cuda import pretend_cuda
+
+DELAYS = (0, 1, 2, 3)
+LOADING = ("_apply", " move", "fused_decoder.py", "run_evaluation", "run_continuation")
+"""Places that belong to the loading of a model, or to Lightning's set-up."""
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def waits(log):
+    """Waits of the package itself, by place."""
+    places = {
+        (kind, place): count
+        for (kind, place), count in log.by_place().items()
+        if "async" not in kind and not any(name in place for name in LOADING)
+    }
+    return places
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"top_k": 20}, {"top_k": None, "top_p": 0.9}])
+def test_a_longer_continuation_waits_no_more_often(tiny_model, generator, sampling, precision):
+    prompt = torch.randint(0, 64, (3, 4, 30), generator=generator)
+    states = torch.randn(3, 5, tiny_model.decoder.config.hidden_size, generator=generator)
+    mask = torch.ones(3, 5, dtype=torch.int64)
+    mask[1, 2:], mask[2] = 0, 0
+    counts = []
+    with pretend_cuda() as log, torch.inference_mode():
+        decoder = copy.deepcopy(tiny_model.decoder).to("cuda")
+        for num_frames in (40, 70):
+            numbers = torch.rand(3, 4, num_frames, generator=generator)
+            log.clear()
+            with torch.autocast("cuda", precision, enabled=precision != torch.float32):
+                continue_codes(
+                    decoder,
+                    prompt.to("cuda"),
+                    prompt_frames=[30, 12, 5],
+                    total_frames=num_frames,
+                    delays=DELAYS,
+                    encoder_hidden_states=states.to("cuda"),
+                    encoder_attention_mask=mask.to("cuda"),
+                    uniforms=numbers.to("cuda"),
+                    **sampling,
+                )
+            counts.append(log.num_waits)
+    assert counts[0] == counts[1]
+
+
+def test_encoding_does_not_wait_and_stacks_windows_of_equal_length(oracle, generator, monkeypatch):
+    audio = [torch.randn(1, frames * 640, generator=generator) * 0.1 for frames in (25, 20, 25, 25, 20)]
+    expected = load_model(oracle / "tiny_musicgen").encode(audio)
+    with pretend_cuda() as log:
+        model = load_model(oracle / "tiny_musicgen").to("cuda")
+        on_device = [samples.to("cuda") for samples in audio]
+        launches = []
+        for limit in (1, encodec.STACK_SAMPLES):
+            monkeypatch.setattr(encodec, "STACK_SAMPLES", limit)
+            log.clear()
+            codes = model.encode(on_device)
+            assert log.num_waits == 0
+            launches.append(sum(log.kernels.values()))
+            assert all(torch.equal(ours.cpu(), theirs) for ours, theirs in zip(codes, expected, strict=True))
+    assert launches[1] < 0.5 * launches[0]
+
+
+@pytest.mark.parametrize("batch_size", [2, 4])
+def test_a_scored_batch_waits_once_for_its_results(batch_size):
+    metrics = {"accuracy": CodebookAccuracy(), "text_gain": TextGain()}
+    with pretend_cuda() as log:
+        result = musicgen_eval.perplexity("demo", limit=6, accelerator="gpu", batch_size=batch_size, metrics=metrics)
+    num_batches = -(-result.evaluation.counts["windows"] // batch_size)
+    found = waits(log)
+    assert {kind for kind, _ in found} == {"synchronize"}
+    assert sum(found.values()) == num_batches
+
+
+class OnLogits(CodebookPerplexity):
+    """Perplexity that also asks for logits, and so runs on the device."""
+
+    def update(self, logits, nll):
+        super().update(nll + 0 * logits.sum(-1))
+
+
+def test_metrics_on_logits_wait_once_more_per_batch_for_their_states():
+    others = []
+    for limit, num_batches in ((2, 1), (6, 4)):
+        with pretend_cuda() as log:
+            result = musicgen_eval.perplexity(
+                "demo", limit=limit, accelerator="gpu", batch_size=4, metrics={"on_logits": OnLogits()}
+            )
+        found = waits(log)
+        synchronised = sum(count for (kind, _), count in found.items() if kind == "synchronize")
+        assert synchronised == 2 * num_batches
+        others.append(sum(found.values()) - synchronised)
+        assert result.evaluation.metrics["on_logits"]["ppl"].value == pytest.approx(result.ppl, rel=1e-6)
+    assert others[0] == others[1]  # the metric's own states move once per run
