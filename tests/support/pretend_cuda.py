@@ -46,28 +46,41 @@ def pretend_cuda(project: str = "musicgen_eval", device_name: str = "Pretend H10
     STATE.reset(Log(project))
     # A module must get new parameters when it moves: the data of a parameter cannot become a subclass in place.
     new_parameters = mock.patch.object(torch.__future__, "_overwrite_module_params_on_conversion", True)
-    with driver(device_name), new_parameters, DISPATCH_MODE, FunctionsToDevice():
+    with driver(device_name), new_parameters, FunctionsToDevice():
         yield STATE.log
 
 
 class FunctionsToDevice(TorchFunctionMode):
-    """Catches calls that ask the driver before they reach the dispatcher.
+    """Catches calls that name the device, and those that ask the driver before they reach the dispatcher.
 
-    These are `.to`, `.cuda` and `.cpu`, tensors made from Python numbers, and tensors allocated in pinned memory.
+    These are `.to`, `.cuda` and `.cpu`, tensors made on the device, and tensors allocated in pinned memory.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = getattr(func, "__name__", ""), dict(kwargs or {})
+        name = getattr(func, "__name__", "")
         if name in ("to", "cuda", "cpu") and args and isinstance(args[0], Tensor):
-            return _converted(name, *args, **kwargs)
-        if kwargs.get("pin_memory") is True and not is_cuda(kwargs.get("device")):
+            return _converted(name, *args, **(kwargs or {}))
+        if name == "new_tensor" and isinstance(args[0], PretendTensor):
+            kwargs = {"dtype": args[0].dtype, "device": DEVICE, **(kwargs or {})}
+            return _made_of_numbers(torch.tensor, *args[1:], **kwargs)
+        if not kwargs:
+            return func(*args)
+        if is_cuda(kwargs.get("device")):
+            if name in ("tensor", "as_tensor", "asarray"):
+                return _made_of_numbers(func, *args, **kwargs)
+            with DISPATCH_MODE:
+                return func(*args, **kwargs)
+        if kwargs.get("pin_memory") is True:
             return STATE.pin(func(*args, **{**kwargs, "pin_memory": False}))
-        if name in ("tensor", "as_tensor", "asarray") and is_cuda(kwargs.get("device")):
-            made = func(*args, **{**kwargs, "device": CPU}) if not isinstance(args[0], PretendTensor) else args[0]
-            return made if isinstance(made, PretendTensor) else copy_across(made, DEVICE)
-        if name == "new_tensor" and isinstance(args[0], PretendTensor) and "device" not in kwargs:
-            return copy_across(torch.tensor(*args[1:], **{"dtype": args[0].dtype, **kwargs}), DEVICE)
         return func(*args, **kwargs)
+
+
+def _made_of_numbers(func: Any, data: Any, *, device: Any, **kwargs: Any) -> Tensor:
+    """`torch.tensor` and its like: made on the host, then copied to the device."""
+    if isinstance(data, PretendTensor):
+        return data if kwargs.get("dtype") in (None, data.dtype) else data.to(kwargs["dtype"])
+    made = func(data, device=CPU, **kwargs)
+    return copy_across(made, DEVICE) if is_cuda(device) else made
 
 
 def _converted(name: str, x: Tensor, *args: Any, copy: bool = False, **kwargs: Any) -> Tensor:

@@ -6,13 +6,13 @@ operator --refuse, as CUDA would--> record copies, waits and launches --> comput
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from tests.support.pretend_log import SyncKind
 from tests.support.pretend_state import CPU, DEVICE, STATE
@@ -93,7 +93,8 @@ class PretendTensor(Tensor):
             args = (args[0], _lists_on_device(args[1]), *args[2:])
         # Outside inference mode, torch would decompose these two and ask the driver before they reach the dispatcher.
         is_whole = name in ("lstm", "scaled_dot_product_attention")
-        with torch._C.DisableTorchFunctionSubclass(), torch.inference_mode() if is_whole else contextlib.nullcontext():
+        inference = torch.inference_mode() if is_whole else contextlib.nullcontext()
+        with torch._C.DisableTorchFunctionSubclass(), DISPATCH_MODE, inference:
             return func(*args, **(kwargs or {}))
 
 
@@ -131,7 +132,7 @@ def copy_across(x: Tensor, device: Any, *, non_blocking: bool = False) -> Tensor
 
 def run_operator(func: Any, args: Any, kwargs: Any) -> Any:
     """Handles one operator: refuses it, or records it and computes it on the CPU."""
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    tensors = tensors_in([*args, *kwargs.values()])
     ours = [tensor for tensor in tensors if isinstance(tensor, PretendTensor)]
     device = kwargs.get("device")
     if not ours and not is_cuda(device):
@@ -151,30 +152,60 @@ def run_operator(func: Any, args: Any, kwargs: Any) -> Any:
     return _computed(func, args, kwargs, ours)
 
 
+@functools.cache
+def is_composite(func: Any) -> bool:
+    """Whether an operator consists of others, which are handled one by one."""
+    has_parts = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    return has_parts and func not in KEPT_WHOLE
+
+
+@functools.cache
+def makes_view(func: Any) -> bool:
+    """Whether an operator returns another view of the memory that it is given."""
+    return any(result.alias_info is not None and not result.alias_info.is_write for result in func._schema.returns)
+
+
+def tensors_in(values: Sequence[Any]) -> list[Tensor]:
+    """The tensors among an operator's arguments, those in lists included."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += tensors_in(value)
+    return found
+
+
+def mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """Applies a function to a value, or to each entry of a list or tuple of values."""
+    if isinstance(value, list | tuple):
+        return type(value)(mapped(function, entry) for entry in value)
+    return function(value)
+
+
 def _computed(func: Any, args: Any, kwargs: Any, ours: Sequence[PretendTensor]) -> Any:
     """Computes an operator on the CPU and puts its results on the device."""
     name = func.overloadpacket.__name__
-    makes_view = any(
-        result.alias_info is not None and not result.alias_info.is_write for result in func._schema.returns
-    )
-    launches = not makes_view and name not in WITHOUT_KERNEL
+    launches = not makes_view(func) and name not in WITHOUT_KERNEL
     if launches:
         STATE.log.kernels[name] += 1
     if func is ATTENTION:
         STATE.log.attention[(ours[0].dtype, *(tuple(tensor.shape) for tensor in ours))] += 1
-    plain_args, plain_kwargs = tree_map(_on_cpu, (args, kwargs))
+    plain_args = mapped(_on_cpu, args)
+    plain_kwargs = {key: mapped(_on_cpu, value) for key, value in kwargs.items()}
     changed = [tensor.inner for tensor in ours] if func._schema.is_mutable else []
     with _one_thread():
-        out = STATE.execute(
-            _attention if func is ATTENTION else func, plain_args, plain_kwargs, launches=launches, changed=changed
-        )
+        function = ON_CPU.get(func, func)
+        out = STATE.execute(function, plain_args, plain_kwargs, launches=launches, changed=changed)
     if ours and ours[0].shape != ours[0].inner.shape:
         raise NotImplementedError(f"{func} changes the shape of its argument, which the pretend device cannot show")
     known = {id(tensor.inner): tensor for tensor in ours}
     # a view of an ordinary tensor is an ordinary tensor, also in inference mode
-    is_ordinary = makes_view and ours and not ours[0].is_inference()
+    is_ordinary = makes_view(func) and ours and not ours[0].is_inference()
     with torch.inference_mode(False) if is_ordinary else contextlib.nullcontext():
-        return tree_map(lambda x: known.get(id(x), PretendTensor(x)) if isinstance(x, Tensor) else x, out)
+        return mapped(
+            lambda x: (known[id(x)] if id(x) in known else PretendTensor(x)) if isinstance(x, Tensor) else x, out
+        )
 
 
 def _refuse(func: Any, args: Any, foreign: Sequence[Tensor]) -> None:
@@ -282,6 +313,15 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None,
     padding = -head_width % 8 if is_half else 0
     padded = torch.nn.functional.pad(out.transpose(1, 2), (0, padding)).contiguous()
     return padded[..., :head_width].transpose(1, 2)
+
+
+def _flattened_weights(weights: Sequence[Tensor], *_: Any) -> Tensor:
+    """What cuDNN's LSTM keeps of its weights; the weights themselves stay where they are."""
+    return torch.cat([weight.flatten() for weight in weights])
+
+
+ON_CPU = {ATTENTION: _attention, aten._cudnn_rnn_flatten_weight.default: _flattened_weights}
+"""What computes operators whose CPU version is missing or laid out in another way."""
 
 
 @contextlib.contextmanager

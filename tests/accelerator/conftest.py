@@ -1,0 +1,65 @@
+"""What the runs on the pretend device need: songs of several lengths, with and without texts, and a stereo checkpoint."""
+
+import csv
+import functools
+import json
+import shutil
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import MusicgenConfig, MusicgenForConditionalGeneration
+
+from musicgen_eval import results
+
+NUM_FRAMES = {"a": 50, "b": 37, "c": 63}
+TEXTS = {"a": "drums", "b": "", "c": "slow piano with many strings"}
+HOP, RATE = 640, 32000
+
+
+@pytest.fixture(autouse=True)
+def _needs_no_gpu():
+    if torch.cuda.is_available():
+        pytest.skip("the pretend device stands in for a missing GPU")
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _few_resamples():
+    """Confidence intervals are computed on the CPU, and their 2000 resamples would take half of the time of a run."""
+    few = functools.partial(results.bootstrap_sums, num_resamples=20)
+    with mock.patch.object(results, "bootstrap_sums", few):
+        yield
+
+
+@pytest.fixture(scope="package")
+def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of three stereo songs of noise; a mono checkpoint hears the mean of both channels."""
+    folder = tmp_path_factory.mktemp("songs")
+    generator = np.random.default_rng(0)
+    with (folder / "songs.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "id", "text"])
+        for name, num_frames in NUM_FRAMES.items():
+            wave = generator.normal(0, 0.2, (num_frames * HOP, 2)).astype(np.float32)
+            soundfile.write(folder / f"{name}.wav", wave, RATE, subtype="FLOAT")
+            rows.writerow([f"{name}.wav", name, TEXTS[name]])
+    return folder / "songs.csv"
+
+
+@pytest.fixture(scope="package")
+def stereo_checkpoint(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The oracle's tiny checkpoint with 8 codebooks for two channels, and random weights whose logits are far from uniform."""
+    folder, tiny = tmp_path_factory.mktemp("stereo") / "model", oracle / "tiny_musicgen"
+    shutil.copytree(tiny, folder)
+    config = json.loads((tiny / "config.json").read_text())
+    config["decoder"].update(num_codebooks=8, audio_channels=2)
+    torch.manual_seed(0)
+    composite = MusicgenForConditionalGeneration(MusicgenConfig.from_dict(config))
+    with torch.no_grad():
+        for weight in composite.decoder.parameters():
+            weight.mul_(4 if weight.dim() == 2 else 1)
+    composite.save_pretrained(folder)
+    return folder
