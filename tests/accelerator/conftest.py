@@ -2,7 +2,6 @@
 
 import csv
 import functools
-import json
 import shutil
 from pathlib import Path
 from unittest import mock
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from transformers import MusicgenConfig, MusicgenForConditionalGeneration
+from transformers import MusicgenForCausalLM, MusicgenForConditionalGeneration
 
 from musicgen_eval import results
 
@@ -51,13 +50,14 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def stereo_checkpoint(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The oracle's tiny checkpoint with 8 codebooks for two channels, and random weights whose logits are far from uniform."""
-    folder, tiny = tmp_path_factory.mktemp("stereo") / "model", oracle / "tiny_musicgen"
-    shutil.copytree(tiny, folder)
-    config = json.loads((tiny / "config.json").read_text())
-    config["decoder"].update(num_codebooks=8, audio_channels=2)
+    """The oracle's tiny checkpoint with a decoder of 8 codebooks for two channels, whose logits are far from uniform."""
+    tiny = oracle / "tiny_musicgen"
+    folder = shutil.copytree(tiny, tmp_path_factory.mktemp("stereo") / "model")
+    composite = MusicgenForConditionalGeneration.from_pretrained(tiny, dtype=torch.float32)
+    config = composite.config.decoder
+    config.num_codebooks, config.audio_channels = 8, 2
     torch.manual_seed(0)
-    composite = MusicgenForConditionalGeneration(MusicgenConfig.from_dict(config))
+    composite.decoder = MusicgenForCausalLM(config)
     with torch.no_grad():
         for weight in composite.decoder.parameters():
             weight.mul_(4 if weight.dim() == 2 else 1)
