@@ -1,6 +1,6 @@
 """Prints how often the host waits and how many operators launch kernels, on the demo and the pretend device.
 
-python -m tests.support.launch_table               two minutes on one core
+python -m tests.support.launch_table               about a minute on one core
 python -m tests.support.launch_table --places      also says where the host waits and copies
 """
 
@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import lightning as L
 import torch
@@ -26,6 +27,7 @@ from tests.support.pretend_cuda import Log, pretend_cuda
 PRECISIONS = ("32-true", "bf16-mixed")
 NUM_WINDOWS = 8
 SHORT_FRAMES, LONG_FRAMES = 40, 60
+BEGIN, END = "<!-- begin: launch table -->", "<!-- end: launch table -->"
 
 
 @dataclass(frozen=True)
@@ -189,17 +191,33 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def with_table(page: str, table: str) -> str:
+    """A page whose table, between its two marks, is replaced.
+
+    Raises:
+        ValueError: the page has no marks.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the page has no lines {BEGIN} and {END}")
+    return f"{before}{begin}\n{table}\n{end}{after}"
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--places", action="store_true", help="also print where the host waits and copies")
-    with_places = parser.parse_args().places
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table between the marks of this page")
+    options = parser.parse_args()
     rows = table_rows()
     print(markdown(rows))
-    for row in rows if with_places else []:
+    for row in rows if options.places else []:
         print(f"\n{row.work}, {row.precision}")
         for (kind, where), count in row.places.most_common():
             print(f"{count:6d} {kind:13s} {where}")
+    if options.write:
+        options.write.write_text(with_table(options.write.read_text(), markdown(rows)))
 
 
 if __name__ == "__main__":
