@@ -114,7 +114,7 @@ def test_running_out_of_memory_names_the_batch_size_and_how_to_resume():
     assert "a smaller data.batch_size than 16, such as 8" in str(caught.value)
     assert "Tried to allocate 2.00 GiB" in str(caught.value)
     assert "can only be resumed with the same data.batch_size" in str(caught.value)
-    with pytest.raises(RunError, match="data.batch_size is 1 already"), out_of_memory_explained(1, "a batch"):
+    with pytest.raises(RunError, match=r"data\.batch_size is 1 already"), out_of_memory_explained(1, "a batch"):
         raise torch.OutOfMemoryError
 
 

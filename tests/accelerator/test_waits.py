@@ -21,12 +21,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def waits(log):
     """Waits of the package itself, by place."""
-    places = {
+    return {
         (kind, place): count
         for (kind, place), count in log.by_place().items()
         if "async" not in kind and not any(name in place for name in LOADING)
     }
-    return places
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
