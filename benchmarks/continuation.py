@@ -1,8 +1,9 @@
 """Seconds of work per second of continuation, against transformers' `generate`, in one process.
 
 Both are given the same prompt of codes and the same text, and decode greedily under guidance, so that the codes themselves can be
-compared; what makes audio of them is left out of both. Variants take turns, so that a busy machine bothers all alike; figures
-are medians, and the ratio is what to read.
+compared; decoding the codes to audio is left out of both. Variants take turns. Figures are medians, with the lowest and the highest
+value in brackets. The ratio depends on the machine, so the bandwidth that the steps reach, keys and values included, is given as a
+share of the bandwidth that the machine was seen to have.
 
     python -m benchmarks.continuation                    the demo model and musicgen-small's shape, batches of 1 and 8
     python -m benchmarks.continuation --shapes tiny --repeats 1 --prompt_s 0.5 --new_s 0.5
@@ -18,7 +19,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from benchmarks.limits import Limits, spread
 from benchmarks.models import Shape, heading, load, require_causal
 from musicgen_eval.continuation import continue_codes
 from musicgen_eval.models.packed import can_pack, pack_linears
@@ -44,6 +46,18 @@ class Work:
     text_ids: Tensor  # (B, L)
     states: Tensor  # (B, L, D), projected
     num_frames: int  # prompt and continuation
+    key_bytes: int  # of one key and value of one row, in all layers, in float32
+
+    @property
+    def short(self) -> Work:
+        """The same for a few frames."""
+        return replace(self, num_frames=self.prompt.shape[-1] + WARM_UP_FRAMES)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values that a step reads, on average, with and without the text."""
+        num_keys = (self.short.num_frames + self.num_frames) // 2
+        return 2 * len(self.prompt) * num_keys * self.key_bytes
 
     @property
     def new_s(self) -> float:
@@ -60,6 +74,8 @@ class Variant:
     run: Callable[[Work], Tensor]
     weight_bytes: int
     seconds: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
+    short_s: list[float] = field(default_factory=list)
     codes: Tensor | None = None
 
 
@@ -109,14 +125,14 @@ def variants(model: Any) -> list[Variant]:
     """The baseline first."""
     greedy: Any = partial(by_us, temperature=0)
     decoder = model.decoder
-    size = weight_bytes(decoder)
+    size, half_size = weight_bytes(decoder), weight_bytes(decoder, num_bytes=2)
     lines = [Variant("transformers' generate, float32", partial(by_transformers, model), size)]
     if model.device.type == "cuda":
         half = copy.deepcopy(decoder).to(torch.bfloat16)
         return [
             *lines,
             Variant("continue_codes, float32", partial(greedy, decoder), size),
-            Variant("continue_codes, bfloat16", partial(greedy, half), size // 2),
+            Variant("continue_codes, bfloat16", partial(greedy, half), half_size),
         ]
     packed = copy.deepcopy(decoder)
     if pack_linears(packed):
@@ -126,22 +142,26 @@ def variants(model: Any) -> list[Variant]:
     if can_pack(torch.bfloat16):
         half = copy.deepcopy(decoder)
         pack_linears(half, torch.bfloat16)
-        lines.append(Variant("continue_codes, packed bfloat16", partial(greedy, half), size // 2))
-        lines.append(Variant("the same, drawing from 250 codes", partial(sampled_by_us, half), size // 2))
+        lines.append(Variant("continue_codes, packed bfloat16", partial(greedy, half), half_size))
+        lines.append(Variant("the same, drawing from 250 codes", partial(sampled_by_us, half), half_size))
     return lines
 
 
-def weight_bytes(decoder: Any) -> int:
-    """What every step must read of a float32 decoder: its matrices, without tables and cross attention's keys and values."""
-    read = [
-        parameter.numel()
+def weight_bytes(decoder: Any, *, num_bytes: int = 4) -> int:
+    """Bytes of weights that every step must read: the matrices, without tables and without cross attention's keys and values.
+
+    Args:
+        decoder: in float32.
+        num_bytes: bytes per weight; output heads are float32 in any case.
+    """
+    return sum(
+        parameter.numel() * (4 if "lm_heads" in name else num_bytes)
         for name, parameter in decoder.named_parameters()
         if parameter.ndim == 2
         and "embed" not in name
         and "encoder_attn.k_proj" not in name
         and "encoder_attn.v_proj" not in name
-    ]
-    return 4 * sum(read)
+    )
 
 
 def work_of(model: Any, *, batch: int, prompt_s: float, new_s: float, text_tokens: int) -> Work:
@@ -154,42 +174,56 @@ def work_of(model: Any, *, batch: int, prompt_s: float, new_s: float, text_token
     ids, prompt = ids.to(model.device), prompt.to(model.device)
     states = model.text_encoder(input_ids=ids).last_hidden_state
     states = model.enc_to_dec_proj(states) if hasattr(model, "enc_to_dec_proj") else states
-    return Work(prompt, ids, states, P + int(new_s * FRAMES_PER_S))
+    key_bytes = 2 * 4 * config.num_hidden_layers * config.hidden_size
+    return Work(prompt, ids, states, P + int(new_s * FRAMES_PER_S), key_bytes)
 
 
-def measure(lines: Sequence[Variant], work: Work, *, repeats: int) -> None:
-    """Runs the variants in turns, after a short run of each that fills their caches."""
-    short = Work(work.prompt, work.text_ids, work.states, work.prompt.shape[-1] + WARM_UP_FRAMES)
+def measure(lines: Sequence[Variant], work: Work, limits: Limits, *, repeats: int) -> None:
+    """Runs the variants in turns, each also for a few frames only; the difference is the time of the steps alone."""
     for line in lines:
-        line.run(short)
+        line.run(work.short)
     for _ in range(repeats):
+        if work.prompt.device.type == "cpu":
+            limits.sample()
         for line in lines:
-            _synchronise(work.prompt.device)
-            start = time.perf_counter()
-            line.codes = line.run(work)
-            _synchronise(work.prompt.device)
-            line.seconds.append(time.perf_counter() - start)
+            line.short_s.append(_timed(line, work.short)[0])
+            seconds, cpu_s = _timed(line, work)
+            line.seconds.append(seconds)
+            line.cpu_s.append(cpu_s)
 
 
-def table(lines: Sequence[Variant], work: Work) -> str:
+def _timed(line: Variant, work: Work) -> tuple[float, float]:
+    """Seconds of wall-clock time and of processor time; keeps the codes."""
+    _synchronise(work.prompt.device)
+    start, cpu_start = time.perf_counter(), time.process_time()
+    line.codes = line.run(work)
+    _synchronise(work.prompt.device)
+    return time.perf_counter() - start, time.process_time() - cpu_start
+
+
+def table(lines: Sequence[Variant], work: Work, limits: Limits) -> str:
     """The figures of one batch size."""
     rows = [
-        "| variant | s per generated s | ratio | steps/s | GB/s of weights | codes as the first line's |",
-        "|---|---|---|---|---|---|",
+        "| variant | s per generated s | ratio | CPU s per generated s | steps/s | GB/s of weights, keys and values | share of bandwidth "
+        "| codes as the first line's |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     first = lines[0]
-    steps = work.num_frames - work.prompt.shape[-1] + work.prompt.shape[1] - 1
+    num_steps = work.num_frames - work.short.num_frames
     for line in lines:
-        ratio = statistics.median(a / b for a, b in zip(first.seconds, line.seconds, strict=True))
-        seconds = statistics.median(line.seconds)
         assert line.codes is not None
         assert first.codes is not None
+        ratios = [a / b for a, b in zip(first.seconds, line.seconds, strict=True)]
+        step_s = statistics.median(a - b for a, b in zip(line.seconds, line.short_s, strict=True)) / num_steps
+        rate = (line.weight_bytes + work.cache_bytes) / step_s / 1e9
+        share = f"{rate / limits.bandwidth:.0%}" if limits.read_gb_s else "-"
         same = (line.codes.cpu() == first.codes.cpu()).float().mean().item()
         rows.append(
-            f"| {line.name} | {seconds / work.new_s:.3f} | {ratio:.2f} | {steps / seconds:.1f} "
-            f"| {line.weight_bytes * steps / seconds / 1e9:.1f} | {'all' if same == 1 else f'{same:.0%}'} |"
+            f"| {line.name} | {spread([seconds / work.new_s for seconds in line.seconds], '.3f')} | {spread(ratios, '.2f')} "
+            f"| {statistics.median(line.cpu_s) / work.new_s:.3f} | {1 / step_s:.1f} | {rate:.1f} | {share} "
+            f"| {'all' if same == 1 else f'{same:.0%}'} |"
         )
-    return "\n".join(rows)
+    return "\n".join([*rows, "", limits.describe()] if limits.read_gb_s else rows)
 
 
 def run(shape: Shape, options: argparse.Namespace) -> str:
@@ -209,9 +243,11 @@ def run(shape: Shape, options: argparse.Namespace) -> str:
         for batch in options.batches:
             lines = variants(model)
             work = work_of(model, batch=batch, prompt_s=prompt_s, new_s=new_s, text_tokens=options.text_tokens)
-            measure(lines, work, repeats=options.repeats)
+            limits = Limits()
+            measure(lines, work, limits, repeats=options.repeats)
             parts.append(
-                f"Batch {batch}, guidance 3 ({2 * batch} rows), {options.text_tokens} text tokens:\n\n{table(lines, work)}\n"
+                f"Batch {batch}, guidance 3 ({2 * batch} rows), {options.text_tokens} text tokens:\n\n"
+                f"{table(lines, work, limits)}\n"
             )
             print(parts[-1], flush=True)
     return "\n".join(parts)

@@ -1,8 +1,9 @@
 """Frames per second from audio to nll, against the plain script, in one process.
 
 The script encodes one window at a time with transformers' codec, feeds the delayed codes to its decoder, takes log_softmax of all
-logits and gathers. Every line below it switches one thing on and keeps those above. Variants take turns, so that a busy
-machine bothers all alike; figures are medians, and the ratio is what to read. `--threads 1` compares the work itself.
+logits and gathers. Every further line switches one thing on and keeps those above. Variants take turns. Figures are medians, with
+the lowest and the highest value in brackets. The ratio depends on the machine, so the machine's best rates are sampled between the
+turns, and the share of the limit that follows from them is given. `--threads 1` compares the work itself.
 
     python -m benchmarks.scoring                       the demo model and musicgen-small's shape, 30 s windows
     python -m benchmarks.scoring --shapes tiny --repeats 1 --seconds 2
@@ -20,7 +21,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,10 +28,11 @@ import torch
 import transformers
 from torch import Tensor
 
+from benchmarks.limits import Limits, spread
 from benchmarks.models import Shape, heading, load, noise, require_causal
 from musicgen_eval.delay import delay_codes, realign
 from musicgen_eval.models.encodec import SegmentEncoder
-from musicgen_eval.models.packed import PackedMatrix, can_pack, last_hidden_state, pack_linears
+from musicgen_eval.models.packed import can_pack, last_hidden_state, pack_linears
 from musicgen_eval.models.threads import map_single_threaded
 from musicgen_eval.scoring import score_codes
 
@@ -159,8 +160,8 @@ def variants_on_cuda(model: Any) -> list[Variant]:
 # ---- measuring
 
 
-def measure(variants: Sequence[Variant], work: Work, peaks: Peaks, *, repeats: int) -> None:
-    """Runs the variants in turns, once to warm up, and the processor's best products between the turns."""
+def measure(variants: Sequence[Variant], work: Work, limits: Limits, *, repeats: int) -> None:
+    """Runs the variants in turns, once to warm up, and samples the machine's limits between the turns."""
     codes = variants[0].encode(work)
     exact = variants[0].score(work, codes)
     for variant in variants:
@@ -173,7 +174,7 @@ def measure(variants: Sequence[Variant], work: Work, peaks: Peaks, *, repeats: i
         variant.ce_error = max(float((a.double().mean() - b.double().mean()).abs()) for a, b in pairs)
     for _ in range(repeats):
         if work.audio[0].device.type == "cpu":
-            peaks.sample()
+            limits.sample()
         for variant in variants:
             encode_s, encode_cpu_s = _timed(variant.encode, work)
             score_s, score_cpu_s = _timed(variant.score, work, codes)
@@ -215,28 +216,6 @@ def _status_mb(name: str) -> float:
     return int(found[1]) / 1024 if found else float("nan")
 
 
-@dataclass
-class Peaks:
-    """The processor's best packed products, one a thread, all threads at once: the largest rate seen between the turns."""
-
-    gflops: dict[torch.dtype, float] = field(default_factory=dict)
-
-    def sample(self) -> None:
-        """Measures again and keeps the better."""
-        num_threads, num_products, (M, K, N) = torch.get_num_threads(), 5, (1536, 1024, 4096)
-        for dtype in filter(can_pack, (torch.float32, torch.bfloat16)):
-            matrix, x = PackedMatrix(torch.ones(N, K, dtype=dtype), num_rows=M), torch.ones(M, K, dtype=dtype)
-            work = [x] * num_threads
-            best = min(_timed(map_single_threaded, partial(_repeat, matrix, num_products), work)[0] for _ in range(6))
-            rate = num_threads * num_products * 2 * M * K * N / best / 1e9
-            self.gflops[dtype] = max(rate, self.gflops.get(dtype, 0.0))
-
-
-def _repeat(matrix: PackedMatrix, times: int, x: Tensor) -> None:
-    for _ in range(times):
-        matrix(x)
-
-
 @dataclass(frozen=True)
 class Arithmetic:
     """GFLOP a window, with a causal attention that computes nothing above the diagonal."""
@@ -246,9 +225,9 @@ class Arithmetic:
     attention: float
     heads: float
 
-    def seconds(self, peaks: Peaks, *, bfloat16: bool) -> float:
-        """At the best rates; the encoder, the heads and the scores of attention are float32 in either case."""
-        exact, fast = peaks.gflops[torch.float32], peaks.gflops[torch.bfloat16 if bfloat16 else torch.float32]
+    def seconds(self, limits: Limits, *, bfloat16: bool) -> float:
+        """Seconds at the best rates; the encoder, the heads and the scores of attention are float32 in either case."""
+        exact, fast = limits.peak(torch.float32), limits.peak(torch.bfloat16 if bfloat16 else torch.float32)
         return (self.encoder + self.heads + self.attention / 2) / exact + (self.linears + self.attention / 2) / fast
 
 
@@ -283,39 +262,47 @@ def _encoder_gflop(codec: Any, num_frames: int) -> float:
 # ---- reporting
 
 
-def table(variants: Sequence[Variant], work: Work, needs: Arithmetic, peaks: Peaks) -> str:
+def table(variants: Sequence[Variant], work: Work, needs: Arithmetic, limits: Limits) -> str:
     num_frames = sum(audio.shape[1] for audio in work.audio) // 640
     lines = [
-        "| variant | frames/s | ratio | encode s | score s | CPU s | CPU ratio | MB on top "
-        "| codes moved | largest nll error | ce error |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| variant | seconds | frames/s | ratio | encode s | score s | CPU s | CPU ratio | MB on top | codes moved "
+        "| largest nll error | ce error |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     totals = [[e + s for e, s in zip(v.encode_s, v.score_s, strict=True)] for v in variants]
     for variant, total in zip(variants, totals, strict=True):
-        ratio = statistics.median(first / own for first, own in zip(totals[0], total, strict=True))
+        ratios = [first / own for first, own in zip(totals[0], total, strict=True)]
         cpu_ratio = statistics.median(a / b for a, b in zip(variants[0].cpu_s, variant.cpu_s, strict=True))
         encode_s, score_s, cpu_s = map(statistics.median, (variant.encode_s, variant.score_s, variant.cpu_s))
         lines.append(
-            f"| {variant.name} | {num_frames / statistics.median(total):.0f} | {ratio:.2f} | {encode_s:.2f} | {score_s:.2f} "
-            f"| {cpu_s:.2f} | {cpu_ratio:.2f} | {variant.peak_mb:.0f} | {variant.codes_moved} of {num_frames * len(work.delays)} "
-            f"| {variant.nll_error:.1e} | {variant.ce_error:.1e} |"
+            f"| {variant.name} | {spread(total, '.2f')} | {num_frames / statistics.median(total):.0f} | {spread(ratios, '.2f')} "
+            f"| {encode_s:.2f} | {score_s:.2f} | {cpu_s:.2f} | {cpu_ratio:.2f} | {variant.peak_mb:.0f} "
+            f"| {variant.codes_moved} of {num_frames * len(work.delays)} | {variant.nll_error:.1e} | {variant.ce_error:.1e} |"
         )
-    if not peaks.gflops:
+    if not limits.gflops:
         return "\n".join(lines)
-    rates = ", ".join(f"{str(dtype).removeprefix('torch.')} {rate:.0f}" for dtype, rate in peaks.gflops.items())
-    lines += [
-        "",
-        f"Best products seen on these threads: {rates} GFLOP/s. A window needs {needs.encoder:.0f} (encoder) + {needs.linears:.0f} "
-        f"(linears) + {needs.attention:.0f} (causal attention) + {needs.heads:.0f} (heads) GFLOP.",
+    return "\n".join([*lines, "", limits.describe(), *shares(variants, work, needs, limits)])
+
+
+def shares(variants: Sequence[Variant], work: Work, needs: Arithmetic, limits: Limits) -> list[str]:
+    """How near our variants come to the machine's limit: in all, in the encoder and in the decoder."""
+    num_windows = len(work.audio)
+    lines = [
+        f"A window needs {needs.encoder:.0f} (encoder) + {needs.linears:.0f} (linears) + {needs.attention:.0f} (causal "
+        f"attention) + {needs.heads:.0f} (heads) GFLOP.",
     ]
-    for variant, total in zip(variants, totals, strict=True):
-        if variant.name in (OWN_FLOAT32, OWN_BFLOAT16):
-            ideal = needs.seconds(peaks, bfloat16=variant.name == OWN_BFLOAT16) * len(work.audio)
-            measured = statistics.median(total)
-            lines.append(
-                f"`{variant.name}`: {ideal:.2f} s at that rate, measured {measured:.2f} s: {ideal / measured:.0%} of the limit."
-            )
-    return "\n".join(lines)
+    for variant in variants:
+        if variant.name not in (OWN_FLOAT32, OWN_BFLOAT16):
+            continue
+        encode_s, score_s = map(statistics.median, (variant.encode_s, variant.score_s))
+        ideal_s = num_windows * needs.seconds(limits, bfloat16=variant.name == OWN_BFLOAT16)
+        ideal_encode_s = num_windows * needs.encoder / limits.peak(torch.float32)
+        lines.append(
+            f"`{variant.name}`: {ideal_s:.2f} s at the highest rates, measured {encode_s + score_s:.2f} s, "
+            f"{ideal_s / (encode_s + score_s):.0%} of the limit (encoder {ideal_encode_s / encode_s:.0%}, "
+            f"decoder {(ideal_s - ideal_encode_s) / score_s:.0%})."
+        )
+    return lines
 
 
 def run(shape: Shape, arguments: argparse.Namespace) -> str:
@@ -333,14 +320,14 @@ def run(shape: Shape, arguments: argparse.Namespace) -> str:
     on_cpu = arguments.device == "cpu"
     with torch.inference_mode():
         variants = variants_on_cpu(model) if on_cpu else variants_on_cuda(model)
-        peaks = Peaks()
-        measure(variants, work, peaks, repeats=arguments.repeats)
+        limits = Limits()
+        measure(variants, work, limits, repeats=arguments.repeats)
     parameters = sum(parameter.numel() for parameter in model.decoder.parameters()) / 1e6
     heading = (
         f"## {shape}: decoder of {parameters:.0f} M parameters, {num_windows} windows of {seconds:g} s, "
         f"{arguments.text_tokens} text tokens, medians of {arguments.repeats}"
     )
-    return f"{heading}\n\n{table(variants, work, arithmetic(model, work), peaks)}\n"
+    return f"{heading}\n\n{table(variants, work, arithmetic(model, work), limits)}\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -186,8 +186,8 @@ def test_in_half_precision_predict_keeps_the_context_and_draws_codes(
         assert one.generated.isfinite().all()
         num_equal += int((one.codes[:, context] == twin.codes[:, context]).sum())
         num_codes += len(one.codes)
-    # Only the first frame is compared, because rounding leads later frames elsewhere. In a draw from 40 codes, codes of nearly equal
-    # likelihood change places, so a draw finds another one; by chance, one in 40 would be equal.
+    # Only the first frame is compared, because rounding leads later frames elsewhere. Among 40 codes, those of nearly equal
+    # likelihood change places, so a draw may find another one; by chance, one in 40 would be equal.
     assert num_equal > (0.5 if drawing == "greedy" else 0.125) * num_codes
     values, twins = metric_values(found.evaluation), metric_values(expected.evaluation)
     # of how the track went on: nothing that was drawn enters
