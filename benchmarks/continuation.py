@@ -204,7 +204,7 @@ def _timed(line: Variant, work: Work) -> tuple[float, float]:
 def table(lines: Sequence[Variant], work: Work, limits: Limits) -> str:
     """The figures of one batch size."""
     rows = [
-        "| variant | s per generated s | ratio | CPU s per generated s | steps/s | GB/s of weights, keys and values | share of bandwidth "
+        "| variant | s per generated s | ratio | CPU s per generated s | steps/s | GB/s read | share of bandwidth "
         "| codes as the first line's |",
         "|---|---|---|---|---|---|---|---|",
     ]
