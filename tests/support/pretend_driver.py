@@ -173,7 +173,8 @@ def driver(device_name: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
 
         def replace(owner: Any, name: str, value: Any) -> None:
-            stack.enter_context(mock.patch.object(owner, name, value))
+            missing = not hasattr(owner, name)  # in a torch that was built without CUDA
+            stack.enter_context(mock.patch.object(owner, name, value, create=missing))
 
         for name, answer in answers.items():
             replace(torch.cuda, name, _answering(answer))
