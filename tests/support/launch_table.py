@@ -40,6 +40,7 @@ class Row:
         num_waits: how many times the host waited.
         num_pageable: non-blocking copies from memory that is not pinned.
         num_launches: operators that launched kernels; a replay of a graph is one.
+        num_replayed: operators with kernels in the graphs that were replayed.
         places: syncs per kind and place.
     """
 
@@ -48,13 +49,14 @@ class Row:
     num_waits: float
     num_pageable: float
     num_launches: float
+    num_replayed: float
     places: Counter[tuple[str, str]]
 
 
 def measured(log: Log, *, work: str, precision: str) -> Row:
     """What the log holds, as a row."""
     pageable = log.by_kind()["h2d pageable"]
-    return Row(work, precision, log.num_waits, pageable, log.num_launches, Counter(log.by_place()))
+    return Row(work, precision, log.num_waits, pageable, log.num_launches, log.num_replayed, Counter(log.by_place()))
 
 
 def per_step(long: Row, short: Row, num_steps: int, work: str) -> Row:
@@ -66,6 +68,7 @@ def per_step(long: Row, short: Row, num_steps: int, work: str) -> Row:
         (long.num_waits - short.num_waits) / num_steps,
         (long.num_pageable - short.num_pageable) / num_steps,
         (long.num_launches - short.num_launches) / num_steps,
+        (long.num_replayed - short.num_replayed) / num_steps,
         places,
     )
 
@@ -184,9 +187,11 @@ def table_rows(precisions: Sequence[str] = PRECISIONS) -> list[Row]:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The rows as a table."""
-    lines = ["| | precision | host waits | pageable copies | launches |", "|---|---|---:|---:|---:|"]
+    lines = ["| | precision | host waits | pageable copies | launches | in graphs |", "|---|---|---:|---:|---:|---:|"]
     for row in rows:
-        figures = " | ".join(f"{figure:g}" for figure in (row.num_waits, row.num_pageable, row.num_launches))
+        figures = " | ".join(
+            f"{figure:g}" for figure in (row.num_waits, row.num_pageable, row.num_launches, row.num_replayed)
+        )
         lines.append(f"| {row.work} | {row.precision} | {figures} |")
     return "\n".join(lines)
 

@@ -84,6 +84,7 @@ class PretendGraph:
         if STATE.is_capturing:
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing (replay of another graph)")
         STATE.log.kernels["graph_replay"] += 1
+        STATE.log.num_replayed += self.num_kernels
         with torch.inference_mode():  # a tensor that was made in inference mode can be written in it alone
             for node in self._nodes:
                 node.replay()

@@ -42,6 +42,7 @@ class Log:
         syncs: copies and waits, in order.
         kernels: number of calls per operator that launches at least one kernel; views and allocations launch none.
             A replay of a graph is one call of `graph_replay`.
+        num_replayed: operators with kernels in the graphs that were replayed.
         attention: number of attention calls per dtype and shapes; cuDNN builds one plan for each.
     """
 
@@ -53,6 +54,7 @@ class Log:
         """Forgets everything."""
         self.syncs: list[Sync] = []
         self.kernels: Counter[str] = Counter()
+        self.num_replayed = 0
         self.attention: Counter[tuple] = Counter()
 
     @property

@@ -9,7 +9,7 @@ from tests.support.launch_table import BEGIN, END, Row, markdown, per_step, with
 
 
 def row(waits: float, launches: float, places: dict | None = None) -> Row:
-    return Row("a continuation", "32-true", waits, 0, launches, Counter(places or {}))
+    return Row("a continuation", "32-true", waits, 0, launches, 0, Counter(places or {}))
 
 
 def test_a_step_is_the_difference_between_two_lengths():
@@ -21,7 +21,7 @@ def test_a_step_is_the_difference_between_two_lengths():
 
 
 def test_a_row_is_a_line_of_the_table():
-    assert markdown([row(1.5, 300)]).splitlines()[-1] == "| a continuation | 32-true | 1.5 | 0 | 300 |"
+    assert markdown([row(1.5, 300)]).splitlines()[-1] == "| a continuation | 32-true | 1.5 | 0 | 300 | 0 |"
 
 
 def test_the_table_goes_between_the_marks_of_the_page():

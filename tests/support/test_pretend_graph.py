@@ -166,6 +166,7 @@ def test_kernels_of_a_graph_are_counted_and_a_replay_is_one_launch(log):
     graph.replay()
     graph.replay()
     assert log.kernels == {"graph_replay": 2}
+    assert log.num_replayed == 8
     assert log.num_waits == 0
 
 
