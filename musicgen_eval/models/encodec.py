@@ -84,7 +84,7 @@ class SegmentEncoder:
         with float32_exactly(device.type):
             plan = self._planned() if device.type == "cpu" else None
             if plan is not None:
-                codes = self._encode_in_lots(plan, lanes)
+                codes = self._encode_in_phases(plan, lanes)
             elif device.type == "cpu":
                 codes = map_single_threaded(self._encode_plainly, lanes, num_workers=self.num_workers)
             else:
@@ -97,17 +97,27 @@ class SegmentEncoder:
         """(C, N) -> what the codec hears at a time, (its channels, N) each."""
         return audio.split(self.model.config.audio_channels)
 
-    def _encode_in_lots(self, plan: EncoderProducts, lanes: Sequence[Tensor]) -> list[Tensor]:
-        """Deals the lanes, longest first, to as many lots as there are workers, or more; each lot has a thread."""
+    def _encode_in_phases(self, plan: EncoderProducts, lanes: Sequence[Tensor]) -> list[Tensor]:
+        """Convolutions lane by lane, then LSTMs of several lanes in lockstep, then codes lane by lane; each piece has one thread.
+
+        An LSTM waits for its weights. Therefore its lanes are dealt, longest first, to as few lots as keep all threads busy; each
+        layer of a lot has a thread.
+        """
         num_workers = self.num_workers or torch.get_num_threads()
-        num_lots = max(min(num_workers, len(lanes)), -(-len(lanes) // plan.max_lanes))
+        lstm = plan.lstm
+        convolved = map_single_threaded(plan.convolve, lanes, num_workers=num_workers)
+        num_lots = max(-(-len(lanes) // lstm.max_lanes), min(len(lanes), num_workers // lstm.num_tasks))
         by_length = sorted(range(len(lanes)), key=lambda i: -lanes[i].shape[1])
         lots = [by_length[i::num_lots] for i in range(num_lots)]
-        done = map_single_threaded(lambda lot: plan.encode([lanes[i] for i in lot]), lots, num_workers=num_workers)
-        codes = {
-            i: result for lot, results in zip(lots, done, strict=True) for i, result in zip(lot, results, strict=True)
-        }
-        return [codes[i] for i in range(len(lanes))]
+        tasks = [task for lot in lots for task in lstm.tasks([convolved[i] for i in lot])]
+        finished = map_single_threaded(lambda task: task(), tasks, num_workers=num_workers)
+        lot_outputs = [outputs for outputs in finished if outputs is not None]
+        heard: dict[int, Tensor] = {}
+        for lot, outputs in zip(lots, lot_outputs, strict=True):
+            heard |= zip(lot, outputs, strict=True)
+        return map_single_threaded(
+            lambda i: plan.quantize(plan.project(convolved[i], heard[i])), range(len(lanes)), num_workers=num_workers
+        )
 
     def _encode_in_stacks(self, lanes: Sequence[Tensor]) -> list[Tensor]:
         """Encodes lanes of equal length together on an accelerator: the LSTM of one takes as long as that of many.

@@ -1,4 +1,4 @@
-"""EnCodec's encoder as matrix products over short pieces of audio that stay in the processor's cache.
+"""EnCodec's encoder as convolutions over short pieces of audio that stay in the processor's cache.
 
     audio --stages of convolutions, piece by piece--> frames --LSTM over the whole--> --convolution--> latents --> codes
 
@@ -16,7 +16,9 @@ Source: transformers 5.17, `EncodecEncoder` and `EncodecResidualVectorQuantizer`
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from transformers import EncodecModel
 from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecLSTM, EncodecResnetBlock
 
 from musicgen_eval.models.packed import PackedMatrix, can_pack
+from musicgen_eval.models.packed_convolution import PackedConvolution
 
 PIECE_FRAMES = 100
 """Frames a piece of the convolutions; bounds the memory."""
@@ -32,10 +35,8 @@ CACHE_FLOATS = 2**18
 """Aimed-at size of a layer's input inside a piece: 1 MB, a core's second-level cache."""
 MAX_LANES = 4
 """Sequences that an LSTM takes in lockstep."""
-LSTM_STEPS = 128
-"""Steps whose input products are made at once."""
-MIN_TAP_WIDTH = 32
-"""Narrower products are slower than laying out every output row's view."""
+LSTM_STEPS = 64
+"""Steps that a layer passes on at once to the next layer, which may run in another thread."""
 
 
 class EncoderProducts:
@@ -44,9 +45,6 @@ class EncoderProducts:
     Args:
         model: float32, on a CPU; weight norm, no chunks, no normalisation.
         bandwidth: kbit/s as in `EncodecModel.encode`.
-
-    Attributes:
-        max_lanes: how many segments gain by being given to one call.
     """
 
     def __init__(self, model: EncodecModel, bandwidth: float) -> None:
@@ -54,30 +52,28 @@ class EncoderProducts:
         split = next(i for i, layer in enumerate(layers) if isinstance(layer, EncodecLSTM))
         self.stages = _stages(layers[:split])
         self.lstm = _Lstm(layers[split].lstm)
-        self.max_lanes = self.lstm.max_lanes
         self.last = _Conv(layers[-1], elu=True)
         num_codebooks = model.quantizer.get_num_quantizers_for_bandwidth(bandwidth)
         quantizers: list[Any] = list(model.quantizer.layers)
         self.codebooks = [_Codebook(quantizer.codebook.embed) for quantizer in quantizers[:num_codebooks]]
         self.hop_samples = math.prod(stage.hop for stage in self.stages)
 
-    def encode(self, lanes: Sequence[Tensor]) -> list[Tensor]:
-        """(C, N) each, longest first -> (K, T) each."""
-        return [self.quantize(latents) for latents in self.latents(lanes)]
-
     def latents(self, lanes: Sequence[Tensor], *, piece_frames: int = PIECE_FRAMES) -> list[Tensor]:
-        """(C, N) each, longest first -> (T, D) each."""
-        convolved = [self._convolve_in_pieces(audio, piece_frames) for audio in lanes]
-        heard = [frames + more for frames, more in zip(convolved, self.lstm(convolved), strict=True)]
-        return [self.last(frames, 0, 0, len(frames), len(frames)) for frames in heard]
+        """(C, N) each, longest first -> (T, D) each, in the calling thread."""
+        convolved = [self.convolve(audio, piece_frames=piece_frames) for audio in lanes]
+        return [self.project(frames, more) for frames, more in zip(convolved, self.lstm(convolved), strict=True)]
 
-    def _convolve_in_pieces(self, audio: Tensor, piece_frames: int) -> Tensor:
-        """(C, N) -> (T, channels before the LSTM)."""
+    def convolve(self, audio: Tensor, *, piece_frames: int = PIECE_FRAMES) -> Tensor:
+        """(C, N) -> (T, channels of the LSTM)."""
         num_frames = audio.shape[1] // self.hop_samples
         rows = audio.t().contiguous()
         starts = range(0, num_frames, piece_frames)
         pieces = [self._convolve(len(self.stages), rows, a, min(a + piece_frames, num_frames)) for a in starts]
         return torch.cat(pieces)
+
+    def project(self, frames: Tensor, lstm_output: Tensor) -> Tensor:
+        """(T, channels of the LSTM) twice -> (T, D) latents."""
+        return self.last(frames + lstm_output, 0, 0, len(frames), len(frames))
 
     def quantize(self, latents: Tensor) -> Tensor:
         """(T, D) -> (K, T), each codebook on what the ones before it left."""
@@ -157,14 +153,10 @@ class _Residual:
 
 
 class _Conv:
-    """An `EncodecConv1d` as matrix products, with or without an ELU before it.
-
-    With kernel k, stride s and rows of C channels, s rows are read as one of s * C; output row o is then the sum over the k / s
-    taps j of `rows[o + j] @ weight[j].T`. Few channels or odd kernels: one product with every output row's view laid out.
-    """
+    """An `EncodecConv1d`, with or without an ELU before it."""
 
     def __init__(self, layer: EncodecConv1d, *, elu: bool = False) -> None:
-        weight, bias = layer.conv.weight.detach(), layer.conv.bias
+        weight = layer.conv.weight.detach()
         self.channels_out, self.channels_in, self.kernel = weight.shape
         self.stride, self.dilation = layer.conv.stride[0], layer.conv.dilation[0]
         self.elu = elu
@@ -172,11 +164,7 @@ class _Conv:
         self.span = (self.kernel - 1) * self.dilation + 1
         self.pad_right = 0 if layer.causal else (self.span - self.stride) // 2
         self.pad_left = self.span - self.stride - self.pad_right
-        by_time = weight.transpose(1, 2)  # (O, k, C)
-        width = self.stride * self.channels_in
-        self.in_taps = width >= MIN_TAP_WIDTH and self.kernel % self.stride == 0 and 1 in (self.stride, self.dilation)
-        taps = by_time.reshape(self.channels_out, -1, width if self.in_taps else self.kernel * self.channels_in)
-        self.taps = [PackedMatrix(tap, bias if j == 0 else None) for j, tap in enumerate(taps.unbind(1))]
+        self.convolve = PackedConvolution(weight, layer.conv.bias, stride=self.stride, dilation=self.dilation)
 
     def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
         """The input rows that output rows [low, high) see, those that the padding at the ends mirrors among them."""
@@ -192,16 +180,8 @@ class _Conv:
     def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int, *, add: Tensor | None = None) -> Tensor:
         """Input rows from `start` on, (rows, C) -> output rows [low, high), plus `add`."""
         rows = self._padded(_elu(x) if self.elu else x, start, *self._raw_view(low, high), num_in)
-        num_out = high - low
-        if not self.in_taps:
-            shape, strides = (num_out, self.kernel, self.channels_in), (self.stride, self.dilation)
-            laid_out = rows.as_strided(shape, (*(s * self.channels_in for s in strides), 1)).reshape(num_out, -1)
-            return self.taps[0](laid_out, add=add)
-        rows = rows.reshape(-1, self.stride * self.channels_in)
-        for j, tap in enumerate(self.taps):
-            add = tap(rows[j * self.dilation : j * self.dilation + num_out], add=add)
-        assert add is not None
-        return add
+        out = self.convolve(rows)
+        return out if add is None else out.add_(add)
 
     def _raw_view(self, low: int, high: int) -> tuple[int, int]:
         """The same, running over the ends where the padding lies."""
@@ -236,6 +216,9 @@ class _Lstm:
     One step of one sequence multiplies a vector: it waits for the weights, 16 MB of them in facebook's 32 kHz codec. Several
     sequences wait once. A row of oneDNN's product does not depend on the rows beside it, which is tried out before it is relied
     on. Weights that fit a core's cache gain nothing: `nn.LSTM` is as fast, and takes the sequences one by one.
+
+    Attributes:
+        max_lanes: how many sequences gain by being given to one call.
     """
 
     def __init__(self, lstm: nn.LSTM) -> None:
@@ -253,36 +236,92 @@ class _Lstm:
             self.layers.append((PackedMatrix(by_input, bias), PackedMatrix(by_hidden)))
         self.max_lanes = MAX_LANES if all(_rows_stand_alone(by_hidden) for _, by_hidden in self.layers) else 1
 
-    def __call__(self, sequences: list[Tensor]) -> list[Tensor]:
-        """(T, D) each, longest first -> (T, D) each."""
-        if not self.layers:
-            return [self.plain(sequence)[0] for sequence in sequences]
-        for layer in self.layers:
-            sequences = self._run(*layer, sequences)
-        return sequences
+    @property
+    def num_tasks(self) -> int:
+        """How many tasks `tasks` returns."""
+        return max(1, len(self.layers))
 
-    @staticmethod
-    def _run(by_input: PackedMatrix, by_hidden: PackedMatrix, sequences: list[Tensor]) -> list[Tensor]:
-        D = sequences[0].shape[1]
-        hidden, cell = (sequences[0].new_zeros(len(sequences), D) for _ in range(2))
-        outputs = [torch.empty_like(sequence) for sequence in sequences]
-        for start in range(0, len(sequences[0]), LSTM_STEPS):
-            pieces = [sequence[start : start + LSTM_STEPS] for sequence in sequences if len(sequence) > start]
-            # Zeros behind the end of a sequence: what becomes of that row is not read.
-            gates = hidden.new_zeros(len(pieces[0]), len(pieces), 4 * D)
-            for lane, piece in enumerate(pieces):
-                gates[: len(piece), lane] = by_input(piece)
-            hidden, cell = hidden[: len(pieces)], cell[: len(pieces)]
-            steps = hidden.new_empty(len(pieces[0]), len(pieces), D)
-            for gate, step in zip(gates, steps, strict=True):
-                both = by_hidden(hidden, add=gate)
-                both[:, : 3 * D].sigmoid_()
-                enter, keep, leave, value = both.split(D, dim=1)
-                cell = cell.mul(keep).addcmul_(enter, value.tanh_())
-                hidden = torch.mul(leave, cell.tanh(), out=step)
-            for lane, piece in enumerate(pieces):
-                outputs[lane][start : start + len(piece)] = steps[: len(piece), lane]
+    def __call__(self, sequences: Sequence[Tensor]) -> list[Tensor]:
+        """(T, D) each, longest first -> (T, D) each, in the calling thread."""
+        outputs: list[Tensor] | None = None
+        for task in self.tasks(sequences):
+            outputs = task()
+        assert outputs is not None
         return outputs
+
+    def tasks(self, sequences: Sequence[Tensor]) -> list[Callable[[], list[Tensor] | None]]:
+        """One task per layer; the last one returns the output, (T, D) each.
+
+        A layer passes on blocks of `LSTM_STEPS` steps as they are ready, so the tasks may run side by side, each layer with the
+        weights that it alone reads, or one after the other. They must be started in their order.
+        """
+        if not self.layers:
+            return [lambda: [self.plain(sequence)[0] for sequence in sequences]]
+        blocks: Iterable[_Block] = _blocks(sequences)
+        tasks: list[Callable[[], list[Tensor] | None]] = []
+        for layer in self.layers[:-1]:
+            passed = _Passed()
+            tasks.append(partial(passed.fill, _run_layer(*layer, blocks)))
+            blocks = passed
+        last = _run_layer(*self.layers[-1], blocks)
+        return [*tasks, lambda: _joined(last, len(sequences))]
+
+
+_Block = list[Tensor]
+"""Some steps of several sequences, (n_i, D) each; sequences that have ended are not there."""
+
+
+class _Passed:
+    """Blocks on their way from one layer to the next, which may run in another thread."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[_Block | None] = SimpleQueue()
+
+    def fill(self, blocks: Iterable[_Block]) -> None:
+        """Passes blocks on as they come; if they end with an error, the next layer ends, too."""
+        try:
+            for block in blocks:
+                self._queue.put(block)
+        finally:
+            self._queue.put(None)
+
+    def __iter__(self) -> Iterator[_Block]:
+        return iter(self._queue.get, None)
+
+
+def _blocks(sequences: Sequence[Tensor]) -> Iterator[_Block]:
+    for start in range(0, len(sequences[0]), LSTM_STEPS):
+        yield [sequence[start : start + LSTM_STEPS] for sequence in sequences if len(sequence) > start]
+
+
+def _joined(blocks: Iterable[_Block], num_sequences: int) -> list[Tensor]:
+    parts: list[list[Tensor]] = [[] for _ in range(num_sequences)]
+    for block in blocks:
+        for lane, piece in enumerate(block):
+            parts[lane].append(piece)
+    return [torch.cat(pieces) for pieces in parts]
+
+
+def _run_layer(by_input: PackedMatrix, by_hidden: PackedMatrix, blocks: Iterable[_Block]) -> Iterator[_Block]:
+    """Runs one layer of an LSTM over sequences in lockstep."""
+    hidden: Tensor | None = None
+    for block in blocks:
+        num_steps, D = block[0].shape
+        if hidden is None:
+            hidden, cell = (block[0].new_zeros(len(block), D) for _ in range(2))
+        # Zeros after the end of a sequence: that row's results are not read.
+        gates = hidden.new_zeros(num_steps, len(block), 4 * D)
+        for lane, piece in enumerate(block):
+            gates[: len(piece), lane] = by_input(piece)
+        hidden, cell = hidden[: len(block)], cell[: len(block)]
+        steps = hidden.new_empty(num_steps, len(block), D)
+        for gate, step in zip(gates, steps, strict=True):
+            both = by_hidden(hidden, add=gate)
+            both[:, : 3 * D].sigmoid_()
+            enter, keep, leave, value = both.split(D, dim=1)
+            cell = cell.mul(keep).addcmul_(enter, value.tanh_())
+            hidden = torch.mul(leave, cell.tanh(), out=step)
+        yield [steps[: len(piece), lane] for lane, piece in enumerate(block)]
 
 
 _LSTM_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
