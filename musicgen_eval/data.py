@@ -8,7 +8,7 @@ steps; the surplus ones carry an empty batch. Knows files and frames; what is do
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from musicgen_eval.plans.plan import Plan
 from musicgen_eval.plans.planning import DataSettings, plan_evaluation
 from musicgen_eval.plans.track_opening import Opening
 from musicgen_eval.ranks import decide_on_rank_0
-from musicgen_eval.records import CodecSpec, ContinuationSettings, Window
+from musicgen_eval.records import CodecSpec, ContinuationSettings, Task, Window
 from musicgen_eval.sharing import share_of_data
 
 
@@ -184,6 +184,8 @@ class WindowDataModule(L.LightningDataModule):
 
     def _plan_for(self, stage: str) -> Plan:
         assert self.trainer is not None
+        prepare: Callable[[Task], object] = self.trainer.lightning_module.prepare  # type: ignore[assignment]
+        prepare("continue" if stage == "predict" else "score")  # before any audio is opened
         opening = Opening(
             index_path=self.index_path,
             retry_failures=self.retry_failures,

@@ -31,10 +31,12 @@ from musicgen_eval.journal.keeping import Keeper, MemoryKeeper
 from musicgen_eval.journal.measurements import Measurements, WindowRecord
 from musicgen_eval.merging import State
 from musicgen_eval.metrics import CodebookPerplexity
-from musicgen_eval.models.checkpoint import Checkpoint, find_checkpoint
-from musicgen_eval.models.musicgen import MusicGen, load_model
+from musicgen_eval.models.checkpoint import Checkpoint, find_checkpoint, refuse_other_types
+from musicgen_eval.models.loading import require_files
+from musicgen_eval.models.musicgen import MusicGen, load_model, unreadable_texts
 from musicgen_eval.models.sharding import shard_decoder
 from musicgen_eval.models.threads import float32_by_default, ieee_float32, single_threaded
+from musicgen_eval.notes import print_notes
 from musicgen_eval.offers import Offer
 from musicgen_eval.plans.continuation_planning import check_continuation, settle_stride
 from musicgen_eval.plans.planning import Plan, refuse_failures
@@ -94,7 +96,8 @@ class MusicGenEvaluation(L.LightningModule):
         super().__init__()
         if tail not in ("score", "drop"):
             raise RunError(f"tail must be 'score' or 'drop', got {tail!r}")
-        self._asked = (checkpoint, revision, max_frames)
+        refuse_other_types(checkpoint)
+        self._asked = (str(checkpoint), revision, max_frames)
         self._metrics = {"perplexity": CodebookPerplexity()} if metrics is None else dict(metrics)
         self.tail: Literal["score", "drop"] = tail
         self.save_nll = save_nll
@@ -102,7 +105,7 @@ class MusicGenEvaluation(L.LightningModule):
         self.continuation = continuation
         self.sink: ContinuationSink | None = None
         self.settings = {
-            "checkpoint": checkpoint,
+            "checkpoint": str(checkpoint),
             "revision": revision,
             "max_frames": max_frames,
             "tail": tail,
@@ -118,6 +121,7 @@ class MusicGenEvaluation(L.LightningModule):
         self.settled: Settled = Settled()
         self._keeper: Keeper
         self._stopped: str | None = None
+        self._text_notes: tuple[str, ...] = ()
         self._banks: dict[Task, MetricBank] = {}
         self._continuer: BatchContinuation
 
@@ -154,13 +158,11 @@ class MusicGenEvaluation(L.LightningModule):
                     raise RunError(
                         f"model.{name} says how windows are scored, and means nothing in predict; leave it out"
                     )
+        if self.model is None:
+            require_files(self.checkpoint.files)
         if task not in self._banks:
             self._banks[task] = MetricBank(self._metrics, spec=self.spec, task=task)
         return self._banks[task]
-
-    def prepare_data(self) -> None:
-        """Refuses what is wrong before any audio is opened."""
-        self.prepare(self._task)
 
     def setup(self, stage: str) -> None:
         """Refuses what cannot be measured as asked."""
@@ -176,6 +178,8 @@ class MusicGenEvaluation(L.LightningModule):
                 self._refuse_setting(setting)
         if self.model is not None:
             self.model.refuse_change(self.trainer.precision, self.trainer.strategy.root_device)
+        if self.trainer.is_global_zero:
+            print_notes(self.checkpoint.notes)
         plan = self._plan
         if any(reading.text == "other" for reading in self.bank.readings) and None in plan.other_texts:
             track = plan.tracks[plan.other_texts.index(None)].id
@@ -192,6 +196,9 @@ class MusicGenEvaluation(L.LightningModule):
             self.model = load_model(self.checkpoint)
             if self._device_mesh is not None:
                 shard_decoder(self.model.decoder, self._device_mesh["tensor_parallel"])
+        if self.model is not None and self.trainer.is_global_zero:
+            self._text_notes = unreadable_texts(self.model, self._plan.tracks.texts)
+            print_notes(self._text_notes)
 
     def on_test_start(self) -> None:
         """Starts afresh; what an earlier start of the run has measured is the keeper's."""
@@ -399,6 +406,7 @@ class MusicGenEvaluation(L.LightningModule):
                 **({"other_machines": list(self.settled.other_machines)} if self.settled.other_machines else {}),
             },
             seed=self.seed,
+            notes=(*self.checkpoint.notes, *self._plan.tracks.notes, *self._text_notes),
             task_settings=task_settings,
         )
 

@@ -340,7 +340,7 @@ def test_the_data_module_keeps_the_index_where_it_is_told(folder, opened, capsys
         data.trainer = SimpleNamespace(
             world_size=1,
             is_global_zero=True,
-            lightning_module=SimpleNamespace(spec=SPEC),
+            lightning_module=SimpleNamespace(spec=SPEC, prepare=lambda task: None),
             progress_bar_callback=None,
         )
         for name, value in given.items():
