@@ -26,6 +26,7 @@ from musicgen_eval.metrics import CodebookPerplexity
 from musicgen_eval.models.checkpoint import refuse_other_types
 from musicgen_eval.models.musicgen import MusicGen, load_model
 from musicgen_eval.module import MusicGenEvaluation
+from musicgen_eval.one_process import own_defaults
 from musicgen_eval.quiet import quiet_libraries
 from musicgen_eval.records import CodecSpec, ContinuationSettings
 from musicgen_eval.results import EvaluationResult
@@ -61,6 +62,7 @@ class PerplexityResult:
     evaluation: EvaluationResult
 
 
+@own_defaults()
 def perplexity(
     audio: str | Path | Tensor,
     checkpoint: str | Path | MusicGen | MusicgenForConditionalGeneration = "demo",
@@ -163,6 +165,7 @@ def perplexity(
     )
 
 
+@own_defaults()
 def generate(
     audio: str | Path | Tensor,
     text: str | None = None,

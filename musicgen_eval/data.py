@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 import lightning as L
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -167,6 +168,7 @@ class WindowDataModule(L.LightningDataModule):
             batch_sampler=batches,
             num_workers=self.num_workers,
             collate_fn=Batch,
+            generator=torch.Generator(),  # or the loader would draw from the caller's random numbers
             persistent_workers=False,
         )
 
