@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torchmetrics import Metric
 
-from musicgen_eval.bank import MetricBank, MetricEntry
+from musicgen_eval.bank import MetricBank, MetricEntry, named_metrics
 from musicgen_eval.continuing import BatchContinuation, Continuations, ContinuationSink
 from musicgen_eval.data import Batch, WindowAudio, WindowDataModule
 from musicgen_eval.errors import EvaluationError, RunError
@@ -98,7 +98,7 @@ class MusicGenEvaluation(L.LightningModule):
             raise RunError(f"tail must be 'score' or 'drop', got {tail!r}")
         refuse_other_types(checkpoint)
         self._asked = (str(checkpoint), revision, max_frames)
-        self._metrics = {"perplexity": CodebookPerplexity()} if metrics is None else dict(metrics)
+        self._metrics = {"perplexity": CodebookPerplexity()} if metrics is None else named_metrics(metrics)
         self.tail: Literal["score", "drop"] = tail
         self.save_nll = save_nll
         self.seed = seed
