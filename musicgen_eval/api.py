@@ -17,6 +17,7 @@ from torch.nn import Module
 from torchmetrics import Metric
 from transformers import MusicgenForConditionalGeneration
 
+from musicgen_eval.argument_types import checked_arguments
 from musicgen_eval.audio.writing import write_audio
 from musicgen_eval.bank import MetricEntry
 from musicgen_eval.continuation_files import AudioSettings
@@ -62,6 +63,7 @@ class PerplexityResult:
     evaluation: EvaluationResult
 
 
+@checked_arguments
 @own_defaults()
 def perplexity(
     audio: str | Path | Tensor,
@@ -165,6 +167,7 @@ def perplexity(
     )
 
 
+@checked_arguments
 @own_defaults()
 def generate(
     audio: str | Path | Tensor,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from musicgen_eval.argument_types import check_arguments
 from musicgen_eval.errors import AudioError, RunError
 from musicgen_eval.journal.reading import failed_tracks
 from musicgen_eval.notes import print_notes
@@ -108,6 +109,7 @@ class WindowDataModule(L.LightningDataModule):
         allow_beyond_limit: bool = False,
     ) -> None:
         super().__init__()
+        check_arguments(WindowDataModule.__init__, locals(), without=("source",))
         self.settings = DataSettings(
             source=source,
             text=text,

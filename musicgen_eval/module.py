@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torchmetrics import Metric
 
+from musicgen_eval.argument_types import check_arguments
 from musicgen_eval.bank import MetricBank, MetricEntry, named_metrics
 from musicgen_eval.continuing import BatchContinuation, Continuations, ContinuationSink
 from musicgen_eval.data import Batch, WindowAudio, WindowDataModule
@@ -94,9 +95,10 @@ class MusicGenEvaluation(L.LightningModule):
         continuation: ContinuationSettings = DEFAULT_CONTINUATION,
     ) -> None:
         super().__init__()
-        if tail not in ("score", "drop"):
-            raise RunError(f"tail must be 'score' or 'drop', got {tail!r}")
+        check_arguments(MusicGenEvaluation.__init__, locals(), without=("checkpoint", "metrics"))
         refuse_other_types(checkpoint)
+        if not isinstance(continuation, ContinuationSettings):
+            raise RunError(f"continuation must be ContinuationSettings, got {type(continuation).__name__}")
         self._asked = (str(checkpoint), revision, max_frames)
         self._metrics = {"perplexity": CodebookPerplexity()} if metrics is None else named_metrics(metrics)
         self.tail: Literal["score", "drop"] = tail
