@@ -70,6 +70,21 @@ def check_arguments(
             raise RunError(f"{name} must be {expected}, got {_shown(given[name])}{HINTS.get(name, '')}")
 
 
+def check_text(text: str | None) -> None:
+    """Refuses a text with bytes that were not text when the terminal or a file was read, which no tokenizer takes.
+
+    Raises:
+        RunError: says where the first of them is.
+    """
+    try:
+        (text or "").encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RunError(
+            f"text must be valid text, got {_shown(text)} with a byte that is none at position {error.start}; check the encoding "
+            "of the terminal (LC_ALL=C.UTF-8)"
+        ) from error
+
+
 def _kinds(hint: Any) -> list[Any]:
     """The alternatives of a type hint."""
     if get_origin(hint) in (Union, types.UnionType):

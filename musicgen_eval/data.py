@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from musicgen_eval.argument_types import check_arguments
+from musicgen_eval.argument_types import check_arguments, check_text
 from musicgen_eval.errors import AudioError, RunError
 from musicgen_eval.journal.reading import failed_tracks
 from musicgen_eval.notes import print_notes
@@ -110,6 +110,7 @@ class WindowDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         check_arguments(WindowDataModule.__init__, locals(), without=("source",))
+        check_text(text)
         self.settings = DataSettings(
             source=source,
             text=text,
