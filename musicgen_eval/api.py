@@ -13,16 +13,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
+from torch.nn import Module
 from torchmetrics import Metric
+from transformers import MusicgenForConditionalGeneration
 
+from musicgen_eval.argument_types import checked_arguments
 from musicgen_eval.audio.writing import write_audio
 from musicgen_eval.bank import MetricEntry
 from musicgen_eval.continuation_files import AudioSettings
 from musicgen_eval.data import WindowDataModule
 from musicgen_eval.errors import AudioError, RunError
 from musicgen_eval.metrics import CodebookPerplexity
-from musicgen_eval.models.musicgen import MusicGen
+from musicgen_eval.models.checkpoint import refuse_other_types
+from musicgen_eval.models.musicgen import MusicGen, load_model
 from musicgen_eval.module import MusicGenEvaluation
+from musicgen_eval.one_process import own_defaults
 from musicgen_eval.quiet import quiet_libraries
 from musicgen_eval.records import CodecSpec, ContinuationSettings
 from musicgen_eval.results import EvaluationResult
@@ -58,9 +63,11 @@ class PerplexityResult:
     evaluation: EvaluationResult
 
 
+@checked_arguments
+@own_defaults()
 def perplexity(
     audio: str | Path | Tensor,
-    checkpoint: str | Path | MusicGen = "demo",
+    checkpoint: str | Path | MusicGen | MusicgenForConditionalGeneration = "demo",
     revision: str | None = None,
     *,
     sample_rate_hz: int | None = None,
@@ -86,7 +93,8 @@ def perplexity(
 
     Args:
         audio: a file, folder, glob or manifest; or a (C, N) or (N,) floating point tensor in [-1, 1].
-        checkpoint: `demo`, a hub name, a folder, or a loaded model, whose decoder then takes on `precision`.
+        checkpoint: `demo`, a hub name, a folder, a model from `load_model`, whose decoder then takes on `precision`, or a
+            transformers model in memory, which is copied and not changed.
         revision: hub branch, tag or commit.
         sample_rate_hz: rate of a tensor; only, and always, with one.
         text: text of tracks that have none of their own.
@@ -159,10 +167,12 @@ def perplexity(
     )
 
 
+@checked_arguments
+@own_defaults()
 def generate(
     audio: str | Path | Tensor,
     text: str | None = None,
-    checkpoint: str | Path | MusicGen = "demo",
+    checkpoint: str | Path | MusicGen | MusicgenForConditionalGeneration = "demo",
     revision: str | None = None,
     *,
     sample_rate_hz: int | None = None,
@@ -197,7 +207,8 @@ def generate(
     Args:
         audio: a file, folder, glob or manifest; or a (C, N) or (N,) floating point tensor in [-1, 1].
         text: prompt of tracks that have none of their own.
-        checkpoint: `demo`, a hub name, a folder, or a loaded model, whose decoder then takes on `precision`.
+        checkpoint: `demo`, a hub name, a folder, a model from `load_model`, whose decoder then takes on `precision`, or a
+            transformers model in memory, which is copied and not changed.
         revision: hub branch, tag or commit.
         sample_rate_hz: rate of a tensor; only, and always, with one.
         context_s: where in the track the continuation begins; default: in its middle.
@@ -294,22 +305,28 @@ def continuation_seconds(duration_s: float | None, max_new_frames: int | None, s
 
 
 def _module(
-    checkpoint: str | Path | MusicGen, revision: str | None, max_frames: int | None, **settings: Any
+    checkpoint: str | Path | MusicGen | MusicgenForConditionalGeneration,
+    revision: str | None,
+    max_frames: int | None,
+    **settings: Any,
 ) -> MusicGenEvaluation:
+    if isinstance(checkpoint, MusicgenForConditionalGeneration):
+        with quiet_libraries():
+            loaded = load_model(checkpoint, revision=revision, max_frames=max_frames)
+        return MusicGenEvaluation.from_loaded(loaded, **settings)
     if not isinstance(checkpoint, MusicGen):
+        refuse_other_types(checkpoint)
         return MusicGenEvaluation(str(checkpoint), revision, max_frames, **settings)
     if revision is not None or max_frames is not None:
         raise RunError("revision and max_frames are settled when a model is loaded; pass them to load_model")
     return MusicGenEvaluation.from_loaded(checkpoint, **settings)
 
 
-def _notes(
-    audio: str | Path | Tensor, checkpoint: str | Path | MusicGen, metrics: Mapping[str, Any] | None
-) -> list[str]:
+def _notes(audio: str | Path | Tensor, checkpoint: object, metrics: Mapping[str, Any] | None) -> list[str]:
     """What config.yaml cannot say of a run from Python."""
     return [
         *(["the audio was a tensor: data.source is gone"] if isinstance(audio, Tensor) else []),
-        *(["the model was given loaded: model.checkpoint is its name"] if isinstance(checkpoint, MusicGen) else []),
+        *(["the model was given loaded: model.checkpoint is its name"] if isinstance(checkpoint, Module) else []),
         *([f"metrics were given in Python and are not named here: {', '.join(metrics)}"] if metrics else []),
     ]
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.text import Perplexity
 
 from musicgen_eval.errors import MetricError, near_matches
 from musicgen_eval.merging import State, compute_in_place, merge_states, to_cpu, window_states
@@ -39,6 +40,8 @@ PUBLISHED: Mapping[Task, Sequence[Reading]] = {
 }
 """The readings that metrics may name. What was generated was generated after its context, and is read no other way."""
 SCORED_NAMES = ("logits", "scored", "nll", "rank")
+METRICS_OF_SEQUENCES = (Perplexity,)
+"""Stock classes that take batches of sequences: they are given the rows of scored codes as a batch of one."""
 WINDOW_NAMES = ("window", "frame_rate_hz")
 AUDIO_NAMES = ("generated", "reference", "context", "context_decoded", "reference_decoded", "sample_rate_hz", "text")
 NAMES: Mapping[Task, tuple[str, ...]] = {
@@ -72,6 +75,7 @@ class _Input:
         value: what it is given.
         reading: of which reading.
         flat: whether as rows of scored codes only.
+        is_sequence: whether the rows come as a batch of one sequence.
         on_device: whether it is too large to leave the device with every batch.
     """
 
@@ -79,6 +83,7 @@ class _Input:
     value: str
     reading: str
     flat: bool
+    is_sequence: bool
     on_device: bool
 
 
@@ -103,12 +108,11 @@ class MetricBank:
         self._inputs: dict[str, list[_Input]] = {}
         self._published: dict[str, Reading] = {reading.name: reading for reading in PUBLISHED[task]}
         entries = {
-            name: given if isinstance(given, MetricEntry) else MetricEntry(given) for name, given in metrics.items()
+            name: given if isinstance(given, MetricEntry) else MetricEntry(given)
+            for name, given in named_metrics(metrics).items()
         }
         for name, entry in entries.items():
-            if not isinstance(entry.metric, Metric):
-                raise MetricError(f"metric {name!r} must be a torchmetrics.Metric, got {type(entry.metric).__name__}")
-            metric = deepcopy(entry.metric)
+            metric = _copied(name, entry.metric)
             configure = getattr(metric, "configure", None)
             if callable(configure):
                 configure(spec)
@@ -279,11 +283,13 @@ class MetricBank:
             )
         renamed = parameter in renames and parameter.partition("__")[0] != value
         rows = value in ("preds", "target") and not pairs
+        flat = rows or (renamed and value in ("nll", "rank", "codes", "logits"))
         return _Input(
             parameter=parameter,
             value=value,
             reading=reading,
-            flat=rows or (renamed and value in ("nll", "rank", "codes", "logits")),
+            flat=flat,
+            is_sequence=flat and isinstance(metric, METRICS_OF_SEQUENCES),
             on_device=value == "logits" or (rows and value == "preds"),
         )
 
@@ -321,8 +327,46 @@ class MetricBank:
             return value
         if item.flat:
             rows = upload(counted.flatten().nonzero().squeeze(1), value.device)
-            return value.flatten(0, 1).index_select(0, rows)
+            value = value.flatten(0, 1).index_select(0, rows)
+            return value.unsqueeze(0) if item.is_sequence else value
         return upload(value, read.nll.device)  # `scored` lies on the CPU, and goes where the others are
+
+
+def named_metrics(metrics: object) -> dict[str, Metric | MetricEntry]:
+    """Metrics by name, checked before anything else is.
+
+    Raises:
+        MetricError: not a mapping, a name that is no string, a metric that is none, or renamed inputs that are no names.
+    """
+    if not isinstance(metrics, Mapping):
+        raise MetricError(f"metrics must map names to metrics, such as {{'ppl': metric}}; got {type(metrics).__name__}")
+    for name, given in metrics.items():
+        if not isinstance(name, str) or not name:
+            raise MetricError(f"metrics are given by name, and a name is a string; got {name!r}")
+        entry = given if isinstance(given, MetricEntry) else MetricEntry(given)
+        if not isinstance(entry.metric, Metric):
+            raise MetricError(f"metric {name!r} must be a torchmetrics.Metric, got {type(entry.metric).__name__}")
+        if not isinstance(entry.inputs, Mapping) or not all(isinstance(ours, str) for ours in entry.inputs.values()):
+            raise MetricError(
+                f"metric {name!r}: inputs must map parameters of update() to our names, such as {{'value': 'nll'}}; got "
+                f"{entry.inputs!r}"
+            )
+    return dict(metrics)
+
+
+def _copied(name: str, metric: Metric) -> Metric:
+    """A copy of a metric, which the run may change.
+
+    Raises:
+        MetricError: the metric holds something that cannot be copied.
+    """
+    try:
+        return deepcopy(metric)
+    except Exception as error:  # a stranger's metric may hold anything
+        raise MetricError(
+            f"metric {name!r} ({type(metric).__name__}) cannot be copied ({error}), and every run works on a copy; keep locks, "
+            "files and generators out of the metric, or create them in update()"
+        ) from error
 
 
 def _device(offers: Sequence[Offer]) -> torch.device:

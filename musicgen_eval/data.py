@@ -19,16 +19,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from musicgen_eval.argument_types import check_arguments, check_text
 from musicgen_eval.errors import AudioError, RunError
 from musicgen_eval.journal.reading import failed_tracks
 from musicgen_eval.models.transfers import upload
+from musicgen_eval.notes import print_notes
 from musicgen_eval.plans.batches import RankBatches, num_batches
 from musicgen_eval.plans.continuation_planning import plan_continuation
 from musicgen_eval.plans.plan import Plan
 from musicgen_eval.plans.planning import DataSettings, plan_evaluation
 from musicgen_eval.plans.track_opening import Opening
 from musicgen_eval.ranks import decide_on_rank_0
-from musicgen_eval.records import CodecSpec, ContinuationSettings, Window
+from musicgen_eval.records import CodecSpec, ContinuationSettings, Task, Window
 from musicgen_eval.sharing import share_of_data
 
 
@@ -121,6 +123,8 @@ class WindowDataModule(L.LightningDataModule):
         allow_beyond_limit: bool = False,
     ) -> None:
         super().__init__()
+        check_arguments(WindowDataModule.__init__, locals(), without=("source",))
+        check_text(text)
         self.settings = DataSettings(
             source=source,
             text=text,
@@ -161,6 +165,8 @@ class WindowDataModule(L.LightningDataModule):
             )
         self.done = frozenset()
         self.plan = decide_on_rank_0(trainer, lambda: self._plan_for(stage))
+        if trainer.is_global_zero:
+            print_notes(self.plan.notes)
 
     def test_dataloader(self) -> DataLoader[WindowAudio]:
         """The windows of this rank, batch by batch."""
@@ -179,6 +185,7 @@ class WindowDataModule(L.LightningDataModule):
             batch_sampler=batches,
             num_workers=self.num_workers,
             collate_fn=Batch,
+            generator=torch.Generator(),  # or the loader would draw from the caller's random numbers
             persistent_workers=False,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )
@@ -197,6 +204,8 @@ class WindowDataModule(L.LightningDataModule):
 
     def _plan_for(self, stage: str) -> Plan:
         assert self.trainer is not None
+        prepare: Callable[[Task], object] = self.trainer.lightning_module.prepare  # type: ignore[assignment]
+        prepare("continue" if stage == "predict" else "score")  # before any audio is opened
         opening = Opening(
             index_path=self.index_path,
             retry_failures=self.retry_failures,

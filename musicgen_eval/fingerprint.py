@@ -48,13 +48,13 @@ def metric_settings(bank: MetricBank) -> dict[str, dict[str, Any]]:
 
 
 def weights_digest(checkpoint: Checkpoint) -> str | None:
-    """What a local folder's weights and configurations are; None for a hub's, which have a commit.
+    """What a local folder's weights and configurations are; None for a hub's, which have a commit. A model in memory has one.
 
     Of each tensor samples are read, so that gigabytes take no longer than a moment.
     """
     folder = Path(checkpoint.location)
-    if not folder.is_dir():
-        return None
+    if checkpoint.digest is not None or checkpoint.commit is not None or not folder.is_dir():
+        return checkpoint.digest
     digest = sha256()
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
         num_bytes = path.stat().st_size

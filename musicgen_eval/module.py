@@ -23,7 +23,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torchmetrics import Metric
 
-from musicgen_eval.bank import MetricBank, MetricEntry
+from musicgen_eval.argument_types import check_arguments
+from musicgen_eval.bank import MetricBank, MetricEntry, named_metrics
 from musicgen_eval.continuing import BatchContinuation, Continuations, ContinuationSink
 from musicgen_eval.data import Batch, WindowAudio, WindowDataModule
 from musicgen_eval.errors import EvaluationError, RunError
@@ -31,12 +32,14 @@ from musicgen_eval.journal.keeping import Keeper, MemoryKeeper
 from musicgen_eval.journal.measurements import Measurements, WindowRecord
 from musicgen_eval.merging import State
 from musicgen_eval.metrics import CodebookPerplexity
-from musicgen_eval.models.checkpoint import Checkpoint, find_checkpoint
-from musicgen_eval.models.musicgen import MusicGen, load_model
+from musicgen_eval.models.checkpoint import Checkpoint, find_checkpoint, refuse_other_types
+from musicgen_eval.models.loading import require_files
+from musicgen_eval.models.musicgen import MusicGen, load_model, unreadable_texts
 from musicgen_eval.models.numerics import float32_by_default, full_precision, numerics_in_use
 from musicgen_eval.models.out_of_memory import out_of_memory_explained
 from musicgen_eval.models.sharding import shard_decoder
 from musicgen_eval.models.threads import single_threaded
+from musicgen_eval.notes import print_notes
 from musicgen_eval.offers import Offer, fetch
 from musicgen_eval.plans.continuation_planning import check_continuation, settle_stride
 from musicgen_eval.plans.planning import Plan, refuse_failures
@@ -94,17 +97,19 @@ class MusicGenEvaluation(L.LightningModule):
         continuation: ContinuationSettings = DEFAULT_CONTINUATION,
     ) -> None:
         super().__init__()
-        if tail not in ("score", "drop"):
-            raise RunError(f"tail must be 'score' or 'drop', got {tail!r}")
-        self._asked = (checkpoint, revision, max_frames)
-        self._metrics = {"perplexity": CodebookPerplexity()} if metrics is None else dict(metrics)
+        check_arguments(MusicGenEvaluation.__init__, locals(), without=("checkpoint", "metrics"))
+        refuse_other_types(checkpoint)
+        if not isinstance(continuation, ContinuationSettings):
+            raise RunError(f"continuation must be ContinuationSettings, got {type(continuation).__name__}")
+        self._asked = (str(checkpoint), revision, max_frames)
+        self._metrics = {"perplexity": CodebookPerplexity()} if metrics is None else named_metrics(metrics)
         self.tail: Literal["score", "drop"] = tail
         self.save_nll = save_nll
         self.seed = seed
         self.continuation = continuation
         self.sink: ContinuationSink | None = None
         self.settings = {
-            "checkpoint": checkpoint,
+            "checkpoint": str(checkpoint),
             "revision": revision,
             "max_frames": max_frames,
             "tail": tail,
@@ -120,6 +125,7 @@ class MusicGenEvaluation(L.LightningModule):
         self.settled: Settled = Settled()
         self._keeper: Keeper
         self._stopped: str | None = None
+        self._text_notes: tuple[str, ...] = ()
         self._banks: dict[Task, MetricBank] = {}
         self._found_on: torch.device | None = None
         self._continuer: BatchContinuation
@@ -158,13 +164,11 @@ class MusicGenEvaluation(L.LightningModule):
                     raise RunError(
                         f"model.{name} says how windows are scored, and means nothing in predict; leave it out"
                     )
+        if self.model is None:
+            require_files(self.checkpoint.files)
         if task not in self._banks:
             self._banks[task] = MetricBank(self._metrics, spec=self.spec, task=task)
         return self._banks[task]
-
-    def prepare_data(self) -> None:
-        """Refuses what is wrong before any audio is opened."""
-        self.prepare(self._task)
 
     def setup(self, stage: str) -> None:
         """Refuses what cannot be measured as asked."""
@@ -184,6 +188,8 @@ class MusicGenEvaluation(L.LightningModule):
             )
         if self.model is not None:
             self.model.refuse_change(self.trainer.precision, self.trainer.strategy.root_device)
+        if self.trainer.is_global_zero:
+            print_notes(self.checkpoint.notes)
         plan = self._plan
         if any(reading.text == "other" for reading in self.bank.readings) and None in plan.other_texts:
             track = plan.tracks[plan.other_texts.index(None)].id
@@ -200,6 +206,9 @@ class MusicGenEvaluation(L.LightningModule):
             self.model = load_model(self.checkpoint)
             if self._device_mesh is not None:
                 shard_decoder(self.model.decoder, self._device_mesh["tensor_parallel"])
+        if self.model is not None and self.trainer.is_global_zero:
+            self._text_notes = unreadable_texts(self.model, self._plan.tracks.texts)
+            print_notes(self._text_notes)
 
     def on_test_start(self) -> None:
         """Starts afresh; what an earlier start of the run has measured is the keeper's."""
@@ -420,6 +429,7 @@ class MusicGenEvaluation(L.LightningModule):
                 **({"other_machines": list(self.settled.other_machines)} if self.settled.other_machines else {}),
             },
             seed=self.seed,
+            notes=(*self.checkpoint.notes, *self._plan.tracks.notes, *self._text_notes),
             task_settings=task_settings,
         )
 

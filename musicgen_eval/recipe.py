@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +20,7 @@ def run_recipe(
     bank: MetricBank,
     machine: Mapping[str, Any],
     seed: int,
+    notes: Sequence[str] = (),
     task_settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Puts the recipe together.
@@ -31,6 +32,7 @@ def run_recipe(
         bank: with what.
         machine: precision, device and arithmetic.
         seed: of what is drawn.
+        notes: what the user was told about how checkpoint, source and texts are used.
         task_settings: what only this task knows: head and tail, or how songs were continued.
     """
     spec = checkpoint.spec
@@ -56,6 +58,7 @@ def run_recipe(
         "limit": settings.limit,
         "min_duration_s": settings.min_duration_s,
         "resamplers": plan.resamplers,
+        "notes": list(notes),
         "ceiling_bits_per_second": spec.ceiling_bits_per_second,
         "metrics": {name: asdict(bank.recipe(name)) for name in bank.metrics},
     }

@@ -25,6 +25,7 @@ from musicgen_eval.data import WindowDataModule, dead_workers_named
 from musicgen_eval.errors import RunError
 from musicgen_eval.models.checkpoint import lasting_name
 from musicgen_eval.module import PRECISIONS, MusicGenEvaluation
+from musicgen_eval.one_process import OneProcess, one_device
 from musicgen_eval.quiet import quiet_libraries
 from musicgen_eval.records import Continuation
 from musicgen_eval.result_files import to_json
@@ -221,7 +222,8 @@ def _run(
         try:
             trainer = L.Trainer(
                 accelerator=accelerator,
-                devices=1,
+                devices=one_device(accelerator),
+                plugins=[OneProcess()],
                 precision=precision,  # type: ignore[arg-type]
                 logger=False,
                 enable_checkpointing=False,

@@ -51,11 +51,15 @@ def try_metric(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]) -
         states = window_states(deepcopy(metric), inputs)
         merged = compute_in_place(deepcopy(metric), merge_states(metric, states))
     except Exception as error:  # a stranger's metric may raise anything; the run must not start with it
-        raise MetricError(f"metric {name!r} ({kind}) failed its trial on synthetic windows: {error!r}") from error
+        raise MetricError(
+            f"metric {name!r} ({kind}) failed its trial on synthetic windows: {_one_line(error)}{_described(inputs)}"
+        ) from error
     largest = max(_state_bytes(state) for state in states)
     if largest > MAX_STATE_BYTES:
         raise MetricError(
-            f"metric {name!r} ({kind}) keeps {largest} bytes for {max(TRIAL_FRAMES)} frames; at most {MAX_STATE_BYTES} are kept"
+            f"metric {name!r} ({kind}) keeps a state of {largest} bytes per window; the limit is {MAX_STATE_BYTES}, since every "
+            "window's state is kept. Keep per window only what compute() reduces, such as one embedding in a list state "
+            "(docs/metrics.md shows it for a Frechet distance)"
         )
     if not _agree(at_once, merged):
         raise MetricError(
@@ -143,6 +147,18 @@ def _synthetic_offer(spec: CodecSpec, readings: Sequence[Reading], index: int, n
             logits=logits.masked_fill(~scored.unsqueeze(-1), 0.0),
         )
     return Offer(readings=offered, frame_rate_hz=spec.frame_rate_hz)
+
+
+def _one_line(error: Exception) -> str:
+    """An error that a metric raised: its type and message."""
+    return " ".join(repr(error).split())
+
+
+def _described(inputs: Sequence[Mapping[str, Any]]) -> str:
+    """What the metric was given, as far as it is tensors, which tells a wrong shape from a wrong metric."""
+    tensors = {key: value for key, value in (inputs[0] if inputs else {}).items() if isinstance(value, Tensor)}
+    given = [f"{key} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" for key, value in tensors.items()]
+    return f"; it was given {', '.join(given)}" if given else ""
 
 
 def _state_bytes(state: State) -> int:

@@ -1,7 +1,9 @@
 import re
+import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -10,12 +12,14 @@ from torch import Tensor, nn
 from torchmetrics import CatMetric, MaxMetric, MeanMetric, Metric, MetricCollection, PearsonCorrCoef
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassConfusionMatrix
 from torchmetrics.regression import NormalizedRootMeanSquaredError
+from torchmetrics.text import Perplexity
 from torchmetrics.wrappers import BootStrapper, MinMaxMetric
 
 from musicgen_eval import delay_codes, nll_from_logits, score_codes
 from musicgen_eval.bank import AUDIO_NAMES, PLAIN, MetricBank, MetricEntry
 from musicgen_eval.errors import MetricError
 from musicgen_eval.metrics import CodebookAccuracy, CodebookPerplexity, ContextGain, LocalPerplexity, TextGain
+from musicgen_eval.module import MusicGenEvaluation
 from musicgen_eval.offers import Offer
 from musicgen_eval.records import CodecSpec, Reading, ScoredWindow, Window
 from musicgen_eval.trial import trial_offers
@@ -472,10 +476,66 @@ def test_a_stock_metric_that_torchmetrics_cannot_merge_over_three_ranks_is_refus
         bank_of(NormalizedRootMeanSquaredError(), {"preds": "nll", "target": "rank"})
 
 
-def test_a_state_over_64_kilobytes_a_window_is_refused():
-    with pytest.raises(MetricError, match=r"\(MulticlassConfusionMatrix\) keeps 131072 bytes .* at most 65536"):
+def test_a_state_over_64_kilobytes_per_window_is_refused_with_size_limit_and_remedy():
+    message = r"\(MulticlassConfusionMatrix\) keeps a state of 131072 bytes per window; the limit is 65536, .* list state \(docs/"
+    with pytest.raises(MetricError, match=message):
         bank_of(MulticlassConfusionMatrix(num_classes=128), spec=replace(SPEC, codebook_size=128))
     bank_of(MulticlassConfusionMatrix(num_classes=90), spec=replace(SPEC, codebook_size=90))
+
+
+@pytest.mark.parametrize(
+    "inputs", [None, {"preds": "logits", "target": "codes"}, {"preds": "preds", "target": "target"}]
+)
+def test_the_stock_perplexity_gets_the_scored_codes_as_one_sequence(inputs):
+    offers = [make_offer(1), make_offer(2, context=0, target=5)]
+    nll = torch.cat([read.nll[read.scored] for offer in offers for read in offer.readings.values()])
+    value = result(bank_of(Perplexity(), inputs), offers)["value"]
+    assert value == pytest.approx(nll.double().mean().exp().item(), rel=1e-5)
+
+
+def test_a_metric_that_takes_other_shapes_is_told_what_it_was_given():
+    class WantsImages(MeanMetric):
+        def update(self, preds: Tensor, target: Tensor) -> None:  # type: ignore[override]
+            raise ValueError("expected 4 dimensions")
+
+    message = r"ValueError\('expected 4 dimensions'\); it was given preds \(28, 16\) float32, target \(28,\) int64$"
+    with pytest.raises(MetricError, match=message):
+        bank_of(WantsImages())
+
+
+class Locked(CodebookPerplexity):
+    """Holds something that cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"m": Locked()}, r"metric 'm' \(Locked\) cannot be copied \(cannot pickle '_thread.lock' object\)"),
+        ({"m": MetricEntry(Locked())}, r"metric 'm' \(Locked\) cannot be copied"),
+        ([CodebookPerplexity()], r"metrics must map names to metrics, such as .*; got list"),
+        ({3: CodebookPerplexity()}, r"a name is a string; got 3"),
+        ({"": CodebookPerplexity()}, r"a name is a string; got ''"),
+        ({"m": CodebookPerplexity}, r"metric 'm' must be a torchmetrics.Metric, got "),
+        ({"m": None}, r"metric 'm' must be a torchmetrics.Metric, got NoneType"),
+        (
+            {"m": MetricEntry(CodebookPerplexity(), ["nll"])},
+            r"metric 'm': inputs must map parameters .*; got \['nll'\]",
+        ),
+        (
+            {"m": MetricEntry(CodebookPerplexity(), {"nll": 3})},
+            r"metric 'm': inputs must map parameters .*; got {'nll': 3}",
+        ),
+    ],
+)
+def test_what_is_no_metric_is_refused_by_name(metrics, message):
+    with pytest.raises(MetricError, match=message):
+        MetricBank(metrics, spec=SPEC)
+    with pytest.raises(MetricError, match=message):
+        MusicGenEvaluation("demo", metrics=metrics).prepare("score")
 
 
 # What docs/metrics.md shows
@@ -503,7 +563,7 @@ def test_the_metric_of_ones_own_in_the_docs_works_in_as_few_lines_as_they_say():
     assert torch.equal(changed.sort().values, codes)
 
 
-@pytest.mark.parametrize("name", ["stock", "renamed", "repointed"])
+@pytest.mark.parametrize("name", ["stock", "sequence", "renamed", "repointed"])
 def test_the_yaml_of_the_docs_makes_metrics_that_are_accepted(name):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--metrics", type=dict[str, Metric | MetricEntry])
@@ -526,6 +586,34 @@ def test_the_yaml_of_the_docs_for_predict_makes_metrics_that_are_accepted():
     assert all(values for values in results.values())
     assert bank.audio_names == {"generated", "reference", "context", "sample_rate_hz"}
     assert [reading.name for reading in bank.scored_readings] == ["reference"]
+
+
+def test_the_frechet_distance_of_the_docs_is_one():
+    space: dict = {}
+    exec(shown("frechet"), space)
+    metric = space["FrechetDistance"](num_bands=2)
+    bank = MetricBank({"fad": metric}, spec=SPEC, task="continue")
+    offers = trial_offers(SPEC, bank.readings, "continue")
+    sets = [
+        torch.cat([metric.embed(getattr(offer.audio, name)) for offer in offers]).numpy()
+        for name in ("generated", "reference")
+    ]
+    roots = [matrix_sqrt(np.cov(embeddings.T, ddof=0)) for embeddings in sets]
+    inner = matrix_sqrt(roots[0] @ roots[1] @ roots[1] @ roots[0])
+    expected = np.square(sets[0].mean(0) - sets[1].mean(0)).sum() + sum(np.trace(root @ root) for root in roots)
+    assert distance(bank, offers) == pytest.approx(expected - 2 * np.trace(inner), rel=1e-4, abs=1e-9)
+    bank = MetricBank({"same": MetricEntry(metric, {"generated": "reference"})}, spec=SPEC, task="continue")
+    assert distance(bank, offers) == pytest.approx(0, abs=1e-6)
+
+
+def distance(bank: MetricBank, offers: list[Offer]) -> float:
+    return next(iter(bank.compute(bank.update(offers)).values()))["value"]
+
+
+def matrix_sqrt(matrix: np.ndarray) -> np.ndarray:
+    """The square root of a symmetric matrix without negative eigenvalues."""
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * np.sqrt(values.clip(0))) @ vectors.T
 
 
 def test_the_docs_name_everything_that_predict_offers():

@@ -9,30 +9,32 @@ nothing of windows, scores or Lightning.
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoTokenizer, MusicgenForConditionalGeneration
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
+from transformers import MusicgenForConditionalGeneration, PreTrainedTokenizerBase, ProcessorMixin
 
 from musicgen_eval.errors import CheckpointError
-from musicgen_eval.models.checkpoint import DEFAULT_REVISION, Checkpoint, find_checkpoint
+from musicgen_eval.models.checkpoint import Checkpoint, find_checkpoint
 from musicgen_eval.models.codec_decoder import SegmentDecoder
 from musicgen_eval.models.encodec import SegmentEncoder
 from musicgen_eval.models.fused_decoder import FusedDecoder
+from musicgen_eval.models.in_memory import copy_model
+from musicgen_eval.models.loading import load_parts
 from musicgen_eval.models.numerics import float32_exactly
 from musicgen_eval.models.packed import pack_linears
 from musicgen_eval.models.sharding import is_sharded
 from musicgen_eval.models.threads import map_single_threaded
+from musicgen_eval.models.tokenizer import empty_ids
 from musicgen_eval.models.transfers import upload
 from musicgen_eval.records import CodecSpec
 
+MAX_CHECKED_TEXTS = 10_000
 PRODUCT_DTYPES = {
     "32-true": torch.float32,
     "bf16-mixed": torch.bfloat16,
@@ -45,49 +47,38 @@ MAX_TEXTS = 256
 
 
 def load_model(
-    checkpoint: str | Path | Checkpoint = "demo", *, revision: str | None = None, max_frames: int | None = None
+    checkpoint: str | Path | Checkpoint | MusicgenForConditionalGeneration = "demo",
+    *,
+    revision: str | None = None,
+    max_frames: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin | None = None,
 ) -> MusicGen:
-    """Loads a MusicGen checkpoint in float32 on the CPU, ready to score.
+    """Loads a MusicGen checkpoint in float32 on the CPU, ready to score. Threads that load at the same time take turns.
 
     Args:
-        checkpoint: `demo`, a hub name such as `facebook/musicgen-small`, a folder in transformers' format, or what
-            `find_checkpoint` found.
+        checkpoint: `demo`, a hub name such as `facebook/musicgen-small`, a folder in transformers' format, what
+            `find_checkpoint` found, or a transformers model in memory, which is copied and not changed.
         revision: hub branch, tag or commit.
         max_frames: overrides the longest window that the checkpoint states.
+        tokenizer: of a model in memory, or its processor; None: the tokenizer of the checkpoint that it was loaded from.
 
     Returns:
         The model in eval mode; `.to("cuda")` moves all of it, a change of dtype only its decoder.
 
     Raises:
-        CheckpointError: not found, not MusicGen, not safetensors, or weights that are missing or of the wrong shape.
+        CheckpointError: not found, not MusicGen, not safetensors, no tokenizer, or weights that are missing or do not fit.
     """
-    found = (
-        checkpoint
-        if isinstance(checkpoint, Checkpoint)
-        else find_checkpoint(checkpoint, revision=revision, max_frames=max_frames)
-    )
-    _refuse_pickles(found)
-    revision = found.commit or found.revision or DEFAULT_REVISION
-    try:
-        with torch.device("cpu"):  # a trainer's own device context would make transformers ask for a device map
-            loaded: Any = MusicgenForConditionalGeneration.from_pretrained(
-                found.location,
-                revision=revision,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-        tokenizer = AutoTokenizer.from_pretrained(found.location, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"checkpoint {found.name} cannot be loaded: {error}") from error
-    composite, info = loaded
-    wrong = sorted(info["missing_keys"]) or sorted(str(key) for key in info["mismatched_keys"])
-    if wrong:
-        raise CheckpointError(
-            f"checkpoint {found.name}: {len(wrong)} weights are missing or of another shape ({', '.join(wrong[:3])}, ...); "
-            "they would be random. Save the whole model again with save_pretrained"
-        )
-    return MusicGen(composite, tokenizer, found)
+    if isinstance(checkpoint, MusicgenForConditionalGeneration):
+        if revision is not None:
+            raise CheckpointError(f"a revision ({revision}) goes with a hub name, not with a model in memory")
+        found, parts = copy_model(checkpoint, tokenizer=tokenizer, max_frames=max_frames)
+        return MusicGen(parts.composite, parts.tokenizer, found)
+    if tokenizer is not None:
+        raise CheckpointError("tokenizer goes with a model in memory; a checkpoint of files has its own")
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = find_checkpoint(checkpoint, revision=revision, max_frames=max_frames)
+    parts = load_parts(checkpoint)
+    return MusicGen(parts.composite, parts.tokenizer, checkpoint)
 
 
 class MusicGen(nn.Module):
@@ -108,6 +99,7 @@ class MusicGen(nn.Module):
         self.text_projection = getattr(composite, "enc_to_dec_proj", nn.Identity())
         self.audio_encoder = composite.audio_encoder
         self.tokenizer = tokenizer
+        self._empty_ids = empty_ids(tokenizer)
         self.arithmetic = "transformers"
         self.fused: FusedDecoder | None = None
         self._prepared_for: tuple[str, str] | None = None
@@ -254,6 +246,21 @@ class MusicGen(nn.Module):
             self._text_states.popitem(last=False)
         return [None if text is None else known[text] for text in plain]
 
+    def can_read(self, text: str) -> bool:
+        """Whether the tokenizer knows any part of a text; of another, the model hears unknown tokens only."""
+        return not self._empty_ids.issuperset(self.tokenizer(text).input_ids)
+
+    def __getstate__(self) -> NoReturn:
+        """Refuses to be copied or pickled: matrices that are laid out for a processor cannot be.
+
+        Raises:
+            CheckpointError: always.
+        """
+        raise CheckpointError(
+            f"a model from load_model can be neither copied nor pickled; call load_model again where another is needed "
+            f"(checkpoint {self.checkpoint.name})"
+        )
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MusicGen:
         """Moves everything, but changes the dtype of the decoder alone: codes and texts are always made in float32."""
         self.fused = None
@@ -275,46 +282,13 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _refuse_pickles(found: Checkpoint) -> None:
-    """A checkpoint without safetensors is refused before anything else could be opened."""
-    folder = Path(found.location)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for path in folder.glob("*.bin"))
-        hint = f"{', '.join(pickles)} are pickles, which run code when loaded; " if pickles else ""
-        raise CheckpointError(
-            f"checkpoint folder {found.name} holds no .safetensors weights; {hint}save the model again with save_pretrained"
-        )
-    if _file(found, "adapter_config.json") is not None:
-        raise CheckpointError(
-            f"checkpoint {found.name} is an adapter, whose weights may be pickles; merge it into its model and save that"
-        )
-    for name in _shards(found):
-        if not name.endswith(".safetensors") or Path(name).name != name:
-            raise CheckpointError(
-                f"checkpoint {found.name}: {SAFE_WEIGHTS_INDEX_NAME} names {name!r}, which is no .safetensors file beside it; "
-                "save the model again with save_pretrained"
-            )
-
-
-def _shards(found: Checkpoint) -> set[str]:
-    """The files that an index of weights names; transformers would open whatever they are."""
-    index = _file(found, SAFE_WEIGHTS_INDEX_NAME)
-    if index is None:
-        return set()
-    try:
-        return {str(name) for name in json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"checkpoint {found.name}: {SAFE_WEIGHTS_INDEX_NAME} cannot be read ({error})") from error
-
-
-def _file(found: Checkpoint, name: str) -> str | None:
-    """A file of a checkpoint, in its folder or in the hub's local cache; None: there is none."""
-    path: str | None = cached_file(
-        found.location,
-        name,
-        revision=found.commit or found.revision or DEFAULT_REVISION,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
+def unreadable_texts(model: MusicGen, texts: Sequence[str | None]) -> tuple[str, ...]:
+    """A note, if the model can read none of the words of some texts; it looks at the first `MAX_CHECKED_TEXTS` of them."""
+    checked = [text for text in dict.fromkeys(islice(texts, MAX_CHECKED_TEXTS)) if text and text.strip()]
+    unreadable = [text for text in checked if not model.can_read(text)]
+    if not unreadable:
+        return ()
+    return (
+        f"the checkpoint's tokenizer knows no part of {len(unreadable)} of {len(checked)} texts, such as {unreadable[0][:40]!r}; "
+        "the model hears unknown tokens in their place",
     )
-    return path

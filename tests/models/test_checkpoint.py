@@ -62,7 +62,7 @@ def test_a_missing_limit_is_30_seconds_and_said_so(folder):
 def test_a_given_limit_wins(folder):
     found = find_checkpoint(folder, max_frames=700)
     assert (found.spec.max_frames, found.max_frames_from) == (700, "given")
-    with pytest.raises(CheckpointError, match="max_frames must be at least 1, got 0"):
+    with pytest.raises(CheckpointError, match="max_frames must be a whole number of at least 1, got 0"):
         find_checkpoint(folder, max_frames=0)
 
 
@@ -98,3 +98,111 @@ def test_a_folder_without_configuration_is_named(tmp_path):
 def test_a_revision_goes_with_a_hub_name_only(folder):
     with pytest.raises(CheckpointError, match="goes with a hub name"):
         find_checkpoint(folder, revision="main")
+
+
+@pytest.mark.parametrize("name", ["~nobody", "~/nowhere", "~model", "x" * 5000, "a\0b"])
+def test_a_name_that_no_folder_can_have_is_an_unknown_checkpoint(name, monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    with pytest.raises(CheckpointError, match="neither 'demo', nor a folder, nor a hub name"):
+        find_checkpoint(name)
+
+
+def test_a_folder_whose_name_begins_with_a_tilde_is_found(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    folder.rename("~model")
+    assert find_checkpoint("~model").name == str(folder.parent / "~model")
+
+
+def test_a_tilde_is_the_home_directory(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert find_checkpoint("~/model").name == str(folder)
+
+
+@pytest.mark.parametrize("given", [None, 3, 2.5, ["demo"], {}])
+def test_what_is_neither_a_name_nor_a_path_is_no_checkpoint(given):
+    with pytest.raises(CheckpointError, match=f"checkpoint must be 'demo', .* got {type(given).__name__}"):
+        find_checkpoint(given)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "audio_encoder", "decoder"])
+def test_a_configuration_that_does_not_describe_a_part_is_refused(folder, part):
+    edit(folder / "config.json", lambda config: config.pop(part))
+    with pytest.raises(CheckpointError, match=rf"config\.json does not describe {part}"):
+        find_checkpoint(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"model_type": "musicgen", "decoder": 3}'])
+def test_a_damaged_configuration_is_refused(folder, content):
+    (folder / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        find_checkpoint(folder)
+
+
+def test_a_configuration_with_values_of_a_wrong_type_is_refused(folder):
+    edit(folder / "config.json", lambda config: config["decoder"].update(vocab_size="many"))
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
+        find_checkpoint(folder)
+
+
+# The longest window
+
+
+def set_max_length(folder, length):
+    edit(folder / "generation_config.json", lambda config: config.update(max_length=length))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_damaged_generation_config_is_refused_and_not_taken_for_a_missing_one(folder, content):
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"generation_config\.json"):
+        find_checkpoint(folder)
+
+
+@pytest.mark.parametrize("length", [0, -1, 1500.0, "1500", True, [1500]])
+def test_a_max_length_that_is_no_number_of_frames_is_refused(folder, length):
+    set_max_length(folder, length)
+    with pytest.raises(
+        CheckpointError, match=r"generation_config\.json gives max_length .*; expected a number of frames"
+    ):
+        find_checkpoint(folder)
+    assert find_checkpoint(folder, max_frames=700).spec.max_frames == 700
+
+
+def test_a_max_length_of_thirty_seconds_needs_no_note(folder):
+    assert find_checkpoint(folder).notes == ()
+
+
+def test_another_max_length_is_used_and_reported_with_its_source(folder):
+    set_max_length(folder, 256)
+    found = find_checkpoint(folder)
+    assert (found.spec.max_frames, found.max_frames_from) == (256, "generation_config")
+    (note,) = found.notes
+    assert (
+        "windows hold up to 5.12 s, because generation_config.json has max_length 256; MusicGen was trained on 30 s"
+        in note
+    )
+    assert find_checkpoint(folder, max_frames=256).notes == ()
+
+
+def test_a_decoder_that_was_built_for_so_many_positions_needs_no_note(folder):
+    set_max_length(folder, 500)
+    assert find_checkpoint(folder).notes
+    edit(folder / "config.json", lambda config: config["decoder"].update(max_position_embeddings=503))
+    assert find_checkpoint(folder).notes == ()
+    assert find_checkpoint("demo").notes == ()
+
+
+def test_the_old_default_of_transformers_is_no_limit(folder):
+    set_max_length(folder, 20)
+    found = find_checkpoint(folder)
+    assert (found.spec.max_frames, found.max_frames_from) == (1500, "default")
+    (note,) = found.notes
+    assert "max_length 20 in generation_config.json is an old default of transformers" in note
+    assert "windows hold up to 30 s" in note
+
+
+def test_a_missing_limit_is_what_the_positions_allow_if_that_is_less(folder):
+    (folder / "generation_config.json").unlink()
+    edit(folder / "config.json", lambda config: config["decoder"].update(max_position_embeddings=503))
+    found = find_checkpoint(folder)
+    assert (found.spec.max_frames, found.max_frames_from) == (500, "default")
