@@ -18,7 +18,7 @@ from musicgen_eval.lightning_cli import EvaluationCLI
 from musicgen_eval.module import MusicGenEvaluation
 from musicgen_eval.progress import EvaluationProgress
 from musicgen_eval.records import ContinuationSettings
-from musicgen_eval.run_folder import default_run_dir, resume_line
+from musicgen_eval.run_folder import RunFolder, resume_line
 from musicgen_eval.runs import Resume, run_continuation, run_evaluation
 
 RESUME_OPTIONS = ("--resume", "--max_failures", "--retry_failures", "--allow_other_machine")
@@ -90,7 +90,6 @@ def evaluate(
         retry_failures: of a run that is gone on with, measure again what failed.
         allow_other_machine: go on with a run that was begun on another machine.
     """
-    folder = run_dir or default_run_dir("evaluate")
     module = MusicGenEvaluation(checkpoint, revision, tail=tail, save_nll=save_nll)
     data = WindowDataModule(
         source=audio,
@@ -109,11 +108,11 @@ def evaluate(
         data,
         precision=precision,
         accelerator=accelerator,
-        run_dir=folder,
+        run_dir=RunFolder.with_default_name("evaluate") if run_dir is None else run_dir,
         callbacks=[EvaluationProgress()],
         progress=True,
         console=Console(),
-        resume=_resume("evaluate", folder, retry_failures, allow_other_machine),
+        resume=_resume("evaluate", retry_failures, allow_other_machine),
     )
 
 
@@ -182,7 +181,6 @@ def generate(
         retry_failures: of a run that is gone on with, continue again what failed.
         allow_other_machine: go on with a run that was begun on another machine.
     """
-    folder = run_dir or default_run_dir("generate")
     continuation = ContinuationSettings(
         stride_s=stride_s,
         guidance_scale=guidance_scale,
@@ -208,19 +206,19 @@ def generate(
         data,
         precision=precision,
         accelerator=accelerator,
-        run_dir=folder,
+        run_dir=RunFolder.with_default_name("generate") if run_dir is None else run_dir,
         callbacks=[EvaluationProgress()],
         progress=True,
         console=Console(),
-        resume=_resume("generate", folder, retry_failures, allow_other_machine),
+        resume=_resume("generate", retry_failures, allow_other_machine),
         audio=AudioSettings(format=format, hold=hold, originals=originals),
         return_continuations=False,
     )
 
 
-def _resume(command: str, folder: Path, retry_failures: bool, allow_other_machine: bool) -> Resume:
+def _resume(command: str, retry_failures: bool, allow_other_machine: bool) -> Resume:
     return Resume(
-        resume_line(command, folder),
+        lambda run_dir: resume_line(command, run_dir),
         retry_failures=retry_failures,
         allow_other_machine=allow_other_machine,
     )

@@ -18,7 +18,7 @@ from musicgen_eval.errors import RunError
 from musicgen_eval.models.checkpoint import lasting_name
 from musicgen_eval.module import MusicGenEvaluation
 from musicgen_eval.progress import EvaluationProgress
-from musicgen_eval.run_folder import RunFolder, default_run_dir, resume_line
+from musicgen_eval.run_folder import RunFolder, resume_line
 from musicgen_eval.runs import check_precision
 from musicgen_eval.stopping import StopAfterBatch
 from musicgen_eval.tracking import WandbSettings, WandbTracker, wandb_logger
@@ -101,7 +101,8 @@ class EvaluationCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Adds the run folder, the progress bar and W&B to the Trainer's own settings."""
         settings = self._settings
-        self.folder = RunFolder(settings.run_dir or default_run_dir(str(self.subcommand)))
+        command = str(self.subcommand)
+        self.folder = RunFolder(settings.run_dir) if settings.run_dir else RunFolder.with_default_name(command)
         again = settings.clone()
         again.run_dir = None  # the file is to give the run again, elsewhere
         again.retry_failures = again.allow_other_machine = False
@@ -116,9 +117,9 @@ class EvaluationCLI(LightningCLI):
             callbacks.append(EvaluationProgress())
         writer = RunWriter(
             self.folder,
-            command=str(self.subcommand),
+            command=command,
             config_yaml=config_yaml,
-            resume=resume_line(str(self.folder.run.get("command", self.subcommand)), self.folder.path),
+            resume=lambda run_dir: resume_line(self.folder.begun_with or command, run_dir),
             console=console,
             audio=AudioSettings(**settings.audio.as_dict()),
             allow_other_machine=settings.allow_other_machine,

@@ -10,7 +10,7 @@ Knows when; what is compared is `fingerprint.py`'s, what is kept `keeping.py`'s,
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ class RunWriter(L.Callback):
         folder: a claimed folder; None: nothing is written.
         command: which command ran, for run.json.
         config_yaml: the configuration, for config.yaml.
-        resume: how a run that ended early is resumed, for the user.
+        resume: tells the user how a run in this folder is resumed; None: says nothing.
         console: where to print; None: nothing is printed.
         audio: how continuations are written.
         allow_other_machine: goes on with what was begun on another machine, or with other versions of libraries.
@@ -93,7 +93,7 @@ class RunWriter(L.Callback):
         *,
         command: str,
         config_yaml: str,
-        resume: str = "",
+        resume: Callable[[Path], str] | None = None,
         console: Console | None = None,
         audio: AudioSettings | None = None,
         allow_other_machine: bool = False,
@@ -188,12 +188,14 @@ class RunWriter(L.Callback):
         if written is not None and written.num_written:
             self._say(f"\n{written.num_written} continuations stay, and are listed in {written.table}")
         if folder.state != "new" or (written is not None and written.num_written) or _has_measured(folder):
-            if self.resume and self._start is not None:
+            if self.resume is not None and self._start is not None:
                 failed = bool(self._keeper and self._keeper.failed) or bool(
                     pl_module.data.plan and pl_module.data.plan.failures
                 )
                 told = "\n  with --max_failures to record what failed, or --retry_failures once it is mended" * failed
-                self._say(f"\nwhat was measured stays in {folder.path}; go on with it:\n  {self.resume}{told}")
+                self._say(
+                    f"\nwhat was measured stays in {folder.path}; go on with it:\n  {self.resume(folder.path)}{told}"
+                )
             folder.unlock()
         else:
             folder.take_back()
