@@ -23,6 +23,7 @@ from musicgen_eval.quiet import quiet_libraries
 from musicgen_eval.ranks import StoppedElsewhere
 from musicgen_eval.redaction import redact
 from musicgen_eval.stopping import was_launched
+from musicgen_eval.terminal import tolerant_streams
 
 
 def lightning_main(args: Sequence[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _guarded(run: Callable[[], object]) -> int:
     """Runs a command; what is wrong becomes one message and a status: 2 for arguments, 1 for the rest, 143 for SIGTERM."""
-    with quiet_libraries():
+    with tolerant_streams(), quiet_libraries():
         try:
             run()
         except ArgumentError as error:
