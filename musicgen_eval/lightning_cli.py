@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ class EvaluationCLI(LightningCLI):
             audio=AudioSettings(**settings.audio.as_dict()),
             allow_other_machine=settings.allow_other_machine,
         )
-        self.stop = StopAfterBatch(say=console.print if console is not None else None)
+        self.stop = StopAfterBatch(say=_print_on_stderr if console is not None else None)
         callbacks += [self.stop, writer]
         if logger is not None:  # after the writer: results are on disk before W&B could fail
             callbacks.append(WandbTracker(settings.as_dict(), writer, settings.wandb.max_logged))
@@ -165,6 +166,10 @@ class EvaluationCLI(LightningCLI):
     @property
     def _settings(self) -> Namespace:
         return self.config[self.subcommand]
+
+
+def _print_on_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _is_rank_0() -> bool:

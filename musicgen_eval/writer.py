@@ -10,6 +10,7 @@ Knows when; what is compared is `fingerprint.py`'s, what is kept `keeping.py`'s,
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from musicgen_eval.plans.continuation_planning import settle_stride
 from musicgen_eval.plans.planning import refuse_failures
 from musicgen_eval.ranks import decide_on_rank_0, gather_on_rank_0
 from musicgen_eval.records import Failure
+from musicgen_eval.redaction import redact
 from musicgen_eval.result_files import summary, to_json, write_result
 from musicgen_eval.run_folder import RunFolder, run_record, start_record
 from musicgen_eval.tables import print_result
@@ -78,7 +80,7 @@ class RunWriter(L.Callback):
         command: which command ran, for run.json.
         config_yaml: the configuration, for config.yaml.
         resume: tells the user how a run in this folder is resumed; None: says nothing.
-        console: where to print; None: nothing is printed.
+        console: where to print the result tables; None: the run prints nothing, on standard error neither.
         audio: how continuations are written.
         allow_other_machine: goes on with what was begun on another machine, or with other versions of libraries.
 
@@ -349,8 +351,9 @@ class RunWriter(L.Callback):
         folder.unlock()
 
     def _say(self, line: str) -> None:
+        """Prints a line for the user on standard error; standard output holds the result alone."""
         if self.console is not None:
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            print(redact(line), file=sys.stderr)
 
 
 def _has_measured(folder: RunFolder) -> bool:
