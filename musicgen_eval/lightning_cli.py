@@ -7,20 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from jsonargparse import Namespace
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
+from musicgen_eval.arguments import expand_home, refuse_other_encodings, utf8_text
 from musicgen_eval.audio.sources import lasting_source
 from musicgen_eval.continuation_files import AudioSettings
 from musicgen_eval.data import WindowDataModule, dead_workers_named
-from musicgen_eval.errors import RunError
+from musicgen_eval.errors import EvaluationError, RunError
 from musicgen_eval.models.checkpoint import lasting_name
 from musicgen_eval.module import MusicGenEvaluation
 from musicgen_eval.progress import EvaluationProgress
+from musicgen_eval.records import Task
 from musicgen_eval.run_folder import RunFolder, resume_line
 from musicgen_eval.runs import check_precision
+from musicgen_eval.sharing import refuse_strategy
 from musicgen_eval.stopping import StopAfterBatch
 from musicgen_eval.tracking import WandbSettings, WandbTracker, wandb_logger
 from musicgen_eval.writer import RunWriter
@@ -67,29 +71,52 @@ class EvaluationCLI(LightningCLI):
             "--run_dir",
             type=Path | None,
             default=None,
-            help="Where results go; default: runs/<date>-<command>. A run that it holds is gone on with",
+            help="Folder for the results; default: runs/<date>-<command>. If it already holds this run, the run is resumed",
         )
         parser.add_argument(
-            "--resume", type=Path | None, default=None, help="A run folder: stands for its config.yaml and its run_dir"
+            "--resume",
+            type=Path | None,
+            default=None,
+            help="Run folder to resume: stands for its config.yaml and its run_dir",
         )
         parser.add_argument(
             "--retry_failures",
             type=bool,
             default=False,
-            help="Of a run that is gone on with: measure again what failed",
+            help="When a run is resumed, measure its failed tracks again",
         )
         parser.add_argument(
             "--allow_other_machine",
             type=bool,
             default=False,
-            help="Go on with a run that was begun on another machine; its last bits may differ, and the result says so",
+            help="Resume a run that was begun on another machine; its last bits may differ, which the result records",
         )
         parser.add_class_arguments(AudioSettings, "audio")
         parser.add_class_arguments(WandbSettings, "wandb")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the arguments, once it is known that all configuration files are text."""
+        refuse_other_encodings(args or [])
+        super().parse_arguments(parser, args)
+
+    def instantiate_classes(self) -> None:
+        """Makes model, data and trainer; a setting that a library refuses is an error of the arguments."""
+        try:
+            super().instantiate_classes()
+        except (EvaluationError, MisconfigurationException, ArgumentError):
+            raise
+        except Exception as error:  # libraries raise whatever they like
+            raise ArgumentError(None, f"a setting cannot be used: {type(error).__name__}: {error}") from error
+
     def before_instantiate_classes(self) -> None:
         """Refuses what would be ignored or wrong, before anything is made."""
-        trainer = self._settings.trainer
+        settings = self._settings
+        for group in ("trainer", "model", "data", "audio", "wandb"):
+            if not isinstance(settings[group], Namespace):
+                raise ArgumentError(None, f"{group}: expected a mapping of settings, got {settings[group]!r}")
+        settings.trainer = expand_home(settings.trainer)
+        settings.data.text = utf8_text(settings.data.text, option="data.text")
+        trainer = settings.trainer
         for setting in ("limit_test_batches", "limit_val_batches", "limit_predict_batches"):
             if getattr(trainer, setting) is not None:  # Lightning would read a 1 as all of them
                 raise RunError(
@@ -133,8 +160,10 @@ class EvaluationCLI(LightningCLI):
         trainer_config.callbacks = [*(trainer_config.callbacks or []), *callbacks]
         try:
             return super().instantiate_trainer(**kwargs)
-        except ValueError as error:  # an unknown strategy or plugin
-            raise RunError(f"trainer: {error}") from error
+        except (EvaluationError, MisconfigurationException):
+            raise
+        except Exception as error:  # such as a TypeError for devices, or a ModuleNotFoundError for a TPU
+            raise RunError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _run_subcommand(self, subcommand: str) -> None:
         """The run, told to end by signals."""
@@ -143,7 +172,9 @@ class EvaluationCLI(LightningCLI):
 
     def before_test(self) -> None:
         """Refuses a wrong checkpoint or metric, then claims the run folder, before any other process or file exists."""
-        self.model.prepare("continue" if self.subcommand == "predict" else "score")
+        task: Task = "continue" if self.subcommand == "predict" else "score"
+        refuse_strategy(self.trainer, task)
+        self.model.prepare(task)
         if _is_rank_0():
             self.folder.claim()
             self.datamodule.index_path = self.folder.index

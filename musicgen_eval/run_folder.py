@@ -101,6 +101,8 @@ class RunFolder:
         Raises:
             RunError: it holds something that is no run, another process works in it, it is no folder, or it cannot be written to.
         """
+        if "\0" in str(self.path):
+            raise RunError(f"run_dir {str(self.path)!a} holds a null character; choose another with --run_dir")
         try:
             self._make()
             held = {entry.name for entry in self.path.iterdir()}

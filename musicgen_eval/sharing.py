@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
     Strategy,
 )
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from musicgen_eval.errors import RunError
 from musicgen_eval.ranks import StoppedElsewhere
@@ -57,6 +58,11 @@ def refuse_strategy(trainer: L.Trainer, task: Task) -> None:
 
 
 def _refusal(strategy: Strategy, task: Task) -> str | None:
+    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+        return (
+            "trainer.strategy ddp_spawn, ddp_fork and ddp_notebook are not supported: they copy a process in which the run has "
+            "begun, and its locks cannot be copied; use ddp, which starts the command once per process"
+        )
     if isinstance(strategy, ModelParallelStrategy):
         sharded = "a sharded model scores and does not continue: predict runs with trainer.strategy auto or ddp"
         return sharded if task == "continue" else None
