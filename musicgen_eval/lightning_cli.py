@@ -22,11 +22,13 @@ from musicgen_eval.models.checkpoint import lasting_name
 from musicgen_eval.module import MusicGenEvaluation
 from musicgen_eval.progress import EvaluationProgress
 from musicgen_eval.records import Task
+from musicgen_eval.result_logger import ResultLogger
 from musicgen_eval.run_folder import RunFolder, resume_line
 from musicgen_eval.runs import check_precision
 from musicgen_eval.sharing import refuse_strategy
 from musicgen_eval.stopping import StopAfterBatch
-from musicgen_eval.tracking import WandbSettings, WandbTracker, wandb_logger
+from musicgen_eval.tracking import WandbTracker
+from musicgen_eval.wandb_logger import WandbSettings, wandb_logger
 from musicgen_eval.writer import RunWriter
 
 TRAINER_DEFAULTS = {
@@ -137,7 +139,7 @@ class EvaluationCLI(LightningCLI):
         again.data.source = lasting_source(again.data.source)
         again.model.checkpoint = lasting_name(again.model.checkpoint)
         config_yaml = self._parser(self.subcommand).dump(again, skip_none=False)
-        logger = wandb_logger(WandbSettings(**settings.wandb.as_dict()), self.folder.path)
+        logger = wandb_logger(WandbSettings(**settings.wandb.as_dict()))
         console = Console() if _is_rank_0() else None
         trainer_config = self.config_init[self.subcommand].trainer
         callbacks: list[L.Callback] = []
@@ -153,17 +155,20 @@ class EvaluationCLI(LightningCLI):
             allow_other_machine=settings.allow_other_machine,
         )
         self.stop = StopAfterBatch(say=_print_on_stderr if console is not None else None)
-        callbacks += [self.stop, writer]
-        if logger is not None:  # after the writer: results are on disk before W&B could fail
+        callbacks += [self.stop, writer]  # loggers follow the writer: results are on disk before they could fail
+        callbacks.append(ResultLogger(settings.as_dict(), writer, excluded=logger))
+        if logger is not None:
             callbacks.append(WandbTracker(settings.as_dict(), writer, settings.wandb.max_logged))
-            kwargs["logger"] = logger
         trainer_config.callbacks = [*(trainer_config.callbacks or []), *callbacks]
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (EvaluationError, MisconfigurationException):
             raise
         except Exception as error:  # such as a TypeError for devices, or a ModuleNotFoundError for a TPU
             raise RunError(f"trainer: {' '.join(str(error).split())}") from error
+        if logger is not None:
+            trainer.loggers = [*trainer.loggers, logger]
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         """The run, told to end by signals."""

@@ -174,6 +174,10 @@ class RunWriter(L.Callback):
     on_validation_end = on_test_end
     on_predict_end = on_test_end
 
+    def finds_result(self, data: WindowDataModule) -> bool:
+        """Whether an earlier start has finished the run, so that this one only prints its result."""
+        return self.folder is not None and self.folder.state == "finished" and data.all_done
+
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Lets go of the folder, and says what stays."""
         folder = self.folder
@@ -331,7 +335,7 @@ class RunWriter(L.Callback):
         """Writes the result where this start has found it, or finds it where an earlier one did."""
         assert module.result is not None
         assert module.measured is not None
-        if folder.state == "finished" and module.data.all_done:
+        if self.finds_result(module.data):
             self._say(f"{folder.path} holds a finished run; this is its result")
             if (folder.path / "summary.json").read_text(encoding="utf-8") != to_json(summary(module.result)):
                 self.files = write_result(folder.path, module.result)  # it was damaged, or is older than the journal
