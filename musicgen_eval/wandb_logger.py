@@ -95,8 +95,6 @@ class DispensableWandbLogger(WandbLogger):
             run_id: id of the W&B run, the same in all starts of the evaluation.
             is_resumed: whether an earlier start has had this id. Otherwise the server is not asked for such a run.
         """
-        import wandb
-
         staging = (run_dir / "wandb").absolute()  # media wait there before they are sent
         variables = {STAGING: str(staging), **{name: value for name, value in QUIET.items() if name not in os.environ}}
         os.environ.update(variables)
@@ -107,15 +105,6 @@ class DispensableWandbLogger(WandbLogger):
             "id": run_id,
             "name": self._wandb_init["name"] or redact(run_dir.name),
             "resume": "allow" if is_resumed else None,
-            "settings": wandb.Settings(
-                init_timeout=self._settings.start_timeout_s,
-                finish_timeout=self._settings.end_timeout_s,
-                finish_timeout_raises=True,
-                console="off",
-                x_disable_meta=True,  # the configuration has what matters of command line and environment, without secrets
-                disable_git=True,
-                disable_code=True,
-            ),
         }
         self._has_begun = True
         _ = self.experiment
@@ -132,6 +121,7 @@ class DispensableWandbLogger(WandbLogger):
         before = set(folder.iterdir()) if folder.is_dir() else None
         try:
             self._require_key()
+            self._wandb_init["settings"] = self._quiet_settings()
             run = super().experiment
         except Exception as error:
             self.turn_off(error)
@@ -175,6 +165,19 @@ class DispensableWandbLogger(WandbLogger):
         for variable in self._variables:
             os.environ.pop(variable, None)
         self._variables = []
+
+    def _quiet_settings(self) -> Any:
+        import wandb
+
+        return wandb.Settings(
+            init_timeout=self._settings.start_timeout_s,
+            finish_timeout=self._settings.end_timeout_s,
+            finish_timeout_raises=True,
+            console="off",
+            x_disable_meta=True,  # the configuration has what matters of command line and environment, without secrets
+            disable_git=True,
+            disable_code=True,
+        )
 
     def _require_key(self) -> None:
         """Without a key W&B would ask for one, and a run may have nobody to ask."""
