@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from musicgen_eval.errors import AudioError, RunError
 from musicgen_eval.journal.reading import failed_tracks
+from musicgen_eval.notes import print_notes
 from musicgen_eval.plans.batches import RankBatches, num_batches
 from musicgen_eval.plans.continuation_planning import plan_continuation
 from musicgen_eval.plans.plan import Plan
@@ -146,6 +147,8 @@ class WindowDataModule(L.LightningDataModule):
             )
         self.done = frozenset()
         self.plan = decide_on_rank_0(trainer, lambda: self._plan_for(stage))
+        if trainer.is_global_zero:
+            print_notes(self.plan.notes)
 
     def test_dataloader(self) -> DataLoader[WindowAudio]:
         """The windows of this rank, batch by batch."""

@@ -56,6 +56,7 @@ def run_recipe(
         "limit": settings.limit,
         "min_duration_s": settings.min_duration_s,
         "resamplers": plan.resamplers,
+        "notes": list(plan.tracks.notes),
         "ceiling_bits_per_second": spec.ceiling_bits_per_second,
         "metrics": {name: asdict(bank.recipe(name)) for name in bank.metrics},
     }

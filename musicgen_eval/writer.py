@@ -44,7 +44,7 @@ from musicgen_eval.tables import print_result
 
 UNLIKE = "{begun} on another machine, whose last bits may differ; --allow_other_machine lets it go on, and the result will say so:"
 MAX_LISTED = 8  # continuations that are named one by one
-NOT_OF_THE_NUMBERS = ("source", "arithmetic", "other_machines", "resamplers")
+NOT_OF_THE_NUMBERS = ("source", "arithmetic", "other_machines", "resamplers", "notes")
 """Parts of the recipe that no fingerprint holds: where the same tracks lie, and what follows from the rest."""
 
 

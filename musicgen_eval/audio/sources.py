@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -27,6 +28,8 @@ AUDIO_SUFFIXES = frozenset({
     ".m4a", ".m4b", ".mp4", ".aac", ".wma", ".asf", ".webm", ".mka", ".wv", ".ape", ".tta", ".mpc", ".ac3", ".amr",
 })  # fmt: skip
 
+SHOWN_EXTENSIONS = 8
+
 
 @dataclass(frozen=True, eq=False)
 class TrackList:
@@ -40,6 +43,7 @@ class TrackList:
         texts: what the music is said to be; None: nothing is.
         ignored: files of a folder or glob that were passed over, not having an audio file's ending.
         file_duration_s: (tracks,) float64, how long the whole file is said to be; NaN: nothing is said.
+        notes: what the user should know about how the source was read, one line each.
     """
 
     ids: Sequence[str]
@@ -49,6 +53,7 @@ class TrackList:
     texts: Sequence[str | None]
     ignored: int = 0
     file_duration_s: NDArray[np.float64] | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -141,7 +146,18 @@ def _from_files(root: Path, relative_paths: list[str], text: str | None, *, what
             "a file named outright is opened whatever its ending"
         )
     ids = [_printable(path) for path in audio]
-    return _whole_files(ids, root, audio, text, ignored=ignored)
+    notes = (f"{what}: {_skipped(relative_paths)}",) if ignored else ()
+    return replace(_whole_files(ids, root, audio, text), ignored=ignored, notes=notes)
+
+
+def _skipped(relative_paths: Sequence[str]) -> str:
+    """How many files were skipped, with their extensions, the most frequent first."""
+    suffixes = [PurePosixPath(path).suffix.lower() for path in relative_paths]
+    counts = Counter(suffix or "no extension" for suffix in suffixes if suffix not in AUDIO_SUFFIXES)
+    by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{suffix} ({count})" for suffix, count in by_count[:SHOWN_EXTENSIONS]]
+    shown += [f"{len(counts) - SHOWN_EXTENSIONS} other extensions"] if len(counts) > SHOWN_EXTENSIONS else []
+    return f"skipped {counts.total()} of {len(relative_paths)} files, which have no audio extension: {', '.join(shown)}"
 
 
 def _walk(root: Path) -> list[str]:
@@ -223,7 +239,7 @@ def _check_unique(manifest: Path, ids: Strings) -> None:
         rows[id] = row
 
 
-def _whole_files(ids: list[str], folder: Path, names: list[str], text: str | None, *, ignored: int = 0) -> TrackList:
+def _whole_files(ids: list[str], folder: Path, names: list[str], text: str | None) -> TrackList:
     """Files below a folder. Their ids can only meet where unprintable names do."""
     if len(set(ids)) < len(ids):
         raise SourceError(
@@ -236,7 +252,6 @@ def _whole_files(ids: list[str], folder: Path, names: list[str], text: str | Non
         np.zeros(num_tracks),
         np.full(num_tracks, np.nan),
         Texts(Strings.of([text or ""] * num_tracks)),
-        ignored,
     )
 
 

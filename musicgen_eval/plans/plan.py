@@ -47,6 +47,7 @@ class Plan:
         num_in_source: tracks in the source, before `limit`.
         ignored_files: files of a folder that are no audio.
         resamplers: how many of the measured tracks each resampler serves.
+        notes: lines that rank 0 prints when the run starts, those of the source among them.
     """
 
     tracks: TrackList
@@ -62,6 +63,7 @@ class Plan:
     ignored_files: int = 0
     resamplers: dict[str, int] = field(default_factory=dict)
     task: Task = "score"
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def failures(self) -> list[Failure]:

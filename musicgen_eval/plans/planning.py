@@ -121,6 +121,7 @@ def make_plan(
         ignored_files=listed.ignored,
         resamplers=_count_resamplers(index, status, spec.sample_rate_hz),
         task=task,
+        notes=listed.notes,
     )
     refuse_failures(plan.failures, settings.max_failures)
     if not len(plan.windows):

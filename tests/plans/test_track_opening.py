@@ -338,7 +338,10 @@ def test_the_data_module_keeps_the_index_where_it_is_told(folder, opened, capsys
     def set_up(**given) -> Plan:
         data = WindowDataModule(str(folder / "m.jsonl"), max_failures=1)
         data.trainer = SimpleNamespace(
-            world_size=1, lightning_module=SimpleNamespace(spec=SPEC), progress_bar_callback=None
+            world_size=1,
+            is_global_zero=True,
+            lightning_module=SimpleNamespace(spec=SPEC),
+            progress_bar_callback=None,
         )
         for name, value in given.items():
             setattr(data, name, value)
