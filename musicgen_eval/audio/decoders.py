@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from io import RawIOBase
+from io import FileIO, RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from musicgen_eval.audio import containers, mpeg, mpeg_frames, ogg
 from musicgen_eval.audio.av_decoder import probe_av, read_av
 from musicgen_eval.audio.flac import ends_at, find_flac_end, flac_num_samples
 from musicgen_eval.audio.one_line import raises_one_line
+from musicgen_eval.audio.spans import open_audio
 from musicgen_eval.errors import AudioError
 
 VORBIS_LAST_PAGE_SAMPLES = 262_144  # a seek into the last page is shifted by the samples trimmed from its end
@@ -66,7 +67,7 @@ def probe(path: str | Path) -> AudioInfo:
     path = Path(path)
     num_bytes = file_bytes(path)
     try:
-        info = _probe(path, num_bytes)
+        info = _probe(path)
     except OSError as error:
         raise AudioError(f"{path}: cannot be read: {error.strerror or error}") from error
     if info.num_samples > num_bytes * MAX_SAMPLES_PER_BYTE:
@@ -77,19 +78,16 @@ def probe(path: str | Path) -> AudioInfo:
     return info
 
 
-def _probe(path: Path, num_bytes: int) -> AudioInfo:
-    with path.open("rb") as file:
+def _probe(path: Path) -> AudioInfo:
+    with open_audio(path) as file:
         head = file.read(containers.HEAD_BYTES)
         kind = containers.kind_of(head)
-        is_mpeg = head[:3] == b"ID3" or mpeg_frames.parse_header(head[:4]) is not None
-        if is_mpeg and kind is None:
-            is_mpeg = mpeg_frames.find_first_frame(file) is not None
-    if kind is None and is_mpeg:
-        return _probe_mpeg(path)
-    if head[:4] == b"OggS":
-        ogg.check_ogg_end(path, num_bytes)
-    else:
-        containers.check_data_is_there(path, num_bytes)
+        if not containers.is_known_start(head) and mpeg_frames.find_first_frame(file) is not None:
+            return _probe_mpeg(path)
+        if kind is not None and kind.startswith("Ogg"):
+            ogg.check_ogg_end(path, file)
+        else:
+            containers.check_data_is_there(path, file)
     if kind not in (None, "Ogg", "FLAC"):
         return AudioInfo(path, *probe_av(path, kind))
     return _probe_soundfile(path, head)
@@ -240,8 +238,9 @@ def _read_soundfile(info: AudioInfo, start: int, num_samples: int) -> np.ndarray
 @contextmanager
 def _open(path: Path) -> Iterator[soundfile.SoundFile]:
     """A fresh handle on an open file: by its name, soundfile would take `.raw` for headerless samples."""
-    with path.open("rb", buffering=0) as file:
-        source: Any = _flac_with_length(path, file) or file.fileno()
+    with open_audio(path) as file:
+        raw = file.raw
+        source: Any = _flac_with_length(path, raw) or (raw.fileno() if isinstance(raw, FileIO) else raw)
         with soundfile.SoundFile(source, closefd=False) as sound:
             yield sound
 

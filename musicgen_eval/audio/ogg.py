@@ -6,29 +6,36 @@ Nothing here knows about samples.
 
 from __future__ import annotations
 
-import io
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from musicgen_eval.audio.once_per_file import once_per_file
+from musicgen_eval.audio.spans import open_audio
 from musicgen_eval.errors import AudioError
 
 _OGG_PAGE_BYTES = 27 + 255 + 255 * 255
 _REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
-def check_ogg_end(path: Path, num_bytes: int) -> None:
+def check_ogg_end(path: Path, file: BinaryIO) -> None:
     """Look at an Ogg file's first and last page.
+
+    Args:
+        path: for messages.
+        file: the file, without the tags around its audio.
 
     Raises:
         AudioError: the last page is cut or damaged, does not say that it is the last, or belongs to another stream
             than the first.
     """
-    with path.open("rb") as file:
-        first = file.read(27)
-        file.seek(max(0, num_bytes - 2 * _OGG_PAGE_BYTES))
-        tail = file.read()
+    num_bytes = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    first = file.read(27)
+    file.seek(max(0, num_bytes - 2 * _OGG_PAGE_BYTES))
+    tail = file.read()
     last, at = None, tail.find(b"OggS")
     while at >= 0:
         page = _OggPage.parse(tail[at : at + 27 + 255])
@@ -84,13 +91,12 @@ def check_ogg_pages(path: Path) -> None:
     Raises:
         AudioError: a page has another checksum than it says, or another number than the one after the last.
     """
-    num_bytes = path.stat().st_size
-    with io.BufferedReader(io.FileIO(path), 1 << 20) as file:
-        at, sequence = 0, None
+    with open_audio(path, buffer_bytes=1 << 20) as file:
+        at, sequence, has_ended = 0, None, False
         while head := file.read(27):
             if head[:4] != b"OggS":
-                if at + 128 >= num_bytes and head[:3] == b"TAG":
-                    return
+                if has_ended and b"OggS" not in head + file.read(_OGG_PAGE_BYTES):
+                    return  # padding, or a tag of an unknown kind
                 raise AudioError(f"{path}: damaged: no Ogg page at byte {at}; fetch or encode it anew")
             head += file.read(head[26])
             page = _OggPage.parse(head)
@@ -106,7 +112,7 @@ def check_ogg_pages(path: Path) -> None:
                     f"{path}: damaged: Ogg page {page.sequence} follows page {sequence} at byte {at}; "
                     "fetch or encode it anew"
                 )
-            at, sequence = at + page.num_bytes, page.sequence
+            at, sequence, has_ended = at + page.num_bytes, page.sequence, page.is_end
 
 
 def ogg_checksum(data: bytes) -> int:
