@@ -16,6 +16,7 @@ from typing import BinaryIO
 from musicgen_eval.errors import AudioError
 
 HEAD_BYTES = 512
+MPEG_CODINGS = frozenset({0x50, 0x55})  # WAVE_FORMAT_MPEG and WAVE_FORMAT_MPEGLAYER3, as wav files name them
 UNKNOWN_SIZES = frozenset({0xFFFFFFFF, 0x7FFFFFFF, 0x80000000, 0x7FFFF000})  # what writers to a pipe put for a length
 _W64_RIFF = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
@@ -78,6 +79,13 @@ def is_known_start(head: bytes) -> bool:
 def is_read_to_its_end(head: bytes) -> bool:
     """Whether decoders read such a file to its last byte, beyond the end that its header declares: W64 and ASF."""
     return head.startswith((_W64_RIFF, _ASF))
+
+
+def wav_coding(head: bytes) -> int | None:
+    """The coding that the first chunk of a wav file names, such as 1 for PCM; None: another kind of file, or another chunk."""
+    if head[:4] != b"RIFF" or head[8:16] != b"WAVEfmt ":
+        return None
+    return int.from_bytes(head[20:22], "little")
 
 
 def data_chunk(file: BinaryIO) -> DataChunk | None:

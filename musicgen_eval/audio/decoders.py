@@ -23,7 +23,7 @@ from musicgen_eval.audio import containers, mpeg, mpeg_frames, ogg
 from musicgen_eval.audio.av_decoder import probe_av, read_av
 from musicgen_eval.audio.flac import ends_at, find_flac_end, flac_num_samples
 from musicgen_eval.audio.one_line import raises_one_line
-from musicgen_eval.audio.spans import open_audio
+from musicgen_eval.audio.spans import AudioSpan, SpanFile, open_audio
 from musicgen_eval.errors import AudioError
 
 VORBIS_LAST_PAGE_SAMPLES = 262_144  # a seek into the last page is shifted by the samples trimmed from its end
@@ -239,39 +239,13 @@ def _read_soundfile(info: AudioInfo, start: int, num_samples: int) -> np.ndarray
 def _open(path: Path) -> Iterator[soundfile.SoundFile]:
     """A fresh handle on an open file: by its name, soundfile would take `.raw` for headerless samples."""
     with open_audio(path) as file:
-        raw = file.raw
-        source: Any = _flac_with_length(path, raw) or (raw.fileno() if isinstance(raw, FileIO) else raw)
+        raw = ogg.with_own_header_pages(file.raw) or _flac_with_length(path, file.raw) or file.raw
+        source: Any = raw.fileno() if isinstance(raw, FileIO) else raw
         with soundfile.SoundFile(source, closefd=False) as sound:
             yield sound
 
 
-class _PatchedFile:
-    """A file of which some bytes read as others."""
-
-    def __init__(self, file: RawIOBase, at: int, patch: bytes) -> None:
-        self._file, self._at, self._patch = file, at, patch
-
-    def read(self, num_bytes: int = -1) -> bytes:
-        start = self._file.tell()
-        data = bytearray(self._file.read(num_bytes) or b"")
-        for offset, byte in enumerate(self._patch, self._at - start):
-            if 0 <= offset < len(data):
-                data[offset] = byte
-        return bytes(data)
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-
-def _flac_with_length(path: Path, file: RawIOBase) -> _PatchedFile | None:
+def _flac_with_length(path: Path, file: RawIOBase) -> SpanFile | None:
     """A flac file that was written to a pipe, with the length that its header lacks; None for any other file.
 
     Without it libsndfile cannot read up to the last sample.
@@ -282,9 +256,8 @@ def _flac_with_length(path: Path, file: RawIOBase) -> _PatchedFile | None:
     if head[:4] != b"fLaC" or len(head) < 26 or head[21] & 0x0F or any(head[22:26]):
         return None
     num_samples = flac_num_samples(path)
-    return _PatchedFile(
-        file, 21, bytes((head[21] | num_samples >> 32,)) + (num_samples & 0xFFFFFFFF).to_bytes(4, "big")
-    )
+    length = bytes((head[21] | num_samples >> 32,)) + (num_samples & 0xFFFFFFFF).to_bytes(4, "big")
+    return SpanFile(file, AudioSpan(26, file.seek(0, os.SEEK_END)), prefix=head[:21] + length)
 
 
 def _cause(error: Exception) -> str:

@@ -174,12 +174,20 @@ def _checksum(data: bytes) -> int:
     >>> hex(_checksum(b"123456789"))
     '0xbb3d'
     """
-    register = 0
+    register, table = 0, _checksum_table()
     for byte in data:
-        register ^= byte
+        register = register >> 8 ^ table[register & 0xFF ^ byte]
+    return register
+
+
+@lru_cache(maxsize=1)
+def _checksum_table() -> list[int]:
+    table = []
+    for register in range(256):
         for _ in range(8):
             register = register >> 1 ^ (0xA001 if register & 1 else 0)
-    return register
+        table.append(register)
+    return table
 
 
 def blank_frame(like: bytes, num_frames: int | None = None) -> bytes:

@@ -4,7 +4,8 @@
     span                            [start             end)
 
 Taggers write these tags around every format, and most readers expect them around mp3 only. The other modules open files with
-`open_audio`, which presents the span as if it were the whole file. Knows tags and the first bytes of formats; decodes nothing.
+`open_audio`, which presents the span as if it were the whole file. The span of an mp3 stream in a wav file is the stream. Knows
+tags and the first bytes of formats; decodes nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from musicgen_eval.audio.containers import HEAD_BYTES, data_chunk, is_known_start, is_read_to_its_end
+from musicgen_eval.audio.containers import (
+    HEAD_BYTES,
+    MPEG_CODINGS,
+    data_chunk,
+    is_known_start,
+    is_read_to_its_end,
+    wav_coding,
+)
 
 MIN_PADDING_BYTES, MAX_PADDING_BYTES = 8, 1 << 16  # zeros before the audio; an MP4 file begins with three zeros itself
 _TAIL_BYTES = 1 << 13  # more than the largest Lyrics3v1 tag
@@ -48,24 +56,33 @@ def find_span(file: io.RawIOBase) -> AudioSpan:
     start = _skip_tags(file, num_bytes)
     end = _skip_tags_at_end(file, start, num_bytes)
     file.seek(start)
-    must_cut = is_read_to_its_end(_read(file, HEAD_BYTES))
-    if not must_cut and end == num_bytes:
+    head = _read(file, HEAD_BYTES)
+    must_cut, is_wrapped = is_read_to_its_end(head), wav_coding(head) in MPEG_CODINGS
+    if end == num_bytes and not must_cut and not is_wrapped:
         return AudioSpan(start, end)
     chunk = data_chunk(io.BufferedReader(SpanFile(file, AudioSpan(start, end))))
-    if chunk is not None and chunk.num_bytes:
-        chunk_end = start + chunk.start + chunk.num_bytes
-        if chunk_end > end:  # what looks like a tag is audio
-            end = num_bytes
-        if must_cut:
-            end = min(end, chunk_end)
-    return AudioSpan(start, end)
+    if chunk is None or chunk.num_bytes == 0:
+        return AudioSpan(start, end)
+    chunk_end = end if chunk.num_bytes is None else start + chunk.start + chunk.num_bytes
+    if chunk_end > end:  # what looks like a tag is audio
+        end = num_bytes
+    if is_wrapped and chunk_end <= end:
+        return AudioSpan(start + chunk.start, chunk_end)
+    return AudioSpan(start, min(end, chunk_end) if must_cut else end)
 
 
 class SpanFile(io.RawIOBase):
-    """Some bytes of an open file, as a file."""
+    """Some bytes of an open file, as a file.
 
-    def __init__(self, file: io.RawIOBase, span: AudioSpan) -> None:
-        self._file, self._span = file, span
+    Args:
+        file: an open file.
+        span: the bytes that this file ends with.
+        prefix: the bytes that it begins with.
+    """
+
+    def __init__(self, file: io.RawIOBase, span: AudioSpan, prefix: bytes = b"") -> None:
+        self._file, self._span, self._prefix = file, span, prefix
+        self._num_bytes = len(prefix) + span.end - span.start
         self._at = 0
 
     def readable(self) -> bool:
@@ -77,22 +94,24 @@ class SpanFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Moves to a byte of the span."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._span.end - self._span.start}[whence]
+        """Moves to a byte."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._num_bytes}[whence]
         if base + offset < 0:
             raise OSError(f"cannot seek to {base + offset}")
         self._at = base + offset
         return self._at
 
     def tell(self) -> int:
-        """The next byte of the span that is read."""
+        """The byte that is read next."""
         return self._at
 
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
         """Reads up to the end of the span."""
-        left = max(0, self._span.end - self._span.start - self._at)
-        self._file.seek(self._span.start + self._at)
-        data = _read(self._file, min(len(buffer), left))
+        data = self._prefix[self._at : self._at + len(buffer)]
+        if len(data) < len(buffer):
+            at = self._at + len(data)
+            self._file.seek(self._span.start + at - len(self._prefix))
+            data += _read(self._file, min(len(buffer) - len(data), max(0, self._num_bytes - at)))
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)

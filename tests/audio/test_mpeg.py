@@ -1,6 +1,7 @@
 """MPEG frames: headers against the standard's arithmetic, and streams with and without what encoders add to them."""
 
 import shutil
+import struct
 from pathlib import Path
 
 import av
@@ -215,3 +216,34 @@ def test_nothing_is_said_on_stderr_while_slices_are_read(capfd: pytest.CaptureFi
         for start in range(0, stream.num_samples - 100, stream.num_samples // 9):
             read_frames(DATA / name, stream, start, 100)
     assert capfd.readouterr().err == ""
+
+
+def wav_of_mp3(content: bytes, *, declared: int | None = None) -> bytes:
+    """A wav file that holds an mp3 stream, with the header that ffmpeg writes."""
+    fields = struct.pack("<HHIIHHHHIHHH", 0x55, 1, 44100, 8000, 1, 0, 12, 1, 2, 208, 1, 1393)
+    chunks = b"fmt " + struct.pack("<I", len(fields)) + fields + b"fact" + struct.pack("<II", 4, 10**5)
+    chunks += b"data" + struct.pack("<I", len(content) if declared is None else declared) + content
+    return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks
+
+
+@pytest.mark.parametrize("name", ["cbr64_untagged.mp3", "cbr128.mp3"])
+def test_an_mp3_stream_in_a_wav_file_is_read(name: str, tmp_path: Path):
+    content = (DATA / name).read_bytes()
+    path = tmp_path / "a.wav"
+    for behind in (b"", b"LIST\x04\0\0\0abcd"):
+        path.write_bytes(wav_of_mp3(content) + bytes(len(content) & 1) + behind)
+        assert probe(path).format == "MP3/MPEG_LAYER_III"
+        np.testing.assert_array_equal(read_all(path), read_all(DATA / name))
+    path.write_bytes(wav_of_mp3(content, declared=0xFFFFFFFF))  # written to a pipe
+    assert probe(path).format == "MP3/MPEG_LAYER_III"
+    np.testing.assert_array_equal(read_all(path), read_all(DATA / name))
+
+
+def test_an_mp3_stream_in_a_wav_file_that_is_cut_is_truncated(tmp_path: Path):
+    content = (DATA / "cbr64_untagged.mp3").read_bytes()
+    path = tmp_path / "a.wav"
+    path.write_bytes(wav_of_mp3(content)[: -int(index_stream(DATA / "cbr64_untagged.mp3").sizes[-1])])
+    with pytest.raises(
+        AudioError, match=r"a\.wav: truncated: its header declares \d+ bytes of audio and \d+ are there"
+    ):
+        probe(path)
