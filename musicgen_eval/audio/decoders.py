@@ -21,6 +21,7 @@ import soundfile
 
 from musicgen_eval.audio import containers, mpeg, mpeg_frames, ogg
 from musicgen_eval.audio.av_decoder import probe_av, read_av
+from musicgen_eval.audio.file_names import hint
 from musicgen_eval.audio.flac import ends_at, find_flac_end, flac_num_samples
 from musicgen_eval.audio.one_line import raises_one_line
 from musicgen_eval.audio.spans import AudioSpan, SpanFile, open_audio
@@ -150,7 +151,7 @@ def file_bytes(path: Path) -> int:
     try:
         status = path.stat()
     except FileNotFoundError:
-        reason = "a link to a file that does not exist" if path.is_symlink() else "no such file"
+        reason = "a link to a file that does not exist" if path.is_symlink() else f"no such file{hint(str(path))}"
         raise AudioError(f"{path}: {reason}") from None
     except (OSError, ValueError) as error:
         raise AudioError(f"{path}: cannot be opened: {error}") from error
