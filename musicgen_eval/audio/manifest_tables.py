@@ -165,12 +165,20 @@ def _read_header(file: TextIO) -> _Header:
     while first.count('"') % 2 and len(lines) < MAX_HEADER_LINES:  # a name may hold a line break
         lines.append(file.readline())
         first += lines[-1]
-    found = {
-        separator: next(csv.reader(io.StringIO(first, newline=""), strict=True, delimiter=separator), [])
-        for separator in ((declared[1],) if declared else SEPARATORS)
-    }
-    separator = max(found, key=lambda one: ("path" in found[one], len(found[one])))
-    return _Header(separator, found[separator], len(lines))
+    separators = (declared[1],) if declared else SEPARATORS
+    separator = max(separators, key=lambda one: _columns_found(first, one))
+    return _Header(
+        separator, next(csv.reader(io.StringIO(first, newline=""), strict=True, delimiter=separator), []), len(lines)
+    )
+
+
+def _columns_found(header: str, separator: str) -> tuple[bool, int]:
+    """Whether a separator gives a column `path`, and how many it gives."""
+    try:
+        names = next(csv.reader(io.StringIO(header, newline=""), strict=True, delimiter=separator), [])
+    except csv.Error:
+        return False, 0
+    return "path" in names, len(names)
 
 
 def _csv_rows(path: Path, reader: Any, header: _Header, oddities: Oddities) -> Iterator[tuple[int, list[str]]]:

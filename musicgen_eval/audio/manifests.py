@@ -189,7 +189,7 @@ def _parse_row(
 
     file = row.get("path")
     if isinstance(file, str) and file.lower().startswith("file://"):
-        file = of_file_address(file)
+        file = of_file_address(file) or file
     if not isinstance(file, str) or not file.strip() or "\0" in file or not _is_file_name(file):
         raise fail(f"path must be a file's name, got {file!r}")
     if "://" in file:

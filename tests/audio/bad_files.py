@@ -22,6 +22,7 @@ DATA = Path(__file__).parent.parent / "data" / "audio"
 RATE_HZ = 32_000
 NUM_SAMPLES = 16_000
 SAMPLE_BYTES = {"PCM_U8": 1, "ULAW": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
+SAMPLE_FORMATS = dict.fromkeys(("tta", "pcm_s16le", "flac", "libopus", "mp2"), "s16") | {"aac": "fltp"}
 KINDS = (
     "whole", "cut", "flipped bytes", "zeroed", "spliced", "wrong header", "absurd rate", "channels", "huge length", "samples",
     "name", "not audio", "not a file", "odd but right",
@@ -188,7 +189,7 @@ def write_av(path: Path, samples: np.ndarray, *, codec: str, container: str, rat
     with av.open(str(path), "w", format=container, options={"fflags": "+bitexact"}) as file:
         stream = file.add_stream(codec, rate=rate_hz, layout=layout)
         stream.codec_context.flags |= av.codec.context.Flags.bitexact
-        stream.codec_context.format = {"tta": "s16", "pcm_s16le": "s16"}.get(codec, "s16p")
+        stream.codec_context.format = SAMPLE_FORMATS.get(codec, "s16p")
         for start in range(0, len(samples), 1024):
             part = np.ascontiguousarray(samples[start : start + 1024].T)
             frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=layout)
