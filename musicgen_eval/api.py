@@ -6,7 +6,7 @@ perplexity(audio, checkpoint) = MusicGenEvaluation + WindowDataModule + a quiet 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torchmetrics import Metric
 
+from musicgen_eval.audio.sources import Source
 from musicgen_eval.audio.writing import write_audio
 from musicgen_eval.bank import MetricEntry
 from musicgen_eval.continuation_files import AudioSettings
@@ -29,6 +30,7 @@ from musicgen_eval.results import EvaluationResult
 from musicgen_eval.runs import GenerationResult, Resume, run_continuation, run_evaluation
 from musicgen_eval.windows import whole_frames
 
+Audio = str | Path | Sequence[str | Path] | Tensor
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
 
 
@@ -59,7 +61,7 @@ class PerplexityResult:
 
 
 def perplexity(
-    audio: str | Path | Tensor,
+    audio: Audio,
     checkpoint: str | Path | MusicGen = "demo",
     revision: str | None = None,
     *,
@@ -85,7 +87,7 @@ def perplexity(
     """The perplexity that a MusicGen checkpoint assigns to music, every code scored exactly once.
 
     Args:
-        audio: a file, folder, glob or manifest; or a (C, N) or (N,) floating point tensor in [-1, 1].
+        audio: a file, folder, glob or manifest, or a list of these; or a (C, N) or (N,) floating point tensor in [-1, 1].
         checkpoint: `demo`, a hub name, a folder, or a loaded model, whose decoder then takes on `precision`.
         revision: hub branch, tag or commit.
         sample_rate_hz: rate of a tensor; only, and always, with one.
@@ -160,7 +162,7 @@ def perplexity(
 
 
 def generate(
-    audio: str | Path | Tensor,
+    audio: Audio,
     text: str | None = None,
     checkpoint: str | Path | MusicGen = "demo",
     revision: str | None = None,
@@ -195,7 +197,7 @@ def generate(
     """Continues music: a MusicGen checkpoint hears the first part of each track and goes on.
 
     Args:
-        audio: a file, folder, glob or manifest; or a (C, N) or (N,) floating point tensor in [-1, 1].
+        audio: a file, folder, glob or manifest, or a list of these; or a (C, N) or (N,) floating point tensor in [-1, 1].
         text: prompt of tracks that have none of their own.
         checkpoint: `demo`, a hub name, a folder, or a loaded model, whose decoder then takes on `precision`.
         revision: hub branch, tag or commit.
@@ -303,9 +305,7 @@ def _module(
     return MusicGenEvaluation.from_loaded(checkpoint, **settings)
 
 
-def _notes(
-    audio: str | Path | Tensor, checkpoint: str | Path | MusicGen, metrics: Mapping[str, Any] | None
-) -> list[str]:
+def _notes(audio: Audio, checkpoint: str | Path | MusicGen, metrics: Mapping[str, Any] | None) -> list[str]:
     """What config.yaml cannot say of a run from Python."""
     return [
         *(["the audio was a tensor: data.source is gone"] if isinstance(audio, Tensor) else []),
@@ -315,16 +315,13 @@ def _notes(
 
 
 @contextmanager
-def _source(audio: str | Path | Tensor, sample_rate_hz: int | None) -> Iterator[str]:
-    """The source as a path; a tensor becomes a float32 wav, which keeps every bit, so that one reader serves all."""
+def _source(audio: Audio, sample_rate_hz: int | None) -> Iterator[Source]:
+    """The source as paths; a tensor becomes a float32 wav, which keeps every bit, so that one reader serves all."""
     if not isinstance(audio, Tensor):
-        if not isinstance(audio, str | Path):
-            raise AudioError(
-                f"audio must be a path or a torch tensor, got {type(audio).__name__} (torch.from_numpy makes one)"
-            )
+        source = _paths(audio)
         if sample_rate_hz is not None:
             raise AudioError(f"sample_rate_hz goes with a tensor; {audio} knows its own")
-        yield str(audio)
+        yield source
         return
     if sample_rate_hz is None or sample_rate_hz <= 0:
         raise AudioError(f"a tensor needs its rate: sample_rate_hz must be above 0, got {sample_rate_hz}")
@@ -339,3 +336,14 @@ def _source(audio: str | Path | Tensor, sample_rate_hz: int | None) -> Iterator[
         path = Path(scratch) / "audio.wav"
         write_audio(path, wave.float(), sample_rate_hz, format="wav")
         yield str(path)
+
+
+def _paths(audio: str | Path | Sequence[str | Path]) -> Source:
+    if isinstance(audio, str | Path):
+        return str(audio)
+    if isinstance(audio, Sequence) and all(isinstance(one, str | Path) for one in audio):
+        return [str(one) for one in audio]
+    kind = type(audio).__name__
+    raise AudioError(
+        f"audio must be a path, a list of paths or a torch tensor, got {kind} (torch.from_numpy makes a tensor)"
+    )

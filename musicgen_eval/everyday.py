@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
@@ -228,7 +228,7 @@ def generate(
 COMMANDS: dict[str, Callable[..., None]] = {"evaluate": evaluate, "generate": generate}
 
 
-def _source(audio: list[str]) -> Any:
+def _source(audio: list[str]) -> str | list[str]:
     """One source as itself, several as a list."""
     return audio[0] if len(audio) == 1 else audio
 

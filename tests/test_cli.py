@@ -194,6 +194,24 @@ def test_audio_takes_several_files(monkeypatch, command):
     assert sources == [["a.wav", "b.wav", "[c].wav"], "[c].wav"]
 
 
+def test_several_files_are_one_run_that_resumes(capsys, tmp_path, monkeypatch, oracle):
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).write_bytes((ROOT / "musicgen_eval" / "demo" / "clips" / "dreamy_01.wav").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    checkpoint = str(oracle / "tiny_musicgen")
+    for command in ("evaluate", "generate"):
+        arguments = [command, "--audio", "a.wav", "b.wav", "--checkpoint", checkpoint, "--run_dir", command]
+        extra = ["--max_new_frames", "5", "--top_k", "20"] if command == "generate" else []
+        assert main([*arguments, *extra]) == 0, capsys.readouterr().err
+        assert "2 of 2 tracks" in capsys.readouterr().out
+        assert main([command, "--resume", command]) == 0
+        said = capsys.readouterr()
+        assert "2 of 2 tracks" in said.out
+        assert "holds a finished run" in said.err
+    recipe = json.loads((tmp_path / "evaluate" / "summary.json").read_text())["recipe"]
+    assert recipe["source"] == [str(tmp_path / "a.wav"), str(tmp_path / "b.wav")]
+
+
 def tiny(oracle: Path) -> list[str]:
     """The everyday door to a continuation by a model of 64 entries a codebook, whose limit is 30 s."""
     return ["generate", "--audio", "demo", "--checkpoint", str(oracle / "tiny_musicgen"), "--top_k", "40"]
