@@ -6,6 +6,8 @@ Public names are imported when first used, so that `import musicgen_eval` costs 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from musicgen_eval.nameless_user import name_kernel_folder
+
 if TYPE_CHECKING:
     from musicgen_eval.api import GenerationResult, PerplexityResult, generate, perplexity
     from musicgen_eval.bank import MetricEntry
@@ -56,6 +58,8 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 _ORIGINAL_NAMES = {"MusicGen_Perplexity": "perplexity"}  # of the script that this package grew from
 
 __all__ = sorted([*_HOME_OF, *_ORIGINAL_NAMES])
+
+name_kernel_folder()  # before any module of the package imports torchmetrics or Lightning
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ perplexity(audio, checkpoint) = MusicGenEvaluation + WindowDataModule + a quiet 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from torchmetrics import Metric
 from transformers import MusicgenForConditionalGeneration
 
 from musicgen_eval.argument_types import checked_arguments
+from musicgen_eval.audio.sources import Source
 from musicgen_eval.audio.writing import write_audio
 from musicgen_eval.bank import MetricEntry
 from musicgen_eval.continuation_files import AudioSettings
@@ -34,6 +35,7 @@ from musicgen_eval.results import EvaluationResult
 from musicgen_eval.runs import GenerationResult, Resume, run_continuation, run_evaluation
 from musicgen_eval.windows import whole_frames
 
+Audio = str | Path | Sequence[str | Path] | Tensor
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
 
 
@@ -66,7 +68,7 @@ class PerplexityResult:
 @checked_arguments
 @own_defaults()
 def perplexity(
-    audio: str | Path | Tensor,
+    audio: Audio,
     checkpoint: str | Path | MusicGen | MusicgenForConditionalGeneration = "demo",
     revision: str | None = None,
     *,
@@ -92,7 +94,7 @@ def perplexity(
     """The perplexity that a MusicGen checkpoint assigns to music, every code scored exactly once.
 
     Args:
-        audio: a file, folder, glob or manifest; or a (C, N) or (N,) floating point tensor in [-1, 1].
+        audio: a file, folder, glob or manifest, or a list of these; or a (C, N) or (N,) floating point tensor in [-1, 1].
         checkpoint: `demo`, a hub name, a folder, a model from `load_model`, whose decoder then takes on `precision`, or a
             transformers model in memory, which is copied and not changed.
         revision: hub branch, tag or commit.
@@ -170,7 +172,7 @@ def perplexity(
 @checked_arguments
 @own_defaults()
 def generate(
-    audio: str | Path | Tensor,
+    audio: Audio,
     text: str | None = None,
     checkpoint: str | Path | MusicGen | MusicgenForConditionalGeneration = "demo",
     revision: str | None = None,
@@ -205,7 +207,7 @@ def generate(
     """Continues music: a MusicGen checkpoint hears the first part of each track and goes on.
 
     Args:
-        audio: a file, folder, glob or manifest; or a (C, N) or (N,) floating point tensor in [-1, 1].
+        audio: a file, folder, glob or manifest, or a list of these; or a (C, N) or (N,) floating point tensor in [-1, 1].
         text: prompt of tracks that have none of their own.
         checkpoint: `demo`, a hub name, a folder, a model from `load_model`, whose decoder then takes on `precision`, or a
             transformers model in memory, which is copied and not changed.
@@ -322,7 +324,7 @@ def _module(
     return MusicGenEvaluation.from_loaded(checkpoint, **settings)
 
 
-def _notes(audio: str | Path | Tensor, checkpoint: object, metrics: Mapping[str, Any] | None) -> list[str]:
+def _notes(audio: Audio, checkpoint: object, metrics: Mapping[str, Any] | None) -> list[str]:
     """What config.yaml cannot say of a run from Python."""
     return [
         *(["the audio was a tensor: data.source is gone"] if isinstance(audio, Tensor) else []),
@@ -332,16 +334,13 @@ def _notes(audio: str | Path | Tensor, checkpoint: object, metrics: Mapping[str,
 
 
 @contextmanager
-def _source(audio: str | Path | Tensor, sample_rate_hz: int | None) -> Iterator[str]:
-    """The source as a path; a tensor becomes a float32 wav, which keeps every bit, so that one reader serves all."""
+def _source(audio: Audio, sample_rate_hz: int | None) -> Iterator[Source]:
+    """The source as paths; a tensor becomes a float32 wav, which keeps every bit, so that one reader serves all."""
     if not isinstance(audio, Tensor):
-        if not isinstance(audio, str | Path):
-            raise AudioError(
-                f"audio must be a path or a torch tensor, got {type(audio).__name__} (torch.from_numpy makes one)"
-            )
+        source = _paths(audio)
         if sample_rate_hz is not None:
             raise AudioError(f"sample_rate_hz goes with a tensor; {audio} knows its own")
-        yield str(audio)
+        yield source
         return
     if sample_rate_hz is None or sample_rate_hz <= 0:
         raise AudioError(f"a tensor needs its rate: sample_rate_hz must be above 0, got {sample_rate_hz}")
@@ -356,3 +355,14 @@ def _source(audio: str | Path | Tensor, sample_rate_hz: int | None) -> Iterator[
         path = Path(scratch) / "audio.wav"
         write_audio(path, wave.float(), sample_rate_hz, format="wav")
         yield str(path)
+
+
+def _paths(audio: str | Path | Sequence[str | Path]) -> Source:
+    if isinstance(audio, str | Path):
+        return str(audio)
+    if isinstance(audio, Sequence) and all(isinstance(one, str | Path) for one in audio):
+        return [str(one) for one in audio]
+    kind = type(audio).__name__
+    raise AudioError(
+        f"audio must be a path, a list of paths or a torch tensor, got {kind} (torch.from_numpy makes a tensor)"
+    )

@@ -1,20 +1,20 @@
-"""What users write, as the parsers want it; and what the parsers say, as users want it."""
+"""Command-line arguments, from the form in which users write them to the form that the parsers take."""
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Sequence
-from types import ModuleType
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
-import torchmetrics
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 
-from musicgen_eval import metrics
-from musicgen_eval.errors import near_matches
 from musicgen_eval.run_folder import resumed_arguments
 
 SHORT_OPTIONS = {"--context": "--context_s", "--duration": "--duration_s"}
 FLAGS = ("--retry_failures", "--allow_other_machine")
+CONFIG_OPTIONS = ("--config", "-c")
 
 
 def full_option(argument: str) -> str:
@@ -28,10 +28,9 @@ def full_option(argument: str) -> str:
 
 def with_values(args: Sequence[str]) -> list[str]:
     """Arguments in which a bare flag says that it is true."""
-    following = [*args, "--"][1:]
     return [
         f"{arg}=true" if arg in FLAGS and after.lower() not in ("true", "false") else arg
-        for arg, after in zip(args, following, strict=True)
+        for arg, after in pairwise([*args, "--"])
     ]
 
 
@@ -56,34 +55,46 @@ def with_resumed(args: Sequence[str]) -> list[str]:
     return full
 
 
-def short_message(message: str) -> str:
-    """The parser's message in a line where it can be one; for an unknown metric class its name and the nearest known ones."""
-    missing = re.search(r"required: (?:evaluate|generate)\.(\w+)", message) or re.search(
-        r'"(?:evaluate|generate)\.(\w+)" is required', message
-    )
-    if missing is not None:
-        return f"--{missing[1]} is required, or --resume with a run folder"
-    subtypes = re.search(
-        r'Parser key "([^"]+)":\s+Does not validate against any of the Union subtypes\s+Subtypes: (.*?)\n.*Given value: (.*)',
-        message,
-        re.DOTALL,
-    )
-    if subtypes is not None and "class_path" not in message:
-        key, types, given = subtypes.groups()
-        names = [name.replace("NoneType", "null") for name in re.findall(r"<class '([\w.]+)'>", types)]
-        if set(names) - {"null"} and "metrics" not in key:
-            return f"{key}: expected {' or '.join(names)}, got {given.strip()!r}"
-    choice = re.search(r'Parser key "([^"]+)":\s+Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)', message)
-    if choice is not None:
-        return f"{choice[1]}: expected one of {choice[2]}, got {choice[3].strip()!r}"
-    unknown = re.search(r"(?:given class_path '|dot import path string: )([\w.]+)", message)
-    if unknown is None or "model.metrics" not in message:
-        return message.strip()
-    wanted = unknown.group(1)
-    known = [f"{module.__name__}.{name}" for module in (metrics, torchmetrics) for name in metric_names(module)]
-    return f"unknown metric class {wanted!r} in model.metrics; {near_matches(wanted, known)}"
+def utf8_text(text: str | None, *, option: str) -> str | None:
+    """A text argument as its bytes say it in UTF-8, whatever encoding the locale names.
+
+    Raises:
+        ArgumentError: the bytes are not UTF-8.
+    """
+    if text is None or not any("\udc80" <= letter <= "\udcff" for letter in text):  # undecoded bytes
+        return text
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError as error:
+        raise ArgumentError(None, f"{option} is not UTF-8 text, got {text!a}") from error
 
 
-def metric_names(module: ModuleType) -> list[str]:
-    """The metrics that a module hands out by name."""
-    return [name for name in module.__all__ if isinstance(getattr(module, name), type)]
+def refuse_other_encodings(args: Sequence[str]) -> None:
+    """Refuses configuration files that are not UTF-8 text, by name.
+
+    Raises:
+        ArgumentError: names the file.
+    """
+    for arg, after in pairwise([*args, ""]):
+        option, equals, value = arg.partition("=")
+        path = Path(os.path.expanduser(value if equals else after))  # noqa: PTH111
+        if option in CONFIG_OPTIONS and path.is_file():
+            try:
+                path.read_bytes().decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ArgumentError(
+                    None, f"{option} {path}: not UTF-8 text ({error.reason} at byte {error.start})"
+                ) from error
+
+
+def expand_home(settings: Any) -> Any:
+    """The same settings, each text in them with its leading `~` replaced by the home directory."""
+    if isinstance(settings, str):
+        return os.path.expanduser(settings)  # noqa: PTH111
+    if isinstance(settings, list):
+        return [expand_home(part) for part in settings]
+    if isinstance(settings, dict):
+        return {name: expand_home(part) for name, part in settings.items()}
+    if isinstance(settings, Namespace):
+        return Namespace({name: expand_home(part) for name, part in vars(settings).items()})
+    return settings

@@ -9,20 +9,24 @@ Whatever is wrong is said in a line, with a non-zero exit.
 
 from __future__ import annotations
 
+import locale
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from jsonargparse import ArgumentError
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from musicgen_eval.arguments import short_message, with_resumed
+from musicgen_eval.arguments import with_resumed
 from musicgen_eval.errors import EvaluationError
 from musicgen_eval.everyday import run_command
 from musicgen_eval.lightning_cli import EvaluationCLI
+from musicgen_eval.parser_messages import one_line
 from musicgen_eval.quiet import quiet_libraries
 from musicgen_eval.ranks import StoppedElsewhere
 from musicgen_eval.redaction import redact
 from musicgen_eval.stopping import was_launched
+from musicgen_eval.terminal import tolerant_streams
 
 
 def lightning_main(args: Sequence[str] | None = None) -> int:
@@ -37,11 +41,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _guarded(run: Callable[[], object]) -> int:
     """Runs a command; what is wrong becomes one message and a status: 2 for arguments, 1 for the rest, 143 for SIGTERM."""
-    with quiet_libraries():
+    with tolerant_streams(), utf8_files(), quiet_libraries():
         try:
             run()
         except ArgumentError as error:
-            return _fail(short_message(str(error)), 2)
+            return _fail(one_line(str(error)), 2)
         except StoppedElsewhere:
             return 0 if was_launched() else 1  # rank 0 says why, and would be ended for a status of its child's
         except (EvaluationError, MisconfigurationException) as error:
@@ -53,6 +57,21 @@ def _guarded(run: Callable[[], object]) -> int:
                 raise  # such as --help
             return _fail("interrupted, before the result", 130)
     return 0
+
+
+@contextmanager
+def utf8_files() -> Iterator[None]:
+    """Makes UTF-8 the encoding of text files that libraries open: configuration files are UTF-8 in every locale."""
+    before = locale.setlocale(locale.LC_CTYPE)
+    try:
+        locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+    except locale.Error:  # a system without that locale
+        yield
+        return
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
 
 
 def _fail(message: str, status: int) -> int:

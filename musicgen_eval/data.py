@@ -85,7 +85,8 @@ class WindowDataModule(L.LightningDataModule):
     """Cuts audio into windows of context and target.
 
     Args:
-        source: a file, a folder, a glob, a manifest (csv, jsonl, parquet), or `demo` for the clips of the package.
+        source: a file, a folder, a glob, a manifest (csv, jsonl, parquet), or `demo` for the clips of the package; or a list of
+            these.
         text: text of tracks that have none of their own.
         context_s: seconds that the model hears before each target; default: half of the checkpoint's limit. In predict where in the
             track the continuation begins; default: in its middle.
@@ -110,7 +111,7 @@ class WindowDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        source: str = "demo",
+        source: str | list[str] = "demo",
         text: str | None = None,
         context_s: float | None = None,
         target_s: float | None = None,

@@ -1,4 +1,4 @@
-"""The commands of `musicgen-eval`: the everyday cases, as functions whose signatures are the options."""
+"""The commands of `musicgen-eval`, as functions whose signatures are the options."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
 from musicgen_eval.api import continuation_seconds
-from musicgen_eval.arguments import full_option, with_resumed, with_values
+from musicgen_eval.arguments import full_option, utf8_text, with_resumed, with_values
 from musicgen_eval.continuation_files import AudioSettings
 from musicgen_eval.data import WindowDataModule
 from musicgen_eval.lightning_cli import EvaluationCLI
 from musicgen_eval.module import MusicGenEvaluation
 from musicgen_eval.progress import EvaluationProgress
 from musicgen_eval.records import ContinuationSettings
-from musicgen_eval.run_folder import default_run_dir, resume_line
+from musicgen_eval.run_folder import RunFolder, resume_line
 from musicgen_eval.runs import Resume, run_continuation, run_evaluation
 
+AUDIO_HELP = (
+    "one or more files, folders, globs or manifests (csv, jsonl, parquet), such as --audio *.wav; `demo` for the clips of the "
+    "package"
+)
 RESUME_OPTIONS = ("--resume", "--max_failures", "--retry_failures", "--allow_other_machine")
 
 
@@ -30,22 +34,27 @@ def run_command(args: Sequence[str]) -> None:
         prog="musicgen-eval", description="Exact evaluation of MusicGen checkpoints.", exit_on_error=False
     )
     commands = parser.add_subcommands()
-    for command in (evaluate, generate):
+    for name, command in COMMANDS.items():
         subparser = ArgumentParser(exit_on_error=False, description=(command.__doc__ or "").splitlines()[0])
-        subparser.add_function_arguments(command, as_group=False)
-        commands.add_subcommand(command.__name__, subparser, help=(command.__doc__ or "").splitlines()[0])
+        subparser.add_argument("--audio", type=str, nargs="+", required=True, metavar="AUDIO", help=AUDIO_HELP)
+        subparser.add_function_arguments(command, as_group=False, skip={"audio"})
+        commands.add_subcommand(name, subparser, help=(command.__doc__ or "").splitlines()[0])
     full = with_values([full_option(arg) for arg in args])
-    if any(arg.partition("=")[0] == "--resume" for arg in full):
+    options = [arg.partition("=")[0] for arg in full]
+    if options.count("--audio") > 1:
+        raise ArgumentError(None, "--audio is given more than once; name all files after one --audio")
+    if "--resume" in options:
+        if full[0] not in COMMANDS:
+            raise ArgumentError(None, "--resume follows a command: musicgen-eval evaluate --resume runs/x")
         _resume_everyday(full)
         return
-    settings = parser.parse_args(full)
-    commands_by_name: dict[str, Callable[..., None]] = {"evaluate": evaluate, "generate": generate}
-    chosen = commands_by_name[settings.subcommand]
-    chosen(**settings[settings.subcommand].as_dict())
+    parsed = parser.parse_args(full)
+    settings = parsed[parsed.subcommand].as_dict()
+    COMMANDS[parsed.subcommand](**{**settings, "text": utf8_text(settings["text"], option="--text")})
 
 
 def evaluate(
-    audio: str,
+    audio: list[str],
     text: str | None = None,
     checkpoint: str = "demo",
     revision: str | None = None,
@@ -66,34 +75,33 @@ def evaluate(
     retry_failures: bool = False,
     allow_other_machine: bool = False,
 ) -> None:
-    """Perplexity of a file, a folder, a glob or a manifest.
+    """Measures the perplexity of audio files.
 
     Args:
-        audio: a file, a folder, a glob, or a manifest (csv, jsonl, parquet); `demo` for the clips of the package.
-        text: text of tracks that have none of their own.
-        checkpoint: `demo`, a hub name such as facebook/musicgen-small, or a folder.
-        revision: hub branch, tag or commit.
-        context_s: seconds heard before each target; default: half of the checkpoint's limit.
-        target_s: seconds scored in each window; default: half of the checkpoint's limit.
-        head: `score`: every code counts; `skip`: only those with a full context.
-        tail: `score`: every codebook counts to its last frame; `drop`: as audiocraft.
-        precision: of the decoder.
-        accelerator: where to run.
-        batch_size: windows a step.
-        limit: only the first tracks.
-        min_duration_s: tracks shorter than this are skipped, and counted.
-        max_failures: how many tracks may fail.
-        allow_beyond_limit: allows windows longer than the model was trained on, for experiments.
-        save_nll: also write the nll of every code.
-        run_dir: where results go; default: runs/<date>-evaluate. A run that it holds is gone on with, where it is the same.
-        resume: a run folder, to go on with it as it was begun; no other setting but max_failures is given then.
-        retry_failures: of a run that is gone on with, measure again what failed.
-        allow_other_machine: go on with a run that was begun on another machine.
+        audio: files, folders, globs or manifests.
+        text: text for tracks that have none of their own.
+        checkpoint: `demo`, a name on the Hugging Face Hub such as facebook/musicgen-small, or a folder.
+        revision: branch, tag or commit on the hub.
+        context_s: length of the context before each target, in seconds; default: half of the checkpoint's limit.
+        target_s: length of the target of each window, in seconds; default: half of the checkpoint's limit.
+        head: `score` counts every code; `skip` counts only codes with a full context.
+        tail: `score` counts every codebook to its last frame; `drop` leaves out the last frames, as audiocraft does.
+        precision: precision of the decoder.
+        accelerator: kind of device to run on.
+        batch_size: windows per step.
+        limit: number of tracks, from the first; default: all.
+        min_duration_s: shorter tracks are skipped, and the result counts them.
+        max_failures: number of tracks that may fail before the run ends with an error.
+        allow_beyond_limit: allow windows that are longer than the model was trained on, for experiments.
+        save_nll: also write the negative log-likelihood of every code.
+        run_dir: folder for the results; default: runs/<date>-evaluate. If the folder already holds this run, the run is resumed.
+        resume: run folder to resume with its own settings; only max_failures can be given with it.
+        retry_failures: when a run is resumed, measure its failed tracks again.
+        allow_other_machine: resume a run that was begun on another machine.
     """
-    folder = run_dir or default_run_dir("evaluate")
     module = MusicGenEvaluation(checkpoint, revision, tail=tail, save_nll=save_nll)
     data = WindowDataModule(
-        source=audio,
+        source=_source(audio),
         text=text,
         context_s=context_s,
         target_s=target_s,
@@ -109,16 +117,16 @@ def evaluate(
         data,
         precision=precision,
         accelerator=accelerator,
-        run_dir=folder,
+        run_dir=RunFolder.with_default_name("evaluate") if run_dir is None else run_dir,
         callbacks=[EvaluationProgress()],
         progress=True,
         console=Console(),
-        resume=_resume("evaluate", folder, retry_failures, allow_other_machine),
+        resume=_resume("evaluate", retry_failures, allow_other_machine),
     )
 
 
 def generate(
-    audio: str,
+    audio: list[str],
     text: str | None = None,
     checkpoint: str = "demo",
     revision: str | None = None,
@@ -147,42 +155,41 @@ def generate(
     retry_failures: bool = False,
     allow_other_machine: bool = False,
 ) -> None:
-    """Continues a file, or each file of a folder, a glob or a manifest.
+    """Continues audio files.
 
     Args:
-        audio: a file, a folder, a glob, or a manifest (csv, jsonl, parquet); `demo` for the clips of the package.
-        text: prompt of tracks that have none of their own.
-        checkpoint: `demo`, a hub name such as facebook/musicgen-small, or a folder.
-        revision: hub branch, tag or commit.
-        context_s: where in the track the continuation begins; default: in its middle. All before it is heard where it and the
-            continuation fit the checkpoint's limit, else the last limit - stride_s seconds, which a given context must not exceed.
-            Also --context.
-        duration_s: how long it gets, in seconds; default: up to the track's end. Also --duration.
-        max_new_frames: how long it gets, in frames.
-        stride_s: by how much the window slides past the checkpoint's limit; default: 3/5 of the limit.
-        guidance_scale: of classifier-free guidance; 1 is none.
-        temperature: divides the logits; 0 takes the likeliest code.
-        top_k: draws from so many of the likeliest codes.
-        top_p: draws from the likeliest codes that reach this probability together.
-        num_continuations: how many times each track is continued.
-        threads: of a CPU, for drawing and decoding.
-        seed: of the numbers that codes are drawn with.
-        format: of the files.
-        hold: `continuation`: what was generated, alone; `joined`: the track up to the joint, whose last 40 ms fade into the codec's
-            sound of it, and what was generated after it, without a seam: what to listen to.
+        audio: files, folders, globs or manifests.
+        text: text prompt for tracks that have none of their own.
+        checkpoint: `demo`, a name on the Hugging Face Hub such as facebook/musicgen-small, or a folder.
+        revision: branch, tag or commit on the hub.
+        context_s: time in the track at which the continuation begins, in seconds; default: its middle. The prompt is the whole
+            track up to there if prompt and continuation fit into the checkpoint's limit; otherwise it is the last limit - stride_s
+            seconds, and a longer context_s is an error. Also --context.
+        duration_s: length of the continuation, in seconds; default: up to the end of the track. Also --duration.
+        max_new_frames: length of the continuation, in frames.
+        stride_s: by how many seconds the window slides beyond the checkpoint's limit; default: 3/5 of the limit.
+        guidance_scale: scale of classifier-free guidance; 1 turns guidance off.
+        temperature: divides the logits; 0 takes the most likely code.
+        top_k: number of the most likely codes to draw from.
+        top_p: draw from the most likely codes whose probabilities add up to this.
+        num_continuations: continuations per track.
+        threads: CPU threads for drawing codes and decoding audio.
+        seed: seed of the random numbers that draw the codes.
+        format: format of the audio files.
+        hold: `continuation` writes the generated part alone; `joined` writes the track up to the boundary and the generated part
+            after it, with a crossfade of 40 ms, for listening.
         originals: also write the context and the true continuation.
-        precision: of the decoder.
-        accelerator: where to run.
-        batch_size: continuations a step.
-        limit: only the first tracks.
-        min_duration_s: tracks shorter than this are skipped, and counted.
-        max_failures: how many tracks may fail.
-        run_dir: where results go; default: runs/<date>-generate. A run that it holds is gone on with, where it is the same.
-        resume: a run folder, to go on with it as it was begun; no other setting but max_failures is given then.
-        retry_failures: of a run that is gone on with, continue again what failed.
-        allow_other_machine: go on with a run that was begun on another machine.
+        precision: precision of the decoder.
+        accelerator: kind of device to run on.
+        batch_size: continuations per step.
+        limit: number of tracks, from the first; default: all.
+        min_duration_s: shorter tracks are skipped, and the result counts them.
+        max_failures: number of tracks that may fail before the run ends with an error.
+        run_dir: folder for the results; default: runs/<date>-generate. If the folder already holds this run, the run is resumed.
+        resume: run folder to resume with its own settings; only max_failures can be given with it.
+        retry_failures: when a run is resumed, continue its failed tracks again.
+        allow_other_machine: resume a run that was begun on another machine.
     """
-    folder = run_dir or default_run_dir("generate")
     continuation = ContinuationSettings(
         stride_s=stride_s,
         guidance_scale=guidance_scale,
@@ -194,7 +201,7 @@ def generate(
     )
     module = MusicGenEvaluation(checkpoint, revision, metrics={}, seed=seed, continuation=continuation)
     data = WindowDataModule(
-        source=audio,
+        source=_source(audio),
         text=text,
         context_s=context_s,
         target_s=continuation_seconds(duration_s, max_new_frames, module.spec),
@@ -208,19 +215,27 @@ def generate(
         data,
         precision=precision,
         accelerator=accelerator,
-        run_dir=folder,
+        run_dir=RunFolder.with_default_name("generate") if run_dir is None else run_dir,
         callbacks=[EvaluationProgress()],
         progress=True,
         console=Console(),
-        resume=_resume("generate", folder, retry_failures, allow_other_machine),
+        resume=_resume("generate", retry_failures, allow_other_machine),
         audio=AudioSettings(format=format, hold=hold, originals=originals),
         return_continuations=False,
     )
 
 
-def _resume(command: str, folder: Path, retry_failures: bool, allow_other_machine: bool) -> Resume:
+COMMANDS: dict[str, Callable[..., None]] = {"evaluate": evaluate, "generate": generate}
+
+
+def _source(audio: list[str]) -> str | list[str]:
+    """One source as itself, several as a list."""
+    return audio[0] if len(audio) == 1 else audio
+
+
+def _resume(command: str, retry_failures: bool, allow_other_machine: bool) -> Resume:
     return Resume(
-        resume_line(command, folder),
+        lambda run_dir: resume_line(command, run_dir),
         retry_failures=retry_failures,
         allow_other_machine=allow_other_machine,
     )

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from jsonargparse import Namespace
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
+from musicgen_eval.arguments import expand_home, refuse_other_encodings, utf8_text
 from musicgen_eval.audio.sources import lasting_source
 from musicgen_eval.continuation_files import AudioSettings
 from musicgen_eval.data import WindowDataModule, dead_workers_named
-from musicgen_eval.errors import RunError
+from musicgen_eval.errors import EvaluationError, RunError
 from musicgen_eval.models.checkpoint import lasting_name
 from musicgen_eval.module import MusicGenEvaluation
 from musicgen_eval.progress import EvaluationProgress
-from musicgen_eval.run_folder import RunFolder, default_run_dir, resume_line
+from musicgen_eval.records import Task
+from musicgen_eval.result_logger import ResultLogger
+from musicgen_eval.run_folder import RunFolder, resume_line
 from musicgen_eval.runs import check_precision
+from musicgen_eval.sharing import refuse_strategy
 from musicgen_eval.stopping import StopAfterBatch
-from musicgen_eval.tracking import WandbSettings, WandbTracker, wandb_logger
+from musicgen_eval.tracking import WandbTracker
+from musicgen_eval.wandb_logger import WandbSettings, wandb_logger
 from musicgen_eval.writer import RunWriter
 
 TRAINER_DEFAULTS = {
@@ -66,29 +73,52 @@ class EvaluationCLI(LightningCLI):
             "--run_dir",
             type=Path | None,
             default=None,
-            help="Where results go; default: runs/<date>-<command>. A run that it holds is gone on with",
+            help="Folder for the results; default: runs/<date>-<command>. If it already holds this run, the run is resumed",
         )
         parser.add_argument(
-            "--resume", type=Path | None, default=None, help="A run folder: stands for its config.yaml and its run_dir"
+            "--resume",
+            type=Path | None,
+            default=None,
+            help="Run folder to resume: stands for its config.yaml and its run_dir",
         )
         parser.add_argument(
             "--retry_failures",
             type=bool,
             default=False,
-            help="Of a run that is gone on with: measure again what failed",
+            help="When a run is resumed, measure its failed tracks again",
         )
         parser.add_argument(
             "--allow_other_machine",
             type=bool,
             default=False,
-            help="Go on with a run that was begun on another machine; its last bits may differ, and the result says so",
+            help="Resume a run that was begun on another machine; its last bits may differ, which the result records",
         )
         parser.add_class_arguments(AudioSettings, "audio")
         parser.add_class_arguments(WandbSettings, "wandb")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the arguments, once it is known that all configuration files are text."""
+        refuse_other_encodings(args or [])
+        super().parse_arguments(parser, args)
+
+    def instantiate_classes(self) -> None:
+        """Makes model, data and trainer; a setting that a library refuses is an error of the arguments."""
+        try:
+            super().instantiate_classes()
+        except (EvaluationError, MisconfigurationException, ArgumentError):
+            raise
+        except Exception as error:  # libraries raise whatever they like
+            raise ArgumentError(None, f"a setting cannot be used: {type(error).__name__}: {error}") from error
+
     def before_instantiate_classes(self) -> None:
         """Refuses what would be ignored or wrong, before anything is made."""
-        trainer = self._settings.trainer
+        settings = self._settings
+        for group in ("trainer", "model", "data", "audio", "wandb"):
+            if not isinstance(settings[group], Namespace):
+                raise ArgumentError(None, f"{group}: expected a mapping of settings, got {settings[group]!r}")
+        settings.trainer = expand_home(settings.trainer)
+        settings.data.text = utf8_text(settings.data.text, option="data.text")
+        trainer = settings.trainer
         for setting in ("limit_test_batches", "limit_val_batches", "limit_predict_batches"):
             if getattr(trainer, setting) is not None:  # Lightning would read a 1 as all of them
                 raise RunError(
@@ -105,14 +135,15 @@ class EvaluationCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Adds the run folder, the progress bar and W&B to the Trainer's own settings."""
         settings = self._settings
-        self.folder = RunFolder(settings.run_dir or default_run_dir(str(self.subcommand)))
+        command = str(self.subcommand)
+        self.folder = RunFolder(settings.run_dir) if settings.run_dir else RunFolder.with_default_name(command)
         again = settings.clone()
         again.run_dir = None  # the file is to give the run again, elsewhere
         again.retry_failures = again.allow_other_machine = False
         again.data.source = lasting_source(again.data.source)
         again.model.checkpoint = lasting_name(again.model.checkpoint)
         config_yaml = self._parser(self.subcommand).dump(again, skip_none=False)
-        logger = wandb_logger(WandbSettings(**settings.wandb.as_dict()), self.folder.path)
+        logger = wandb_logger(WandbSettings(**settings.wandb.as_dict()))
         console = Console() if _is_rank_0() else None
         trainer_config = self.config_init[self.subcommand].trainer
         callbacks: list[L.Callback] = []
@@ -120,23 +151,28 @@ class EvaluationCLI(LightningCLI):
             callbacks.append(EvaluationProgress())
         writer = RunWriter(
             self.folder,
-            command=str(self.subcommand),
+            command=command,
             config_yaml=config_yaml,
-            resume=resume_line(str(self.folder.run.get("command", self.subcommand)), self.folder.path),
+            resume=lambda run_dir: resume_line(self.folder.begun_with or command, run_dir),
             console=console,
             audio=AudioSettings(**settings.audio.as_dict()),
             allow_other_machine=settings.allow_other_machine,
         )
-        self.stop = StopAfterBatch(say=console.print if console is not None else None)
-        callbacks += [self.stop, writer]
-        if logger is not None:  # after the writer: results are on disk before W&B could fail
+        self.stop = StopAfterBatch(say=_print_on_stderr if console is not None else None)
+        callbacks += [self.stop, writer]  # loggers follow the writer: results are on disk before they could fail
+        callbacks.append(ResultLogger(settings.as_dict(), writer, excluded=logger))
+        if logger is not None:
             callbacks.append(WandbTracker(settings.as_dict(), writer, settings.wandb.max_logged))
-            kwargs["logger"] = logger
         trainer_config.callbacks = [*(trainer_config.callbacks or []), *callbacks]
         try:
-            return super().instantiate_trainer(**kwargs)
-        except ValueError as error:  # an unknown strategy or plugin
-            raise RunError(f"trainer: {error}") from error
+            trainer = super().instantiate_trainer(**kwargs)
+        except (EvaluationError, MisconfigurationException):
+            raise
+        except Exception as error:  # such as a TypeError for devices, or a ModuleNotFoundError for a TPU
+            raise RunError(f"trainer: {' '.join(str(error).split())}") from error
+        if logger is not None:
+            trainer.loggers = [*trainer.loggers, logger]
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         """The run, told to end by signals."""
@@ -145,7 +181,9 @@ class EvaluationCLI(LightningCLI):
 
     def before_test(self) -> None:
         """Refuses a wrong checkpoint or metric, then claims the run folder, before any other process or file exists."""
-        self.model.prepare("continue" if self.subcommand == "predict" else "score")
+        task: Task = "continue" if self.subcommand == "predict" else "score"
+        refuse_strategy(self.trainer, task)
+        self.model.prepare(task)
         if _is_rank_0():
             self.folder.claim()
             self.datamodule.index_path = self.folder.index
@@ -168,6 +206,10 @@ class EvaluationCLI(LightningCLI):
     @property
     def _settings(self) -> Namespace:
         return self.config[self.subcommand]
+
+
+def _print_on_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _is_rank_0() -> bool:

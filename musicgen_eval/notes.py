@@ -5,6 +5,7 @@ Whoever finds something to say adds a line to `TrackList.notes` (about the sourc
 
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 from musicgen_eval.audio.one_line import printable
 from musicgen_eval.redaction import redact
@@ -14,3 +15,17 @@ def print_notes(notes: Iterable[str]) -> None:
     """Prints each note on stderr, in one line and without secrets."""
     for note in notes:
         print(f"note: {printable(redact(note))}", file=sys.stderr)
+
+
+def demo_notes(setting: str, value: object, file: str = "") -> tuple[str, ...]:
+    """What `demo` means, where a file or folder of that name lies in the current folder.
+
+    Args:
+        setting: that was given.
+        value: what it was set to.
+        file: that the folder must hold, to be what the setting could mean.
+    """
+    is_demo = value == "demo" or (isinstance(value, list) and "demo" in value)
+    if not is_demo or not Path("demo", file).exists():
+        return ()
+    return (f"{setting} demo is the one that comes with the package; ./demo selects the one in the current folder",)

@@ -17,10 +17,10 @@ import platform
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from time import monotonic
 from typing import IO, Any, Literal
@@ -37,30 +37,42 @@ _held_here: set[Path] = set()  # by this process
 _OF_A_START = frozenset({"config.yaml", "run.json", "journal", "wandb"})  # what a run that measured nothing leaves
 
 
-def default_run_dir(command: str, *, now: datetime | None = None) -> Path:
-    """`runs/<date>-<command>`, with a number behind it where that is taken."""
+def default_run_dirs(command: str, *, now: datetime | None = None) -> Iterator[Path]:
+    """Yields `runs/<date>-<command>`, then the same name with -2, -3 and so on."""
     plain = Path("runs") / f"{now or datetime.now():%Y%m%d-%H%M%S}-{command}"
-    numbered = (plain.with_name(f"{plain.name}-{number}") for number in count(2))
-    return next(path for path in chain([plain], numbered) if not path.exists())
+    yield plain
+    yield from (plain.with_name(f"{plain.name}-{number}") for number in count(2))
 
 
 class RunFolder:
     """A folder for one run.
 
     Args:
-        path: where; made when missing.
+        path: the folder, created when it is claimed; a leading `~` is the home directory.
 
     Attributes:
+        path: the folder. A default name can still change until the folder is claimed.
         state: what it held when it was claimed.
+        begun_with: the command that began the run, known once the folder is claimed; "" for a new run.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = expanded_path(path)
         self.state: FolderState = "new"
+        self.begun_with = ""
+        self._other_names: Iterator[Path] | None = None
         self._made: list[Path] = []
         self._found: set[str] = set()
         self._claimed_at = 0.0
         self._lock: IO[bytes] | None = None
+
+    @classmethod
+    def with_default_name(cls, command: str) -> RunFolder:
+        """A folder of its own for a run of this command: claiming it takes the first default name that is free."""
+        names = default_run_dirs(command)
+        folder = cls(next(names))
+        folder._other_names = names
+        return folder
 
     @property
     def journal(self) -> Path:
@@ -89,11 +101,13 @@ class RunFolder:
         Raises:
             RunError: it holds something that is no run, another process works in it, it is no folder, or it cannot be written to.
         """
-        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        if "\0" in str(self.path):
+            raise RunError(f"run_dir {str(self.path)!a} holds a null character; choose another with --run_dir")
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._make()
             held = {entry.name for entry in self.path.iterdir()}
-            foreign = [] if self.run.get("command") else sorted(_foreign(held))
+            self.begun_with = str(self.run.get("command", ""))
+            foreign = [] if self.begun_with else sorted(_foreign(held))
             if not foreign:
                 self._take_lock()
                 self._found = held
@@ -170,6 +184,18 @@ class RunFolder:
             except OSError:
                 return
 
+    def _make(self) -> None:
+        """Creates the folder, which may exist already unless its name is a default one."""
+        while True:
+            self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+            try:
+                self.path.mkdir(parents=True, exist_ok=self._other_names is None)
+                return
+            except FileExistsError:
+                if self._other_names is None:
+                    raise
+                self.path = next(self._other_names)
+
     def _let_go(self) -> None:
         assert self._lock is not None
         self._lock.close()
@@ -218,6 +244,11 @@ def _is_same_file(opened: IO[bytes], path: Path) -> bool:
         return False
 
 
+def expanded_path(path: str | Path) -> Path:
+    """A path whose leading `~` or `~user` is replaced by that home directory, if there is one."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises where there is no home directory
+
+
 def resume_line(command: str, path: Path) -> str:
     """How a run is resumed, for the user."""
     door = "musicgen-eval" if command in ("evaluate", "generate") else "python train_like_eval.py"
@@ -230,7 +261,7 @@ def resumed_arguments(run_dir: str | Path) -> list[str]:
     Raises:
         RunError: there is no run.
     """
-    path = Path(run_dir).expanduser()
+    path = expanded_path(run_dir)
     if not (path / "run.json").is_file() or not (path / "config.yaml").is_file():
         left = "" if path.is_dir() else ", which is no folder" if path.exists() else ", which does not exist"
         raise RunError(f"--resume {path}{left}: no run that could go on; give the folder that holds its run.json")

@@ -8,7 +8,7 @@ Knows Lightning, callbacks and folders; not where settings came from.
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +34,10 @@ from musicgen_eval.run_folder import RunFolder
 from musicgen_eval.stopping import StopAfterBatch
 from musicgen_eval.writer import RunWriter
 
-SAME_CALL = "make the same call again, with the same run_dir"
+
+def same_call(run_dir: Path) -> str:
+    """How a run that was begun from Python is resumed."""
+    return "make the same call again, with the same run_dir"
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,12 @@ class Resume:
     """What is done with a run that a folder holds already.
 
     Attributes:
-        resume: how this run is resumed when it ends early, for the user.
+        resume: tells the user how a run in this folder is resumed when it ends early.
         retry_failures: measures again what failed.
         allow_other_machine: goes on with what was begun on another machine.
     """
 
-    resume: str = SAME_CALL
+    resume: Callable[[Path], str] = same_call
     retry_failures: bool = False
     allow_other_machine: bool = False
 
@@ -74,7 +77,7 @@ def run_evaluation(
     *,
     precision: str = "32-true",
     accelerator: str = "auto",
-    run_dir: str | Path | None = None,
+    run_dir: str | Path | RunFolder | None = None,
     callbacks: Sequence[L.Callback] = (),
     progress: bool = False,
     console: Console | None = None,
@@ -98,7 +101,7 @@ def run_evaluation(
     Raises:
         EvaluationError: as `perplexity`.
     """
-    folder = None if run_dir is None else RunFolder(run_dir)
+    folder = RunFolder(run_dir) if isinstance(run_dir, str | Path) else run_dir
     config = _config(module, data, precision=precision, accelerator=accelerator)
     config_yaml = _config_yaml(config, notes)
     writer = RunWriter(
@@ -122,7 +125,7 @@ def run_continuation(
     *,
     precision: str = "32-true",
     accelerator: str = "auto",
-    run_dir: str | Path | None = None,
+    run_dir: str | Path | RunFolder | None = None,
     callbacks: Sequence[L.Callback] = (),
     progress: bool = False,
     console: Console | None = None,
@@ -150,7 +153,7 @@ def run_continuation(
     Raises:
         EvaluationError: as `generate`.
     """
-    folder = None if run_dir is None else RunFolder(run_dir)
+    folder = RunFolder(run_dir) if isinstance(run_dir, str | Path) else run_dir
     audio = audio or AudioSettings()
     config = {**_config(module, data, precision=precision, accelerator=accelerator), "audio": asdict(audio)}
     if not module.prepare("continue").metrics:

@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
     Strategy,
 )
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from musicgen_eval.errors import RunError
 from musicgen_eval.ranks import StoppedElsewhere
@@ -60,9 +61,14 @@ def _refusal(strategy: Strategy, task: Task) -> str | None:
     if isinstance(strategy, ModelParallelStrategy):
         sharded = "a sharded model scores and does not continue: predict runs with trainer.strategy auto or ddp"
         return sharded if task == "continue" else None
-    if isinstance(strategy, SingleDeviceStrategy | DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy):
-        return None
-    return (
-        f"trainer.strategy {type(strategy).__name__} is not supported; take auto, ddp, or lightning.pytorch.strategies."
-        "ModelParallelStrategy (configs/hardware/model_parallel.yaml) for a model that fits no single device"
-    )
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy) or isinstance(strategy, DeepSpeedStrategy):
+        return (
+            f"trainer.strategy {type(strategy).__name__} is not supported; take auto, ddp, or lightning.pytorch.strategies."
+            "ModelParallelStrategy (configs/hardware/model_parallel.yaml) for a model that fits no single device"
+        )
+    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+        return (
+            "trainer.strategy ddp_spawn, ddp_fork and ddp_notebook are not supported: they copy a process in which the run has "
+            "begun, and its locks cannot be copied; use ddp, which starts the command once per process"
+        )
+    return None

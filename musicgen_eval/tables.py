@@ -114,8 +114,8 @@ def _counts_line(result: EvaluationResult) -> str:
 
 
 def _number(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}" if isfinite(value) else "–"
+    return f"{value:.{digits}f}" if isfinite(value) else "-"
 
 
 def _interval(value: Value, digits: int = 2) -> str:
-    return "–" if value.low is None or value.high is None else f"{value.low:.{digits}f} to {value.high:.{digits}f}"
+    return "-" if value.low is None or value.high is None else f"{value.low:.{digits}f} to {value.high:.{digits}f}"

@@ -10,7 +10,8 @@ Knows when; what is compared is `fingerprint.py`'s, what is kept `keeping.py`'s,
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from musicgen_eval.plans.continuation_planning import settle_stride
 from musicgen_eval.plans.planning import refuse_failures
 from musicgen_eval.ranks import decide_on_rank_0, gather_on_rank_0
 from musicgen_eval.records import Failure
+from musicgen_eval.redaction import redact
 from musicgen_eval.result_files import summary, to_json, write_result
 from musicgen_eval.run_folder import RunFolder, run_record, start_record
 from musicgen_eval.tables import print_result
@@ -77,8 +79,8 @@ class RunWriter(L.Callback):
         folder: a claimed folder; None: nothing is written.
         command: which command ran, for run.json.
         config_yaml: the configuration, for config.yaml.
-        resume: how a run that ended early is resumed, for the user.
-        console: where to print; None: nothing is printed.
+        resume: tells the user how a run in this folder is resumed; None: says nothing.
+        console: where to print the result tables; None: the run prints nothing, on standard error neither.
         audio: how continuations are written.
         allow_other_machine: goes on with what was begun on another machine, or with other versions of libraries.
 
@@ -93,7 +95,7 @@ class RunWriter(L.Callback):
         *,
         command: str,
         config_yaml: str,
-        resume: str = "",
+        resume: Callable[[Path], str] | None = None,
         console: Console | None = None,
         audio: AudioSettings | None = None,
         allow_other_machine: bool = False,
@@ -172,6 +174,10 @@ class RunWriter(L.Callback):
     on_validation_end = on_test_end
     on_predict_end = on_test_end
 
+    def finds_result(self, data: WindowDataModule) -> bool:
+        """Whether an earlier start has finished the run, so that this one only prints its result."""
+        return self.folder is not None and self.folder.state == "finished" and data.all_done
+
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Lets go of the folder, and says what stays."""
         folder = self.folder
@@ -188,12 +194,14 @@ class RunWriter(L.Callback):
         if written is not None and written.num_written:
             self._say(f"\n{written.num_written} continuations stay, and are listed in {written.table}")
         if folder.state != "new" or (written is not None and written.num_written) or _has_measured(folder):
-            if self.resume and self._start is not None:
+            if self.resume is not None and self._start is not None:
                 failed = bool(self._keeper and self._keeper.failed) or bool(
                     pl_module.data.plan and pl_module.data.plan.failures
                 )
                 told = "\n  with --max_failures to record what failed, or --retry_failures once it is mended" * failed
-                self._say(f"\nwhat was measured stays in {folder.path}; go on with it:\n  {self.resume}{told}")
+                self._say(
+                    f"\nwhat was measured stays in {folder.path}; go on with it:\n  {self.resume(folder.path)}{told}"
+                )
             folder.unlock()
         else:
             folder.take_back()
@@ -327,7 +335,7 @@ class RunWriter(L.Callback):
         """Writes the result where this start has found it, or finds it where an earlier one did."""
         assert module.result is not None
         assert module.measured is not None
-        if folder.state == "finished" and module.data.all_done:
+        if self.finds_result(module.data):
             self._say(f"{folder.path} holds a finished run; this is its result")
             if (folder.path / "summary.json").read_text(encoding="utf-8") != to_json(summary(module.result)):
                 self.files = write_result(folder.path, module.result)  # it was damaged, or is older than the journal
@@ -347,8 +355,9 @@ class RunWriter(L.Callback):
         folder.unlock()
 
     def _say(self, line: str) -> None:
+        """Prints a line for the user on standard error; standard output holds the result alone."""
         if self.console is not None:
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            print(redact(line), file=sys.stderr)
 
 
 def _has_measured(folder: RunFolder) -> bool:

@@ -1,3 +1,6 @@
+import sys
+
+import lightning as L
 import pytest
 import torch
 
@@ -29,16 +32,27 @@ def test_running_totals_count_tracks_seconds_and_perplexity_of_targets():
     assert running.ppl == pytest.approx(torch.tensor(2.0).exp().item())
 
 
-def test_the_bar_shows_what_was_measured(oracle, capsys):
-    import lightning as L
-
+def run_with_bar(oracle):
     module = MusicGenEvaluation(str(oracle / "tiny_musicgen"))
     trainer = L.Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, use_distributed_sampler=False,
         enable_model_summary=False, callbacks=[EvaluationProgress()],
     )  # fmt: skip
     trainer.test(module, WindowDataModule("demo", limit=1, context_s=2, target_s=2), verbose=False)
+    return module.result
+
+
+def test_the_bar_shows_what_was_measured_on_standard_error(oracle, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    result = run_with_bar(oracle)
     said = capsys.readouterr()
-    assert f"ppl={module.result.metrics['perplexity']['ppl'].value:.2f}" in said.out + said.err
-    assert "tracks=1" in said.out + said.err
-    assert "audio s/s=" in said.out + said.err
+    assert f"ppl={result.metrics['perplexity']['ppl'].value:.2f}" in said.err
+    assert "tracks=1" in said.err
+    assert "audio s/s=" in said.err
+    assert "Testing" not in said.out
+
+
+def test_there_is_no_bar_where_standard_error_is_no_terminal(oracle, capsys):
+    run_with_bar(oracle)
+    said = capsys.readouterr()
+    assert "Testing" not in said.out + said.err

@@ -1,11 +1,14 @@
 import subprocess
 import sys
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
 
 import pytest
 
 from musicgen_eval import run_folder
 from musicgen_eval.errors import RunError
-from musicgen_eval.run_folder import LOCK, RunFolder, default_run_dir, resumed_arguments, run_record
+from musicgen_eval.run_folder import LOCK, RunFolder, default_run_dirs, expanded_path, resumed_arguments, run_record
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path):
@@ -154,10 +157,10 @@ def test_resuming_stands_for_the_configuration_and_the_folder(tmp_path):
     assert resumed_arguments(tmp_path) == ["--config", str(tmp_path / "config.yaml"), "--run_dir", str(tmp_path)]
 
 
-def test_the_default_name_carries_date_and_command():
-    from datetime import datetime
-
-    assert default_run_dir("test", now=datetime(2026, 1, 2, 3, 4, 5)).as_posix() == "runs/20260102-030405-test"
+def test_the_default_names_carry_date_and_command():
+    names = default_run_dirs("test", now=datetime(2026, 1, 2, 3, 4, 5))
+    first = "runs/20260102-030405-test"
+    assert [name.as_posix() for name in islice(names, 3)] == [first, f"{first}-2", f"{first}-3"]
 
 
 def test_the_record_names_the_circumstances():
@@ -165,10 +168,45 @@ def test_the_record_names_the_circumstances():
     assert (record["seed"], record["command"], record["starts"]) == (3, "test", [])
 
 
-def test_default_names_do_not_meet(tmp_path, monkeypatch):
-    from datetime import datetime
+def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
+    """Each has chosen the same name before the first of them claims it; other processes only create the folder."""
 
+    def names(command):
+        return default_run_dirs(command, now=datetime(2026, 1, 2, 3, 4, 5))
+
+    monkeypatch.setattr(run_folder, "default_run_dirs", names)
     monkeypatch.chdir(tmp_path)
-    now = datetime(2026, 1, 2, 3, 4, 5)
-    default_run_dir("test", now=now).mkdir(parents=True)
-    assert default_run_dir("test", now=now).name == "20260102-030405-test-2"
+    folders = [RunFolder.with_default_name("test") for _ in range(3)]
+    assert len({folder.path for folder in folders}) == 1
+    (tmp_path / folders[0].path).with_name("20260102-030405-test-3").mkdir(parents=True)
+    for folder in folders:
+        folder.claim()
+    assert [folder.path.name.removeprefix("20260102-030405-") for folder in folders] == ["test", "test-2", "test-4"]
+    assert all((folder.path / "journal").is_dir() for folder in folders)
+    for folder in folders:
+        folder.take_back()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["20260102-030405-test-3"]
+
+
+def test_a_default_folder_that_cannot_be_made_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(RunError, match="cannot be used: Not a directory"):
+        RunFolder.with_default_name("test").claim()
+
+
+def test_a_leading_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder("~/runs/x")
+    folder.claim()
+    folder.write_run({"command": "test"})
+    folder.write("config.yaml", "")
+    assert folder.path == tmp_path / "home" / "runs" / "x"
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert resumed_arguments("~/runs/x")[-1] == str(folder.path)
+
+
+def test_a_tilde_without_a_home_directory_is_a_plain_name(monkeypatch):
+    monkeypatch.setattr("pwd.getpwnam", lambda name: {}[name])
+    assert expanded_path("~nobody/x") == Path("~nobody/x")

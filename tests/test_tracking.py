@@ -4,18 +4,22 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import wandb
 
 from musicgen_eval.cli import lightning_main
-from musicgen_eval.tracking import WandbSettings, wandb_logger
+from musicgen_eval.errors import RunError
+from musicgen_eval.journal.writing import JournalWriter
+from musicgen_eval.wandb_logger import WandbSettings, wandb_logger
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_off_makes_no_logger(tmp_path):
-    assert wandb_logger(WandbSettings(), tmp_path) is None
+def test_off_makes_no_logger():
+    assert wandb_logger(WandbSettings()) is None
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +100,42 @@ def test_the_table_of_tracks_is_logged_once(run_dir):
 def test_media_wait_inside_the_run_folder_and_only_during_the_run(run_dir):
     assert (run_dir / "wandb" / "artifacts" / "staging").is_dir()
     assert "WANDB_DATA_DIR" not in os.environ
+
+
+def test_all_starts_of_an_evaluation_share_one_wandb_run(tmp_path, oracle, monkeypatch):
+    """The first ends early, the second finishes the run, the third finds it finished."""
+    asked = []
+    start, append = wandb.init, JournalWriter.append
+
+    def recorded(**settings):
+        asked.append((settings["id"], settings["resume"]))
+        return start(**settings)
+
+    kept = []
+
+    def fail_in_the_second_batch(writer, batch, entries):
+        if kept:
+            raise RunError("no room is left")
+        kept.append(batch)
+        append(writer, batch, entries)
+
+    monkeypatch.setattr(wandb, "init", recorded)
+    arguments = [
+        "test", f"--model.checkpoint={oracle / 'tiny_musicgen'}", "--data.source=demo", "--data.limit=2",
+        "--data.context_s=2", "--data.target_s=2", "--data.batch_size=2", "--wandb.mode=offline",
+        "--trainer.accelerator=cpu", f"--run_dir={tmp_path / 'x'}",
+    ]  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalWriter, "append", fail_in_the_second_batch)
+        assert lightning_main(arguments) == 1
+    time.sleep(1)  # W&B names a folder by the second
+    assert lightning_main(arguments) == 0
+    assert lightning_main(arguments) == 0
+    run_id = json.loads((tmp_path / "x" / "run.json").read_text())["wandb_run_id"]
+    assert asked == [(run_id, None), (run_id, "allow")]
+    folders = [path.name for path in (tmp_path / "x" / "wandb").glob("offline-run-*")]
+    assert len(folders) == 2
+    assert all(name.endswith(f"-{run_id}") for name in folders)
 
 
 def test_continuations_are_logged_with_players_up_to_a_limit(tmp_path, oracle):

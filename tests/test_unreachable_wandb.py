@@ -14,7 +14,7 @@ import pytest
 import wandb
 
 from musicgen_eval.cli import lightning_main
-from musicgen_eval.tracking import WandbSettings, wandb_logger
+from musicgen_eval.wandb_logger import WandbSettings, wandb_logger
 
 ROOT = Path(__file__).parent.parent
 FAKE_KEY = "0123456789abcdef" * 2 + "01234567"
@@ -211,8 +211,9 @@ def test_what_an_earlier_run_logged_survives_a_failed_start(oracle, tmp_path, mo
     earlier = tmp_path / "wandb" / "run-1" / "run-1.wandb"
     earlier.parent.mkdir(parents=True)
     earlier.write_text("logged")
-    logger = wandb_logger(WandbSettings(mode="online", start_timeout_s=1), tmp_path)
+    logger = wandb_logger(WandbSettings(mode="online", start_timeout_s=1))
     assert logger is not None
+    logger.begin(tmp_path, "a1b2c3d4", is_resumed=False)
     logger.experiment.log({"a": 1})
     logger.end(exit_code=0)
     assert logger.is_off

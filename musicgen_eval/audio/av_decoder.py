@@ -11,13 +11,16 @@ import os
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from functools import cache
+from io import FileIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from musicgen_eval.audio.spans import open_audio
 from musicgen_eval.errors import AudioError
 
 INSTALL = "pip install 'musicgen-eval[av]'"
@@ -85,18 +88,23 @@ def read_av(path: Path, kind: str, start: int, num_samples: int) -> np.ndarray:
     return audio
 
 
-def _open(av: ModuleType, path: Path, kind: str) -> Any:
-    try:
+@contextmanager
+def _open(av: ModuleType, path: Path, kind: str) -> Iterator[Any]:
+    """A container that holds audio."""
+    with open_audio(path) as file:
         # An absolute path cannot be taken for the name of a protocol.
-        container = av.open(str(path.absolute()))
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise AudioError(f"{path}: {kind} that cannot be opened (damaged or truncated?): {error}") from error
-    streams = container.streams.audio
-    if streams and streams[0].codec_context is not None:
-        return container
-    container.close()
-    reason = "whose audio is in no coding that PyAV decodes (or damaged?)" if streams else "without an audio stream"
-    raise AudioError(f"{path}: {kind} {reason}")
+        source = str(path.absolute()) if isinstance(file.raw, FileIO) else file
+        try:
+            container = av.open(source)
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise AudioError(f"{path}: {kind} that cannot be opened (damaged or truncated?): {error}") from error
+        with container:
+            streams = container.streams.audio
+            if not streams:
+                raise AudioError(f"{path}: {kind} without an audio stream")
+            if streams[0].codec_context is None:
+                raise AudioError(f"{path}: {kind} whose audio is in no coding that PyAV decodes (or damaged?)")
+            yield container
 
 
 class AvReader:

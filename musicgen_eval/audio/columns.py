@@ -12,10 +12,13 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+from musicgen_eval.audio.file_names import locate
 
 _ENCODING_ERRORS = "surrogatepass"  # file names that are not UTF-8 come with lone surrogates
 
@@ -180,6 +183,10 @@ class Paths(Sequence[str]):
         if isinstance(row, slice):
             return Paths(self.folder, self.names[row])
         return os.path.join(self.folder, self.names[row])  # noqa: PTH118
+
+    def file(self, row: int) -> Path:
+        """A row's file, under the name that the file system has for it."""
+        return locate(self.folder, self.names[row])
 
     def __eq__(self, other: object) -> bool:
         return _equal(self, other)

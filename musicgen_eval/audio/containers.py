@@ -6,6 +6,7 @@ that are there is the only way to know. Nothing here knows about samples.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,12 +16,25 @@ from typing import BinaryIO
 from musicgen_eval.errors import AudioError
 
 HEAD_BYTES = 512
+MPEG_CODINGS = frozenset({0x50, 0x55})  # WAVE_FORMAT_MPEG and WAVE_FORMAT_MPEGLAYER3, as wav files name them
 UNKNOWN_SIZES = frozenset({0xFFFFFFFF, 0x7FFFFFFF, 0x80000000, 0x7FFFF000})  # what writers to a pipe put for a length
 _W64_RIFF = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _EBML = b"\x1a\x45\xdf\xa3"
+_SOUNDFILE_STARTS = (
+    b"RIFF",
+    b"RIFX",
+    b"RF64",
+    b"FORM",
+    _W64_RIFF,
+    b"caff",
+    b".snd",
+    b"dns.",
+    b"NIST_1A",
+    b"Creative Voice File",
+)
 _DECLARED = {"AVR": r"^ *Frames *: (\d+)$", "MPC2K": r"^ *Frames *: (\d+)$", "MAT5": r"Cols : (\d+)$"}
 _SHORTENED = re.compile(
     r"^Seems to be a truncated file|^\*\*\* File seems to be truncated|^ *BODY : \d+ \(should be|^Data length \d+ should be",
@@ -55,6 +69,23 @@ def kind_of(head: bytes) -> str | None:
         b"DSD ": "DSF", b"FRM8": "DSDIFF", b".RMF": "RealMedia", b"#!AMR": "AMR", b"\x0b\x77": "AC-3", b"FLV": "FLV",
     }  # fmt: skip
     return next((name for start, name in starts.items() if head.startswith(start)), None)
+
+
+def is_known_start(head: bytes) -> bool:
+    """Whether a file that begins like this is of a kind that is known by its first bytes."""
+    return kind_of(head) is not None or head.startswith(_SOUNDFILE_STARTS)
+
+
+def is_read_to_its_end(head: bytes) -> bool:
+    """Whether decoders read such a file to its last byte, beyond the end that its header declares: W64 and ASF."""
+    return head.startswith((_W64_RIFF, _ASF))
+
+
+def wav_coding(head: bytes) -> int | None:
+    """The coding that the first chunk of a wav file names, such as 1 for PCM; None: another kind of file, or another chunk."""
+    if head[:4] != b"RIFF" or head[8:16] != b"WAVEfmt ":
+        return None
+    return int.from_bytes(head[20:22], "little")
 
 
 def data_chunk(file: BinaryIO) -> DataChunk | None:
@@ -199,17 +230,20 @@ def _asf_file(file: BinaryIO) -> DataChunk | None:
     return DataChunk(0, int.from_bytes(head[at + 40 : at + 48], "little"))
 
 
-def check_data_is_there(path: Path, num_bytes: int) -> None:
+def check_data_is_there(path: Path, file: BinaryIO) -> None:
     """Compare the size that a container declares with the file's.
+
+    Args:
+        path: for messages.
+        file: the file, without the tags around its audio.
 
     Raises:
         AudioError: the file ends before its audio does, or declares none although there is some.
     """
-    with path.open("rb") as file:
-        chunk = data_chunk(file)
+    chunk = data_chunk(file)
     if chunk is None or chunk.num_bytes is None:
         return
-    there = max(0, num_bytes - chunk.start)
+    there = max(0, file.seek(0, os.SEEK_END) - chunk.start)
     if chunk.num_bytes > there:
         raise AudioError(
             f"{path}: truncated: its header declares {chunk.num_bytes} bytes of audio and {there} are there; "

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from io import RawIOBase
+from io import FileIO, RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ import soundfile
 
 from musicgen_eval.audio import containers, mpeg, mpeg_frames, ogg
 from musicgen_eval.audio.av_decoder import probe_av, read_av
+from musicgen_eval.audio.file_names import hint
 from musicgen_eval.audio.flac import ends_at, find_flac_end, flac_num_samples
 from musicgen_eval.audio.one_line import raises_one_line
+from musicgen_eval.audio.spans import AudioSpan, SpanFile, open_audio
 from musicgen_eval.errors import AudioError
 
 VORBIS_LAST_PAGE_SAMPLES = 262_144  # a seek into the last page is shifted by the samples trimmed from its end
@@ -66,7 +68,7 @@ def probe(path: str | Path) -> AudioInfo:
     path = Path(path)
     num_bytes = file_bytes(path)
     try:
-        info = _probe(path, num_bytes)
+        info = _probe(path)
     except OSError as error:
         raise AudioError(f"{path}: cannot be read: {error.strerror or error}") from error
     if info.num_samples > num_bytes * MAX_SAMPLES_PER_BYTE:
@@ -77,19 +79,16 @@ def probe(path: str | Path) -> AudioInfo:
     return info
 
 
-def _probe(path: Path, num_bytes: int) -> AudioInfo:
-    with path.open("rb") as file:
+def _probe(path: Path) -> AudioInfo:
+    with open_audio(path) as file:
         head = file.read(containers.HEAD_BYTES)
         kind = containers.kind_of(head)
-        is_mpeg = head[:3] == b"ID3" or mpeg_frames.parse_header(head[:4]) is not None
-        if is_mpeg and kind is None:
-            is_mpeg = mpeg_frames.find_first_frame(file) is not None
-    if kind is None and is_mpeg:
-        return _probe_mpeg(path)
-    if head[:4] == b"OggS":
-        ogg.check_ogg_end(path, num_bytes)
-    else:
-        containers.check_data_is_there(path, num_bytes)
+        if not containers.is_known_start(head) and mpeg_frames.find_first_frame(file) is not None:
+            return _probe_mpeg(path)
+        if kind is not None and kind.startswith("Ogg"):
+            ogg.check_ogg_end(path, file)
+        else:
+            containers.check_data_is_there(path, file)
     if kind not in (None, "Ogg", "FLAC"):
         return AudioInfo(path, *probe_av(path, kind))
     return _probe_soundfile(path, head)
@@ -152,7 +151,7 @@ def file_bytes(path: Path) -> int:
     try:
         status = path.stat()
     except FileNotFoundError:
-        reason = "a link to a file that does not exist" if path.is_symlink() else "no such file"
+        reason = "a link to a file that does not exist" if path.is_symlink() else f"no such file{hint(str(path))}"
         raise AudioError(f"{path}: {reason}") from None
     except (OSError, ValueError) as error:
         raise AudioError(f"{path}: cannot be opened: {error}") from error
@@ -240,39 +239,14 @@ def _read_soundfile(info: AudioInfo, start: int, num_samples: int) -> np.ndarray
 @contextmanager
 def _open(path: Path) -> Iterator[soundfile.SoundFile]:
     """A fresh handle on an open file: by its name, soundfile would take `.raw` for headerless samples."""
-    with path.open("rb", buffering=0) as file:
-        source: Any = _flac_with_length(path, file) or file.fileno()
+    with open_audio(path) as file:
+        raw = ogg.with_own_header_pages(file.raw) or _flac_with_length(path, file.raw) or file.raw
+        source: Any = raw.fileno() if isinstance(raw, FileIO) else raw
         with soundfile.SoundFile(source, closefd=False) as sound:
             yield sound
 
 
-class _PatchedFile:
-    """A file of which some bytes read as others."""
-
-    def __init__(self, file: RawIOBase, at: int, patch: bytes) -> None:
-        self._file, self._at, self._patch = file, at, patch
-
-    def read(self, num_bytes: int = -1) -> bytes:
-        start = self._file.tell()
-        data = bytearray(self._file.read(num_bytes) or b"")
-        for offset, byte in enumerate(self._patch, self._at - start):
-            if 0 <= offset < len(data):
-                data[offset] = byte
-        return bytes(data)
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-
-def _flac_with_length(path: Path, file: RawIOBase) -> _PatchedFile | None:
+def _flac_with_length(path: Path, file: RawIOBase) -> SpanFile | None:
     """A flac file that was written to a pipe, with the length that its header lacks; None for any other file.
 
     Without it libsndfile cannot read up to the last sample.
@@ -283,9 +257,8 @@ def _flac_with_length(path: Path, file: RawIOBase) -> _PatchedFile | None:
     if head[:4] != b"fLaC" or len(head) < 26 or head[21] & 0x0F or any(head[22:26]):
         return None
     num_samples = flac_num_samples(path)
-    return _PatchedFile(
-        file, 21, bytes((head[21] | num_samples >> 32,)) + (num_samples & 0xFFFFFFFF).to_bytes(4, "big")
-    )
+    length = bytes((head[21] | num_samples >> 32,)) + (num_samples & 0xFFFFFFFF).to_bytes(4, "big")
+    return SpanFile(file, AudioSpan(26, file.seek(0, os.SEEK_END)), prefix=head[:21] + length)
 
 
 def _cause(error: Exception) -> str:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from musicgen_eval.audio.once_per_file import once_per_file
+from musicgen_eval.audio.spans import open_audio
 from musicgen_eval.errors import AudioError
 
 _TAIL_BYTES = 1 << 20
 _SHORT_TAIL_BYTES = 1 << 16  # a frame of 4,608 stereo samples in 24 bits takes 28 kB
 _MAX_CANDIDATES = 4
-_ID3V1_BYTES = 128
 _BLOCK_SAMPLES = {
     1: 192,
     **{code: 576 << code - 2 for code in range(2, 6)},
@@ -44,15 +44,15 @@ def flac_num_samples(path: Path) -> int:
 
 def ends_at(path: Path, num_samples: int) -> bool:
     """Whether the last frame says that it ends at a sample, seen from its header alone."""
-    with path.open("rb") as file:
+    with open_audio(path) as file:
         last = next(_last_frames(file, _SHORT_TAIL_BYTES), None)
     return last is not None and sum(last[0]) == num_samples
 
 
 @once_per_file(1 << 10)
 def find_flac_end(path: Path) -> int | None:
-    """Samples up to the end of the last frame; None: the file does not end with a whole one (or with an ID3v1 tag)."""
-    with path.open("rb") as file:
+    """Samples up to the end of the last frame; None: the file does not end with a whole one."""
+    with open_audio(path) as file:
         for frame, content in _last_frames(file, _TAIL_BYTES):
             if _checksum(content, width=16) == 0:
                 return sum(frame)
@@ -68,8 +68,6 @@ def _last_frames(file: BinaryIO, tail_bytes: int) -> Iterator[tuple[tuple[int, i
     head = file.read(26)
     file.seek(max(0, file.seek(0, os.SEEK_END) - tail_bytes))
     tail = file.read()
-    if tail[-_ID3V1_BYTES:][:3] == b"TAG":
-        tail = tail[:-_ID3V1_BYTES]
     fixed_block_samples = int.from_bytes(head[10:12], "big")  # the largest block, and the only size where it is fixed
     num_found, at = 0, tail.rfind(b"\xff")
     while at >= 0 and num_found < _MAX_CANDIDATES:

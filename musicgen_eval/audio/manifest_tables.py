@@ -5,21 +5,41 @@ What the columns mean is `manifests.py`'s business; this file knows how the thre
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
+import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 from musicgen_eval.errors import SourceError
 
 CheckColumns = Callable[[str, frozenset[str]], None]
 Row = TypeVar("Row")
 ROWS_AT_ONCE = 1024
+SEPARATORS = (",", ";", "\t")
+MAX_HEADER_LINES = 100
 INSTALL_PARQUET = "pip install 'musicgen-eval[parquet]'"
+
+
+@dataclass
+class Oddities:
+    """What was passed over in a manifest, for the user to know.
+
+    Attributes:
+        num_empty_rows: rows of nothing but separators.
+        num_unnamed_cells: rows with something in a column without a name, other than the first, which may number the rows.
+        num_missing_words: texts such as `nan`, which say that there is no text.
+    """
+
+    num_empty_rows: int = 0
+    num_unnamed_cells: int = 0
+    num_missing_words: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,13 +84,14 @@ class Piece:
         return None if cells.count(None) == len(cells) else cells
 
 
-def read_pieces(path: Path, wanted: Sequence[str], check_columns: CheckColumns) -> Iterator[Piece]:
+def read_pieces(path: Path, wanted: Sequence[str], check_columns: CheckColumns, oddities: Oddities) -> Iterator[Piece]:
     """The rows of a manifest, in order, many at a time; the rows before a damaged one come before its error.
 
     Args:
         path: ends in .csv, .jsonl, .jsonl.gz or .parquet.
         wanted: the columns that are read where a format can leave the others out.
         check_columns: (where, names) -> raises where the columns cannot be meant.
+        oddities: counts what is passed over.
 
     Raises:
         SourceError: not what its name says, or damaged.
@@ -79,7 +100,7 @@ def read_pieces(path: Path, wanted: Sequence[str], check_columns: CheckColumns) 
         if path.suffix.lower() == ".parquet":
             yield from _parquet_pieces(path, wanted, check_columns)
         elif path.suffix.lower() == ".csv":
-            yield from _csv_pieces(path, check_columns)
+            yield from _csv_pieces(path, check_columns, oddities)
         else:
             for first_number, lines, rows in _batched(_json_rows(path, check_columns)):
                 yield Piece(first_number, lines, None, rows)
@@ -105,41 +126,94 @@ def _batched(rows: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, list[int], 
         yield number, lines, batch
 
 
-def _csv_pieces(path: Path, check_columns: CheckColumns) -> Iterator[Piece]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, strict=True)
+def _csv_pieces(path: Path, check_columns: CheckColumns, oddities: Oddities) -> Iterator[Piece]:
+    with path.open(newline="", encoding=_encoding(path)) as file:
         try:
-            header = next(reader, [])
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise SourceError(f"{path}: row 1: not a csv file in UTF-8: {error}") from error
-        _check_header(path, header)
-        check_columns(str(path), frozenset(header))
-        for first_number, lines, rows in _batched(_csv_rows(path, reader, len(header))):
-            yield Piece(first_number, lines, dict(zip(header, zip(*rows, strict=True), strict=True)))
+            header = _read_header(file)
+        except (csv.Error, UnicodeError) as error:
+            raise _no_csv(path, 1, error) from error
+        _check_header(path, header.names)
+        check_columns(str(path), frozenset(filter(None, header.names)))
+        reader = csv.reader(file, strict=True, delimiter=header.separator)
+        for first_number, lines, rows in _batched(_csv_rows(path, reader, header, oddities)):
+            columns = dict(zip(header.names, zip(*rows, strict=True), strict=True))
+            columns.pop("", None)
+            yield Piece(first_number, lines, columns)
 
 
-def _csv_rows(path: Path, reader: Any, num_columns: int) -> Iterator[tuple[int, list[str]]]:
-    number = 0
+def _encoding(path: Path) -> str:
+    """UTF-8, or UTF-16 where the file begins with its mark, as Excel's "Unicode text" does."""
+    with path.open("rb") as file:
+        return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+class _Header(NamedTuple):
+    """How a csv file begins: what separates its columns, their names, and how many lines this takes."""
+
+    separator: str
+    names: list[str]
+    num_lines: int
+
+
+def _read_header(file: TextIO) -> _Header:
+    """Excel separates columns by what the system's language takes for lists, and may say so in a line `sep=;`."""
+    lines = [file.readline()]
+    declared = re.fullmatch(r"sep=(.)\s*", lines[0])
+    if declared:
+        lines.append(file.readline())
+    first = lines[-1]
+    while first.count('"') % 2 and len(lines) < MAX_HEADER_LINES:  # a name may hold a line break
+        lines.append(file.readline())
+        first += lines[-1]
+    separators = (declared[1],) if declared else SEPARATORS
+    separator = max(separators, key=lambda one: _columns_found(first, one))
+    return _Header(
+        separator, next(csv.reader(io.StringIO(first, newline=""), strict=True, delimiter=separator), []), len(lines)
+    )
+
+
+def _columns_found(header: str, separator: str) -> tuple[bool, int]:
+    """Whether a separator gives a column `path`, and how many it gives."""
+    try:
+        names = next(csv.reader(io.StringIO(header, newline=""), strict=True, delimiter=separator), [])
+    except csv.Error:
+        return False, 0
+    return "path" in names, len(names)
+
+
+def _csv_rows(path: Path, reader: Any, header: _Header, oddities: Oddities) -> Iterator[tuple[int, list[str]]]:
+    number, num_columns = 0, len(header.names)
+    unnamed = [at for at, name in enumerate(header.names) if not name and at > 0]
+    num_needed = 1 + max(at for at, name in enumerate(header.names) if name)
     try:
         for fields in reader:
-            if not fields:
+            if not any(fields):
+                oddities.num_empty_rows += bool(fields)
                 continue
             number += 1
+            line = header.num_lines + reader.line_num
             if len(fields) != num_columns:
-                where = f"row {number} (line {reader.line_num})"
-                raise SourceError(f"{path}: {where}: {len(fields)} fields, the header has {num_columns}")
-            yield reader.line_num, fields
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise SourceError(f"{path}: row {number + 1}: not a csv file in UTF-8: {error}") from error
+                if len(fields) < num_needed or any(fields[num_columns:]):
+                    where = f"row {number} (line {line})"
+                    raise SourceError(f"{path}: {where}: {len(fields)} fields, the header has {num_columns}")
+                fields = (fields + [""] * num_columns)[:num_columns]
+            if unnamed and any(fields[at] for at in unnamed):
+                oddities.num_unnamed_cells += 1
+            yield line, fields
+    except (csv.Error, UnicodeError) as error:
+        raise _no_csv(path, number + 1, error) from error
+
+
+def _no_csv(path: Path, number: int, error: Exception) -> SourceError:
+    return SourceError(f"{path}: row {number}: not a csv file in UTF-8: {error}; in Excel save it as `CSV UTF-8`")
 
 
 def _check_header(path: Path, header: list[str]) -> None:
-    if not header:
+    named = [name for name in header if name]
+    if not named:
         raise SourceError(f"{path}: empty")
-    if len(set(header)) < len(header):
-        raise SourceError(f"{path}: two columns are called {max(header, key=header.count)!r}")
-    if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
-        raise SourceError(f"{path}: columns must be separated by commas, the header is {header[0]!r}")
+    if len(set(named)) < len(named):
+        raise SourceError(f"{path}: two columns are called {max(named, key=named.count)!r}")
 
 
 def _json_rows(path: Path, check_columns: CheckColumns) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -4,6 +4,9 @@
 is first read, and not before. audiocraft's manifests (jsonl with `path`, `duration`, `sample_rate`) are known by their keys; a
 track's text is then the `description` of the json file beside it. Their `duration` is passed over: it is what ffmpeg says of
 the container, with an mp3's or m4a's padding in it. Every error names the row. Nothing here opens audio.
+
+A text that is one of `MISSING_WORDS`, such as `nan` or `None`, is no text, whatever the kind of manifest: this is how pandas, Excel
+and others write that there is none. A track that is really described by such a word needs a longer text.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from musicgen_eval.audio.manifest_tables import Piece, read_pieces
+from musicgen_eval.audio.file_names import expanded, locate, of_file_address
+from musicgen_eval.audio.manifest_tables import Oddities, Piece, read_pieces
 from musicgen_eval.errors import SourceError
 
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".jsonl.gz", ".parquet")
@@ -26,6 +30,11 @@ COLUMNS = ("path", "id", "text", "start_s", "end_s", "duration_s")
 SECONDS = ("start_s", "end_s", "duration_s")
 END_TOLERANCE_S = 0.001  # manifests round to milliseconds: an end this far behind the file's is the file's
 MAX_DURATION_S = 1e6  # eleven days: what is above is no number of seconds
+MISSING_WORDS = frozenset({
+    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL", "NaN",
+    "None", "n/a", "nan", "null",
+})  # fmt: skip
+"""What stands for a missing text, in every kind of manifest: the words that pandas reads as missing."""
 AUDIOCRAFT_KEYS = frozenset({"path", "duration", "sample_rate"})
 # Names by which others call our columns: a column that is passed over for its name changes what is measured.
 _MEANT = {
@@ -62,15 +71,22 @@ def is_manifest(path: Path) -> bool:
     return path.name.lower().endswith(MANIFEST_SUFFIXES)
 
 
-def read_manifest(path: Path) -> Iterator[ManifestRows]:
+def read_manifest(path: Path, oddities: Oddities) -> Iterator[ManifestRows]:
     """The rows of a manifest, in order, many at a time.
+
+    Args:
+        path: the manifest.
+        oddities: counts what is passed over.
 
     Raises:
         SourceError: not readable as what its name says, a missing column, a column that is nearly one of ours, or a bad
             row.
     """
-    for piece in read_pieces(path, COLUMNS, _check_columns):
-        yield _plain_rows(piece) or _odd_rows(path, piece)
+    for piece in read_pieces(path, COLUMNS, _check_columns, oddities):
+        rows = _plain_rows(piece) or _odd_rows(path, piece)
+        if None in rows.texts:
+            oddities.num_missing_words += _num_missing_words(piece)
+        yield rows
 
 
 def _plain_rows(piece: Piece) -> ManifestRows | None:
@@ -98,7 +114,7 @@ def _plain_rows(piece: Piece) -> ManifestRows | None:
         return None
     missing = (None,) * num_rows
     own_ids = missing if ids is None else [id or None for id in ids]
-    own_texts = missing if texts is None else [text.strip() or None if text else None for text in texts]
+    own_texts = missing if texts is None else [_own_text(text) if text else None for text in texts]
     return ManifestRows(paths, own_ids, own_texts, begin_s, end_s, file_duration_s)
 
 
@@ -121,6 +137,18 @@ def _plain_seconds(cells: Sequence[Any] | None, num_rows: int) -> NDArray[np.flo
     given = values[~np.isnan(values)]
     is_plain = len(given) == num_rows - num_missing and bool(((given >= 0) & (given < math.inf)).all())
     return values if is_plain else None
+
+
+def _own_text(text: str) -> str | None:
+    """A row's text; None where it is empty or a word that stands for a missing value."""
+    stripped = text.strip()
+    return None if stripped in MISSING_WORDS else stripped
+
+
+def _num_missing_words(piece: Piece) -> int:
+    texts = piece.cells("text") or ()
+    words = (text.strip() for text in texts if isinstance(text, str))
+    return sum(word in MISSING_WORDS for word in words if word)
 
 
 def _odd_rows(path: Path, piece: Piece) -> ManifestRows:
@@ -160,6 +188,8 @@ def _parse_row(
         return SourceError(f"{path}: {where}: {reason}")
 
     file = row.get("path")
+    if isinstance(file, str) and file.lower().startswith("file://"):
+        file = of_file_address(file) or file
     if not isinstance(file, str) or not file.strip() or "\0" in file or not _is_file_name(file):
         raise fail(f"path must be a file's name, got {file!r}")
     if "://" in file:
@@ -167,11 +197,13 @@ def _parse_row(
     id: Any = row.get("id")
     if isinstance(id, int) and not isinstance(id, bool):
         id = str(id)
-    for name, value in (("id", id), ("text", row.get("text"))):
+    text: Any = row.get("text")
+    if isinstance(text, float) and math.isnan(text):
+        text = None
+    for name, value in (("id", id), ("text", text)):
         if value is not None and not (isinstance(value, str) and _is_unicode([value])):
             raise fail(f"{name} must be text, got {value!r}")
     start_s, end_s, duration_s = (_number_of_seconds(row, name, fail) for name in SECONDS)
-    text: str | None = row.get("text")
     if text is None and row.keys() >= AUDIOCRAFT_KEYS:
         text = _side_car_text(path, where, file)
     begin_s = start_s or 0.0
@@ -185,9 +217,8 @@ def _parse_row(
                 raise fail(
                     f"{name} ({at_s:g}) lies behind the end of the file, which duration_s puts at {duration_s:g}"
                 )
-    own_text = (text or "").strip() or None
     file_end_s = math.nan if duration_s is None else duration_s
-    return file, id or None, own_text, begin_s, math.nan if end_s is None else end_s, file_end_s
+    return file, id or None, _own_text(text or ""), begin_s, math.nan if end_s is None else end_s, file_end_s
 
 
 def _number_of_seconds(row: Mapping[str, Any], name: str, fail: Callable[[str], SourceError]) -> float | None:
@@ -230,7 +261,7 @@ def _is_file_name(name: str) -> bool:
 def _side_car_text(manifest: Path, where: str, file: str) -> str | None:
     """The description in the json file beside an audio file. Source: audiocraft 1.3.0, data/music_dataset.py."""
     try:
-        side_car = (manifest.parent / file).with_suffix(".json")
+        side_car = locate(str(manifest.parent), expanded(file)).with_suffix(".json")
         described = json.loads(side_car.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
@@ -238,4 +269,4 @@ def _side_car_text(manifest: Path, where: str, file: str) -> str | None:
         beside = (manifest.parent / file).parent / f"{Path(file).stem}.json"
         raise SourceError(f"{manifest}: {where}: {beside} cannot be read: {error}") from error
     text = described.get("description") if isinstance(described, dict) else None
-    return text.strip() or None if isinstance(text, str) and text != "None" and _is_unicode([text]) else None
+    return _own_text(text) if isinstance(text, str) and _is_unicode([text]) else None

@@ -12,7 +12,7 @@ the file. This module knows bytes and frames, and leaves decoding to soundfile.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,10 +33,12 @@ from musicgen_eval.audio.mpeg_frames import (
     smallest_frame_bytes,
 )
 from musicgen_eval.audio.once_per_file import once_per_file
+from musicgen_eval.audio.spans import open_audio
 from musicgen_eval.errors import AudioError
 
 DECODER_DELAY_SAMPLES = 529  # of every layer III decoder; mpg123 trims it where a tag tells the encoder's delay
 PRE_ROLL_SAMPLES = 65_536
+MAX_PADDED_BYTES = 8  # by how much frames of one bit rate may differ from so many times their mean size
 _BLOCK_BYTES = 1 << 20
 
 
@@ -60,22 +62,35 @@ class MpegStream:
 
 
 def declared_stream(path: Path) -> tuple[MpegHeader, int] | None:
-    """Header and number of samples, where the tag accounts for every byte of the file; None: count the frames."""
-    with path.open("rb") as file:
+    """Header and number of samples, where the tag can be trusted; None: count the frames.
+
+    A tag is trusted if it accounts for every byte of the file, and either its checksum or a constant bit rate confirms its
+    number of frames: some writers count the tag's own frame.
+    """
+    with open_audio(path) as file:
         start = find_first_frame(file)
         if start is None:
             return None
         file.seek(start)
-        frame = file.read(6000)
+        frame = file.read(2 * 6000)
         header, tag = parse_header(frame[:4]), read_tag(frame)
         num_bytes = file.seek(0, io.SEEK_END)
-        file.seek(max(0, num_bytes - 128))
-        id3v1_bytes = 128 if file.read(3) == b"TAG" else 0
-    if header is None or tag is None or tag.num_frames is None or tag.num_bytes != num_bytes - id3v1_bytes - start:
+    if header is None or tag is None or tag.num_frames is None or tag.num_bytes != num_bytes - start:
         return None
     if tag.num_frames * smallest_frame_bytes(header) > num_bytes:
         return None
+    if not tag.is_intact and not _is_confirmed_by_size(tag.num_frames, num_bytes - start, frame):
+        return None
     return header, _trimmed(tag.num_frames, header, tag)[1]
+
+
+def _is_confirmed_by_size(num_frames: int, num_bytes: int, start: bytes) -> bool:
+    """Whether frames of the first audio frame's bit rate, with the tag's frame before them, take this many bytes."""
+    tag_frame = parse_header(start[:4])
+    first = None if tag_frame is None else parse_header(start[tag_frame.num_bytes : tag_frame.num_bytes + 4])
+    if tag_frame is None or first is None:
+        return False
+    return abs(num_frames * first.mean_bytes - (num_bytes - tag_frame.num_bytes)) <= MAX_PADDED_BYTES
 
 
 def _trimmed(num_frames: int, header: MpegHeader, tag: MpegTag | None) -> tuple[int, int]:
@@ -95,11 +110,11 @@ def index_stream(path: Path) -> MpegStream:
     """The frames of an mp3 file, counted once; a small cache keeps the last files' (2 MB for two hours).
 
     Raises:
-        AudioError: no frames, fewer or more than the tag declares, a cut last frame, damage in between, or a change of
-            sample rate or channels.
+        AudioError: no frames, fewer or more than the tag's numbers of frames and bytes allow, a cut last frame, damage in
+            between, or a change of sample rate or channels.
     """
-    num_bytes = path.stat().st_size
-    with path.open("rb") as file:
+    with open_audio(path) as file:
+        num_bytes = file.seek(0, io.SEEK_END)
         start = find_first_frame(file)
         if start is None:
             raise AudioError(f"{path}: no MPEG audio frames in its first 64 kB (or of free format, which is not read)")
@@ -107,8 +122,11 @@ def index_stream(path: Path) -> MpegStream:
         tag = read_tag(file.read(6000))
         starts, sizes, first, stop = _walk(path, file, start, num_bytes)
     if tag is not None:
-        starts, sizes = starts[1:], sizes[1:]
+        num_tag_bytes, starts, sizes = int(sizes[0]), starts[1:], sizes[1:]
     declared = tag.num_frames if tag is not None else None
+    is_miscounted = tag is not None and _is_miscounted(tag, len(starts), num_tag_bytes, stop - start)
+    if tag is not None and is_miscounted:
+        tag, declared = replace(tag, num_frames=len(starts)), len(starts)
     if declared is not None and len(starts) < declared:
         raise AudioError(
             f"{path}: truncated: its header declares {declared} MPEG frames and {len(starts)} are there; "
@@ -119,12 +137,26 @@ def index_stream(path: Path) -> MpegStream:
             f"{path}: its header declares {declared} MPEG frames and {len(starts)} are there (two joined mp3 files?); "
             "decode it and encode it anew, or cut it in two"
         )
-    if stop < num_bytes and declared is None:
+    if stop < num_bytes and (declared is None or is_miscounted):
         _check_tail(path, starts, stop, num_bytes)
     if not len(starts):
         raise AudioError(f"{path}: an MPEG header without a frame of audio")
     skip, num_samples = _trimmed(len(starts), first, tag)
     return MpegStream(first, starts, sizes, skip, num_samples)
+
+
+def _is_miscounted(tag: MpegTag, num_frames: int, num_tag_bytes: int, num_bytes: int) -> bool:
+    """Whether a tag counts its own frame, or leaves one out, and the file is complete.
+
+    Args:
+        tag: the tag.
+        num_frames: of audio, in the file.
+        num_tag_bytes: size of the tag's own frame.
+        num_bytes: from the tag's frame to the end of the last frame.
+    """
+    if tag.num_frames is None or abs(tag.num_frames - num_frames) != 1:
+        return False
+    return tag.num_bytes in (None, num_bytes, num_bytes - num_tag_bytes)
 
 
 def _walk(path: Path, file: BinaryIO, start: int, num_bytes: int) -> tuple[np.ndarray, np.ndarray, MpegHeader, int]:
@@ -162,7 +194,7 @@ def _walk(path: Path, file: BinaryIO, start: int, num_bytes: int) -> tuple[np.nd
 
 def _check_tail(path: Path, starts: np.ndarray, stop: int, num_bytes: int) -> None:
     """What follows the last whole frame must not be audio."""
-    with path.open("rb") as file:
+    with open_audio(path) as file:
         file.seek(int(starts[-1]) if len(starts) else 0)
         word = file.read(2)
         file.seek(stop)
@@ -192,8 +224,8 @@ def read_frames(path: Path, stream: MpegStream, start: int, num_samples: int) ->
     first_frame = max(0, decoded_start // spf - pre_roll)
     end_frame = min(len(stream.starts), -(-(decoded_start + num_samples) // spf))
     frames = _frame_bytes(path, stream, first_frame, end_frame)
-    if stream.first.layer == 3 and first_frame > 0:
-        frames = mute_without_reservoir(frames)
+    if stream.first.layer == 3:
+        frames = mute_without_reservoir(frames, is_start_of_file=first_frame == 0)
     blank = blank_frame(frames[0])
     num_frames = len(frames)
     if stream.first.layer == 3:
@@ -213,7 +245,7 @@ def read_frames(path: Path, stream: MpegStream, start: int, num_samples: int) ->
 
 def _frame_bytes(path: Path, stream: MpegStream, first: int, end: int) -> list[bytes]:
     starts, sizes = stream.starts[first:end], stream.sizes[first:end]
-    with path.open("rb") as file:
+    with open_audio(path) as file:
         file.seek(int(starts[0]))
         data = file.read(int(starts[-1] + sizes[-1] - starts[0]))
     frames = [data[at : at + size] for at, size in zip((starts - starts[0]).tolist(), sizes.tolist(), strict=True)]

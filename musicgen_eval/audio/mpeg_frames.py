@@ -33,6 +33,7 @@ class MpegHeader:
     layer: int
     mpeg1: bool
     has_crc: bool
+    bit_per_s: int
 
     @property
     def side_info_bytes(self) -> int:
@@ -42,6 +43,11 @@ class MpegHeader:
         return 9 if self.num_channels == 1 else 17
 
     @property
+    def mean_bytes(self) -> float:
+        """Mean size of a frame of this bit rate, some of which are padded by a byte."""
+        return self.num_samples / 8 * self.bit_per_s / self.sample_rate_hz
+
+    @property
     def stream(self) -> tuple[int, int, int, bool]:
         """What all frames of one stream have in common."""
         return self.sample_rate_hz, self.num_channels, self.layer, self.mpeg1
@@ -49,12 +55,21 @@ class MpegHeader:
 
 @dataclass(frozen=True)
 class MpegTag:
-    """A Xing or Info frame: what the encoder says of the whole file. None where it does not say."""
+    """A Xing or Info frame: what the encoder says of the whole file. None where it does not say.
+
+    Attributes:
+        num_frames: frames of audio.
+        num_bytes: from this frame to the end of the last one.
+        delay_samples: that the encoder put before the audio.
+        padding_samples: that it put after the audio.
+        is_intact: whether the tag has a checksum, and it holds; a program that edits the counts often leaves it as it was.
+    """
 
     num_frames: int | None
     num_bytes: int | None
     delay_samples: int | None
     padding_samples: int | None
+    is_intact: bool = False
 
 
 @lru_cache(maxsize=1 << 12)
@@ -73,7 +88,9 @@ def parse_header(word: bytes) -> MpegHeader | None:
     else:
         num_samples = 576 if layer == 3 and not mpeg1 else 1152
         num_bytes = num_samples // 8 * bit_per_s // rate_hz + padding
-    return MpegHeader(num_bytes, num_samples, rate_hz, 1 if word[3] >> 6 == 3 else 2, layer, mpeg1, not word[1] & 1)
+    return MpegHeader(
+        num_bytes, num_samples, rate_hz, 1 if word[3] >> 6 == 3 else 2, layer, mpeg1, not word[1] & 1, bit_per_s
+    )
 
 
 def smallest_frame_bytes(like: MpegHeader) -> int:
@@ -83,7 +100,7 @@ def smallest_frame_bytes(like: MpegHeader) -> int:
 
 
 def find_first_frame(file: BinaryIO) -> int | None:
-    """Where the first frame begins: behind ID3 tags, and behind up to 64 kB of what is none; None: not MPEG audio.
+    """Where the first frame begins: after ID3 tags, and after up to 64 kB of other bytes; None: not MPEG audio.
 
     A frame counts as the first one when its size leads to another of the same stream, and so on for three more (or to
     the end of the file).
@@ -126,7 +143,8 @@ def skip_id3(file: BinaryIO, at: int) -> int:
 def read_tag(frame: bytes) -> MpegTag | None:
     """The Xing or Info tag in the bytes of a file's first frame; None where it holds audio.
 
-    Source: the fields as mpg123 reads them (libmpg123, parse.c, check_lame_tag).
+    Source: the fields as mpg123 reads them (libmpg123, parse.c, check_lame_tag); the checksum as LAME 3.100 writes it
+    (VbrTag.c, PutLameVBR).
     """
     header = parse_header(frame[:4])
     if header is None or header.layer != 3:
@@ -146,7 +164,30 @@ def read_tag(frame: bytes) -> MpegTag | None:
     if len(encoder) < 24 or encoder[0] == 0:
         return MpegTag(values[0] or None, values[1] or None, None, None)
     both = int.from_bytes(encoder[21:24], "big")
-    return MpegTag(values[0] or None, values[1] or None, both >> 12, both & 0xFFF)
+    is_intact = _checksum(frame[: at + 34]) == int.from_bytes(frame[at + 34 : at + 36], "big")
+    return MpegTag(values[0] or None, values[1] or None, both >> 12, both & 0xFFF, is_intact)
+
+
+def _checksum(data: bytes) -> int:
+    """CRC-16 (ARC), the tag's checksum.
+
+    >>> hex(_checksum(b"123456789"))
+    '0xbb3d'
+    """
+    register, table = 0, _checksum_table()
+    for byte in data:
+        register = register >> 8 ^ table[register & 0xFF ^ byte]
+    return register
+
+
+@lru_cache(maxsize=1)
+def _checksum_table() -> list[int]:
+    table = []
+    for register in range(256):
+        for _ in range(8):
+            register = register >> 1 ^ (0xA001 if register & 1 else 0)
+        table.append(register)
+    return table
 
 
 def blank_frame(like: bytes, num_frames: int | None = None) -> bytes:
@@ -159,10 +200,11 @@ def blank_frame(like: bytes, num_frames: int | None = None) -> bytes:
     return frame + bytes(header.num_bytes - len(frame))
 
 
-def mute_without_reservoir(frames: list[bytes]) -> list[bytes]:
+def mute_without_reservoir(frames: list[bytes], *, is_start_of_file: bool) -> list[bytes]:
     """Silence the first frames, which may point at bytes before the cut; their own bytes stay for their successors.
 
-    A decoder would get over it, but mpg123 complains on stderr for each of them.
+    A decoder would get over it, but mpg123 complains on stderr for each of them. At the start of a file only those frames are
+    silenced that do point at bytes before it, as they do where a stream was cut: mpg123 makes noise of them.
     """
     held = 0
     muted = list(frames)
@@ -170,13 +212,20 @@ def mute_without_reservoir(frames: list[bytes]) -> list[bytes]:
         header = parse_header(frame[:4])
         assert header is not None
         limit_bytes = RESERVOIR_BYTES if header.mpeg1 else RESERVOIR_BYTES // 2
-        if held >= limit_bytes or at >= len(frames) // 2:
+        if held >= limit_bytes or (at >= len(frames) // 2 and not is_start_of_file):
             break
-        # main_data_begin, the first 9 (MPEG-1) or 8 bits of the side information, keeps the bytes before it in reach.
-        back = min(held, limit_bytes) << (7 if header.mpeg1 else 0)
-        side_info = back.to_bytes(2, "big") if header.mpeg1 else back.to_bytes(1, "big")
         body = frame[4 + header.side_info_bytes :]
-        word = bytes((frame[0], frame[1] | 1)) + frame[2:4]
-        muted[at] = word + side_info.ljust(header.side_info_bytes, b"\0") + body
+        if not is_start_of_file or _main_data_begin(frame, header) > held:
+            # main_data_begin, the first 9 (MPEG-1) or 8 bits of the side information, keeps the bytes before it in reach.
+            back = min(held, limit_bytes) << (7 if header.mpeg1 else 0)
+            side_info = back.to_bytes(2, "big") if header.mpeg1 else back.to_bytes(1, "big")
+            word = bytes((frame[0], frame[1] | 1)) + frame[2:4]
+            muted[at] = word + side_info.ljust(header.side_info_bytes, b"\0") + body
         held += len(body)
     return muted
+
+
+def _main_data_begin(frame: bytes, header: MpegHeader) -> int:
+    """How many bytes before this frame, headers and side information left out, its audio begins; layer III."""
+    at = 6 if header.has_crc else 4
+    return int.from_bytes(frame[at : at + 2], "big") >> 7 if header.mpeg1 else frame[at]

@@ -8,27 +8,21 @@ from __future__ import annotations
 
 import glob
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from musicgen_eval.audio.columns import Paths, Strings, StringsBuilder, Texts, packed, unpacked
+from musicgen_eval.audio.file_names import expanded
+from musicgen_eval.audio.folders import is_audio_name, skipped_files, walk
+from musicgen_eval.audio.manifest_tables import Oddities
 from musicgen_eval.audio.manifests import is_manifest, read_manifest
 from musicgen_eval.errors import SourceError, near_matches
 from musicgen_eval.records import Track
-
-AUDIO_SUFFIXES = frozenset({
-    ".wav", ".wave", ".bwf", ".rf64", ".w64", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".flac",
-    ".mp3", ".mp2", ".mpga", ".ogg", ".oga", ".opus", ".voc", ".sph", ".nist", ".ircam", ".paf", ".pvf",
-    ".m4a", ".m4b", ".mp4", ".aac", ".wma", ".asf", ".webm", ".mka", ".wv", ".ape", ".tta", ".mpc", ".ac3", ".amr",
-})  # fmt: skip
-
-SHOWN_EXTENSIONS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +35,10 @@ class TrackList:
         start_s: (tracks,) float64, where each begins in its file.
         duration_s: (tracks,) float64; NaN: to the end of the file.
         texts: what the music is said to be; None: nothing is.
-        ignored: files of a folder or glob that were passed over, not having an audio file's ending.
+        ignored: files of a folder or glob that were skipped, because they have no audio extension.
         file_duration_s: (tracks,) float64, how long the whole file is said to be; NaN: nothing is said.
         notes: what the user should know about how the source was read, one line each.
+        from_manifest: whether the ids are a manifest's.
     """
 
     ids: Sequence[str]
@@ -54,6 +49,7 @@ class TrackList:
     ignored: int = 0
     file_duration_s: NDArray[np.float64] | None = None
     notes: tuple[str, ...] = ()
+    from_manifest: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -67,6 +63,10 @@ class TrackList:
             duration_s=None if np.isnan(duration_s) else duration_s,
             text=self.texts[row],
         )
+
+    def file(self, row: int) -> Path:
+        """A track's file, under the name that the file system has for it; a manifest may spell it in another way."""
+        return self.paths.file(row) if isinstance(self.paths, Paths) else Path(self.paths[row])
 
     def __iter__(self) -> Iterator[Track]:
         return (self[row] for row in range(len(self)))
@@ -86,20 +86,27 @@ class TrackList:
         return replace(self, **cut)
 
 
-def lasting_source(source: str) -> str:
+Source = str | list[str]
+"""What is evaluated: a file, a folder, a glob or a manifest, or several of them."""
+
+
+def lasting_source(source: Source) -> Source:
     """A source that means the same from another folder: paths are made absolute."""
+    if isinstance(source, list):
+        return [str(lasting_source(one)) for one in source]
     if source == "demo" or not source.strip():
         return source
-    return os.path.abspath(Path(source).expanduser())  # noqa: PTH100 - without `..`, which pathlib keeps
+    return os.path.abspath(expanded(source))  # noqa: PTH100 - without `..`, which pathlib keeps
 
 
-def read_source(source: str | Path, *, text: str | None = None) -> TrackList:
-    """The tracks of a file, a folder (with all below it), a glob, or a manifest.
+def read_source(source: str | Path | Sequence[str | Path], *, text: str | None = None) -> TrackList:
+    """The tracks of a file, a folder (with all below it), a glob, or a manifest; or of several of these.
 
     A manifest ends in .csv, .jsonl, .jsonl.gz or .parquet. Any other file is one track, whatever its name; in folders
-    and globs the ending decides, and hidden files are no files. Ids are a manifest's own, else paths relative to the
+    and globs the extension decides, and hidden files are no files. Ids are a manifest's own, else paths relative to the
     folder, the manifest or the fixed part of the glob. Folders and globs are in the order of their relative paths,
-    manifests in their own.
+    manifests in their own. Several sources keep their order, and the ids of their files are paths relative to the folder
+    that all of these files share.
 
     Args:
         source: where the tracks are.
@@ -109,13 +116,22 @@ def read_source(source: str | Path, *, text: str | None = None) -> TrackList:
         SourceError: nothing there, no audio in it, a manifest with a missing column or a bad row, or two tracks of one
             id.
     """
-    name = os.fspath(source)
+    text = (text or "").strip() or None
+    if isinstance(source, str | Path):
+        return _read_one(os.fspath(source), text)
+    names = [os.fspath(one) for one in source]
+    if not names:
+        raise SourceError("an empty list of sources; name at least one file, folder, glob or manifest")
+    lists = [_read_one(name, text) for name in names]
+    return lists[0] if len(lists) == 1 else _joined(names, lists)
+
+
+def _read_one(name: str, text: str | None) -> TrackList:
     if not name.strip():
         raise SourceError("an empty source; name a file, a folder, a glob or a manifest")
-    path = Path(name).expanduser()
-    text = (text or "").strip() or None
+    path = Path(expanded(name))
     if path.is_dir():
-        return _from_files(path, _walk(path), text, what=f"{name}: a folder")
+        return _from_files(path, walk(path), text, what=f"{name}: a folder")
     if path.exists() or path.is_symlink():
         if is_manifest(path):
             return _from_manifest(path, text)
@@ -125,8 +141,51 @@ def read_source(source: str | Path, *, text: str | None = None) -> TrackList:
     raise SourceError(f"{name}: no such file or folder{_nearby(path)}")
 
 
+def _joined(names: Sequence[str], lists: Sequence[TrackList]) -> TrackList:
+    """The tracks of several sources, one after the other."""
+    files = [path for tracks in lists if not tracks.from_manifest for path in tracks.paths]
+    folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in files]) if files else ""  # noqa: PTH100, PTH120
+    ids, sources = list[str](), dict[str, str]()
+    for name, tracks in zip(names, lists, strict=True):
+        own = tracks.ids if tracks.from_manifest else [_id_below(folder, path) for path in tracks.paths]
+        for id in own:
+            if id in sources:
+                raise SourceError(
+                    f"{name}: the track {id!r} is in {sources[id]} too; name each file once, and give the rows of manifests ids of "
+                    "their own"
+                )
+        sources.update(dict.fromkeys(own, name))
+        ids += own
+    return TrackList(
+        Strings.of(ids),
+        Paths("", Strings.of(path for tracks in lists for path in tracks.paths)),
+        np.concatenate([tracks.start_s for tracks in lists]),
+        np.concatenate([tracks.duration_s for tracks in lists]),
+        Texts(Strings.of(text or "" for tracks in lists for text in tracks.texts)),
+        ignored=sum(tracks.ignored for tracks in lists),
+        file_duration_s=_joined_durations(lists),
+        notes=tuple(note for tracks in lists for note in tracks.notes),
+    )
+
+
+def _id_below(folder: str, path: str) -> str:
+    return _printable(os.path.relpath(os.path.abspath(path), folder).replace(os.sep, "/"))  # noqa: PTH100
+
+
+def _joined_durations(lists: Sequence[TrackList]) -> NDArray[np.float64] | None:
+    columns = [tracks.file_duration_s for tracks in lists]
+    if all(column is None for column in columns):
+        return None
+    return np.concatenate(
+        [
+            np.full(len(tracks), np.nan) if column is None else column
+            for tracks, column in zip(lists, columns, strict=True)
+        ]
+    )
+
+
 def _from_glob(pattern: str, text: str | None) -> TrackList:
-    parts = Path(pattern).expanduser().parts
+    parts = Path(expanded(pattern)).parts
     first_magic = next(at for at, part in enumerate(parts) if glob.has_magic(part))
     root = Path(*parts[:first_magic])
     # Not Path.glob, which takes hidden files too.
@@ -136,60 +195,18 @@ def _from_glob(pattern: str, text: str | None) -> TrackList:
 
 
 def _from_files(root: Path, relative_paths: list[str], text: str | None, *, what: str) -> TrackList:
-    audio = [path for path in relative_paths if PurePosixPath(path).suffix.lower() in AUDIO_SUFFIXES]
+    audio = [path for path in relative_paths if is_audio_name(path)]
     ignored = len(relative_paths) - len(audio)
     if not relative_paths:
         raise SourceError(f"{what} without files")
     if not audio:
         raise SourceError(
-            f"{what} without audio: {ignored} files ignored, none of which has an audio file's ending; "
-            "a file named outright is opened whatever its ending"
+            f"{what} without audio: {ignored} files ignored, none of which has an audio extension; "
+            "a file that is named itself is opened whatever its extension"
         )
     ids = [_printable(path) for path in audio]
-    notes = (f"{what}: {_skipped(relative_paths)}",) if ignored else ()
+    notes = (f"{what}: {skipped_files(relative_paths)}",) if ignored else ()
     return replace(_whole_files(ids, root, audio, text), ignored=ignored, notes=notes)
-
-
-def _skipped(relative_paths: Sequence[str]) -> str:
-    """How many files were skipped, with their extensions, the most frequent first."""
-    suffixes = [PurePosixPath(path).suffix.lower() for path in relative_paths]
-    counts = Counter(suffix or "no extension" for suffix in suffixes if suffix not in AUDIO_SUFFIXES)
-    by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    shown = [f"{suffix} ({count})" for suffix, count in by_count[:SHOWN_EXTENSIONS]]
-    shown += [f"{len(counts) - SHOWN_EXTENSIONS} other extensions"] if len(counts) > SHOWN_EXTENSIONS else []
-    return f"skipped {counts.total()} of {len(relative_paths)} files, which have no audio extension: {', '.join(shown)}"
-
-
-def _walk(root: Path) -> list[str]:
-    """Relative paths of all files below a folder, sorted; every folder once, by whatever links it is reached."""
-    files: list[str] = []
-    visited: set[tuple[int, int]] = set()
-    # Folders reached by a link wait until all others are done, so that a link never takes the place of the folder
-    # itself.
-    folders, linked = [""], list[str]()
-    while folders or linked:
-        relative = folders.pop() if folders else linked.pop(0)
-        try:
-            status = (root / relative).stat()
-            if (status.st_dev, status.st_ino) in visited:
-                continue
-            visited.add((status.st_dev, status.st_ino))
-            with os.scandir(root / relative) as scan:
-                entries = [(entry.name, entry.is_symlink(), _is_folder(entry)) for entry in scan]
-        except OSError as error:
-            raise SourceError(f"{root / relative}: this folder cannot be read: {error.strerror or error}") from error
-        for name, is_link, is_folder in entries:
-            path = f"{relative}/{name}" if relative else name
-            if not name.startswith("."):
-                (files if not is_folder else linked if is_link else folders).append(path)
-    return sorted(files)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself: a file that will fail by its name
-        return False
 
 
 def _from_manifest(path: Path, text: str | None) -> TrackList:
@@ -197,14 +214,16 @@ def _from_manifest(path: Path, text: str | None) -> TrackList:
     seconds: list[tuple[NDArray[np.float64], ...]] = []
     ids_are_names = True
     folder = os.path.join(path.parent.absolute(), "")  # noqa: PTH118
-    for rows in read_manifest(path):
+    oddities = Oddities()
+    for rows in read_manifest(path, oddities):
+        paths = [expanded(name) if name[0] == "~" else name for name in rows.paths]
         own = [
             _printable(_manifest_id(name, folder)) if id is None else id
-            for id, name in zip(rows.ids, rows.paths, strict=True)
+            for id, name in zip(rows.ids, paths, strict=True)
         ]
-        ids_are_names = ids_are_names and own == list(rows.paths)
+        ids_are_names = ids_are_names and own == paths
         ids.extend(own)
-        names.extend(list(rows.paths))
+        names.extend(paths)
         texts.extend([row_text or text or "" for row_text in rows.texts])
         seconds.append((rows.start_s, rows.end_s - rows.start_s, rows.file_duration_s))
     if not seconds:
@@ -220,7 +239,18 @@ def _from_manifest(path: Path, text: str | None) -> TrackList:
         duration_s,
         Texts(texts.build()),
         file_duration_s=None if np.isnan(file_duration_s).all() else file_duration_s,
+        notes=_manifest_notes(path, oddities),
+        from_manifest=True,
     )
+
+
+def _manifest_notes(path: Path, oddities: Oddities) -> tuple[str, ...]:
+    counts = {
+        "rows skipped because they are empty": oddities.num_empty_rows,
+        "rows with values in a column without a name, which are ignored": oddities.num_unnamed_cells,
+        "rows without a text because it is a word such as nan or None": oddities.num_missing_words,
+    }
+    return tuple(f"{path}: {what}: {count}" for what, count in counts.items() if count)
 
 
 def _check_unique(manifest: Path, ids: Strings) -> None:

@@ -15,6 +15,8 @@ from musicgen_eval.records import CodecSpec, ContinuationSettings
 from musicgen_eval.sampling import check_sampling
 from musicgen_eval.windows import WindowPlan, plan_continuations, whole_frames
 
+MAX_THREADS = 1024  # torch accepts any number, and the process then dies for lack of memory
+
 
 def plan_continuation(
     settings: DataSettings, spec: CodecSpec, continuation: ContinuationSettings, opening: Opening | None = None
@@ -93,6 +95,8 @@ def check_continuation(continuation: ContinuationSettings, spec: CodecSpec) -> N
         number = getattr(continuation, name)
         if number is not None and number < 1:
             raise RunError(f"{name} must be at least 1, got {number}")
+    if continuation.threads is not None and continuation.threads > MAX_THREADS:
+        raise RunError(f"threads must be at most {MAX_THREADS}, got {continuation.threads}")
 
 
 def settle_stride(continuation: ContinuationSettings, spec: CodecSpec) -> int:

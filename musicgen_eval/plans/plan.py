@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -90,7 +89,7 @@ class Plan:
         if opened is not None:
             refuse_changed_size(opened[0].info.path, opened[1])
             return opened[0]
-        num_bytes = file_bytes(Path(self.tracks.paths[row]))
+        num_bytes = file_bytes(self.tracks.file(row))
         audio = reopen(self.tracks, self.index, row)
         num_frames, planned = audio.num_frames(self.frame_rate_hz), int(self.num_frames[row])
         if num_frames != planned:

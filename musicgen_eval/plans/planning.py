@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musicgen_eval.audio.files import resampler_name
-from musicgen_eval.audio.sources import TrackList, lasting_source, read_source
+from musicgen_eval.audio.sources import Source, TrackList, lasting_source, read_source
 from musicgen_eval.errors import RunError, WindowError
+from musicgen_eval.notes import demo_notes
 from musicgen_eval.plans.plan import STATUSES, Plan, StatusColumn, TrackStatus
 from musicgen_eval.plans.track_index import TrackIndex
 from musicgen_eval.plans.track_opening import Opening, declared_frames, declared_seconds, open_tracks
@@ -35,7 +36,7 @@ Outcome = tuple[TrackStatus, str]
 class DataSettings:
     """What a data module is told; each field is described in `WindowDataModule`."""
 
-    source: str
+    source: Source
     text: str | None = None
     context_s: float | None = None
     target_s: float | None = None
@@ -102,8 +103,7 @@ def make_plan(
         task: what the windows are for.
         opening: how tracks are opened.
     """
-    source = str(DEMO_SOURCE) if settings.source == "demo" else lasting_source(settings.source)
-    listed = read_source(source, text=settings.text)
+    listed = read_source(_resolved(settings.source), text=settings.text)
     tracks = listed if settings.limit is None else listed.first(settings.limit)
     index = open_tracks(tracks, opening)
     num_frames, status, reasons = _measure(tracks, index, settings, spec, outcome_of)
@@ -121,12 +121,19 @@ def make_plan(
         ignored_files=listed.ignored,
         resamplers=_count_resamplers(index, status, spec.sample_rate_hz),
         task=task,
-        notes=listed.notes,
+        notes=(*demo_notes("source", settings.source), *listed.notes),
     )
     refuse_failures(plan.failures, settings.max_failures)
     if not len(plan.windows):
         raise RunError(f"nothing to {task} in {settings.source}: {_why_nothing(plan)}")
     return plan
+
+
+def _resolved(source: Source) -> Source:
+    """A source by its absolute paths, with the clips of the package for `demo`."""
+    if isinstance(source, list):
+        return [str(_resolved(one)) for one in source]
+    return str(DEMO_SOURCE) if source == "demo" else lasting_source(source)
 
 
 def check_settings(settings: DataSettings) -> None:

@@ -89,7 +89,7 @@ def refuse_other_sizes(tracks: TrackList, index: TrackIndex) -> None:
 
     def size(row: int) -> int:
         try:
-            return Path(tracks.paths[row]).stat().st_size
+            return tracks.file(row).stat().st_size
         except (OSError, ValueError):
             return 0
 
@@ -112,14 +112,14 @@ def reopen(tracks: TrackList, index: TrackIndex, row: int) -> TrackAudio:
     Raises:
         AudioError: gone, not readable, or changed.
     """
-    track = tracks[row]
-    known = index.info(row, track.path)
+    track, path = tracks[row], tracks.file(row)
+    known = index.info(row, path)
     if known is not None:
-        refuse_changed_size(track.path, int(index.num_bytes[row]))
-    info = known if known is not None and is_decoded_from_start(known.format) else _probe(track.path)
+        refuse_changed_size(path, int(index.num_bytes[row]))
+    info = known if known is not None and is_decoded_from_start(known.format) else _probe(path)
     if known is not None and info != known:
-        raise AudioError(f"{track.path}: changed since the run was planned: {_shown(info)}, and {_shown(known)} then")
-    return open_track(track.path, start_s=track.start_s, duration_s=track.duration_s, info=info)
+        raise AudioError(f"{path}: changed since the run was planned: {_shown(info)}, and {_shown(known)} then")
+    return open_track(path, start_s=track.start_s, duration_s=track.duration_s, info=info)
 
 
 def refuse_changed_size(path: Path, num_bytes: int) -> None:
@@ -153,11 +153,11 @@ def _open_pending(tracks: TrackList, index: TrackIndex, opening: Opening, source
     pending = index.rows("pending")
 
     def open_one(row: int) -> tuple[TrackAudio, int] | str:
-        track = tracks[row]
+        track, path = tracks[row], tracks.file(row)
         try:
-            num_bytes = file_bytes(track.path)
-            info = _probe(track.path)
-            return open_track(track.path, start_s=track.start_s, duration_s=track.duration_s, info=info), num_bytes
+            num_bytes = file_bytes(path)
+            info = _probe(path)
+            return open_track(path, start_s=track.start_s, duration_s=track.duration_s, info=info), num_bytes
         except AudioError as error:
             return str(error)
 

@@ -22,6 +22,7 @@ DATA = Path(__file__).parent.parent / "data" / "audio"
 RATE_HZ = 32_000
 NUM_SAMPLES = 16_000
 SAMPLE_BYTES = {"PCM_U8": 1, "ULAW": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
+SAMPLE_FORMATS = dict.fromkeys(("tta", "pcm_s16le", "flac", "libopus", "mp2"), "s16") | {"aac": "fltp"}
 KINDS = (
     "whole", "cut", "flipped bytes", "zeroed", "spliced", "wrong header", "absurd rate", "channels", "huge length", "samples",
     "name", "not audio", "not a file", "odd but right",
@@ -188,7 +189,7 @@ def write_av(path: Path, samples: np.ndarray, *, codec: str, container: str, rat
     with av.open(str(path), "w", format=container, options={"fflags": "+bitexact"}) as file:
         stream = file.add_stream(codec, rate=rate_hz, layout=layout)
         stream.codec_context.flags |= av.codec.context.Flags.bitexact
-        stream.codec_context.format = {"tta": "s16", "pcm_s16le": "s16"}.get(codec, "s16p")
+        stream.codec_context.format = SAMPLE_FORMATS.get(codec, "s16p")
         for start in range(0, len(samples), 1024):
             part = np.ascontiguousarray(samples[start : start + 1024].T)
             frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=layout)
@@ -277,7 +278,6 @@ def _spliced(sounds: dict[str, Sound]) -> Iterator[tuple[str, bytes, str]]:
     yield "joined.ogg", ogg + ogg, "failure"
     yield "joined_tagged.mp3", (DATA / "joined_tagged.mp3").read_bytes(), "failure"
     yield "joined.wav", wav + wav, "failure"
-    yield "zeros_before.mp3", bytes(3000) + sounds["untagged.mp3"].content, "failure"
     yield "joined.flac", sounds["s16.flac"].content + (DATA / "case.flac").read_bytes(), "failure"
     yield "joined.m4a", aac + aac, "either"
 
@@ -603,5 +603,11 @@ def _odd_but_right(sounds: dict[str, Sound]) -> Iterator[tuple[str, bytes, str, 
         ("id3.mp3", b"ID3\x04\0\0\0\0\x01\x00" + bytes(128), b""), ("id3v1.mp3", b"", b"TAG" + bytes(125)),
     ):  # fmt: skip
         yield name, before + mp3.content + behind, "right", mp3.samples, mp3.tolerance
+    at = mp3.content.index(b"Info") + 8
+    num_frames = int.from_bytes(mp3.content[at : at + 4], "big")
+    for off in (-1, 1):  # as writers leave it that count the tag's own frame
+        content = mp3.content[:at] + struct.pack(">I", num_frames + off) + mp3.content[at + 4 :]
+        yield f"miscounted_{off}.mp3", content, "right", mp3.samples, mp3.tolerance
     untagged = sounds["untagged.mp3"]
     yield "ape_behind.mp3", untagged.content + b"APETAGEX" + bytes(200), "right", untagged.samples, untagged.tolerance
+    yield "zeros_before.mp3", bytes(3000) + untagged.content, "right", untagged.samples, untagged.tolerance

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from musicgen_eval.audio import manifests
-from musicgen_eval.audio.manifest_tables import Piece
+from musicgen_eval.audio.manifest_tables import Oddities, Piece
 from musicgen_eval.audio.manifests import MAX_DURATION_S, read_manifest
 from musicgen_eval.audio.sources import read_source
 from musicgen_eval.errors import SourceError
@@ -192,7 +192,7 @@ def test_audiocrafts_duration_is_passed_over(tmp_path):
 def test_rows_before_a_damaged_one_are_judged_first(tmp_path):
     (tmp_path / "m.csv").write_text("path,start_s\na.wav,0\nb.wav,x\nc.wav\n")
     with pytest.raises(SourceError, match=r"row 2 \(line 3\): start_s"):
-        list(read_manifest(tmp_path / "m.csv"))
+        list(read_manifest(tmp_path / "m.csv", Oddities()))
 
 
 def test_no_code_in_a_manifest_is_run(tmp_path, monkeypatch):

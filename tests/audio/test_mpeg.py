@@ -1,6 +1,7 @@
 """MPEG frames: headers against the standard's arithmetic, and streams with and without what encoders add to them."""
 
 import shutil
+import struct
 from pathlib import Path
 
 import av
@@ -10,6 +11,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from musicgen_eval.audio.decoders import probe
 from musicgen_eval.audio.mpeg import declared_stream, index_stream, read_frames
 from musicgen_eval.audio.mpeg_frames import parse_header, read_tag
 from musicgen_eval.errors import AudioError
@@ -119,6 +121,78 @@ def test_what_lies_before_behind_and_between_the_frames_is_passed_over(tmp_path:
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
+def read_all(path: Path) -> np.ndarray:
+    stream = index_stream(path)
+    return read_frames(path, stream, 0, stream.num_samples)
+
+
+@pytest.mark.parametrize("before", [b"\r\n", bytes(1000), b"\xff\xfb\x90" * 50])
+def test_an_mp3_file_is_known_by_the_first_frame_that_others_follow(before: bytes, tmp_path: Path):
+    whole = DATA / "cbr64_untagged.mp3"
+    path = tmp_path / "a.mp3"
+    path.write_bytes(before + whole.read_bytes())
+    assert probe(path).format == "MP3/MPEG_LAYER_III"
+    assert probe(path).num_samples == probe(whole).num_samples
+    np.testing.assert_array_equal(read_all(path), read_all(whole))
+
+
+@pytest.mark.parametrize("name", ["cbr64_untagged.mp3", "vbr_silence_untagged.mp3", "cbr32.mp3"])
+def test_a_stream_cut_in_the_middle_of_a_frame_is_read_as_ffmpeg_reads_it(name: str, tmp_path: Path):
+    stream = index_stream(DATA / name)
+    path = tmp_path / "a.mp3"
+    path.write_bytes((DATA / name).read_bytes()[int(stream.starts[20]) + 50 :])
+    whole, cut = read_all(DATA / name), read_all(path)
+    spf = stream.first.num_samples
+    assert len(cut) == len(whole) - 21 * spf
+    with av.open(str(path)) as container:
+        blocks = [frame.to_ndarray().reshape(-1, frame.samples) for frame in container.decode(audio=0)]
+    np.testing.assert_allclose(cut, np.concatenate(blocks, axis=1).T[: len(cut)], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(cut[10 * spf :], whole[31 * spf :], rtol=0, atol=1e-6)
+    assert np.abs(cut).max() < 1.5  # what points at bytes that are gone is silent, not noise
+
+
+def with_count(content: bytes, *, num_frames: int, num_bytes: int | None = -1) -> bytes:
+    """An mp3 file whose tag declares other numbers; num_bytes -1: as it is, None: not declared."""
+    at = content.index(b"Info") if b"Info" in content[:200] else content.index(b"Xing")
+    flags = int.from_bytes(content[at + 4 : at + 8], "big")
+    assert flags & 3 == 3
+    frames = num_frames.to_bytes(4, "big")
+    if num_bytes == -1:
+        return content[: at + 8] + frames + content[at + 12 :]
+    shortened = content[: at + 4] + (flags & ~2).to_bytes(4, "big") + frames + content[at + 16 :]
+    header = parse_header(content[:4])
+    assert header is not None
+    return shortened[: header.num_bytes - 4] + bytes(4) + content[header.num_bytes :]
+
+
+@pytest.mark.parametrize("name", ["cbr128.mp3", "vbr_silence.mp3", "abr_silence.mp3", "ffmpeg.mp3"])
+@pytest.mark.parametrize("off", [-1, 1])
+@pytest.mark.parametrize("num_bytes", [-1, None])
+def test_a_tag_that_counts_a_frame_more_or_less_changes_nothing(
+    name: str, off: int, num_bytes: int | None, tmp_path: Path
+):
+    start = (DATA / name).read_bytes().index(b"\xff\xfb")
+    content = (DATA / name).read_bytes()[start:]
+    (tmp_path / "right.mp3").write_bytes(content)
+    tag = read_tag(content[:6000])
+    assert tag is not None
+    assert tag.num_frames is not None
+    path = tmp_path / "a.mp3"
+    path.write_bytes(with_count(content, num_frames=tag.num_frames + off, num_bytes=num_bytes))
+    assert probe(path).num_samples == probe(tmp_path / "right.mp3").num_samples
+    np.testing.assert_array_equal(read_all(path), read_all(tmp_path / "right.mp3"))
+
+
+@pytest.mark.parametrize("num_bytes", [-1, None])
+@pytest.mark.parametrize("missing", [1, 100, 5000])
+def test_a_cut_file_is_truncated_although_a_miscount_is_forgiven(missing: int, num_bytes: int | None, tmp_path: Path):
+    content = (DATA / "cbr128.mp3").read_bytes()
+    path = tmp_path / "a.mp3"
+    path.write_bytes(with_count(content, num_frames=78, num_bytes=num_bytes)[:-missing])
+    with pytest.raises(AudioError, match=r"a\.mp3: truncated"):
+        read_all(path)
+
+
 def test_a_change_of_rate_in_the_middle_is_an_error(tmp_path: Path):
     path = tmp_path / "a.mp3"
     path.write_bytes((DATA / "cbr64_untagged.mp3").read_bytes() + (DATA / "cbr32.mp3").read_bytes())
@@ -142,3 +216,34 @@ def test_nothing_is_said_on_stderr_while_slices_are_read(capfd: pytest.CaptureFi
         for start in range(0, stream.num_samples - 100, stream.num_samples // 9):
             read_frames(DATA / name, stream, start, 100)
     assert capfd.readouterr().err == ""
+
+
+def wav_of_mp3(content: bytes, *, declared: int | None = None) -> bytes:
+    """A wav file that holds an mp3 stream, with the header that ffmpeg writes."""
+    fields = struct.pack("<HHIIHHHHIHHH", 0x55, 1, 44100, 8000, 1, 0, 12, 1, 2, 208, 1, 1393)
+    chunks = b"fmt " + struct.pack("<I", len(fields)) + fields + b"fact" + struct.pack("<II", 4, 10**5)
+    chunks += b"data" + struct.pack("<I", len(content) if declared is None else declared) + content
+    return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks
+
+
+@pytest.mark.parametrize("name", ["cbr64_untagged.mp3", "cbr128.mp3"])
+def test_an_mp3_stream_in_a_wav_file_is_read(name: str, tmp_path: Path):
+    content = (DATA / name).read_bytes()
+    path = tmp_path / "a.wav"
+    for behind in (b"", b"LIST\x04\0\0\0abcd"):
+        path.write_bytes(wav_of_mp3(content) + bytes(len(content) & 1) + behind)
+        assert probe(path).format == "MP3/MPEG_LAYER_III"
+        np.testing.assert_array_equal(read_all(path), read_all(DATA / name))
+    path.write_bytes(wav_of_mp3(content, declared=0xFFFFFFFF))  # written to a pipe
+    assert probe(path).format == "MP3/MPEG_LAYER_III"
+    np.testing.assert_array_equal(read_all(path), read_all(DATA / name))
+
+
+def test_an_mp3_stream_in_a_wav_file_that_is_cut_is_truncated(tmp_path: Path):
+    content = (DATA / "cbr64_untagged.mp3").read_bytes()
+    path = tmp_path / "a.wav"
+    path.write_bytes(wav_of_mp3(content)[: -int(index_stream(DATA / "cbr64_untagged.mp3").sizes[-1])])
+    with pytest.raises(
+        AudioError, match=r"a\.wav: truncated: its header declares \d+ bytes of audio and \d+ are there"
+    ):
+        probe(path)

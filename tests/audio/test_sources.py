@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from musicgen_eval.audio.sources import AUDIO_SUFFIXES, TrackList, read_source
+from musicgen_eval.audio.folders import AUDIO_SUFFIXES
+from musicgen_eval.audio.sources import TrackList, read_source
 from musicgen_eval.errors import SourceError
 from musicgen_eval.records import Track
 
@@ -177,7 +178,6 @@ def test_audiocraft_manifests_take_texts_from_the_json_beside_the_audio(tmp_path
         ("file,text\na.wav,b\n", "column 'file' would be ignored; did you mean 'path'"),
         ("path,start,end\na.wav,0,1\n", "column 'end' would be ignored; did you mean 'end_s'"),
         ("path,start_s,duration\na.wav,0,1\n", "column 'duration' beside 'start_s' would be ignored; give 'end_s'"),
-        ("path;text\na.wav;b\n", "columns must be separated by commas"),
         ("path,text,text\na.wav,b,c\n", "two columns are called 'text'"),
         ("path,text\na.wav,b\nb.wav\n", r"row 2 \(line 3\): 1 fields, the header has 2"),
         ("path,text\na.wav,b\nb.wav,x,y\n", r"row 2 \(line 3\): 3 fields, the header has 2"),
@@ -316,3 +316,117 @@ def test_a_track_list_is_indexed_and_iterated(tmp_path: Path):
     with pytest.raises(IndexError):
         tracks[2]
     assert ".wav" in AUDIO_SUFFIXES
+
+
+MISSING = ["nan", "NaN", "None", "null", "NULL", "NA", "N/A", "n/a", "<NA>", "#N/A", "-nan", " nan ", ""]
+TEXTS = ["nanotechnology", "none", "Na", "none of it", "n/a?"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_words_for_a_missing_value_are_no_text_in_any_manifest(kind: str, tmp_path: Path):
+    rows = [{"path": f"{row}.wav", "text": text} for row, text in enumerate([*MISSING, *TEXTS])]
+    path = tmp_path / f"m.{kind}"
+    if kind == "csv":
+        path.write_text("path,text\n" + "".join(f"{row['path']},{row['text']}\n" for row in rows))
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    tracks = read_source(path)
+    assert list(tracks.texts) == [None] * len(MISSING) + TEXTS
+    assert tracks.notes == (
+        f"{path}: rows without a text because it is a word such as nan or None: {len(MISSING) - 1}",
+    )
+    assert list(read_source(path, text="given").texts) == ["given"] * len(MISSING) + TEXTS
+
+
+def test_a_text_that_is_not_a_number_is_no_text(tmp_path: Path):
+    (tmp_path / "m.jsonl").write_text('{"path": "a.wav", "text": NaN}\n{"path": "b.wav", "text": "x"}\n')
+    assert list(read_source(tmp_path / "m.jsonl").texts) == [None, "x"]
+    table = pa.table({"path": ["a.wav", "b.wav"], "text": pa.array([math.nan, math.nan], pa.float64())})
+    parquet.write_table(table, tmp_path / "m.parquet")
+    assert list(read_source(tmp_path / "m.parquet").texts) == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("content", "notes"),
+    [
+        ('\ufeffpath,text,,\r\na.wav,"calm, piano",,\r\n', []),
+        ("path,text,,\na.wav,\"calm, piano\"\n", []),  # Excel leaves out separators at the end of later rows
+        ("path,text\na.wav,\"calm, piano\",,\n", []),
+        ("path,text\n,\na.wav,\"calm, piano\"\n,\n\n", ["rows skipped because they are empty: 2"]),
+        ("path;text;note, more\na.wav;calm, piano;x\n", []),
+        ("sep=;\npath;text\na.wav;calm, piano\n", []),
+        ("\ufeffpath\ttext\na.wav\tcalm, piano\n", []),
+        (",path,text\n0,a.wav,\"calm, piano\"\n", []),  # as pandas numbers rows
+        ("path,text,\na.wav,\"calm, piano\",lost\n", ["rows with values in a column without a name, which are ignored: 1"]),
+        ('"path","text","a\nb"\na.wav,"calm, piano",x\n', []),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_csv_file_is_read_as_excel_writes_it(content: str, notes: list[str], encoding: str, tmp_path: Path):
+    path = tmp_path / "m.csv"
+    path.write_bytes((content.removeprefix("\ufeff") if encoding == "utf-16" else content).encode(encoding))
+    tracks = read_source(path)
+    assert list(tracks) == [Track("a.wav", tmp_path / "a.wav", 0.0, None, "calm, piano")]
+    assert list(tracks.notes) == [f"{path}: {note}" for note in notes]
+
+
+def test_rows_after_empty_ones_are_named_by_their_lines(tmp_path: Path):
+    manifest = write_csv(tmp_path, "sep=,\npath,start_s\n,\na.wav,0\n\n,\nb.wav,x\n")
+    with pytest.raises(SourceError, match=r"row 2 \(line 7\): start_s must be a number"):
+        read_source(manifest)
+
+
+def test_a_csv_file_in_another_encoding_says_how_excel_writes_utf_8(tmp_path: Path):
+    (tmp_path / "m.csv").write_bytes("path,text\na.wav,café\n".encode("cp1252"))
+    with pytest.raises(SourceError, match=r"row 1: not a csv file in UTF-8: .* in Excel save it as `CSV UTF-8`"):
+        read_source(tmp_path / "m.csv")
+
+
+def test_several_sources_are_one_list_with_ids_below_the_folder_that_they_share(tmp_path: Path, monkeypatch):
+    touch(tmp_path, "rock/a.wav", "rock/live/b.wav", "jazz/a.wav", "jazz/cover.jpg", "c.wav")
+    monkeypatch.chdir(tmp_path)
+    tracks = read_source(["c.wav", "rock", "jazz/*"], text="music")
+    assert tracks.ids == ["c.wav", "rock/a.wav", "rock/live/b.wav", "jazz/a.wav"]
+    assert [tracks.file(row) for row in range(4)] == [Path(id) for id in tracks.ids]
+    assert list(tracks.texts) == ["music"] * 4
+    assert tracks.ignored == 1
+    assert len(tracks.notes) == 1
+    assert read_source([tmp_path / "rock" / "a.wav", tmp_path / "rock" / "live" / "b.wav"]).ids == [
+        "a.wav",
+        "live/b.wav",
+    ]
+    for alone in ("c.wav", "rock", "jazz/*"):
+        assert list(read_source([alone])) == list(read_source(alone))
+
+
+def test_manifests_in_a_list_keep_their_rows(tmp_path: Path):
+    touch(tmp_path, "x.wav", "deep/y.wav")
+    write_csv(tmp_path, "path,id,text,start_s,end_s,duration_s\na.wav,first,slow,1,3,9\n", "one.csv")
+    write_csv(tmp_path, "path\nb.wav\n", "two.csv")
+    tracks = read_source([f"{tmp_path}/one.csv", f"{tmp_path}/two.csv", f"{tmp_path}/x.wav", f"{tmp_path}/deep/y.wav"])
+    assert tracks.ids == ["first", "b.wav", "x.wav", "deep/y.wav"]
+    assert tracks[0] == Track("first", tmp_path / "a.wav", 1.0, 2.0, "slow")
+    assert str(tracks.file_duration_s.tolist()) == "[9.0, nan, nan, nan]"  # type: ignore[union-attr]
+    assert read_source([f"{tmp_path}/two.csv", f"{tmp_path}/x.wav"]).file_duration_s is None
+
+
+@pytest.mark.parametrize(
+    ("sources", "reason"),
+    [
+        ([], "an empty list of sources"),
+        (["a.wav", ""], "an empty source"),
+        (["a.wav", "gone.wav"], r"gone\.wav: no such file"),
+        (["a.wav", "a.wav"], r"a\.wav: the track 'a\.wav' is in a\.wav too; name each file once"),
+        (["a.wav", "*.wav"], r"\*\.wav: the track 'a\.wav' is in a\.wav too"),
+        (["m.csv", "n.csv"], r"n\.csv: the track '1' is in m\.csv too; .*give the rows of manifests ids of their own"),
+    ],
+)
+def test_a_list_that_names_a_track_twice_or_none_is_an_error(sources, reason: str, tmp_path: Path, monkeypatch):
+    touch(tmp_path, "a.wav")
+    write_csv(tmp_path, "path,id\nx.wav,1\n", "m.csv")
+    write_csv(tmp_path, "path,id\ny.wav,1\n", "n.csv")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match=reason):
+        read_source(sources)

@@ -1,0 +1,72 @@
+"""Folders of music: which files below a folder are audio, by their extensions, and which are skipped.
+
+Opens no audio: a file's name says whether it is meant as music, its content how it is read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from musicgen_eval.errors import SourceError
+
+AUDIO_SUFFIXES = frozenset({
+    # what soundfile reads
+    ".wav", ".wave", ".bwf", ".rf64", ".w64", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".flac", ".mp3", ".mp2", ".mp1",
+    ".mpa", ".mpga", ".ogg", ".oga", ".ogx", ".opus", ".voc", ".sph", ".nist", ".ircam", ".sf", ".paf", ".fap", ".pvf", ".svx",
+    ".8svx", ".avr", ".htk", ".mpc2k", ".sds", ".wve", ".xi",
+    # what PyAV reads
+    ".m4a", ".m4b", ".m4p", ".m4r", ".m4v", ".mp4", ".mov", ".3gp", ".3ga", ".3gpp", ".3g2", ".aac", ".adts", ".wma", ".wmv",
+    ".asf", ".webm", ".weba", ".mka", ".mkv", ".wv", ".ape", ".tta", ".mpc", ".mpp", ".mp+", ".tak", ".dsf", ".dff", ".ra", ".rm",
+    ".rmvb", ".amr", ".awb", ".ac3", ".eac3", ".ec3", ".flv", ".spx", ".ogv",
+})  # fmt: skip
+SHOWN_EXTENSIONS = 8
+
+
+def is_audio_name(path: str) -> bool:
+    """Whether a file's extension is that of an audio file."""
+    return PurePosixPath(path).suffix.lower() in AUDIO_SUFFIXES
+
+
+def walk(root: Path) -> list[str]:
+    """Relative paths of all files below a folder, sorted; every folder once, by whatever links it is reached."""
+    files: list[str] = []
+    visited: set[tuple[int, int]] = set()
+    # Folders reached by a link wait until all others are done, so that a link never takes the place of the folder
+    # itself.
+    folders, linked = [""], list[str]()
+    while folders or linked:
+        relative = folders.pop() if folders else linked.pop(0)
+        try:
+            status = (root / relative).stat()
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            with os.scandir(root / relative) as scan:
+                entries = [(entry.name, entry.is_symlink(), _is_folder(entry)) for entry in scan]
+        except OSError as error:
+            raise SourceError(f"{root / relative}: this folder cannot be read: {error.strerror or error}") from error
+        for name, is_link, is_folder in entries:
+            path = f"{relative}/{name}" if relative else name
+            if not name.startswith("."):
+                (files if not is_folder else linked if is_link else folders).append(path)
+    return sorted(files)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: a file that will fail by its name
+        return False
+
+
+def skipped_files(relative_paths: Sequence[str]) -> str:
+    """How many files were skipped, with their extensions, the most frequent first."""
+    skipped = [PurePosixPath(path).suffix.lower() for path in relative_paths if not is_audio_name(path)]
+    counts = Counter(suffix or "no extension" for suffix in skipped)
+    by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{suffix} ({count})" for suffix, count in by_count[:SHOWN_EXTENSIONS]]
+    shown += [f"{len(counts) - SHOWN_EXTENSIONS} other extensions"] if len(counts) > SHOWN_EXTENSIONS else []
+    return f"skipped {counts.total()} of {len(relative_paths)} files, which have no audio extension: {', '.join(shown)}"

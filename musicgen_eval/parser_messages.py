@@ -1,0 +1,102 @@
+"""Messages of jsonargparse in one line each, in the words of a user rather than of Python's type hints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from types import ModuleType
+
+import torchmetrics
+
+from musicgen_eval import metrics
+from musicgen_eval.errors import near_matches
+
+CLASS = r"[\w.]+"
+
+
+def one_line(message: str) -> str:
+    r"""The parser's message in one line; messages of a known kind are rephrased.
+
+    >>> one_line('Parser key "model.seed":\n  Expected a <class \'int\'>. Got value: inf')
+    "model.seed: expected int, got 'inf'"
+    """
+    explanations = (_missing_option, _unknown_metric, _class_problem, _no_mapping, _wrong_value)
+    explained = next((line for explain in explanations if (line := explain(message)) is not None), None)
+    return explained or " ".join(_without_parser(message).split())
+
+
+def _missing_option(message: str) -> str | None:
+    missing = re.search(r"required: (?:evaluate|generate)\.(\w+)", message) or re.search(
+        r'"(?:evaluate|generate)\.(\w+)" is required', message
+    )
+    return missing and f"--{missing[1]} is required, or --resume with a run folder"
+
+
+def _unknown_metric(message: str) -> str | None:
+    """Names the nearest metric classes, in place of a page about the types that were tried."""
+    unknown = re.search(rf"(?:given class_path '|dot import path string: )({CLASS})", message)
+    if unknown is None or "model.metrics" not in message or "arguments are required" in message:
+        return None
+    wanted = unknown.group(1)
+    known = [f"{module.__name__}.{name}" for module in (metrics, torchmetrics) for name in _metric_names(module)]
+    return (
+        None if wanted in known else f"unknown metric class {wanted!r} in model.metrics; {near_matches(wanted, known)}"
+    )
+
+
+def _class_problem(message: str) -> str | None:
+    """A class that was found, and whose arguments are missing or wrong."""
+    found = re.search(
+        rf"Problem with given class_path '({CLASS})':\s*\n?(.*?)(?=\n\s*- |\n\s*Given value|\Z)", message, re.S
+    )
+    if found is None:
+        return None
+    name, reason = found[1], " ".join(found[2].split())
+    required = re.match(r"the following arguments are required: (.*)", reason)
+    return f"{_key(message)}{name} needs {required[1]}" if required else f"{_key(message)}{name}: {reason}"
+
+
+def _no_mapping(message: str) -> str | None:
+    found = re.search(r"Unable to load config '(.*?)'", message)
+    return found and f"{_key(message)}expected a mapping of settings, or the path of a YAML file, got {found[1]!r}"
+
+
+def _wrong_value(message: str) -> str | None:
+    given = re.search(r"Given value: (.*)|Got value: (.*)", message)
+    tried = [
+        _plain_type(kind)
+        for kind in re.findall(r"(?:Expected a|Not a valid subclass of) (.*?)(?:\. Got|\n|\Z)", message)
+    ]
+    expected = [kind for kind in dict.fromkeys(tried) if not kind.startswith("path but")]  # a YAML file would do, too
+    if given is None or not expected:
+        return None
+    value = (given[1] or given[2] or "").strip()
+    return f"{_key(message)}expected {' or '.join(expected)}, got {value!r}"
+
+
+def _plain_type(kind: str) -> str:
+    """A type as the parser prints it, in plain words.
+
+    >>> [_plain_type(kind) for kind in ("<class 'NoneType'>", "typing.Literal['a', 'b']", "dot import path string: foo", "Metric")]
+    ['null', "one of 'a', 'b'", 'the path of a class', 'Metric']
+    """
+    if kind.startswith("dot import path"):
+        return "the path of a class"
+    choice = re.match(r"typing\.Literal\[(.*)\]", kind)
+    if choice is not None:
+        return f"one of {choice[1]}"
+    return re.sub(rf"<class '({CLASS})'>", r"\1", kind).replace("NoneType", "null")
+
+
+def _key(message: str) -> str:
+    found = re.search(r'Parser key "([^"]+)"', message)
+    return f"{found[1]}: " if found is not None else ""
+
+
+def _without_parser(message: str) -> str:
+    return re.sub(r'Parser key "([^"]+)":', r"\1:", message)
+
+
+def _metric_names(module: ModuleType) -> Sequence[str]:
+    """The metrics that a module hands out by name."""
+    return [name for name in module.__all__ if isinstance(getattr(module, name), type)]

@@ -1,0 +1,105 @@
+"""Standard output and standard error that can fail without ending a run.
+
+    a character that the terminal cannot show      --> a replacement character
+    a reader that has gone away, as in `| head`    --> the rest of the output is dropped
+    a stream that is closed from the start         --> its output is dropped
+
+Results are complete in the run folder, so the exit status does not depend on the terminal.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
+
+
+@contextmanager
+def tolerant_streams() -> Iterator[None]:
+    """Replaces `sys.stdout` and `sys.stderr` by streams to which writing never fails; restores them at the end."""
+    _open_closed_descriptors()
+    before = sys.stdout, sys.stderr
+    stdout, stderr = (TolerantStream(stream or open(os.devnull, "w")) for stream in before)  # noqa: PTH123, SIM115
+    stdout.on_loss = _warn_of_lost_stdout
+    sys.stdout, sys.stderr = cast(TextIO, stdout), cast(TextIO, stderr)
+    try:
+        yield
+    finally:
+        stdout.flush()
+        stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+class TolerantStream:
+    """A text stream that replaces what it cannot encode, and drops everything once it cannot be written to.
+
+    Args:
+        stream: the stream to write to.
+
+    Attributes:
+        on_loss: called once with the error after which everything is dropped.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.on_loss: Callable[[OSError | ValueError], object] | None = None
+        self._stream = stream
+        self._is_lost = False
+
+    def write(self, text: str) -> int:
+        """Writes a text; returns its number of characters, as every text stream does."""
+        self._attempt(lambda: self._write(text))
+        return len(text)
+
+    def writelines(self, lines: Iterator[str]) -> None:
+        """Writes texts one after the other."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Passes on what the stream has buffered."""
+        self._attempt(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError as error:
+            self._stream.write(text.encode(error.encoding, "replace").decode(error.encoding))
+
+    def _attempt(self, act: Callable[[], object]) -> None:
+        if self._is_lost:
+            return
+        try:
+            act()
+        except (OSError, ValueError) as error:  # a ValueError: the stream was closed
+            self._is_lost = True
+            self._drop_buffered()
+            if self.on_loss is not None:
+                self.on_loss(error)
+
+    def _drop_buffered(self) -> None:
+        """Points the descriptor to /dev/null, or the interpreter would fail to flush the stream when it exits."""
+        with suppress(OSError, ValueError):  # a stream of a test has no descriptor
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+
+
+def _warn_of_lost_stdout(error: OSError | ValueError) -> None:
+    """Reports a full disk and the like; a reader that has gone away wanted no more."""
+    if isinstance(error, OSError) and error.errno != errno.EPIPE:
+        print(f"warning: standard output cannot be written ({error.strerror}); the run continues", file=sys.stderr)
+
+
+def _open_closed_descriptors() -> None:
+    """Opens /dev/null in place of closed standard streams, so that no file of the run gets their descriptors."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest descriptor that is free is this one
