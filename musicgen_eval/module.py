@@ -35,6 +35,7 @@ from musicgen_eval.models.checkpoint import Checkpoint, find_checkpoint
 from musicgen_eval.models.musicgen import MusicGen, load_model
 from musicgen_eval.models.sharding import shard_decoder
 from musicgen_eval.models.threads import float32_by_default, ieee_float32, single_threaded
+from musicgen_eval.notes import demo_notes, print_notes
 from musicgen_eval.offers import Offer
 from musicgen_eval.plans.continuation_planning import check_continuation, settle_stride
 from musicgen_eval.plans.planning import Plan, refuse_failures
@@ -165,6 +166,8 @@ class MusicGenEvaluation(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuses what cannot be measured as asked."""
         refuse_strategy(self.trainer, self._task)
+        if self.trainer.is_global_zero:
+            print_notes(demo_notes("checkpoint", self._asked[0], file="config.json"))
         if self.trainer.precision not in PRECISIONS:
             raise RunError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.trainer.precision}")
         for setting in ("limit_test_batches", "limit_val_batches", "limit_predict_batches"):
