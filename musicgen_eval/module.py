@@ -39,7 +39,7 @@ from musicgen_eval.models.numerics import float32_by_default, full_precision, nu
 from musicgen_eval.models.out_of_memory import out_of_memory_explained
 from musicgen_eval.models.sharding import shard_decoder
 from musicgen_eval.models.threads import single_threaded
-from musicgen_eval.notes import print_notes
+from musicgen_eval.notes import demo_notes, print_notes
 from musicgen_eval.offers import Offer, fetch
 from musicgen_eval.plans.continuation_planning import check_continuation, settle_stride
 from musicgen_eval.plans.planning import Plan, refuse_failures
@@ -173,6 +173,8 @@ class MusicGenEvaluation(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuses what cannot be measured as asked."""
         refuse_strategy(self.trainer, self._task)
+        if self.trainer.is_global_zero:
+            print_notes(demo_notes("checkpoint", self._asked[0], file="config.json"))
         if self.trainer.precision not in PRECISIONS:
             raise RunError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.trainer.precision}")
         for setting in ("limit_test_batches", "limit_val_batches", "limit_predict_batches"):

@@ -266,6 +266,9 @@ def _cause(error: Exception) -> str:
 
 
 def _first_bytes(head: bytes) -> str:
+    coding = containers.wav_coding(head)
+    if coding is not None:
+        return f"it is a wav file whose audio is in coding {coding:#06x}"
     text = head[:24].decode("ascii", "replace")
     if text.isprintable() or text.replace("\n", "").replace("\t", "").isprintable():
         return f"it begins with the text {text!r} (a manifest must end in .csv, .jsonl, .jsonl.gz or .parquet)"
