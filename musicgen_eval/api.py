@@ -188,6 +188,7 @@ def generate(
     top_p: float | None = None,
     num_continuations: int = 1,
     threads: int | None = None,
+    kernels: Literal["graph", "compiled", "eager"] = "graph",
     seed: int = 0,
     metrics: Mapping[str, Metric | MetricEntry] | None = None,
     precision: Precision = "32-true",
@@ -223,6 +224,7 @@ def generate(
         top_p: draws from the likeliest codes that reach this probability together; None: all.
         num_continuations: how many times each track is continued.
         threads: of a CPU, for drawing and decoding; None: as many as torch has.
+        kernels: how decode steps run on CUDA: `graph`, `compiled` or `eager` (see `ContinuationSettings`).
         seed: of the numbers that codes are drawn with; the same seed gives the same codes.
         metrics: plug-in metrics by name; their results are in `evaluation.metrics`.
         precision: of the decoder.
@@ -257,6 +259,7 @@ def generate(
         top_p=top_p,
         num_continuations=num_continuations,
         threads=threads,
+        kernels=kernels,
     )
     module = _module(
         checkpoint, revision, max_frames, metrics=dict(metrics or {}), seed=seed, continuation=continuation

@@ -140,6 +140,7 @@ def generate(
     top_p: float | None = None,
     num_continuations: int = 1,
     threads: int | None = None,
+    kernels: Literal["graph", "compiled", "eager"] = "graph",
     seed: int = 0,
     format: Literal["flac", "wav", "mp3"] = "flac",
     hold: Literal["continuation", "joined"] = "continuation",
@@ -174,6 +175,8 @@ def generate(
         top_p: draw from the most likely codes whose probabilities add up to this.
         num_continuations: continuations per track.
         threads: CPU threads for drawing codes and decoding audio.
+        kernels: how decode steps run on CUDA: replayed from a CUDA graph, replayed from a graph of kernels that torch.compile has
+            fused, or kernel by kernel. Ignored on a CPU.
         seed: seed of the random numbers that draw the codes.
         format: format of the audio files.
         hold: `continuation` writes the generated part alone; `joined` writes the track up to the boundary and the generated part
@@ -198,6 +201,7 @@ def generate(
         top_p=top_p,
         num_continuations=num_continuations,
         threads=threads,
+        kernels=kernels,
     )
     module = MusicGenEvaluation(checkpoint, revision, metrics={}, seed=seed, continuation=continuation)
     data = WindowDataModule(

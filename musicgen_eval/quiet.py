@@ -6,7 +6,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-CHATTY = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "huggingface_hub")
+CHATTY = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.pytorch.accelerators.cuda",
+    "huggingface_hub",
+)
 UNIMPORTANT = (
     ".*does not have many workers.*",
     ".*LeafSpec.*",
