@@ -29,6 +29,8 @@ from musicgen_eval.sampling import Sampling
 
 BUCKET = 256
 """Attention reads the cache up to a multiple of this number of keys."""
+MAX_COMPILED = 1 << 16
+"""Turns that one process may compile."""
 STEPS_AT_ONCE = 1 << 15
 """Steps of prompts that one pass reads; bounds the memory of a pass."""
 
@@ -126,7 +128,7 @@ class StaticSteps:
         self._hidden = zeros(R, decoder.width, dtype=torch.float32)
         self._take_turn: Callable[[int], None] = self._take_turn_eagerly
         if sizes.kernels == "compiled":
-            self._take_turn = torch.compile(self._take_turn_eagerly, fullgraph=True, dynamic=False)
+            self._take_turn = _compiled(self._take_turn_eagerly)
         self._may_capture = sizes.kernels != "eager" and decoder.device.type == "cuda"
         self._graphs: dict[int, CudaGraph] = {}
         self._pool: Any = None
@@ -262,6 +264,15 @@ class StaticSteps:
         numbers = None if self._numbers is None else self._numbers.gather(2, at).squeeze(2)
         drawn = self.sizes.sampling.draw(logits, numbers).unsqueeze(2)
         self._columns.scatter_(2, at, torch.where(self._is_drawn.gather(2, at), drawn, self._columns.gather(2, at)))
+
+
+def _compiled(take_turn: Callable[[int], None]) -> Callable[[int], None]:
+    """Compiles a turn, once for each number of keys and all sizes of a batch: torch by itself would raise at the ninth."""
+    import torch._dynamo
+
+    unlimited = torch._dynamo.config.patch(recompile_limit=MAX_COMPILED, accumulated_recompile_limit=MAX_COMPILED)
+    compiled: Callable[[int], None] = unlimited(torch.compile(take_turn, fullgraph=True, dynamic=False))
+    return compiled
 
 
 def _rows_of(texts: TextKeys, first: int, last: int) -> TextKeys:

@@ -1,7 +1,10 @@
 """Static steps against the CPU's own steps: the same codes, whatever the batch, the bucket and the sampling."""
 
+from functools import partial
+
 import pytest
 import torch
+import torch._dynamo
 
 from musicgen_eval.continuation import continue_prompts
 from musicgen_eval.models import static_steps
@@ -95,3 +98,18 @@ def test_half_precision_steps_are_near_those_of_float32(tiny_model, rows):
     expected = continued(tiny_model.decoder, *rows, sampling=GREEDY)
     found = continued(FusedDecoder(tiny_model.decoder, torch.bfloat16), *rows, sampling=GREEDY)
     assert 0.5 < (found == expected).float().mean() <= 1
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("sampling", [TOP_K, TOP_P])
+def test_a_turn_compiles_as_one_graph_for_any_number_of_buckets(tiny_model, rows, sampling, monkeypatch):
+    monkeypatch.setattr(static_steps, "BUCKET", 32)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    expected = continued(FusedDecoder(tiny_model.decoder, torch.float32), *rows, sampling=sampling, kernels="eager")
+    fused = FusedDecoder(tiny_model.decoder, torch.float32)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        found = continued(fused, *rows, sampling=sampling, kernels="compiled")
+    assert torch.equal(found, expected)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 3
+    torch._dynamo.reset()
