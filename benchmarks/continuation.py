@@ -30,7 +30,7 @@ import transformers
 from torch import Tensor
 
 from benchmarks.limits import Limits, spread
-from benchmarks.models import Shape, heading, load, require_causal
+from benchmarks.models import DECODERS, Shape, heading, load, require_causal
 from musicgen_eval.continuation import continue_codes
 from musicgen_eval.models.packed import can_pack, pack_linears
 
@@ -269,7 +269,7 @@ def _synchronise(device: torch.device) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=["demo", "small", "tiny"], default=["demo", "small"])
+    parser.add_argument("--shapes", nargs="+", choices=["demo", *DECODERS], default=["demo", "small"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--prompt_s", type=float, default=10.0, help="at most 5 for the demo model")
     parser.add_argument("--new_s", type=float, default=5.0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import datetime
+import functools
 import platform
 import re
 from pathlib import Path
@@ -12,40 +14,70 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import EncodecConfig, MusicgenConfig, MusicgenForConditionalGeneration, T5Config
+from transformers import EncodecConfig, EncodecModel, MusicgenConfig, MusicgenForConditionalGeneration, T5Config
 from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
 
 Shape = str
 DEMO = Path(__file__).parent.parent / "musicgen_eval" / "demo" / "model"
 
+DECODERS: dict[Shape, dict[str, Any]] = {
+    "tiny": {"vocab_size": 64, "hidden_size": 64, "ffn_dim": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "small": {"hidden_size": 1024, "ffn_dim": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+    "medium": {"hidden_size": 1536, "ffn_dim": 6144, "num_hidden_layers": 48, "num_attention_heads": 24},
+    "large": {"hidden_size": 2048, "ffn_dim": 8192, "num_hidden_layers": 48, "num_attention_heads": 32},
+}
+"""Decoders, by shape; those other than tiny as in facebook's checkpoints."""
 
-def load(shape: Shape) -> Any:
-    """The demo checkpoint, or a random network of a given shape, whole and causal."""
+
+def load(shape: Shape, *, device: str | torch.device = "cpu") -> Any:
+    """Loads the demo checkpoint, or draws a random network of a given shape, whole and causal.
+
+    Args:
+        shape: `demo`, or a key of `DECODERS`.
+        device: where the decoder and the text encoder are made. The codec is always on the CPU.
+    """
     if shape == "demo":
-        return MusicgenForConditionalGeneration.from_pretrained(DEMO, dtype=torch.float32).eval()
-    small = shape == "small"
-    codec = EncodecConfig(
-        target_bandwidths=[2.2] if small else [1.2],
+        demo = MusicgenForConditionalGeneration.from_pretrained(DEMO, dtype=torch.float32).eval()
+        for name, part in demo.named_children():
+            if name != "audio_encoder":
+                part.to(device)
+        return demo
+    # Configurations as dictionaries: sub-models that share configuration objects lose their causal mask (transformers 5.17).
+    parts: dict[str, Any] = {
+        "text_encoder": T5Config(num_layers=1),
+        "audio_encoder": _codec_config(shape),
+        "decoder": MusicgenDecoderConfig(**DECODERS[shape]),
+    }
+    settings: dict[str, Any] = {name: part.to_dict() for name, part in parts.items()}
+    config = MusicgenConfig(**settings)
+    codec = copy.deepcopy(_codec("tiny" if shape == "tiny" else "small"))
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(0)
+        return MusicgenForConditionalGeneration(config, audio_encoder=codec).eval()
+
+
+@functools.cache
+def _codec(shape: Shape) -> EncodecModel:
+    """A codec with random weights and its own codebooks, which are slow to draw."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        codec = EncodecModel(_codec_config(shape)).eval()
+    draw_codebooks(codec)
+    return codec
+
+
+def _codec_config(shape: Shape) -> EncodecConfig:
+    is_tiny = shape == "tiny"
+    return EncodecConfig(
+        target_bandwidths=[1.2] if is_tiny else [2.2],
         sampling_rate=32_000,
-        num_filters=64 if small else 8,
-        hidden_size=128 if small else 16,
+        num_filters=8 if is_tiny else 64,
+        hidden_size=16 if is_tiny else 128,
         upsampling_ratios=[8, 5, 4, 4],
         use_causal_conv=False,
         use_conv_shortcut=False,
-        codebook_size=2048 if small else 64,
+        codebook_size=64 if is_tiny else 2048,
     )
-    decoder = MusicgenDecoderConfig() if small else MusicgenDecoderConfig(
-        vocab_size=64, hidden_size=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=4
-    )  # fmt: skip
-    # Configurations as dictionaries: sub-models that share configuration objects lose their causal mask (transformers 5.17).
-    parts: dict[str, Any] = {"text_encoder": T5Config(num_layers=1), "audio_encoder": codec, "decoder": decoder}
-    settings: dict[str, Any] = {name: part.to_dict() for name, part in parts.items()}
-    config = MusicgenConfig(**settings)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = MusicgenForConditionalGeneration(config).eval()
-    draw_codebooks(model.audio_encoder)
-    return model
 
 
 @torch.inference_mode()

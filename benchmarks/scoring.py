@@ -29,7 +29,7 @@ import transformers
 from torch import Tensor
 
 from benchmarks.limits import Limits, spread
-from benchmarks.models import Shape, heading, load, noise, require_causal
+from benchmarks.models import DECODERS, Shape, heading, load, noise, require_causal
 from musicgen_eval.delay import delay_codes, realign
 from musicgen_eval.models.encodec import SegmentEncoder
 from musicgen_eval.models.packed import can_pack, last_hidden_state, pack_linears
@@ -332,7 +332,7 @@ def run(shape: Shape, arguments: argparse.Namespace) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=["demo", "small", "tiny"], default=["demo", "small"])
+    parser.add_argument("--shapes", nargs="+", choices=["demo", *DECODERS], default=["demo", "small"])
     parser.add_argument("--seconds", type=float, default=30.0, help="length of a window; at most 10 for the demo model")
     parser.add_argument("--windows", type=int, help="default: two a thread, 16 on an accelerator")
     parser.add_argument("--repeats", type=int, default=5)
