@@ -1,0 +1,1 @@
+"""The sections of `tools/gpu_check.py`, one file per section, and what they share."""
