@@ -184,6 +184,8 @@ class MetricBank:
             given = [(window, inputs) for window, inputs in zip(states, collected, strict=True) if inputs is not None]
             try:
                 left = window_states(metric, [inputs for _, inputs in given])
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:  # a stranger's metric may raise anything
                 windows = [offer.readings[""].window for offer in offers if offer.readings[""] is not None]
                 where = (

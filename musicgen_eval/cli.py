@@ -10,6 +10,7 @@ Whatever is wrong is said in a line, with a non-zero exit.
 from __future__ import annotations
 
 import locale
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _guarded(run: Callable[[], object]) -> int:
     """Runs a command; what is wrong becomes one message and a status: 2 for arguments, 1 for the rest, 143 for SIGTERM."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic LSTMs; read when CUDA starts
     with tolerant_streams(), utf8_files(), quiet_libraries():
         try:
             run()

@@ -23,11 +23,11 @@ from transformers import MusicgenForCausalLM
 from musicgen_eval.delay import delay_codes
 from musicgen_eval.errors import NonFiniteError
 from musicgen_eval.models.cpu_steps import CpuSteps
-from musicgen_eval.models.drawing import WindowDraw
 from musicgen_eval.models.fused_decoder import FusedDecoder
 from musicgen_eval.models.numerics import full_precision
-from musicgen_eval.models.static_steps import StepSizes, static_steps
+from musicgen_eval.models.static_steps import StaticSteps, StepSizes, rounded_up, static_steps
 from musicgen_eval.models.transfers import upload
+from musicgen_eval.models.window_draw import WindowDraw
 from musicgen_eval.records import StepKernels
 from musicgen_eval.sampling import Sampling
 
@@ -53,7 +53,7 @@ def continue_codes(
     """Continues prompts of codes.
 
     Args:
-        decoder: a transformers `MusicgenForCausalLM` in eval mode.
+        decoder: a transformers `MusicgenForCausalLM` in eval mode. On an accelerator, each call joins a copy of its weights.
         prompt: (B, K, P) int64 in [0, V), undelayed; P may be 0.
         total_frames: frames of prompt and continuation together, one number or (B,).
         delays: (K,) the checkpoint's delay pattern (`CodecSpec.delays`).
@@ -360,24 +360,26 @@ def _window_drawer(
             sampling=sampling,
         )
         return steps.draw
-    if not isinstance(decoder, FusedDecoder):
-        device_type = decoder.device.type
-        is_cast = torch.is_autocast_enabled(device_type)
-        decoder = FusedDecoder(decoder, torch.get_autocast_dtype(device_type) if is_cast else decoder.dtype)
-    keys = decoder.text_keys(texts)
-    static = static_steps(
-        decoder,
-        StepSizes(
-            num_rows=num_rows,
-            num_texts=len(texts),
-            text_length=0 if keys is None else keys.length,
-            num_steps=num_steps,
-            guidance_scale=guidance_scale,
-            sampling=sampling,
-            kernels=kernels,
-        ),
+    fused = decoder if isinstance(decoder, FusedDecoder) else _fused(decoder)
+    keys = fused.text_keys(texts)
+    sizes = StepSizes(
+        num_rows=num_rows,
+        num_texts=len(texts),
+        text_length=0 if keys is None else keys.length,
+        num_steps=rounded_up(num_steps),
+        guidance_scale=guidance_scale,
+        sampling=sampling,
+        kernels=kernels,
     )
+    static = static_steps(fused, sizes) if fused is decoder else StaticSteps(fused, sizes)
     return lambda window: (static.draw(window, keys), static.failed_rows())
+
+
+def _fused(decoder: MusicgenForCausalLM) -> FusedDecoder:
+    """A caller's own decoder for one call, in autocast's dtype if that is on."""
+    device_type = decoder.device.type
+    is_cast = torch.is_autocast_enabled(device_type)
+    return FusedDecoder(decoder, torch.get_autocast_dtype(device_type) if is_cast else decoder.dtype)
 
 
 def _per_row(value: int | Sequence[int] | Tensor, num_rows: int, name: str) -> list[int]:

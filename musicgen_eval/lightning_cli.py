@@ -19,6 +19,7 @@ from musicgen_eval.continuation_files import AudioSettings
 from musicgen_eval.data import WindowDataModule, dead_workers_named
 from musicgen_eval.errors import EvaluationError, RunError
 from musicgen_eval.models.checkpoint import lasting_name
+from musicgen_eval.models.out_of_memory import out_of_memory_explained
 from musicgen_eval.module import MusicGenEvaluation
 from musicgen_eval.progress import EvaluationProgress
 from musicgen_eval.records import Task
@@ -176,7 +177,8 @@ class EvaluationCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """The run, told to end by signals."""
-        with self.stop.listening(), dead_workers_named():
+        batch_size = self.datamodule.settings.batch_size
+        with self.stop.listening(), dead_workers_named(), out_of_memory_explained(batch_size, "moving data to it"):
             super()._run_subcommand(subcommand)
 
     def before_test(self) -> None:

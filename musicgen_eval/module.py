@@ -127,7 +127,8 @@ class MusicGenEvaluation(L.LightningModule):
         self._stopped: str | None = None
         self._text_notes: tuple[str, ...] = ()
         self._banks: dict[Task, MetricBank] = {}
-        self._found_on: torch.device | None = None
+        self._stays_on: torch.device | None = None
+        self._is_callers_model = False
         self._continuer: BatchContinuation
 
     @classmethod
@@ -136,7 +137,7 @@ class MusicGenEvaluation(L.LightningModule):
         module = cls(checkpoint=model.checkpoint.name, **settings)
         module.__dict__["checkpoint"] = model.checkpoint
         module.model = model
-        module._found_on = model.device
+        module._is_callers_model = True
         return module
 
     @cached_property
@@ -190,6 +191,8 @@ class MusicGenEvaluation(L.LightningModule):
             )
         if self.model is not None:
             self.model.refuse_change(self.trainer.precision, self.trainer.strategy.root_device)
+            is_there = self.model.device.type == self.trainer.strategy.root_device.type
+            self._stays_on = self.model.device if self._is_callers_model and is_there else None
         if self.trainer.is_global_zero:
             print_notes(self.checkpoint.notes)
         plan = self._plan
@@ -219,16 +222,7 @@ class MusicGenEvaluation(L.LightningModule):
         self.result = self.measured = None
         self.running = RunningTotals(self.spec)
         if self.model is not None:
-            with out_of_memory_explained(self.data.settings.batch_size, "loading the model"):
-                self.model.prepare(self.trainer.precision)
-            self.bank.try_on(self.model.device)
-            known, arithmetic = self.settled.arithmetic, self.model.arithmetic
-            if known not in (None, arithmetic):
-                raise RunError(
-                    f"the run began with its matrix products by {known} and would go on with {arithmetic}, whose last bits "
-                    "differ; resume it on such devices, and with such a strategy, as it began with"
-                )
-            self.settled = replace(self.settled, arithmetic=arithmetic)
+            self._unless_stopped(self._prepare_model, "preparing the model")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Encodes and scores the windows of a batch, and keeps the state that each leaves in each metric."""
@@ -276,11 +270,12 @@ class MusicGenEvaluation(L.LightningModule):
         decide_on_rank_0(self.trainer, lambda: self._conclude(parts or []))
 
     def cpu(self) -> Self:
-        """Returns a model that the caller has loaded to the device where the run found it; Lightning calls this after a run.
+        """Moves the module to the CPU, except when Lightning calls this to end a run with a model that the caller has loaded.
 
-        Lightning itself would move it to the CPU, and each further run would copy all weights twice.
+        Then the model stays on the device if the run found it there. Otherwise each further run would copy all weights twice.
         """
-        return super().cpu() if self._found_on is None else self.to(self._found_on)
+        stays_on, self._stays_on = self._stays_on, None
+        return super().cpu() if stays_on is None else self.to(stays_on)
 
     def teardown(self, stage: str) -> None:
         """Ends what ranks tell each other, and what belongs to this run alone."""
@@ -315,11 +310,24 @@ class MusicGenEvaluation(L.LightningModule):
         trainer = self._trainer
         return "continue" if trainer is not None and trainer.state.fn == TrainerFn.PREDICTING else "score"
 
-    def _unless_stopped(self, step: Callable[[], None]) -> None:
+    def _prepare_model(self) -> None:
+        """Makes the loaded model ready for the trainer's precision, and tries metrics on its device."""
+        model = self._loaded
+        model.prepare(self.trainer.precision)
+        self.bank.try_on(model.device)
+        known = self.settled.arithmetic
+        if known not in (None, model.arithmetic):
+            raise RunError(
+                f"the run was started with {known} products and would resume with {model.arithmetic} products, which differ in the "
+                "last bits; resume it on the same type of device, and with the same strategy"
+            )
+        self.settled = replace(self.settled, arithmetic=model.arithmetic)
+
+    def _unless_stopped(self, step: Callable[[], None], occasion: str = "a batch") -> None:
         if self._stopped is not None:
             return
         try:
-            with out_of_memory_explained(self.data.settings.batch_size, "a batch"):
+            with out_of_memory_explained(self.data.settings.batch_size, occasion):
                 step()
         except EvaluationError as error:
             if self.trainer.world_size == 1 or shares_model(self.trainer):

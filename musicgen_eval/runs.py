@@ -24,6 +24,7 @@ from musicgen_eval.continuation_files import AudioSettings, continuation_path, r
 from musicgen_eval.data import WindowDataModule, dead_workers_named
 from musicgen_eval.errors import RunError
 from musicgen_eval.models.checkpoint import lasting_name
+from musicgen_eval.models.out_of_memory import out_of_memory_explained
 from musicgen_eval.module import PRECISIONS, MusicGenEvaluation
 from musicgen_eval.one_process import OneProcess, one_device
 from musicgen_eval.quiet import quiet_libraries
@@ -241,7 +242,7 @@ def _run(
             folder.claim()
             data.index_path = folder.index
         try:
-            with dead_workers_named():
+            with dead_workers_named(), out_of_memory_explained(data.settings.batch_size, "moving data to it"):
                 yield trainer
         except SystemExit as stopped:
             if isinstance(stopped.__context__, KeyboardInterrupt):  # Lightning would end a notebook with it

@@ -86,12 +86,13 @@ def _cumulative_sum(probabilities: Tensor) -> Tensor:
     """(..., n) sums of the first 1, 2, ... n numbers.
 
     An accelerator multiplies with a triangular matrix: CUDA's cumsum of floats is not deterministic, and torch refuses it under
-    `use_deterministic_algorithms`.
+    `use_deterministic_algorithms`. In float64 neither autocast nor TF32 reaches the product.
     """
     if probabilities.device.type == "cpu":
         return probabilities.cumsum(-1)
     n = probabilities.shape[-1]
-    return probabilities @ torch.ones(n, n, dtype=probabilities.dtype, device=probabilities.device).triu()
+    triangle = torch.ones(n, n, dtype=torch.float64, device=probabilities.device).triu()
+    return (probabilities.double() @ triangle).float()
 
 
 def check_sampling(*, temperature: float, top_k: int | None, top_p: float | None, codebook_size: int) -> None:

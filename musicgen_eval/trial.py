@@ -82,6 +82,8 @@ def try_on_device(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]
     """
     try:
         window_states(deepcopy(metric).to(device), inputs)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # a third-party metric may raise anything; the run must not start with it
         raise MetricError(
             f"metric {name!r} ({type(metric).__name__}) takes logits, so it runs on {device.type}, and failed its trial there: "

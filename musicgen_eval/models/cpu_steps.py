@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from transformers import MusicgenForCausalLM
 
-from musicgen_eval.models.drawing import WindowDraw, guided
 from musicgen_eval.models.packed import is_packed
 from musicgen_eval.models.stepping import StepDecoder
 from musicgen_eval.models.threads import map_single_threaded, torch_threads
+from musicgen_eval.models.window_draw import WindowDraw, guided
 from musicgen_eval.sampling import Sampling
 
 

@@ -54,6 +54,10 @@ class TextKeys:
         """Keys per row, padding included."""
         return self.keys[0].shape[2]
 
+    def rows(self, first: int, last: int) -> TextKeys:
+        """The keys and values of some rows."""
+        return TextKeys([keys[first:last] for keys in self.keys], [values[first:last] for values in self.values])
+
 
 @dataclass(frozen=True)
 class FusedLayer:
@@ -117,7 +121,9 @@ class FusedDecoder:
         marked_width: w = d + marks, a multiple of 8.
         scale: factor of the attention scores.
         special_token: V, the id of the special token.
-        last_steps: slot for the static steps of the last batch (`static_steps.py`), whose captured graphs are worth keeping.
+        last_steps: the static steps of the last batch (`static_steps.py`), whose cache and graphs serve the next batch. They refer
+            to the decoder. Set this to None before dropping the decoder, or its memory waits for Python's garbage collector.
+        may_capture: whether steps may still be captured as CUDA graphs; False after a capture has failed.
     """
 
     def __init__(self, decoder: MusicgenForCausalLM, dtype: torch.dtype, *, in_place: bool = False) -> None:
@@ -139,6 +145,7 @@ class FusedDecoder:
         sizes = [len(table.weight) for table in stack.embed_tokens]
         self._first_rows = torch.tensor([0, *sizes[:-1]]).cumsum(0).to(self.device)
         self.last_steps: Any = None
+        self.may_capture = True
 
     @property
     def device(self) -> torch.device:
@@ -188,10 +195,11 @@ class FusedDecoder:
         marks[:, 0, :, 0].masked_fill_(hidden, HIDDEN)
         marks = upload(marks, self.device).to(self.dtype).expand(-1, self.num_heads, -1, -1)
         keys, values = [], []
-        for layer in self.layers:
-            k, v = functional.linear(padded, layer.cross_kv).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
-            keys.append(torch.cat([k.transpose(1, 2), marks], dim=-1))
-            values.append(functional.pad(v.transpose(1, 2), (0, self.marked_width - self.head_width)))
+        with torch.autocast(self.device.type, enabled=False):
+            for layer in self.layers:
+                k, v = functional.linear(padded, layer.cross_kv).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+                keys.append(torch.cat([k.transpose(1, 2), marks], dim=-1))
+                values.append(functional.pad(v.transpose(1, 2), (0, self.marked_width - self.head_width)))
         return TextKeys(keys, values)
 
     def hidden_states(
@@ -218,12 +226,12 @@ class FusedDecoder:
                 mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
                 x = x + functional.linear(mixed.transpose(1, 2).flatten(2), layer.out)
                 if texts is not None:
-                    self._hear(x[: texts.num_rows], layer, texts.keys[number], texts.values[number])
+                    self.add_cross_attention(x[: texts.num_rows], layer, texts.keys[number], texts.values[number])
                 x = layer.feed_forward(x)
             return self.final_norm(x)
 
-    def _hear(self, x: Tensor, layer: FusedLayer, keys: Tensor, values: Tensor) -> None:
-        """Adds cross attention to (n, S, D), in place."""
+    def add_cross_attention(self, x: Tensor, layer: FusedLayer, keys: Tensor, values: Tensor) -> None:
+        """Adds a layer's cross attention to (n, S, D) float32, in place."""
         q = functional.linear(layer.cross_norm(x), layer.cross_q).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         q = functional.pad(q, (0, self.marked_width - self.head_width), value=1.0)
         mixed = functional.scaled_dot_product_attention(q, keys, values, scale=self.scale)[..., : self.head_width]

@@ -9,6 +9,7 @@ nothing of windows, scores or Lightning.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -104,6 +105,7 @@ class MusicGen(nn.Module):
         self.fused: FusedDecoder | None = None
         self._prepared_for: tuple[str, str] | None = None
         self._text_states: OrderedDict[str, Tensor] = OrderedDict()
+        self._encoding_texts = threading.Lock()
         self.eval().requires_grad_(False)
         self._segment_encoder = SegmentEncoder(self.audio_encoder, channels=checkpoint.spec.channels)
         self._segment_decoder = SegmentDecoder(self.audio_encoder, channels=checkpoint.spec.channels)
@@ -143,11 +145,15 @@ class MusicGen(nn.Module):
                 self._prepared_for = (precision, "cpu")
         else:
             dtype = PRODUCT_DTYPES[precision]
+            if dtype != torch.float32:
+                self._prepared_for = (
+                    precision,
+                    self.device.type,
+                )  # before any weight is rounded, since that may fail half-way
             if self.fused is None or self.fused.dtype != dtype:
+                self._drop_fused()
                 self.fused = FusedDecoder(self.decoder, dtype, in_place=True)
             self.arithmetic = f"fused {_name(dtype)}"
-            if dtype != torch.float32:
-                self._prepared_for = (precision, self.device.type)
 
     def refuse_change(self, precision: str, device: torch.device) -> None:
         """Refuses to score in another way than this model was prepared for: its weights have been rounded or laid out.
@@ -228,7 +234,10 @@ class MusicGen(nn.Module):
         Returns:
             (L_i, D) each, or None for the null condition.
         """
-        plain = [text if text and text.strip() else None for text in texts]
+        with self._encoding_texts:
+            return self._encode_texts([text if text and text.strip() else None for text in texts])
+
+    def _encode_texts(self, plain: Sequence[str | None]) -> list[Tensor | None]:
         missing = list(dict.fromkeys(text for text in plain if text is not None and text not in self._text_states))
         with float32_exactly(self.device.type):
             if self.device.type == "cpu":
@@ -261,10 +270,19 @@ class MusicGen(nn.Module):
             f"(checkpoint {self.checkpoint.name})"
         )
 
+    def _drop_fused(self) -> None:
+        """Frees the joined weights, and the cache and graphs of the last batch."""
+        if self.fused is not None:
+            self.fused.last_steps = None
+        self.fused = None
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MusicGen:
         """Moves everything, but changes the dtype of the decoder alone: codes and texts are always made in float32."""
-        self.fused = None
+        self._drop_fused()
         self._text_states.clear()
+        self._segment_decoder = SegmentDecoder(
+            self.audio_encoder, channels=self.spec.channels
+        )  # without weights of the old device
         self.decoder._apply(fn)
         device = fn(torch.empty(0, device=self.text_encoder.device)).device
 

@@ -5,13 +5,14 @@
     float32_by_default()  undoes the default dtype that Lightning's `bf16-true` sets
     float32_exactly()     both, without autocast: for the codec and the text encoder
 
-torch keeps these switches for the whole process. Therefore they are changed outside of any thread pool, and if several threads hold
-one at the same time, the first changes it and the last restores it.
+torch keeps these switches for the whole process. If several threads hold one at the same time, the first changes it and the last
+restores it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,11 +22,12 @@ import torch
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Computes products as their dtype promises, with kernels that give the same result each time.
+    """Computes products as their dtype promises, with deterministic kernels.
 
     - float32 products and convolutions use neither TF32 nor bfloat16 (`torch.set_float32_matmul_precision`).
     - Partial sums of float16 and bfloat16 products are added in float32. cuBLAS would round them when it splits a sum.
-    - cuDNN uses deterministic algorithms, and does not choose them by timing.
+    - cuDNN uses deterministic algorithms, and does not choose them by timing. For a deterministic LSTM, NVIDIA also asks for the
+      environment variable CUBLAS_WORKSPACE_CONFIG, which must be set before CUDA starts; the commands set it.
     - cuDNN attention is off. It builds an execution plan for each new shape, which takes 0.1 to 0.4 s, and torch prefers it on
       H100-class devices.
     """
@@ -62,6 +64,7 @@ def numerics_in_use() -> dict[str, Any]:
             "cudnn_attention": torch.backends.cuda.cudnn_sdp_enabled(),
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
+            "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
         }
 
 
@@ -85,8 +88,13 @@ class _ProcessWide:
         with self._lock:
             if self._num_holders == 0:
                 self._found = self._read()
+            try:
+                self._write(self._wanted)
+            except BaseException:
+                if self._num_holders == 0:
+                    self._write(self._found)
+                raise
             self._num_holders += 1
-            self._write(self._wanted)
         try:
             yield
         finally:

@@ -250,7 +250,7 @@ def _self_attention(attention: MusicgenAttention, x: Tensor, keep: Callable[[Ten
     q, k, v = project(attention, x)
     if keep is not None:
         keep(k, v)
-    if can_pack(torch.float32) and x.device.type == "cpu":
+    if can_pack(torch.float32):
         mixed = causal_attention(q, k, v, num_heads=attention.num_heads)
     else:
         q, k, v = (_heads(t, attention.num_heads)[None] for t in (q, k, v))

@@ -11,7 +11,7 @@ from musicgen_eval import scoring
 from musicgen_eval.continuation import continue_codes
 from musicgen_eval.errors import CheckpointError, MetricError, RunError
 from musicgen_eval.fingerprint import machine
-from musicgen_eval.models import packed
+from musicgen_eval.models import fused_decoder, packed
 from musicgen_eval.models.musicgen import load_model
 from musicgen_eval.models.out_of_memory import out_of_memory_explained
 from musicgen_eval.sampling import draw_codes
@@ -88,6 +88,14 @@ def test_sampling_works_under_deterministic_algorithms(top_p, generator):
     assert torch.equal(found, expected)
 
 
+def test_autocast_does_not_round_the_sums_that_codes_are_drawn_from(generator):
+    logits, numbers = torch.randn(50, 300, generator=generator), torch.rand(50, generator=generator)
+    expected = draw_codes(logits, numbers, top_k=None)
+    with pretend_cuda(), torch.autocast("cuda", torch.bfloat16):
+        found = draw_codes(logits.to("cuda"), numbers.to("cuda"), top_k=None).cpu()
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_decoder_that_the_caller_has_cast_is_refused(oracle, device):
     with pretend_cuda():
@@ -125,6 +133,49 @@ def test_a_run_that_runs_out_of_memory_ends_with_that_error(monkeypatch):
     monkeypatch.setattr(musicgen_eval.MusicGen, "encode", encode)
     with pytest.raises(RunError, match=r"out of memory in a batch .* smaller data\.batch_size"):
         musicgen_eval.perplexity("demo", limit=1, accelerator="cpu")
+
+
+class Full(Metric):
+    """Needs more memory than there is."""
+
+    higher_is_better = False
+    full_state_update = False
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, logits):
+        if logits.shape[1] > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        self.total += logits.sum()
+
+    def compute(self):
+        return self.total
+
+
+def test_a_metric_that_runs_out_of_memory_is_not_called_a_faulty_metric():
+    with pytest.raises(RunError, match=r"out of memory in a batch"):
+        musicgen_eval.perplexity("demo", limit=1, accelerator="cpu", metrics={"full": Full()})
+
+
+def test_a_model_that_was_rounded_half_way_is_refused(oracle, monkeypatch):
+    joined, count = fused_decoder._joined, []
+
+    def failing(*args, **kwargs):
+        count.append(1)
+        if len(count) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return joined(*args, **kwargs)
+
+    monkeypatch.setattr(fused_decoder, "_joined", failing)
+    with pretend_cuda():
+        model = load_model(oracle / "tiny_musicgen").to("cuda")
+        with pytest.raises(torch.OutOfMemoryError):
+            model.prepare("bf16-mixed")
+        monkeypatch.undo()
+        with pytest.raises(CheckpointError, match="prepared for bf16-mixed"):
+            model.prepare("32-true")
 
 
 class StuckOnTheCpu(Metric):

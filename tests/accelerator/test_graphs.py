@@ -8,7 +8,7 @@ import torch
 
 from musicgen_eval.continuation import continue_prompts
 from musicgen_eval.models import static_steps
-from musicgen_eval.models.fused_decoder import FusedDecoder
+from musicgen_eval.models.fused_decoder import FusedDecoder, FusedLayer
 from musicgen_eval.sampling import Sampling
 from tests.support.pretend_cuda import pretend_cuda
 
@@ -80,7 +80,17 @@ def test_graphs_are_captured_once_and_replayed_for_later_batches(decoder):
     assert torch.equal(found, continued(decoder, batch(decoder, "mixed rows", seed=1)))
 
 
-def test_a_turn_waits_for_nothing_and_has_the_same_kernels_in_every_bucket(decoder, monkeypatch):
+def test_a_capture_needs_enough_steps_to_be_worth_its_time(decoder):
+    given = batch(decoder, "equal rows")
+    with pretend_cuda():
+        fused = FusedDecoder(copy.deepcopy(decoder).to("cuda"), torch.float32)
+        continued(fused, {**given, "total_frames": (25, 25, 25)})
+        assert not fused.last_steps._graphs
+        continued(fused, {**given, "total_frames": (40, 40, 40)})
+        assert list(fused.last_steps._graphs) == [256]
+
+
+def test_a_step_waits_for_nothing_and_has_the_same_kernels_in_every_bucket(decoder, monkeypatch):
     monkeypatch.setattr(static_steps, "BUCKET", 32)
     with pretend_cuda() as log:
         fused = FusedDecoder(copy.deepcopy(decoder).to("cuda"), torch.bfloat16)
@@ -88,9 +98,9 @@ def test_a_turn_waits_for_nothing_and_has_the_same_kernels_in_every_bucket(decod
         steps, launches = fused.last_steps, []
         for num_keys in (32, 64):
             with torch.inference_mode():
-                steps._turn.zero_()
+                steps._step.zero_()
                 log.clear()
-                steps._take_turn_eagerly(num_keys)
+                steps._step_eagerly(num_keys)
             assert log.num_waits == 0
             launches.append(dict(log.kernels))
     assert launches[0] == launches[1]
@@ -116,7 +126,33 @@ def test_a_capture_that_fails_falls_back_with_one_warning(decoder, monkeypatch):
     assert torch.equal(found, continued(decoder, given))
 
 
-def test_a_turn_compiles_without_a_graph_break(decoder):
+def test_a_step_that_waits_is_not_captured_and_the_warning_names_the_cause(decoder, monkeypatch):
+    feed_forward = FusedLayer.feed_forward
+
+    def waiting(self, x):
+        return feed_forward(self, x) * float(x.sum() * 0 + 1)
+
+    monkeypatch.setattr(FusedLayer, "feed_forward", waiting)
+    given = batch(decoder, "mixed rows")
+    with pretend_cuda():
+        fused = FusedDecoder(copy.deepcopy(decoder).to("cuda"), torch.float32)
+        with pytest.warns(UserWarning, match=r"without CUDA graphs.*capturing"):
+            found = continued(fused, given)
+    assert torch.equal(found, continued(decoder, given))
+
+
+def test_a_device_that_is_full_ends_a_capture_with_that_error(decoder, monkeypatch):
+    def capture(self, function):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(static_steps.CudaGraph, "capture", capture)
+    with pretend_cuda():
+        fused = FusedDecoder(copy.deepcopy(decoder).to("cuda"), torch.float32)
+        with pytest.raises(torch.OutOfMemoryError):
+            continued(fused, batch(decoder, "mixed rows"))
+
+
+def test_a_step_compiles_without_a_graph_break(decoder):
     fused = FusedDecoder(decoder, torch.float32)
     given = batch(decoder, "mixed rows")
     compile_turn = torch.compile

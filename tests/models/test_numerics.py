@@ -1,5 +1,6 @@
 """Process-wide switches of torch: what holds inside, and that the process is left as it was found."""
 
+import os
 import threading
 
 import pytest
@@ -80,4 +81,5 @@ def test_the_numerics_in_use_name_versions_and_switches():
         "cudnn_attention": False,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
+        "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
     }

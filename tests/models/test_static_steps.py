@@ -1,5 +1,7 @@
 """Static steps against the CPU's own steps: the same codes, whatever the batch, the bucket and the sampling."""
 
+import gc
+import weakref
 from functools import partial
 
 import pytest
@@ -74,6 +76,38 @@ def test_the_steps_of_a_batch_serve_the_next_batch_of_the_same_sizes(tiny_model,
     assert torch.equal(continued(fused, *rows), first)
     continued(fused, *rows, guidance_scale=1.0)
     assert fused.last_steps is not kept
+
+
+@torch.inference_mode()
+def test_rows_of_about_equal_length_share_a_cache(tiny_model, rows):
+    prompts, _, texts = rows
+    fused = FusedDecoder(tiny_model.decoder, torch.float32)
+    continued(fused, prompts, [60, 33, 95, 51, 7], texts)
+    kept = fused.last_steps
+    continued(fused, prompts, [60, 33, 98, 51, 7], texts)
+    assert fused.last_steps is kept
+
+
+@torch.inference_mode()
+def test_an_old_cache_is_freed_before_a_new_one_is_allocated(tiny_model, rows, monkeypatch):
+    alive = []
+    build = static_steps.StaticSteps.__init__
+
+    def spy(self, *args):
+        alive.append([reference() is not None for reference in old])
+        build(self, *args)
+
+    monkeypatch.setattr(static_steps.StaticSteps, "__init__", spy)
+    fused, old = FusedDecoder(tiny_model.decoder, torch.float32), []
+    gc.disable()
+    try:
+        continued(fused, *rows)
+        old += [weakref.ref(fused.last_steps), weakref.ref(fused.last_steps._cache)]
+        continued(fused, *rows, guidance_scale=1.0)
+        continued(tiny_model.decoder, *rows)
+    finally:
+        gc.enable()
+    assert alive == [[], [False, False]]
 
 
 @torch.inference_mode()
