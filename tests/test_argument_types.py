@@ -36,7 +36,7 @@ AUDIO = torch.zeros(32000) + 0.01
         (lambda: perplexity("demo", run_dir=3), r"run_dir must be a string or a path or None, got 3"),
         (lambda: perplexity("demo", metrics=[]), r"metrics must be a mapping or None, got \[\] \(list\)"),
         (lambda: perplexity("demo", torch.nn.Linear(1, 1)), r"checkpoint must be 'demo', .* got Linear"),
-        (lambda: perplexity(np.zeros(9)), r"audio must be a path or a torch tensor, got ndarray"),
+        (lambda: perplexity(np.zeros(9)), r"audio must be a path, a list of paths or a torch tensor, got ndarray"),
         (lambda: generate("demo", text=AUDIO), r"text must be a string or None, got Tensor of shape \(32000,\)"),
         (lambda: generate("demo", seed=1.5), r"seed must be a whole number, got 1\.5"),
         (lambda: generate("demo", temperature=float("nan")), r"temperature must be a finite number, got nan"),

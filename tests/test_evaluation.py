@@ -207,7 +207,7 @@ def test_perplexity_of_a_tensor_equals_that_of_its_file(songs, loaded):
     [
         (torch.zeros(308700, 1), {"sample_rate_hz": 44100}, "of one or two channels, got torch.float32 (308700, 1)"),
         (torch.zeros(1, 0), {"sample_rate_hz": 44100}, "one or two channels"),
-        (np.zeros(10), {}, "got ndarray (torch.from_numpy makes one)"),
+        (np.zeros(10), {}, "got ndarray (torch.from_numpy makes a tensor)"),
         (torch.full((32000,), 30000.0), {"sample_rate_hz": 32000}, "samples reach 30000"),
         ("x.wav", {"precision": "fp8"}, "precision must be one of"),
         ("x.wav", {"accelerator": "tpux"}, "tpux"),

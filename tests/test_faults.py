@@ -147,11 +147,11 @@ def test_a_signal_to_rank_0_ends_both_processes_after_their_batch(begin, tmp_pat
         wait_until(lambda: len(list((tmp_path / "x").glob("journal/*.jsonl"))) == 2, run)
         (launched,) = children(run.pid)
         run.send_signal(sent)
-        out, said = run.communicate(timeout=60)
+        said = run.communicate(timeout=60)[1]
     assert run.returncode == status, said[-2000:]
     assert "Traceback" not in said
     assert said.count("error: ") == 1
-    assert f"--resume {tmp_path / 'x'}" in out
+    assert f"--resume {tmp_path / 'x'}" in said
     assert not is_alive(launched)
     for journal in (tmp_path / "x" / "journal").glob("*.jsonl"):
         lines = journal.read_text().splitlines()
@@ -185,10 +185,10 @@ def test_a_second_interrupt_ends_at_once(begin, tmp_path):
         assert run.poll() is None
         began = time.monotonic()
         run.send_signal(signal.SIGINT)
-        out, said = run.communicate(timeout=60)
+        said = run.communicate(timeout=60)[1]
     assert run.returncode == 130, said[-2000:]
     assert time.monotonic() - began < 30  # a window takes 60 s
-    assert "ending after the batch in hand; interrupt again to end at once" in out
+    assert "ending after the batch in hand; interrupt again to end at once" in said
     assert not (tmp_path / "x").exists()  # nothing was measured
 
 

@@ -147,14 +147,14 @@ def test_a_signal_ends_a_run_with_its_status_and_what_was_written_is_whole_and_l
         while process.poll() is None and len(list(run_dir.rglob("continuation_0.wav"))) < 3:
             time.sleep(0.01)
         process.send_signal(sent)
-        out, said = process.communicate(timeout=120)
+        said = process.communicate(timeout=120)[1]
     assert process.returncode == status, said[-2000:]
     assert message in said
     assert "nothing was written" not in said
     assert "Traceback" not in said
     rows = rows_of(run_dir)
     assert 3 <= len(rows) < 401
-    assert f"{len(rows)} continuations stay" in out
+    assert f"{len(rows)} continuations stay" in said
     begun = {"config.yaml", "run.json", "journal"}
     assert {path.name for path in run_dir.iterdir()} == {"audio", "continuations.csv", *begun}
     assert {row["path"] for row in rows} == {name for name in files(run_dir) if name.startswith("audio/")}

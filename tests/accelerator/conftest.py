@@ -25,7 +25,7 @@ def _needs_no_gpu():
         pytest.skip("the pretend device stands in for a missing GPU")
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _few_resamples():
     """Confidence intervals are computed on the CPU, and their 2000 resamples would take half of the time of a run."""
     few = functools.partial(results.bootstrap_sums, num_resamples=20)

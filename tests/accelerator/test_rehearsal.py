@@ -163,6 +163,9 @@ def test_in_float32_predict_gives_the_cpus_codes_and_audio(rehearsal: Rehearsal,
         assert one.generated.shape[1] == NEW_FRAMES * 640
         assert torch.allclose(one.generated, twin.generated, rtol=0, atol=1e-5)
     values, twins = metric_values(found.evaluation), metric_values(expected.evaluation)
+    # A ratio of differences between frames, which magnifies the rounding of the decoded audio.
+    change, twin_change = values.pop("seam.change"), twins.pop("seam.change")
+    assert change == pytest.approx(twin_change, rel=2e-4)
     assert values == pytest.approx(twins, rel=2e-5, abs=2e-5, nan_ok=True)
     assert math.isfinite(values["true_perplexity.ppl"])
     assert math.isfinite(
