@@ -1,4 +1,4 @@
-"""EnCodec's encoder as convolutions over short pieces of audio that stay in the processor's cache.
+"""EnCodec's encoder as matrix products over short pieces of audio that stay in the processor's cache.
 
     audio --stages of convolutions, piece by piece--> frames --LSTM over the whole--> --convolution--> latents --> codes
 
@@ -27,7 +27,6 @@ from transformers import EncodecModel
 from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecLSTM, EncodecResnetBlock
 
 from musicgen_eval.models.packed import PackedMatrix, can_pack
-from musicgen_eval.models.packed_convolution import PackedConvolution
 
 PIECE_FRAMES = 100
 """Frames a piece of the convolutions; bounds the memory."""
@@ -37,6 +36,8 @@ MAX_LANES = 4
 """Sequences that an LSTM takes in lockstep."""
 LSTM_STEPS = 64
 """Steps that a layer passes on at once to the next layer, which may run in another thread."""
+MIN_TAP_WIDTH = 32
+"""Narrower products are slower than laying out every output row's view."""
 
 
 class EncoderProducts:
@@ -153,10 +154,14 @@ class _Residual:
 
 
 class _Conv:
-    """An `EncodecConv1d`, with or without an ELU before it."""
+    """An `EncodecConv1d` as matrix products, with or without an ELU before it.
+
+    With kernel k, stride s and rows of C channels, s rows are read as one of s * C; output row o is then the sum over the k / s
+    taps j of `rows[o + j] @ weight[j].T`. Few channels or odd kernels: one product with every output row's view laid out.
+    """
 
     def __init__(self, layer: EncodecConv1d, *, elu: bool = False) -> None:
-        weight = layer.conv.weight.detach()
+        weight, bias = layer.conv.weight.detach(), layer.conv.bias
         self.channels_out, self.channels_in, self.kernel = weight.shape
         self.stride, self.dilation = layer.conv.stride[0], layer.conv.dilation[0]
         self.elu = elu
@@ -164,7 +169,11 @@ class _Conv:
         self.span = (self.kernel - 1) * self.dilation + 1
         self.pad_right = 0 if layer.causal else (self.span - self.stride) // 2
         self.pad_left = self.span - self.stride - self.pad_right
-        self.convolve = PackedConvolution(weight, layer.conv.bias, stride=self.stride, dilation=self.dilation)
+        by_time = weight.transpose(1, 2)  # (O, k, C)
+        width = self.stride * self.channels_in
+        self.in_taps = width >= MIN_TAP_WIDTH and self.kernel % self.stride == 0 and 1 in (self.stride, self.dilation)
+        taps = by_time.reshape(self.channels_out, -1, width if self.in_taps else self.kernel * self.channels_in)
+        self.taps = [PackedMatrix(tap, bias if j == 0 else None) for j, tap in enumerate(taps.unbind(1))]
 
     def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
         """The input rows that output rows [low, high) see, those that the padding at the ends mirrors among them."""
@@ -180,8 +189,16 @@ class _Conv:
     def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int, *, add: Tensor | None = None) -> Tensor:
         """Input rows from `start` on, (rows, C) -> output rows [low, high), plus `add`."""
         rows = self._padded(_elu(x) if self.elu else x, start, *self._raw_view(low, high), num_in)
-        out = self.convolve(rows)
-        return out if add is None else out.add_(add)
+        num_out = high - low
+        if not self.in_taps:
+            shape, strides = (num_out, self.kernel, self.channels_in), (self.stride, self.dilation)
+            laid_out = rows.as_strided(shape, (*(s * self.channels_in for s in strides), 1)).reshape(num_out, -1)
+            return self.taps[0](laid_out, add=add)
+        rows = rows.reshape(-1, self.stride * self.channels_in)
+        for j, tap in enumerate(self.taps):
+            add = tap(rows[j * self.dilation : j * self.dilation + num_out], add=add)
+        assert add is not None
+        return add
 
     def _raw_view(self, low: int, high: int) -> tuple[int, int]:
         """The same, running over the ends where the padding lies."""

@@ -110,7 +110,6 @@ def test_pieces_give_what_the_whole_gives(name, monkeypatch):
     # In float64 an error of the view would stand out from rounding by eight orders of magnitude.
     model.double()
     monkeypatch.setattr(encodec_products, "PackedMatrix", Float64Matrix)
-    monkeypatch.setattr(encodec_products, "PackedConvolution", Float64Convolution)
     ours = plan(model)
     with torch.no_grad():
         whole = ours.latents([audio], piece_frames=17)[0]
@@ -130,16 +129,6 @@ class Float64Matrix:
     def __call__(self, x, *, add=None):
         y = x @ self.weight.t() + (0 if self.bias is None else self.bias)
         return y if add is None else y + add
-
-
-class Float64Convolution:
-    """The obvious twin of PackedConvolution, in any dtype."""
-
-    def __init__(self, weight, bias=None, *, stride=1, dilation=1):
-        self.weight, self.bias, self.stride, self.dilation = weight, bias, stride, dilation
-
-    def __call__(self, x):
-        return torch.nn.functional.conv1d(x.t()[None], self.weight, self.bias, self.stride, 0, self.dilation)[0].t()
 
 
 def test_a_view_is_as_narrow_as_the_kernels_allow(codec):
