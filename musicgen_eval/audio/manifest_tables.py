@@ -187,7 +187,7 @@ def _csv_rows(path: Path, reader: Any, header: _Header, oddities: Oddities) -> I
     num_needed = 1 + max(at for at, name in enumerate(header.names) if name)
     try:
         for fields in reader:
-            if not any(fields):
+            if not any(map(str.strip, fields)):
                 oddities.num_empty_rows += bool(fields)
                 continue
             number += 1

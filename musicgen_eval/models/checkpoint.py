@@ -163,6 +163,11 @@ def _config(files: CheckpointFiles) -> MusicgenConfig:
             f"checkpoint folder {files.name} has no {CONFIG}; expected a MusicGen checkpoint in transformers' format"
         )
     written = _read_json(files, path)
+    if written.get("transformers_weights") is not None:  # transformers would open that file instead, whatever it is
+        raise CheckpointError(
+            f"checkpoint {files.name}: {CONFIG} names another weights file ({written['transformers_weights']!r}); remove "
+            "`transformers_weights` from it, or save the model again with save_pretrained"
+        )
     if written.get("model_type") == "musicgen":
         missing = [part for part in PARTS if not isinstance(written.get(part), dict)]
         if missing:

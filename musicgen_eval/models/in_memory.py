@@ -47,6 +47,8 @@ def copy_model(
     """
     state = _copied_state(model)
     config = deepcopy(model.config)
+    if hasattr(config, "transformers_weights"):  # a file that the weights in memory do not need
+        del config.transformers_weights
     composite = load_composite(IN_MEMORY, config, state)
     tokenizer = _checked(tokenizer, model) if tokenizer is not None else _tokenizer_of_origin(model)
     digest = _digest(state, json.dumps(config.to_dict(), sort_keys=True, default=str), tokenizer)

@@ -355,6 +355,7 @@ def test_a_text_that_is_not_a_number_is_no_text(tmp_path: Path):
         ("path,text,,\na.wav,\"calm, piano\"\n", []),  # Excel leaves out separators at the end of later rows
         ("path,text\na.wav,\"calm, piano\",,\n", []),
         ("path,text\n,\na.wav,\"calm, piano\"\n,\n\n", ["rows skipped because they are empty: 2"]),
+        ("path,text\n , \na.wav,\"calm, piano\"\n", ["rows skipped because they are empty: 1"]),
         ("path;text;note, more\na.wav;calm, piano;x\n", []),
         ("sep=;\npath;text\na.wav;calm, piano\n", []),
         ("\ufeffpath\ttext\na.wav\tcalm, piano\n", []),

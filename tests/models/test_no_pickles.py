@@ -113,6 +113,16 @@ def test_a_damaged_index_is_refused(trapped, content):
         load_model(trapped)
 
 
+@pytest.mark.parametrize("weights", ["x.safetensors.index.json", "other.safetensors", "pytorch_model.bin"])
+def test_a_configuration_that_names_other_weights_is_refused(trapped, tmp_path, weights):
+    config = json.loads((trapped / "config.json").read_text())
+    (trapped / "config.json").write_text(json.dumps({**config, "transformers_weights": weights}))
+    (trapped / "x.safetensors.index.json").write_text(json.dumps({"weight_map": {"any": "pytorch_model.bin"}}))
+    with pytest.raises(CheckpointError, match="names another weights file"):
+        load_model(trapped)
+    assert not (tmp_path / "mark").exists()
+
+
 def test_weights_in_several_files_are_read(trapped, tiny_model):
     weights = load_file(trapped / "model.safetensors")
     (trapped / "model.safetensors").unlink()

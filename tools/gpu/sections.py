@@ -133,7 +133,9 @@ def _alarm_after(seconds: float) -> Iterator[None]:
         raise OutOfTime(f"after {seconds:.0f} s")
 
     found = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(
+        signal.ITIMER_REAL, seconds, 5.0
+    )  # again every 5 s: an error in a destructor or a callback is swallowed
     try:
         yield
     finally:
