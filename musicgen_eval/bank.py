@@ -364,7 +364,7 @@ def _copied(name: str, metric: Metric) -> Metric:
     """
     try:
         return deepcopy(metric)
-    except Exception as error:  # a stranger's metric may hold anything
+    except Exception as error:  # a third-party metric may hold anything
         raise MetricError(
             f"metric {name!r} ({type(metric).__name__}) cannot be copied ({error}), and every run works on a copy; keep locks, "
             "files and generators out of the metric, or create them in update()"

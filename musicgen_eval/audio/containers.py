@@ -72,17 +72,17 @@ def kind_of(head: bytes) -> str | None:
 
 
 def is_known_start(head: bytes) -> bool:
-    """Whether a file that begins like this is of a kind that is known by its first bytes."""
+    """Returns whether the first bytes identify the kind of a file."""
     return kind_of(head) is not None or head.startswith(_SOUNDFILE_STARTS)
 
 
 def is_read_to_its_end(head: bytes) -> bool:
-    """Whether decoders read such a file to its last byte, beyond the end that its header declares: W64 and ASF."""
+    """Returns whether decoders read past the end that the header declares, as they do for W64 and ASF."""
     return head.startswith((_W64_RIFF, _ASF))
 
 
 def wav_coding(head: bytes) -> int | None:
-    """The coding that the first chunk of a wav file names, such as 1 for PCM; None: another kind of file, or another chunk."""
+    """Returns the coding in the first chunk of a wav file, such as 1 for PCM; None for other files and other chunks."""
     if head[:4] != b"RIFF" or head[8:16] != b"WAVEfmt ":
         return None
     return int.from_bytes(head[20:22], "little")

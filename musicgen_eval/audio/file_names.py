@@ -60,7 +60,7 @@ def spellings(name: str) -> Iterator[str]:
 
 
 def hint(name: str) -> str:
-    """What may be wrong with the name of a file that does not exist; empty where nothing is known."""
+    """Returns a hint about the name of a file that does not exist; empty if there is none."""
     if _WINDOWS_DRIVE.search(name):
         return " (a path with a drive letter of Windows, which names nothing here; make it relative to the manifest)"
     return ""

@@ -51,7 +51,7 @@ def ends_at(path: Path, num_samples: int) -> bool:
 
 @once_per_file(1 << 10)
 def find_flac_end(path: Path) -> int | None:
-    """Samples up to the end of the last frame; None: the file does not end with a whole one."""
+    """Returns the samples up to the end of the last frame; None if the file does not end with a whole frame."""
     with open_audio(path) as file:
         for frame, content in _last_frames(file, _TAIL_BYTES):
             if _checksum(content, width=16) == 0:

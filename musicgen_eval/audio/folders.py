@@ -26,7 +26,7 @@ SHOWN_EXTENSIONS = 8
 
 
 def is_audio_name(path: str) -> bool:
-    """Whether a file's extension is that of an audio file."""
+    """Returns whether a file has an audio extension."""
     return PurePosixPath(path).suffix.lower() in AUDIO_SUFFIXES
 
 
@@ -63,7 +63,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def skipped_files(relative_paths: Sequence[str]) -> str:
-    """How many files were skipped, with their extensions, the most frequent first."""
+    """Returns the number of skipped files and their extensions, the most frequent first."""
     skipped = [PurePosixPath(path).suffix.lower() for path in relative_paths if not is_audio_name(path)]
     counts = Counter(suffix or "no extension" for suffix in skipped)
     by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))

@@ -29,7 +29,7 @@ INSTALL_PARQUET = "pip install 'musicgen-eval[parquet]'"
 
 @dataclass
 class Oddities:
-    """What was passed over in a manifest, for the user to know.
+    """Parts of a manifest that were skipped.
 
     Attributes:
         num_empty_rows: rows of nothing but separators.
@@ -148,7 +148,7 @@ def _encoding(path: Path) -> str:
 
 
 class _Header(NamedTuple):
-    """How a csv file begins: what separates its columns, their names, and how many lines this takes."""
+    """The beginning of a csv file: its separator, its column names, and the number of lines before the rows."""
 
     separator: str
     names: list[str]
@@ -173,7 +173,7 @@ def _read_header(file: TextIO) -> _Header:
 
 
 def _columns_found(header: str, separator: str) -> tuple[bool, int]:
-    """Whether a separator gives a column `path`, and how many it gives."""
+    """Returns whether a separator yields a column `path`, and the number of columns."""
     try:
         names = next(csv.reader(io.StringIO(header, newline=""), strict=True, delimiter=separator), [])
     except csv.Error:

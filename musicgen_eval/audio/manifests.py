@@ -140,7 +140,7 @@ def _plain_seconds(cells: Sequence[Any] | None, num_rows: int) -> NDArray[np.flo
 
 
 def _own_text(text: str) -> str | None:
-    """A row's text; None where it is empty or a word that stands for a missing value."""
+    """Returns a row's text; None if it is empty or a word that stands for a missing value."""
     stripped = text.strip()
     return None if stripped in MISSING_WORDS else stripped
 

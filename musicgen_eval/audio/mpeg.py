@@ -38,7 +38,9 @@ from musicgen_eval.errors import AudioError
 
 DECODER_DELAY_SAMPLES = 529  # of every layer III decoder; mpg123 trims it where a tag tells the encoder's delay
 PRE_ROLL_SAMPLES = 65_536
-MAX_PADDED_BYTES = 8  # by how much frames of one bit rate may differ from so many times their mean size
+MAX_PADDED_BYTES = (
+    8  # largest difference between the size of all frames of one bit rate and their number times the mean size
+)
 _BLOCK_BYTES = 1 << 20
 
 
@@ -62,7 +64,7 @@ class MpegStream:
 
 
 def declared_stream(path: Path) -> tuple[MpegHeader, int] | None:
-    """Header and number of samples, where the tag can be trusted; None: count the frames.
+    """Returns header and number of samples if the tag can be trusted; None if the frames must be counted.
 
     A tag is trusted if it accounts for every byte of the file, and either its checksum or a constant bit rate confirms its
     number of frames: some writers count the tag's own frame.

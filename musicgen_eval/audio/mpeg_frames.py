@@ -100,7 +100,7 @@ def smallest_frame_bytes(like: MpegHeader) -> int:
 
 
 def find_first_frame(file: BinaryIO) -> int | None:
-    """Where the first frame begins: after ID3 tags, and after up to 64 kB of other bytes; None: not MPEG audio.
+    """Returns where the first frame begins, after ID3 tags and up to 64 kB of other bytes; None if there is no MPEG audio.
 
     A frame counts as the first one when its size leads to another of the same stream, and so on for three more (or to
     the end of the file).

@@ -190,7 +190,7 @@ def _config(files: CheckpointFiles) -> MusicgenConfig:
 
 
 def _stated_max_length(files: CheckpointFiles) -> int | None:
-    """`max_length` of the generation config; None: there is none.
+    """Returns `max_length` of the generation config; None if there is none.
 
     Raises:
         CheckpointError: a damaged file, a number that is no length, or a file that exists where it cannot be reached.
@@ -292,7 +292,7 @@ def _notes(spec: CodecSpec, source: Source, name: str, *, stated: int | None, po
     """Reports a window length that may be no property of the model.
 
     `max_length` is often set to the length of a sample, and `save_pretrained` keeps it. It is trusted without a note if it is
-    MusicGen's 30 s, or if the decoder was built for exactly so many positions, as the demo's was.
+    MusicGen's 30 s, or if the decoder was built for exactly that many positions, as the demo's was.
     """
     trained = DEFAULT_WINDOW_S * spec.frame_rate_hz
     window_s = spec.max_frames / spec.frame_rate_hz
