@@ -313,7 +313,7 @@ class MusicGenEvaluation(L.LightningModule):
     def _prepare_model(self) -> None:
         """Makes the loaded model ready for the trainer's precision, and tries metrics on its device."""
         model = self._loaded
-        model.prepare(self.trainer.precision)
+        model.prepare(self.trainer.precision, decoding=self._task == "continue")
         self.bank.try_on(model.device)
         known = self.settled.arithmetic
         if known not in (None, model.arithmetic):

@@ -5,8 +5,8 @@ is first read, and not before. audiocraft's manifests (jsonl with `path`, `durat
 track's text is then the `description` of the json file beside it. Their `duration` is passed over: it is what ffmpeg says of
 the container, with an mp3's or m4a's padding in it. Every error names the row. Nothing here opens audio.
 
-A text that is one of `MISSING_WORDS`, such as `nan` or `None`, is no text, whatever the kind of manifest: this is how pandas, Excel
-and others write that there is none. A track that is really described by such a word needs a longer text.
+A text or a number of seconds that is one of `MISSING_WORDS`, such as `nan` or `None`, is missing, whatever the kind of manifest:
+this is how pandas, Excel and others write that there is none. A track that is really described by such a word needs a longer text.
 """
 
 from __future__ import annotations
@@ -198,8 +198,7 @@ def _parse_row(
     if isinstance(id, int) and not isinstance(id, bool):
         id = str(id)
     text: Any = row.get("text")
-    if isinstance(text, float) and math.isnan(text):
-        text = None
+    id, text = (None if isinstance(cell, float) and math.isnan(cell) else cell for cell in (id, text))
     for name, value in (("id", id), ("text", text)):
         if value is not None and not (isinstance(value, str) and _is_unicode([value])):
             raise fail(f"{name} must be text, got {value!r}")
@@ -230,7 +229,9 @@ def _number_of_seconds(row: Mapping[str, Any], name: str, fail: Callable[[str], 
 
 def _seconds(value: Any) -> float | str | None:
     """A number; None where none is given; text where it is not a number."""
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if value is None or (isinstance(value, str) and value.strip() in MISSING_WORDS):
+        return None
+    if isinstance(value, float) and math.isnan(value):
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return repr(value)

@@ -27,12 +27,15 @@ from transformers import EncodecModel
 from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecLSTM, EncodecResnetBlock
 
 from musicgen_eval.models.packed import PackedMatrix, can_pack
+from musicgen_eval.models.processor import has_fast_mkl
 
-PIECE_FRAMES = 100
+PIECE_FRAMES = 256
 """Frames a piece of the convolutions; bounds the memory."""
 CACHE_FLOATS = 2**18
 """Aimed-at size of a layer's input inside a piece: 1 MB, a core's second-level cache."""
-MAX_LANES = 4
+MIN_ROWS = 256
+"""Fewest rows that a product gets, if the piece has them; with fewer, reading the weights takes much of the time."""
+MAX_LANES = 8
 """Sequences that an LSTM takes in lockstep."""
 LSTM_STEPS = 64
 """Steps that a layer passes on at once to the next layer, which may run in another thread."""
@@ -93,7 +96,7 @@ class EncoderProducts:
         num_in = audio.shape[0] // math.prod(earlier.hop for earlier in self.stages[: num_stages - 1])
         start, stop = stage.view(low, high, num_in)
         x = self._convolve(num_stages - 1, audio, start, stop)
-        step = max(1, CACHE_FLOATS // stage.floats_a_row)
+        step = max(MIN_ROWS, CACHE_FLOATS // stage.floats_a_row)
         out = x.new_empty(high - low, stage.channels_out)
         for a in range(low, high, step):
             b = min(a + step, high)
@@ -173,7 +176,10 @@ class _Conv:
         width = self.stride * self.channels_in
         self.in_taps = width >= MIN_TAP_WIDTH and self.kernel % self.stride == 0 and 1 in (self.stride, self.dilation)
         taps = by_time.reshape(self.channels_out, -1, width if self.in_taps else self.kernel * self.channels_in)
-        self.taps = [PackedMatrix(tap, bias if j == 0 else None) for j, tap in enumerate(taps.unbind(1))]
+        self.taps = [
+            PackedMatrix(tap, bias if j == 0 else None, lay_out=not has_fast_mkl())
+            for j, tap in enumerate(taps.unbind(1))
+        ]
 
     def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
         """The input rows that output rows [low, high) see, those that the padding at the ends mirrors among them."""
@@ -195,10 +201,10 @@ class _Conv:
             laid_out = rows.as_strided(shape, (*(s * self.channels_in for s in strides), 1)).reshape(num_out, -1)
             return self.taps[0](laid_out, add=add)
         rows = rows.reshape(-1, self.stride * self.channels_in)
-        for j, tap in enumerate(self.taps):
-            add = tap(rows[j * self.dilation : j * self.dilation + num_out], add=add)
-        assert add is not None
-        return add
+        total = self.taps[0](rows[:num_out], add=add)
+        for j, tap in enumerate(self.taps[1:], start=1):
+            total = tap.add_to(total, rows[j * self.dilation : j * self.dilation + num_out])
+        return total
 
     def _raw_view(self, low: int, high: int) -> tuple[int, int]:
         """The same, running over the ends where the padding lies."""

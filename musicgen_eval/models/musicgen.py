@@ -120,8 +120,8 @@ class MusicGen(nn.Module):
         """Where the decoder is."""
         return self.decoder.device
 
-    def prepare(self, precision: str) -> None:
-        """Makes the decoder ready to score in a precision, after it has been moved to its device.
+    def prepare(self, precision: str, *, decoding: bool = True) -> None:
+        """Makes the decoder ready for a precision, after it has been moved to its device.
 
         On a CPU its matrices are laid out for the processor, in place: in float32, or in bfloat16 with float32 sums, residuals
         and output heads. On an accelerator they are joined and cast, once and in place. Transformers' own modules compute if the
@@ -129,6 +129,8 @@ class MusicGen(nn.Module):
 
         Args:
             precision: as Lightning's: `32-true`, `bf16-mixed`, `bf16-true` or `16-mixed`.
+            decoding: whether it will also decode step by step. If it will only score, float32 matrices may be laid out for many
+                rows alone, which may change the last bits of its sums.
 
         Raises:
             CheckpointError: the model was prepared for another precision, or its decoder has been cast to another dtype.
@@ -139,7 +141,7 @@ class MusicGen(nn.Module):
             self.arithmetic = "transformers, sharded"
         elif self.device.type == "cpu":
             dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
-            packed = pack_linears(self.decoder, dtype)
+            packed = pack_linears(self.decoder, dtype, few_rows=decoding)
             self.arithmetic = f"packed {_name(dtype)}" if packed else "transformers"
             if packed:
                 self._prepared_for = (precision, "cpu")

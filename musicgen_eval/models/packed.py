@@ -18,9 +18,13 @@ from transformers import MusicgenForCausalLM
 from transformers.activations import GELUActivation
 from transformers.models.musicgen.modeling_musicgen import MusicgenAttention, MusicgenDecoderLayer
 
+from musicgen_eval.models.processor import has_fast_mkl
 
-def pack_linears(decoder: nn.Module, dtype: torch.dtype = torch.float32) -> bool:
+
+def pack_linears(decoder: nn.Module, dtype: torch.dtype = torch.float32, *, few_rows: bool = True) -> bool:
     """Replace every `nn.Linear` of a MusicGen decoder by packed weights, in place; the old parameters are let go.
+
+    A decoder that is already packed in `dtype` is laid out again if `few_rows` asks for it; no weight changes.
 
     The output heads stay float32 whatever `dtype` is: they cost 2% of the work, and logits rounded to bfloat16 would move an nll
     by hundredths of a nat. Pack last: packed weights are in no `state_dict`, and `.to()` does not move or cast them.
@@ -29,6 +33,8 @@ def pack_linears(decoder: nn.Module, dtype: torch.dtype = torch.float32) -> bool
         decoder: `MusicgenForCausalLM` or another decoder with `lm_heads`, float32, on a CPU, in eval mode.
         dtype: float32, or bfloat16: products of bfloat16 numbers added up in float32. The residual stream is what the decoder's
             embeddings are: float32, unless the decoder has been cast.
+        few_rows: whether the decoder will also read few rows at a time, as in decoding steps. If it will not, float32 weights stay
+            as torch's own BLAS reads them where that is faster (`has_fast_mkl`).
 
     Returns:
         Whether the decoder is packed; False, and nothing done, where this torch, processor or device cannot.
@@ -42,12 +48,16 @@ def pack_linears(decoder: nn.Module, dtype: torch.dtype = torch.float32) -> bool
     packed = {m.dtype for m in decoder.modules() if isinstance(m, PackedLinear) and m not in heads}
     if packed - {dtype}:
         raise ValueError(f"decoder: already packed in {packed.pop()}, asked for {dtype}; load it afresh")
+    lay_out = few_rows or dtype == torch.bfloat16 or not has_fast_mkl()
     if packed:
+        for module in decoder.modules():
+            if isinstance(module, PackedLinear):
+                module.matrix.lay_out(lay_out)
         return True
     if not can_pack(dtype) or any(parameter.device.type != "cpu" for parameter in decoder.parameters()):
         return False
     for attention in [layer.self_attn for layer in cast(MusicgenForCausalLM, decoder).model.decoder.layers]:
-        _fuse_projections(attention, dtype)
+        _fuse_projections(attention, dtype, lay_out=lay_out)
     for parent in list(decoder.modules()):
         fuse_gelu = isinstance(getattr(parent, "activation_fn", None), GELUActivation) and hasattr(parent, "fc1")
         for name, linear in list(parent.named_children()):
@@ -55,13 +65,14 @@ def pack_linears(decoder: nn.Module, dtype: torch.dtype = torch.float32) -> bool
                 continue
             _require_packable(linear, dtype)
             activation: Activation = "gelu" if fuse_gelu and name == "fc1" else "none"
-            setattr(parent, name, PackedLinear(linear, torch.float32 if linear in heads else dtype, activation))
+            product = torch.float32 if linear in heads else dtype
+            setattr(parent, name, PackedLinear(linear, product, activation, lay_out=lay_out))
         if fuse_gelu:
             parent.activation_fn = nn.Identity()
     return True
 
 
-def _fuse_projections(attention: MusicgenAttention, dtype: torch.dtype) -> None:
+def _fuse_projections(attention: MusicgenAttention, dtype: torch.dtype, *, lay_out: bool) -> None:
     """One packed matrix in place of three that read the same input: `qkv`, whose parts stand where the projections stood."""
     projections = [attention.q_proj, attention.k_proj, attention.v_proj]
     for projection in projections:
@@ -71,7 +82,7 @@ def _fuse_projections(attention: MusicgenAttention, dtype: torch.dtype) -> None:
     fused.weight = nn.Parameter(torch.cat([projection.weight for projection in projections]), requires_grad=False)
     if projections[0].bias is not None:
         fused.bias = nn.Parameter(torch.cat([projection.bias for projection in projections]), requires_grad=False)
-    attention.qkv = PackedLinear(fused, dtype)
+    attention.qkv = PackedLinear(fused, dtype, lay_out=lay_out)
     for number, name in enumerate(("q_proj", "k_proj", "v_proj")):
         setattr(attention, name, _Part(attention.qkv, number * width, width))
 
@@ -149,15 +160,35 @@ class PackedMatrix:
         weight: (D_out, D_in), float32 or bfloat16, on a CPU; not kept where it could be laid out.
         bias: (D_out,), or None.
         num_rows: about how many rows of x a call will bring; a hint for the layout.
+        lay_out: False: keep the weight plain, which is faster with many rows where `has_fast_mkl`.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, num_rows: int = 1024) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None = None, *, num_rows: int = 1024, lay_out: bool = True
+    ) -> None:
         self.bias = None if bias is None else bias.detach()
         self.shape = tuple(weight.shape)
-        self.is_packed = can_pack(weight.dtype)
+        self.num_rows = num_rows
+        self.is_packed = False
         # A clone: oneDNN keeps a weight that needs no other layout as it is, and would share it with the module.
-        weight = weight.detach().clone(memory_format=torch.contiguous_format)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, num_rows) if self.is_packed else weight
+        self.weight = weight.detach().clone(memory_format=torch.contiguous_format)
+        self.lay_out(lay_out)
+
+    def lay_out(self, packed: bool) -> None:
+        """Lays the weight out for oneDNN if it can be, or makes it plain again; exact in both directions."""
+        packed = packed and can_pack(self.weight.dtype)
+        if packed and not self.is_packed:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, self.num_rows)
+        elif self.is_packed and not packed:
+            self.weight = self.plain_weight()
+        self.is_packed = packed
+
+    def plain_weight(self) -> Tensor:
+        """(D_out, D_in): the products with the identity, which are exact, since all other terms are zero."""
+        if not self.is_packed:
+            return self.weight
+        identity = torch.eye(self.shape[1], dtype=self.weight.dtype)
+        return torch.ops.mkldnn._linear_pointwise(identity, self.weight, None, "none", [], "").t().contiguous()
 
     def __call__(self, x: Tensor, *, add: Tensor | None = None, activation: Activation = "none") -> Tensor:
         """(..., D_in) -> (..., D_out), through the activation, or plus `add` of the result's shape."""
@@ -170,6 +201,12 @@ class PackedMatrix:
         y = functional.gelu(y) if activation == "gelu" else y
         return y if add is None else y.add_(add)
 
+    def add_to(self, total: Tensor, x: Tensor) -> Tensor:
+        """(N, D_out) total plus the product of x (N, D_in), without the bias; the total's memory may be reused."""
+        if self.is_packed:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, total, self.weight, None, "add")
+        return total.addmm_(x, self.weight.t())
+
 
 class PackedLinear(nn.Module):
     """An `nn.Linear` for inference, its weight packed; inputs are cast to `dtype`, and that is what comes out.
@@ -178,15 +215,18 @@ class PackedLinear(nn.Module):
         linear: on a CPU; its parameters are not kept.
         dtype: of the product.
         activation: applied to the result.
+        lay_out: see `PackedMatrix`.
     """
 
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype, activation: Activation = "none") -> None:
+    def __init__(
+        self, linear: nn.Linear, dtype: torch.dtype, activation: Activation = "none", *, lay_out: bool = True
+    ) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.dtype = dtype
         self.activation: Activation = activation
         bias = None if linear.bias is None else linear.bias.detach().to(dtype)
-        self.matrix = PackedMatrix(linear.weight.detach().to(dtype), bias)
+        self.matrix = PackedMatrix(linear.weight.detach().to(dtype), bias, lay_out=lay_out)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D_in) -> (..., D_out) in `dtype`."""
@@ -250,7 +290,7 @@ def _self_attention(attention: MusicgenAttention, x: Tensor, keep: Callable[[Ten
     q, k, v = project(attention, x)
     if keep is not None:
         keep(k, v)
-    if can_pack(torch.float32):
+    if can_pack(torch.float32) and not has_fast_mkl():
         mixed = causal_attention(q, k, v, num_heads=attention.num_heads)
     else:
         q, k, v = (_heads(t, attention.num_heads)[None] for t in (q, k, v))
@@ -290,13 +330,13 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int) -> Tens
     k = _heads(k.float(), num_heads).contiguous()
     v = v.t().contiguous().view(num_heads, head_width, num_steps)
     mixed = v.new_empty(num_steps, num_heads, head_width)
-    future = torch.ones(QUERY_BLOCK, QUERY_BLOCK, dtype=torch.bool).triu_(1)
+    future = torch.full((QUERY_BLOCK, QUERY_BLOCK), -torch.inf).triu_(1)
     product = torch.ops.mkldnn._linear_pointwise
     for head in range(num_heads):
         for a in range(0, num_steps, QUERY_BLOCK):
             b = min(a + QUERY_BLOCK, num_steps)
             scores = product(q[head, a:b], k[head, :b], None, "none", [], "")
-            scores[:, a:].masked_fill_(future[: b - a, : b - a], -torch.inf)
+            scores[:, a:] += future[: b - a, : b - a]  # a third of the time that masked_fill_ takes
             weights = torch.softmax(scores, dim=-1, out=scores)
             mixed[a:b, head] = product(weights.to(v.dtype), v[head, :, :b].contiguous(), None, "none", [], "")
     return mixed.flatten(1)

@@ -299,19 +299,11 @@ def _linear(module: nn.Module, dtype: torch.dtype, *, unpack: bool) -> Function:
     if isinstance(module, PackedLinear):
         if not (unpack and module.dtype == torch.float32):
             return partial(module.matrix, activation=module.activation)
-        product = partial(functional.linear, weight=_unpacked(module), bias=module.matrix.bias)
+        product = partial(functional.linear, weight=module.matrix.plain_weight(), bias=module.matrix.bias)
         return product if module.activation == "none" else lambda x: functional.gelu(product(x))
     assert isinstance(module, nn.Linear)
     bias = None if module.bias is None else module.bias.to(dtype)
     return partial(functional.linear, weight=module.weight.to(dtype), bias=bias)
-
-
-def _unpacked(module: PackedLinear) -> Tensor:
-    """(D_out, D_in): what a packed matrix makes of the identity, less its bias; exact, since all other terms are zero."""
-    width = module.in_features
-    identity = torch.eye(width + 1, width, dtype=torch.float32)  # its last row is zero
-    columns = module.matrix(identity)
-    return (columns[:-1] - columns[-1]).t().contiguous()
 
 
 def _addition(module: nn.Module, dtype: torch.dtype, *, unpack: bool) -> Addition:
@@ -319,7 +311,7 @@ def _addition(module: nn.Module, dtype: torch.dtype, *, unpack: bool) -> Additio
         matrix = module.matrix
         return lambda x, add: matrix(x, add=add)
     if isinstance(module, PackedLinear) and dtype == torch.float32 and module.matrix.bias is None:
-        transposed = _unpacked(module).t()
+        transposed = module.matrix.plain_weight().t()
         return lambda x, add: torch.addmm(add, x, transposed)
     product = _linear(module, dtype, unpack=unpack)
     return lambda x, add: add + product(x)
@@ -344,7 +336,7 @@ def _activated(layer: Any, dtype: torch.dtype, *, unpack: bool) -> Function:
 def _all_heads(heads: Sequence[nn.Module], *, unpack: bool) -> Function:
     """(R, D) -> (R, K, V) float32."""
     weights = [
-        _unpacked(head) if isinstance(head, PackedLinear) else cast(nn.Linear, head).weight.float()
+        head.matrix.plain_weight() if isinstance(head, PackedLinear) else cast(nn.Linear, head).weight.float()
         for head in heads
         if unpack or isinstance(head, nn.Linear)
     ]

@@ -33,7 +33,7 @@ def ppl(noise, checkpoint, **settings) -> float:
 def moved(model: MusicgenForConditionalGeneration) -> MusicgenForConditionalGeneration:
     """The same model after something like a step of training."""
     with torch.no_grad():
-        model.decoder.lm_heads[0].weight += 0.01
+        model.decoder.lm_heads[0].weight[::2] += 0.01  # not all of them: that would change no probability
     return model
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import MusicgenForCausalLM
 from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
 
-from musicgen_eval.models import packed
+from musicgen_eval.models import packed, processor
 from musicgen_eval.models.packed import (
     PackedLinear,
     PackedMatrix,
@@ -185,3 +185,51 @@ def test_causal_attention_is_attention_under_a_mask(num_steps, generator):
     scores += torch.full((num_steps, num_steps), -torch.inf, dtype=torch.float64).triu(1)
     expected = (scores.softmax(-1) @ heads[2]).transpose(0, 1).flatten(1)
     assert (causal_attention(q, k, v, num_heads=3) - expected).abs().max() < 2e-6
+
+
+@pytest.mark.skipif(not can_pack(torch.float32), reason="this processor has no oneDNN")
+def test_a_weight_keeps_its_bits_through_every_layout(generator):
+    weight, bias = torch.randn(40, 24, generator=generator), torch.randn(40, generator=generator)
+    x, total = torch.randn(7, 24, generator=generator), torch.randn(7, 40, generator=generator)
+    matrix = PackedMatrix(weight, bias)
+    packed_result = matrix(x)
+    assert torch.equal(matrix.plain_weight(), weight)
+    matrix.lay_out(False)
+    assert not matrix.is_packed
+    assert torch.equal(matrix.weight, weight)
+    assert torch.allclose(matrix(x), packed_result, atol=1e-5)
+    assert torch.allclose(matrix.add_to(total.clone(), x), total + x @ weight.T, atol=1e-5)
+    matrix.lay_out(True)
+    assert torch.equal(matrix(x), packed_result)
+    assert torch.allclose(matrix.add_to(total.clone(), x), total + x @ weight.T, atol=1e-5)
+
+
+@pytest.mark.skipif(not can_pack(torch.float32), reason="this processor has no oneDNN")
+@pytest.mark.parametrize("fast_mkl", [False, True])
+def test_float32_weights_stay_plain_for_many_rows_where_mkl_is_faster(plain, fast_mkl, monkeypatch):
+    monkeypatch.setattr(packed, "has_fast_mkl", lambda: fast_mkl)
+    ids, states = steps(50), text(5)
+
+    def prepared(*calls: bool) -> torch.Tensor:
+        decoder = copy.deepcopy(plain)
+        for few_rows in calls:
+            assert pack_linears(decoder, few_rows=few_rows)
+        layouts = {module.matrix.is_packed for module in decoder.modules() if isinstance(module, PackedLinear)}
+        assert layouts == {calls[-1] or not fast_mkl}
+        return last_hidden_state(decoder, ids, states)
+
+    for_scoring, for_steps = prepared(False), prepared(True)
+    assert torch.equal(prepared(False, True), for_steps)
+    assert torch.equal(prepared(True, False), for_scoring)
+    assert (for_scoring - for_steps).abs().max() < 1e-5
+    assert (for_scoring - hidden_of(plain, ids, states)).abs().max() < 1e-5
+
+
+def test_an_intel_processor_is_recognised(tmp_path, monkeypatch):
+    for vendor, expected in (("GenuineIntel", torch.backends.mkl.is_available()), ("AuthenticAMD", False)):
+        cpuinfo = tmp_path / vendor
+        cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+        monkeypatch.setattr(processor, "CPUINFO", cpuinfo)
+        processor.has_fast_mkl.cache_clear()
+        assert processor.has_fast_mkl() == expected
+    processor.has_fast_mkl.cache_clear()
