@@ -2,7 +2,7 @@
 
 import sys
 
-from musicgen_eval.cli import lightning_main
+from musicgen_eval.cli.main import lightning_main
 
 if __name__ == "__main__":
     sys.exit(lightning_main())

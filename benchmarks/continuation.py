@@ -31,8 +31,8 @@ from torch import Tensor
 
 from benchmarks.limits import Limits, spread
 from benchmarks.models import DECODERS, Shape, heading, load, require_causal
-from musicgen_eval.continuation import continue_codes
-from musicgen_eval.models.packed import can_pack, pack_linears
+from musicgen_eval.inference.continuation import continue_codes
+from musicgen_eval.models.decoder.packing import can_pack, pack_linears
 
 FRAMES_PER_S = 50
 WARM_UP_FRAMES = 8

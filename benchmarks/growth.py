@@ -23,11 +23,11 @@ import numpy as np
 import soundfile
 import torch
 
-from musicgen_eval.data import WindowAudio, WindowDataModule
-from musicgen_eval.module import MusicGenEvaluation
-from musicgen_eval.offers import Offer
+from musicgen_eval.metrics.plugin.inputs import Offer
 from musicgen_eval.records import ScoredWindow
-from musicgen_eval.runs import run_evaluation
+from musicgen_eval.runs.datamodule import WindowAudio, WindowDataModule
+from musicgen_eval.runs.module import MusicGenEvaluation
+from musicgen_eval.runs.runner import run_evaluation
 
 SECONDS = 2  # of each track: three windows
 

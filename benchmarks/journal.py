@@ -17,11 +17,11 @@ from statistics import median
 import lightning as L
 
 from benchmarks.models import heading
-from musicgen_eval.data import WindowDataModule
 from musicgen_eval.metrics import CodebookAccuracy, CodebookPerplexity
 from musicgen_eval.models.musicgen import MusicGen, load_model
-from musicgen_eval.module import MusicGenEvaluation
-from musicgen_eval.runs import run_evaluation
+from musicgen_eval.runs.datamodule import WindowDataModule
+from musicgen_eval.runs.module import MusicGenEvaluation
+from musicgen_eval.runs.runner import run_evaluation
 
 SETTINGS: Mapping[str, Mapping[str, bool]] = {
     "perplexity": {},

@@ -24,7 +24,7 @@ RATE_HZ = 44_100
 MEASURE = """
 import resource, sys, time
 import musicgen_eval
-from musicgen_eval.audio.files import open_track
+from musicgen_eval.audio.reader import open_track
 
 start = time.perf_counter()
 track = open_track(sys.argv[1])

@@ -18,7 +18,7 @@ from transformers import EncodecConfig, EncodecModel, MusicgenConfig, MusicgenFo
 from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
 
 Shape = str
-DEMO = Path(__file__).parent.parent / "musicgen_eval" / "demo" / "model"
+DEMO = Path(__file__).parent.parent / "musicgen_eval" / "models" / "demo"
 
 DECODERS: dict[Shape, dict[str, Any]] = {
     "tiny": {"vocab_size": 64, "hidden_size": 64, "ffn_dim": 128, "num_hidden_layers": 2, "num_attention_heads": 4},

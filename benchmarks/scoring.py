@@ -30,12 +30,12 @@ from torch import Tensor
 
 from benchmarks.limits import Limits, spread
 from benchmarks.models import DECODERS, Shape, heading, load, noise, require_causal
-from musicgen_eval.delay import delay_codes, realign
-from musicgen_eval.models.encodec import SegmentEncoder
-from musicgen_eval.models.encodec_products import CACHE_FLOATS, MAX_LANES
-from musicgen_eval.models.packed import can_pack, last_hidden_state, pack_linears
+from musicgen_eval.inference.scoring import score_codes
+from musicgen_eval.models.codec.encoder import SegmentEncoder
+from musicgen_eval.models.codec.encoder_kernels import CACHE_FLOATS, MAX_LANES
+from musicgen_eval.models.decoder.packing import can_pack, last_hidden_state, pack_linears
+from musicgen_eval.models.delay import delay_codes, realign
 from musicgen_eval.models.threads import map_single_threaded
-from musicgen_eval.scoring import score_codes
 
 HiddenState = Callable[[Any, Tensor, Tensor | None], Tensor]
 OWN_FLOAT32 = "+ own forward and attention"

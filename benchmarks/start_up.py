@@ -21,10 +21,10 @@ from pathlib import Path
 MEASURE = """
 import pickle, resource, sys, time
 from pathlib import Path
-import musicgen_eval.data, musicgen_eval.module
-from musicgen_eval.plans.planning import DataSettings, plan_evaluation
+import musicgen_eval.runs.datamodule, musicgen_eval.runs.module
+from musicgen_eval.data.planning import DataSettings, plan_evaluation
 from musicgen_eval.records import CodecSpec
-from musicgen_eval.plans.track_opening import Opening
+from musicgen_eval.data.index_builder import Opening
 
 def peak_mb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

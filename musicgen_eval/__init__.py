@@ -6,14 +6,13 @@ Public names are imported when first used, so that `import musicgen_eval` costs 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from musicgen_eval.nameless_user import name_kernel_folder
+from musicgen_eval.files.nameless_user import name_kernel_folder
 
 if TYPE_CHECKING:
     from musicgen_eval.api import GenerationResult, PerplexityResult, generate, perplexity
-    from musicgen_eval.bank import MetricEntry
-    from musicgen_eval.continuation import continue_codes
-    from musicgen_eval.data import WindowDataModule
-    from musicgen_eval.delay import delay_codes, undelay_codes
+    from musicgen_eval.data.windows import plan_windows
+    from musicgen_eval.inference.continuation import continue_codes
+    from musicgen_eval.inference.scoring import nll_from_logits, score_and_rank_codes, score_codes
     from musicgen_eval.metrics import (
         CodebookAccuracy,
         CodebookPerplexity,
@@ -23,21 +22,22 @@ if TYPE_CHECKING:
         SeamDiscontinuity,
         TextGain,
     )
+    from musicgen_eval.metrics.plugin.bank import MetricEntry
     from musicgen_eval.models.checkpoint import find_checkpoint
+    from musicgen_eval.models.delay import delay_codes, undelay_codes
     from musicgen_eval.models.musicgen import MusicGen, load_model
-    from musicgen_eval.module import MusicGenEvaluation
     from musicgen_eval.records import CodecSpec, Continuation, ContinuationSettings, Reading, Track, Window
-    from musicgen_eval.scoring import nll_from_logits, score_and_rank_codes, score_codes
-    from musicgen_eval.windows import plan_windows
+    from musicgen_eval.runs.datamodule import WindowDataModule
+    from musicgen_eval.runs.module import MusicGenEvaluation
 
     MusicGen_Perplexity = perplexity
 
 _HOMES = {
     "api": ("GenerationResult", "PerplexityResult", "generate", "perplexity"),
-    "continuation": ("continue_codes",),
-    "bank": ("MetricEntry",),
-    "data": ("WindowDataModule",),
-    "delay": ("delay_codes", "undelay_codes"),
+    "inference.continuation": ("continue_codes",),
+    "metrics.plugin.bank": ("MetricEntry",),
+    "runs.datamodule": ("WindowDataModule",),
+    "models.delay": ("delay_codes", "undelay_codes"),
     "metrics": (
         "CodebookAccuracy",
         "CodebookPerplexity",
@@ -49,10 +49,10 @@ _HOMES = {
     ),
     "models.checkpoint": ("find_checkpoint",),
     "models.musicgen": ("MusicGen", "load_model"),
-    "module": ("MusicGenEvaluation",),
+    "runs.module": ("MusicGenEvaluation",),
     "records": ("CodecSpec", "Continuation", "ContinuationSettings", "Reading", "Track", "Window"),
-    "scoring": ("nll_from_logits", "score_and_rank_codes", "score_codes"),
-    "windows": ("plan_windows",),
+    "inference.scoring": ("nll_from_logits", "score_and_rank_codes", "score_codes"),
+    "data.windows": ("plan_windows",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 _ORIGINAL_NAMES = {"MusicGen_Perplexity": "perplexity"}  # of the script that this package grew from

@@ -17,23 +17,23 @@ from torch.nn import Module
 from torchmetrics import Metric
 from transformers import MusicgenForConditionalGeneration
 
-from musicgen_eval.argument_types import checked_arguments
-from musicgen_eval.audio.sources import Source
-from musicgen_eval.audio.writing import write_audio
-from musicgen_eval.bank import MetricEntry
-from musicgen_eval.continuation_files import AudioSettings
-from musicgen_eval.data import WindowDataModule
+from musicgen_eval.audio.writer import write_audio
+from musicgen_eval.data.sources import Source
+from musicgen_eval.data.windows import whole_frames
 from musicgen_eval.errors import AudioError, RunError
 from musicgen_eval.metrics import CodebookPerplexity
+from musicgen_eval.metrics.plugin.bank import MetricEntry
 from musicgen_eval.models.checkpoint import refuse_other_types
 from musicgen_eval.models.musicgen import MusicGen, load_model
-from musicgen_eval.module import MusicGenEvaluation
-from musicgen_eval.one_process import own_defaults
-from musicgen_eval.quiet import quiet_libraries
 from musicgen_eval.records import CodecSpec, ContinuationSettings
-from musicgen_eval.results import EvaluationResult
-from musicgen_eval.runs import GenerationResult, Resume, run_continuation, run_evaluation
-from musicgen_eval.windows import whole_frames
+from musicgen_eval.results.summary import EvaluationResult
+from musicgen_eval.runs.argument_types import checked_arguments
+from musicgen_eval.runs.continuation_files import AudioSettings
+from musicgen_eval.runs.datamodule import WindowDataModule
+from musicgen_eval.runs.library_output import quiet_libraries
+from musicgen_eval.runs.module import MusicGenEvaluation
+from musicgen_eval.runs.processes.one_process import own_defaults
+from musicgen_eval.runs.runner import GenerationResult, Resume, run_continuation, run_evaluation
 
 Audio = str | Path | Sequence[str | Path] | Tensor
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]

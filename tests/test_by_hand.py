@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import musicgen_eval
-from musicgen_eval.delay import delay_codes
-from musicgen_eval.plans.planning import DEMO_SOURCE
+from musicgen_eval.data.planning import DEMO_SOURCE
+from musicgen_eval.models.delay import delay_codes
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))

@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+MODEL, CLIPS = "models/demo", "data/demo"
 STAGES = ("codec", "codes", "decoder", "export", "clips", "checks")
 # `halves.py` shares the work between threads, not OpenMP, and freed memory is kept: read when the process starts
 ENVIRONMENT = {
@@ -31,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for what the stages leave to each other")
     parser.add_argument(
-        "--out", type=Path, help="the demo's folder; default: the package's, with --quick: in the work folder"
+        "--out", type=Path, help="the package's folder; default: this one, with --quick: one in the work folder"
     )
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--threads", type=int, default=2)
@@ -41,7 +42,7 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ENVIRONMENT})
     sys.path.insert(0, str(Path(__file__).parents[1]))
     arguments.work.mkdir(parents=True, exist_ok=True)
-    out = arguments.out or (arguments.work if arguments.quick else Path(__file__).parents[1] / "musicgen_eval") / "demo"
+    out = arguments.out or (arguments.work if arguments.quick else Path(__file__).parents[1]) / "musicgen_eval"
     for stage in arguments.stages:
         start = time.monotonic()
         run_stage(stage, work=arguments.work, out=out, threads=arguments.threads, quick=arguments.quick)
@@ -91,11 +92,11 @@ def run_stage(stage: str, *, work: Path, out: Path, threads: int, quick: bool) -
         model.save_pretrained(work / "model")
     elif stage == "export":
         model = MusicgenForConditionalGeneration.from_pretrained(work / "model", dtype=torch.float32)
-        export.export(model, out / "model")
+        export.export(model, out / MODEL)
     elif stage == "clips":
-        clips.write_clips(out / "clips")
+        clips.write_clips(out / CLIPS)
     elif stage == "checks":
-        figures, costs = checks.run_checks(out / "model"), checks.clip_costs(out)
+        figures, costs = checks.run_checks(out / MODEL), checks.clip_costs(out)
         print(checks.table(figures), *costs, sep="\n", flush=True)
         card.write_card(out, figures, costs, json.loads((work / "seconds.json").read_text()))
 

@@ -1,1 +1,1 @@
-"""Audio files and sources: the samples that a slice of a file holds, and the tracks that a source names."""
+"""Reads exact slices of audio files at any sample rate, and writes audio."""

@@ -6,10 +6,10 @@ A metric is any `torchmetrics.Metric`; its `update()` names what it wants (see `
 from musicgen_eval.metrics.accuracy import CodebookAccuracy
 from musicgen_eval.metrics.codebook_means import CodebookMeans, MetricRecipe
 from musicgen_eval.metrics.gains import ContextGain, TextGain
-from musicgen_eval.metrics.local import LocalPerplexity
+from musicgen_eval.metrics.local_perplexity import LocalPerplexity
 from musicgen_eval.metrics.perplexity import CodebookPerplexity
-from musicgen_eval.metrics.position import PositionProfile
-from musicgen_eval.metrics.seam import SeamDiscontinuity
+from musicgen_eval.metrics.position_profile import PositionProfile
+from musicgen_eval.metrics.seam_discontinuity import SeamDiscontinuity
 
 __all__ = [
     "CodebookAccuracy",

@@ -1,1 +1,1 @@
-"""MusicGen checkpoints as this package uses them: their specification, their loading, and what they compute."""
+"""Loads checkpoints: specification, codec, decoder, delay pattern."""

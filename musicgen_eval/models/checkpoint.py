@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 from transformers import AutoConfig, EncodecConfig, MusicgenConfig
 
-from musicgen_eval.delay import default_delays
 from musicgen_eval.errors import CheckpointError, near_matches
 from musicgen_eval.models.checkpoint_files import CONFIG, CheckpointFiles, first_line, locate_files
+from musicgen_eval.models.delay import default_delays
 from musicgen_eval.records import CodecSpec
 
 DEMO = "demo"
-DEMO_FOLDER = Path(__file__).parent.parent / "demo"
+DEMO_MODEL = Path(__file__).parent / "demo"
 DEFAULT_WINDOW_S = 30
 GENERATION_CONFIG = "generation_config.json"
 IN_MEMORY = "model in memory"
@@ -138,7 +138,7 @@ def lasting_name(checkpoint: str) -> str:
 
 def _files(name: str, revision: str | None) -> CheckpointFiles:
     """Finds the folder, or the commit on the hub, that a name stands for."""
-    folder = DEMO_FOLDER / "model" if name == DEMO else _expanded(name)
+    folder = DEMO_MODEL if name == DEMO else _expanded(name)
     if _is_folder(folder):
         if revision is not None:
             raise CheckpointError(f"checkpoint {name}: a revision ({revision}) goes with a hub name, not with a folder")

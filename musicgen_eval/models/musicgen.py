@@ -22,13 +22,13 @@ from transformers import MusicgenForConditionalGeneration, PreTrainedTokenizerBa
 
 from musicgen_eval.errors import CheckpointError
 from musicgen_eval.models.checkpoint import Checkpoint, find_checkpoint
-from musicgen_eval.models.codec_decoder import SegmentDecoder
-from musicgen_eval.models.encodec import SegmentEncoder
-from musicgen_eval.models.fused_decoder import FusedDecoder
+from musicgen_eval.models.codec.decoder import SegmentDecoder
+from musicgen_eval.models.codec.encoder import SegmentEncoder
+from musicgen_eval.models.decoder.fused_decoder import FusedDecoder
+from musicgen_eval.models.decoder.packing import pack_linears
 from musicgen_eval.models.in_memory import copy_model
 from musicgen_eval.models.loading import load_parts
 from musicgen_eval.models.numerics import float32_exactly
-from musicgen_eval.models.packed import pack_linears
 from musicgen_eval.models.sharding import is_sharded
 from musicgen_eval.models.threads import map_single_threaded
 from musicgen_eval.models.tokenizer import empty_ids

@@ -12,7 +12,7 @@ import soundfile
 import torch
 from transformers import MusicgenForCausalLM, MusicgenForConditionalGeneration
 
-from musicgen_eval import results
+from musicgen_eval.results import summary as results
 
 NUM_FRAMES = {"a": 50, "b": 37, "c": 63}
 TEXTS = {"a": "drums", "b": "", "c": "slow piano with many strings"}

@@ -7,14 +7,15 @@ import torch
 from torchmetrics import Metric
 
 import musicgen_eval
-from musicgen_eval import scoring
-from musicgen_eval.continuation import continue_codes
 from musicgen_eval.errors import CheckpointError, MetricError, RunError
-from musicgen_eval.fingerprint import machine
-from musicgen_eval.models import fused_decoder, packed
+from musicgen_eval.inference import scoring
+from musicgen_eval.inference.continuation import continue_codes
+from musicgen_eval.models.decoder import fused_decoder
+from musicgen_eval.models.decoder import packing as packed
+from musicgen_eval.models.decoder.sampling import draw_codes
 from musicgen_eval.models.musicgen import load_model
 from musicgen_eval.models.out_of_memory import out_of_memory_explained
-from musicgen_eval.sampling import draw_codes
+from musicgen_eval.runs.fingerprint import machine
 from tests.support.pretend_cuda import pretend_cuda
 
 DELAYS = (0, 1, 2, 3)

@@ -6,10 +6,10 @@ import warnings
 import pytest
 import torch
 
-from musicgen_eval.continuation import continue_prompts
-from musicgen_eval.models import static_steps
-from musicgen_eval.models.fused_decoder import FusedDecoder, FusedLayer
-from musicgen_eval.sampling import Sampling
+from musicgen_eval.inference.continuation import continue_prompts
+from musicgen_eval.models.decoder import static_steps
+from musicgen_eval.models.decoder.fused_decoder import FusedDecoder, FusedLayer
+from musicgen_eval.models.decoder.sampling import Sampling
 from tests.support.pretend_cuda import pretend_cuda
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from musicgen_eval.cli import lightning_main, main
+from musicgen_eval.cli.main import lightning_main, main
 from tests.accelerator.conftest import NUM_FRAMES
 from tests.support.pretend_cuda import pretend_cuda
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from musicgen_eval.api import generate, perplexity
-from musicgen_eval.cli import main
+from musicgen_eval.cli.main import main
 from musicgen_eval.errors import RunError
-from musicgen_eval.journal.writing import JournalWriter
+from musicgen_eval.results.journal.writer import JournalWriter
 from tests.support.pretend_cuda import pretend_cuda
 
 RESULTS = ("summary.json", "tracks.csv", "windows.csv", "nll.safetensors", "continuations.csv")

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import musicgen_eval
-from musicgen_eval.continuation import continue_codes
+from musicgen_eval.inference.continuation import continue_codes
 from musicgen_eval.metrics import CodebookAccuracy, CodebookPerplexity, TextGain
-from musicgen_eval.models import encodec
+from musicgen_eval.models.codec import encoder as encodec
 from musicgen_eval.models.musicgen import load_model
 from tests.support.pretend_cuda import pretend_cuda
 

@@ -4,7 +4,6 @@ import io
 import math
 import os
 import signal
-import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -16,16 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from bad_files import KINDS, RATE_HZ, BadFile, make_bad_files, music, write_av
-
 import musicgen_eval
-from musicgen_eval.audio import av_decoder, mpeg, ogg
-from musicgen_eval.audio.decoders import MAX_SAMPLES_PER_BYTE
-from musicgen_eval.audio.files import open_track, probe
-from musicgen_eval.audio.one_line import printable
+from musicgen_eval.audio.decoding import MAX_SAMPLES_PER_BYTE
+from musicgen_eval.audio.formats import mp3 as mpeg
+from musicgen_eval.audio.formats import ogg
+from musicgen_eval.audio.formats import pyav as av_decoder
+from musicgen_eval.audio.reader import open_track, probe
 from musicgen_eval.errors import AudioError
+from musicgen_eval.files.printable import printable
+from tests.support.bad_files import KINDS, RATE_HZ, BadFile, make_bad_files, music, write_av
 
 FileIO, open_path = io.FileIO, Path.open
 PATIENCE_S = 20.0  # for one file; each takes milliseconds

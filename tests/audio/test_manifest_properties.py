@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from musicgen_eval.audio import manifests
-from musicgen_eval.audio.manifest_tables import Oddities, Piece
-from musicgen_eval.audio.manifests import MAX_DURATION_S, read_manifest
-from musicgen_eval.audio.sources import read_source
+from musicgen_eval.data import manifest as manifests
+from musicgen_eval.data.manifest import MAX_DURATION_S, read_manifest
+from musicgen_eval.data.sources import read_source
+from musicgen_eval.data.tabular_files import Oddities, Piece
 from musicgen_eval.errors import SourceError
 
 EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])

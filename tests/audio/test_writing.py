@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from musicgen_eval.audio.writing import AudioWriter, write_audio
+from musicgen_eval.audio.writer import AudioWriter, write_audio
 from musicgen_eval.errors import AudioError
 
 RATE_HZ = 32000
@@ -125,7 +125,7 @@ def test_what_cannot_be_opened_is_refused_and_leaves_nothing(tmp_path):
 
 WRITE_UNDER_A_LIMIT = """
 import resource, signal, sys, torch
-from musicgen_eval.audio.writing import AudioWriter
+from musicgen_eval.audio.writer import AudioWriter
 from musicgen_eval.errors import AudioError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from musicgen_eval.api import generate, perplexity
-from musicgen_eval.continuation import continue_prompts
-from musicgen_eval.models.fused_decoder import FusedDecoder
+from musicgen_eval.inference.batch_scoring import score_padded
+from musicgen_eval.inference.continuation import continue_prompts
+from musicgen_eval.models.decoder.fused_decoder import FusedDecoder
+from musicgen_eval.models.decoder.sampling import Sampling
+from musicgen_eval.models.decoder.static_steps import StaticSteps
 from musicgen_eval.models.musicgen import load_model
 from musicgen_eval.models.numerics import full_precision
-from musicgen_eval.models.static_steps import StaticSteps
-from musicgen_eval.sampling import Sampling
-from musicgen_eval.window_scoring import score_padded
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

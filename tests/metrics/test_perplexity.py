@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from musicgen_eval.delay import delay_codes
+from musicgen_eval.inference.scoring import nll_from_logits, score_codes
 from musicgen_eval.metrics import CodebookPerplexity
-from musicgen_eval.scoring import nll_from_logits, score_codes
+from musicgen_eval.models.delay import delay_codes
 
 
 def brute_force(windows: list[Tensor], frame_rate_hz: float) -> dict[str, float]:

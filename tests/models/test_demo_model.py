@@ -13,12 +13,13 @@ import soundfile
 import torch
 from transformers import AutoProcessor, MusicgenForConditionalGeneration
 
-from musicgen_eval.audio.files import open_track
-from musicgen_eval.delay import delay_codes
-from musicgen_eval.models.checkpoint import DEMO_FOLDER
+from musicgen_eval.audio.reader import open_track
+from musicgen_eval.data.planning import DEMO_CLIPS
+from musicgen_eval.data.windows import plan_windows
+from musicgen_eval.inference.batch_scoring import score_windows
+from musicgen_eval.models.checkpoint import DEMO_MODEL
+from musicgen_eval.models.delay import delay_codes
 from musicgen_eval.models.musicgen import MusicGen, load_model
-from musicgen_eval.window_scoring import score_windows
-from musicgen_eval.windows import plan_windows
 
 TOOLS = Path(__file__).parents[2] / "tools"
 HALF = 250  # frames: 5 s of context, 5 s of target
@@ -41,7 +42,7 @@ def model() -> MusicGen:
 
 @pytest.fixture(scope="module")
 def clips(model: MusicGen) -> list[Clip]:
-    folder = DEMO_FOLDER / "clips"
+    folder = DEMO_CLIPS
     with (folder / "manifest.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     found = []
@@ -96,7 +97,7 @@ def test_checkpoint_is_what_it_says_it_is(model: MusicGen) -> None:
 
 
 def test_the_whole_demo_is_small_readable_and_free_of_pickles() -> None:
-    files = [path for path in DEMO_FOLDER.rglob("*") if path.is_file()]
+    files = [path for folder in (DEMO_MODEL, DEMO_CLIPS) for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 6_000_000
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in files)
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".md", ".csv", ".wav", ".flac", ".ogg", ".mp3"}
@@ -247,7 +248,7 @@ def test_nats_step_up_exactly_at_the_limit_when_more_is_fed(model: MusicGen, cli
 def test_a_reconstruction_sounds_like_its_original(clips: list[Clip]) -> None:
     from demo_model.listening import chroma_cosine, mel_distance_db
 
-    composite = MusicgenForConditionalGeneration.from_pretrained(DEMO_FOLDER / "model", dtype=torch.float32).eval()
+    composite = MusicgenForConditionalGeneration.from_pretrained(DEMO_MODEL, dtype=torch.float32).eval()
     mel, chroma, stranger = [], [], []
     for index, clip in enumerate(clips):
         codes = clip.codes[:, :400]
@@ -273,7 +274,7 @@ def test_a_change_of_later_codes_moves_no_earlier_logit(model: MusicGen, clips: 
 
 
 def test_transformers_itself_loads_and_continues(clips: list[Clip]) -> None:
-    folder = DEMO_FOLDER / "model"
+    folder = DEMO_MODEL
     composite, info = MusicgenForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )

@@ -6,9 +6,9 @@ from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
 from musicgen_eval.api import generate, perplexity
 from musicgen_eval.errors import CheckpointError, RunError
-from musicgen_eval.fingerprint import weights_digest
 from musicgen_eval.models.checkpoint import find_checkpoint
 from musicgen_eval.models.musicgen import load_model
+from musicgen_eval.runs.fingerprint import weights_digest
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import load_file
 
 from musicgen_eval.errors import CheckpointError
+from musicgen_eval.inference.batch_scoring import score_windows
+from musicgen_eval.inference.scoring import score_codes
 from musicgen_eval.models.musicgen import load_model
-from musicgen_eval.scoring import score_codes
-from musicgen_eval.window_scoring import score_windows
 
 
 def oracle_audio(oracle, item: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from musicgen_eval.cli import lightning_main
+from musicgen_eval.cli.main import lightning_main
 from musicgen_eval.errors import CheckpointError
 from musicgen_eval.models.musicgen import load_model
 

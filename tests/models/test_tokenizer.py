@@ -11,12 +11,12 @@ from transformers import AutoConfig, AutoTokenizer, T5Tokenizer
 
 from musicgen_eval.api import perplexity
 from musicgen_eval.errors import CheckpointError
-from musicgen_eval.models.checkpoint import DEMO_FOLDER
+from musicgen_eval.models.checkpoint import DEMO_MODEL
 from musicgen_eval.models.checkpoint_files import CheckpointFiles
 from musicgen_eval.models.musicgen import load_model
 from musicgen_eval.models.tokenizer import check_tokenizer, load_tokenizer
 
-DEMO = DEMO_FOLDER / "model"
+DEMO = DEMO_MODEL
 TEXTS = ("dreamy piano music, at 125 bpm", "a", "slow ambient pads with warm bass", "Überraschung 漢字")
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from musicgen_eval.continuation import continue_codes
-from musicgen_eval.data import WindowDataModule
+from musicgen_eval.inference.continuation import continue_codes
 from musicgen_eval.models.musicgen import MusicGen, load_model
-from musicgen_eval.module import MusicGenEvaluation
-from musicgen_eval.quiet import quiet_libraries
+from musicgen_eval.runs.datamodule import WindowDataModule
+from musicgen_eval.runs.library_output import quiet_libraries
+from musicgen_eval.runs.module import MusicGenEvaluation
 from tests.support.pretend_cuda import Log, pretend_cuda
 
 PRECISIONS = ("32-true", "bf16-mixed")

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, MusicgenForConditionalGeneration
 
-from musicgen_eval.audio.files import TrackAudio
+from musicgen_eval.audio.reader import TrackAudio
+from musicgen_eval.data.planning import DataSettings, plan_evaluation
+from musicgen_eval.data.windows import plan_windows
+from musicgen_eval.inference.readings import CodedWindow, score_readings
 from musicgen_eval.metrics import CodebookPerplexity
 from musicgen_eval.models.musicgen import load_model
-from musicgen_eval.plans.planning import DataSettings, plan_evaluation
-from musicgen_eval.readings import CodedWindow, score_readings
 from musicgen_eval.records import Reading, Window
-from musicgen_eval.windows import plan_windows
 
 CONTEXT_S = TARGET_S = 5.0  # as configs/demo.yaml
 

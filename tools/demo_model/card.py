@@ -20,7 +20,10 @@ def write_card(
         costs: what `clip_costs` measured.
         seconds: wall-clock seconds of each stage, on two shared CPU cores.
     """
-    sizes = {name: sum(file.stat().st_size for file in (folder / name).iterdir()) for name in ("model", "clips")}
+    sizes = {
+        name: sum(file.stat().st_size for file in (folder / place).iterdir())
+        for name, place in (("model", "models/demo"), ("clips", "data/demo"))
+    }
     codec_plan, decoder_plan = codec.CodecPlan(), decoder.DecoderPlan()
     steps = codec_plan.wave_steps + codec_plan.spectrum_steps + codec_plan.codebook_steps + codec_plan.decoder_steps
     times = ", ".join(f"{stage} {spent / 60:.1f}" for stage, spent in seconds.items())

@@ -17,8 +17,8 @@ from demo_model import codes as coding
 from demo_model import listening, music
 from demo_model.decoder import MAX_FRAMES
 from musicgen_eval.api import perplexity
-from musicgen_eval.audio.files import open_track
-from musicgen_eval.scoring import score_codes
+from musicgen_eval.audio.reader import open_track
+from musicgen_eval.inference.scoring import score_codes
 
 HALF = MAX_FRAMES // 2
 DELAYS = (0, 1, 2, 3)
@@ -120,19 +120,24 @@ class ClipCost:
 
 def clip_costs(folder: Path) -> list[ClipCost]:
     """Measures every clip of the demo's folder, the perplexities as the package does, each window encoded alone."""
-    listener = Listener(folder / "model")
+    listener = Listener(folder / "models/demo")
     generator = torch.Generator().manual_seed(9)
     costs = []
-    with (folder / "clips" / "manifest.csv").open(newline="") as file:
+    with (folder / "data/demo" / "manifest.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
-        track = open_track(folder / "clips" / row["path"])
+        track = open_track(folder / "data/demo" / row["path"])
         num_frames = track.num_frames(50)
         audio = track.read(0, num_frames * music.HOP_SAMPLES, sample_rate_hz=32_000, channels=1)
         codes, texts = listener.encode(audio), [row["text"]]
         ce, none = (
             perplexity(
-                folder / "clips" / row["path"], folder / "model", text=text, context_s=5, target_s=5, accelerator="cpu"
+                folder / "data/demo" / row["path"],
+                folder / "models/demo",
+                text=text,
+                context_s=5,
+                target_s=5,
+                accelerator="cpu",
             ).ce
             for text in (row["text"], None)
         )

@@ -9,7 +9,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from musicgen_eval.delay import delay_codes, realign
+from musicgen_eval.models.delay import delay_codes, realign
 
 GUIDANCE_SCALE = 3.0
 TOP_K = 250

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from musicgen_eval.models.fused_decoder import TEXT_LENGTH_MULTIPLE, FusedDecoder
+from musicgen_eval.models.decoder.fused_decoder import TEXT_LENGTH_MULTIPLE, FusedDecoder
+from musicgen_eval.models.decoder.sampling import Sampling
+from musicgen_eval.models.decoder.static_steps import BUCKET, StepSizes, static_steps
+from musicgen_eval.models.decoder.window_draw import WindowDraw
 from musicgen_eval.models.numerics import full_precision
-from musicgen_eval.models.static_steps import BUCKET, StepSizes, static_steps
-from musicgen_eval.models.window_draw import WindowDraw
 from musicgen_eval.records import StepKernels
-from musicgen_eval.sampling import Sampling
 from tools.gpu.baselines import GUIDANCE_SCALE, TOP_K, generate, plain_loop
 from tools.gpu.costs import BYTES_FORMULA, mean_keys
 from tools.gpu.findings import Findings, Row

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.models import load, require_causal
-from musicgen_eval.models.fused_decoder import FusedDecoder
+from musicgen_eval.models.decoder.fused_decoder import FusedDecoder
 from tools.gpu.costs import DecoderShape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import MusicgenForCausalLM
 
-from musicgen_eval.delay import tail_mask
+from musicgen_eval.inference.batch_scoring import score_padded
+from musicgen_eval.inference.scoring import score_codes
 from musicgen_eval.models.checkpoint import find_checkpoint
+from musicgen_eval.models.delay import tail_mask
 from musicgen_eval.models.musicgen import PRODUCT_DTYPES, MusicGen, load_model
-from musicgen_eval.scoring import score_codes
-from musicgen_eval.window_scoring import score_padded
 from tools.gpu.findings import Findings
 from tools.gpu.machine import ROOT
 from tools.gpu.sections import Check

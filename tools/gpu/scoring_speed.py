@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.models import load, noise
+from musicgen_eval.inference.scoring import score_fused
 from musicgen_eval.models.checkpoint import Checkpoint
 from musicgen_eval.models.musicgen import MusicGen, load_model
 from musicgen_eval.models.numerics import full_precision
 from musicgen_eval.records import CodecSpec
-from musicgen_eval.scoring import score_fused
 from tools.gpu.baselines import score_by_transformers, score_one_by_one
 from tools.gpu.costs import FLOP_FORMULA
 from tools.gpu.findings import Findings

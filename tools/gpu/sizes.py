@@ -63,7 +63,7 @@ class Sizes:
     tests: tuple[str, ...] = (
         "tests/cuda",
         "tests/support/test_pretend_cuda.py",
-        "tests/test_bank.py",
+        "tests/metrics/plugin/test_bank.py",
     )
 
 

@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch.nn import functional
 
+from musicgen_eval.models.decoder.sampling import Sampling
 from musicgen_eval.models.numerics import full_precision
 from musicgen_eval.records import StepKernels
-from musicgen_eval.sampling import Sampling
 from tools.gpu.continuation_speed import OwnLoop, step_times
 from tools.gpu.findings import Findings
 from tools.gpu.networks import Networks, release_memory

@@ -1,0 +1,277 @@
+"""One file: what it is, and any run of its native samples, in every format, equal to a decode from the start cut there.
+
+The traps that this is built around: libsndfile's estimates and short pre-roll in mp3 (`mpeg.py`), a shift in the last
+page of Ogg Vorbis, Opus that has not settled, flac of unknown length, truncated files that read as shorter ones
+(`containers.py`), and python-soundfile, which seeks after every read: so one open handle a slice, one seek, one read.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import FileIO, RawIOBase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from musicgen_eval.audio.formats import containers, ogg
+from musicgen_eval.audio.formats import mp3 as mpeg
+from musicgen_eval.audio.formats import mp3_frames as mpeg_frames
+from musicgen_eval.audio.formats.flac import ends_at, find_flac_end, flac_num_samples
+from musicgen_eval.audio.formats.pyav import probe_av, read_av
+from musicgen_eval.audio.formats.spans import AudioSpan, SpanFile, open_audio
+from musicgen_eval.errors import AudioError
+from musicgen_eval.files.file_names import hint
+from musicgen_eval.files.printable import raises_one_line
+
+VORBIS_LAST_PAGE_SAMPLES = 262_144  # a seek into the last page is shifted by the samples trimmed from its end
+OPUS_PRE_ROLL_SAMPLES = 96_000  # libsndfile's 80 ms leave errors of 1e-2 at 6 kbit/s
+MAX_PEAK = 32.0  # float files may go some way over full scale; what goes further was not scaled to it
+MAX_SAMPLES_PER_BYTE = 1 << 13  # silence in FLAC's largest blocks takes 17 bytes for 65,535
+_UNKNOWN_FRAMES = 1 << 62
+_SKIP_BLOCK_SAMPLES = 1 << 16
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file holds.
+
+    Attributes:
+        path: the file.
+        format: container and coding, as soundfile or PyAV names them: "WAV/PCM_16", "MP3/MPEG_LAYER_III", "MP4/AAC".
+        sample_rate_hz: native rate.
+        num_channels: channels.
+        num_samples: native samples a channel: counted where the header only estimates.
+    """
+
+    path: Path
+    format: str
+    sample_rate_hz: int
+    num_channels: int
+    num_samples: int
+
+
+@raises_one_line
+def probe(path: str | Path) -> AudioInfo:
+    """What a file holds, by its content and not by its name.
+
+    Reads headers where they can be trusted; frames of an mp3 without a tag are counted, and what needs PyAV is decoded
+    once.
+
+    Raises:
+        AudioError: missing, no regular file, empty, not audio, truncated (where that can be known), of a kind that
+            needs PyAV where it is not installed, or without samples.
+    """
+    path = Path(path)
+    num_bytes = file_bytes(path)
+    try:
+        info = _probe(path)
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if info.num_samples > num_bytes * MAX_SAMPLES_PER_BYTE:
+        raise AudioError(
+            f"{path}: damaged: it declares {info.num_samples} samples, which no coding holds in {num_bytes} bytes; "
+            "fetch or encode it anew"
+        )
+    return info
+
+
+def _probe(path: Path) -> AudioInfo:
+    with open_audio(path) as file:
+        head = file.read(containers.HEAD_BYTES)
+        kind = containers.kind_of(head)
+        if not containers.is_known_start(head) and mpeg_frames.find_first_frame(file) is not None:
+            return _probe_mpeg(path)
+        if kind is not None and kind.startswith("Ogg"):
+            ogg.check_ogg_end(path, file)
+        else:
+            containers.check_data_is_there(path, file)
+    if kind not in (None, "Ogg", "FLAC"):
+        return AudioInfo(path, *probe_av(path, kind))
+    return _probe_soundfile(path, head)
+
+
+def read_native(info: AudioInfo, start: int, num_samples: int) -> np.ndarray:
+    """Native samples [start, start + num_samples) of a file, equal to a decode from its start cut there.
+
+    Returns:
+        (N, C) float32, exactly `num_samples` long.
+
+    Raises:
+        AudioError: fewer samples than the file declares, damage, or samples that are NaN or infinite.
+    """
+    if num_samples == 0:
+        return np.zeros((0, info.num_channels), np.float32)
+    path, container = info.path, info.format.partition("/")[0]
+    file_bytes(path)
+    try:
+        if container == "MP3":
+            audio = mpeg.read_frames(path, mpeg.index_stream(path), start, num_samples)
+        elif is_decoded_from_start(info.format):
+            audio = read_av(path, container, start, num_samples)
+        else:
+            audio = _read_soundfile(info, start, num_samples)
+    except (OSError, soundfile.SoundFileError) as error:
+        raise AudioError(
+            f"{path}: cannot be read at {start / info.sample_rate_hz:.3f} s (truncated or damaged): {_cause(error)}"
+        ) from error
+    if len(audio) != num_samples or audio.shape[1] != info.num_channels:
+        raise AudioError(
+            f"{path}: truncated or changed since it was opened: {len(audio)} of {num_samples} samples at "
+            f"{start / info.sample_rate_hz:.3f} s, {audio.shape[1]} channels"
+        )
+    if not np.isfinite(audio).all():
+        first = start + int(np.flatnonzero(~np.isfinite(audio).all(axis=1))[0])
+        raise AudioError(f"{path}: NaN or infinite sample at {first / info.sample_rate_hz:.3f} s (sample {first})")
+    peak = float(np.abs(audio).max(initial=0.0))
+    if peak > MAX_PEAK:
+        raise AudioError(
+            f"{path}: samples reach {peak:g}, where audio lies in [-1, 1]; scale integers by their full range"
+        )
+    return audio
+
+
+def is_decoded_from_start(format: str) -> bool:
+    """Whether files of a format can be decoded from their start only, so that their length costs as much as all of them.
+
+    >>> is_decoded_from_start("MP4/AAC"), is_decoded_from_start("WAV/PCM_16")
+    (True, False)
+    """
+    container = format.partition("/")[0]
+    if format in ("OGG/FLAC", "OGG/SPEEX"):
+        return True
+    return container != "MP3" and container not in soundfile.available_formats()
+
+
+def file_bytes(path: Path) -> int:
+    """Size of a regular file; stat first, since opening a fifo without a writer never returns."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        reason = "a link to a file that does not exist" if path.is_symlink() else f"no such file{hint(str(path))}"
+        raise AudioError(f"{path}: {reason}") from None
+    except (OSError, ValueError) as error:
+        raise AudioError(f"{path}: cannot be opened: {error}") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise AudioError(f"{path}: a folder, expected an audio file")
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError(f"{path}: not a regular file (a fifo, socket or device)")
+    if status.st_size == 0:
+        raise AudioError(f"{path}: empty (0 bytes)")
+    return status.st_size
+
+
+def _probe_mpeg(path: Path) -> AudioInfo:
+    declared = mpeg.declared_stream(path)
+    if declared is None:
+        stream = mpeg.index_stream(path)
+        declared = stream.first, stream.num_samples
+    header, num_samples = declared
+    if num_samples <= 0:
+        raise AudioError(f"{path}: an mp3 file without a sample of audio")
+    layer = "I" * header.layer
+    return AudioInfo(path, f"MP3/MPEG_LAYER_{layer}", header.sample_rate_hz, header.num_channels, num_samples)
+
+
+def _probe_soundfile(path: Path, head: bytes) -> AudioInfo:
+    try:
+        with _open(path) as sound:
+            info = AudioInfo(path, f"{sound.format}/{sound.subtype}", sound.samplerate, sound.channels, sound.frames)
+            seekable, log = sound.seekable(), sound.extra_info
+    except soundfile.SoundFileError as error:
+        raise AudioError(f"{path}: not audio that soundfile can read: {_first_bytes(head)}: {_cause(error)}") from error
+    if info.format.startswith("FLAC"):
+        info = replace(info, num_samples=_check_flac(path, info.num_samples))
+    containers.check_log(path, info.format, info.num_samples, log)
+    if info.num_samples <= 0:
+        raise AudioError(f"{path}: {info.format} without a sample of audio")
+    if seekable and not info.format.startswith("OGG"):
+        try:
+            _read_soundfile(info, info.num_samples - 1, 1)
+        except soundfile.SoundFileError as error:
+            raise AudioError(
+                f"{path}: truncated: its header declares {info.num_samples} samples and the last cannot be read; "
+                f"fetch or encode it anew: {_cause(error)}"
+            ) from error
+    return info
+
+
+def _check_flac(path: Path, declared: int) -> int:
+    """Samples of a FLAC file, where its header and its last frame agree."""
+    if declared >= _UNKNOWN_FRAMES:
+        return flac_num_samples(path)
+    if ends_at(path, declared):
+        return declared
+    at_end = find_flac_end(path)
+    if at_end is not None and at_end != declared:
+        raise AudioError(
+            f"{path}: damaged: its header declares {declared} samples and its last frame ends at {at_end}; encode it anew"
+        )
+    return declared
+
+
+def _read_soundfile(info: AudioInfo, start: int, num_samples: int) -> np.ndarray:
+    """(N, C) float32; may be shorter than asked where the file is."""
+    position = start
+    if info.format == "OGG/VORBIS":
+        ogg.check_ogg_pages(info.path)
+        position = min(start, max(0, info.num_samples - VORBIS_LAST_PAGE_SAMPLES))
+    elif info.format == "OGG/OPUS":
+        ogg.check_ogg_pages(info.path)
+        position = max(0, start - OPUS_PRE_ROLL_SAMPLES)
+    with _open(info.path) as sound:
+        if sound.seekable():
+            reached = sound.seek(position)
+            if reached != position:
+                raise AudioError(f"{info.path}: damaged: a seek to sample {position} came to {reached}")
+        else:
+            # GSM and G.72x: from the start, in blocks. Without seeks, python-soundfile reads on where it was.
+            position = start
+            for skipped in range(0, start, _SKIP_BLOCK_SAMPLES):
+                sound.read(min(_SKIP_BLOCK_SAMPLES, start - skipped), dtype="float32")
+        audio: np.ndarray = sound.read(start - position + num_samples, dtype="float32", always_2d=True)
+    return audio[start - position :]
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[soundfile.SoundFile]:
+    """A fresh handle on an open file: by its name, soundfile would take `.raw` for headerless samples."""
+    with open_audio(path) as file:
+        raw = ogg.with_own_header_pages(file.raw) or _flac_with_length(path, file.raw) or file.raw
+        source: Any = raw.fileno() if isinstance(raw, FileIO) else raw
+        with soundfile.SoundFile(source, closefd=False) as sound:
+            yield sound
+
+
+def _flac_with_length(path: Path, file: RawIOBase) -> SpanFile | None:
+    """A flac file that was written to a pipe, with the length that its header lacks; None for any other file.
+
+    Without it libsndfile cannot read up to the last sample.
+    """
+    head = file.read(26) or b""
+    file.seek(0)
+    # STREAMINFO: 20 bit rate, 3 bit channels, 5 bit depth, 36 bit samples, from byte 18 of the file.
+    if head[:4] != b"fLaC" or len(head) < 26 or head[21] & 0x0F or any(head[22:26]):
+        return None
+    num_samples = flac_num_samples(path)
+    length = bytes((head[21] | num_samples >> 32,)) + (num_samples & 0xFFFFFFFF).to_bytes(4, "big")
+    return SpanFile(file, AudioSpan(26, file.seek(0, os.SEEK_END)), prefix=head[:21] + length)
+
+
+def _cause(error: Exception) -> str:
+    return str(getattr(error, "error_string", "") or error).strip() or type(error).__name__
+
+
+def _first_bytes(head: bytes) -> str:
+    coding = containers.wav_coding(head)
+    if coding is not None:
+        return f"it is a wav file whose audio is in coding {coding:#06x}"
+    text = head[:24].decode("ascii", "replace")
+    if text.isprintable() or text.replace("\n", "").replace("\t", "").isprintable():
+        return f"it begins with the text {text!r} (a manifest must end in .csv, .jsonl, .jsonl.gz or .parquet)"
+    return f"it begins with {head[:12]!r}"

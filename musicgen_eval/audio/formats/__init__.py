@@ -1,0 +1,1 @@
+"""Length and position of samples in each compressed audio format."""

@@ -1,0 +1,186 @@
+"""The pages of an Ogg file (Vorbis, Opus): whether all of them are there and whole.
+
+libsndfile skips a damaged page without a word, so that all behind it moves, and takes a cut file for a shorter one.
+Nothing here knows about samples.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from musicgen_eval.audio.formats.spans import AudioSpan, SpanFile, open_audio
+from musicgen_eval.errors import AudioError
+from musicgen_eval.files.per_file_cache import once_per_file
+
+_OGG_PAGE_BYTES = 27 + 255 + 255 * 255
+_IS_CONTINUED, _IS_START, _IS_END = 1, 2, 4
+_NUM_VORBIS_HEADERS = 3
+_REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+def check_ogg_end(path: Path, file: BinaryIO) -> None:
+    """Look at an Ogg file's first and last page.
+
+    Args:
+        path: for messages.
+        file: the file, without the tags around its audio.
+
+    Raises:
+        AudioError: the last page is cut or damaged, does not say that it is the last, or belongs to another stream
+            than the first.
+    """
+    num_bytes = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    first = file.read(27)
+    file.seek(max(0, num_bytes - 2 * _OGG_PAGE_BYTES))
+    tail = file.read()
+    last, at = None, tail.find(b"OggS")
+    while at >= 0:
+        page = _OggPage.parse(tail[at : at + 27 + 255])
+        if page is None or at + page.num_bytes > len(tail):
+            break
+        if at + page.num_bytes == len(tail) and not page.holds(tail[at : at + page.num_bytes]):
+            raise _damaged_page(path, num_bytes - page.num_bytes)
+        last, at = page, tail.find(b"OggS", at + page.num_bytes)
+    if at >= 0 or last is None or not last.is_end:
+        raise AudioError(f"{path}: truncated: its last Ogg page is cut or lacks the end flag; fetch or encode it anew")
+    if last.serial != int.from_bytes(first[14:18], "little"):
+        raise _several_streams(path)
+
+
+def _damaged_page(path: Path, at: int) -> AudioError:
+    return AudioError(f"{path}: damaged: the Ogg page at byte {at} has a wrong checksum; fetch or encode it anew")
+
+
+def _several_streams(path: Path) -> AudioError:
+    return AudioError(
+        f"{path}: holds several Ogg streams (chained or joined), of which only the first would be read; "
+        "decode it and encode it anew, or cut it in two"
+    )
+
+
+@dataclass(frozen=True)
+class _OggPage:
+    serial: int
+    sequence: int
+    checksum: int
+    is_start: bool
+    is_end: bool
+    num_bytes: int
+
+    @classmethod
+    def parse(cls, head: bytes) -> _OggPage | None:
+        """A page from its header; None where it is cut."""
+        if len(head) < 27 or len(head) < 27 + head[26]:
+            return None
+        serial, sequence, checksum = (int.from_bytes(head[at : at + 4], "little") for at in (14, 18, 22))
+        num_bytes = 27 + head[26] + sum(head[27 : 27 + head[26]])
+        return cls(serial, sequence, checksum, bool(head[5] & 2), bool(head[5] & 4), num_bytes)
+
+    def holds(self, content: bytes) -> bool:
+        """Whether a page's bytes have the checksum that it says."""
+        return ogg_checksum(content[:22] + bytes(4) + content[26:]) == self.checksum
+
+
+@once_per_file(1 << 10)
+def check_ogg_pages(path: Path) -> None:
+    """Walk all pages of an Ogg file, once: a damaged or missing one would shift what follows without an error.
+
+    Raises:
+        AudioError: a page has another checksum than it says, or another number than the one after the last.
+    """
+    with open_audio(path, buffer_bytes=1 << 20) as file:
+        at, sequence, has_ended = 0, None, False
+        while head := file.read(27):
+            if head[:4] != b"OggS":
+                if has_ended and b"OggS" not in head + file.read(_OGG_PAGE_BYTES):
+                    return  # padding, or a tag of an unknown kind
+                raise AudioError(f"{path}: damaged: no Ogg page at byte {at}; fetch or encode it anew")
+            head += file.read(head[26])
+            page = _OggPage.parse(head)
+            body = file.read(page.num_bytes - len(head)) if page is not None else b""
+            if page is None or len(head) + len(body) < page.num_bytes:
+                raise AudioError(f"{path}: truncated: its last Ogg page is cut; fetch or encode it anew")
+            if not page.holds(head + body):
+                raise _damaged_page(path, at)
+            if sequence is not None and page.is_start:
+                raise _several_streams(path)
+            if sequence is not None and page.sequence != sequence + 1:
+                raise AudioError(
+                    f"{path}: damaged: Ogg page {page.sequence} follows page {sequence} at byte {at}; "
+                    "fetch or encode it anew"
+                )
+            at, sequence, has_ended = at + page.num_bytes, page.sequence, page.is_end
+
+
+def with_own_header_pages(file: io.RawIOBase) -> SpanFile | None:
+    """A Vorbis file whose audio begins on the last page of its headers, with that page cut in two; None for any other file.
+
+        pages      0 | 1: comment, setup, audio |            2: audio | ...
+        becomes    0 | 1: comment, setup        | 1: audio | 2: audio | ...
+
+    Files of early encoders are like this, and libvorbis drops the audio on that page. Both halves keep the page's number: a
+    decoder notes a gap between them, where nothing is missing.
+
+    Args:
+        file: an open file, whose position is 0 afterwards.
+    """
+    cut = _find_cut(file)
+    file.seek(0)
+    if cut is None:
+        return None
+    page_start, num_segments = cut
+    before = file.read(page_start) or b""
+    head = _read_page_head(file)
+    table, body = head[27:], file.read(sum(head[27:])) or b""
+    num_header_bytes = sum(table[:num_segments])
+    headers = _page_like(head, table[:num_segments], body[:num_header_bytes], granule=bytes(8), without=_IS_END)
+    audio = _page_like(
+        head, table[num_segments:], body[num_header_bytes:], granule=head[6:14], without=_IS_CONTINUED | _IS_START
+    )
+    after = AudioSpan(page_start + len(head) + len(body), file.seek(0, os.SEEK_END))
+    file.seek(0)
+    return SpanFile(file, after, prefix=before + headers + audio)
+
+
+def _find_cut(file: io.RawIOBase) -> tuple[int, int] | None:
+    """Where a Vorbis file's last header page begins, and how many of its segments are headers; None: all of them, or no Vorbis."""
+    file.seek(0)
+    at, num_packets = 0, 0
+    while head := _read_page_head(file):
+        if at == 0 and file.read(7) != b"\x01vorbis":
+            return None
+        for segment, num_bytes in enumerate(head[27:], start=1):
+            num_packets += num_bytes < 255
+            if num_packets == _NUM_VORBIS_HEADERS:
+                return (at, segment) if segment < head[26] else None
+        at = file.seek(at + len(head) + sum(head[27:]))
+    return None
+
+
+def _read_page_head(file: io.RawIOBase) -> bytes:
+    """A page's header with its table of segments; empty where none begins."""
+    head = file.read(27) or b""
+    return head + (file.read(head[26]) or b"") if len(head) == 27 and head[:4] == b"OggS" else b""
+
+
+def _page_like(head: bytes, table: bytes, body: bytes, *, granule: bytes, without: int) -> bytes:
+    """A page of the same stream and number, with other segments and fewer flags."""
+    flags, num_segments = bytes((head[5] & ~without,)), bytes((len(table),))
+    page = head[:5] + flags + granule + head[14:22] + bytes(4) + num_segments + table + body
+    return page[:22] + ogg_checksum(page).to_bytes(4, "little") + page[26:]
+
+
+def ogg_checksum(data: bytes) -> int:
+    """Ogg's CRC-32: zlib's polynomial with the bits the other way round, no start value and no inversion (RFC 3533).
+
+    >>> hex(ogg_checksum(b"123456789"))
+    '0x89a1897f'
+    """
+    reversed_crc = zlib.crc32(data.translate(_REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int.from_bytes(reversed_crc.to_bytes(4, "little").translate(_REVERSED_BITS), "big")

@@ -1,0 +1,1 @@
+"""The two commands, `train_like_eval.py` and `musicgen-eval`."""

@@ -1,0 +1,100 @@
+"""Command-line arguments, from the form in which users write them to the form that the parsers take."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, Namespace
+
+from musicgen_eval.runs.folder import resumed_arguments
+
+SHORT_OPTIONS = {"--context": "--context_s", "--duration": "--duration_s"}
+FLAGS = ("--retry_failures", "--allow_other_machine")
+CONFIG_OPTIONS = ("--config", "-c")
+
+
+def full_option(argument: str) -> str:
+    """`--max-new-frames=5` as the parser knows it: `--max_new_frames=5`."""
+    if not argument.startswith("--"):
+        return argument
+    option, equals, value = argument.partition("=")
+    option = SHORT_OPTIONS.get(option, "--" + option[2:].replace("-", "_"))
+    return option + equals + value
+
+
+def with_values(args: Sequence[str]) -> list[str]:
+    """Arguments in which a bare flag says that it is true."""
+    return [
+        f"{arg}=true" if arg in FLAGS and after.lower() not in ("true", "false") else arg
+        for arg, after in pairwise([*args, "--"])
+    ]
+
+
+def with_resumed(args: Sequence[str]) -> list[str]:
+    """Arguments in which a run folder stands for its configuration and itself.
+
+    Raises:
+        ArgumentError: `--resume` without a run folder.
+        RunError: a folder that holds no run.
+    """
+    full: list[str] = []
+    rest = iter(with_values(args))
+    for arg in rest:
+        option, equals, value = arg.partition("=")
+        if option != "--resume":
+            full.append(arg)
+            continue
+        folder = value if equals else next(rest, "")
+        if not folder or folder.startswith("--"):
+            raise ArgumentError(None, "--resume needs a run folder, such as runs/20260102-030405-test")
+        full += resumed_arguments(folder)
+    return full
+
+
+def utf8_text(text: str | None, *, option: str) -> str | None:
+    """A text argument as its bytes say it in UTF-8, whatever encoding the locale names.
+
+    Raises:
+        ArgumentError: the bytes are not UTF-8.
+    """
+    if text is None or not any("\udc80" <= letter <= "\udcff" for letter in text):  # undecoded bytes
+        return text
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError as error:
+        raise ArgumentError(None, f"{option} is not UTF-8 text, got {text!a}") from error
+
+
+def refuse_other_encodings(args: Sequence[str]) -> None:
+    """Refuses configuration files that are not UTF-8 text, by name.
+
+    Raises:
+        ArgumentError: names the file.
+    """
+    for arg, after in pairwise([*args, ""]):
+        option, equals, value = arg.partition("=")
+        path = Path(os.path.expanduser(value if equals else after))  # noqa: PTH111
+        if option in CONFIG_OPTIONS and path.is_file():
+            try:
+                path.read_bytes().decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ArgumentError(
+                    None, f"{option} {path}: not UTF-8 text ({error.reason} at byte {error.start})"
+                ) from error
+
+
+def expand_home(settings: Any) -> Any:
+    """The same settings, each text in them with its leading `~` replaced by the home directory."""
+    if isinstance(settings, str):
+        return os.path.expanduser(settings)  # noqa: PTH111
+    if isinstance(settings, list):
+        return [expand_home(part) for part in settings]
+    if isinstance(settings, dict):
+        return {name: expand_home(part) for name, part in settings.items()}
+    if isinstance(settings, Namespace):
+        return Namespace({name: expand_home(part) for name, part in vars(settings).items()})
+    return settings

@@ -1,0 +1,218 @@
+"""LightningCLI for evaluations: `validate`, `test` and `predict`, with every setting of trainer, model and data."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+
+from musicgen_eval.cli.arguments import expand_home, refuse_other_encodings, utf8_text
+from musicgen_eval.data.sources import lasting_source
+from musicgen_eval.errors import EvaluationError, RunError
+from musicgen_eval.models.checkpoint import lasting_name
+from musicgen_eval.models.out_of_memory import out_of_memory_explained
+from musicgen_eval.records import Task
+from musicgen_eval.runs.continuation_files import AudioSettings
+from musicgen_eval.runs.datamodule import WindowDataModule, dead_workers_named
+from musicgen_eval.runs.folder import RunFolder, resume_line
+from musicgen_eval.runs.module import MusicGenEvaluation
+from musicgen_eval.runs.processes.signals import StopAfterBatch
+from musicgen_eval.runs.processes.strategy import refuse_strategy
+from musicgen_eval.runs.progress_bar import EvaluationProgress
+from musicgen_eval.runs.recorder import RunWriter
+from musicgen_eval.runs.result_logger import ResultLogger
+from musicgen_eval.runs.runner import check_precision
+from musicgen_eval.runs.wandb_logger import WandbSettings, wandb_logger
+from musicgen_eval.runs.wandb_tracker import WandbTracker
+
+TRAINER_DEFAULTS = {
+    "precision": "32-true",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+    "devices": 1,
+}
+
+
+class EvaluationCLI(LightningCLI):
+    """LightningCLI without fit, and without what could open a pickle."""
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        super().__init__(
+            MusicGenEvaluation,
+            WindowDataModule,
+            save_config_callback=None,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=False,
+            parser_kwargs={"exit_on_error": False},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands, each with the arguments of the Trainer's method that are not offered."""
+        skipped = {"model", "dataloaders", "datamodule", "ckpt_path", "weights_only", "verbose", "return_predictions"}
+        return {"validate": skipped, "test": skipped, "predict": skipped}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser that raises instead of printing its usage."""
+        return super().init_parser(**{**kwargs, "exit_on_error": False})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the run folder, how continuations are written, and W&B."""
+        parser.add_argument(
+            "--run_dir",
+            type=Path | None,
+            default=None,
+            help="Folder for the results; default: runs/<date>-<command>. If it already holds this run, the run is resumed",
+        )
+        parser.add_argument(
+            "--resume",
+            type=Path | None,
+            default=None,
+            help="Run folder to resume: stands for its config.yaml and its run_dir",
+        )
+        parser.add_argument(
+            "--retry_failures",
+            type=bool,
+            default=False,
+            help="When a run is resumed, measure its failed tracks again",
+        )
+        parser.add_argument(
+            "--allow_other_machine",
+            type=bool,
+            default=False,
+            help="Resume a run that was begun on another machine; its last bits may differ, which the result records",
+        )
+        parser.add_class_arguments(AudioSettings, "audio")
+        parser.add_class_arguments(WandbSettings, "wandb")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the arguments, once it is known that all configuration files are text."""
+        refuse_other_encodings(args or [])
+        super().parse_arguments(parser, args)
+
+    def instantiate_classes(self) -> None:
+        """Makes model, data and trainer; a setting that a library refuses is an error of the arguments."""
+        try:
+            super().instantiate_classes()
+        except (EvaluationError, MisconfigurationException, ArgumentError):
+            raise
+        except Exception as error:  # libraries raise whatever they like
+            raise ArgumentError(None, f"a setting cannot be used: {type(error).__name__}: {error}") from error
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses what would be ignored or wrong, before anything is made."""
+        settings = self._settings
+        for group in ("trainer", "model", "data", "audio", "wandb"):
+            if not isinstance(settings[group], Namespace):
+                raise ArgumentError(None, f"{group}: expected a mapping of settings, got {settings[group]!r}")
+        settings.trainer = expand_home(settings.trainer)
+        settings.data.text = utf8_text(settings.data.text, option="data.text")
+        trainer = settings.trainer
+        for setting in ("limit_test_batches", "limit_val_batches", "limit_predict_batches"):
+            if getattr(trainer, setting) is not None:  # Lightning would read a 1 as all of them
+                raise RunError(
+                    f"trainer.{setting} would leave tracks half measured; use data.limit, which counts tracks"
+                )
+        check_precision(str(trainer.precision), str(trainer.accelerator))
+        if trainer.benchmark:
+            raise RunError(
+                "trainer.benchmark lets cuDNN choose algorithms by timing, so two runs would differ; leave it out"
+            )
+        if trainer.use_distributed_sampler:
+            raise RunError("trainer.use_distributed_sampler would score windows twice; leave it false")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Adds the run folder, the progress bar and W&B to the Trainer's own settings."""
+        settings = self._settings
+        command = str(self.subcommand)
+        self.folder = RunFolder(settings.run_dir) if settings.run_dir else RunFolder.with_default_name(command)
+        again = settings.clone()
+        again.run_dir = None  # the file is to give the run again, elsewhere
+        again.retry_failures = again.allow_other_machine = False
+        again.data.source = lasting_source(again.data.source)
+        again.model.checkpoint = lasting_name(again.model.checkpoint)
+        config_yaml = self._parser(self.subcommand).dump(again, skip_none=False)
+        logger = wandb_logger(WandbSettings(**settings.wandb.as_dict()))
+        console = Console() if _is_rank_0() else None
+        trainer_config = self.config_init[self.subcommand].trainer
+        callbacks: list[L.Callback] = []
+        if trainer_config.enable_progress_bar is not False:
+            callbacks.append(EvaluationProgress())
+        writer = RunWriter(
+            self.folder,
+            command=command,
+            config_yaml=config_yaml,
+            resume=lambda run_dir: resume_line(self.folder.begun_with or command, run_dir),
+            console=console,
+            audio=AudioSettings(**settings.audio.as_dict()),
+            allow_other_machine=settings.allow_other_machine,
+        )
+        self.stop = StopAfterBatch(say=_print_on_stderr if console is not None else None)
+        callbacks += [self.stop, writer]  # loggers follow the writer: results are on disk before they could fail
+        callbacks.append(ResultLogger(settings.as_dict(), writer, excluded=logger))
+        if logger is not None:
+            callbacks.append(WandbTracker(settings.as_dict(), writer, settings.wandb.max_logged))
+        trainer_config.callbacks = [*(trainer_config.callbacks or []), *callbacks]
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (EvaluationError, MisconfigurationException):
+            raise
+        except Exception as error:  # such as a TypeError for devices, or a ModuleNotFoundError for a TPU
+            raise RunError(f"trainer: {' '.join(str(error).split())}") from error
+        if logger is not None:
+            trainer.loggers = [*trainer.loggers, logger]
+        return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """The run, told to end by signals."""
+        batch_size = self.datamodule.settings.batch_size
+        with self.stop.listening(), dead_workers_named(), out_of_memory_explained(batch_size, "moving data to it"):
+            super()._run_subcommand(subcommand)
+
+    def before_test(self) -> None:
+        """Refuses a wrong checkpoint or metric, then claims the run folder, before any other process or file exists."""
+        task: Task = "continue" if self.subcommand == "predict" else "score"
+        refuse_strategy(self.trainer, task)
+        self.model.prepare(task)
+        if _is_rank_0():
+            self.folder.claim()
+            self.datamodule.index_path = self.folder.index
+            self.datamodule.retry_failures = self._settings.retry_failures
+
+    def after_test(self) -> None:
+        """A metric that could not be computed is an error, though the others' results are written."""
+        if self.model.result is not None and self.model.result.metric_errors:
+            names = ", ".join(self.model.result.metric_errors)
+            raise RunError(f"metrics that could not be computed: {names}; the other results are written")
+
+    before_validate = before_predict = before_test
+    after_validate = after_predict = after_test
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Lightning would keep all that predict returns until its end."""
+        prepared: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        return {**prepared, "return_predictions": False} if subcommand == "predict" else prepared
+
+    @property
+    def _settings(self) -> Namespace:
+        return self.config[self.subcommand]
+
+
+def _print_on_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _is_rank_0() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0

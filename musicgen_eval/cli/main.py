@@ -1,0 +1,81 @@
+"""The two command-line doors.
+
+    python train_like_eval.py test --config configs/demo.yaml     LightningCLI: every setting of trainer, model and data
+    musicgen-eval evaluate --audio song.mp3                       the everyday cases
+    musicgen-eval generate --audio song.mp3 --text "EDM"
+
+Whatever is wrong is said in a line, with a non-zero exit.
+"""
+
+from __future__ import annotations
+
+import locale
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from jsonargparse import ArgumentError
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+
+from musicgen_eval.cli.arguments import with_resumed
+from musicgen_eval.cli.commands import run_command
+from musicgen_eval.cli.lightning import EvaluationCLI
+from musicgen_eval.cli.parser_messages import one_line
+from musicgen_eval.cli.streams import tolerant_streams
+from musicgen_eval.errors import EvaluationError
+from musicgen_eval.files.redaction import redact
+from musicgen_eval.runs.library_output import quiet_libraries
+from musicgen_eval.runs.processes.rank_messages import StoppedElsewhere
+from musicgen_eval.runs.processes.signals import was_launched
+
+
+def lightning_main(args: Sequence[str] | None = None) -> int:
+    """Runs `validate`, `test` or `predict` from arguments; returns the exit status."""
+    return _guarded(lambda: EvaluationCLI(args=with_resumed(sys.argv[1:] if args is None else args)))
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs `musicgen-eval`; returns the exit status."""
+    return _guarded(lambda: run_command(sys.argv[1:] if args is None else args))
+
+
+def _guarded(run: Callable[[], object]) -> int:
+    """Runs a command; what is wrong becomes one message and a status: 2 for arguments, 1 for the rest, 143 for SIGTERM."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic LSTMs; read when CUDA starts
+    with tolerant_streams(), utf8_files(), quiet_libraries():
+        try:
+            run()
+        except ArgumentError as error:
+            return _fail(one_line(str(error)), 2)
+        except StoppedElsewhere:
+            return 0 if was_launched() else 1  # rank 0 says why, and would be ended for a status of its child's
+        except (EvaluationError, MisconfigurationException) as error:
+            return _fail(str(error), 1)
+        except SIGTERMException:
+            return _fail("stopped by SIGTERM, before the result", 143)
+        except (KeyboardInterrupt, SystemExit) as stopped:
+            if isinstance(stopped, SystemExit) and not isinstance(stopped.__context__, KeyboardInterrupt):
+                raise  # such as --help
+            return _fail("interrupted, before the result", 130)
+    return 0
+
+
+@contextmanager
+def utf8_files() -> Iterator[None]:
+    """Makes UTF-8 the encoding of text files that libraries open: configuration files are UTF-8 in every locale."""
+    before = locale.setlocale(locale.LC_CTYPE)
+    try:
+        locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+    except locale.Error:  # a system without that locale
+        yield
+        return
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
+
+
+def _fail(message: str, status: int) -> int:
+    print(redact(f"error: {message}"), file=sys.stderr)
+    return status

@@ -1,0 +1,234 @@
+"""Text in columns: a million names as one run of bytes instead of a million objects.
+
+    rows    "a.wav"  "b/c.wav"  "d.wav"
+    data    a.wavb/c.wavd.wav               bytes, UTF-8 (a name that is none of it keeps its odd bytes)
+    ends    5        12         17
+
+A column reads like a list of `str`, and travels between processes as two arrays. It knows nothing of what the text means.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musicgen_eval.files.file_names import locate
+
+_ENCODING_ERRORS = "surrogatepass"  # file names that are not UTF-8 come with lone surrogates
+
+
+class Strings(Sequence[str]):
+    """A column of text.
+
+    Args:
+        data: the rows' UTF-8, one after the other.
+        ends: (rows,) int64, where each ends in `data`.
+
+    >>> names = Strings.of(["a.wav", "b.wav"])
+    >>> names[1], len(names), names == ["a.wav", "b.wav"]
+    ('b.wav', 2, True)
+    """
+
+    def __init__(self, data: bytes, ends: NDArray[np.int64]) -> None:
+        self.data = data
+        self.ends = ends
+
+    @classmethod
+    def of(cls, rows: Iterable[str]) -> Self:
+        """A column of these rows."""
+        builder = StringsBuilder()
+        builder.extend(list(rows))
+        return cls(bytes(builder.data), np.array(builder.ends, np.int64))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What other processes need: lengths take a byte or two where ends take eight."""
+        return {"data": self.data, "lengths": narrowed(np.diff(self.ends, prepend=0))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.data = state["data"]
+        self.ends = np.cumsum(state["lengths"], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> Self: ...
+    def __getitem__(self, row: int | slice) -> str | Self:
+        if isinstance(row, slice):
+            first, stop, step = row.indices(len(self))
+            if first != 0 or step != 1:
+                return type(self).of(self[at] for at in range(len(self))[row])
+            return type(self)(self.data[: int(self.ends[stop - 1]) if stop else 0], self.ends[:stop].copy())
+        return self.encoded(row).decode("utf-8", _ENCODING_ERRORS)
+
+    def encoded(self, row: int) -> bytes:
+        """A row's UTF-8."""
+        row = range(len(self))[row]
+        start = int(self.ends[row - 1]) if row else 0
+        return self.data[start : int(self.ends[row])]
+
+    def all_encoded(self) -> Iterator[bytes]:
+        """Every row's UTF-8, in order."""
+        start = 0
+        for ends in np.array_split(self.ends, len(self.ends) // (1 << 16) + 1):
+            for end in ends.tolist():
+                yield self.data[start:end]
+                start = end
+
+    def __iter__(self) -> Iterator[str]:
+        return (row.decode("utf-8", _ENCODING_ERRORS) for row in self.all_encoded())
+
+    def __eq__(self, other: object) -> bool:
+        return _equal(self, other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return _shown(self)
+
+
+class StringsBuilder:
+    """Collects the rows of a `Strings`.
+
+    Attributes:
+        data: what has come so far.
+        ends: where each row ends in it.
+    """
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.ends = array("q")
+
+    def extend(self, rows: list[str]) -> None:
+        """Adds rows."""
+        joined = "".join(rows)
+        lengths = (
+            list(map(len, rows)) if joined.isascii() else [len(row.encode("utf-8", _ENCODING_ERRORS)) for row in rows]
+        )
+        ends = np.cumsum(lengths, dtype=np.int64) + len(self.data)
+        self.data += joined.encode("utf-8", _ENCODING_ERRORS)
+        self.ends.frombytes(ends.tobytes())
+
+    def build(self) -> Strings:
+        """The column; the builder is empty afterwards."""
+        data, ends = bytes(self.data), np.array(self.ends, np.int64)
+        self.data, self.ends = bytearray(), array("q")
+        return Strings(data, ends)
+
+
+class Texts(Sequence[str | None]):
+    """A column of texts, of which some may be missing: an empty row reads as None.
+
+    >>> list(Texts(Strings.of(["a calm piano", ""])))
+    ['a calm piano', None]
+    """
+
+    def __init__(self, strings: Strings) -> None:
+        self.strings = strings
+
+    def __len__(self) -> int:
+        return len(self.strings)
+
+    @property
+    def none_given(self) -> bool:
+        """Whether every row is None."""
+        return not self.strings.data
+
+    @overload
+    def __getitem__(self, row: int) -> str | None: ...
+    @overload
+    def __getitem__(self, row: slice) -> Texts: ...
+    def __getitem__(self, row: int | slice) -> str | Texts | None:
+        return Texts(self.strings[row]) if isinstance(row, slice) else self.strings[row] or None
+
+    def __iter__(self) -> Iterator[str | None]:
+        return (row or None for row in self.strings)
+
+    def __eq__(self, other: object) -> bool:
+        return _equal(self, other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return _shown(self)
+
+
+class Paths(Sequence[str]):
+    """A column of files below one folder; a row that names a file absolutely is that file.
+
+    >>> list(Paths("/data", Strings.of(["a.wav", "/music/b.wav"])))
+    ['/data/a.wav', '/music/b.wav']
+    """
+
+    def __init__(self, folder: str, names: Strings) -> None:
+        self.folder = folder
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> Paths: ...
+    def __getitem__(self, row: int | slice) -> str | Paths:
+        if isinstance(row, slice):
+            return Paths(self.folder, self.names[row])
+        return os.path.join(self.folder, self.names[row])  # noqa: PTH118
+
+    def file(self, row: int) -> Path:
+        """A row's file, under the name that the file system has for it."""
+        return locate(self.folder, self.names[row])
+
+    def __eq__(self, other: object) -> bool:
+        return _equal(self, other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return _shown(self)
+
+
+def packed(column: NDArray[Any]) -> NDArray[Any]:
+    """A column as its first row alone where all rows are alike, as they often are; else as it is."""
+    alike = len(column) > 1 and bool((bits(column) == bits(column[:1])).all())
+    return column[:1].copy() if alike else column
+
+
+def unpacked(column: NDArray[Any], num_rows: int) -> NDArray[Any]:
+    """The column that was packed.
+
+    Raises:
+        ValueError: of another number of rows.
+    """
+    if len(column) not in (1, num_rows):
+        raise ValueError(f"{len(column)} rows of {num_rows}")
+    return np.repeat(column, num_rows) if len(column) < num_rows else column
+
+
+def narrowed(column: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+    """Whole numbers from 0 in as few bytes as they need."""
+    return column.astype(np.min_scalar_type(column.max(initial=0)))
+
+
+def bits(column: NDArray[Any]) -> NDArray[Any]:
+    """Numbers that compare by their bits, NaN with NaN."""
+    return np.ascontiguousarray(column).view(np.int64) if column.dtype == np.float64 else column
+
+
+def _equal(column: Sequence[Any], other: object) -> bool:
+    if not isinstance(other, Sequence) or isinstance(other, str | bytes):
+        return NotImplemented
+    return len(column) == len(other) and all(own == theirs for own, theirs in zip(column, other, strict=True))
+
+
+def _shown(column: Sequence[Any]) -> str:
+    return f"[{', '.join(map(repr, column[:5]))}{', ...' * (len(column) > 5)}]"

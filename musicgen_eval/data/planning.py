@@ -1,0 +1,261 @@
+"""From a source to what will be measured: which tracks can be read, how long they are, which windows they give.
+
+    source --read_source--> tracks --open, side by side--> frames --plan_windows--> windows in scoring order
+
+A track that cannot be opened becomes a recorded failure. Knows audio files and frames; nothing of models or Lightning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musicgen_eval.audio.reader import resampler_name
+from musicgen_eval.data.index_builder import Opening, declared_frames, declared_seconds, open_tracks
+from musicgen_eval.data.notes import demo_notes
+from musicgen_eval.data.plan import STATUSES, Plan, StatusColumn, TrackStatus
+from musicgen_eval.data.sources import Source, TrackList, lasting_source, read_source
+from musicgen_eval.data.track_index import TrackIndex
+from musicgen_eval.data.windows import Head, WindowPlan, check_limit, plan_windows, whole_frames
+from musicgen_eval.errors import RunError, WindowError
+from musicgen_eval.records import CodecSpec, Failure, Task
+
+DEMO_CLIPS = Path(__file__).parent / "demo"
+DEMO_SOURCE = DEMO_CLIPS / "manifest.csv"
+NOT_OPENED = "not known beforehand (duration_s given)"
+"""Stands for the resampler of a track that is opened when it is read."""
+
+Outcome = tuple[TrackStatus, str]
+"""What becomes of a track, and why, to be read after its length."""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What a data module is told; each field is described in `WindowDataModule`."""
+
+    source: Source
+    text: str | None = None
+    context_s: float | None = None
+    target_s: float | None = None
+    head: Head = "score"
+    batch_size: int = 8
+    limit: int | None = None
+    min_duration_s: float = 0.0
+    max_failures: int = 0
+    allow_beyond_limit: bool = False
+
+
+def plan_evaluation(settings: DataSettings, spec: CodecSpec, opening: Opening | None = None) -> Plan:
+    """Reads the source, opens every track whose length is not given, once, and plans the windows to score.
+
+    Args:
+        settings: what to measure.
+        spec: the checkpoint's codes.
+        opening: how tracks are opened, and where it is kept what they hold.
+
+    Raises:
+        SourceError: the source does not yield tracks.
+        WindowError: context and target do not fit.
+        RunError: more failures than allowed, or nothing left to score.
+    """
+    check_settings(settings)
+    context_frames, target_frames = settle_windows(settings, spec)
+
+    def outcome(num_frames: int) -> Outcome:
+        if settings.head == "skip" and num_frames <= context_frames:
+            return (
+                "too_short",
+                f"leaves nothing after a context of {context_frames / spec.frame_rate_hz:g} s (head: skip)",
+            )
+        return "ok", ""
+
+    def windows(num_frames: NDArray[np.int64]) -> WindowPlan:
+        return plan_windows(num_frames, context_frames, target_frames, settings.head)
+
+    return make_plan(
+        settings, spec, outcome, windows, context_frames, target_frames, task="score", opening=opening or Opening()
+    )
+
+
+def make_plan(
+    settings: DataSettings,
+    spec: CodecSpec,
+    outcome_of: Callable[[int], Outcome],
+    windows_of: Callable[[NDArray[np.int64]], WindowPlan],
+    context_frames: int | None,
+    target_frames: int | None,
+    *,
+    task: Task,
+    opening: Opening,
+) -> Plan:
+    """What both tasks share: tracks, what becomes of each, and the windows of those that can be measured.
+
+    Args:
+        settings: checked.
+        spec: the checkpoint's codes.
+        outcome_of: frames of a track -> what becomes of it.
+        windows_of: (tracks,) frames -> their windows.
+        context_frames: as settled, for the result.
+        target_frames: as settled, for the result.
+        task: what the windows are for.
+        opening: how tracks are opened.
+    """
+    listed = read_source(_resolved(settings.source), text=settings.text)
+    tracks = listed if settings.limit is None else listed.first(settings.limit)
+    index = open_tracks(tracks, opening)
+    num_frames, status, reasons = _measure(tracks, index, settings, spec, outcome_of)
+    plan = Plan(
+        tracks=tracks,
+        index=index,
+        frame_rate_hz=spec.frame_rate_hz,
+        num_frames=num_frames,
+        status=status,
+        reasons=reasons,
+        windows=windows_of(num_frames).in_scoring_order(),
+        context_frames=context_frames,
+        target_frames=target_frames,
+        num_in_source=len(listed),
+        ignored_files=listed.ignored,
+        resamplers=_count_resamplers(index, status, spec.sample_rate_hz),
+        task=task,
+        notes=(*demo_notes("source", settings.source), *listed.notes),
+    )
+    refuse_failures(plan.failures, settings.max_failures)
+    if not len(plan.windows):
+        raise RunError(f"nothing to {task} in {settings.source}: {_why_nothing(plan)}")
+    return plan
+
+
+def _resolved(source: Source) -> Source:
+    """A source by its absolute paths, with the clips of the package for `demo`."""
+    if isinstance(source, list):
+        return [str(_resolved(one)) for one in source]
+    return str(DEMO_SOURCE) if source == "demo" else lasting_source(source)
+
+
+def check_settings(settings: DataSettings) -> None:
+    """Refuses numbers that make no sense before anything is opened."""
+    if settings.batch_size < 1:
+        raise RunError(f"batch_size must be at least 1, got {settings.batch_size}")
+    if settings.limit is not None and settings.limit < 1:
+        raise RunError(f"limit must be at least 1 track, got {settings.limit}")
+    if settings.max_failures < 0:
+        raise RunError(f"max_failures must be at least 0, got {settings.max_failures}")
+    if not settings.min_duration_s >= 0:
+        raise RunError(f"min_duration_s must be at least 0, got {settings.min_duration_s}")
+
+
+def settle_windows(settings: DataSettings, spec: CodecSpec) -> tuple[int, int]:
+    """Context and target in frames; each is half of the checkpoint's limit unless given."""
+    rate = spec.frame_rate_hz
+    half = spec.max_frames // 2
+    context = half if settings.context_s is None else whole_frames(settings.context_s, rate, setting="context_s")
+    target = half if settings.target_s is None else whole_frames(settings.target_s, rate, setting="target_s")
+    plan_windows([], context, target, settings.head)
+    check_limit(context, target, spec, allow_beyond_limit=settings.allow_beyond_limit)
+    return context, target
+
+
+def refuse_failures(failures: Sequence[Failure], max_failures: int) -> None:
+    """Ends a run in which more distinct tracks failed than may be recorded.
+
+    Raises:
+        RunError: names the first of them and the setting that would go on.
+    """
+    reasons = {failure.track: failure.reason for failure in failures}
+    if len(reasons) <= max_failures:
+        return
+    shown = [f"  {track}: {reason}" for track, reason in list(reasons.items())[:5]]
+    more = [f"  and {len(reasons) - 5} more"] if len(reasons) > 5 else []
+    raise RunError(
+        "\n".join(
+            [
+                f"{len(reasons)} track{'s' * (len(reasons) > 1)} failed, {max_failures} may "
+                f"(max_failures={len(reasons)} would record and go on):",
+                *shown,
+                *more,
+            ]
+        )
+    )
+
+
+def _measure(
+    tracks: TrackList,
+    index: TrackIndex,
+    settings: DataSettings,
+    spec: CodecSpec,
+    outcome_of: Callable[[int], Outcome],
+) -> tuple[NDArray[np.int64], StatusColumn, dict[int, str]]:
+    """Frames of the tracks that are measured, what becomes of each track, and why not of the others."""
+    rate_hz = spec.frame_rate_hz
+    opened, failed = index.rows("opened"), index.rows("failed")
+    duration_s = declared_seconds(tracks)
+    num_frames = declared_frames(duration_s, rate_hz)
+    num_frames[opened] = index.track_samples[opened] * rate_hz // index.native_rate_hz[opened]
+    duration_s[opened] = index.track_samples[opened] / index.native_rate_hz[opened]
+    codes = np.zeros(len(tracks), np.uint8)
+    reasons = dict(index.reasons)
+    codes[failed] = STATUSES.index("failed")
+
+    def leave_out(rows: NDArray[np.int64], status: TrackStatus, reason_of: Callable[[int], str]) -> None:
+        codes[rows] = STATUSES.index(status)
+        reasons.update((row, reason_of(row)) for row in rows.tolist())
+
+    is_skipped = (codes == 0) & (duration_s < settings.min_duration_s)
+    leave_out(
+        np.flatnonzero(is_skipped),
+        "skipped",
+        lambda row: f"{duration_s[row]:.4g} s is shorter than min_duration_s={settings.min_duration_s:g}",
+    )
+    leave_out(
+        np.flatnonzero((codes == 0) & (num_frames == 0)),
+        "failed",
+        lambda row: (
+            f"{tracks.paths[row]}: {duration_s[row]:.4g} s is shorter than one frame ({1 / rate_hz:g} s); "
+            "remove it or set min_duration_s"
+        ),
+    )
+    for length, rows in _rows_by_length(num_frames, np.flatnonzero(codes == 0)):
+        try:
+            status, reason = outcome_of(length)
+        except WindowError as error:
+            raise WindowError(f"{tracks.paths[rows[0]]}: {error}") from error
+        if status != "ok":
+            leave_out(rows, status, lambda row, reason=reason: f"{duration_s[row]:.4g} s {reason}")  # type: ignore[misc]
+    num_frames[codes != 0] = 0
+    return num_frames, StatusColumn(codes), dict(sorted(reasons.items()))
+
+
+def _rows_by_length(num_frames: NDArray[np.int64], rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Every length with its rows, in the order in which the lengths come first."""
+    if not len(rows):
+        return
+    by_length = rows[np.argsort(num_frames[rows], kind="stable")]
+    starts = np.flatnonzero(np.diff(num_frames[by_length], prepend=-1))
+    groups = np.split(by_length, starts[1:])
+    for group in sorted(groups, key=lambda group: int(group[0])):
+        yield int(num_frames[group[0]]), group
+
+
+def _count_resamplers(index: TrackIndex, status: StatusColumn, sample_rate_hz: int) -> dict[str, int]:
+    """How many measured tracks each resampler serves; it is part of what a number means."""
+    measured = status.rows("ok")
+    rates, counts = np.unique(index.native_rate_hz[measured], return_counts=True)
+    served: dict[str, int] = {}
+    for rate_hz, count in zip(rates.tolist(), counts.tolist(), strict=True):
+        name = resampler_name(rate_hz, sample_rate_hz) if rate_hz else NOT_OPENED
+        served[name] = served.get(name, 0) + count
+    return served
+
+
+def _why_nothing(plan: Plan) -> str:
+    counts = {outcome: plan.status.count(outcome) for outcome in ("failed", "too_short", "skipped")}
+    parts = [
+        f"{count} track{'s' * (count > 1)} {outcome.replace('_', ' ')}" for outcome, count in counts.items() if count
+    ]
+    first = f"; the first: {next(iter(plan.reasons.values()))}" if plan.reasons else ""
+    return (", ".join(parts) or "it holds no tracks") + first

@@ -1,0 +1,309 @@
+"""Sources: a file, a folder, a glob or a manifest becomes a list of tracks.
+
+Columns, not records: a million tracks are a few lists and arrays. Errors in the source itself are raised at once; audio
+files are not opened here, so that one bad file is one track's failure later.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musicgen_eval.data.columns import Paths, Strings, StringsBuilder, Texts, packed, unpacked
+from musicgen_eval.data.folders import is_audio_name, skipped_files, walk
+from musicgen_eval.data.manifest import is_manifest, read_manifest
+from musicgen_eval.data.tabular_files import Oddities
+from musicgen_eval.errors import SourceError, near_matches
+from musicgen_eval.files.file_names import expanded
+from musicgen_eval.records import Track
+
+
+@dataclass(frozen=True, eq=False)
+class TrackList:
+    """Tracks as columns; a row is a `Track`.
+
+    Attributes:
+        ids: unique names.
+        paths: files, as text: a million Path objects would take five times the memory.
+        start_s: (tracks,) float64, where each begins in its file.
+        duration_s: (tracks,) float64; NaN: to the end of the file.
+        texts: what the music is said to be; None: nothing is.
+        ignored: files of a folder or glob that were skipped, because they have no audio extension.
+        file_duration_s: (tracks,) float64, how long the whole file is said to be; NaN: nothing is said.
+        notes: what the user should know about how the source was read, one line each.
+        from_manifest: whether the ids are a manifest's.
+    """
+
+    ids: Sequence[str]
+    paths: Sequence[str]
+    start_s: NDArray[np.float64]
+    duration_s: NDArray[np.float64]
+    texts: Sequence[str | None]
+    ignored: int = 0
+    file_duration_s: NDArray[np.float64] | None = None
+    notes: tuple[str, ...] = ()
+    from_manifest: bool = False
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, row: int) -> Track:
+        duration_s = float(self.duration_s[row])
+        return Track(
+            id=self.ids[row],
+            path=Path(self.paths[row]),
+            start_s=float(self.start_s[row]),
+            duration_s=None if np.isnan(duration_s) else duration_s,
+            text=self.texts[row],
+        )
+
+    def file(self, row: int) -> Path:
+        """A track's file, under the name that the file system has for it; a manifest may spell it in another way."""
+        return self.paths.file(row) if isinstance(self.paths, Paths) else Path(self.paths[row])
+
+    def __iter__(self) -> Iterator[Track]:
+        return (self[row] for row in range(len(self)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What other processes need, columns of one value as that value."""
+        return vars(self) | {name: packed(getattr(self, name)) for name in ("start_s", "duration_s")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        num_tracks = len(state["ids"])
+        vars(self).update(state | {name: unpacked(state[name], num_tracks) for name in ("start_s", "duration_s")})
+
+    def first(self, num_tracks: int) -> TrackList:
+        """The first tracks alone."""
+        columns = ("ids", "paths", "start_s", "duration_s", "texts", "file_duration_s")
+        cut = {name: column[:num_tracks] for name in columns if (column := getattr(self, name)) is not None}
+        return replace(self, **cut)
+
+
+Source = str | list[str]
+"""What is evaluated: a file, a folder, a glob or a manifest, or several of them."""
+
+
+def lasting_source(source: Source) -> Source:
+    """A source that means the same from another folder: paths are made absolute."""
+    if isinstance(source, list):
+        return [str(lasting_source(one)) for one in source]
+    if source == "demo" or not source.strip():
+        return source
+    return os.path.abspath(expanded(source))  # noqa: PTH100 - without `..`, which pathlib keeps
+
+
+def read_source(source: str | Path | Sequence[str | Path], *, text: str | None = None) -> TrackList:
+    """The tracks of a file, a folder (with all below it), a glob, or a manifest; or of several of these.
+
+    A manifest ends in .csv, .jsonl, .jsonl.gz or .parquet. Any other file is one track, whatever its name; in folders
+    and globs the extension decides, and hidden files are no files. Ids are a manifest's own, else paths relative to the
+    folder, the manifest or the fixed part of the glob. Folders and globs are in the order of their relative paths,
+    manifests in their own. Several sources keep their order, and the ids of their files are paths relative to the folder
+    that all of these files share.
+
+    Args:
+        source: where the tracks are.
+        text: for the tracks that have no text of their own.
+
+    Raises:
+        SourceError: nothing there, no audio in it, a manifest with a missing column or a bad row, or two tracks of one
+            id.
+    """
+    text = (text or "").strip() or None
+    if isinstance(source, str | Path):
+        return _read_one(os.fspath(source), text)
+    names = [os.fspath(one) for one in source]
+    if not names:
+        raise SourceError("an empty list of sources; name at least one file, folder, glob or manifest")
+    lists = [_read_one(name, text) for name in names]
+    return lists[0] if len(lists) == 1 else _joined(names, lists)
+
+
+def _read_one(name: str, text: str | None) -> TrackList:
+    if not name.strip():
+        raise SourceError("an empty source; name a file, a folder, a glob or a manifest")
+    path = Path(expanded(name))
+    if path.is_dir():
+        return _from_files(path, walk(path), text, what=f"{name}: a folder")
+    if path.exists() or path.is_symlink():
+        if is_manifest(path):
+            return _from_manifest(path, text)
+        return _whole_files([_printable(path.name)], path.parent, [path.name], text)
+    if glob.has_magic(name):
+        return _from_glob(name, text)
+    raise SourceError(f"{name}: no such file or folder{_nearby(path)}")
+
+
+def _joined(names: Sequence[str], lists: Sequence[TrackList]) -> TrackList:
+    """The tracks of several sources, one after the other."""
+    files = [path for tracks in lists if not tracks.from_manifest for path in tracks.paths]
+    folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in files]) if files else ""  # noqa: PTH100, PTH120
+    ids, sources = list[str](), dict[str, str]()
+    for name, tracks in zip(names, lists, strict=True):
+        own = tracks.ids if tracks.from_manifest else [_id_below(folder, path) for path in tracks.paths]
+        for id in own:
+            if id in sources:
+                raise SourceError(
+                    f"{name}: the track {id!r} is in {sources[id]} too; name each file once, and give the rows of manifests ids of "
+                    "their own"
+                )
+        sources.update(dict.fromkeys(own, name))
+        ids += own
+    return TrackList(
+        Strings.of(ids),
+        Paths("", Strings.of(path for tracks in lists for path in tracks.paths)),
+        np.concatenate([tracks.start_s for tracks in lists]),
+        np.concatenate([tracks.duration_s for tracks in lists]),
+        Texts(Strings.of(text or "" for tracks in lists for text in tracks.texts)),
+        ignored=sum(tracks.ignored for tracks in lists),
+        file_duration_s=_joined_durations(lists),
+        notes=tuple(note for tracks in lists for note in tracks.notes),
+    )
+
+
+def _id_below(folder: str, path: str) -> str:
+    return _printable(os.path.relpath(os.path.abspath(path), folder).replace(os.sep, "/"))  # noqa: PTH100
+
+
+def _joined_durations(lists: Sequence[TrackList]) -> NDArray[np.float64] | None:
+    columns = [tracks.file_duration_s for tracks in lists]
+    if all(column is None for column in columns):
+        return None
+    return np.concatenate(
+        [
+            np.full(len(tracks), np.nan) if column is None else column
+            for tracks, column in zip(lists, columns, strict=True)
+        ]
+    )
+
+
+def _from_glob(pattern: str, text: str | None) -> TrackList:
+    parts = Path(expanded(pattern)).parts
+    first_magic = next(at for at, part in enumerate(parts) if glob.has_magic(part))
+    root = Path(*parts[:first_magic])
+    # Not Path.glob, which takes hidden files too.
+    names = glob.iglob(str(Path(*parts[first_magic:])), root_dir=root, recursive=True)  # noqa: PTH207
+    files = sorted(Path(name).as_posix() for name in names if not (root / name).is_dir())
+    return _from_files(root, files, text, what=f"{pattern}: a glob")
+
+
+def _from_files(root: Path, relative_paths: list[str], text: str | None, *, what: str) -> TrackList:
+    audio = [path for path in relative_paths if is_audio_name(path)]
+    ignored = len(relative_paths) - len(audio)
+    if not relative_paths:
+        raise SourceError(f"{what} without files")
+    if not audio:
+        raise SourceError(
+            f"{what} without audio: {ignored} files ignored, none of which has an audio extension; "
+            "a file that is named itself is opened whatever its extension"
+        )
+    ids = [_printable(path) for path in audio]
+    notes = (f"{what}: {skipped_files(relative_paths)}",) if ignored else ()
+    return replace(_whole_files(ids, root, audio, text), ignored=ignored, notes=notes)
+
+
+def _from_manifest(path: Path, text: str | None) -> TrackList:
+    ids, names, texts = StringsBuilder(), StringsBuilder(), StringsBuilder()
+    seconds: list[tuple[NDArray[np.float64], ...]] = []
+    ids_are_names = True
+    folder = os.path.join(path.parent.absolute(), "")  # noqa: PTH118
+    oddities = Oddities()
+    for rows in read_manifest(path, oddities):
+        paths = [expanded(name) if name[0] == "~" else name for name in rows.paths]
+        own = [
+            _printable(_manifest_id(name, folder)) if id is None else id
+            for id, name in zip(rows.ids, paths, strict=True)
+        ]
+        ids_are_names = ids_are_names and own == paths
+        ids.extend(own)
+        names.extend(paths)
+        texts.extend([row_text or text or "" for row_text in rows.texts])
+        seconds.append((rows.start_s, rows.end_s - rows.start_s, rows.file_duration_s))
+    if not seconds:
+        raise SourceError(f"{path}: a manifest without rows")
+    files = names.build()
+    id_column = files if ids_are_names else ids.build()
+    _check_unique(path, id_column)
+    start_s, duration_s, file_duration_s = (np.concatenate(column) for column in zip(*seconds, strict=True))
+    return TrackList(
+        id_column,
+        Paths(str(path.parent), files),
+        start_s,
+        duration_s,
+        Texts(texts.build()),
+        file_duration_s=None if np.isnan(file_duration_s).all() else file_duration_s,
+        notes=_manifest_notes(path, oddities),
+        from_manifest=True,
+    )
+
+
+def _manifest_notes(path: Path, oddities: Oddities) -> tuple[str, ...]:
+    counts = {
+        "rows skipped because they are empty": oddities.num_empty_rows,
+        "rows with values in a column without a name, which are ignored": oddities.num_unnamed_cells,
+        "rows without a text because it is a word such as nan or None": oddities.num_missing_words,
+    }
+    return tuple(f"{path}: {what}: {count}" for what, count in counts.items() if count)
+
+
+def _check_unique(manifest: Path, ids: Strings) -> None:
+    # Hashes that differ are names that differ; a set of a million names would take 100 MB.
+    hashes = np.fromiter(map(hash, ids.all_encoded()), np.int64, len(ids))
+    hashes.sort()
+    if (hashes[1:] != hashes[:-1]).all():
+        return
+    rows: dict[str, int] = {}
+    for row, id in enumerate(ids, start=1):
+        if id in rows:
+            raise SourceError(
+                f"{manifest}: rows {rows[id]} and {row} are both the track {id!r}; "
+                "give each an id of its own (two parts of one file need them too)"
+            )
+        rows[id] = row
+
+
+def _whole_files(ids: list[str], folder: Path, names: list[str], text: str | None) -> TrackList:
+    """Files below a folder. Their ids can only meet where unprintable names do."""
+    if len(set(ids)) < len(ids):
+        raise SourceError(
+            f"two files are called {next(id for id in ids if ids.count(id) > 1)!r} once they can be printed"
+        )
+    num_tracks = len(ids)
+    return TrackList(
+        Strings.of(ids),
+        Paths(str(folder), Strings.of(names)),
+        np.zeros(num_tracks),
+        np.full(num_tracks, np.nan),
+        Texts(Strings.of([text or ""] * num_tracks)),
+    )
+
+
+def _manifest_id(row_path: str, folder: str) -> str:
+    """A row's path below its manifest's folder, with forward slashes; as it is, where it lies elsewhere.
+
+    >>> _manifest_id("rock/./a.wav", "/data/"), _manifest_id("/data/rock/a.wav", "/data/")
+    ('rock/a.wav', 'rock/a.wav')
+    """
+    return os.path.normpath(row_path).removeprefix(folder).replace(os.sep, "/")
+
+
+def _printable(name: str) -> str:
+    """A file name that is not UTF-8 cannot be written into results."""
+    if name.isascii():
+        return name
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _nearby(path: Path) -> str:
+    parent = path.parent
+    if not parent.is_dir():
+        return f" ({parent} is none either)"
+    near = near_matches(path.name, [entry.name for entry in parent.iterdir() if entry.name[0] != "."])
+    return f"; {near}" if near.startswith("did you mean") else ""

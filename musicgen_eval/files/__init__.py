@@ -1,0 +1,1 @@
+"""Writes files atomically and without secrets, and detects changed files."""

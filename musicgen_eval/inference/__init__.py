@@ -1,0 +1,1 @@
+"""Scores codes with a decoder, and generates continuations."""

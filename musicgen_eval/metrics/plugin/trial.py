@@ -1,0 +1,177 @@
+"""The trial that a metric passes before a run starts: can what windows leave in it be merged into its own result.
+
+Wrappers and compositions keep no states of their own; others keep something outside of them. They are refused by name, on
+synthetic windows, rather than found out by a wrong number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from musicgen_eval.errors import MetricError
+from musicgen_eval.metrics.plugin.inputs import ContinuationAudio, Offer
+from musicgen_eval.metrics.plugin.states import State, compute_in_place, flatten_result, merge_states, window_states
+from musicgen_eval.records import CodecSpec, Reading, ScoredWindow, Task, Window
+
+TRIAL_FRAMES = (7, 12, 5)
+TRIAL_SECONDS = ((1.0, 1.5), (2.0, 1.0), (1.5, 2.5))
+MAX_STATE_BYTES = 64 * 1024
+
+
+def try_metric(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses a metric whose merged states give another result than updating it with everything at once.
+
+    Every step has a copy of its own, so that what a metric keeps outside of its states cannot pass from one to the next.
+
+    Args:
+        name: of the metric, for the message.
+        metric: left as it is.
+        inputs: what its `update` is given of each trial window.
+
+    Raises:
+        MetricError: no states, states too large or not mergeable, or whatever the metric itself raised.
+    """
+    kind = type(metric).__name__
+    if not metric._defaults:
+        raise MetricError(
+            f"metric {name!r} ({kind}) keeps no states of its own, so windows cannot be merged; use what it wraps"
+        )
+    try:
+        together = deepcopy(metric)
+        for window in inputs:
+            together.update(**window)
+        at_once = flatten_result(type(together).compute(together))
+        states = window_states(deepcopy(metric), inputs)
+        merged = compute_in_place(deepcopy(metric), merge_states(metric, states))
+    except Exception as error:  # a stranger's metric may raise anything; the run must not start with it
+        raise MetricError(
+            f"metric {name!r} ({kind}) failed its trial on synthetic windows: {_one_line(error)}{_described(inputs)}"
+        ) from error
+    largest = max(_state_bytes(state) for state in states)
+    if largest > MAX_STATE_BYTES:
+        raise MetricError(
+            f"metric {name!r} ({kind}) keeps a state of {largest} bytes per window; the limit is {MAX_STATE_BYTES}, since every "
+            "window's state is kept. Keep per window only what compute() reduces, such as one embedding in a list state "
+            "(docs/metrics.md shows it for a Frechet distance)"
+        )
+    if not _agree(at_once, merged):
+        raise MetricError(
+            f"metric {name!r} ({kind}) cannot be merged: three windows give {merged} merged and {at_once} together; "
+            "keep all that compute() needs in states (add_state), each with the reduction that merges it"
+        )
+
+
+def try_on_device(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]], device: torch.device) -> None:
+    """Refuses a metric that cannot be updated on an accelerator.
+
+    Args:
+        name: name of the metric, for the message.
+        metric: left as it is.
+        inputs: inputs of its `update` for each trial window, on the device.
+        device: where the metric will run.
+
+    Raises:
+        MetricError: names the metric and the usual cause.
+    """
+    try:
+        window_states(deepcopy(metric).to(device), inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a third-party metric may raise anything; the run must not start with it
+        raise MetricError(
+            f"metric {name!r} ({type(metric).__name__}) takes logits, so it runs on {device.type}, and failed its trial there: "
+            f"{error!r}. Register tensors that it keeps with register_buffer or add_state, so that they move with it"
+        ) from error
+
+
+def trial_offers(spec: CodecSpec, readings: Sequence[Reading], task: Task = "score") -> list[Offer]:
+    """Windows of random codes and logits, scored consistently, in predict with noise for audio.
+
+    As happens, the second has no text; the first has no context in test; the last goes on for longer than its track in predict.
+    """
+    offers = [_synthetic_offer(spec, readings, index, num_frames) for index, num_frames in enumerate(TRIAL_FRAMES)]
+    if task == "score":
+        return offers
+    return [replace(offer, audio=_synthetic_audio(spec, index)) for index, offer in enumerate(offers)]
+
+
+def _synthetic_audio(spec: CodecSpec, index: int) -> ContinuationAudio:
+    """Noise, some seconds of it: metrics of audio need more than metrics of codes."""
+    generator = torch.Generator().manual_seed(index)
+
+    def noise(seconds: float) -> Tensor:
+        return torch.randn(spec.channels, int(seconds * spec.sample_rate_hz), generator=generator) * 0.1
+
+    context_s, generated_s = TRIAL_SECONDS[index]
+    reference_s = generated_s / 2 if index == len(TRIAL_SECONDS) - 1 else generated_s
+    return ContinuationAudio(
+        sample_rate_hz=spec.sample_rate_hz,
+        text=None if index == 1 else "a trial",
+        generated=noise(generated_s),
+        context=noise(context_s),
+        reference=noise(reference_s),
+        context_decoded=noise(context_s),
+        reference_decoded=noise(reference_s),
+    )
+
+
+def _synthetic_offer(spec: CodecSpec, readings: Sequence[Reading], index: int, num_frames: int) -> Offer:
+    """A window of random codes and logits, scored consistently, for the trial."""
+    generator = torch.Generator().manual_seed(index)
+    shape = (spec.num_codebooks, num_frames)
+    context = num_frames // 3 if index else 0
+    window = Window(
+        track=f"trial{index}", index=index, start_frame=0, context_frames=context, target_frames=num_frames - context
+    )
+    scored = torch.ones(shape, dtype=torch.bool)
+    scored[:, :context] = False
+    offered: dict[str, ScoredWindow | None] = {}
+    for reading in readings:
+        if (reading.context == "none" and context == 0) or (reading.text == "none" and index == 1):
+            offered[reading.name] = None
+            continue
+        codes = torch.randint(spec.codebook_size, shape, generator=generator)
+        logits = torch.randn((*shape, spec.codebook_size), generator=generator)
+        true = logits.gather(-1, codes.unsqueeze(-1))
+        offered[reading.name] = ScoredWindow(
+            window=window,
+            codes=codes,
+            scored=scored,
+            nll=(logits.logsumexp(-1) - true.squeeze(-1)).masked_fill(~scored, float("nan")),
+            rank=(logits > true).sum(-1).masked_fill(~scored, -1),
+            logits=logits.masked_fill(~scored.unsqueeze(-1), 0.0),
+        )
+    return Offer(readings=offered, frame_rate_hz=spec.frame_rate_hz)
+
+
+def _one_line(error: Exception) -> str:
+    """An error that a metric raised: its type and message."""
+    return " ".join(repr(error).split())
+
+
+def _described(inputs: Sequence[Mapping[str, Any]]) -> str:
+    """What the metric was given, as far as it is tensors, which tells a wrong shape from a wrong metric."""
+    tensors = {key: value for key, value in (inputs[0] if inputs else {}).items() if isinstance(value, Tensor)}
+    given = [f"{key} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" for key, value in tensors.items()]
+    return f"; it was given {', '.join(given)}" if given else ""
+
+
+def _state_bytes(state: State) -> int:
+    tensors = [part for value in state.values() for part in (value if isinstance(value, list) else [value])]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _agree(first: Mapping[str, float], second: Mapping[str, float]) -> bool:
+    if first.keys() != second.keys():
+        return False
+    return all(
+        torch.isclose(torch.tensor(first[key]), torch.tensor(second[key]), rtol=1e-4, atol=1e-6, equal_nan=True)
+        for key in first
+    )

@@ -1,0 +1,1 @@
+"""EnCodec: audio to codes, and codes to audio."""

@@ -1,0 +1,1 @@
+"""The decoder's forward passes and decoding steps, on CPUs and accelerators."""

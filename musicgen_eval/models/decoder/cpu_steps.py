@@ -1,0 +1,96 @@
+"""Draws codes on a CPU, step by step. Independent of windows and delays, which are in `continuation.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import MusicgenForCausalLM
+
+from musicgen_eval.models.decoder.packing import is_packed
+from musicgen_eval.models.decoder.sampling import Sampling
+from musicgen_eval.models.decoder.step_decoder import StepDecoder
+from musicgen_eval.models.decoder.window_draw import WindowDraw, guided
+from musicgen_eval.models.threads import map_single_threaded, torch_threads
+
+
+class CpuSteps:
+    """Draws the windows of one batch.
+
+    Args:
+        decoder: a transformers `MusicgenForCausalLM` on a CPU, plain or packed.
+        texts: (L_i, D) states of the first rows; the others are under the null condition.
+        num_rows: B.
+        num_steps: steps of the longest row, prompt included.
+        guidance_scale: scale of classifier-free guidance; 1 is none.
+        sampling: how codes are drawn.
+    """
+
+    def __init__(
+        self,
+        decoder: MusicgenForCausalLM,
+        texts: Sequence[Tensor],
+        *,
+        num_rows: int,
+        num_steps: int,
+        guidance_scale: float,
+        sampling: Sampling,
+    ) -> None:
+        self.num_rows, self.guidance_scale, self.sampling = num_rows, guidance_scale, sampling
+        self._autocast = torch.is_autocast_enabled("cpu") and not is_packed(decoder)
+        with self._precision():
+            self._steps = StepDecoder(
+                decoder,
+                num_rows=num_rows + (len(texts) if guidance_scale != 1 else 0),
+                num_steps=num_steps,
+                text_states=texts,
+            )
+
+    def draw(self, window: WindowDraw) -> tuple[Tensor, list[int]]:
+        """Reads the prompts of a window and draws its codes.
+
+        Returns:
+            (B, K, C) int64 columns, the drawn codes in their places, and the rows whose numbers were not finite.
+        """
+        with self._precision():
+            self._read_prompts(window)
+            columns, hidden = self._draw_columns(window)
+        # NaN stays in the keys and values of its row, and so in all that follows.
+        finite = hidden.isfinite().all(1).tolist()
+        return columns, sorted({self._row(twin) for twin, is_finite in enumerate(finite) if not is_finite})
+
+    def _read_prompts(self, window: WindowDraw) -> None:
+        steps, row_of = self._steps, [self._row(twin) for twin in range(self._steps.num_rows)]
+        steps.begin([window.starts[row] for row in row_of])
+
+        def read(twin: int) -> None:
+            steps.read(twin, window.prompts[row_of[twin], :, : window.starts[row_of[twin]]])
+
+        to_read = [twin for twin, row in enumerate(row_of) if not window.is_idle[row]]
+        if len(to_read) > 1:
+            map_single_threaded(read, to_read)
+        else:
+            for twin in to_read:
+                read(twin)
+
+    def _draw_columns(self, window: WindowDraw) -> tuple[Tensor, Tensor]:
+        steps, B, columns = self._steps, self.num_rows, window.columns
+        hidden = steps.last_read
+        with torch_threads(steps.suitable_threads):
+            for number in range(columns.shape[2]):
+                if number:
+                    ids = columns[:, :, number - 1]
+                    hidden = steps.step(torch.cat([ids, ids[: steps.num_rows - B]]), number - 1)
+                logits = guided(steps.logits(hidden), B, self.guidance_scale)
+                drawn = self.sampling.draw(logits, None if window.numbers is None else window.numbers[:, :, number])
+                columns[:, :, number] = torch.where(window.is_drawn[:, :, number], drawn, columns[:, :, number])
+        return columns, hidden
+
+    def _row(self, twin: int) -> int:
+        """The row of the batch that a row of the decoder belongs to."""
+        return twin % self.num_rows
+
+    def _precision(self) -> torch.autocast:
+        """Autocast as the caller has it, but off for a packed decoder, whose precision is in its weights."""
+        return torch.autocast("cpu", dtype=torch.get_autocast_dtype("cpu"), enabled=self._autocast)

@@ -1,0 +1,1 @@
+"""Turns window records into numbers with intervals, files and tables."""

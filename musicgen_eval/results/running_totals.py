@@ -1,0 +1,37 @@
+"""What a process has measured so far, for progress displays; results do not come from here."""
+
+from collections.abc import Sequence
+
+from musicgen_eval.metrics import CodebookPerplexity
+from musicgen_eval.metrics.plugin.inputs import Offer
+from musicgen_eval.metrics.plugin.states import State, compute_from
+from musicgen_eval.records import CodecSpec
+
+
+class RunningTotals:
+    """Tracks, seconds and perplexity of the windows that this process has scored.
+
+    Attributes:
+        tracks: rows of the tracks seen.
+        scored_seconds: seconds of audio scored; in predict, generated.
+    """
+
+    def __init__(self, spec: CodecSpec) -> None:
+        self.tracks: set[int] = set()
+        self.scored_seconds = 0.0
+        self._perplexity = CodebookPerplexity(spec.num_codebooks, spec.frame_rate_hz)
+
+    @property
+    def ppl(self) -> float:
+        """Perplexity of all windows so far; NaN before the first."""
+        state: State = {"total": self._perplexity.total, "count": self._perplexity.count}
+        return compute_from(self._perplexity, state)["ppl"]
+
+    def add(self, track_rows: Sequence[int], offers: Sequence[Offer]) -> None:
+        """Adds the windows of a batch."""
+        for row, offer in zip(track_rows, offers, strict=True):
+            plain = offer.on_cpu.readings[""]
+            assert plain is not None  # the plain reading always exists
+            self._perplexity.update(plain.nll)
+            self.tracks.add(row)
+            self.scored_seconds += plain.window.target_frames / offer.frame_rate_hz

@@ -1,0 +1,349 @@
+"""From what windows left behind to results: in all, per track, per window, with intervals.
+
+    measurements --drop failed tracks--> merged states --compute--> EvaluationResult
+
+Numbers of tracks and windows are columns, and records of them views of a row, so that a hundred thousand tracks are some megabytes.
+Knows the plan, the bank and statistics; nothing of models, files or Lightning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from math import isnan
+from typing import Any, TypeVar, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
+
+from musicgen_eval.data.plan import STATUSES, Plan, StatusColumn, TrackStatus
+from musicgen_eval.data.planning import refuse_failures
+from musicgen_eval.errors import RunError
+from musicgen_eval.metrics.plugin.bank import MetricBank
+from musicgen_eval.metrics.plugin.states import State, compute_in_place, is_sum_metric
+from musicgen_eval.records import CodecSpec, Failure, Window
+from musicgen_eval.results.bootstrap import bootstrap_sums, percentile_interval
+from musicgen_eval.results.measurements import Measurements
+from musicgen_eval.results.number_table import NumberTable
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number with what it needs beside it.
+
+    Attributes:
+        value: the number.
+        unit: its unit; "" where it has none.
+        low, high: 95% percentile bootstrap over tracks; None where it cannot be given.
+        num_tracks: tracks that it speaks of.
+    """
+
+    value: float
+    unit: str
+    low: float | None
+    high: float | None
+    num_tracks: int
+
+
+@dataclass(frozen=True)
+class TrackResult:
+    """One track: what became of it, and its numbers by metric and key."""
+
+    id: str
+    path: str
+    text: str | None
+    status: TrackStatus
+    reason: str
+    duration_s: float
+    num_windows: int
+    metrics: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class WindowResult:
+    """One window and its numbers by metric and key."""
+
+    window: Window
+    metrics: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """All that a run found.
+
+    Attributes:
+        metrics: metric name -> key -> value.
+        tracks: every track of the plan, in its order.
+        windows: every counted window, in (track, window) order.
+        counts: tracks and windows by what became of them, seconds of audio and codes scored.
+        failures: the tracks that failed, and why.
+        recipe: all that the numbers depend on.
+        spec: the checkpoint's codes.
+        nll: track id -> (K, T) float32 nats over the whole track, NaN where not scored; only when curves were kept. Of a run in a
+            folder they are read from its journal when they are asked for.
+        metric_errors: metric name -> why it could not be computed; its `metrics` are empty.
+    """
+
+    metrics: Mapping[str, Mapping[str, Value]]
+    tracks: Sequence[TrackResult]
+    windows: Sequence[WindowResult]
+    counts: Mapping[str, Any]
+    failures: Sequence[Failure]
+    recipe: Mapping[str, Any]
+    spec: CodecSpec
+    nll: Mapping[str, Tensor] = field(default_factory=dict)
+    metric_errors: Mapping[str, str] = field(default_factory=dict)
+
+
+class _Rows(Sequence[Record]):
+    """A sequence whose records are made when they are asked for."""
+
+    @overload
+    def __getitem__(self, row: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> list[Record]: ...
+
+    def __getitem__(self, row: int | slice) -> Record | list[Record]:
+        if isinstance(row, slice):
+            return [self._record(one) for one in range(*row.indices(len(self)))]
+        return self._record(range(len(self))[row])
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+    def _record(self, row: int) -> Record:
+        raise NotImplementedError
+
+
+class _TrackResults(_Rows[TrackResult]):
+    """The tracks of a plan, in its order."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        status: StatusColumn,
+        reasons: Mapping[int, str],
+        num_windows: NDArray[np.int64],
+        numbers: NumberTable,
+        frame_rate_hz: int,
+    ) -> None:
+        self._plan, self._status, self._reasons = plan, status, reasons
+        self._num_windows, self._numbers, self._frame_rate_hz = num_windows, numbers, frame_rate_hz
+
+    def __len__(self) -> int:
+        return len(self._status)
+
+    def _record(self, row: int) -> TrackResult:
+        track, num_windows = self._plan.tracks[row], int(self._num_windows[row])
+        return TrackResult(
+            id=track.id,
+            path=str(track.path),
+            text=track.text,
+            status=self._status[row],
+            reason=self._reasons.get(row, ""),
+            duration_s=int(self._plan.num_frames[row]) / self._frame_rate_hz,
+            num_windows=num_windows,
+            metrics=self._numbers[row] if num_windows else {},
+        )
+
+
+class _WindowResults(_Rows[WindowResult]):
+    """The counted windows, in canonical order."""
+
+    def __init__(self, plan: Plan, rows: NDArray[np.int64], numbers: NumberTable) -> None:
+        self._plan, self._rows, self._numbers = plan, rows, numbers
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _record(self, row: int) -> WindowResult:
+        return WindowResult(self._plan.windows.window(int(self._rows[row]), self._plan.tracks.ids), self._numbers[row])
+
+
+class _Curves(Mapping[str, Tensor]):
+    """The nll of whole tracks, put together when a track's is asked for."""
+
+    def __init__(self, measured: Measurements, places: Mapping[str, tuple[int, range]], spec: CodecSpec) -> None:
+        self._measured, self._places, self._spec = measured, places, spec
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __getitem__(self, track: str) -> Tensor:
+        row, places = self._places[track]
+        return _curve(self._measured, row, places, self._spec)
+
+
+def summarise(
+    measured: Measurements, *, bank: MetricBank, recipe: Mapping[str, Any], max_failures: int
+) -> EvaluationResult:
+    """Merges what all windows left, in canonical order, into results.
+
+    A track with a failed window leaves none of its windows in any number.
+
+    Raises:
+        RunError: more tracks failed than allowed, or not every window of the plan has been measured once.
+    """
+    measured.check_complete()
+    plan = measured.plan
+    status, reasons = _outcomes(measured)
+    failures = [Failure(plan.tracks.ids[row], reasons[row]) for row in status.rows("failed").tolist()]
+    refuse_failures(failures, max_failures)
+    track_of = plan.windows.track[measured.order]
+    is_ok = status.codes == STATUSES.index("ok")
+    counted = is_ok[track_of]
+    if not counted.any():
+        raise RunError(f"no track could be measured: {next(iter(reasons.values()), 'no windows')}")
+    first_place = np.searchsorted(track_of, np.arange(len(status) + 1))
+    num_windows = np.where(is_ok, np.diff(first_place), 0)
+
+    per_track, per_window = NumberTable(), NumberTable()
+    for row in range(len(status)):
+        first, last = int(first_place[row]), int(first_place[row]) + int(num_windows[row])
+        per_track.append(_compute_part(measured, bank, first, last))
+    for place in np.flatnonzero(counted).tolist():
+        per_window.append(_compute_part(measured, bank, place, place + 1))
+
+    metrics: dict[str, dict[str, Value]] = {}
+    metric_errors: dict[str, str] = {}
+    for name in bank.metrics:
+        try:
+            metrics[name] = _values(name, bank, measured, counted, first_place, per_track)
+        except Exception as error:  # a stranger's metric may raise anything; the others' results stay
+            metrics[name], metric_errors[name] = {}, repr(error)
+    counted_rows = measured.order[counted]
+    curves = {
+        plan.tracks.ids[row]: (row, range(int(first_place[row]), int(first_place[row + 1])))
+        for row in np.flatnonzero(num_windows).tolist()
+        if measured.has_tensor(int(first_place[row]), "nll")
+    }
+    return EvaluationResult(
+        metrics=metrics,
+        metric_errors=metric_errors,
+        tracks=_TrackResults(plan, status, reasons, num_windows, per_track, bank.spec.frame_rate_hz),
+        windows=_WindowResults(plan, counted_rows, per_window),
+        counts=_counts(plan, status, counted_rows, bank.spec),
+        failures=failures,
+        recipe=recipe,
+        spec=bank.spec,
+        nll=_Curves(measured, curves, bank.spec),
+    )
+
+
+def interval(metric: Metric, per_track: Sequence[State]) -> dict[str, tuple[float, float]]:
+    """95% percentile bootstrap interval over tracks, by key, for a metric whose states all sum; {} under two tracks.
+
+    Args:
+        metric: gives the computation.
+        per_track: one merged state a track.
+    """
+    if len(per_track) < 2 or not is_sum_metric(metric):
+        return {}
+    names = list(metric._reductions)
+    shapes = [per_track[0][name].shape for name in names]  # type: ignore[union-attr]
+    dtypes = [per_track[0][name].dtype for name in names]  # type: ignore[union-attr]
+    sizes = [shape.numel() for shape in shapes]
+    matrix = torch.stack([torch.cat([state[name].flatten().double() for name in names]) for state in per_track])  # type: ignore[union-attr]
+    scratch = deepcopy(metric)
+    scratch.reset()
+    resampled = []
+    for row in bootstrap_sums(matrix):
+        parts = row.split(sizes)
+        state = {
+            name: part.reshape(shape).to(dtype)
+            for name, part, shape, dtype in zip(names, parts, shapes, dtypes, strict=True)
+        }
+        resampled.append(compute_in_place(scratch, state))
+    return {
+        key: percentile_interval(torch.tensor([result[key] for result in resampled], dtype=torch.float64))
+        for key in resampled[0]
+    }
+
+
+def _outcomes(measured: Measurements) -> tuple[StatusColumn, dict[int, str]]:
+    """What became of each track, and why, by row: in the order of the plan's rows, as the first failed window says."""
+    plan = measured.plan
+    reasons = dict(plan.reasons)
+    codes = plan.status.codes.copy()
+    by_row = sorted((int(measured.order[place]), reason) for place, reason in measured.failures.items())
+    for window_row, reason in by_row:
+        row = int(plan.windows.track[window_row])
+        if codes[row] == STATUSES.index("ok"):
+            codes[row], reasons[row] = STATUSES.index("failed"), reason
+    return StatusColumn(codes), reasons
+
+
+def _compute_part(measured: Measurements, bank: MetricBank, first: int, last: int) -> dict[str, dict[str, float]]:
+    """The numbers of one track or window; a metric that cannot be computed from so little has no keys."""
+    results: dict[str, dict[str, float]] = {}
+    for name, table in measured.tables.items():
+        try:
+            merged = table.merged(first, last)
+            results[name] = {} if merged is None else bank.compute_one(name, merged)
+        except Exception:  # such as a correlation of a single value
+            results[name] = {}
+    return results
+
+
+def _values(
+    name: str,
+    bank: MetricBank,
+    measured: Measurements,
+    counted: NDArray[np.bool_],
+    first_place: NDArray[np.int64],
+    per_track: NumberTable,
+) -> dict[str, Value]:
+    """One metric over all tracks; a track without a number of its own, such as a text gain without a text, is no part of it."""
+    metric, recipe, table = bank.metrics[name].cpu(), bank.recipe(name), measured.tables[name]
+    everything = table.merged_at(counted)
+    if everything is None:
+        return {}
+    results = bank.compute_one(name, everything)
+    tracks = np.flatnonzero(per_track.has_numbers(name)).tolist()
+    states = [table.merged(int(first_place[row]), int(first_place[row + 1])) for row in tracks]
+    intervals = interval(metric, [state for state in states if state is not None])
+    values = {}
+    for key, number in results.items():
+        num_tracks = int(per_track.is_number(name, key).sum())
+        low, high = intervals.get(key, (None, None)) if num_tracks > 1 else (None, None)
+        values[key] = Value(number, recipe.unit(key), _finite(low), _finite(high), num_tracks)
+    return values
+
+
+def _counts(plan: Plan, status: StatusColumn, counted_rows: NDArray[np.int64], spec: CodecSpec) -> dict[str, Any]:
+    scored_frames = int(plan.windows.target_frames[counted_rows].sum())
+    return {
+        "tracks_in_source": plan.num_in_source,
+        "tracks": len(status),
+        **{f"tracks_{outcome}": status.count(outcome) for outcome in ("ok", "failed", "too_short", "skipped")},
+        "ignored_files": plan.ignored_files,
+        "windows": len(counted_rows),
+        "scored_seconds" if plan.task == "score" else "generated_seconds": scored_frames / spec.frame_rate_hz,
+    }
+
+
+def _curve(measured: Measurements, row: int, places: range, spec: CodecSpec) -> Tensor:
+    """A track's nll over its whole length from its windows' targets."""
+    plan = measured.plan
+    curve = torch.full((spec.num_codebooks, int(plan.num_frames[row])), float("nan"), dtype=torch.float32)
+    for place in places:
+        nll, window_row = measured.tensor(place, "nll"), int(measured.order[place])
+        context = int(plan.windows.context_frames[window_row])
+        first = int(plan.windows.start_frame[window_row]) + context
+        target = nll[:, context:]
+        curve[:, first : first + target.shape[1]] = target
+    return curve
+
+
+def _finite(number: float | None) -> float | None:
+    return None if number is None or isnan(number) else number

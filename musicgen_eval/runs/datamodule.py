@@ -1,0 +1,280 @@
+"""The LightningDataModule: windows of audio, every one of them exactly once, on any number of devices.
+
+    plan (rank 0, broadcast) --batches, formed once over all windows--> rank r takes batches r, r + R, r + 2R, ...
+
+Batches do not depend on the number of devices, so neither do a window's neighbours. Every rank makes the same number of
+steps; the surplus ones carry an empty batch. Knows files and frames; what is done with the audio is the module's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from musicgen_eval.runs.argument_types import check_arguments, check_text
+from musicgen_eval.errors import AudioError, RunError
+from musicgen_eval.results.journal.reader import failed_tracks
+from musicgen_eval.models.transfers import upload
+from musicgen_eval.data.notes import print_notes
+from musicgen_eval.data.batches import RankBatches, num_batches
+from musicgen_eval.data.continuation_plan import plan_continuation
+from musicgen_eval.data.plan import Plan
+from musicgen_eval.data.planning import DataSettings, plan_evaluation
+from musicgen_eval.data.index_builder import Opening
+from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0
+from musicgen_eval.records import CodecSpec, ContinuationSettings, Task, Window
+from musicgen_eval.runs.processes.strategy import share_of_data
+
+
+@dataclass(frozen=True)
+class WindowAudio:
+    """One window as it was read.
+
+    Attributes:
+        row: its row in the plan.
+        track_row: its track's row in the plan.
+        window: which frames it holds.
+        audio: (C, N) float32 at the codec's rate, N = frames x hop, in predict those of the context alone; None where reading
+            failed.
+        text: the track's text.
+        other_text: another track's text.
+        failure: why reading failed.
+    """
+
+    row: int
+    track_row: int
+    window: Window
+    audio: Tensor | None
+    text: str | None
+    other_text: str | None
+    failure: str | None = None
+
+
+class Batch:
+    """The windows of one step; none in a surplus step, which only keeps the ranks together.
+
+    Not a dataclass: `bf16-true` would go through its fields and round the audio.
+    """
+
+    def __init__(self, windows: list[WindowAudio]) -> None:
+        self.windows = windows
+
+    def pin_memory(self) -> Batch:
+        """The same batch in pinned memory, from which an accelerator copies without making the CPU wait; a DataLoader calls it."""
+        return self._with_audio(torch.Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device; the copies are not waited for."""
+        return self._with_audio(lambda audio: upload(audio, device))
+
+    def _with_audio(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(
+            [window if window.audio is None else replace(window, audio=change(window.audio)) for window in self.windows]
+        )
+
+
+class WindowDataModule(L.LightningDataModule):
+    """Cuts audio into windows of context and target.
+
+    Args:
+        source: a file, a folder, a glob, a manifest (csv, jsonl, parquet), or `demo` for the clips of the package; or a list of
+            these.
+        text: text of tracks that have none of their own.
+        context_s: seconds that the model hears before each target; default: half of the checkpoint's limit. In predict where in the
+            track the continuation begins; default: in its middle.
+        target_s: seconds that are scored in each window; default: half of the checkpoint's limit. In predict seconds that are
+            generated; default: up to the track's end.
+        head: `score`: the first window is scored whole, so every code of a track counts once; `skip`: only what has a
+            full context.
+        batch_size: windows a step. On a CPU windows run side by side, one thread each: at least one a core.
+        num_workers: processes that read audio; 0 reads in the main one.
+        limit: only the first tracks of the source.
+        min_duration_s: tracks shorter than this are skipped, and counted.
+        max_failures: how many tracks may fail before the run ends with an error.
+        allow_beyond_limit: allows windows longer than the model was trained on, for experiments.
+
+    Attributes:
+        plan: what will be measured, once it is known.
+        done: numbers of the batches that an earlier start of the run has measured.
+        index_path: where it is kept what the files held when they were first opened, so that a run that goes on finds the same
+            plan; None: nowhere. To be set before `setup`.
+        retry_failures: tracks that could not be opened when the run began are tried again. To be set before `setup`.
+    """
+
+    def __init__(
+        self,
+        source: str | list[str] = "demo",
+        text: str | None = None,
+        context_s: float | None = None,
+        target_s: float | None = None,
+        head: Literal["score", "skip"] = "score",
+        batch_size: int = 8,
+        num_workers: int = 0,
+        limit: int | None = None,
+        min_duration_s: float = 0.0,
+        max_failures: int = 0,
+        allow_beyond_limit: bool = False,
+    ) -> None:
+        super().__init__()
+        check_arguments(WindowDataModule.__init__, locals(), without=("source",))
+        check_text(text)
+        self.settings = DataSettings(
+            source=source,
+            text=text,
+            context_s=context_s,
+            target_s=target_s,
+            head=head,
+            batch_size=batch_size,
+            limit=limit,
+            min_duration_s=min_duration_s,
+            max_failures=max_failures,
+            allow_beyond_limit=allow_beyond_limit,
+        )
+        if num_workers < 0:
+            raise RunError(f"num_workers must be at least 0, got {num_workers}")
+        self.num_workers = num_workers
+        self.plan: Plan | None = None
+        self.done: frozenset[int] = frozenset()
+        self.index_path: Path | None = None
+        self.retry_failures = False
+
+    @property
+    def all_done(self) -> bool:
+        """Whether every batch has been measured in an earlier start of the run."""
+        return self.plan is not None and self.plan_is_done(self.done)
+
+    def plan_is_done(self, batches: Collection[int]) -> bool:
+        """Whether these batches are all there are."""
+        assert self.plan is not None
+        return len(batches) == num_batches(len(self.plan.windows), self.settings.batch_size)
+
+    def setup(self, stage: str) -> None:
+        """Plans on rank 0 and tells the others, errors included, so that no rank waits for one that has given up."""
+        trainer = self.trainer
+        assert trainer is not None
+        if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+            raise RunError(
+                "use_distributed_sampler would score windows twice; create the Trainer with use_distributed_sampler=False"
+            )
+        self.done = frozenset()
+        self.plan = decide_on_rank_0(trainer, lambda: self._plan_for(stage))
+        if trainer.is_global_zero:
+            print_notes(self.plan.notes)
+
+    def test_dataloader(self) -> DataLoader[WindowAudio]:
+        """The windows of this rank, batch by batch."""
+        assert self.plan is not None
+        assert self.trainer is not None
+        share, num_shares = share_of_data(self.trainer)
+        batches = RankBatches(
+            len(self.plan.windows),
+            batch_size=self.settings.batch_size,
+            rank=share,
+            world_size=num_shares,
+            done=self.done,
+        )
+        return DataLoader(
+            WindowDataset(self.plan, self._spec),
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            collate_fn=Batch,
+            generator=torch.Generator(),  # or the loader would draw from the caller's random numbers
+            persistent_workers=False,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def predict_dataloader(self) -> DataLoader[WindowAudio]:
+        """The contexts to continue, as `test_dataloader`."""
+        return self.test_dataloader()
+
+    def val_dataloader(self) -> DataLoader[WindowAudio]:
+        """As `test_dataloader`."""
+        return self.test_dataloader()
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Starts the copy of a batch's audio to the device."""
+        return batch.to(device)
+
+    def _plan_for(self, stage: str) -> Plan:
+        assert self.trainer is not None
+        prepare: Callable[[Task], object] = self.trainer.lightning_module.prepare  # type: ignore[assignment]
+        prepare("continue" if stage == "predict" else "score")  # before any audio is opened
+        opening = Opening(
+            index_path=self.index_path,
+            retry_failures=self.retry_failures,
+            failed_later=failed_tracks(self.index_path.parent)
+            if self.retry_failures and self.index_path
+            else frozenset(),
+            show_progress=self.trainer.progress_bar_callback is not None,
+        )
+        if stage != "predict":
+            return plan_evaluation(self.settings, self._spec, opening)
+        continuation: ContinuationSettings = self.trainer.lightning_module.continuation  # type: ignore[assignment]
+        return plan_continuation(self.settings, self._spec, continuation, opening)
+
+    @property
+    def _spec(self) -> CodecSpec:
+        assert self.trainer is not None
+        spec: CodecSpec = self.trainer.lightning_module.spec  # type: ignore[assignment]
+        return spec
+
+
+@contextmanager
+def dead_workers_named() -> Iterator[None]:
+    """Says in our words that a process which read audio has died, as torch says it in the midst of a traceback.
+
+    Raises:
+        RunError: a worker died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise RunError(
+            f"a process that reads audio has died, killed or out of memory ({error}); what was measured stays, resume the run, "
+            "with fewer data.num_workers if memory was short"
+        ) from error
+
+
+class WindowDataset(Dataset[WindowAudio]):
+    """Reads the window of a row of the plan; a file that cannot be read gives a failure, not an exception."""
+
+    def __init__(self, plan: Plan, spec: CodecSpec) -> None:
+        self.plan = plan
+        self.spec = spec
+
+    def __len__(self) -> int:
+        return len(self.plan.windows)
+
+    def __getitem__(self, row: int) -> WindowAudio:
+        plan, spec = self.plan, self.spec
+        track_row = int(plan.windows.track[row])
+        window = plan.windows.window(row, plan.tracks.ids)
+        audio, failure = None, None
+        try:
+            audio = plan.open_track(track_row).read(
+                window.start_frame * spec.hop_samples,
+                (window.num_frames if plan.task == "score" else window.context_frames) * spec.hop_samples,
+                sample_rate_hz=spec.sample_rate_hz,
+                channels=spec.channels,
+            )
+        except AudioError as error:
+            failure = str(error)
+        return WindowAudio(
+            row=row,
+            track_row=track_row,
+            window=window,
+            audio=audio,
+            text=plan.tracks.texts[track_row],
+            other_text=plan.other_texts[track_row],
+            failure=failure,
+        )

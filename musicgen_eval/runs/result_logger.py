@@ -1,0 +1,90 @@
+"""Gives a result to the loggers of a Lightning trainer, such as CSVLogger, through Lightning's logger interface."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from math import isfinite
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import Logger
+
+from musicgen_eval.runs.module import MusicGenEvaluation
+from musicgen_eval.files.redaction import redact
+from musicgen_eval.results.files import to_json
+from musicgen_eval.results.summary import EvaluationResult
+from musicgen_eval.runs.recorder import RunWriter
+
+ONLY_STEP = 0  # an evaluation has no training steps
+
+
+class ResultLogger(L.Callback):
+    """Logs configuration and recipe as hyperparameters and the final numbers as metrics, each once, on rank 0.
+
+    The run folder holds the complete result, so a logger that fails costs the run a warning.
+
+    Args:
+        config: the run's configuration.
+        writer: knows whether this start only prints the result of an earlier one, of which nothing is logged again.
+        excluded: a logger that somebody else fills.
+    """
+
+    def __init__(self, config: Mapping[str, Any], writer: RunWriter, *, excluded: Logger | None = None) -> None:
+        self.config = config
+        self.writer = writer
+        self.excluded = excluded
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Logs the hyperparameters, when the recipe is settled."""
+        assert isinstance(pl_module, MusicGenEvaluation)
+        settings = json.loads(to_json({**self.config, "recipe": pl_module.recipe()}))
+        self._to_each_logger(trainer, pl_module, lambda logger: logger.log_hyperparams(settings))
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Logs the final numbers."""
+        assert isinstance(pl_module, MusicGenEvaluation)
+        if pl_module.result is None:
+            return
+        numbers = summary_numbers(pl_module.result)
+
+        def log(logger: Logger) -> None:
+            logger.log_metrics(numbers, step=ONLY_STEP)
+            logger.save()
+
+        self._to_each_logger(trainer, pl_module, log)
+
+    on_validation_epoch_start = on_test_epoch_start
+    on_validation_end = on_test_end
+    on_predict_epoch_start = on_test_epoch_start
+    on_predict_end = on_test_end
+
+    def _to_each_logger(self, trainer: L.Trainer, module: MusicGenEvaluation, log: Callable[[Logger], object]) -> None:
+        if not trainer.is_global_zero or self.writer.finds_result(module.data):
+            return
+        for logger in trainer.loggers:
+            if logger is self.excluded:
+                continue
+            try:
+                log(logger)
+            except Exception as error:  # libraries raise whatever they like
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                warning = (
+                    f"warning: {type(logger).__name__} failed: {reason}; the results in the run folder are complete"
+                )
+                print(redact(warning), file=sys.stderr)
+
+
+def summary_numbers(result: EvaluationResult) -> dict[str, float]:
+    """The result as flat numbers: `perplexity/ppl`, with `/low` and `/high` if there is an interval, and counts."""
+    numbers: dict[str, float] = {f"counts/{name}": count for name, count in result.counts.items()}
+    for name, values in result.metrics.items():
+        for key, value in values.items():
+            parts = {"": value.value, "/low": value.low, "/high": value.high}
+            numbers |= {
+                f"{name}/{key}{suffix}": number
+                for suffix, number in parts.items()
+                if number is not None and isfinite(number)
+            }
+    return numbers

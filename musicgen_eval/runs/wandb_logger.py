@@ -1,0 +1,216 @@
+"""A W&B logger that an evaluation can do without: whatever fails in it costs the run one warning."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import DummyExperiment
+
+from musicgen_eval.errors import RunError
+from musicgen_eval.files.redaction import redact, redact_tree
+
+STAGING = "WANDB_DATA_DIR"
+QUIET = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}  # the latter would wait for a dead server at exit
+
+
+@dataclass
+class WandbSettings:
+    """Where an evaluation is logged.
+
+    Attributes:
+        mode: `off`, `offline` (into the run folder, for `wandb sync`) or `online`.
+        project: W&B project.
+        entity: W&B team or user.
+        name: of the run; default: the run folder's.
+        group: of runs.
+        tags: of the run.
+        max_logged: so many continuations are logged with players.
+        start_timeout_s: so long the server is waited for at the start, after which the run goes on without it.
+        end_timeout_s: so long the end waits for what is still to be sent; the rest stays in the run folder, for `wandb sync`.
+    """
+
+    mode: Literal["off", "offline", "online"] = "off"
+    project: str = "musicgen_eval"
+    entity: str | None = None
+    name: str | None = None
+    group: str | None = None
+    tags: list[str] | None = None
+    max_logged: int = 16
+    start_timeout_s: float = 30.0
+    end_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("start_timeout_s", "end_timeout_s"):
+            if not (isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise RunError(f"wandb.{name} must be above 0, got {getattr(self, name)}")
+
+
+def wandb_logger(settings: WandbSettings) -> DispensableWandbLogger | None:
+    """The logger of an evaluation; None when off."""
+    return None if settings.mode == "off" else DispensableWandbLogger(settings)
+
+
+def new_table(columns: list[str | int]) -> Any:
+    """Returns an empty `wandb.Table`; `add_data` adds a row."""
+    import wandb
+
+    return wandb.Table(columns=columns)
+
+
+def audio_player(path: Path, *, caption: str) -> Any:
+    """Returns a `wandb.Audio` of a file, for a cell of a table."""
+    import wandb
+
+    return wandb.Audio(str(path), caption=caption)
+
+
+class DispensableWandbLogger(WandbLogger):
+    """A `WandbLogger` whose failure costs the evaluation one warning.
+
+    It does nothing until `begin`, because Lightning opens its loggers before it is known whether anything will be measured.
+
+    Args:
+        settings: where the evaluation is logged.
+
+    Attributes:
+        is_off: whether W&B has failed.
+    """
+
+    def __init__(self, settings: WandbSettings) -> None:
+        super().__init__(
+            project=redact(settings.project),
+            entity=settings.entity,
+            name=None if settings.name is None else redact(settings.name),
+            group=redact_tree(settings.group),
+            tags=redact_tree(settings.tags),
+            mode=settings.mode,  # Lightning's `offline` would stay in the environment
+            log_model=False,
+        )
+        self._wandb_init.pop("anonymous", None)  # W&B warns of it, even as None
+        self.is_off = False
+        self._settings = settings
+        self._has_begun = False
+        self._variables: list[str] = []
+
+    def begin(self, run_dir: Path, run_id: str, *, is_resumed: bool) -> None:
+        """Opens the W&B run of an evaluation, below its run folder.
+
+        Args:
+            run_dir: the run folder.
+            run_id: id of the W&B run, the same in all starts of the evaluation.
+            is_resumed: whether an earlier start has had this id. Otherwise the server is not asked for such a run.
+        """
+        staging = (run_dir / "wandb").absolute()  # media wait there before they are sent
+        variables = {STAGING: str(staging), **{name: value for name, value in QUIET.items() if name not in os.environ}}
+        os.environ.update(variables)
+        self._variables = list(variables)
+        self._save_dir = os.fspath(run_dir)
+        self._wandb_init |= {
+            "dir": self._save_dir,
+            "id": run_id,
+            "name": self._wandb_init["name"] or redact(run_dir.name),
+            "resume": "allow" if is_resumed else None,
+        }
+        self._has_begun = True
+        _ = self.experiment
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run; before it has begun and once it has failed, one that does nothing."""
+        if self.is_off or not self._has_begun:
+            return DummyExperiment()
+        if self._experiment is not None:
+            return self._experiment
+        folder = Path(self._wandb_init["dir"]) / "wandb"
+        before = set(folder.iterdir()) if folder.is_dir() else None
+        try:
+            self._require_key()
+            self._wandb_init["settings"] = self._quiet_settings()
+            run = super().experiment
+        except Exception as error:
+            self.turn_off(error)
+            _take_back(folder, before)
+            return DummyExperiment()
+        if run.url:
+            print(f"W&B: {run.url}", file=sys.stderr)
+        return run
+
+    def attempt(self, act: Callable[[Any], object]) -> None:
+        """Does something with the run, or nothing where it has failed."""
+        run = self.experiment
+        if self.is_off or not self._has_begun:
+            return
+        try:
+            act(run)
+        except Exception as error:  # whatever it is, it is not the evaluation's
+            self.turn_off(error)
+
+    def turn_off(self, error: Exception) -> None:
+        """Says why nothing more is logged, and ends the run where one was begun."""
+        self.is_off = True
+        run, self._experiment = self._experiment, None
+        reason = str(error).partition("Consider increasing")[0].strip().splitlines() or [""]
+        if not reason[0] or reason[0] == "<no message>":
+            reason = [f"{type(error).__name__} without a message; is the API key right, and the server?"]
+        stays = f"; what was logged stays in {Path(run.dir).parent}, for `wandb sync`" if run is not None else ""
+        print(
+            redact(f"warning: W&B logging is off: {reason[0].rstrip('.')}{stays}; the results are complete without it"),
+            file=sys.stderr,
+        )
+        if run is not None and not isinstance(error, TimeoutError):
+            try:
+                run.finish(exit_code=1)
+            except Exception:
+                return  # all there is to say has been said
+
+    def end(self, *, exit_code: int) -> None:
+        """Ends the run, so that all of it is on disk and sent, and leaves the environment as it was."""
+        self.attempt(lambda run: run.finish(exit_code=exit_code))
+        for variable in self._variables:
+            os.environ.pop(variable, None)
+        self._variables = []
+
+    def _quiet_settings(self) -> Any:
+        import wandb
+
+        return wandb.Settings(
+            init_timeout=self._settings.start_timeout_s,
+            finish_timeout=self._settings.end_timeout_s,
+            finish_timeout_raises=True,
+            console="off",
+            x_disable_meta=True,  # the configuration has what matters of command line and environment, without secrets
+            disable_git=True,
+            disable_code=True,
+        )
+
+    def _require_key(self) -> None:
+        """Without a key W&B would ask for one, and a run may have nobody to ask."""
+        if self._wandb_init.get("mode") != "online":
+            return
+        import wandb
+
+        if not wandb.login(prompt=False, verify=False):
+            raise RunError("no API key; set WANDB_API_KEY or run `wandb login`")
+
+
+def _take_back(folder: Path, before: set[Path] | None) -> None:
+    """Removes what a run that never began has left, and nothing that lay there before."""
+    if before is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for path in set(folder.iterdir()) - before:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.iterdir():
+        if path.is_symlink() and not path.exists():
+            path.unlink(missing_ok=True)

@@ -1,0 +1,161 @@
+"""Logs an evaluation to Weights & Biases.
+
+The results on disk are complete without it, so any failure of W&B costs the run one warning. Online and offline runs hold the same:
+configuration, commit, the running perplexity on its own axis, and once, at the end, the summary and a table of tracks.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from musicgen_eval.runs.fingerprint import library_versions
+from musicgen_eval.runs.module import MusicGenEvaluation
+from musicgen_eval.files.redaction import redact_tree
+from musicgen_eval.runs.result_logger import summary_numbers
+from musicgen_eval.results.summary import EvaluationResult
+from musicgen_eval.runs.folder import RunFolder, git_commit
+from musicgen_eval.runs.wandb_logger import DispensableWandbLogger, audio_player, new_table
+from musicgen_eval.runs.recorder import RunWriter
+
+MAX_TABLE_ROWS = 10_000  # W&B cuts longer tables without a word
+RUN_ID = "wandb_run_id"
+RUNNING_AXIS = "running/scored_seconds"
+
+
+class WandbTracker(L.Callback):
+    """Fills the W&B run of an evaluation, on rank 0: one run for all of its starts, and none for a start that measures nothing.
+
+    Args:
+        config: the run's configuration.
+        writer: knows the run folder, and has written the continuations that are logged.
+        max_logged: number of continuations that are logged with players.
+    """
+
+    def __init__(self, config: Mapping[str, Any], writer: RunWriter, max_logged: int = 16) -> None:
+        self.config = config
+        self.writer = writer
+        self.max_logged = max_logged
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Opens the W&B run, logs the configuration and sets the running perplexity's own axis."""
+        assert isinstance(pl_module, MusicGenEvaluation)
+        folder = self.writer.folder
+        if not trainer.is_global_zero or folder is None or self.writer.finds_result(pl_module.data):
+            return
+        for logger in _loggers(trainer):
+            run_id, is_resumed = _run_id(folder)
+            logger.begin(folder.path, run_id, is_resumed=is_resumed)
+
+        def begin(run: Any) -> None:
+            circumstances = {"git_commit": git_commit(), "versions": library_versions()}
+            run.config.update(_plain({**self.config, **circumstances}), allow_val_change=True)
+            run.define_metric(RUNNING_AXIS)
+            run.define_metric("running/*", step_metric=RUNNING_AXIS)
+
+        _attempt(trainer, begin)
+
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Logs what this process has measured so far."""
+        assert isinstance(pl_module, MusicGenEvaluation)
+        running = pl_module.running
+        if running.tracks:
+            ppl = {"running/ppl": running.ppl} if isfinite(running.ppl) else {}  # predict need not score
+            row = {RUNNING_AXIS: running.scored_seconds, "running/tracks": len(running.tracks), **ppl}
+            _attempt(trainer, lambda run: run.log(row))
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Logs the summary and the table of tracks, once."""
+        assert isinstance(pl_module, MusicGenEvaluation)
+        result = pl_module.result
+        if result is not None:
+            _attempt(trainer, lambda run: self._log_result(run, result))
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Ends the run as failed."""
+        for logger in _loggers(trainer):
+            logger.end(exit_code=1)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Ends the run, and W&B stages elsewhere again."""
+        for logger in _loggers(trainer):
+            logger.end(exit_code=0)
+
+    on_validation_start = on_test_start
+    on_validation_batch_end = on_test_batch_end
+    on_validation_end = on_test_end
+    on_predict_start = on_test_start
+    on_predict_batch_end = on_test_batch_end
+    on_predict_end = on_test_end
+
+    def _log_result(self, run: Any, result: EvaluationResult) -> None:
+        run.config.update({"recipe": _plain(result.recipe)}, allow_val_change=True)
+        run.log({"tracks": _track_table(result)})
+        written = self.writer
+        if written.folder is not None and written.continuations and self.max_logged > 0:
+            rows = written.continuations[: self.max_logged]
+            run.log({"continuations": _player_table(rows, written.folder.path)})
+        run.summary.update({**summary_numbers(result), "tracks_in_table": min(len(result.tracks), MAX_TABLE_ROWS)})
+
+
+def _run_id(folder: RunFolder) -> tuple[str, bool]:
+    """The id of the W&B run of an evaluation, kept in its run.json, and whether an earlier start had it."""
+    run = folder.run
+    known = run.get(RUN_ID)
+    if known is not None:
+        return str(known), True
+    run_id = secrets.token_hex(4)
+    folder.write_run({**run, RUN_ID: run_id})
+    return run_id, False
+
+
+def _track_table(result: EvaluationResult) -> Any:
+    keys = [(name, key) for name, values in result.metrics.items() for key in values]
+    table = new_table(["track", "text", "status", "reason", "duration_s", *(f"{name}/{key}" for name, key in keys)])
+    for track in result.tracks[:MAX_TABLE_ROWS]:
+        numbers = [track.metrics.get(name, {}).get(key) for name, key in keys]
+        texts = redact_tree([track.id, track.text or "", track.status, track.reason])
+        table.add_data(*texts, track.duration_s, *numbers)
+    return table
+
+
+def _player_table(rows: Sequence[Mapping[str, str]], folder: Path) -> Any:
+    """Rows of continuations.csv, each with players for context, continuation and reference."""
+    table = new_table(["track", "continuation", "text", "generated_s", "context", "generated", "reference"])
+    for row in rows:
+        row = redact_tree(row)
+        players = [
+            audio_player(folder / row[name], caption=row["text"]) if row[name] else None
+            for name in ("context_path", "path", "reference_path")
+        ]
+        table.add_data(row["track"], int(row["continuation"]), row["text"], float(row["generated_s"]), *players)
+    return table
+
+
+def _attempt(trainer: L.Trainer, act: Callable[[Any], object]) -> None:
+    """Does something with the W&B run, on rank 0, where there is one."""
+    if trainer.is_global_zero:
+        for logger in _loggers(trainer):
+            logger.attempt(act)
+
+
+def _loggers(trainer: L.Trainer) -> list[DispensableWandbLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, DispensableWandbLogger)]
+
+
+def _plain(value: Any) -> Any:
+    """As JSON knows it, and without secrets."""
+    return redact_tree(_lists_and_dicts(value))
+
+
+def _lists_and_dicts(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _lists_and_dicts(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_lists_and_dicts(part) for part in value]
+    return value

@@ -1,0 +1,187 @@
+"""Continuations by the demo model are music of their own song.
+
+Measured on the held-out clips, against audio as the codec decodes it (`tools/continued_music.py`, docs/continuation.md):
+latents, the distance of the codec's frames to the nearest ones of the other stretch; chroma, 1 - cosine of the shares of pitch
+classes; mel, mean and deviation of the bands in dB. None knows of time, so a loop that is met out of step is still itself. Bounds
+leave about as much room as lies between seeds.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from musicgen_eval.metrics.seam_discontinuity import seam_discontinuity
+from musicgen_eval.models.musicgen import MusicGen, load_model
+from musicgen_eval.records import Continuation
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+
+import continued_music as cm
+
+RATE_HZ = cm.SAMPLE_RATE_HZ
+
+
+@pytest.fixture(scope="module")
+def model() -> MusicGen:
+    loaded = load_model("demo")
+    loaded.prepare("32-true")
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[cm.Clip]:
+    return cm.demo_clips()
+
+
+@pytest.fixture(scope="module")
+def songs(model: MusicGen, clips: list[cm.Clip]) -> cm.Songs:
+    return cm.songs_of(model, clips)
+
+
+@pytest.fixture(scope="module")
+def continued(model: MusicGen, clips: list[cm.Clip]) -> list[Continuation]:
+    """Each clip continued from its middle by 4 s, twice."""
+    return cm.continue_clips(model, clips, num_continuations=2)
+
+
+@pytest.fixture(scope="module")
+def found(model: MusicGen, clips: list[cm.Clip], continued: list[Continuation]) -> list[tuple[int, cm.Portrait]]:
+    return cm.generated_portraits(model, continued, clips)
+
+
+@pytest.fixture(scope="module")
+def firsts(continued: list[Continuation]) -> list[Continuation]:
+    """One continuation of each clip."""
+    return [one for one in continued if one.window.index == 0]
+
+
+@pytest.fixture(scope="module")
+def sounds(model: MusicGen, firsts: list[Continuation]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What was heard and what was generated, as the codec decodes them together."""
+    return [cm.sounds_around(model, one) for one in firsts]
+
+
+@pytest.fixture(scope="module")
+def others(model: MusicGen, songs: cm.Songs) -> dict[str, list[cm.Portrait]]:
+    """What a continuation must be better than, one portrait a clip."""
+    noise = [cm.white_noise(end, seed) for seed, end in enumerate(songs.decoded)]
+    return {
+        "random codes": cm.portraits(model, [model.decode(cm.random_codes(model, 200, seed)) for seed in range(2)]) * 4,
+        "white noise": cm.portraits(model, noise),
+        "silence": cm.portraits(model, [torch.zeros(1, 4 * RATE_HZ)]) * 8,
+        "another song": songs.ends[1:] + songs.ends[:1],
+    }
+
+
+def test_the_measures_know_a_song_by_its_other_half(songs: cm.Songs) -> None:
+    ranks = [cm.rank_of_own(portrait, songs.ends, own) for own, portrait in enumerate(songs.contexts)]
+    for name in ("latents", "chroma"):
+        assert [rank[name] for rank in ranks] == [1] * 8
+    assert sum(rank["mel"] == 1 for rank in ranks) >= 6
+
+
+@pytest.mark.parametrize(("measure", "least_share"), [("latents", 0.8), ("chroma", 0.8), ("mel", 0.5)])
+@pytest.mark.parametrize("side", ["contexts", "ends"])
+def test_a_continuation_is_nearer_to_its_own_song_than_to_seven_others(
+    measure: str, least_share: float, side: str, found: list[tuple[int, cm.Portrait]], songs: cm.Songs
+) -> None:
+    ranks = [cm.rank_of_own(portrait, getattr(songs, side), own)[measure] for own, portrait in found]
+    assert cm.mean(rank == 1 for rank in ranks) >= least_share  # by chance 1/8
+    assert cm.mean(ranks) < 2.5  # by chance 4.5
+
+
+@pytest.mark.parametrize("measure", cm.MEASURES)
+def test_it_is_nearer_than_noise_random_codes_silence_and_other_songs(
+    measure: str, others: dict[str, list[cm.Portrait]], found: list[tuple[int, cm.Portrait]], songs: cm.Songs
+) -> None:
+    mine = cm.mean(cm.distances(portrait, songs.ends[own])[measure] for own, portrait in found)
+    for name, portraits in others.items():
+        theirs = cm.mean(cm.distances(portrait, songs.ends[own])[measure] for own, portrait in enumerate(portraits))
+        assert mine < 0.8 * theirs, name
+
+
+def test_without_a_text_what_was_heard_leads_it_to_its_own_song(
+    model: MusicGen, clips: list[cm.Clip], songs: cm.Songs
+) -> None:
+    def distance(context_s: float | None) -> float:
+        found = cm.continue_clips(model, clips, texts=[""] * 8, context_s=context_s, temperature=0.5)
+        pairs = cm.generated_portraits(model, found, clips)
+        return cm.mean(cm.distances(portrait, songs.ends[own])["chroma"] for own, portrait in pairs)
+
+    assert distance(None) < 0.6 * distance(0.1)  # 4 s of the song against a tenth
+
+
+@pytest.mark.parametrize("measure", cm.MEASURES)
+def test_the_true_end_is_nearer_to_the_context_than_what_was_generated(
+    measure: str, found: list[tuple[int, cm.Portrait]], songs: cm.Songs
+) -> None:
+    generated = cm.mean(cm.distances(portrait, songs.contexts[own])[measure] for own, portrait in found)
+    true = cm.mean(cm.distances(e, c)[measure] for e, c in zip(songs.ends, songs.contexts, strict=True))
+    assert true < generated
+
+
+def test_the_joint_does_not_click_and_would_if_the_continuation_were_decoded_alone(
+    model: MusicGen, firsts: list[Continuation], sounds: list[tuple[torch.Tensor, torch.Tensor]]
+) -> None:
+    def flux(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+        found = [seam_discontinuity(before, after, sample_rate_hz=RATE_HZ)[0].log() for before, after in pairs]
+        return cm.mean(map(float, found))
+
+    joint = flux(sounds)
+    contexts = [one.context[:, -heard.shape[1] :] for one, (heard, _) in zip(firsts, sounds, strict=True)]
+    in_a_file = flux([
+        (cm.joined(context, heard), generated) for context, (heard, generated) in zip(contexts, sounds, strict=True)
+    ])  # fmt: skip
+    glued = flux([
+        (context, model.decode(one.codes[:, one.window.context_frames :]))
+        for context, one in zip(contexts, firsts, strict=True)
+    ])  # fmt: skip
+    assert max(joint, in_a_file) < 0.4  # 1.18 and 1.24 times as anywhere, 1.5 at most
+    assert glued > max(joint, in_a_file) + 0.4  # 2.73 times
+
+
+def test_what_is_generated_is_what_predict_gives(
+    firsts: list[Continuation], sounds: list[tuple[torch.Tensor, torch.Tensor]]
+) -> None:
+    for one, (_, generated) in zip(firsts, sounds, strict=True):
+        torch.testing.assert_close(one.generated, generated, atol=1e-5, rtol=0)
+
+
+def test_it_is_as_loud_as_its_context_and_never_silent_or_far_beyond_1(
+    sounds: list[tuple[torch.Tensor, torch.Tensor]],
+) -> None:
+    for heard, generated in sounds:
+        assert generated.isfinite().all()
+        assert abs(cm.level_db(generated, heard)) < 4  # -1.7 to +1.0 dB over 96
+        assert min(cm.level_db(piece, heard) for piece in generated.split(RATE_HZ // 2, dim=1)) > -10  # -4.2 dB
+        assert (generated.abs() > 1).float().mean() < 1e-3  # 1e-5
+
+
+def test_22_s_in_sliding_windows_stay_music_and_in_one_window_beyond_the_limit_do_not(
+    model: MusicGen, clips: list[cm.Clip], songs: cm.Songs
+) -> None:
+    beyond = load_model("demo", max_frames=1500)
+    beyond.prepare("32-true")
+    chosen = [clip for clip in clips if clip.id in ("dreamy_06", "epic_10")]
+    sliding = cm.continue_clips(model, chosen, duration_s=22.0)
+    forced = cm.continued_in_one_window(beyond, sliding, num_frames=1500)
+    music, noise = cm.nats(model, sliding), cm.nats(model, sliding, forced)
+    own = [[clip.id for clip in clips].index(one.window.track) for one in sliding]
+    for one, codes in zip(sliding, forced, strict=True):
+        assert torch.equal(one.codes[:, :200], codes[:, :200])
+        assert (one.codes[:, :450] == codes[:, :450]).float().mean() > 0.9  # the window is the same up to frame 500
+    far = slice(400, 1100)  # from 8 s on
+    assert cm.perplexity(nll[:, far] for nll in music) < 64  # a quarter of the codebook
+    assert cm.perplexity(nll[:, far] for nll in noise) > 100  # 200, of 256
+    for row, (one, codes) in enumerate(zip(sliding, forced, strict=True)):
+        parts = [one.generated, cm.sounds_around(model, replace(one, codes=codes))[1]]
+        portraits = cm.portraits(model, [part[:, 8 * RATE_HZ :] for part in parts])
+        slid, drawn_on = (cm.distances(portrait, songs.ends[own[row]]) for portrait in portraits)
+        assert cm.rank_of_own(portraits[0], songs.ends, own[row])["chroma"] == 1
+        assert slid["chroma"] < drawn_on["chroma"]
+        assert slid["latents"] < drawn_on["latents"]

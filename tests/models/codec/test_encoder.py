@@ -1,0 +1,267 @@
+"""The piecewise encoder against transformers' own, on random codecs of a few filters."""
+
+from itertools import product
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import EncodecConfig, EncodecModel
+
+from musicgen_eval.models.codec import encoder_kernels as encodec_products
+from musicgen_eval.models.codec.encoder import SegmentEncoder, has_finite_view
+from musicgen_eval.models.decoder.packing import can_pack
+from musicgen_eval.models.threads import map_single_threaded, single_threaded
+
+TINY = {
+    "target_bandwidths": [0.32],  # 4 codebooks of 4 bits at 20 Hz
+    "sampling_rate": 800,
+    "hidden_size": 8,
+    "num_filters": 4,
+    "num_residual_layers": 1,
+    "upsampling_ratios": [4, 5, 2],
+    "use_causal_conv": False,
+    "codebook_size": 16,
+    "use_conv_shortcut": False,
+    "num_lstm_layers": 1,
+}
+HOP = 40
+
+
+def random_codec(**changes) -> EncodecModel:
+    """Loud random weights, and codebooks drawn from the codec's own latents: a fresh one's are zero, and every code is 0."""
+    generator = torch.Generator().manual_seed(0)
+    model = EncodecModel(EncodecConfig(**{**TINY, **changes})).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "original0" not in name:
+                fan_in = parameter[0].numel()
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * fan_in**-0.5 * 1.5)
+            elif parameter.ndim == 1:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        audio = random_audio(200, channels=model.config.audio_channels)
+        residual = model.encoder(audio[None])[0].t()
+        for layer in model.quantizer.layers:
+            chosen = torch.randperm(len(residual), generator=generator)[: model.config.codebook_size]
+            layer.codebook.embed.copy_(residual[chosen])
+            residual = residual - layer.codebook.decode(layer.codebook.encode(residual))
+    return model.requires_grad_(False)
+
+
+def random_audio(num_frames: int, *, channels: int = 1, hop: int = HOP, seed: int = 1) -> torch.Tensor:
+    return torch.randn(channels, num_frames * hop, generator=torch.Generator().manual_seed(seed)) * 0.3
+
+
+def plan(model: EncodecModel) -> encodec_products.EncoderProducts:
+    return encodec_products.EncoderProducts(model, model.config.target_bandwidths[0])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """The references are small; several threads would only wait for each other."""
+    with single_threaded():
+        yield
+
+
+@pytest.fixture(scope="module")
+def codec() -> EncodecModel:
+    return random_codec()
+
+
+VARIANTS = {
+    "plain": {},
+    "causal": {"use_causal_conv": True},
+    "shortcut": {"use_conv_shortcut": True},
+    "dilated": {"num_residual_layers": 3, "dilation_growth_rate": 3},
+    "no residual layers": {"num_residual_layers": 0},
+    "zeros": {"pad_mode": "constant"},
+    "repeats": {"pad_mode": "replicate", "use_causal_conv": True},
+    "kernels": {"kernel_size": 6, "residual_kernel_size": 4, "last_kernel_size": 3, "num_lstm_layers": 2},
+    "two channels": {"audio_channels": 2},
+    "wide": {"num_filters": 32, "upsampling_ratios": [4, 2], "sampling_rate": 160},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 49, 100, 101, 199])
+def test_codes_and_latents_are_transformers_own(name, num_frames):
+    model = random_codec(**VARIANTS[name])
+    channels, hop = model.config.audio_channels, model.config.hop_length
+    audio = random_audio(num_frames, channels=channels, hop=hop)
+    with torch.no_grad():
+        theirs = model.encoder(audio[None])[0].t()
+        ours = plan(model).latents([audio])[0]
+    assert (ours - theirs).abs().max() < 2e-6 * theirs.abs().max()
+    codes = SegmentEncoder(model, channels=channels).encode(audio)
+    assert codes.shape == (4, num_frames)
+    # A latent within rounding of a cell's border may fall on either side of it.
+    differ = (codes != model.encode(audio[None]).audio_codes[0, 0]).any(dim=0).sum()
+    assert differ <= (num_frames > 40)
+    assert codes.dtype == torch.int64
+
+
+def test_the_codec_of_these_tests_tells_frames_apart(codec):
+    assert all(row.unique().numel() > 8 for row in SegmentEncoder(codec).encode(random_audio(200)))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_pieces_give_what_the_whole_gives(name, monkeypatch):
+    model = random_codec(**VARIANTS[name])
+    audio = random_audio(17, channels=model.config.audio_channels, hop=model.config.hop_length).double()
+    # In float64 an error of the view would stand out from rounding by eight orders of magnitude.
+    model.double()
+    monkeypatch.setattr(encodec_products, "PackedMatrix", Float64Matrix)
+    monkeypatch.setattr(encodec_products, "MIN_ROWS", 1)
+    ours = plan(model)
+    with torch.no_grad():
+        whole = ours.latents([audio], piece_frames=17)[0]
+        assert (whole - model.encoder(audio[None])[0].t()).abs().max() < 1e-12 * whole.abs().max()
+        for piece_frames, cache_floats in product([1, 2, 7, 16], [64, 10**6]):
+            monkeypatch.setattr(encodec_products, "CACHE_FLOATS", cache_floats)
+            pieces = ours.latents([audio], piece_frames=piece_frames)[0]
+            assert (pieces - whole).abs().max() < 1e-13 * whole.abs().max(), (piece_frames, cache_floats)
+
+
+class Float64Matrix:
+    """The slow obvious twin of PackedMatrix, in any dtype."""
+
+    def __init__(self, weight, bias=None, *, lay_out=True):
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, x, *, add=None):
+        y = x @ self.weight.t() + (0 if self.bias is None else self.bias)
+        return y if add is None else y + add
+
+    def add_to(self, total, x):
+        return total + x @ self.weight.t()
+
+
+def test_a_view_is_as_narrow_as_the_kernels_allow(codec):
+    ours, audio = plan(codec), random_audio(30)
+    with torch.no_grad():
+        before = ours._convolve(3, audio.t(), 10, 20)
+        last = ours.stages[-1]
+        low, high = last.view(10, 20, 30 * last.hop)
+        for stage, num_in in ((ours.stages[1], 30 * 20), (ours.stages[0], 30 * 40)):
+            low, high = stage.view(low, high, num_in)
+        audio[:, :low] = audio[:, high:] = 100.0
+        assert torch.equal(ours._convolve(3, audio.t(), 10, 20), before)
+        for sample in (low, high - 1):
+            changed = audio.clone()
+            changed[:, sample] += 1.0
+            assert not torch.equal(ours._convolve(3, changed.t(), 10, 20), before)
+
+
+def test_bits_do_not_depend_on_threads_neighbours_or_order(codec):
+    segments = [random_audio(n, seed=n) for n in (7, 120, 33, 120, 1)]
+    found = torch.get_num_threads()
+    try:
+        alone = [SegmentEncoder(codec).encode(audio) for audio in segments]
+        with torch.no_grad():
+            latents = plan(codec).latents([segments[1]])[0]
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            encoder = SegmentEncoder(codec)
+            for num_workers in (None, 2):
+                encoder.num_workers = num_workers
+                together = encoder.encode_all(segments)
+                assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+                backwards = encoder.encode_all(segments[::-1])[::-1]
+                assert all(torch.equal(a, b) for a, b in zip(backwards, alone, strict=True))
+            assert torch.get_num_threads() == num_threads
+            with torch.no_grad():
+                assert torch.equal(
+                    map_single_threaded(encoder._plan.latents, [[s] for s in segments[1:3]], num_workers=2)[0][0],
+                    latents,
+                )
+    finally:
+        torch.set_num_threads(found)
+
+
+def test_stereo_is_interleaved_as_transformers_prepares_its_prompts(codec):
+    from transformers import MusicgenForConditionalGeneration
+
+    audio = random_audio(30, channels=2)
+    codes = SegmentEncoder(codec, channels=2).encode(audio)
+
+    class Prompted:
+        decoder = SimpleNamespace(config=SimpleNamespace(audio_channels=2), num_codebooks=8)
+        get_encoder = get_audio_encoder = staticmethod(lambda modality=None: codec)
+        audio_encoder = codec
+
+    prepare = MusicgenForConditionalGeneration._prepare_audio_encoder_kwargs_for_generation
+    theirs = prepare(Prompted(), audio[None], {})["decoder_input_ids"]
+    assert torch.equal(codes, theirs)
+    assert torch.equal(codes[::2], SegmentEncoder(codec).encode(audio[:1]))
+    assert not torch.equal(codes[::2], codes[1::2])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"norm_type": "time_group_norm"}, {"normalize": True}, {"chunk_length_s": 1.0, "overlap": 0.01}],
+    ids=["norm over time", "normalised", "chunked"],
+)
+def test_a_codec_without_a_finite_view_is_left_to_transformers(changes):
+    model = random_codec(**changes)
+    assert not has_finite_view(model)
+    audio = random_audio(20)
+    assert torch.equal(SegmentEncoder(model).encode(audio), model.encode(audio[None]).audio_codes[0, 0])
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_an_lstm_in_lockstep_is_the_lstm_and_each_sequence_has_the_bits_it_has_alone(has_bias, generator, monkeypatch):
+    lstm = torch.nn.LSTM(16, 16, 2, bias=has_bias)
+    sequences = [torch.randn(n, 16, generator=generator) for n in (300, 300, 129, 128, 128, 65, 64, 1)]
+    monkeypatch.setattr(encodec_products, "CACHE_FLOATS", 1)
+    with torch.no_grad():
+        for parameter in lstm.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        lockstep = encodec_products._Lstm(lstm)
+        together = lockstep(sequences)
+        for sequence, output in zip(sequences, together, strict=True):
+            assert (output - lstm(sequence)[0]).abs().max() < 1e-5
+        assert lockstep.max_lanes in (1, encodec_products.MAX_LANES)
+        if lockstep.max_lanes == encodec_products.MAX_LANES:
+            for i, sequence in enumerate(sequences):
+                assert torch.equal(lockstep([sequence])[0], together[i])
+                assert torch.equal(lockstep(sequences[i:])[0], together[i])
+
+
+def test_segments_in_lots_have_the_codes_they_have_alone(codec, monkeypatch):
+    segments = [random_audio(n, seed=n) for n in (30, 140, 3, 129, 1, 140, 60)]
+    encoder = SegmentEncoder(codec, num_workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(encodec_products, "CACHE_FLOATS", 64)
+        plan = encoder._planned()
+    assert plan.lstm.layers or not can_pack(torch.float32)
+    alone = [encoder.encode(audio) for audio in segments]
+    for num_workers in (1, 2, 3):
+        encoder.num_workers = num_workers
+        assert all(torch.equal(a, b) for a, b in zip(encoder.encode_all(segments), alone, strict=True))
+    assert encoder.encode_all([]) == []
+
+
+def test_weights_are_read_only_and_autocast_changes_nothing(codec):
+    before = {name: tensor.clone() for name, tensor in codec.state_dict().items()}
+    encoder, audio = SegmentEncoder(codec), random_audio(60)
+    codes = encoder.encode(audio)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(encoder.encode(audio), codes)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in codec.state_dict().items())
+
+
+def test_what_cannot_be_encoded_is_refused(codec):
+    encoder = SegmentEncoder(codec)
+    with pytest.raises(ValueError, match="whole frames of 40 samples, got 41"):
+        encoder.encode(torch.zeros(1, 41))
+    with pytest.raises(ValueError, match="whole frames"):
+        encoder.encode(torch.zeros(1, 0))
+    with pytest.raises(ValueError, match=r"expected \(1, N\) float32, got \(2, 40\) float32"):
+        encoder.encode(torch.zeros(2, 40))
+    with pytest.raises(ValueError, match="float64"):
+        encoder.encode(torch.zeros(1, 40, dtype=torch.float64))
+    with pytest.raises(ValueError, match="channels"):
+        SegmentEncoder(codec, channels=3)
+    with pytest.raises(ValueError, match="expected float32 weights"):
+        SegmentEncoder(random_codec().bfloat16())
+    with pytest.raises(ValueError, match="EncodecModel"):
+        SegmentEncoder(torch.nn.Linear(1, 1))

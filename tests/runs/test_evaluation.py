@@ -1,0 +1,289 @@
+"""The pipeline whole: files to results, on one process and on two, in every precision that a CPU has."""
+
+import csv
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torchmetrics import MeanMetric
+
+from musicgen_eval.api import perplexity
+from musicgen_eval.metrics.plugin.bank import MetricEntry
+from musicgen_eval.runs.datamodule import WindowDataModule
+from musicgen_eval.errors import AudioError, EvaluationError, MetricError, RunError
+from musicgen_eval.metrics import CodebookPerplexity, ContextGain, TextGain
+from musicgen_eval.models.musicgen import load_model
+from musicgen_eval.models.threads import single_threaded
+from musicgen_eval.runs.module import MusicGenEvaluation
+from musicgen_eval.runs.runner import run_evaluation
+from musicgen_eval.inference.scoring import score_codes
+
+ROOT = Path(__file__).parents[2]
+DURATIONS_S = (1.0, 2.3, 0.7, 3.1, 0.02, 1.5, 2.0)
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory) -> Path:
+    """Seven songs of noise with texts, some of them, and their manifest."""
+    folder = tmp_path_factory.mktemp("songs")
+    generator = np.random.default_rng(1)
+    with (folder / "songs.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "id", "text"])
+        for index, duration_s in enumerate(DURATIONS_S):
+            wave = generator.normal(0, 0.2, int(duration_s * 32000)).astype(np.float32)
+            soundfile.write(folder / f"{index}.wav", wave, 32000, subtype="FLOAT")
+            rows.writerow([f"{index}.wav", f"song {index}", "" if index % 3 == 0 else f"drums and bass {index}"])
+    return folder / "songs.csv"
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(oracle):
+    return str(oracle / "tiny_musicgen")
+
+
+def evaluate(source, checkpoint, *, metrics=None, tail="score", save_nll=False, precision="32-true", **data):
+    module = MusicGenEvaluation(str(checkpoint), metrics=metrics, tail=tail, save_nll=save_nll)
+    settings = {"context_s": 0.5, "target_s": 0.5, "batch_size": 3, **data}
+    return run_evaluation(module, WindowDataModule(str(source), **settings), precision=precision, accelerator="cpu")
+
+
+@pytest.mark.parametrize("tail", ["score", "drop"])
+def test_the_result_is_the_definition_written_out(songs, tiny_folder, tiny_model, tail):
+    result = evaluate(songs, tiny_folder, tail=tail, save_nll=True)
+    sums, counts, by_track = torch.zeros(4, dtype=torch.float64), torch.zeros(4), {}
+    for index, duration_s in enumerate(DURATIONS_S):
+        wave = torch.from_numpy(soundfile.read(songs.parent / f"{index}.wav", dtype="float32")[0])
+        frames = int(duration_s * 32000) // 640
+        windows = [(0, 0, min(frames, 50))]
+        windows += [(at - 25, 25, min(25, frames - at)) for at in range(50, frames, 25)]
+        text = None if index % 3 == 0 else f"drums and bass {index}"
+        curve = torch.full((4, frames), float("nan"))
+        for start, context, target in windows:
+            length = context + target
+            with torch.inference_mode(), single_threaded():
+                codes = tiny_model.encode([wave[None, start * 640 : (start + length) * 640]])[0][None]
+                states = tiny_model.encode_text(text)
+                nll = score_codes(
+                    tiny_model.decoder, codes, delays=(0, 1, 2, 3), tail=tail,
+                    encoder_hidden_states=None if states is None else states[None],
+                )[0]  # fmt: skip
+            curve[:, start + context : start + length] = nll[:, context:]
+        by_track[f"song {index}"] = curve
+        sums += curve.double().nan_to_num().sum(1)
+        counts += (~curve.isnan()).sum(1)
+    ce = (sums / counts).mean()
+    values = result.metrics["perplexity"]
+    assert values["ce"].value == pytest.approx(ce.item(), abs=1e-5)
+    assert values["ppl"].value == pytest.approx(ce.exp().item(), rel=1e-5)
+    assert values["bits_per_second"].value == pytest.approx(50 * 4 * ce.item() / np.log(2), rel=1e-5)
+    for track, curve in by_track.items():
+        assert torch.equal(result.nll[track].isnan(), curve.isnan())
+        assert (result.nll[track] - curve).abs().nan_to_num().max() < 1e-4
+    assert values["ppl"].low < values["ppl"].value < values["ppl"].high
+    result.nll["song 0"].nan_to_num_()  # an ordinary tensor, which its owner may change
+
+
+def test_batch_size_and_workers_change_no_bit(songs, tiny_folder):
+    one = evaluate(songs, tiny_folder, save_nll=True, batch_size=1)
+    other = evaluate(songs, tiny_folder, save_nll=True, batch_size=8, num_workers=1)
+    assert one.metrics == other.metrics
+    assert all(torch.equal(one.nll[track].nan_to_num(), other.nll[track].nan_to_num()) for track in one.nll)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_half_precisions_stay_near_and_leave_codes_and_sums_alone(songs, tiny_folder, precision):
+    exact = evaluate(songs, tiny_folder)
+    rounded = evaluate(songs, tiny_folder, precision=precision)
+    assert rounded.recipe["precision"] == precision
+    ce = rounded.metrics["perplexity"]["ce"].value
+    assert ce != exact.metrics["perplexity"]["ce"].value
+    assert ce == pytest.approx(exact.metrics["perplexity"]["ce"].value, abs=0.03)
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_gains_count_only_what_has_a_text_or_a_context(songs, tiny_folder):
+    result = evaluate(songs, tiny_folder, metrics={"text": TextGain(), "context": ContextGain()})
+    with_text = {f"song {index}" for index in range(7) if index % 3}
+    for track in result.tracks:
+        gain = track.metrics["text"]["nats_per_second"]
+        assert np.isfinite(gain) == (track.id in with_text)
+    with_context = {window.window.track for window in result.windows if window.window.context_frames}
+    assert with_context == {
+        track.id for track in result.tracks if np.isfinite(track.metrics["context"]["nats_per_second"])
+    }
+
+
+def test_a_renamed_stock_metric_agrees_with_ours(songs, tiny_folder):
+    metrics = {"ours": CodebookPerplexity(), "mean": MetricEntry(MeanMetric(), {"value": "nll"})}
+    result = evaluate(songs, tiny_folder, metrics=metrics)
+    sums = [result.metrics["ours"][f"ce_q{k}"].value for k in range(1, 5)]
+    assert result.metrics["mean"]["value"].value == pytest.approx(np.mean(sums), rel=1e-5)
+
+
+def test_a_failing_track_is_counted_and_leaves_no_window(songs, tiny_folder, tmp_path):
+    bad = np.zeros(64000, dtype=np.float32)
+    bad[60000] = np.nan
+    soundfile.write(songs.parent / "nan.wav", bad, 32000, subtype="FLOAT")
+    manifest = songs.parent / "with_bad.csv"
+    manifest.write_text(songs.read_text() + "nan.wav,bad,\n")
+    with pytest.raises(RunError, match=r"1 track failed, 0 may.*\n.*nan\.wav"):
+        evaluate(manifest, tiny_folder)
+    result = evaluate(manifest, tiny_folder, max_failures=1)
+    clean = evaluate(songs, tiny_folder)
+    assert result.metrics["perplexity"]["ppl"].value == pytest.approx(
+        clean.metrics["perplexity"]["ppl"].value, rel=1e-12
+    )
+    assert [failure.track for failure in result.failures] == ["bad"]
+    assert (result.counts["tracks_ok"], result.counts["tracks_failed"]) == (7, 1)
+    assert result.tracks[-1].status == "failed"
+    assert "nan.wav" in result.tracks[-1].reason
+
+
+def test_a_failed_run_leaves_no_folder(tiny_folder, tmp_path):
+    (tmp_path / "text.wav").write_text("this is no audio at all, whatever its name says")
+    run_dir = tmp_path / "runs" / "x"
+    module = MusicGenEvaluation(tiny_folder)
+    with pytest.raises(RunError, match=r"text\.wav"):
+        run_evaluation(module, WindowDataModule(str(tmp_path / "text.wav")), accelerator="cpu", run_dir=run_dir)
+    assert not run_dir.parent.exists()
+
+
+def test_validate_measures_what_test_measures(songs, tiny_folder):
+    module = MusicGenEvaluation(tiny_folder)
+    data = WindowDataModule(str(songs), context_s=0.5, target_s=0.5)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False,
+        enable_progress_bar=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.validate(module, data, verbose=False)
+    assert module.result.metrics == evaluate(songs, tiny_folder).metrics
+
+
+def test_other_text_is_refused_where_there_is_none(songs, tiny_folder):
+    class OtherText(MeanMetric):
+        def update(self, nll__other_text: torch.Tensor) -> None:  # type: ignore[override]
+            super().update(nll__other_text.nan_to_num())
+
+    with pytest.raises(RunError, match="a metric wants another track's text"):
+        evaluate(songs.parent / "0.wav", tiny_folder, metrics={"other": OtherText()})
+
+
+def test_a_wrong_metric_is_refused_before_any_audio_is_opened(tiny_folder):
+    with pytest.raises(MetricError, match="asks for 'value'"):
+        evaluate("/nowhere", tiny_folder, metrics={"mean": MeanMetric()})
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_folder):
+    """A model of these tests' own: evaluating it makes it ready for a precision, in place."""
+    return load_model(tiny_folder)
+
+
+def test_perplexity_of_a_tensor_equals_that_of_its_file(songs, loaded):
+    path = songs.parent / "3.wav"
+    wave = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
+    from_file = perplexity(path, loaded, context_s=0.5, target_s=0.5, text="drums", accelerator="cpu")
+    from_tensor = perplexity(
+        wave, loaded, sample_rate_hz=32000, context_s=0.5, target_s=0.5, text="drums", accelerator="cpu"
+    )
+    assert from_tensor.ppl == from_file.ppl
+    assert from_file.ppl == pytest.approx(np.exp(from_file.ce))
+    assert len(from_file.ppl_per_codebook) == 4
+    assert from_file.ppl_per_track == {"3.wav": from_file.ppl}
+    assert from_file.nll["3.wav"].shape == (4, 155)
+
+
+@pytest.mark.parametrize(
+    ("audio", "settings", "message"),
+    [
+        (torch.zeros(308700, 1), {"sample_rate_hz": 44100}, "of one or two channels, got torch.float32 (308700, 1)"),
+        (torch.zeros(1, 0), {"sample_rate_hz": 44100}, "one or two channels"),
+        (np.zeros(10), {}, "got ndarray (torch.from_numpy makes a tensor)"),
+        (torch.full((32000,), 30000.0), {"sample_rate_hz": 32000}, "samples reach 30000"),
+        ("x.wav", {"precision": "fp8"}, "precision must be one of"),
+        ("x.wav", {"accelerator": "tpux"}, "tpux"),
+        ("x.wav", {"metrics": {"perplexity": CodebookPerplexity()}}, "the metric name 'perplexity' is taken"),
+        ("x.wav", {"max_frames": 50}, "settled when a model is loaded"),
+    ],
+)
+def test_the_python_door_says_what_is_wrong(loaded, audio, settings, message):
+    with pytest.raises(EvaluationError, match=re.escape(message)):
+        perplexity(audio, loaded, **settings)
+
+
+def test_a_tensor_without_a_rate_is_refused(loaded):
+    with pytest.raises(AudioError, match="a tensor needs its rate"):
+        perplexity(torch.zeros(32000), loaded)
+
+
+def run_cli(*arguments: str, **settings) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "train_like_eval.py"), "test", "--trainer.accelerator=cpu", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, **settings)
+
+
+def common_arguments(tiny_folder, source) -> list[str]:
+    return [
+        f"--model.checkpoint={tiny_folder}", f"--data.source={source}", "--data.context_s=0.5", "--data.target_s=0.5",
+        "--data.batch_size=3", "--trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+
+
+def test_a_failure_on_one_of_two_processes_ends_both_with_its_reason(songs, tiny_folder, tmp_path):
+    """The track opens, so the plan stands; its last window, which only one rank reads, holds a NaN."""
+    bad = np.zeros(64000, dtype=np.float32)
+    bad[-1] = np.nan
+    soundfile.write(songs.parent / "late_nan.wav", bad, 32000, subtype="FLOAT")
+    manifest = songs.parent / "late_nan.csv"
+    manifest.write_text(songs.read_text() + "late_nan.wav,late,\n")
+    done = run_cli(*common_arguments(tiny_folder, manifest), "--trainer.devices=2", f"--run_dir={tmp_path / 'x'}")
+    assert done.returncode == 1
+    assert "error: 1 track failed, 0 may" in done.stderr
+    assert "late_nan.wav" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["config.yaml", "journal", "run.json"]
+
+
+def test_a_plan_that_fails_ends_two_processes_with_one_message(tiny_folder, tmp_path):
+    done = run_cli(*common_arguments(tiny_folder, tmp_path), "--trainer.devices=2", f"--run_dir={tmp_path / 'x'}")
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1
+    assert "Traceback" not in done.stderr
+
+
+def heed_interrupts() -> None:
+    """A shell starts its background jobs deaf to SIGINT, and their children inherit it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "message"), [(signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_signal_ends_a_run_with_its_status_and_leaves_what_was_measured(tiny_folder, tmp_path, sent, status, message):
+    noise = np.random.default_rng(0).normal(0, 0.1, 8000 * 3600).astype(np.float32)
+    soundfile.write(tmp_path / "long.wav", noise, 8000)  # an hour: much longer than the signal takes to come
+    command = [
+        sys.executable, str(ROOT / "train_like_eval.py"), "test", "--trainer.accelerator=cpu", "--wandb.mode=offline",
+        *common_arguments(tiny_folder, tmp_path / "long.wav"), f"--run_dir={tmp_path / 'x'}",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT, preexec_fn=heed_interrupts
+    ) as process:
+        while not list(tmp_path.glob("x/journal/*.jsonl")) and process.poll() is None:
+            time.sleep(0.1)
+        process.send_signal(sent)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == status, said[-2000:]
+    assert message in said
+    (journal,) = (tmp_path / "x" / "journal").glob("*.jsonl")
+    lines = journal.read_text().splitlines()
+    assert len(lines) > 1
+    assert (len(lines) - 1) % 3 == 0  # the batch in hand was brought to its end

@@ -1,0 +1,253 @@
+"""What can go wrong beneath a run: processes die, disks fill up, folders close; each end is clear, and none is the last."""
+
+import csv
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import soundfile
+
+from musicgen_eval.api import perplexity
+from musicgen_eval.runs.datamodule import WindowDataModule
+from musicgen_eval.errors import RunError
+from musicgen_eval.runs.module import MusicGenEvaluation
+from musicgen_eval.runs.runner import run_evaluation
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ("summary.json", "tracks.csv", "windows.csv")
+SLOW = """
+import os, time
+from torchmetrics import SumMetric
+class Slow(SumMetric):
+    "Takes its time with whatever is measured, and none with the trial."
+    def update(self, value, window):
+        if not window.track.startswith("trial"):
+            time.sleep(float(os.environ["SECONDS_A_WINDOW"]))
+        super().update(value)
+"""
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory) -> Path:
+    """Sixty short songs, and their manifest."""
+    folder = tmp_path_factory.mktemp("songs")
+    generator = np.random.default_rng(6)
+    with (folder / "songs.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "id"])
+        for number in range(60):
+            wave = generator.normal(0, 0.2, (20 + number % 7) * 640).astype(np.float32)
+            soundfile.write(folder / f"{number}.wav", wave, 32000, subtype="FLOAT")
+            rows.writerow([f"{number}.wav", f"song {number}"])
+    return folder / "songs.csv"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(oracle) -> str:
+    return str(oracle / "tiny_musicgen")
+
+
+@pytest.fixture
+def begin(songs, checkpoint, tmp_path) -> Callable[..., subprocess.Popen]:
+    """Begins a run in a process of its own, whose windows take some time each."""
+
+    def run(run_dir: Path, *arguments: str, seconds: float = 0.1, prefix: tuple[str, ...] = ()) -> subprocess.Popen:
+        (tmp_path / "slow.py").write_text(SLOW)
+        command = [
+            *prefix, sys.executable, str(ROOT / "train_like_eval.py"), "test", "--trainer.accelerator=cpu",
+            f"--model.checkpoint={checkpoint}", f"--data.source={songs}", "--data.batch_size=2",
+            "--trainer.enable_progress_bar=false", "--model.metrics.perplexity=musicgen_eval.metrics.CodebookPerplexity",
+            "--model.metrics.slow.metric=slow.Slow", "--model.metrics.slow.inputs={value: nll}", f"--run_dir={run_dir}",
+            *arguments,
+        ]  # fmt: skip
+        return subprocess.Popen(
+            command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=heed_interrupts,
+            env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "SECONDS_A_WINDOW": str(seconds)},
+        )  # fmt: skip
+
+    return run
+
+
+def heed_interrupts() -> None:
+    """A shell starts its background jobs deaf to SIGINT, and their children inherit it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def kept(run_dir: Path) -> list[dict]:
+    """The rows of all journals."""
+    lines = [line for path in run_dir.glob("journal/*.jsonl") for line in path.read_text().splitlines()]
+    return [row for line in lines if "batch" in (row := json.loads(line))]
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen) -> None:
+    while process.poll() is None and not condition():
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def files(run_dir: Path) -> dict[str, bytes]:
+    return {name: (run_dir / name).read_bytes() for name in RESULTS}
+
+
+def test_processes_that_die_end_the_run_clearly_and_it_goes_on_to_the_same_bytes(begin, tmp_path):
+    """On two processes the launched one dies; on two again rank 0 dies; on one it ends."""
+    with begin(tmp_path / "x", "--trainer.devices=2") as first:
+        wait_until(lambda: len(list((tmp_path / "x").glob("journal/*.jsonl"))) == 2, first)
+        (launched,) = children(first.pid)
+        os.kill(launched, signal.SIGKILL)
+        _, said = first.communicate(timeout=60)
+    assert first.returncode == 1
+    assert "process 1 of this machine was killed by SIGKILL, so the run ends; what was measured stays" in said
+    assert "Traceback" not in said
+    rows = len(kept(tmp_path / "x"))
+    with begin(tmp_path / "x", "--trainer.devices=2") as second:
+        wait_until(lambda: len(kept(tmp_path / "x")) > rows, second)
+        (launched,) = children(second.pid)
+        second.kill()
+        second.communicate(timeout=60)
+    end = time.monotonic() + 30
+    while is_alive(launched) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not is_alive(launched)
+    rows = len(kept(tmp_path / "x"))
+    assert 4 <= rows < 60
+    with begin(tmp_path / "x", seconds=0) as third, begin(tmp_path / "undisturbed", seconds=0) as undisturbed:
+        for process in (third, undisturbed):
+            _, said = process.communicate(timeout=300)
+            assert process.returncode == 0, said[-2000:]
+    assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
+    assert len(kept(tmp_path / "x")) == 60
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_rank_0_ends_both_processes_after_their_batch(begin, tmp_path, sent, status):
+    with begin(tmp_path / "x", "--trainer.devices=2", seconds=0.3) as run:
+        wait_until(lambda: len(list((tmp_path / "x").glob("journal/*.jsonl"))) == 2, run)
+        (launched,) = children(run.pid)
+        run.send_signal(sent)
+        said = run.communicate(timeout=60)[1]
+    assert run.returncode == status, said[-2000:]
+    assert "Traceback" not in said
+    assert said.count("error: ") == 1
+    assert f"--resume {tmp_path / 'x'}" in said
+    assert not is_alive(launched)
+    for journal in (tmp_path / "x" / "journal").glob("*.jsonl"):
+        lines = journal.read_text().splitlines()
+        assert len(lines) % 2 == 1  # a header, and whole batches
+        assert all(line.endswith("}") for line in lines)
+
+
+def test_a_second_interrupt_ends_all_processes_at_once(begin, tmp_path):
+    with begin(tmp_path / "x", "--trainer.devices=2", seconds=60) as run:
+        run_json = tmp_path / "x" / "run.json"
+        wait_until(lambda: run_json.exists() and '"packed' in run_json.read_text(), run)
+        time.sleep(2)  # into the first batch
+        (launched,) = children(run.pid)
+        began = time.monotonic()
+        for _ in range(2):
+            run.send_signal(signal.SIGINT)
+            time.sleep(1)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 130, said[-2000:]
+    assert time.monotonic() - began < 30  # a window takes 60 s
+    assert not is_alive(launched)
+
+
+def test_a_second_interrupt_ends_at_once(begin, tmp_path):
+    run_json = tmp_path / "x" / "run.json"
+    with begin(tmp_path / "x", seconds=60) as run:
+        wait_until(lambda: run_json.exists() and '"packed' in run_json.read_text(), run)
+        time.sleep(2)  # into the first batch
+        run.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert run.poll() is None
+        began = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        said = run.communicate(timeout=60)[1]
+    assert run.returncode == 130, said[-2000:]
+    assert time.monotonic() - began < 30  # a window takes 60 s
+    assert "ending after the batch in hand; interrupt again to end at once" in said
+    assert not (tmp_path / "x").exists()  # nothing was measured
+
+
+class KillWorkers(L.Callback):
+    """Kills what reads audio, once something has been measured."""
+
+    def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == 1:
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGKILL)
+
+
+def test_a_worker_that_dies_ends_the_run_by_name(songs, checkpoint, tmp_path):
+    module, data = MusicGenEvaluation(checkpoint), WindowDataModule(str(songs), batch_size=2, num_workers=1)
+    with pytest.raises(RunError, match=r"a process that reads audio has died, .* resume the run"):
+        run_evaluation(module, data, accelerator="cpu", run_dir=tmp_path / "x", callbacks=[KillWorkers()])
+    assert len(kept(tmp_path / "x")) >= 4
+    data = WindowDataModule(str(songs), batch_size=2)
+    run_evaluation(MusicGenEvaluation(checkpoint), data, accelerator="cpu", run_dir=tmp_path / "x")
+    assert len(kept(tmp_path / "x")) == 60
+
+
+def test_a_disk_that_fills_up_keeps_whole_batches_and_the_run_goes_on_when_there_is_room(songs, checkpoint, tmp_path):
+    settings = {"batch_size": 4, "accelerator": "cpu"}
+    undisturbed = perplexity(songs, checkpoint, run_dir=tmp_path / "undisturbed", **settings)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, hard))
+    try:
+        with pytest.raises(RunError, match=r"the journal could not be written .*File too large.*make room and resume"):
+            perplexity(songs, checkpoint, run_dir=tmp_path / "x", **settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    rows = kept(tmp_path / "x")
+    assert 0 < len(rows) < 60
+    assert len(rows) % 4 == 0
+    assert perplexity(songs, checkpoint, run_dir=tmp_path / "x", **settings).ppl == undisturbed.ppl
+    assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
+
+
+def test_a_folder_that_becomes_read_only_loses_no_measurement(begin, tmp_path):
+    """Root may write anywhere unless it gives that up."""
+    bound = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
+    if bound and shutil.which(bound[0]) is None:
+        pytest.fail("as root this test needs setpriv (util-linux)")
+    run_dir = tmp_path / "x"
+    with begin(run_dir, "--data.limit=12", prefix=bound, seconds=0.3) as run:
+        wait_until(lambda: kept(run_dir), run)
+        run_dir.chmod(0o555)
+        _, said = run.communicate(timeout=120)
+    run_dir.chmod(0o755)
+    assert run.returncode == 1
+    assert "error: " in said
+    assert "could not be written" in said
+    assert "Permission denied" in said
+    assert "Traceback" not in said
+    assert len(kept(run_dir)) == 12
+    assert not (run_dir / "summary.json").exists()
+    with begin(run_dir, "--data.limit=12", seconds=0) as run:
+        _, said = run.communicate(timeout=120)
+    assert run.returncode == 0, said
+    assert len(kept(run_dir)) == 12
+    assert (run_dir / "summary.json").exists()

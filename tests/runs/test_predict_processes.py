@@ -1,0 +1,163 @@
+"""Predict as a command: on one process and on two, and told to stop."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+ROOT = Path(__file__).parents[2]
+NUM_FRAMES = (50, 31, 64, 12, 40, 41)
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("songs")
+    with (folder / "songs.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "id", "text"])
+        for index, num_frames in enumerate(NUM_FRAMES):
+            write_noise(folder / f"{index}.wav", num_frames * 640, seed=index)
+            rows.writerow([f"{index}.wav", f"song {index}", "" if index % 3 == 0 else f"drums and bass {index}"])
+    return folder / "songs.csv"
+
+
+def write_noise(path: Path, num_samples: int, *, seed: int = 0) -> None:
+    noise = np.random.default_rng(seed).normal(0, 0.2, num_samples)
+    soundfile.write(path, noise.astype(np.float32), 32000, subtype="FLOAT")
+
+
+def command(oracle: Path, source: Path, run_dir: Path, *arguments: str) -> list[str]:
+    return [
+        sys.executable, str(ROOT / "train_like_eval.py"), "predict", "--trainer.accelerator=cpu",
+        f"--model.checkpoint={oracle / 'tiny_musicgen'}", "--model.continuation.top_k=40",
+        "--model.continuation.threads=1", "--trainer.enable_progress_bar=false", f"--data.source={source}",
+        f"--run_dir={run_dir}", *arguments,
+    ]  # fmt: skip
+
+
+def run(oracle: Path, source: Path, run_dir: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(oracle, source, run_dir, *arguments), capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
+
+
+def files(run_dir: Path) -> dict[str, bytes]:
+    """All that lies in a run folder, hidden files too."""
+    return {str(path.relative_to(run_dir)): path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+
+
+def samples(path: Path) -> bytes:
+    """Of a float wav, whose header holds the time."""
+    return soundfile.read(path, dtype="float32")[0].tobytes()
+
+
+def rows_of(run_dir: Path) -> list[dict[str, str]]:
+    with (run_dir / "continuations.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+METRICS = (
+    "--model.metrics.perplexity=musicgen_eval.metrics.CodebookPerplexity",
+    "--model.metrics.snr=torchmetrics.audio.SignalNoiseRatio",
+)
+
+
+@pytest.mark.parametrize(("num_tracks", "ending"), [(6, "wav"), (1, "flac")])
+def test_two_processes_give_the_bits_of_one(songs, oracle, tmp_path, num_tracks, ending):
+    """With one track the second process has nothing to do."""
+    found = {}
+    for devices in (1, 2):
+        done = run(
+            oracle, songs, tmp_path / str(devices), *METRICS, f"--trainer.devices={devices}", f"--data.limit={num_tracks}",
+            "--data.batch_size=2", "--model.continuation.num_continuations=2", f"--audio.format={ending}",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        found[devices] = {
+            name: samples(tmp_path / str(devices) / name) if name.endswith(".wav") else content
+            for name, content in files(tmp_path / str(devices)).items()
+        }
+    found = {
+        devices: {
+            name: held for name, held in of_run.items() if not name.startswith(("run.json", "config.yaml", "journal/"))
+        }
+        for devices, of_run in found.items()
+    }
+    assert found[1].keys() == found[2].keys()
+    assert [name for name in found[1] if found[1][name] != found[2][name]] == []
+    audio = [name for name in found[2] if name.startswith("audio/")]
+    assert found[2].keys() - audio == {"continuations.csv", "summary.json", "tracks.csv", "windows.csv"}
+    assert len(audio) == num_tracks * 4
+    rows = rows_of(tmp_path / "2")
+    assert [(row["track"], row["continuation"]) for row in rows] == [
+        (f"song {track}", str(index)) for track in range(num_tracks) for index in range(2)
+    ]
+    summary = json.loads(found[2]["summary.json"])
+    assert (summary["counts"]["tracks_ok"], summary["counts"]["windows"]) == (num_tracks, 2 * num_tracks)
+    assert json.loads((tmp_path / "2" / "run.json").read_text())["starts"][0]["processes"] == 2
+
+
+def test_a_failure_on_one_of_two_processes_ends_both_and_what_was_written_stays(songs, oracle, tmp_path):
+    bad = np.random.default_rng(9).normal(0, 0.2, 32000).astype(np.float32)
+    bad[-1] = np.nan
+    soundfile.write(songs.parent / "late_nan.wav", bad, 32000, subtype="FLOAT")
+    manifest = songs.parent / "late_nan.csv"
+    manifest.write_text(songs.read_text() + "late_nan.wav,late,\n")
+    done = run(oracle, manifest, tmp_path / "x", "--trainer.devices=2", "--data.batch_size=1")
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1
+    assert "late_nan.wav" in done.stderr
+    assert "Traceback" not in done.stderr
+    tables = sorted((tmp_path / "x").glob("continuations*.csv"))
+    rows = [row for table in tables for row in csv.DictReader(table.open(newline=""))]
+    written = {name for name in files(tmp_path / "x") if Path(name).name.startswith("continuation_")}
+    assert {row["path"] for row in rows} == written
+    assert not [name for name in files(tmp_path / "x") if Path(name).name.startswith(".")]
+    assert not (tmp_path / "x" / "summary.json").exists()
+
+
+def heed_interrupts() -> None:
+    """A shell starts its background jobs deaf to SIGINT, and their children inherit it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "message"), [(signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_signal_ends_a_run_with_its_status_and_what_was_written_is_whole_and_listed(
+    oracle, tmp_path, sent, status, message
+):
+    folder = tmp_path / "songs"
+    folder.mkdir()
+    write_noise(folder / "first.wav", 40 * 640)
+    for number in range(400):  # much longer than the signal takes to come
+        (folder / f"{number:03}.wav").symlink_to(folder / "first.wav")
+    arguments = ("--data.batch_size=2", "--audio.originals=false", "--audio.format=wav")
+    run_dir = tmp_path / "x"
+    with subprocess.Popen(
+        command(oracle, folder, run_dir, *arguments), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        cwd=ROOT, preexec_fn=heed_interrupts,
+    ) as process:  # fmt: skip
+        while process.poll() is None and len(list(run_dir.rglob("continuation_0.wav"))) < 3:
+            time.sleep(0.01)
+        process.send_signal(sent)
+        said = process.communicate(timeout=120)[1]
+    assert process.returncode == status, said[-2000:]
+    assert message in said
+    assert "nothing was written" not in said
+    assert "Traceback" not in said
+    rows = rows_of(run_dir)
+    assert 3 <= len(rows) < 401
+    assert f"{len(rows)} continuations stay" in said
+    begun = {"config.yaml", "run.json", "journal"}
+    assert {path.name for path in run_dir.iterdir()} == {"audio", "continuations.csv", *begun}
+    assert {row["path"] for row in rows} == {name for name in files(run_dir) if name.startswith("audio/")}
+    assert all(soundfile.info(run_dir / row["path"]).frames == 20 * 640 for row in rows)
+    if sent == signal.SIGTERM:
+        assert len(rows) % 2 == 0  # the batch in hand was brought to its end

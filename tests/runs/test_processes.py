@@ -1,0 +1,173 @@
+"""Any number of processes, however they are started, gives the bits of one, in every precision that a CPU has.
+
+With the machine's own thread settings, so one process has all the threads and three share them.
+"""
+
+import csv
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+from musicgen_eval.runs.datamodule import RankBatches
+
+ROOT = Path(__file__).parents[2]
+DURATIONS_S = (1.0, 2.3, 0.7, 3.1, 0.02, 1.5, 2.0)
+SAME = ("summary.json", "tracks.csv", "windows.csv", "nll.safetensors")
+Evaluate = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory) -> Path:
+    """Songs of noise of uneven lengths, one of them compressed, some of them with a text, and their manifest."""
+    folder = tmp_path_factory.mktemp("songs")
+    generator = np.random.default_rng(1)
+    with (folder / "songs.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "id", "text"])
+        rows.writerow(["0.mp3", "an mp3 at 44.1 kHz", "techno"])
+        for index, duration_s in enumerate(DURATIONS_S):
+            wave = generator.normal(0, 0.2, int(duration_s * 32000)).astype(np.float32)
+            soundfile.write(folder / f"{index}.wav", wave, 32000, subtype="FLOAT")
+            if index == 0:  # so that every process resamples too
+                soundfile.write(folder / "0.mp3", np.resize(wave, 44100), 44100)
+            rows.writerow([f"{index}.wav", f"song {index}", "" if index % 3 == 0 else f"drums and bass {index}"])
+    return folder / "songs.csv"
+
+
+@pytest.fixture(scope="module")
+def evaluate(songs, oracle, tmp_path_factory) -> Evaluate:
+    """Runs the command, once for the same settings, and gives its run folder."""
+    done: dict[tuple[object, ...], Path] = {}
+
+    def run(*settings: str, devices: int, launcher: tuple[str, ...] = ()) -> Path:
+        key = (settings, devices, launcher)
+        strategy = "auto" if devices == 1 else "ddp"
+        if key not in done:
+            folder = tmp_path_factory.mktemp("runs") / "x"
+            command = [
+                sys.executable, *launcher,
+                *command_line(
+                    songs, oracle, folder, "--trainer.accelerator=cpu", f"--trainer.devices={devices}",
+                    f"--trainer.strategy={strategy}", *settings,
+                ),
+            ]  # fmt: skip
+            threads = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
+            environment = {name: value for name, value in os.environ.items() if name not in threads}
+            ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, env=environment)
+            assert ended.returncode == 0, ended.stderr[-3000:]
+            assert json.loads((folder / "run.json").read_text())["starts"][0]["processes"] == devices
+            done[key] = folder
+        return done[key]
+
+    return run
+
+
+def command_line(songs: Path, oracle: Path, folder: Path, *settings: str) -> list[str]:
+    return [
+        str(ROOT / "train_like_eval.py"), "test", f"--model.checkpoint={oracle / 'tiny_musicgen'}", "--model.save_nll=true",
+        "--model.metrics.perplexity=musicgen_eval.metrics.CodebookPerplexity",
+        "--model.metrics.context=musicgen_eval.metrics.ContextGain", f"--data.source={songs}", "--data.context_s=0.5",
+        "--data.target_s=0.5", "--data.batch_size=3", "--trainer.enable_progress_bar=false", f"--run_dir={folder}", *settings,
+    ]  # fmt: skip
+
+
+def differing(one: Path, other: Path) -> list[str]:
+    return [name for name in SAME if (one / name).read_bytes() != (other / name).read_bytes()]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("devices", [2, 3])
+def test_several_processes_give_the_bits_of_one(evaluate, precision, devices):
+    one = evaluate(f"--trainer.precision={precision}", devices=1)
+    assert differing(one, evaluate(f"--trainer.precision={precision}", devices=devices)) == []
+    summary = json.loads((one / "summary.json").read_text())
+    assert summary["counts"]["tracks_ok"] == 1 + len(DURATIONS_S)
+    assert summary["recipe"]["precision"] == precision
+
+
+def test_the_precisions_differ_so_that_their_bits_mean_something(evaluate):
+    runs = [evaluate(f"--trainer.precision={name}", devices=1) for name in ("32-true", "bf16-mixed")]
+    assert "nll.safetensors" in differing(*runs)
+
+
+def test_fewer_windows_than_processes_leave_no_trace(evaluate):
+    """One track of one batch: two of three processes make a surplus step and nothing else."""
+    one = evaluate("--data.limit=1", devices=1)
+    assert differing(one, evaluate("--data.limit=1", devices=3)) == []
+    assert json.loads((one / "summary.json").read_text())["counts"]["windows"] == 1
+
+
+def test_torchrun_gives_the_bits_of_one_process(evaluate):
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+    one = evaluate("--trainer.precision=32-true", devices=1)
+    assert differing(one, evaluate("--trainer.precision=32-true", devices=2, launcher=launcher)) == []
+
+
+def nll_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "nll.safetensors")
+
+
+def test_sharded_models_give_the_numbers_of_a_whole_one(evaluate):
+    """Four processes hold two models, and each pair of processes takes its own batches."""
+    arguments = ("--config", str(ROOT / "configs" / "hardware" / "model_parallel.yaml"), "--data.num_workers=0")
+    groups = ("data_parallel_size", 2), ("tensor_parallel_size", 2)
+    sharded = evaluate(
+        *arguments, "--trainer.precision=32-true", "--trainer.accelerator=cpu", "--trainer.devices=4",
+        "--data.batch_size=3", *(f"--trainer.strategy.init_args.{name}={number}" for name, number in groups),
+        devices=4,
+    )  # fmt: skip
+    one = evaluate("--trainer.precision=32-true", devices=1)
+    found, expected = nll_of(sharded), nll_of(one)
+    assert found.keys() == expected.keys()
+    for track, nll in expected.items():
+        torch.testing.assert_close(found[track], nll, rtol=0, atol=1e-5, equal_nan=True)
+    summary, whole = (json.loads((folder / "summary.json").read_text()) for folder in (sharded, one))
+    assert summary["counts"] == whole["counts"]
+    assert summary["metrics"]["perplexity"]["ce"]["value"] == pytest.approx(
+        whole["metrics"]["perplexity"]["ce"]["value"], abs=1e-6
+    )
+    assert summary["recipe"]["arithmetic"] == "transformers, sharded"
+
+
+def test_torchrun_on_two_nodes_gives_the_bits_of_one_process(evaluate, songs, oracle, tmp_path):
+    """Two launchers that meet at an address, each of one process, as on two machines."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d",
+        "--rdzv-id", "eval", "--rdzv-endpoint", meeting, "--local-addr", "127.0.0.1",
+        *command_line(
+            songs, oracle, tmp_path / "x", "--config", str(ROOT / "configs" / "hardware" / "torchrun.yaml"),
+            "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true", "--data.batch_size=3",
+            "--data.num_workers=0",
+        ),
+    ]  # fmt: skip
+    nodes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    said = [node.communicate(timeout=300)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said[0][-2000:] + said[1][-2000:]
+    assert differing(evaluate("--trainer.precision=32-true", devices=1), tmp_path / "x") == []
+
+
+@pytest.mark.parametrize("num_windows", [0, 1, 2, 5, 6, 7, 12, 13])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_every_rank_makes_as_many_steps_and_the_surplus_ones_are_empty(num_windows, world_size):
+    """A rank with a step less would leave the others waiting wherever a step is made together, as in sharded models."""
+    ranks = [
+        list(RankBatches(num_windows, batch_size=2, rank=rank, world_size=world_size)) for rank in range(world_size)
+    ]
+    assert {len(steps) for steps in ranks} == {max(1, math.ceil(math.ceil(num_windows / 2) / world_size))}
+    assert sorted(row for steps in ranks for batch in steps for row in batch) == list(range(num_windows))
+    for steps in ranks:
+        assert all(steps[:-1]), "only a last step may be empty"

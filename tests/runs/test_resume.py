@@ -1,0 +1,549 @@
+"""Runs that end early and go on: what they come to is what nobody's disturbance can be read from."""
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torchmetrics import CatMetric
+
+from musicgen_eval.runs import module
+from musicgen_eval.api import generate, perplexity
+from musicgen_eval.metrics.plugin.bank import MetricEntry
+from musicgen_eval.cli.main import lightning_main, main
+from musicgen_eval.errors import RunError
+from musicgen_eval.results.journal.reader import JournalReader
+from musicgen_eval.results.journal.writer import JournalWriter
+from musicgen_eval.metrics import CodebookAccuracy
+from musicgen_eval.models.musicgen import MusicGen
+
+FRAMES = {"a": 61, "b": 25, "c": 90, "d": 33, "e": 47}
+RESULTS = ("summary.json", "tracks.csv", "windows.csv", "nll.safetensors")
+
+
+@pytest.fixture
+def songs(tmp_path) -> Path:
+    """Five songs of noise, and their manifest."""
+    folder = tmp_path / "songs"
+    folder.mkdir()
+    generator = np.random.default_rng(5)
+    with (folder / "songs.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "id", "text"])
+        for name, num_frames in FRAMES.items():
+            wave = generator.normal(0, 0.2, num_frames * 640).astype(np.float32)
+            soundfile.write(folder / f"{name}.wav", wave, 32000, subtype="FLOAT")
+            rows.writerow([f"{name}.wav", f"song {name}", "drums" if name in "ac" else ""])
+    return folder / "songs.csv"
+
+
+@pytest.fixture
+def checkpoint(oracle) -> str:
+    return str(oracle / "tiny_musicgen")
+
+
+def evaluated(songs: Path, checkpoint: str, run_dir: Path | None, **settings):
+    given = {"context_s": 0.3, "target_s": 0.3, "batch_size": 2, "accelerator": "cpu", **settings}
+    return perplexity(songs, checkpoint, run_dir=run_dir, **given)
+
+
+def continued(songs: Path, checkpoint: str, run_dir: Path | None, **settings):
+    given = {"batch_size": 2, "num_continuations": 2, "top_k": 40, "format": "wav", "accelerator": "cpu", **settings}
+    return generate(songs, checkpoint=checkpoint, run_dir=run_dir, **given)
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Lets a run keep so many batches more, and ends it then as a full disk would."""
+
+    append = JournalWriter.append
+
+    def stop(num_batches: int) -> None:
+        left = [num_batches]
+
+        def some(writer, batch, entries):
+            if not left[0]:
+                raise RunError("no room is left")
+            left[0] -= 1
+            append(writer, batch, entries)
+
+        monkeypatch.setattr(JournalWriter, "append", some)
+
+    yield stop
+    monkeypatch.undo()
+
+
+@pytest.fixture
+def encoded(monkeypatch) -> list[int]:
+    """How many segments were encoded, a number a call."""
+    calls: list[int] = []
+    encode = MusicGen.encode
+
+    def counted(model, segments):
+        calls.append(len(segments))
+        return encode(model, segments)
+
+    monkeypatch.setattr(MusicGen, "encode", counted)
+    return calls
+
+
+def files(folder: Path, names=RESULTS) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
+
+
+METRICS = {"accuracy": CodebookAccuracy(top_k=3), "all_nats": MetricEntry(CatMetric(), {"value": "nll"})}
+
+
+@pytest.mark.parametrize("num_batches", [0, 1, 4])
+def test_a_run_that_ended_early_goes_on_to_the_same_bytes(
+    songs, checkpoint, tmp_path, stop_after, encoded, num_batches
+):
+    undisturbed = evaluated(songs, checkpoint, tmp_path / "undisturbed", metrics=METRICS)
+    num_windows = len(undisturbed.evaluation.windows)
+    assert sum(encoded) == num_windows
+    stop_after(num_batches)
+    with pytest.raises(RunError, match="no room is left"):
+        evaluated(songs, checkpoint, tmp_path / "x", metrics=METRICS)
+    assert (tmp_path / "x").exists() == (num_batches > 0)
+    stop_after(10**6)
+    encoded.clear()
+    again = evaluated(songs, checkpoint, tmp_path / "x", metrics=METRICS)
+    assert sum(encoded) == num_windows - 2 * num_batches
+    assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
+    assert len(files(tmp_path / "x")) == len(RESULTS)
+    assert (again.ppl, again.ppl_per_track) == (undisturbed.ppl, undisturbed.ppl_per_track)
+    assert all(torch.equal(again.nll[track], nll) for track, nll in undisturbed.nll.items())
+
+
+def test_a_run_that_ended_early_three_times_measures_nothing_twice(songs, checkpoint, tmp_path, stop_after, encoded):
+    evaluated(songs, checkpoint, tmp_path / "undisturbed")
+    num_windows = sum(encoded)
+    encoded.clear()
+    for num_batches in (2, 1, 0):
+        stop_after(num_batches)
+        with pytest.raises(RunError, match="no room is left"):
+            evaluated(songs, checkpoint, tmp_path / "x")
+    stop_after(10**6)
+    evaluated(songs, checkpoint, tmp_path / "x")
+    assert sum(encoded) == num_windows + 3 * 2  # each time the batch in hand was lost
+    assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
+    run = json.loads((tmp_path / "x" / "run.json").read_text())
+    assert len(run["starts"]) == 4
+
+
+def test_a_finished_run_gives_its_result_and_does_nothing(songs, checkpoint, tmp_path, monkeypatch):
+    first = evaluated(songs, checkpoint, tmp_path / "x", metrics=METRICS)
+    before = {
+        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "x").rglob("*") if path.is_file()
+    }
+
+    def refuse(checkpoint):
+        raise AssertionError("weights are not wanted")
+
+    monkeypatch.setattr(module, "load_model", refuse)
+    again = evaluated(songs, checkpoint, tmp_path / "x", metrics=METRICS)
+    assert again.ppl == first.ppl
+    assert again.evaluation.metrics == first.evaluation.metrics
+    after = {
+        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "x").rglob("*") if path.is_file()
+    }
+    assert after == before
+
+
+def test_a_result_that_was_lost_is_found_again_without_measuring(songs, checkpoint, tmp_path, encoded):
+    evaluated(songs, checkpoint, tmp_path / "x")
+    before = files(tmp_path / "x")
+    for name in RESULTS:
+        (tmp_path / "x" / name).unlink()
+    encoded.clear()
+    evaluated(songs, checkpoint, tmp_path / "x")
+    assert encoded == []
+    assert files(tmp_path / "x") == before
+
+
+def test_a_torn_journal_costs_what_it_tore(songs, checkpoint, tmp_path, encoded, capsys):
+    evaluated(songs, checkpoint, tmp_path / "x")
+    before = files(tmp_path / "x")
+    (rows,) = (tmp_path / "x" / "journal").glob("*.jsonl")
+    rows.write_bytes(rows.read_bytes()[:-9])
+    for name in RESULTS:
+        (tmp_path / "x" / name).unlink()
+    encoded.clear()
+    assert main(["evaluate", "--resume", str(tmp_path / "x")]) == 0
+    said = capsys.readouterr().err
+    assert "000-r0.jsonl: 1 torn or damaged line left out" in said
+    assert sum(encoded) in (1, 2)  # the last batch, whole
+    assert files(tmp_path / "x") == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_s": 0.2}, "target_s was 0.3 and is 0.2"),
+        ({"head": "skip"}, "head was 'score' and is 'skip'"),
+        ({"tail": "drop"}, "tail was 'score' and is 'drop'"),
+        ({"precision": "bf16-mixed"}, "precision was '32-true' and is 'bf16-mixed'"),
+        ({"batch_size": 3}, "batch_size was 2 and is 3"),
+        ({"max_frames": 100}, "codec.max_frames was"),
+        ({"metrics": {"accuracy": CodebookAccuracy(top_k=5)}}, "metrics.accuracy.settings.top_k was 3 and is 5"),
+        ({"metrics": None}, "metrics.accuracy was .* and is not given"),
+        ({"limit": 4}, "limit|tracks|source"),
+        ({"min_duration_s": 0.6}, r"min_duration_s was 0\.0 and is 0\.6"),
+        ({"text": "jazz"}, "text"),
+    ],
+)
+def test_another_run_is_refused_with_the_difference_named(songs, checkpoint, tmp_path, settings, message):
+    given = {"metrics": {"accuracy": CodebookAccuracy(top_k=3)}}
+    evaluated(songs, checkpoint, tmp_path / "x", **given)
+    before = files(tmp_path / "x")
+    with pytest.raises(RunError, match=message):
+        evaluated(songs, checkpoint, tmp_path / "x", **{**given, **settings})
+    assert files(tmp_path / "x") == before
+
+
+def test_other_weights_in_the_same_folder_are_another_run(songs, checkpoint, tmp_path):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, folder)
+    evaluated(songs, str(folder), tmp_path / "x")
+    (weights,) = folder.glob("*.safetensors")
+    trained = bytearray(weights.read_bytes())
+    trained[-1000:] = bytes(byte ^ 1 for byte in trained[-1000:])
+    weights.write_bytes(trained)
+    with pytest.raises(RunError, match="weights was"):
+        evaluated(songs, str(folder), tmp_path / "x")
+
+
+def test_a_source_that_changed_is_another_run_and_the_track_is_named(songs, checkpoint, tmp_path, stop_after):
+    stop_after(1)
+    with pytest.raises(RunError, match="no room"):
+        evaluated(songs, checkpoint, tmp_path / "x")
+    stop_after(10**6)
+    good = songs.read_text()
+    songs.write_text(good.replace("song d", "song z"))
+    with pytest.raises(RunError, match=r"song [dz]"):
+        evaluated(songs, checkpoint, tmp_path / "x")
+    songs.write_text(good)
+    longer = np.random.default_rng(8).normal(0, 0.2, 50 * 640).astype(np.float32)
+    soundfile.write(songs.parent / "d.wav", longer, 32000, subtype="FLOAT")
+    with pytest.raises(RunError, match=r"song d|d\.wav"):
+        evaluated(songs, checkpoint, tmp_path / "x")
+
+
+def test_another_machine_is_refused_unless_that_is_meant_and_the_result_says_so(
+    songs, checkpoint, tmp_path, stop_after, monkeypatch
+):
+    from musicgen_eval.runs import fingerprint
+
+    stop_after(2)
+    with pytest.raises(RunError, match="no room"):
+        evaluated(songs, checkpoint, tmp_path / "x")
+    stop_after(10**6)
+    monkeypatch.setattr(fingerprint, "_cpu_model", lambda: "an older processor")
+    with pytest.raises(RunError, match="--allow_other_machine lets it go on") as refused:
+        evaluated(songs, checkpoint, tmp_path / "x")
+    assert "an older processor" in str(refused.value)
+    result = evaluated(songs, checkpoint, tmp_path / "x", allow_other_machine=True).evaluation
+    (other,) = result.recipe["other_machines"]
+    assert other["device"] == "an older processor"
+    assert "other_machines" in json.loads((tmp_path / "x" / "summary.json").read_text())["recipe"]
+
+
+@pytest.mark.parametrize("other", ["blind", "another machine"])
+def test_ranks_that_do_not_see_the_folder_or_are_unlike_rank_0_are_refused(
+    songs, checkpoint, tmp_path, monkeypatch, other
+):
+    from musicgen_eval.runs import recorder as writer
+
+    def with_another(trainer, part):
+        sees, machine = part
+        return [
+            part,
+            (other != "blind" and sees, {**machine, "device": machine["device"] + " of 1999" * (other != "blind")}),
+        ]
+
+    monkeypatch.setattr(writer, "gather_on_rank_0", with_another)
+    expected = "is not seen by rank 1" if other == "blind" else r"rank 1 is on another machine.*\n.*of 1999"
+    with pytest.raises(RunError, match=expected):
+        evaluated(songs, checkpoint, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_failure_is_kept_until_it_is_to_be_tried_again(songs, checkpoint, tmp_path, stop_after, encoded):
+    """The track opens, so the plan stands; one of its windows cannot be read until the file is mended."""
+    path = songs.parent / "c.wav"
+    good = path.read_bytes()
+    samples, _ = soundfile.read(path, dtype="float32")
+    samples[-10] = np.nan
+    soundfile.write(path, samples, 32000, subtype="FLOAT")
+    damaged = path.read_bytes()
+    assert len(damaged) == len(good)
+    with pytest.raises(RunError, match=r"1 track failed, 0 may"):
+        evaluated(songs, checkpoint, tmp_path / "x")
+    first = evaluated(songs, checkpoint, tmp_path / "x", max_failures=1).evaluation
+    assert [failure.track for failure in first.failures] == ["song c"]
+    path.write_bytes(good)
+    encoded.clear()
+    kept = evaluated(songs, checkpoint, tmp_path / "x", max_failures=1).evaluation
+    assert encoded == []
+    assert [failure.track for failure in kept.failures] == ["song c"]
+    again = evaluated(songs, checkpoint, tmp_path / "x", retry_failures=True)
+    assert again.evaluation.failures == []
+    assert 0 < sum(encoded) <= 4  # the batches of the windows that had failed, whole
+    evaluated(songs, checkpoint, tmp_path / "undisturbed")
+    assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("was", ["text", "cut short"])
+def test_a_track_that_could_not_be_opened_is_tried_again_when_it_is_mended(songs, checkpoint, tmp_path, was):
+    """A mended file has another size, which is no other source; its windows move the batches of others."""
+    path = songs.parent / "c.wav"
+    good = path.read_bytes()
+    path.write_bytes(b"no music" if was == "text" else good[: len(good) // 2])
+    first = evaluated(songs, checkpoint, tmp_path / "x", max_failures=1).evaluation
+    assert [failure.track for failure in first.failures] == ["song c"]
+    kept = evaluated(songs, checkpoint, tmp_path / "x", max_failures=1).evaluation
+    assert [failure.track for failure in kept.failures] == ["song c"]
+    path.write_bytes(good)
+    assert evaluated(songs, checkpoint, tmp_path / "x", retry_failures=True).evaluation.failures == []
+    evaluated(songs, checkpoint, tmp_path / "undisturbed")
+    assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
+
+
+def test_a_track_that_failed_later_may_be_mended_to_another_size(songs, checkpoint, tmp_path):
+    path = songs.parent / "c.wav"
+    good = path.read_bytes()
+    samples, _ = soundfile.read(path, dtype="float32")
+    samples[-10] = np.nan
+    soundfile.write(path, np.append(samples, np.zeros(640, np.float32)), 32000, subtype="FLOAT")
+    evaluated(songs, checkpoint, tmp_path / "x", max_failures=1)
+    path.write_bytes(good)
+    with pytest.raises(RunError, match=r"c\.wav: .* bytes, and .* when this run began"):
+        evaluated(songs, checkpoint, tmp_path / "x", max_failures=1)
+    assert evaluated(songs, checkpoint, tmp_path / "x", retry_failures=True).evaluation.failures == []
+    evaluated(songs, checkpoint, tmp_path / "undisturbed")
+    assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
+
+
+def test_more_failures_than_allowed_are_said_before_anything_is_measured_again(songs, checkpoint, tmp_path, encoded):
+    path = songs.parent / "b.wav"  # the shortest, and so the first
+    samples, _ = soundfile.read(path, dtype="float32")
+    samples[-10] = np.nan
+    soundfile.write(path, samples, 32000, subtype="FLOAT")
+    with pytest.raises(RunError, match="1 track failed, 0 may"):
+        evaluated(songs, checkpoint, tmp_path / "x", batch_size=3)
+    encoded.clear()
+    with pytest.raises(RunError, match="1 track failed, 0 may"):
+        evaluated(songs, checkpoint, tmp_path / "x", batch_size=3)
+    assert encoded == []
+    evaluated(songs, checkpoint, tmp_path / "x", batch_size=3, max_failures=1)
+
+
+@pytest.mark.parametrize("damage", ["empty", "older"])
+def test_a_damaged_result_of_a_finished_run_is_written_again(songs, checkpoint, tmp_path, damage):
+    evaluated(songs, checkpoint, tmp_path / "x")
+    before = files(tmp_path / "x")
+    summary = tmp_path / "x" / "summary.json"
+    summary.write_text("" if damage == "empty" else summary.read_text().replace('"ppl"', '"PPL"'))
+    evaluated(songs, checkpoint, tmp_path / "x")
+    assert files(tmp_path / "x") == before
+
+
+def test_a_module_that_was_interrupted_starts_afresh(songs, checkpoint, tmp_path, stop_after):
+    from musicgen_eval.runs.datamodule import WindowDataModule
+    from musicgen_eval.runs.module import MusicGenEvaluation
+    from musicgen_eval.runs.runner import run_evaluation
+
+    def data() -> WindowDataModule:
+        return WindowDataModule(str(songs), context_s=0.3, target_s=0.3, batch_size=2)
+
+    evaluation = MusicGenEvaluation(checkpoint)
+    stop_after(2)
+    with pytest.raises(RunError, match="no room"):
+        run_evaluation(evaluation, data(), accelerator="cpu", run_dir=tmp_path / "x")
+    stop_after(10**6)
+    whole = run_evaluation(evaluation, data(), accelerator="cpu")
+    assert whole.metrics == evaluated(songs, checkpoint, None).evaluation.metrics
+
+
+def test_a_track_that_vanishes_during_the_run_is_a_failure_of_its_own(songs, checkpoint, tmp_path, monkeypatch):
+    from musicgen_eval.runs.module import MusicGenEvaluation
+
+    begin = MusicGenEvaluation.on_test_start
+
+    def without_d(evaluation):
+        (songs.parent / "d.wav").unlink()
+        begin(evaluation)
+
+    evaluated(songs, checkpoint, tmp_path / "undisturbed", batch_size=1)
+    monkeypatch.setattr(MusicGenEvaluation, "on_test_start", without_d)
+    result = evaluated(songs, checkpoint, tmp_path / "x", batch_size=1, max_failures=1)
+    (failure,) = result.evaluation.failures
+    assert failure.track == "song d"
+    assert "d.wav" in failure.reason
+    before = json.loads((tmp_path / "undisturbed" / "summary.json").read_text())
+    rows = list(csv.DictReader((tmp_path / "undisturbed" / "tracks.csv").open()))
+    for row in rows:
+        if row["id"] != "song d":
+            assert result.ppl_per_track[row["id"]] == float(row["perplexity/ppl"])
+    assert before["counts"]["tracks_ok"] == result.evaluation.counts["tracks_ok"] + 1
+
+
+def test_continuations_that_were_written_are_not_generated_again(songs, checkpoint, tmp_path, stop_after):
+    undisturbed = continued(songs, checkpoint, tmp_path / "undisturbed", metrics={})
+    stop_after(2)
+    with pytest.raises(RunError, match="no room is left"):
+        continued(songs, checkpoint, tmp_path / "x", metrics={})
+    stop_after(10**6)
+    kept = {
+        (path, path.stat().st_ino, path.stat().st_mtime_ns) for path in (tmp_path / "x").rglob("continuation_*.wav")
+    }
+    assert len(kept) == 6  # two batches, and the one whose rows found no room
+    again = continued(songs, checkpoint, tmp_path / "x", metrics={})
+    now = {(path, path.stat().st_ino, path.stat().st_mtime_ns) for path in (tmp_path / "x").rglob("continuation_*.wav")}
+    assert len(kept & now) == 4
+    assert len(now) == len(undisturbed.continuations) == len(again.continuations) == 10
+    for one, other in zip(again.continuations, undisturbed.continuations, strict=True):
+        assert one.window == other.window
+        assert one.text == other.text
+        assert torch.equal(one.codes, other.codes)
+        assert one.path.relative_to(tmp_path / "x") == other.path.relative_to(tmp_path / "undisturbed")
+        assert np.array_equal(soundfile.read(one.path)[0], soundfile.read(other.path)[0])
+        assert one.reference_path.is_file()
+    names = ("summary.json", "tracks.csv", "windows.csv", "continuations.csv")
+    assert files(tmp_path / "x", names) == files(tmp_path / "undisturbed", names)
+    assert not list((tmp_path / "x").glob("continuations.*.*.csv"))
+
+
+def test_a_continuation_whose_file_is_gone_is_generated_again(songs, checkpoint, tmp_path, capsys):
+    undisturbed = continued(songs, checkpoint, tmp_path / "x", metrics={})
+    lost = undisturbed.continuations[3].path
+    held = lost.read_bytes()
+    lost.unlink()
+    for name in ("summary.json", "tracks.csv", "windows.csv"):
+        (tmp_path / "x" / name).unlink()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "x").rglob("continuation_*.wav")}
+    again = continued(songs, checkpoint, tmp_path / "x", metrics={})
+    assert np.array_equal(soundfile.read(lost)[0], soundfile.read(io.BytesIO(held))[0])
+    assert len(again.continuations) == 10
+    assert sum(path.stat().st_mtime_ns == before for path, before in kept.items()) == 8
+
+
+def test_strange_ids_are_continued_each_to_its_own_row(songs, checkpoint, tmp_path, stop_after):
+    ids = ["a\rb", "https://u:one@h/x", "https://u:two@h/x", "line\nbreak", 'quo"te,']
+    rows = list(csv.DictReader(songs.open(newline="")))
+    manifest = songs.with_suffix(".jsonl")
+    manifest.write_text("".join(json.dumps({**row, "id": id}) + "\n" for row, id in zip(rows, ids, strict=True)))
+    stop_after(2)
+    with pytest.raises(RunError, match="no room"):
+        continued(manifest, checkpoint, tmp_path / "x", metrics={})
+    stop_after(10**6)
+    result = continued(manifest, checkpoint, tmp_path / "x", metrics={})
+    assert [one.window.track for one in result.continuations] == [id for id in ids for _ in range(2)]
+    with (tmp_path / "x" / "continuations.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len({row["path"] for row in table}) == 10
+    assert {row["track"] for row in table} == {"a\\rb", "https://[redacted]@h/x", "line\nbreak", 'quo"te,'}
+    with (tmp_path / "x" / "tracks.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 5
+
+
+def test_what_a_killed_process_was_writing_is_swept_away(songs, checkpoint, tmp_path, stop_after):
+    stop_after(1)
+    with pytest.raises(RunError, match="no room is left"):
+        continued(songs, checkpoint, tmp_path / "x", metrics={})
+    stop_after(10**6)
+    folder = next((tmp_path / "x" / "audio").iterdir())
+    (folder / ".continuation_0.wav.0123456789ab.tmp").write_bytes(b"half")
+    continued(songs, checkpoint, tmp_path / "x", metrics={})
+    assert not [path for path in (tmp_path / "x").rglob(".*") if path.is_file()]
+
+
+def test_both_commands_resume_from_the_folder_alone(songs, checkpoint, tmp_path, stop_after, capsys):
+    common = ["--context_s", "0.3", "--target_s", "0.3", "--batch_size", "2", "--checkpoint", checkpoint]
+    assert main(["evaluate", "--audio", str(songs), *common, "--run_dir", str(tmp_path / "undisturbed")]) == 0
+    stop_after(2)
+    assert main(["evaluate", "--audio", str(songs), *common, "--run_dir", str(tmp_path / "x")]) == 1
+    said = capsys.readouterr()
+    assert f"musicgen-eval evaluate --resume {tmp_path / 'x'}" in said.err
+    stop_after(10**6)
+    assert main(["evaluate", "--resume", str(tmp_path / "x"), "--retry-failures"]) == 0
+    said = capsys.readouterr()
+    assert "measured already" in said.err
+    assert "bits/s" in said.out
+    assert "measured already" not in said.out
+    assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
+
+
+def test_the_lightning_command_resumes_from_the_folder_alone(songs, checkpoint, tmp_path, stop_after, capsys):
+    common = [
+        "--trainer.accelerator=cpu", f"--model.checkpoint={checkpoint}", "--data.context_s=0.3", "--data.target_s=0.3",
+        "--data.batch_size=2", "--trainer.enable_progress_bar=false", f"--data.source={songs}",
+    ]  # fmt: skip
+    assert lightning_main(["test", *common, f"--run_dir={tmp_path / 'undisturbed'}"]) == 0
+    stop_after(3)
+    assert lightning_main(["test", *common, f"--run_dir={tmp_path / 'x'}"]) == 1
+    assert f"python train_like_eval.py test --resume {tmp_path / 'x'}" in capsys.readouterr().err
+    stop_after(10**6)
+    assert lightning_main(["predict", f"--resume={tmp_path / 'x'}", "--model.continuation.top_k=9"]) == 1
+    assert "task was 'score' and is 'continue'" in capsys.readouterr().err
+    assert lightning_main(["test", f"--resume={tmp_path / 'x'}"]) == 0
+    assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
+
+
+def test_a_run_goes_on_from_another_folder_than_it_was_begun_in(songs, checkpoint, tmp_path, stop_after, monkeypatch):
+    shutil.copytree(checkpoint, tmp_path / "model")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    common = [
+        "evaluate",
+        "--audio",
+        "songs/songs.csv",
+        "--checkpoint",
+        "model",
+        "--target_s",
+        "0.3",
+        "--batch_size",
+        "2",
+    ]
+    monkeypatch.chdir(tmp_path)
+    assert main([*common, "--run_dir", "undisturbed"]) == 0
+    stop_after(2)
+    assert main([*common, "--run_dir", "x"]) == 1
+    stop_after(10**6)
+    monkeypatch.chdir(elsewhere)
+    assert main(["evaluate", "--resume", "../x"]) == 0
+    assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "--resume"], "--resume needs a run folder"),
+        (["evaluate", "--resume", "nowhere"], "nowhere, which does not exist: no run that could go on"),
+        (["evaluate", "--resume", "x", "--audio", "y.wav"], "leave out --audio"),
+        (["generate", "--resume", "x", "--top-k", "5"], "leave out --top_k"),
+    ],
+)
+def test_resuming_wrongly_is_said_in_a_line(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == (1 if "nowhere" in arguments else 2)
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_rows_that_are_damaged_later_are_named(songs, checkpoint, tmp_path):
+    evaluated(songs, checkpoint, tmp_path / "x")
+    (side_car,) = (tmp_path / "x" / "journal").glob("*.states")
+    held = bytearray(side_car.read_bytes())
+    held[len(held) // 2] ^= 1
+    side_car.write_bytes(held)
+    reader = JournalReader(tmp_path / "x" / "journal")
+    num_rows = sum(len(rows) for _, rows in reader.batches())
+    assert num_rows == len((side_car.with_suffix(".jsonl")).read_text().splitlines()) - 1 - 2
+    assert "whose side-car is not whole" in reader.notes[-1]

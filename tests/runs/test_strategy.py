@@ -1,0 +1,108 @@
+"""Ways to run on several devices that would be wrong are refused; a layer that is sharded is held in parts."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+
+from musicgen_eval.cli.main import lightning_main
+from musicgen_eval.errors import RunError
+from musicgen_eval.runs.processes.rank_messages import StoppedElsewhere
+from musicgen_eval.runs.processes.strategy import refuse_strategy
+
+ROOT = Path(__file__).parents[2]
+SHARDED = """
+import json, os, sys
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from musicgen_eval.models.musicgen import load_model
+from musicgen_eval.models.sharding import is_sharded, shard_decoder
+from musicgen_eval.inference.batch_scoring import score_windows
+
+dist.init_process_group("gloo")
+model = load_model(sys.argv[1])
+codes = [torch.randint(0, 64, (4, num_frames), generator=torch.Generator().manual_seed(num_frames)) for num_frames in (9, 20)]
+scored = [torch.ones_like(window, dtype=torch.bool) for window in codes]
+whole = score_windows(model, codes, scored=scored, texts=["drums", None])
+num_whole = sum(parameter.numel() for parameter in model.decoder.model.decoder.layers.parameters())
+shard_decoder(model.decoder, init_device_mesh("cpu", (dist.get_world_size(),)))
+model.prepare("32-true")
+parts = [parameter.to_local().numel() for parameter in model.decoder.model.decoder.layers.parameters()]
+sharded = score_windows(model, codes, scored=scored, texts=["drums", None])
+print(json.dumps({
+    "is_sharded": is_sharded(model.decoder), "share": sum(parts) / num_whole, "arithmetic": model.arithmetic,
+    "error": max((one.nll - other.nll).abs().max().item() for one, other in zip(whole, sharded)),
+}))
+dist.destroy_process_group()
+"""
+
+
+def test_each_process_holds_its_part_of_every_layer(oracle):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    command = [sys.executable, "-c", SHARDED, str(oracle / "tiny_musicgen")]
+    processes = [
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+            env={**os.environ, **address, "RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for process in processes:
+        said, failed = process.communicate(timeout=120)
+        assert process.returncode == 0, failed[-2000:]
+        found = json.loads(said.splitlines()[-1])
+        assert found["is_sharded"]
+        assert found["share"] == pytest.approx(0.5, abs=0.02)
+        assert found["arithmetic"] == "transformers, sharded"
+        assert found["error"] < 1e-5
+
+
+def arguments(oracle: Path, folder: Path, *further: str) -> list[str]:
+    return [
+        f"--model.checkpoint={oracle / 'tiny_musicgen'}", "--data.source=demo", "--data.limit=1", "--data.context_s=1",
+        "--data.target_s=1", "--data.num_workers=0", "--trainer.enable_progress_bar=false", f"--run_dir={folder}", *further,
+    ]  # fmt: skip
+
+
+def test_a_sharded_model_does_not_continue(oracle, tmp_path):
+    config = str(ROOT / "configs" / "hardware" / "model_parallel.yaml")
+    command = ["predict", "--config", config, *arguments(oracle, tmp_path / "x", "--trainer.accelerator=cpu")]
+    command += ["--model.continuation.top_k=20"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train_like_eval.py"), *command, "--trainer.devices=2", "--trainer.precision=32-true"],
+        capture_output=True, text=True, cwd=ROOT, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("error: a sharded model scores and does not continue") == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_fsdp_is_refused_on_a_cpu_in_a_line(oracle, tmp_path, capsys):
+    command = ["test", *arguments(oracle, tmp_path / "x", "--trainer.accelerator=cpu", "--trainer.strategy=fsdp")]
+    assert lightning_main(command) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert "FSDP" in said
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
+def test_strategies_that_would_leave_ranks_waiting_are_refused(strategy):
+    """Their ranks take different batches, and would gather a layer at different times."""
+    made = {"fsdp": FSDPStrategy, "deepspeed": DeepSpeedStrategy}[strategy]
+    trainer = SimpleNamespace(strategy=made.__new__(made), is_global_zero=True)
+    with pytest.raises(RunError, match=f"trainer.strategy {made.__name__} is not supported; take auto, ddp, or"):
+        refuse_strategy(trainer, "score")
+    trainer.is_global_zero = False
+    with pytest.raises(StoppedElsewhere):
+        refuse_strategy(trainer, "score")
