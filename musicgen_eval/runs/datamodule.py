@@ -8,8 +8,10 @@ steps; the surplus ones carry an empty batch. Knows files and frames; what is do
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_sharer
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -229,20 +231,28 @@ class WindowDataModule(L.LightningDataModule):
 
 @contextmanager
 def dead_workers_named() -> Iterator[None]:
-    """Says in our words that a process which read audio has died, as torch says it in the midst of a traceback.
+    """Turns the errors that torch raises when a DataLoader worker has died into one message.
 
     Raises:
         RunError: a worker died.
     """
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, OSError, EOFError) as error:
+        if not comes_from_a_dead_worker(error):
             raise
         raise RunError(
             f"a process that reads audio has died, killed or out of memory ({error}); what was measured stays, resume the run, "
             "with fewer data.num_workers if memory was short"
         ) from error
+
+
+def comes_from_a_dead_worker(error: BaseException) -> bool:
+    """Whether torch found a worker dead, or lost the connection over which the worker was handing over a tensor."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker")
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code.co_filename == resource_sharer.__file__ for frame, _ in frames)
 
 
 class WindowDataset(Dataset[WindowAudio]):

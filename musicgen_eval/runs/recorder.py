@@ -28,7 +28,7 @@ from musicgen_eval.runs.continuation_files import (
     sweep,
     written_continuations,
 )
-from musicgen_eval.runs.datamodule import WindowDataModule
+from musicgen_eval.runs.datamodule import WindowDataModule, comes_from_a_dead_worker
 from musicgen_eval.errors import RunError
 from musicgen_eval.runs.fingerprint import differences, machine, metric_settings, weights_digest
 from musicgen_eval.results.record_store import Done, JournalKeeper, read_done
@@ -183,13 +183,32 @@ class RunWriter(L.Callback):
         folder = self.folder
         assert isinstance(pl_module, MusicGenEvaluation)
         pl_module.keeper, pl_module.sink = None, None  # what comes after is no part of this run
-        if self._keeper is not None:
+        try:
+            self._close_records()
+        finally:
+            if trainer.is_global_zero and folder is not None:
+                self._leave(folder, pl_module)
+
+    def _close_records(self) -> None:
+        """Closes the journal of a run that ends with an error.
+
+        torch reports a dead DataLoader worker from a signal handler, which may run at any moment, also while the journal is being
+        closed. Closing is then repeated.
+        """
+        if self._keeper is None:
+            return
+        try:
             try:
                 self._keeper.close()
-            except RunError as error:
-                self._say(str(error))
-        if not trainer.is_global_zero or folder is None:
-            return
+            except RuntimeError as error:
+                if isinstance(error, RunError) or not comes_from_a_dead_worker(error):
+                    raise
+                self._keeper.close()
+        except RunError as error:
+            self._say(str(error))
+
+    def _leave(self, folder: RunFolder, pl_module: MusicGenEvaluation) -> None:
+        """Unlocks the folder and says what it holds, or removes it if the run has measured nothing."""
         written = self._written
         if written is not None and written.num_written:
             self._say(f"\n{written.num_written} continuations stay, and are listed in {written.table}")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import resource_sharer
 from pathlib import Path
 
 import lightning as L
@@ -19,7 +20,7 @@ import pytest
 import soundfile
 
 from musicgen_eval.api import perplexity
-from musicgen_eval.runs.datamodule import WindowDataModule
+from musicgen_eval.runs.datamodule import WindowDataModule, dead_workers_named
 from musicgen_eval.errors import RunError
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_evaluation
@@ -209,6 +210,20 @@ def test_a_worker_that_dies_ends_the_run_by_name(songs, checkpoint, tmp_path):
     data = WindowDataModule(str(songs), batch_size=2)
     run_evaluation(MusicGenEvaluation(checkpoint), data, accelerator="cpu", run_dir=tmp_path / "x")
     assert len(kept(tmp_path / "x")) == 60
+
+
+def test_a_worker_that_dies_while_it_hands_over_a_tensor_is_named_too():
+    read_end, write_end = os.pipe()
+    handed_over = resource_sharer.DupFd(read_end)
+    resource_sharer.stop()  # as if the process that holds the descriptor had died
+    try:
+        with pytest.raises(RunError, match=r"a process that reads audio has died"), dead_workers_named():
+            handed_over.detach()
+        with pytest.raises(ConnectionResetError), dead_workers_named():
+            raise ConnectionResetError("of something else")
+    finally:
+        os.close(read_end)
+        os.close(write_end)
 
 
 def test_a_disk_that_fills_up_keeps_whole_batches_and_the_run_goes_on_when_there_is_room(songs, checkpoint, tmp_path):

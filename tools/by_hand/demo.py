@@ -76,7 +76,7 @@ class Demo:
 
     def __init__(self, source: str = "demo") -> None:
         self.musicgen = load_model("demo")
-        self.musicgen.prepare("32-true")
+        self.musicgen.prepare("32-true", decoding=False)
         self.spec = self.musicgen.spec
         location = self.musicgen.checkpoint.location
         self.model = MusicgenForConditionalGeneration.from_pretrained(location, dtype=torch.float32).eval()
