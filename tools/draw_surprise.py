@@ -51,7 +51,9 @@ def draw(track: str, out: Path) -> None:
     decibels = 10 * torch.log10(mel + 1e-6)
 
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    figure, (above, below) = plt.subplots(2, 1, figsize=(9, 4.2), sharex=True, height_ratios=(3, 2), layout="constrained")
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(9, 4.2), sharex=True, height_ratios=(3, 2), layout="constrained"
+    )
     above.plot(seconds, surprise, color="#9db7d5", linewidth=0.6, label="each frame (20 ms)")
     above.plot(seconds, smoothed(surprise, SMOOTHED_FRAMES), color="#1f4e79", linewidth=1.6, label="mean over 0.5 s")
     above.set_ylabel("surprise (nats per frame)")
