@@ -25,126 +25,27 @@ from numpy.typing import NDArray
 
 from musicgen_eval.errors import RunError, near_matches
 from musicgen_eval.results.nll_file import NllFile
-from musicgen_eval.results.table_reader import Row, TableRecords, read_table
+from musicgen_eval.results.stored_records import (
+    CONTINUATION_NUMBERS,
+    CONTINUATION_TEXTS,
+    TRACK_NUMBERS,
+    TRACK_TEXTS,
+    WINDOW_NUMBERS,
+    WINDOW_TEXTS,
+    StoredContinuation,
+    StoredFailure,
+    StoredTrack,
+    StoredValue,
+    StoredWindow,
+    continuation_of,
+    track_of,
+    value_of,
+    window_of,
+)
+from musicgen_eval.results.table_reader import TableRecords, read_table
 
 RunState = Literal["finished", "unfinished"]
-TRACK_TEXTS, TRACK_NUMBERS = ("id", "path", "text", "status", "reason"), ("duration_s", "num_windows")
-WINDOW_TEXTS, WINDOW_NUMBERS = ("track",), ("index", "start_s", "context_s", "target_s")
-CONTINUATION_TEXTS = ("track", "text", "seed", "path", "context_path", "reference_path")
-CONTINUATION_NUMBERS = (
-    "continuation", "context_s", "prompt_s", "heard_s", "generated_s", "reference_s", "temperature", "top_k", "top_p",
-    "guidance_scale", "stride_s",
-)  # fmt: skip
 _CONTINUATION_TABLE = re.compile(r"continuations(?:\.(\d+)\.(\d+))?\.csv")
-
-
-@dataclass(frozen=True)
-class StoredValue:
-    """A number of a metric over all tracks.
-
-    Attributes:
-        value: The number. None means that it is not finite.
-        unit: Its unit, "" if it has none.
-        low, high: Limits of the 95% confidence interval over tracks. None means that there is no interval.
-        num_tracks: Number of tracks that contribute to the number.
-    """
-
-    value: float | None
-    unit: str
-    low: float | None
-    high: float | None
-    num_tracks: int
-
-
-@dataclass(frozen=True)
-class StoredTrack:
-    """A row of tracks.csv.
-
-    Attributes:
-        id: Id of the track.
-        path: Its file.
-        text: Its text. None means that it has none.
-        status: `ok`, `failed`, `too_short` or `skipped`.
-        reason: Why the status is not `ok`, "" if it is.
-        duration_s: Length in whole frames, in seconds.
-        num_windows: Number of windows that contribute to the results.
-        metrics: Metric name -> key -> number of this track. None means that the track has no such number.
-    """
-
-    id: str
-    path: str | None
-    text: str | None
-    status: str
-    reason: str
-    duration_s: float | None
-    num_windows: int | None
-    metrics: Mapping[str, Mapping[str, float | None]]
-
-
-@dataclass(frozen=True)
-class StoredWindow:
-    """A row of windows.csv, or a window in the journal of an unfinished run.
-
-    Attributes:
-        track: Id of the track.
-        index: Number of the window in its track, from 0. In predict, the number of the continuation.
-        start_s: First frame that the model reads, in seconds from the start of the track. None in an unfinished run.
-        context_s: Length of the context, in seconds. None in an unfinished run.
-        target_s: Length of the target, in seconds.
-        metrics: Metric name -> key -> number of this window. None means that the window has no such number. In an unfinished run
-            only `CodebookPerplexity` has numbers.
-    """
-
-    track: str
-    index: int
-    start_s: float | None
-    context_s: float | None
-    target_s: float | None
-    metrics: Mapping[str, Mapping[str, float | None]]
-
-
-@dataclass(frozen=True)
-class StoredContinuation:
-    """A row of continuations.csv.
-
-    Attributes:
-        track: Id of the track.
-        index: Number of the continuation of this track, from 0.
-        context_s: Length of the track before the boundary, in seconds.
-        prompt_s: Length of the part of it that the model was given, in seconds.
-        generated_s: Length of the continuation, in seconds.
-        reference_s: Length of the reference, in seconds.
-        text: Text condition. None means that there was none.
-        seed: Seed of the run.
-        temperature, top_k, top_p, guidance_scale, stride_s: Settings of the continuation, as in `ContinuationSettings`.
-        path: File of the continuation.
-        context_path, reference_path: Files of context and reference. None means that they were not written.
-    """
-
-    track: str
-    index: int
-    context_s: float | None
-    prompt_s: float | None
-    generated_s: float | None
-    reference_s: float | None
-    text: str | None
-    seed: int | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    guidance_scale: float | None
-    stride_s: float | None
-    path: Path
-    context_path: Path | None
-    reference_path: Path | None
-
-
-@dataclass(frozen=True)
-class StoredFailure:
-    """A track that could not be measured, and the reason."""
-
-    track: str
-    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,7 +205,7 @@ def _finished(path: Path, run: Mapping[str, Any]) -> StoredRun:
     try:
         recipe = dict(summary["recipe"])
         metrics = {
-            name: {key: _value(value) for key, value in values.items()} for name, values in summary["metrics"].items()
+            name: {key: value_of(value) for key, value in values.items()} for name, values in summary["metrics"].items()
         }
         failures = [StoredFailure(failure["track"], failure["reason"]) for failure in summary["failures"]]
         counts, metric_errors = dict(summary["counts"]), dict(summary.get("metric_errors", {}))
@@ -336,8 +237,8 @@ def _finished(path: Path, run: Mapping[str, Any]) -> StoredRun:
         metrics=metrics,
         metric_errors=metric_errors,
         counts=counts,
-        tracks=TableRecords(tracks, _track),
-        windows=TableRecords(windows, _window),
+        tracks=TableRecords(tracks, track_of),
+        windows=TableRecords(windows, window_of),
         continuations=_continuations(path, is_finished=True, expected=recipe.get("task") == "continue"),
         failures=failures,
         notes=tuple(recipe.get("notes", ())),
@@ -452,7 +353,7 @@ def _continuations(path: Path, *, is_finished: bool, expected: bool = False) -> 
             remedy=_remedy(path),
         )
         try:
-            by_path |= {record.path: record for record in TableRecords(table, partial(_continuation, path))}
+            by_path |= {record.path: record for record in TableRecords(table, partial(continuation_of, path))}
         except ValueError as error:
             raise RunError(f"{place}: damaged: column seed ({error}); {_remedy(path)}") from error
     return list(by_path.values())
@@ -462,69 +363,6 @@ def _start_and_rank(table: Path) -> tuple[int, int] | None:
     """Returns start and rank of the process that wrote a table. None means that the name is of another file."""
     match = _CONTINUATION_TABLE.fullmatch(table.name)
     return None if match is None else (int(match[1] or 0), int(match[2] or 0))
-
-
-def _track(row: Row) -> StoredTrack:
-    return StoredTrack(
-        id=row.texts["id"],
-        path=row.texts.get("path") or None,
-        text=row.texts.get("text") or None,
-        status=row.texts["status"],
-        reason=row.texts.get("reason", ""),
-        duration_s=row.numbers.get("duration_s"),
-        num_windows=_whole(row.numbers.get("num_windows")),
-        metrics=row.metrics,
-    )
-
-
-def _window(row: Row) -> StoredWindow:
-    return StoredWindow(
-        track=row.texts["track"],
-        index=_whole(row.numbers["index"]) or 0,
-        start_s=row.numbers.get("start_s"),
-        context_s=row.numbers.get("context_s"),
-        target_s=row.numbers.get("target_s"),
-        metrics=row.metrics,
-    )
-
-
-def _continuation(folder: Path, row: Row) -> StoredContinuation:
-    def file(name: str) -> Path | None:
-        return folder / row.texts[name] if row.texts.get(name) else None
-
-    numbers, seed = row.numbers, row.texts.get("seed")
-    return StoredContinuation(
-        track=row.texts["track"],
-        index=_whole(numbers["continuation"]) or 0,
-        context_s=numbers.get("context_s"),
-        prompt_s=numbers.get("prompt_s", numbers.get("heard_s")),
-        generated_s=numbers.get("generated_s"),
-        reference_s=numbers.get("reference_s"),
-        text=row.texts.get("text") or None,
-        seed=int(seed) if seed else None,
-        temperature=numbers.get("temperature"),
-        top_k=_whole(numbers.get("top_k")),
-        top_p=numbers.get("top_p"),
-        guidance_scale=numbers.get("guidance_scale"),
-        stride_s=numbers.get("stride_s"),
-        path=folder / row.texts["path"],
-        context_path=file("context_path"),
-        reference_path=file("reference_path"),
-    )
-
-
-def _value(stored: Mapping[str, Any]) -> StoredValue:
-    return StoredValue(
-        value=stored["value"],
-        unit=stored.get("unit", ""),
-        low=stored.get("low"),
-        high=stored.get("high"),
-        num_tracks=stored["num_tracks"],
-    )
-
-
-def _whole(number: float | None) -> int | None:
-    return None if number is None else int(number)
 
 
 def _num_planned(run: Mapping[str, Any]) -> int | None:
