@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from musicgen_eval.models.delay import delay_codes, undelay_codes
     from musicgen_eval.models.musicgen import MusicGen, load_model
     from musicgen_eval.records import CodecSpec, Continuation, ContinuationSettings, Reading, Track, Window
+    from musicgen_eval.results.stored_run import StoredRun, load_run
     from musicgen_eval.runs.datamodule import WindowDataModule
     from musicgen_eval.runs.module import MusicGenEvaluation
 
@@ -36,6 +37,7 @@ _HOMES = {
     "api": ("GenerationResult", "PerplexityResult", "generate", "perplexity"),
     "inference.continuation": ("continue_codes",),
     "metrics.plugin.bank": ("MetricEntry",),
+    "results.stored_run": ("StoredRun", "load_run"),
     "runs.datamodule": ("WindowDataModule",),
     "models.delay": ("delay_codes", "undelay_codes"),
     "metrics": (

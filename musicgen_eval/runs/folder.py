@@ -280,9 +280,14 @@ def run_record(*, command: str, seed: int, max_frames_from: str) -> dict[str, An
     }
 
 
-def start_record(*, processes: int) -> dict[str, Any]:
-    """What run.json says of one start."""
-    return {"started": datetime.now(UTC).isoformat(timespec="seconds"), "processes": processes, "host": platform.node()}
+def start_record(*, processes: int, windows: int) -> dict[str, Any]:
+    """Returns the entry of run.json for one start: time, number of processes, host and number of planned windows."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processes": processes,
+        "host": platform.node(),
+        "windows": windows,
+    }
 
 
 def git_commit() -> str | None:

@@ -253,8 +253,8 @@ class RunWriter(L.Callback):
             self._say(f"{folder.path}: {done.windows} of {len(data.plan.windows)} windows have been measured already")
         if not data.plan_is_done(done.batches):
             (folder.path / "summary.json").unlink(missing_ok=True)  # a result of less than there will be
-            starts = [*run["starts"], start_record(processes=trainer.world_size)]
-            folder.write_run({**run, "starts": starts})
+            started = start_record(processes=trainer.world_size, windows=len(data.plan.windows))
+            folder.write_run({**run, "starts": [*run["starts"], started]})
         known = [Failure(data.plan.tracks.ids[row], reason) for row, reason in done.failed.items()]
         refuse_failures([*data.plan.failures, *known], data.settings.max_failures)
         settled = run["settled"]

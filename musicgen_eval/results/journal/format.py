@@ -9,18 +9,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from zlib import crc32
 
-from safetensors.torch import load
-from torch import Tensor
-
 from musicgen_eval.errors import RunError
-from musicgen_eval.metrics.plugin.states import State
-from musicgen_eval.results.state_table import Layout, tensor_of
+
+if TYPE_CHECKING:  # `load_run` reads rows without torch
+    from torch import Tensor
+
+    from musicgen_eval.metrics.plugin.states import State
+    from musicgen_eval.results.state_table import Layout
 
 VERSION = 1
-Layouts = Mapping[str, Layout]
+Layouts = Mapping[str, "Layout"]
 """Metric -> the states of it that stand in rows, as plain numbers."""
 
 
@@ -52,6 +53,7 @@ class Row:
     Attributes:
         track: id of the track.
         window: its number in the track.
+        seconds: of audio that it scored or generated.
         failure: why it failed, or None.
         numbers: metric name -> state -> flat numbers, as the layouts say.
         layouts: of the file.
@@ -60,6 +62,7 @@ class Row:
 
     track: str
     window: int
+    seconds: float
     failure: str | None
     numbers: Mapping[str, Mapping[str, Sequence[float]]]
     layouts: Layouts
@@ -67,6 +70,8 @@ class Row:
 
     def states(self) -> dict[str, State]:
         """All states of the window."""
+        from musicgen_eval.results.state_table import tensor_of
+
         states: dict[str, State] = {
             metric: {name: tensor_of(values, self.layouts[metric][name]) for name, values in of_metric.items()}
             for metric, of_metric in self.numbers.items()
@@ -111,6 +116,8 @@ class Beside:
         Raises:
             RunError: the side-car has been damaged since the run began.
         """
+        from safetensors.torch import load
+
         with SideCar(self.path) as side_car:
             held = side_car.bytes_of(self)
         if held is None:
@@ -201,6 +208,7 @@ def row_of(found: Mapping[str, Any], layouts: Layouts, side_car: Path) -> Row:
     return Row(
         track=found["track"],
         window=found["window"],
+        seconds=found["seconds"],
         failure=found.get("reason"),
         numbers=found.get("states", {}),
         layouts=layouts,

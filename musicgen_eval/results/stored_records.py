@@ -1,0 +1,195 @@
+"""The records of a run that has been read back, and how they follow from the rows of its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from musicgen_eval.results.table_reader import Row
+
+TRACK_TEXTS, TRACK_NUMBERS = ("id", "path", "text", "status", "reason"), ("duration_s", "num_windows")
+WINDOW_TEXTS, WINDOW_NUMBERS = ("track",), ("index", "start_s", "context_s", "target_s")
+CONTINUATION_TEXTS = ("track", "text", "seed", "path", "context_path", "reference_path")
+CONTINUATION_NUMBERS = (
+    "continuation", "context_s", "prompt_s", "heard_s", "generated_s", "reference_s", "temperature", "top_k", "top_p",
+    "guidance_scale", "stride_s",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StoredValue:
+    """A number of a metric over all tracks.
+
+    Attributes:
+        value: The number. None means that it is not finite.
+        unit: Its unit, "" if it has none.
+        low, high: Limits of the 95% confidence interval over tracks. None means that there is no interval.
+        num_tracks: Number of tracks that contribute to the number.
+    """
+
+    value: float | None
+    unit: str
+    low: float | None
+    high: float | None
+    num_tracks: int
+
+
+@dataclass(frozen=True)
+class StoredTrack:
+    """A row of tracks.csv.
+
+    Attributes:
+        id: Id of the track.
+        path: Its file.
+        text: Its text. None means that it has none.
+        status: `ok`, `failed`, `too_short` or `skipped`.
+        reason: Why the status is not `ok`, "" if it is.
+        duration_s: Length in whole frames, in seconds.
+        num_windows: Number of windows that contribute to the results.
+        metrics: Metric name -> key -> number of this track. None means that the track has no such number.
+    """
+
+    id: str
+    path: str | None
+    text: str | None
+    status: str
+    reason: str
+    duration_s: float | None
+    num_windows: int | None
+    metrics: Mapping[str, Mapping[str, float | None]]
+
+
+@dataclass(frozen=True)
+class StoredWindow:
+    """A row of windows.csv, or a window in the journal of an unfinished run.
+
+    Attributes:
+        track: Id of the track.
+        index: Number of the window in its track, from 0. In predict, the number of the continuation.
+        start_s: First frame that the model reads, in seconds from the start of the track. None in an unfinished run.
+        context_s: Length of the context, in seconds. None in an unfinished run.
+        target_s: Length of the target, in seconds.
+        metrics: Metric name -> key -> number of this window. None means that the window has no such number. In an unfinished run
+            only `CodebookPerplexity` has numbers.
+    """
+
+    track: str
+    index: int
+    start_s: float | None
+    context_s: float | None
+    target_s: float | None
+    metrics: Mapping[str, Mapping[str, float | None]]
+
+
+@dataclass(frozen=True)
+class StoredContinuation:
+    """A row of continuations.csv.
+
+    Attributes:
+        track: Id of the track.
+        index: Number of the continuation of this track, from 0.
+        context_s: Length of the track before the boundary, in seconds.
+        prompt_s: Length of the part of it that the model was given, in seconds.
+        generated_s: Length of the continuation, in seconds.
+        reference_s: Length of the reference, in seconds.
+        text: Text condition. None means that there was none.
+        seed: Seed of the run.
+        temperature, top_k, top_p, guidance_scale, stride_s: Settings of the continuation, as in `ContinuationSettings`.
+        path: File of the continuation.
+        context_path, reference_path: Files of context and reference. None means that they were not written.
+    """
+
+    track: str
+    index: int
+    context_s: float | None
+    prompt_s: float | None
+    generated_s: float | None
+    reference_s: float | None
+    text: str | None
+    seed: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    guidance_scale: float | None
+    stride_s: float | None
+    path: Path
+    context_path: Path | None
+    reference_path: Path | None
+
+
+@dataclass(frozen=True)
+class StoredFailure:
+    """A track that could not be measured, and the reason."""
+
+    track: str
+    reason: str
+
+
+def value_of(stored: Mapping[str, Any]) -> StoredValue:
+    """Returns a value of summary.json."""
+    return StoredValue(
+        value=stored["value"],
+        unit=stored.get("unit", ""),
+        low=stored.get("low"),
+        high=stored.get("high"),
+        num_tracks=stored["num_tracks"],
+    )
+
+
+def track_of(row: Row) -> StoredTrack:
+    """Returns a row of tracks.csv."""
+    return StoredTrack(
+        id=row.texts["id"],
+        path=row.texts.get("path") or None,
+        text=row.texts.get("text") or None,
+        status=row.texts["status"],
+        reason=row.texts.get("reason", ""),
+        duration_s=row.numbers.get("duration_s"),
+        num_windows=_whole(row.numbers.get("num_windows")),
+        metrics=row.metrics,
+    )
+
+
+def window_of(row: Row) -> StoredWindow:
+    """Returns a row of windows.csv."""
+    return StoredWindow(
+        track=row.texts["track"],
+        index=_whole(row.numbers["index"]) or 0,
+        start_s=row.numbers.get("start_s"),
+        context_s=row.numbers.get("context_s"),
+        target_s=row.numbers.get("target_s"),
+        metrics=row.metrics,
+    )
+
+
+def continuation_of(folder: Path, row: Row) -> StoredContinuation:
+    """Returns a row of continuations.csv, with absolute paths below the run folder."""
+
+    def file(name: str) -> Path | None:
+        return folder / row.texts[name] if row.texts.get(name) else None
+
+    numbers, seed = row.numbers, row.texts.get("seed")
+    return StoredContinuation(
+        track=row.texts["track"],
+        index=_whole(numbers["continuation"]) or 0,
+        context_s=numbers.get("context_s"),
+        prompt_s=numbers.get("prompt_s", numbers.get("heard_s")),
+        generated_s=numbers.get("generated_s"),
+        reference_s=numbers.get("reference_s"),
+        text=row.texts.get("text") or None,
+        seed=int(seed) if seed else None,
+        temperature=numbers.get("temperature"),
+        top_k=_whole(numbers.get("top_k")),
+        top_p=numbers.get("top_p"),
+        guidance_scale=numbers.get("guidance_scale"),
+        stride_s=numbers.get("stride_s"),
+        path=folder / row.texts["path"],
+        context_path=file("context_path"),
+        reference_path=file("reference_path"),
+    )
+
+
+def _whole(number: float | None) -> int | None:
+    return None if number is None else int(number)

@@ -1,0 +1,387 @@
+"""Reads a run folder back: `load_run(folder)` returns the recipe and the results of a run, finished or not.
+
+    run.json, config.yaml    --> command, configuration, recipe
+    summary.json, *.csv      --> metrics with intervals, tracks, windows, continuations    (finished)
+    journal/                 --> windows and failures so far                               (unfinished)
+    nll.safetensors          --> nll of a track, read when it is asked for
+
+Loads neither the model nor torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from math import exp, log
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musicgen_eval.errors import RunError, near_matches
+from musicgen_eval.results.nll_file import NllFile
+from musicgen_eval.results.stored_records import (
+    CONTINUATION_NUMBERS,
+    CONTINUATION_TEXTS,
+    TRACK_NUMBERS,
+    TRACK_TEXTS,
+    WINDOW_NUMBERS,
+    WINDOW_TEXTS,
+    StoredContinuation,
+    StoredFailure,
+    StoredTrack,
+    StoredValue,
+    StoredWindow,
+    continuation_of,
+    track_of,
+    value_of,
+    window_of,
+)
+from musicgen_eval.results.table_reader import TableRecords, read_table
+
+RunState = Literal["finished", "unfinished"]
+_CONTINUATION_TABLE = re.compile(r"continuations(?:\.(\d+)\.(\d+))?\.csv")
+
+
+@dataclass(frozen=True, eq=False)
+class StoredRun:
+    """A run folder, as `load_run` reads it.
+
+    Attributes:
+        folder: The run folder, an absolute path.
+        state: `finished` if the folder holds results, else `unfinished`.
+        command: Command that started the run: `test`, `validate`, `predict`, `evaluate` or `generate`.
+        run: Content of run.json.
+        recipe: Everything that determines the numbers. For an unfinished run it is the fingerprint of run.json, which has the same
+            settings but describes metrics by class and has no `source` and `notes`.
+        metrics: Metric name -> key -> value over all tracks, {} for an unfinished run.
+        metric_errors: Metric name -> why the metric could not be computed.
+        counts: Numbers of tracks and windows by outcome, and seconds scored or generated, {} for an unfinished run.
+        tracks: Every track of the run, in its order. Empty for an unfinished run.
+        windows: Every window that contributes to the results. For an unfinished run, the windows in the journal, in the order in
+            which they were measured, without those of failed tracks.
+        continuations: Every continuation that was written. Empty unless the command is `predict` or `generate`.
+        failures: The failed tracks. For an unfinished run, those that the journal names: a track that cannot be opened is listed
+            once the run is finished.
+        notes: Notes of the recipe. For an unfinished run, what the journal reader left out.
+        num_windows_measured: Number of windows with a record, windows of failed tracks included. None for a finished run, whose
+            `counts` hold the number of windows that contribute to the results.
+        num_windows_planned: Number of windows that the last start planned. None means that run.json does not say.
+    """
+
+    folder: Path
+    state: RunState
+    command: str
+    run: Mapping[str, Any] = field(repr=False)
+    recipe: Mapping[str, Any] = field(repr=False)
+    metrics: Mapping[str, Mapping[str, StoredValue]]
+    metric_errors: Mapping[str, str]
+    counts: Mapping[str, int | float]
+    tracks: Sequence[StoredTrack] = field(repr=False)
+    windows: Sequence[StoredWindow] = field(repr=False)
+    continuations: Sequence[StoredContinuation] = field(repr=False)
+    failures: Sequence[StoredFailure]
+    notes: Sequence[str]
+    num_windows_measured: int | None
+    num_windows_planned: int | None
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """Returns the content of config.yaml, {} if there is none. It is read when it is first asked for.
+
+        Raises:
+            RunError: config.yaml is damaged.
+        """
+        import yaml
+
+        path = self.folder / "config.yaml"
+        try:
+            found = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            problem = " ".join(str(error).split())  # a YAML error has several lines
+            raise RunError(f"{path} cannot be read ({problem}); restore it from a copy") from error
+        if not isinstance(found, Mapping):
+            raise RunError(
+                f"{path}: damaged: it holds {type(found).__name__}, expected settings; restore it from a copy"
+            )
+        return found
+
+    @property
+    def has_nll(self) -> bool:
+        """Returns whether the folder holds the nll of every code."""
+        return self._nll_path.exists()
+
+    @property
+    def nll_tracks(self) -> Sequence[str]:
+        """Returns the ids of the tracks that `nll` can read, in the order of the run. Empty if the run kept no nll.
+
+        Raises:
+            RunError: nll.safetensors is damaged.
+        """
+        return list(self._curves) if self.has_nll else []
+
+    def nll(self, track_id: str) -> NDArray[np.float32]:
+        """Reads the nll of a track.
+
+        Args:
+            track_id: Id of the track.
+
+        Returns:
+            (K, T) float32 nats of every code of the track, K codebooks and T frames. A code that was not scored is NaN.
+
+        Raises:
+            RunError: The run kept no nll, the track has none, or nll.safetensors is damaged.
+        """
+        if not self.has_nll:
+            raise RunError(f"{self._nll_path} does not exist; {self._nll_remedy}")
+        if track_id not in self._curves:
+            raise RunError(f"{self._nll_path} has no track {track_id!r}; {near_matches(track_id, self._curves)}")
+        return self._curves[track_id]
+
+    @property
+    def _nll_path(self) -> Path:
+        return self.folder / "nll.safetensors"
+
+    @property
+    def _nll_remedy(self) -> str:
+        """Returns how the run gets the missing file."""
+        if self.recipe.get("task") == "continue":
+            return "runs of predict and generate keep no nll; measure it with test or evaluate and model.save_nll=true"
+        if not self.run.get("fingerprint", {}).get("save_nll"):
+            return "measure again with model.save_nll=true and another run_dir"
+        if self.state == "finished":
+            return _remedy(self.folder)
+        return f"finish the run with --resume {self.folder}, which writes it"
+
+    @cached_property
+    def _curves(self) -> NllFile:
+        return NllFile(self._nll_path, remedy=_remedy(self.folder))
+
+
+def load_run(folder: str | Path) -> StoredRun:
+    """Reads a run folder, finished or not. Needs neither the model nor a GPU.
+
+    Args:
+        folder: A run folder. A leading `~` is the home directory.
+
+    Returns:
+        The run. Tracks and windows are made when they are asked for, and nll is read when it is asked for.
+
+    Raises:
+        RunError: The folder does not exist or holds no run, or one of its files is damaged. The message names the file.
+
+    Example:
+        >>> run = load_run("runs/demo")  # doctest: +SKIP
+        >>> run.state, run.recipe["checkpoint"], run.counts["windows"]  # doctest: +SKIP
+        ('finished', 'demo', 25)
+        >>> ppl = run.metrics["perplexity"]["ppl"]  # doctest: +SKIP
+        >>> print(f"{ppl.value:.2f} ({ppl.low:.2f} to {ppl.high:.2f})")  # doctest: +SKIP
+        2.43 (2.05 to 2.87)
+        >>> run.nll("dreamy_01").shape  # doctest: +SKIP
+        (4, 400)
+    """
+    path = Path(os.path.expanduser(folder)).absolute()  # noqa: PTH111 - Path.expanduser raises if there is no home directory
+    if not path.is_dir():
+        problem = "is not a folder" if path.exists() else "does not exist"
+        raise RunError(f"{path} {problem}; give the run folder, which holds run.json")
+    if not (path / "run.json").exists():
+        raise RunError(f"{path} holds no run: run.json does not exist; give the run folder, which holds run.json")
+    run = _json(path / "run.json", "restore it from a copy, or start the run again in another folder with run_dir")
+    if not isinstance(run.get("command"), str):
+        raise RunError(f"{path / 'run.json'} names no command, so it is not of a run; give a folder that holds a run")
+    return _finished(path, run) if (path / "summary.json").exists() else _unfinished(path, run)
+
+
+def _finished(path: Path, run: Mapping[str, Any]) -> StoredRun:
+    remedy = _remedy(path)
+    summary = _json(path / "summary.json", remedy)
+    try:
+        recipe = dict(summary["recipe"])
+        metrics = {
+            name: {key: value_of(value) for key, value in values.items()} for name, values in summary["metrics"].items()
+        }
+        failures = [StoredFailure(failure["track"], failure["reason"]) for failure in summary["failures"]]
+        counts, metric_errors = dict(summary["counts"]), dict(summary.get("metric_errors", {}))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{path / 'summary.json'}: damaged ({error!r}); {remedy}") from error
+    columns = [(name, key) for name, values in metrics.items() for key in values]
+    tracks = read_table(
+        path / "tracks.csv",
+        required=("id", "status"),
+        texts=TRACK_TEXTS,
+        numbers=TRACK_NUMBERS,
+        metrics=columns,
+        remedy=remedy,
+    )
+    windows = read_table(
+        path / "windows.csv",
+        required=("track", "index"),
+        texts=WINDOW_TEXTS,
+        numbers=WINDOW_NUMBERS,
+        metrics=columns,
+        remedy=remedy,
+    )
+    return StoredRun(
+        folder=path,
+        state="finished",
+        command=run["command"],
+        run=run,
+        recipe=recipe,
+        metrics=metrics,
+        metric_errors=metric_errors,
+        counts=counts,
+        tracks=TableRecords(tracks, track_of),
+        windows=TableRecords(windows, window_of),
+        continuations=_continuations(path, is_finished=True, expected=recipe.get("task") == "continue"),
+        failures=failures,
+        notes=tuple(recipe.get("notes", ())),
+        num_windows_measured=None,
+        num_windows_planned=_num_planned(run),
+    )
+
+
+def _unfinished(path: Path, run: Mapping[str, Any]) -> StoredRun:
+    from musicgen_eval.results.journal.reader import JournalReader
+
+    recipe = run.get("fingerprint", {})
+    reader = JournalReader(path / "journal")
+    rows = {(row.track, row.window): row for _, batch in reader.batches() for row in batch}
+    failures: dict[str, str] = {}
+    for (track, _), row in sorted(rows.items()):
+        if row.failure is not None:
+            failures.setdefault(track, row.failure)
+    perplexities = _perplexities(recipe)
+    windows = [
+        StoredWindow(
+            track=row.track,
+            index=row.window,
+            start_s=None,
+            context_s=None,
+            target_s=row.seconds,
+            metrics={
+                name: perplexities_of(row.numbers[name], frame_rate_hz)
+                for name, frame_rate_hz in perplexities.items()
+                if name in row.numbers
+            },
+        )
+        for row in rows.values()
+        if row.track not in failures
+    ]
+    return StoredRun(
+        folder=path,
+        state="unfinished",
+        command=run["command"],
+        run=run,
+        recipe=recipe,
+        metrics={},
+        metric_errors={},
+        counts={},
+        tracks=(),
+        windows=windows,
+        continuations=_continuations(path, is_finished=False),
+        failures=[StoredFailure(track, reason) for track, reason in failures.items()],
+        notes=tuple(reader.notes),
+        num_windows_measured=len(rows),
+        num_windows_planned=_num_planned(run),
+    )
+
+
+def perplexities_of(state: Mapping[str, Sequence[float]], frame_rate_hz: float) -> dict[str, float | None]:
+    """Computes the results of `CodebookPerplexity` from its state.
+
+    Args:
+        state: `total`, nats per codebook, and `count`, scored codes per codebook.
+        frame_rate_hz: Frame rate of the codec.
+
+    Returns:
+        `ppl`, `ce` (nats) and `bits_per_second`, and the first two per codebook. None if a codebook has no scored code.
+
+    >>> perplexities_of({"total": [0.0, 2.0], "count": [2, 1]}, 50)["ce"]
+    1.0
+    """
+    means = [total / count if count else None for total, count in zip(state["total"], state["count"], strict=True)]
+    scored = [mean for mean in means if mean is not None]
+    ce = sum(scored) / len(scored) if scored and len(scored) == len(means) else None
+    return {
+        "ppl": _exp(ce),
+        **{f"ppl_q{k}": _exp(mean) for k, mean in enumerate(means, start=1)},
+        "ce": ce,
+        **{f"ce_q{k}": mean for k, mean in enumerate(means, start=1)},
+        "bits_per_second": None if ce is None else frame_rate_hz * sum(scored) / log(2),
+    }
+
+
+def _perplexities(recipe: Mapping[str, Any]) -> dict[str, float]:
+    """Returns metric name -> frame rate of the metrics that `perplexities_of` can compute."""
+    frame_rate_hz = recipe.get("codec", {}).get("frame_rate_hz")
+    known = re.compile(r"musicgen_eval\..*\.?CodebookPerplexity")
+    return {
+        name: frame_rate_hz
+        for name, metric in recipe.get("metrics", {}).items()
+        if frame_rate_hz is not None and known.fullmatch(metric.get("class", ""))
+    }
+
+
+def _exp(number: float | None) -> float | None:
+    try:
+        return None if number is None else exp(number)
+    except OverflowError:
+        return None
+
+
+def _continuations(path: Path, *, is_finished: bool, expected: bool = False) -> Sequence[StoredContinuation]:
+    """Reads the tables of all starts and processes. Of a continuation that was written twice, the later row counts."""
+    tables = sorted((_start_and_rank(table), table) for table in path.glob("continuations*.csv"))
+    places = [table for start_and_rank, table in tables if start_and_rank is not None]
+    if expected and not places:
+        places = [path / "continuations.csv"]  # reading it raises the error
+    by_path: dict[Path, StoredContinuation] = {}
+    for place in places:
+        table = read_table(
+            place,
+            required=("track", "continuation", "path"),
+            texts=CONTINUATION_TEXTS,
+            numbers=CONTINUATION_NUMBERS,
+            skip_incomplete=not is_finished,
+            remedy=_remedy(path),
+        )
+        try:
+            by_path |= {record.path: record for record in TableRecords(table, partial(continuation_of, path))}
+        except ValueError as error:
+            raise RunError(f"{place}: damaged: column seed ({error}); {_remedy(path)}") from error
+    return list(by_path.values())
+
+
+def _start_and_rank(table: Path) -> tuple[int, int] | None:
+    """Returns start and rank of the process that wrote a table. None means that the name is of another file."""
+    match = _CONTINUATION_TABLE.fullmatch(table.name)
+    return None if match is None else (int(match[1] or 0), int(match[2] or 0))
+
+
+def _num_planned(run: Mapping[str, Any]) -> int | None:
+    """Returns the number of windows that the last start planned. None means that it is not recorded."""
+    starts = run.get("starts") or [{}]
+    planned: int | None = starts[-1].get("windows")
+    return planned
+
+
+def _json(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read ({error}); {remedy}") from error
+    if not isinstance(found, dict):
+        raise RunError(f"{path}: damaged: it holds {type(found).__name__}, expected an object; {remedy}")
+    return found
+
+
+def _remedy(path: Path) -> str:
+    """Returns what to do about a damaged result: the journal still holds everything it was computed from."""
+    return f"delete {path / 'summary.json'} and resume the run with --resume {path}, which writes the results again"
