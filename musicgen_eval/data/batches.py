@@ -44,7 +44,7 @@ class RankBatches(Sampler[list[int]]):
         self._left = [number for number in range(num_batches(num_windows, batch_size)) if number not in done]
 
     def __len__(self) -> int:
-        """Returns the number of steps, which is the same on every rank and at least one, since ranks synchronise after a step."""
+        """Returns the number of steps: the same on every rank, and at least one, so that all ranks synchronise."""
         return max(1, -(-len(self._left) // self.world_size))
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -66,7 +66,7 @@ def batch_rows(number: int, num_windows: int, batch_size: int) -> range:
 
 
 def batch_key(plan: Plan, rows: range) -> str:
-    """Returns a hash of a batch: of its windows, their tracks and their order."""
+    """Returns a hash of the windows of a batch, their tracks and their order."""
     windows = plan.windows
     columns = (windows.index, windows.start_frame, windows.context_frames, windows.target_frames)
     numbers = [column[rows.start : rows.stop].tolist() for column in columns]

@@ -47,7 +47,7 @@ class Strings(Sequence[str]):
         return cls(bytes(builder.data), np.array(builder.ends, np.int64))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns the state to pickle, with lengths in place of ends: a length needs one or two bytes, an end eight."""
+        """Returns the state to pickle. Lengths replace ends, because a length needs one or two bytes and an end needs eight."""
         return {"data": self.data, "lengths": smallest_int_dtype(np.diff(self.ends, prepend=0))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

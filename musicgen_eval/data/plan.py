@@ -31,7 +31,7 @@ STATUSES: tuple[TrackStatus, ...] = ("ok", "failed", "too_short", "skipped")
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Everything that is measured in a run. The same on every process.
+    """The tracks and windows that a run measures. Plans are identical on every process.
 
     Attributes:
         tracks: Tracks of the source, limited to the first `limit`.
@@ -127,7 +127,7 @@ class Plan:
 
 
 class StatusColumn(Sequence[TrackStatus]):
-    """The status of each track, stored in one byte per track; behaves like a list.
+    """The status of each track, stored in one byte per track. Behaves like a list.
 
     Args:
         codes: (tracks,) uint8, indices into `STATUSES`.

@@ -197,7 +197,7 @@ def _measure(
     spec: CodecSpec,
     outcome_of: Callable[[int], Outcome],
 ) -> tuple[NDArray[np.int64], StatusColumn, dict[int, str]]:
-    """Returns (tracks,) lengths in frames, 0 if a track is not measured, the status of each track, and row -> reason."""
+    """Returns the (tracks,) lengths in frames (0 for a track that is not measured), the status of each track, and row -> reason."""
     rate_hz = spec.frame_rate_hz
     opened, failed = index.rows("opened"), index.rows("failed")
     duration_s = declared_seconds(tracks)

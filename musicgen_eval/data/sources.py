@@ -27,7 +27,7 @@ from musicgen_eval.records import Track
 
 @dataclass(frozen=True, eq=False)
 class TrackList:
-    """Tracks as columns; a row is a `Track`.
+    """Tracks stored as columns; indexing returns a `Track`.
 
     Attributes:
         ids: Unique ids.
@@ -133,7 +133,7 @@ def _read_one(name: str, text: str | None) -> TrackList:
         raise SourceError("the source is empty; set data.source to a file, folder, glob or manifest")
     path = Path(expanded(name))
     if path.is_dir():
-        return _from_files(path, walk(path), text, what=f"{name}")
+        return _from_files(path, walk(path), text, what=name)
     if path.exists() or path.is_symlink():
         if is_manifest(path):
             return _from_manifest(path, text)
@@ -200,11 +200,11 @@ def _from_files(root: Path, relative_paths: list[str], text: str | None, *, what
     audio = [path for path in relative_paths if is_audio_name(path)]
     ignored = len(relative_paths) - len(audio)
     if not relative_paths:
-        raise SourceError(f"{what}: contains no files")
+        raise SourceError(f"{what}: no files found")
     if not audio:
         raise SourceError(
-            f"{what}: none of its {ignored} files has an audio extension; rename the audio files, or list them in data.source, "
-            "which accepts single files with any extension"
+            f"{what}: none of the {ignored} files found has an audio extension; rename the audio files, or list them "
+            "in data.source, which accepts single files with any extension"
         )
     ids = [_printable(path) for path in audio]
     notes = (f"{what}: {skipped_files(relative_paths)}",) if ignored else ()
@@ -272,7 +272,7 @@ def _check_unique(manifest: Path, ids: Strings) -> None:
 
 
 def _whole_files(ids: list[str], folder: Path, names: list[str], text: str | None) -> TrackList:
-    """Makes one track per file. Two ids can only be equal if the names contain unprintable characters."""
+    """Makes one track per file. Ids can be equal only if file names are not valid UTF-8."""
     if len(set(ids)) < len(ids):
         raise SourceError(
             f"two file names are both printed as {next(id for id in ids if ids.count(id) > 1)!r}; rename one of the files"

@@ -29,7 +29,7 @@ INSTALL_PARQUET = "pip install 'musicgen-eval[parquet]'"
 
 @dataclass
 class Oddities:
-    """Parts of a manifest that were skipped.
+    """Counters of the skipped parts of a manifest.
 
     Attributes:
         num_empty_rows: Number of rows that contain only separators.

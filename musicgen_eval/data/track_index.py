@@ -142,7 +142,7 @@ class TrackIndex:
 
 @dataclass(frozen=True, eq=False)
 class SourceColumns:
-    """The columns of a source, with digests in place of ids and texts, which are compared when a run is resumed.
+    """The columns of a source, with digests instead of ids and texts. They are compared when a run is resumed.
 
     Attributes:
         id_digests: (tracks,) int64, digests of the ids.

@@ -312,9 +312,8 @@ def test_the_digest_covers_the_source_and_not_the_files(folder):
     digests.add(plan(write_rows(folder, *ROWS[:3], ROWS[3] | {"end_s": 1.0})).source_digest)
     digests.add(plan(write_rows(folder, *ROWS[:3], ROWS[3] | {"id": "e"})).source_digest)
     write_wav(folder / "d.wav", 1000)
-    assert (
-        plan(write_rows(folder, *ROWS)).source_digest in digests
-    )  # the index records properties of files, not the digest
+    # properties of files are recorded in the index, not in the digest
+    assert plan(write_rows(folder, *ROWS)).source_digest in digests
     assert len(digests) == 5
     assert all(len(bytes.fromhex(digest)) == 32 for digest in digests)
 
