@@ -838,7 +838,7 @@ def test_the_recipe_says_how_many_threads_drew(songs, model):
         ({"format": "ogg", "run_dir": "x"}, "format must be one of flac, wav, mp3, got 'ogg'"),
         ({"hold": "both", "run_dir": "x"}, "hold must be one of continuation, joined"),
         ({"hold": "joined"}, "say how files are written; give a run_dir"),
-        ({"temperature": 0, "num_continuations": 2}, "one and the same"),
+        ({"temperature": 0, "num_continuations": 2}, "continuations of a track are equal"),
     ],
 )
 def test_settings_that_would_be_ignored_are_refused(songs, model, tmp_path, monkeypatch, settings, message):
