@@ -1,7 +1,7 @@
-"""Batches of windows: formed once over all of a plan, named by what they hold, dealt to the ranks.
+"""Groups the windows of a plan into batches, identifies each batch by a hash of its windows, and distributes batches over ranks.
 
-Batches do not depend on the number of devices, so neither do a window's neighbours. Every rank makes the same number of steps; the
-surplus ones hold no window. Knows rows of a plan; nothing of audio or Lightning.
+Batches do not depend on the number of ranks, so a window always shares a batch with the same windows. Every rank takes the same
+number of steps; surplus steps get an empty batch. Independent of Lightning.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from musicgen_eval.data.planning import Plan
 
 
 class RankBatches(Sampler[list[int]]):
-    """Deals batches to ranks: the same batches for any number of ranks, every window once, as many steps on each rank.
+    """Samples the batches of one rank.
 
-    Batches are formed in order and dealt round robin, so that each rank gets as many long windows as the others. Where
-    they do not divide evenly, the last ranks get an empty batch at the end; where none are left, all get one.
+    The batches are the same for any number of ranks, and together the ranks get every window once. Batches are formed in
+    order and distributed round robin, so that long windows are spread evenly. If the number of batches is not a multiple
+    of the world size, the last ranks get an empty batch at the end. If no batches are left, every rank gets an empty one.
 
     Args:
-        num_windows: windows in all.
-        batch_size: windows a batch.
-        rank: this process, from 0.
-        world_size: processes in all.
-        done: numbers of batches that are not dealt any more.
+        num_windows: Number of windows in the plan.
+        batch_size: Windows per batch.
+        rank: Rank of this process, from 0.
+        world_size: Number of processes.
+        done: Numbers of the batches that are already measured and are left out.
 
     >>> [list(RankBatches(5, batch_size=2, rank=rank, world_size=2)) for rank in range(2)]
     [[[0, 1], [4]], [[2, 3], []]]
@@ -43,7 +44,7 @@ class RankBatches(Sampler[list[int]]):
         self._left = [number for number in range(num_batches(num_windows, batch_size)) if number not in done]
 
     def __len__(self) -> int:
-        """Steps, the same on every rank; at least one, at whose end ranks come together."""
+        """Returns the number of steps: the same on every rank, and at least one, so that all ranks synchronise."""
         return max(1, -(-len(self._left) // self.world_size))
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -54,18 +55,18 @@ class RankBatches(Sampler[list[int]]):
 
 
 def num_batches(num_windows: int, batch_size: int) -> int:
-    """How many batches windows make."""
+    """Returns the number of batches."""
     return -(-num_windows // batch_size)
 
 
 def batch_rows(number: int, num_windows: int, batch_size: int) -> range:
-    """The rows of the plan that a batch holds."""
+    """Returns the rows of the plan that form a batch."""
     first = number * batch_size
     return range(first, min(first + batch_size, num_windows))
 
 
 def batch_key(plan: Plan, rows: range) -> str:
-    """A name for a batch that says all that it holds: which windows of which tracks, in which order."""
+    """Returns a hash of the windows of a batch, their tracks and their order."""
     windows = plan.windows
     columns = (windows.index, windows.start_frame, windows.context_frames, windows.target_frames)
     numbers = [column[rows.start : rows.stop].tolist() for column in columns]

@@ -1,10 +1,10 @@
-"""Text in columns: a million names as one run of bytes instead of a million objects.
+"""Columns of text: a million names are stored as one sequence of bytes instead of a million objects.
 
     rows    "a.wav"  "b/c.wav"  "d.wav"
-    data    a.wavb/c.wavd.wav               bytes, UTF-8 (a name that is none of it keeps its odd bytes)
+    data    a.wavb/c.wavd.wav               UTF-8; file names that are not UTF-8 keep their bytes
     ends    5        12         17
 
-A column reads like a list of `str`, and travels between processes as two arrays. It knows nothing of what the text means.
+A column behaves like a list of `str` and is sent to other processes as two arrays.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 
 from musicgen_eval.files.file_names import locate
 
-_ENCODING_ERRORS = "surrogatepass"  # file names that are not UTF-8 come with lone surrogates
+_ENCODING_ERRORS = "surrogatepass"  # file names that are not UTF-8 contain lone surrogates
 
 
 class Strings(Sequence[str]):
     """A column of text.
 
     Args:
-        data: the rows' UTF-8, one after the other.
-        ends: (rows,) int64, where each ends in `data`.
+        data: Rows in UTF-8, concatenated.
+        ends: (rows,) int64, offset in `data` at which each row ends.
 
     >>> names = Strings.of(["a.wav", "b.wav"])
     >>> names[1], len(names), names == ["a.wav", "b.wav"]
@@ -41,14 +41,14 @@ class Strings(Sequence[str]):
 
     @classmethod
     def of(cls, rows: Iterable[str]) -> Self:
-        """A column of these rows."""
+        """Builds a column from rows."""
         builder = StringsBuilder()
         builder.extend(list(rows))
         return cls(bytes(builder.data), np.array(builder.ends, np.int64))
 
     def __getstate__(self) -> dict[str, Any]:
-        """What other processes need: lengths take a byte or two where ends take eight."""
-        return {"data": self.data, "lengths": narrowed(np.diff(self.ends, prepend=0))}
+        """Returns the state to pickle. Lengths replace ends, because a length needs one or two bytes and an end needs eight."""
+        return {"data": self.data, "lengths": smallest_int_dtype(np.diff(self.ends, prepend=0))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.data = state["data"]
@@ -70,13 +70,13 @@ class Strings(Sequence[str]):
         return self.encoded(row).decode("utf-8", _ENCODING_ERRORS)
 
     def encoded(self, row: int) -> bytes:
-        """A row's UTF-8."""
+        """Returns a row in UTF-8."""
         row = range(len(self))[row]
         start = int(self.ends[row - 1]) if row else 0
         return self.data[start : int(self.ends[row])]
 
     def all_encoded(self) -> Iterator[bytes]:
-        """Every row's UTF-8, in order."""
+        """Yields every row in UTF-8, in order."""
         start = 0
         for ends in np.array_split(self.ends, len(self.ends) // (1 << 16) + 1):
             for end in ends.tolist():
@@ -96,11 +96,11 @@ class Strings(Sequence[str]):
 
 
 class StringsBuilder:
-    """Collects the rows of a `Strings`.
+    """Builds a `Strings` column incrementally.
 
     Attributes:
-        data: what has come so far.
-        ends: where each row ends in it.
+        data: Rows added so far in UTF-8, concatenated.
+        ends: Offset in `data` at which each row ends.
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class StringsBuilder:
         self.ends = array("q")
 
     def extend(self, rows: list[str]) -> None:
-        """Adds rows."""
+        """Appends rows."""
         joined = "".join(rows)
         lengths = (
             list(map(len, rows)) if joined.isascii() else [len(row.encode("utf-8", _ENCODING_ERRORS)) for row in rows]
@@ -118,14 +118,14 @@ class StringsBuilder:
         self.ends.frombytes(ends.tobytes())
 
     def build(self) -> Strings:
-        """The column; the builder is empty afterwards."""
+        """Returns the column and empties the builder."""
         data, ends = bytes(self.data), np.array(self.ends, np.int64)
         self.data, self.ends = bytearray(), array("q")
         return Strings(data, ends)
 
 
 class Texts(Sequence[str | None]):
-    """A column of texts, of which some may be missing: an empty row reads as None.
+    """A column of texts in which an empty row reads as None.
 
     >>> list(Texts(Strings.of(["a calm piano", ""])))
     ['a calm piano', None]
@@ -139,7 +139,7 @@ class Texts(Sequence[str | None]):
 
     @property
     def none_given(self) -> bool:
-        """Whether every row is None."""
+        """True if every row is None."""
         return not self.strings.data
 
     @overload
@@ -162,7 +162,7 @@ class Texts(Sequence[str | None]):
 
 
 class Paths(Sequence[str]):
-    """A column of files below one folder; a row that names a file absolutely is that file.
+    """A column of file paths relative to one folder; absolute paths are kept as they are.
 
     >>> list(Paths("/data", Strings.of(["a.wav", "/music/b.wav"])))
     ['/data/a.wav', '/music/b.wav']
@@ -185,7 +185,7 @@ class Paths(Sequence[str]):
         return os.path.join(self.folder, self.names[row])  # noqa: PTH118
 
     def file(self, row: int) -> Path:
-        """A row's file, under the name that the file system has for it."""
+        """Returns the path of a row's file, spelled as in the file system."""
         return locate(self.folder, self.names[row])
 
     def __eq__(self, other: object) -> bool:
@@ -198,29 +198,29 @@ class Paths(Sequence[str]):
 
 
 def packed(column: NDArray[Any]) -> NDArray[Any]:
-    """A column as its first row alone where all rows are alike, as they often are; else as it is."""
+    """Returns only the first row of a column if all rows are equal, otherwise the column."""
     alike = len(column) > 1 and bool((bits(column) == bits(column[:1])).all())
     return column[:1].copy() if alike else column
 
 
 def unpacked(column: NDArray[Any], num_rows: int) -> NDArray[Any]:
-    """The column that was packed.
+    """Returns the column that was passed to `packed`.
 
     Raises:
-        ValueError: of another number of rows.
+        ValueError: The column has neither one row nor `num_rows` rows.
     """
     if len(column) not in (1, num_rows):
-        raise ValueError(f"{len(column)} rows of {num_rows}")
+        raise ValueError(f"expected 1 or {num_rows} rows, got {len(column)}")
     return np.repeat(column, num_rows) if len(column) < num_rows else column
 
 
-def narrowed(column: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
-    """Whole numbers from 0 in as few bytes as they need."""
+def smallest_int_dtype(column: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+    """Converts non-negative integers to the smallest dtype that holds them."""
     return column.astype(np.min_scalar_type(column.max(initial=0)))
 
 
 def bits(column: NDArray[Any]) -> NDArray[Any]:
-    """Numbers that compare by their bits, NaN with NaN."""
+    """Returns float64 numbers as int64 bit patterns, so that NaN equals NaN; other dtypes are returned unchanged."""
     return np.ascontiguousarray(column).view(np.int64) if column.dtype == np.float64 else column
 
 

@@ -1,7 +1,4 @@
-"""What will be continued: where in each track, by how much, and how much of it is heard before.
-
-Knows frames and settings; the tracks are `planning.py`'s.
-"""
+"""Plans continuations: the boundary in each track, and the lengths of prompt and continuation."""
 
 from __future__ import annotations
 
@@ -15,29 +12,30 @@ from musicgen_eval.errors import RunError, WindowError
 from musicgen_eval.models.decoder.sampling import check_sampling
 from musicgen_eval.records import CodecSpec, ContinuationSettings
 
-MAX_THREADS = 1024  # torch accepts any number, and the process then dies for lack of memory
+MAX_THREADS = 1024  # torch accepts any number, but the process then runs out of memory
 
 
 def plan_continuation(
     settings: DataSettings, spec: CodecSpec, continuation: ContinuationSettings, opening: Opening | None = None
 ) -> Plan:
-    """Reads the source, opens every track whose length is not given, once, and plans its continuations.
+    """Reads the source, opens every track whose duration is not declared, and plans the continuations.
 
     Args:
-        settings: context_s is where a continuation begins and target_s how long it gets; each is half of a track unless given.
-        spec: the checkpoint's codes.
-        continuation: gives the stride and how many continuations a track has.
-        opening: how tracks are opened, and where it is kept what they hold.
+        settings: `context_s` sets the boundary and `target_s` the length of a continuation, both in seconds. The defaults are the
+            middle of the track and the rest of the track.
+        spec: Codec parameters of the checkpoint.
+        continuation: Sets the stride and the number of continuations per track.
+        opening: How tracks are opened, and where the index of tracks is saved.
 
     Raises:
-        SourceError: the source does not yield tracks.
-        WindowError: a context that the model cannot hear whole, or a stride that cannot be.
-        RunError: more failures than allowed, settings that mean nothing here, or nothing left to continue.
+        SourceError: The source contains no tracks or cannot be read.
+        WindowError: The context does not fit a window, or the stride is out of range.
+        RunError: More tracks failed than allowed, a setting does not apply to predict, or no track can be continued.
     """
     check_settings(settings)
     for name, meaningless in (("head", settings.head != "score"), ("allow_beyond_limit", settings.allow_beyond_limit)):
         if meaningless:
-            raise RunError(f"data.{name} says how windows are scored, and means nothing in predict; leave it out")
+            raise RunError(f"data.{name} does not apply to predict; remove it")
     stride_frames = settle_stride(continuation, spec)
     context_frames, target_frames = settle_continuation(settings, spec, stride_frames)
 
@@ -45,10 +43,12 @@ def plan_continuation(
         context = num_frames // 2 if context_frames is None else context_frames
         if not 0 < context <= num_frames or (target_frames is None and context == num_frames):
             asked = (1 if context_frames is None else context_frames) / spec.frame_rate_hz
-            after = (
-                "" if target_frames is not None else " and more to continue to; give a duration to go on past its end"
-            )
-            return "too_short", f"does not hold a context of {asked:g} s{after}"
+            if target_frames is None:
+                return (
+                    "too_short",
+                    f"is not longer than a context of {asked:g} s; set data.target_s to continue past the end of the track",
+                )
+            return "too_short", f"is shorter than a context of {asked:g} s"
         if target_frames is None and context_frames is not None:
             check_context(context, num_frames - context, spec, stride_frames)
         return "ok", ""
@@ -69,11 +69,11 @@ def plan_continuation(
 
 
 def check_continuation(continuation: ContinuationSettings, spec: CodecSpec) -> None:
-    """Refuses settings of a continuation that mean nothing, before anything is opened.
+    """Checks the settings of a continuation before anything is opened.
 
     Raises:
-        RunError: names the setting.
-        WindowError: a stride that cannot be.
+        RunError: A setting is out of range.
+        WindowError: The stride is out of range or not a whole number of frames.
     """
     settle_stride(continuation, spec)
     try:
@@ -86,10 +86,11 @@ def check_continuation(continuation: ContinuationSettings, spec: CodecSpec) -> N
     except ValueError as error:
         raise RunError(str(error)) from error
     if not 1 <= continuation.guidance_scale < float("inf"):
-        raise RunError(f"guidance_scale must be at least 1, which is none, got {continuation.guidance_scale}")
+        raise RunError(f"guidance_scale must be at least 1 (no guidance) and finite, got {continuation.guidance_scale}")
     if continuation.temperature == 0 and continuation.num_continuations > 1:
         raise RunError(
-            "temperature=0 takes the likeliest codes, so continuations of a track are one and the same; ask for one"
+            f"num_continuations is {continuation.num_continuations}, but at temperature 0 all continuations of a track are equal; "
+            "set model.continuation.num_continuations to 1 or raise model.continuation.temperature"
         )
     for name in ("num_continuations", "threads"):
         number = getattr(continuation, name)
@@ -100,10 +101,10 @@ def check_continuation(continuation: ContinuationSettings, spec: CodecSpec) -> N
 
 
 def settle_stride(continuation: ContinuationSettings, spec: CodecSpec) -> int:
-    """By how many frames the window slides: 3/5 of the checkpoint's limit unless given.
+    """Returns the stride of the sliding window in frames; the default is 3/5 of the checkpoint's limit.
 
     Raises:
-        WindowError: a stride that is zero, no whole number of frames, or not below the window.
+        WindowError: The stride is zero, not a whole number of frames, or not shorter than the window.
     """
     if continuation.stride_s is None:
         return 3 * spec.max_frames // 5
@@ -117,10 +118,10 @@ def settle_stride(continuation: ContinuationSettings, spec: CodecSpec) -> int:
 
 
 def settle_continuation(settings: DataSettings, spec: CodecSpec, stride_frames: int) -> tuple[int | None, int | None]:
-    """Context and continuation in frames; None where each track gives its own half.
+    """Returns the lengths of context and continuation in frames; None stands for half of each track.
 
     Raises:
-        WindowError: less than a frame, no whole number of frames, or a context that cannot be heard whole.
+        WindowError: A length is shorter than a frame or not a whole number of frames, or the context does not fit a window.
     """
     rate = spec.frame_rate_hz
     given: list[int | None] = []
@@ -135,17 +136,17 @@ def settle_continuation(settings: DataSettings, spec: CodecSpec, stride_frames: 
 
 
 def check_context(context_frames: int, target_frames: int, spec: CodecSpec, stride_frames: int) -> None:
-    """Refuses a context that was asked for and that the model could not hear whole.
+    """Checks that an explicit context fits the first window.
 
     Raises:
-        WindowError: says what would fit.
+        WindowError: The context is too long; the message gives the longest context that fits.
     """
     longest = spec.max_frames - stride_frames
     if context_frames + target_frames <= spec.max_frames or context_frames <= longest:
         return
     rate = spec.frame_rate_hz
     raise WindowError(
-        f"context_s={context_frames / rate:g} and {target_frames / rate:g} s after it are over the checkpoint's "
-        f"{spec.max_frames / rate:g} s, so windows slide by {stride_frames / rate:g} s and hear {longest / rate:g} s at most; "
-        "shorten the context or the continuation, or set a smaller stride_s"
+        f"context_s={context_frames / rate:g} and a continuation of {target_frames / rate:g} s exceed the checkpoint's limit of "
+        f"{spec.max_frames / rate:g} s, so the window slides by {stride_frames / rate:g} s and the context must be at most "
+        f"{longest / rate:g} s; shorten data.context_s or data.target_s, or reduce model.continuation.stride_s"
     )

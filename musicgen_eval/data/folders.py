@@ -1,6 +1,6 @@
-"""Folders of music: which files below a folder are audio, by their extensions, and which are skipped.
+"""Finds the audio files below a folder by their extensions, without opening them.
 
-Opens no audio: a file's name says whether it is meant as music, its content how it is read.
+The extension decides whether a file is used; its content decides how it is decoded.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path, PurePosixPath
 from musicgen_eval.errors import SourceError
 
 AUDIO_SUFFIXES = frozenset({
-    # what soundfile reads
+    # read by soundfile
     ".wav", ".wave", ".bwf", ".rf64", ".w64", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".flac", ".mp3", ".mp2", ".mp1",
     ".mpa", ".mpga", ".ogg", ".oga", ".ogx", ".opus", ".voc", ".sph", ".nist", ".ircam", ".sf", ".paf", ".fap", ".pvf", ".svx",
     ".8svx", ".avr", ".htk", ".mpc2k", ".sds", ".wve", ".xi",
-    # what PyAV reads
+    # read by PyAV
     ".m4a", ".m4b", ".m4p", ".m4r", ".m4v", ".mp4", ".mov", ".3gp", ".3ga", ".3gpp", ".3g2", ".aac", ".adts", ".wma", ".wmv",
     ".asf", ".webm", ".weba", ".mka", ".mkv", ".wv", ".ape", ".tta", ".mpc", ".mpp", ".mp+", ".tak", ".dsf", ".dff", ".ra", ".rm",
     ".rmvb", ".amr", ".awb", ".ac3", ".eac3", ".ec3", ".flv", ".spx", ".ogv",
@@ -31,11 +31,10 @@ def is_audio_name(path: str) -> bool:
 
 
 def walk(root: Path) -> list[str]:
-    """Relative paths of all files below a folder, sorted; every folder once, by whatever links it is reached."""
+    """Returns the relative paths of all files below a folder, sorted. Each folder is visited once, even if links lead to it."""
     files: list[str] = []
     visited: set[tuple[int, int]] = set()
-    # Folders reached by a link wait until all others are done, so that a link never takes the place of the folder
-    # itself.
+    # Linked folders are visited last, so that a folder is listed under its own path, not under a link to it.
     folders, linked = [""], list[str]()
     while folders or linked:
         relative = folders.pop() if folders else linked.pop(0)
@@ -47,7 +46,7 @@ def walk(root: Path) -> list[str]:
             with os.scandir(root / relative) as scan:
                 entries = [(entry.name, entry.is_symlink(), _is_folder(entry)) for entry in scan]
         except OSError as error:
-            raise SourceError(f"{root / relative}: this folder cannot be read: {error.strerror or error}") from error
+            raise SourceError(f"{root / relative}: cannot read the folder: {error.strerror or error}") from error
         for name, is_link, is_folder in entries:
             path = f"{relative}/{name}" if relative else name
             if not name.startswith("."):
@@ -58,7 +57,7 @@ def walk(root: Path) -> list[str]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself: a file that will fail by its name
+    except OSError:  # a link to itself is listed as a file and fails when it is opened
         return False
 
 
@@ -69,4 +68,4 @@ def skipped_files(relative_paths: Sequence[str]) -> str:
     by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shown = [f"{suffix} ({count})" for suffix, count in by_count[:SHOWN_EXTENSIONS]]
     shown += [f"{len(counts) - SHOWN_EXTENSIONS} other extensions"] if len(counts) > SHOWN_EXTENSIONS else []
-    return f"skipped {counts.total()} of {len(relative_paths)} files, which have no audio extension: {', '.join(shown)}"
+    return f"skipped {counts.total()} of {len(relative_paths)} files because they have no audio extension: {', '.join(shown)}"

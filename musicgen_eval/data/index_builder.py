@@ -1,10 +1,10 @@
-"""Opens the tracks of a source, side by side, once: what each file holds is noted, and kept where that is asked for.
+"""Opens the tracks of a source in parallel, once per run, and records the properties of each file in an index.
 
-    tracks --kept from an earlier start?--> index --open what is pending--> index --save--> the run's folder
-                                                                              |
-    later, when a window is read                               reopen: the same file still?
+    tracks --load_index, if saved--> index --open the pending tracks--> index --save_index--> run folder
+                                                                          |
+    later, when a window is read                                       reopen: check that the file is unchanged
 
-A track whose file's duration is given is not opened before it is read. Knows files and tracks, nothing of windows.
+A track whose `duration_s` is declared is not opened before it is read.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ FILES_AT_ONCE = 8
 ROWS_AT_ONCE = 256
 SAVE_EVERY_S = 10.0
 DECLARED_PRECISION_S = 1e-6
-"""Durations are written to the microsecond, one sample at 768 kHz is longer."""
+"""Declared durations are precise to a microsecond; one sample at 768 kHz is longer."""
 
 
 @dataclass(frozen=True)
 class Opening:
-    """How the tracks of a source are opened when a run starts.
+    """Options for opening the tracks of a source at the start of a run.
 
     Attributes:
-        index_path: where what they hold is kept, and read again when the run is started again; None: nowhere.
-        retry_failures: opens those again that could not be opened, and those that failed later.
-        failed_later: ids of these, without secrets.
-        show_progress: shows a bar on stderr where it is a terminal and opening takes more than a second.
+        index_path: File in which the index is saved, and from which a resumed run loads it. None means it is not saved.
+        retry_failures: True to open failed tracks again, both those that could not be opened and those in `failed_later`.
+        failed_later: Ids of tracks that failed after they were opened, with secrets redacted.
+        show_progress: True to show a progress bar on stderr, if it is a terminal and opening takes more than a second.
     """
 
     index_path: Path | None = None
@@ -52,10 +52,10 @@ class Opening:
 
 
 def open_tracks(tracks: TrackList, opening: Opening) -> TrackIndex:
-    """What every file holds, as it was kept or by opening it.
+    """Returns the index of all tracks. Tracks in a saved index are not opened again.
 
     Raises:
-        RunError: what was kept is of other tracks or other files, or cannot be kept.
+        RunError: The saved index is damaged or belongs to other tracks or files, or the index cannot be saved.
     """
     path = opening.index_path
     source = None if path is None else SourceColumns.of(tracks)
@@ -64,7 +64,7 @@ def open_tracks(tracks: TrackList, opening: Opening) -> TrackIndex:
         began_with.refuse_other(source, tracks, path)
         if opening.retry_failures:
             failed, clean = opening.failed_later, redactor()
-            index.forget_failures(
+            index.mark_failed_pending(
                 [row for row, track in enumerate(tracks.ids) if clean(track) in failed] if failed else ()
             )
         refuse_other_sizes(tracks, index)
@@ -74,17 +74,17 @@ def open_tracks(tracks: TrackList, opening: Opening) -> TrackIndex:
         index = TrackIndex.of(tracks)
     try:
         _open_pending(tracks, index, opening, source)
-    finally:  # interrupted, too: what is known stays
+    finally:  # an interrupted start saves the tracks opened so far
         if path is not None and source is not None:
             save_index(path, index, source)
     return index
 
 
 def refuse_other_sizes(tracks: TrackList, index: TrackIndex) -> None:
-    """Compares files with what they were when they were opened; one that is missing will fail when it is read.
+    """Compares the sizes of files with the index. A missing file is not an error here; its track fails when it is read.
 
     Raises:
-        RunError: names the first file of another size.
+        RunError: The size of a file differs; the message names the first such file.
     """
 
     def size(row: int) -> int:
@@ -99,18 +99,18 @@ def refuse_other_sizes(tracks: TrackList, index: TrackIndex) -> None:
             for row, num_bytes in zip(rows.tolist(), pool.map(size, rows.tolist()), strict=True):
                 if num_bytes not in (0, index.num_bytes[row]):
                     raise RunError(
-                        f"{tracks.paths[row]}: {num_bytes} bytes, and {index.num_bytes[row]} when this run began; "
-                        "bring the file back as it was, or begin a new run"
+                        f"{tracks.paths[row]}: has {num_bytes} bytes, but had {index.num_bytes[row]} when the run started; "
+                        "restore the file or start a new run"
                     )
 
 
 def reopen(tracks: TrackList, index: TrackIndex, row: int) -> TrackAudio:
-    """A track that is about to be read, from a file that must be what it was when the run was planned.
+    """Opens a track for reading and checks that its file is the one that was planned.
 
-    Headers are read again, which is cheap. Where only decoding the whole file would tell its length, its size has to do.
+    The header is read again and compared. If the length is known only from decoding the whole file, only the size is compared.
 
     Raises:
-        AudioError: gone, not readable, or changed.
+        AudioError: The file is missing, unreadable or changed.
     """
     track, path = tracks[row], tracks.file(row)
     known = index.info(row, path)
@@ -118,30 +118,30 @@ def reopen(tracks: TrackList, index: TrackIndex, row: int) -> TrackAudio:
         refuse_changed_size(path, int(index.num_bytes[row]))
     info = known if known is not None and is_decoded_from_start(known.format) else _probe(path)
     if known is not None and info != known:
-        raise AudioError(f"{path}: changed since the run was planned: {_shown(info)}, and {_shown(known)} then")
+        raise AudioError(f"{path}: changed since the run was planned: now {_shown(info)}, then {_shown(known)}")
     return open_track(path, start_s=track.start_s, duration_s=track.duration_s, info=info)
 
 
 def refuse_changed_size(path: Path, num_bytes: int) -> None:
-    """Ends the reading of a file that is not of the size that it had.
+    """Checks that a file still has the given size.
 
     Raises:
-        AudioError: gone, or changed.
+        AudioError: The file is missing or its size differs.
     """
     found = file_bytes(path)
     if found != num_bytes:
-        raise AudioError(f"{path}: changed since the run was planned: {found} bytes, and {num_bytes} then")
+        raise AudioError(f"{path}: changed since the run was planned: now {found} bytes, then {num_bytes} bytes")
 
 
 def declared_seconds(tracks: TrackList) -> NDArray[np.float64]:
-    """(tracks,) how long each track is where its file's duration is given, NaN where it is not."""
+    """Returns the (tracks,) length of each track in seconds, from the declared duration of its file; NaN if there is none."""
     end_s = tracks.start_s + tracks.duration_s
     file_end_s = declared_durations(tracks)
     return np.where(np.isnan(end_s), file_end_s, np.minimum(end_s, file_end_s)) - tracks.start_s
 
 
 def declared_frames(seconds: NDArray[np.float64], frame_rate_hz: int) -> NDArray[np.int64]:
-    """(tracks,) whole frames in so many seconds; 0 where they are NaN.
+    """Converts (tracks,) seconds to whole frames, rounded down; NaN becomes 0.
 
     >>> declared_frames(np.array([30.0, 29.999, 30.019999999, float("nan")]), 50)
     array([1500, 1499, 1501,    0])
@@ -185,8 +185,8 @@ def _open_pending(tracks: TrackList, index: TrackIndex, opening: Opening, source
 
 
 def _probe(path: Path) -> AudioInfo:
-    """What a file holds; many tracks may be parts of one, which is looked into once."""
-    file_bytes(path)  # says in words what `stat` would raise
+    """Returns the properties of a file. A file that several tracks share is probed once."""
+    file_bytes(path)  # raises a clearer error than `stat`
     status = path.stat()
     return _probe_once(path, status.st_size, status.st_mtime_ns)
 
@@ -197,7 +197,7 @@ def _probe_once(path: Path, num_bytes: int, mtime_ns: int) -> AudioInfo:
 
 
 def _split(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Some at a time: a million waiting calls would take a gigabyte."""
+    """Splits rows into chunks, since a million pending calls would take a gigabyte."""
     return np.array_split(rows, -(-len(rows) // ROWS_AT_ONCE)) if len(rows) else []
 
 

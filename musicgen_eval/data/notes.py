@@ -1,6 +1,6 @@
-"""Notes: one-line messages about what changes a number without being an error, printed when a run starts.
+"""Prints notes: one-line messages about circumstances that affect the results but are not errors.
 
-Whoever finds something to say adds a line to `TrackList.notes` (about the source) or `Plan.notes`; rank 0 prints them.
+`TrackList.notes` holds the notes about the source and `Plan.notes` all notes of a run. Rank 0 prints them when the run starts.
 """
 
 import sys
@@ -12,20 +12,20 @@ from musicgen_eval.files.redaction import redact
 
 
 def print_notes(notes: Iterable[str]) -> None:
-    """Prints each note on stderr, in one line and without secrets."""
+    """Prints each note to stderr on one line, with secrets redacted."""
     for note in notes:
         print(f"note: {printable(redact(note))}", file=sys.stderr)
 
 
 def demo_notes(setting: str, value: object, file: str = "") -> tuple[str, ...]:
-    """What `demo` means, where a file or folder of that name lies in the current folder.
+    """Returns a note if `demo` is ambiguous because the current folder contains a file or folder of that name.
 
     Args:
-        setting: that was given.
-        value: what it was set to.
-        file: that the folder must hold, to be what the setting could mean.
+        setting: Name of the setting.
+        value: Value of the setting.
+        file: File that the folder `demo` must contain to be a valid value. An empty string means any file or folder counts.
     """
     is_demo = value == "demo" or (isinstance(value, list) and "demo" in value)
     if not is_demo or not Path("demo", file).exists():
         return ()
-    return (f"{setting} demo is the one that comes with the package; ./demo selects the one in the current folder",)
+    return (f"{setting} demo selects the bundled demo; use ./demo to select the one in the current folder",)

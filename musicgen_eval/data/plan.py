@@ -1,7 +1,7 @@
-"""The plan of a run: what became of every track, and the windows of those that are measured, in columns.
+"""The plan of a run: the status of every track and the windows of the tracks that are measured, stored as columns.
 
-A million tracks are a hundred megabytes, sent to every process; what follows from the columns is worked out where it is wanted.
-`planning.py` makes plans. Knows tracks and frames; nothing of models or Lightning.
+A plan of a million tracks takes a hundred megabytes and is sent to every process. Values that follow from the columns are computed
+on demand. `planning.py` makes plans.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from musicgen_eval.audio.decoding import file_bytes
 from musicgen_eval.audio.reader import TrackAudio
-from musicgen_eval.data.columns import Strings, Texts, narrowed, packed, unpacked
+from musicgen_eval.data.columns import Strings, Texts, packed, smallest_int_dtype, unpacked
 from musicgen_eval.data.index_builder import refuse_changed_size, reopen
 from musicgen_eval.data.sources import TrackList
 from musicgen_eval.data.track_index import TrackIndex, declared_durations, digest_source
@@ -31,22 +31,23 @@ STATUSES: tuple[TrackStatus, ...] = ("ok", "failed", "too_short", "skipped")
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """All that will be measured; the same on every process, and small enough to be sent there.
+    """The tracks and windows that a run measures. Plans are identical on every process.
 
     Attributes:
-        task: `score` in test, `continue` in predict, where the windows of a track are its continuations.
-        tracks: the tracks of the source, the first `limit` of them.
-        index: what their files held when they were opened.
-        frame_rate_hz: of the checkpoint.
-        num_frames: (tracks,) length of each in frames, 0 for one that is not measured.
-        status: (tracks,) what became of each so far.
-        reasons: why, for those that are not `ok`, by row.
-        windows: in scoring order.
-        context_frames, target_frames: as settled for this checkpoint; None: half of each track.
-        num_in_source: tracks in the source, before `limit`.
-        ignored_files: files of a folder that are no audio.
-        resamplers: how many of the measured tracks each resampler serves.
-        notes: lines that rank 0 prints when the run starts, those of the source among them.
+        tracks: Tracks of the source, limited to the first `limit`.
+        index: Properties of their files at the time they were opened.
+        frame_rate_hz: Frame rate of the checkpoint's codec.
+        num_frames: (tracks,) length of each track in frames, 0 for a track that is not measured.
+        status: (tracks,) status of each track.
+        reasons: Row -> reason, for tracks whose status is not `ok`.
+        windows: Windows in scoring order.
+        context_frames: Length of the context in frames. None means half of each track.
+        target_frames: Length of the target in frames. None means half of each track.
+        num_in_source: Number of tracks in the source, before `limit`.
+        ignored_files: Number of files in folders that have no audio extension.
+        resamplers: Resampler -> number of measured tracks that it is used for.
+        task: `score` in test. `continue` in predict, where each window of a track is one of its continuations.
+        notes: Notes that rank 0 prints when the run starts, including those of the source.
     """
 
     tracks: TrackList
@@ -66,24 +67,24 @@ class Plan:
 
     @cached_property
     def failures(self) -> list[Failure]:
-        """Tracks that could not be opened."""
+        """Failures of the tracks that could not be opened."""
         return [Failure(self.tracks.ids[row], self.reasons[row]) for row in self.status.rows("failed").tolist()]
 
     @cached_property
     def other_texts(self) -> Sequence[str | None]:
-        """The next track's other text, for the reading `other_text`."""
+        """For each track the text of another track, for the reading `other_text`."""
         return OtherTexts(self.tracks.texts)
 
     @cached_property
     def source_digest(self) -> str:
-        """SHA-256, in hex, over all that the source says of its tracks."""
+        """SHA-256 in hex of the tracks' ids, texts, excerpts and declared durations."""
         return digest_source(self.tracks)
 
     def open_track(self, row: int) -> TrackAudio:
-        """A measured track, opened when it is asked for; what the last ones hold is remembered, no file stays open.
+        """Opens a measured track. The properties of the last tracks are cached; no file stays open.
 
         Raises:
-            AudioError: the file is gone, cannot be read, is no longer what was planned, or is not as long as was declared.
+            AudioError: The file is missing, unreadable, changed since the run was planned, or not as long as its `duration_s`.
         """
         opened = self._opened.get(row)
         if opened is not None:
@@ -95,8 +96,8 @@ class Plan:
         if num_frames != planned:
             rate_hz, declared_s = audio.info.sample_rate_hz, declared_durations(self.tracks)[row]
             raise AudioError(
-                f"{audio.info.path}: lasts {audio.info.num_samples / rate_hz:.9g} s, which gives the track {num_frames} frames, "
-                f"and {planned} by its duration_s of {declared_s:.9g}; give duration_s exactly or rounded down, or leave it out"
+                f"{audio.info.path}: the file lasts {audio.info.num_samples / rate_hz:.9g} s ({num_frames} frames of the track), "
+                f"but duration_s is {declared_s:.9g} ({planned} frames); correct duration_s, rounded down, or remove it"
             )
         while len(self._opened) >= TRACKS_KEPT:
             self._opened.pop(next(iter(self._opened)), None)
@@ -105,14 +106,18 @@ class Plan:
 
     @cached_property
     def _opened(self) -> dict[int, tuple[TrackAudio, int]]:
-        """Tracks that this process has opened, with the sizes of their files, the oldest first."""
+        """Row -> (track, size of its file in bytes), for tracks opened by this process, oldest first."""
         return {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """What other processes need: the columns in few bytes, not what can be had from them."""
+        """Returns the state to pickle: the columns in compact form, without the values computed from them."""
         state = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        windows = {name: narrowed(packed(column)) for name, column in vars(self.windows).items()}
-        return state | {"num_frames": narrowed(self.num_frames), "windows": windows, "num_windows": len(self.windows)}
+        windows = {name: smallest_int_dtype(packed(column)) for name, column in vars(self.windows).items()}
+        return state | {
+            "num_frames": smallest_int_dtype(self.num_frames),
+            "windows": windows,
+            "num_windows": len(self.windows),
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         num_windows = state.pop("num_windows")
@@ -122,10 +127,10 @@ class Plan:
 
 
 class StatusColumn(Sequence[TrackStatus]):
-    """What became of each track, a byte a track; reads like a list.
+    """The status of each track, stored in one byte per track. Behaves like a list.
 
     Args:
-        codes: (tracks,) uint8, rows of `STATUSES`.
+        codes: (tracks,) uint8, indices into `STATUSES`.
 
     >>> StatusColumn.of(["ok", "failed", "ok"]).count("ok")
     2
@@ -136,7 +141,7 @@ class StatusColumn(Sequence[TrackStatus]):
 
     @classmethod
     def of(cls, statuses: Sequence[TrackStatus]) -> StatusColumn:
-        """A column of these."""
+        """Builds a column from statuses."""
         return cls(np.array([STATUSES.index(status) for status in statuses], np.uint8))
 
     def __len__(self) -> int:
@@ -149,11 +154,11 @@ class StatusColumn(Sequence[TrackStatus]):
         return (STATUSES[code] for code in self.codes.tolist())
 
     def rows(self, status: TrackStatus) -> NDArray[np.int64]:
-        """The tracks of which this became."""
+        """Returns the rows of the tracks with this status."""
         return np.flatnonzero(self.codes == STATUSES.index(status))
 
     def count(self, value: object) -> int:
-        """How many tracks of which this became."""
+        """Returns the number of tracks with this status."""
         return int((self.codes == STATUSES.index(value)).sum()) if value in STATUSES else 0
 
     def __eq__(self, other: object) -> bool:
@@ -166,14 +171,14 @@ class StatusColumn(Sequence[TrackStatus]):
 
 
 class OtherTexts(Sequence[str | None]):
-    """For each track the next one's text, cyclic, that is neither empty nor its own; None where there is none.
+    """For each track the next text, in cyclic order, that is neither empty nor equal to its own; None if there is none.
 
-        texts    a   -   a   b      (-: none)
-        runs     0       0   1      of equal texts, cyclic, those without one left out
-        rows     3   2   3   0      the beginning of the next run; for a track without a text the next one that has one
+        texts    a   -   a   b      (-: no text)
+        runs     0       0   1      runs of equal texts, in cyclic order, without the tracks that have no text
+        rows     3   2   3   0      start of the next run; for a track without a text, the next track that has one
 
     Args:
-        texts: of the tracks, in their order.
+        texts: Texts of the tracks, in order.
 
     >>> list(OtherTexts(["a", None, "a", "b"]))
     ['b', 'a', 'b', 'a']

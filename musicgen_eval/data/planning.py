@@ -1,8 +1,8 @@
-"""From a source to what will be measured: which tracks can be read, how long they are, which windows they give.
+"""Plans an evaluation: reads the source, measures the lengths of its tracks and cuts them into windows.
 
-    source --read_source--> tracks --open, side by side--> frames --plan_windows--> windows in scoring order
+    source --read_source--> tracks --open_tracks--> lengths in frames --plan_windows--> windows in scoring order
 
-A track that cannot be opened becomes a recorded failure. Knows audio files and frames; nothing of models or Lightning.
+A track that cannot be opened is recorded as failed. Independent of models and of Lightning.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from musicgen_eval.records import CodecSpec, Failure, Task
 DEMO_CLIPS = Path(__file__).parent / "demo"
 DEMO_SOURCE = DEMO_CLIPS / "manifest.csv"
 NOT_OPENED = "not known beforehand (duration_s given)"
-"""Stands for the resampler of a track that is opened when it is read."""
+"""Replaces the resampler's name in `Plan.resamplers` for tracks that are not opened before they are read."""
 
 Outcome = tuple[TrackStatus, str]
-"""What becomes of a track, and why, to be read after its length."""
+"""Status of a track, and the reason; the reason is a predicate that follows the track's length in a message."""
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """What a data module is told; each field is described in `WindowDataModule`."""
+    """Settings of the data module; `WindowDataModule` describes each field."""
 
     source: Source
     text: str | None = None
@@ -50,17 +50,17 @@ class DataSettings:
 
 
 def plan_evaluation(settings: DataSettings, spec: CodecSpec, opening: Opening | None = None) -> Plan:
-    """Reads the source, opens every track whose length is not given, once, and plans the windows to score.
+    """Reads the source, opens every track whose duration is not declared, and plans the windows to score.
 
     Args:
-        settings: what to measure.
-        spec: the checkpoint's codes.
-        opening: how tracks are opened, and where it is kept what they hold.
+        settings: Source, windows and limits.
+        spec: Codec parameters of the checkpoint.
+        opening: How tracks are opened, and where the index of tracks is saved.
 
     Raises:
-        SourceError: the source does not yield tracks.
-        WindowError: context and target do not fit.
-        RunError: more failures than allowed, or nothing left to score.
+        SourceError: The source contains no tracks or cannot be read.
+        WindowError: Context and target exceed the checkpoint's limit, or are not whole numbers of frames.
+        RunError: More tracks failed than allowed, a setting is out of range, or no track can be scored.
     """
     check_settings(settings)
     context_frames, target_frames = settle_windows(settings, spec)
@@ -69,7 +69,7 @@ def plan_evaluation(settings: DataSettings, spec: CodecSpec, opening: Opening | 
         if settings.head == "skip" and num_frames <= context_frames:
             return (
                 "too_short",
-                f"leaves nothing after a context of {context_frames / spec.frame_rate_hz:g} s (head: skip)",
+                f"is not longer than the context of {context_frames / spec.frame_rate_hz:g} s, and data.head is skip",
             )
         return "ok", ""
 
@@ -92,17 +92,20 @@ def make_plan(
     task: Task,
     opening: Opening,
 ) -> Plan:
-    """What both tasks share: tracks, what becomes of each, and the windows of those that can be measured.
+    """Makes the plan of either task: opens the tracks, determines the status of each, and plans the windows.
 
     Args:
-        settings: checked.
-        spec: the checkpoint's codes.
-        outcome_of: frames of a track -> what becomes of it.
-        windows_of: (tracks,) frames -> their windows.
-        context_frames: as settled, for the result.
-        target_frames: as settled, for the result.
-        task: what the windows are for.
-        opening: how tracks are opened.
+        settings: Checked settings.
+        spec: Codec parameters of the checkpoint.
+        outcome_of: Maps the length of a track, in frames, to its outcome.
+        windows_of: Maps the (tracks,) lengths, in frames, to their windows.
+        context_frames: Length of the context in frames, recorded in the plan.
+        target_frames: Length of the target in frames, recorded in the plan.
+        task: `score` or `continue`.
+        opening: How tracks are opened.
+
+    Raises:
+        RunError: More tracks failed than allowed, or there are no windows.
     """
     listed = read_source(_resolved(settings.source), text=settings.text)
     tracks = listed if settings.limit is None else listed.first(settings.limit)
@@ -131,14 +134,14 @@ def make_plan(
 
 
 def _resolved(source: Source) -> Source:
-    """A source by its absolute paths, with the clips of the package for `demo`."""
+    """Makes the paths of a source absolute and replaces `demo` by the bundled clips."""
     if isinstance(source, list):
         return [str(_resolved(one)) for one in source]
     return str(DEMO_SOURCE) if source == "demo" else lasting_source(source)
 
 
 def check_settings(settings: DataSettings) -> None:
-    """Refuses numbers that make no sense before anything is opened."""
+    """Raises `RunError` for settings that are out of range, before anything is opened."""
     if settings.batch_size < 1:
         raise RunError(f"batch_size must be at least 1, got {settings.batch_size}")
     if settings.limit is not None and settings.limit < 1:
@@ -150,7 +153,11 @@ def check_settings(settings: DataSettings) -> None:
 
 
 def settle_windows(settings: DataSettings, spec: CodecSpec) -> tuple[int, int]:
-    """Context and target in frames; each is half of the checkpoint's limit unless given."""
+    """Returns context and target in frames; each defaults to half of the checkpoint's limit.
+
+    Raises:
+        WindowError: Context and target exceed the checkpoint's limit, or are not whole numbers of frames.
+    """
     rate = spec.frame_rate_hz
     half = spec.max_frames // 2
     context = half if settings.context_s is None else whole_frames(settings.context_s, rate, setting="context_s")
@@ -161,10 +168,10 @@ def settle_windows(settings: DataSettings, spec: CodecSpec) -> tuple[int, int]:
 
 
 def refuse_failures(failures: Sequence[Failure], max_failures: int) -> None:
-    """Ends a run in which more distinct tracks failed than may be recorded.
+    """Stops a run in which more than `max_failures` distinct tracks failed.
 
     Raises:
-        RunError: names the first of them and the setting that would go on.
+        RunError: Too many tracks failed. The message lists the first five and the value of `max_failures` that allows them all.
     """
     reasons = {failure.track: failure.reason for failure in failures}
     if len(reasons) <= max_failures:
@@ -174,8 +181,8 @@ def refuse_failures(failures: Sequence[Failure], max_failures: int) -> None:
     raise RunError(
         "\n".join(
             [
-                f"{len(reasons)} track{'s' * (len(reasons) > 1)} failed, {max_failures} may "
-                f"(max_failures={len(reasons)} would record and go on):",
+                f"{len(reasons)} track{'s' * (len(reasons) > 1)} failed but data.max_failures is {max_failures}; "
+                f"set it to {len(reasons)} to record {'them' if len(reasons) > 1 else 'it'} and continue:",
                 *shown,
                 *more,
             ]
@@ -190,7 +197,7 @@ def _measure(
     spec: CodecSpec,
     outcome_of: Callable[[int], Outcome],
 ) -> tuple[NDArray[np.int64], StatusColumn, dict[int, str]]:
-    """Frames of the tracks that are measured, what becomes of each track, and why not of the others."""
+    """Returns the (tracks,) lengths in frames (0 for a track that is not measured), the status of each track, and row -> reason."""
     rate_hz = spec.frame_rate_hz
     opened, failed = index.rows("opened"), index.rows("failed")
     duration_s = declared_seconds(tracks)
@@ -201,22 +208,22 @@ def _measure(
     reasons = dict(index.reasons)
     codes[failed] = STATUSES.index("failed")
 
-    def leave_out(rows: NDArray[np.int64], status: TrackStatus, reason_of: Callable[[int], str]) -> None:
+    def set_status(rows: NDArray[np.int64], status: TrackStatus, reason_of: Callable[[int], str]) -> None:
         codes[rows] = STATUSES.index(status)
         reasons.update((row, reason_of(row)) for row in rows.tolist())
 
     is_skipped = (codes == 0) & (duration_s < settings.min_duration_s)
-    leave_out(
+    set_status(
         np.flatnonzero(is_skipped),
         "skipped",
-        lambda row: f"{duration_s[row]:.4g} s is shorter than min_duration_s={settings.min_duration_s:g}",
+        lambda row: f"{duration_s[row]:.4g} s is shorter than data.min_duration_s={settings.min_duration_s:g}",
     )
-    leave_out(
+    set_status(
         np.flatnonzero((codes == 0) & (num_frames == 0)),
         "failed",
         lambda row: (
             f"{tracks.paths[row]}: {duration_s[row]:.4g} s is shorter than one frame ({1 / rate_hz:g} s); "
-            "remove it or set min_duration_s"
+            "remove it or set data.min_duration_s"
         ),
     )
     for length, rows in _rows_by_length(num_frames, np.flatnonzero(codes == 0)):
@@ -225,13 +232,13 @@ def _measure(
         except WindowError as error:
             raise WindowError(f"{tracks.paths[rows[0]]}: {error}") from error
         if status != "ok":
-            leave_out(rows, status, lambda row, reason=reason: f"{duration_s[row]:.4g} s {reason}")  # type: ignore[misc]
+            set_status(rows, status, lambda row, reason=reason: f"{duration_s[row]:.4g} s {reason}")  # type: ignore[misc]
     num_frames[codes != 0] = 0
     return num_frames, StatusColumn(codes), dict(sorted(reasons.items()))
 
 
 def _rows_by_length(num_frames: NDArray[np.int64], rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Every length with its rows, in the order in which the lengths come first."""
+    """Yields each length with its rows, ordered by the first row of each length."""
     if not len(rows):
         return
     by_length = rows[np.argsort(num_frames[rows], kind="stable")]
@@ -242,7 +249,7 @@ def _rows_by_length(num_frames: NDArray[np.int64], rows: NDArray[np.int64]) -> I
 
 
 def _count_resamplers(index: TrackIndex, status: StatusColumn, sample_rate_hz: int) -> dict[str, int]:
-    """How many measured tracks each resampler serves; it is part of what a number means."""
+    """Returns the number of measured tracks per resampler, which the recipe records."""
     measured = status.rows("ok")
     rates, counts = np.unique(index.native_rate_hz[measured], return_counts=True)
     served: dict[str, int] = {}
@@ -257,5 +264,5 @@ def _why_nothing(plan: Plan) -> str:
     parts = [
         f"{count} track{'s' * (count > 1)} {outcome.replace('_', ' ')}" for outcome, count in counts.items() if count
     ]
-    first = f"; the first: {next(iter(plan.reasons.values()))}" if plan.reasons else ""
-    return (", ".join(parts) or "it holds no tracks") + first
+    first = f"; first reason: {next(iter(plan.reasons.values()))}" if plan.reasons else ""
+    return (", ".join(parts) or "it contains no tracks") + first

@@ -1,7 +1,7 @@
-"""Sources: a file, a folder, a glob or a manifest becomes a list of tracks.
+"""Reads a source (a file, folder, glob or manifest, or a list of these) into a list of tracks.
 
-Columns, not records: a million tracks are a few lists and arrays. Errors in the source itself are raised at once; audio
-files are not opened here, so that one bad file is one track's failure later.
+Tracks are stored as columns, so that a million of them take little memory. Errors in the source itself are raised at once. Audio
+files are not opened, so that one bad file later fails only its own track.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from musicgen_eval.records import Track
 
 @dataclass(frozen=True, eq=False)
 class TrackList:
-    """Tracks as columns; a row is a `Track`.
+    """Tracks stored as columns; indexing returns a `Track`.
 
     Attributes:
-        ids: unique names.
-        paths: files, as text: a million Path objects would take five times the memory.
-        start_s: (tracks,) float64, where each begins in its file.
-        duration_s: (tracks,) float64; NaN: to the end of the file.
-        texts: what the music is said to be; None: nothing is.
-        ignored: files of a folder or glob that were skipped, because they have no audio extension.
-        file_duration_s: (tracks,) float64, how long the whole file is said to be; NaN: nothing is said.
-        notes: what the user should know about how the source was read, one line each.
-        from_manifest: whether the ids are a manifest's.
+        ids: Unique ids.
+        paths: Paths of the files as text, because a million `Path` objects would take five times the memory.
+        start_s: (tracks,) float64, start of each track in its file.
+        duration_s: (tracks,) float64, length of each track; NaN means up to the end of the file.
+        texts: Descriptions of the music; None for a track without one.
+        ignored: Number of files skipped in folders and globs because they have no audio extension.
+        file_duration_s: (tracks,) float64, declared duration of each file, NaN if it is not declared. None if no file has one.
+        notes: Notes about how the source was read, one line each.
+        from_manifest: True if the ids come from a manifest.
     """
 
     ids: Sequence[str]
@@ -65,14 +65,14 @@ class TrackList:
         )
 
     def file(self, row: int) -> Path:
-        """A track's file, under the name that the file system has for it; a manifest may spell it in another way."""
+        """Returns the path of a track's file, spelled as in the file system; a manifest may spell it differently."""
         return self.paths.file(row) if isinstance(self.paths, Paths) else Path(self.paths[row])
 
     def __iter__(self) -> Iterator[Track]:
         return (self[row] for row in range(len(self)))
 
     def __getstate__(self) -> dict[str, Any]:
-        """What other processes need, columns of one value as that value."""
+        """Returns the state to pickle, in which a column of equal values is stored as one value."""
         return vars(self) | {name: packed(getattr(self, name)) for name in ("start_s", "duration_s")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -80,18 +80,18 @@ class TrackList:
         vars(self).update(state | {name: unpacked(state[name], num_tracks) for name in ("start_s", "duration_s")})
 
     def first(self, num_tracks: int) -> TrackList:
-        """The first tracks alone."""
+        """Returns the first `num_tracks` tracks."""
         columns = ("ids", "paths", "start_s", "duration_s", "texts", "file_duration_s")
         cut = {name: column[:num_tracks] for name in columns if (column := getattr(self, name)) is not None}
         return replace(self, **cut)
 
 
 Source = str | list[str]
-"""What is evaluated: a file, a folder, a glob or a manifest, or several of them."""
+"""A file, a folder, a glob or a manifest, or a list of these."""
 
 
 def lasting_source(source: Source) -> Source:
-    """A source that means the same from another folder: paths are made absolute."""
+    """Makes the paths of a source absolute, so that it can be read from another working directory."""
     if isinstance(source, list):
         return [str(lasting_source(one)) for one in source]
     if source == "demo" or not source.strip():
@@ -100,38 +100,40 @@ def lasting_source(source: Source) -> Source:
 
 
 def read_source(source: str | Path | Sequence[str | Path], *, text: str | None = None) -> TrackList:
-    """The tracks of a file, a folder (with all below it), a glob, or a manifest; or of several of these.
+    """Reads the tracks of a file, a folder (searched recursively), a glob or a manifest, or of a list of these.
 
-    A manifest ends in .csv, .jsonl, .jsonl.gz or .parquet. Any other file is one track, whatever its name; in folders
-    and globs the extension decides, and hidden files are no files. Ids are a manifest's own, else paths relative to the
-    folder, the manifest or the fixed part of the glob. Folders and globs are in the order of their relative paths,
-    manifests in their own. Several sources keep their order, and the ids of their files are paths relative to the folder
-    that all of these files share.
+    A manifest ends in .csv, .jsonl, .jsonl.gz or .parquet. Any other file is one track, whatever its extension. In folders and
+    globs, hidden files and files without an audio extension are skipped.
+
+    Ids come from the manifest. Other ids are paths relative to the folder, the manifest or the fixed part of the glob. If several
+    sources are given, the ids of their files are relative to the deepest folder that contains all of them.
+
+    Tracks of folders and globs are sorted by relative path. Tracks of manifests, and several sources, keep their order.
 
     Args:
-        source: where the tracks are.
-        text: for the tracks that have no text of their own.
+        source: Path, folder, glob or manifest, or a list of these.
+        text: Text for tracks without one. None means no text.
 
     Raises:
-        SourceError: nothing there, no audio in it, a manifest with a missing column or a bad row, or two tracks of one
-            id.
+        SourceError: A source does not exist or contains no audio, a manifest has a missing column or an invalid row, or two
+            tracks have the same id.
     """
     text = (text or "").strip() or None
     if isinstance(source, str | Path):
         return _read_one(os.fspath(source), text)
     names = [os.fspath(one) for one in source]
     if not names:
-        raise SourceError("an empty list of sources; name at least one file, folder, glob or manifest")
+        raise SourceError("the list of sources is empty; add at least one file, folder, glob or manifest")
     lists = [_read_one(name, text) for name in names]
     return lists[0] if len(lists) == 1 else _joined(names, lists)
 
 
 def _read_one(name: str, text: str | None) -> TrackList:
     if not name.strip():
-        raise SourceError("an empty source; name a file, a folder, a glob or a manifest")
+        raise SourceError("the source is empty; set data.source to a file, folder, glob or manifest")
     path = Path(expanded(name))
     if path.is_dir():
-        return _from_files(path, walk(path), text, what=f"{name}: a folder")
+        return _from_files(path, walk(path), text, what=name)
     if path.exists() or path.is_symlink():
         if is_manifest(path):
             return _from_manifest(path, text)
@@ -142,7 +144,7 @@ def _read_one(name: str, text: str | None) -> TrackList:
 
 
 def _joined(names: Sequence[str], lists: Sequence[TrackList]) -> TrackList:
-    """The tracks of several sources, one after the other."""
+    """Concatenates the tracks of several sources."""
     files = [path for tracks in lists if not tracks.from_manifest for path in tracks.paths]
     folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in files]) if files else ""  # noqa: PTH100, PTH120
     ids, sources = list[str](), dict[str, str]()
@@ -151,8 +153,8 @@ def _joined(names: Sequence[str], lists: Sequence[TrackList]) -> TrackList:
         for id in own:
             if id in sources:
                 raise SourceError(
-                    f"{name}: the track {id!r} is in {sources[id]} too; name each file once, and give the rows of manifests ids of "
-                    "their own"
+                    f"{name}: track {id!r} is already in {sources[id]}; list each file once, "
+                    "and give the rows of manifests unique ids"
                 )
         sources.update(dict.fromkeys(own, name))
         ids += own
@@ -188,21 +190,21 @@ def _from_glob(pattern: str, text: str | None) -> TrackList:
     parts = Path(expanded(pattern)).parts
     first_magic = next(at for at, part in enumerate(parts) if glob.has_magic(part))
     root = Path(*parts[:first_magic])
-    # Not Path.glob, which takes hidden files too.
+    # Path.glob would include hidden files.
     names = glob.iglob(str(Path(*parts[first_magic:])), root_dir=root, recursive=True)  # noqa: PTH207
     files = sorted(Path(name).as_posix() for name in names if not (root / name).is_dir())
-    return _from_files(root, files, text, what=f"{pattern}: a glob")
+    return _from_files(root, files, text, what=pattern)
 
 
 def _from_files(root: Path, relative_paths: list[str], text: str | None, *, what: str) -> TrackList:
     audio = [path for path in relative_paths if is_audio_name(path)]
     ignored = len(relative_paths) - len(audio)
     if not relative_paths:
-        raise SourceError(f"{what} without files")
+        raise SourceError(f"{what}: no files found")
     if not audio:
         raise SourceError(
-            f"{what} without audio: {ignored} files ignored, none of which has an audio extension; "
-            "a file that is named itself is opened whatever its extension"
+            f"{what}: none of the {ignored} files found has an audio extension; rename the audio files, or list them "
+            "in data.source, which accepts single files with any extension"
         )
     ids = [_printable(path) for path in audio]
     notes = (f"{what}: {skipped_files(relative_paths)}",) if ignored else ()
@@ -227,7 +229,7 @@ def _from_manifest(path: Path, text: str | None) -> TrackList:
         texts.extend([row_text or text or "" for row_text in rows.texts])
         seconds.append((rows.start_s, rows.end_s - rows.start_s, rows.file_duration_s))
     if not seconds:
-        raise SourceError(f"{path}: a manifest without rows")
+        raise SourceError(f"{path}: the manifest has no rows")
     files = names.build()
     id_column = files if ids_are_names else ids.build()
     _check_unique(path, id_column)
@@ -246,15 +248,15 @@ def _from_manifest(path: Path, text: str | None) -> TrackList:
 
 def _manifest_notes(path: Path, oddities: Oddities) -> tuple[str, ...]:
     counts = {
-        "rows skipped because they are empty": oddities.num_empty_rows,
-        "rows with values in a column without a name, which are ignored": oddities.num_unnamed_cells,
-        "rows without a text because it is a word such as nan or None": oddities.num_missing_words,
+        "empty rows, which are skipped": oddities.num_empty_rows,
+        "rows with values in an unnamed column, which are ignored": oddities.num_unnamed_cells,
+        "rows whose text is a word such as nan or None, which counts as no text": oddities.num_missing_words,
     }
     return tuple(f"{path}: {what}: {count}" for what, count in counts.items() if count)
 
 
 def _check_unique(manifest: Path, ids: Strings) -> None:
-    # Hashes that differ are names that differ; a set of a million names would take 100 MB.
+    # Different hashes prove that ids differ, without a set, which would take 100 MB for a million ids.
     hashes = np.fromiter(map(hash, ids.all_encoded()), np.int64, len(ids))
     hashes.sort()
     if (hashes[1:] != hashes[:-1]).all():
@@ -263,17 +265,17 @@ def _check_unique(manifest: Path, ids: Strings) -> None:
     for row, id in enumerate(ids, start=1):
         if id in rows:
             raise SourceError(
-                f"{manifest}: rows {rows[id]} and {row} are both the track {id!r}; "
-                "give each an id of its own (two parts of one file need them too)"
+                f"{manifest}: rows {rows[id]} and {row} have the same id {id!r}; "
+                "give each row a unique id (two excerpts of one file need ids, too)"
             )
         rows[id] = row
 
 
 def _whole_files(ids: list[str], folder: Path, names: list[str], text: str | None) -> TrackList:
-    """Files below a folder. Their ids can only meet where unprintable names do."""
+    """Makes one track per file. Ids can be equal only if file names are not valid UTF-8."""
     if len(set(ids)) < len(ids):
         raise SourceError(
-            f"two files are called {next(id for id in ids if ids.count(id) > 1)!r} once they can be printed"
+            f"two file names are both printed as {next(id for id in ids if ids.count(id) > 1)!r}; rename one of the files"
         )
     num_tracks = len(ids)
     return TrackList(
@@ -286,7 +288,7 @@ def _whole_files(ids: list[str], folder: Path, names: list[str], text: str | Non
 
 
 def _manifest_id(row_path: str, folder: str) -> str:
-    """A row's path below its manifest's folder, with forward slashes; as it is, where it lies elsewhere.
+    """Returns a row's path relative to its manifest's folder, with forward slashes; a path outside the folder stays absolute.
 
     >>> _manifest_id("rock/./a.wav", "/data/"), _manifest_id("/data/rock/a.wav", "/data/")
     ('rock/a.wav', 'rock/a.wav')
@@ -295,7 +297,7 @@ def _manifest_id(row_path: str, folder: str) -> str:
 
 
 def _printable(name: str) -> str:
-    """A file name that is not UTF-8 cannot be written into results."""
+    """Escapes the bytes of a file name that are not UTF-8, since results are written in UTF-8."""
     if name.isascii():
         return name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -304,6 +306,6 @@ def _printable(name: str) -> str:
 def _nearby(path: Path) -> str:
     parent = path.parent
     if not parent.is_dir():
-        return f" ({parent} is none either)"
+        return f" (its parent folder {parent} does not exist either)"
     near = near_matches(path.name, [entry.name for entry in parent.iterdir() if entry.name[0] != "."])
     return f"; {near}" if near.startswith("did you mean") else ""

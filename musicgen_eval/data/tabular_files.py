@@ -1,6 +1,6 @@
-"""Manifests as tables: csv, jsonl and parquet, cut into pieces of many rows, each with the place where every row stands.
+"""Reads csv, jsonl and parquet tables in batches of rows, with the position of every row for error messages.
 
-What the columns mean is `manifests.py`'s business; this file knows how the three are written, and what breaks in them.
+`manifest.py` interprets the columns.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ INSTALL_PARQUET = "pip install 'musicgen-eval[parquet]'"
 
 @dataclass
 class Oddities:
-    """Parts of a manifest that were skipped.
+    """Counters of the skipped parts of a manifest.
 
     Attributes:
-        num_empty_rows: rows of nothing but separators.
-        num_unnamed_cells: rows with something in a column without a name, other than the first, which may number the rows.
-        num_missing_words: texts such as `nan`, which say that there is no text.
+        num_empty_rows: Number of rows that contain only separators.
+        num_unnamed_cells: Number of rows with a value in a column without a name. The first column is exempt, since it may
+            number the rows.
+        num_missing_words: Number of texts that are words for a missing value, such as `nan`.
     """
 
     num_empty_rows: int = 0
@@ -43,14 +44,14 @@ class Oddities:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some rows of a table, one after the other.
+class RowBatch:
+    """Consecutive rows of a table.
 
     Attributes:
-        first_number: of the first row, counted from 1.
-        lines: in which line of the file each row ends; None where there are no lines.
-        columns: name -> (rows,) cells; None: every row has keys of its own, which `rows` holds.
-        rows: the rows as they came, where `columns` is None.
+        first_number: Number of the first row, counted from 1.
+        lines: Line of the file in which each row ends. None for a format without lines.
+        columns: Name -> (rows,) cells. None if each row has its own keys; the rows are then in `rows`.
+        rows: The rows as dictionaries, if `columns` is None.
     """
 
     first_number: int
@@ -62,54 +63,56 @@ class Piece:
         return len(self.rows) if self.columns is None else len(next(iter(self.columns.values()), ()))
 
     def where(self, at: int) -> str:
-        """Where a row stands, for a reader of the file."""
+        """Returns the position of a row in the file, for messages."""
         number = f"row {self.first_number + at}"
         return number if self.lines is None else f"{number} (line {self.lines[at]})"
 
     def row(self, at: int) -> Mapping[str, Any]:
-        """One row, with all of its cells."""
+        """Returns one row as column name -> cell."""
         return self.rows[at] if self.columns is None else {name: cells[at] for name, cells in self.columns.items()}
 
     def has_row_with(self, names: frozenset[str]) -> bool:
-        """Whether some row has all of these columns."""
+        """Returns whether at least one row has all of these columns."""
         if self.columns is not None:
             return self.columns.keys() >= names
         return any(row.keys() >= names for row in self.rows)
 
-    def cells(self, name: str) -> Sequence[Any] | None:
-        """A column; None where no row has it."""
+    def column(self, name: str) -> Sequence[Any] | None:
+        """Returns the cells of a column, or None if no row has a value in it."""
         if self.columns is not None:
             return self.columns.get(name)
         cells = [row.get(name) for row in self.rows]
         return None if cells.count(None) == len(cells) else cells
 
 
-def read_pieces(path: Path, wanted: Sequence[str], check_columns: CheckColumns, oddities: Oddities) -> Iterator[Piece]:
-    """The rows of a manifest, in order, many at a time; the rows before a damaged one come before its error.
+def read_row_batches(
+    path: Path, wanted: Sequence[str], check_columns: CheckColumns, oddities: Oddities
+) -> Iterator[RowBatch]:
+    """Yields the rows of a manifest in order, in batches. The rows before a damaged one are yielded before the error is raised.
 
     Args:
-        path: ends in .csv, .jsonl, .jsonl.gz or .parquet.
-        wanted: the columns that are read where a format can leave the others out.
-        check_columns: (where, names) -> raises where the columns cannot be meant.
-        oddities: counts what is passed over.
+        path: File that ends in .csv, .jsonl, .jsonl.gz or .parquet.
+        wanted: Columns to read. Formats that are not stored by column yield all columns.
+        check_columns: Called with the position and the names of the columns; raises `SourceError` for invalid columns.
+        oddities: Counters to which skipped rows and values are added.
 
     Raises:
-        SourceError: not what its name says, or damaged.
+        SourceError: The file cannot be read, is damaged, or is not in the format of its extension.
     """
     try:
         if path.suffix.lower() == ".parquet":
-            yield from _parquet_pieces(path, wanted, check_columns)
+            yield from _parquet_row_batches(path, wanted, check_columns)
         elif path.suffix.lower() == ".csv":
-            yield from _csv_pieces(path, check_columns, oddities)
+            yield from _csv_row_batches(path, check_columns, oddities)
         else:
             for first_number, lines, rows in _batched(_json_rows(path, check_columns)):
-                yield Piece(first_number, lines, None, rows)
+                yield RowBatch(first_number, lines, None, rows)
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise SourceError(f"{path}: cannot read the file: {error.strerror or error}") from error
 
 
 def _batched(rows: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, list[int], list[Row]]]:
-    """(number of the first, lines, rows) of many rows at a time."""
+    """Yields batches as (number of the first row, lines, rows)."""
     number, lines, batch = 1, list[int](), list[Row]()
     try:
         for line, row in rows:
@@ -126,7 +129,7 @@ def _batched(rows: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, list[int], 
         yield number, lines, batch
 
 
-def _csv_pieces(path: Path, check_columns: CheckColumns, oddities: Oddities) -> Iterator[Piece]:
+def _csv_row_batches(path: Path, check_columns: CheckColumns, oddities: Oddities) -> Iterator[RowBatch]:
     with path.open(newline="", encoding=_encoding(path)) as file:
         try:
             header = _read_header(file)
@@ -138,17 +141,17 @@ def _csv_pieces(path: Path, check_columns: CheckColumns, oddities: Oddities) -> 
         for first_number, lines, rows in _batched(_csv_rows(path, reader, header, oddities)):
             columns = dict(zip(header.names, zip(*rows, strict=True), strict=True))
             columns.pop("", None)
-            yield Piece(first_number, lines, columns)
+            yield RowBatch(first_number, lines, columns)
 
 
 def _encoding(path: Path) -> str:
-    """UTF-8, or UTF-16 where the file begins with its mark, as Excel's "Unicode text" does."""
+    """Returns UTF-16 if the file begins with its byte order mark, as Excel's "Unicode Text" does, otherwise UTF-8."""
     with path.open("rb") as file:
         return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 class _Header(NamedTuple):
-    """The beginning of a csv file: its separator, its column names, and the number of lines before the rows."""
+    """The header of a csv file: separator, column names, and number of lines before the first row."""
 
     separator: str
     names: list[str]
@@ -156,13 +159,13 @@ class _Header(NamedTuple):
 
 
 def _read_header(file: TextIO) -> _Header:
-    """Excel separates columns by what the system's language takes for lists, and may say so in a line `sep=;`."""
+    """Reads the header and detects the separator. Excel's separator depends on the locale; a first line `sep=;` may declare it."""
     lines = [file.readline()]
     declared = re.fullmatch(r"sep=(.)\s*", lines[0])
     if declared:
         lines.append(file.readline())
     first = lines[-1]
-    while first.count('"') % 2 and len(lines) < MAX_HEADER_LINES:  # a name may hold a line break
+    while first.count('"') % 2 and len(lines) < MAX_HEADER_LINES:  # a name may contain a line break
         lines.append(file.readline())
         first += lines[-1]
     separators = (declared[1],) if declared else SEPARATORS
@@ -173,7 +176,7 @@ def _read_header(file: TextIO) -> _Header:
 
 
 def _columns_found(header: str, separator: str) -> tuple[bool, int]:
-    """Returns whether a separator yields a column `path`, and the number of columns."""
+    """Returns whether splitting by a separator yields a column `path`, and the number of columns."""
     try:
         names = next(csv.reader(io.StringIO(header, newline=""), strict=True, delimiter=separator), [])
     except csv.Error:
@@ -195,7 +198,9 @@ def _csv_rows(path: Path, reader: Any, header: _Header, oddities: Oddities) -> I
             if len(fields) != num_columns:
                 if len(fields) < num_needed or any(fields[num_columns:]):
                     where = f"row {number} (line {line})"
-                    raise SourceError(f"{path}: {where}: {len(fields)} fields, the header has {num_columns}")
+                    raise SourceError(
+                        f"{path}: {where}: expected {num_columns} fields as in the header, got {len(fields)}"
+                    )
                 fields = (fields + [""] * num_columns)[:num_columns]
             if unnamed and any(fields[at] for at in unnamed):
                 oddities.num_unnamed_cells += 1
@@ -205,15 +210,15 @@ def _csv_rows(path: Path, reader: Any, header: _Header, oddities: Oddities) -> I
 
 
 def _no_csv(path: Path, number: int, error: Exception) -> SourceError:
-    return SourceError(f"{path}: row {number}: not a csv file in UTF-8: {error}; in Excel save it as `CSV UTF-8`")
+    return SourceError(f"{path}: row {number}: not a csv file in UTF-8: {error}; in Excel, save it as `CSV UTF-8`")
 
 
 def _check_header(path: Path, header: list[str]) -> None:
     named = [name for name in header if name]
     if not named:
-        raise SourceError(f"{path}: empty")
+        raise SourceError(f"{path}: the file has no header; the first line must name the columns")
     if len(set(named)) < len(named):
-        raise SourceError(f"{path}: two columns are called {max(named, key=named.count)!r}")
+        raise SourceError(f"{path}: two columns are named {max(named, key=named.count)!r}")
 
 
 def _json_rows(path: Path, check_columns: CheckColumns) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -248,22 +253,22 @@ def _json_row(where: str, line: bytes) -> dict[str, Any]:
     return row
 
 
-def _parquet_pieces(path: Path, wanted: Sequence[str], check_columns: CheckColumns) -> Iterator[Piece]:
+def _parquet_row_batches(path: Path, wanted: Sequence[str], check_columns: CheckColumns) -> Iterator[RowBatch]:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise SourceError(f"{path}: a parquet manifest needs pyarrow: {INSTALL_PARQUET}") from error
+        raise SourceError(f"{path}: a parquet manifest requires pyarrow; install it with {INSTALL_PARQUET}") from error
     try:
         with parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as table:
             columns = table.schema_arrow.names
             if len(set(columns)) < len(columns):
-                raise SourceError(f"{path}: two columns are called {max(columns, key=columns.count)!r}")
+                raise SourceError(f"{path}: two columns are named {max(columns, key=columns.count)!r}")
             check_columns(str(path), frozenset(columns))
             number = 1
             found = [name for name in wanted if name in columns]
             for batch in table.iter_batches(batch_size=ROWS_AT_ONCE, columns=found):
-                yield Piece(number, None, {name: batch.column(name).to_pylist() for name in found})
+                yield RowBatch(number, None, {name: batch.column(name).to_pylist() for name in found})
                 number += batch.num_rows
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:
         if isinstance(error, SourceError):

@@ -1,12 +1,14 @@
-"""What opening the tracks of a source gave, in columns: kept in a file, so that a run that goes on need not open them again.
+"""The index of tracks: the properties of every opened file, stored as columns.
+
+The index is saved, so that a resumed run does not open the files again.
 
     row    state     num_bytes   native_rate_hz   num_channels   file_samples   track_samples   format
     0      opened      2646044            44100              2        661500          661500   WAV/PCM_16
-    1      failed            0                0              0             0               0           -    and why
-    2      declared          0                0              0             0               0           -    a duration_s is given
+    1      failed            0                0              0             0               0           -    with a reason
+    2      declared          0                0              0             0               0           -    duration_s is declared
 
-Beside it the file holds what the source said: a digest of every id and text, and where each track lies in its file. Knows tracks
-and files; `track_opening.py` fills it.
+The file also contains the source's columns: a digest of every id and text, and the excerpt of the file that each track covers.
+`index_builder.py` fills the index.
 """
 
 from __future__ import annotations
@@ -39,18 +41,18 @@ _COLUMNS = (
 
 @dataclass(eq=False)
 class TrackIndex:
-    """One row a track; 0 where a file was not opened.
+    """Properties of the tracks' files, one row per track; 0 if the file was not opened.
 
     Attributes:
-        state: (tracks,) uint8, a row of `STATES`.
-        num_bytes: (tracks,) int64, size of the file.
-        native_rate_hz: (tracks,) int32.
-        num_channels: (tracks,) int32.
-        file_samples: (tracks,) int64, native samples of the whole file.
-        track_samples: (tracks,) int64, native samples of the track's part of it.
-        format_row: (tracks,) int16, a row of `formats`.
-        formats: as `AudioInfo.format` names them.
-        reasons: row -> why it failed.
+        state: (tracks,) uint8, index into `STATES`.
+        num_bytes: (tracks,) int64, size of the file in bytes.
+        native_rate_hz: (tracks,) int32, sample rate of the file.
+        num_channels: (tracks,) int32, number of channels of the file.
+        file_samples: (tracks,) int64, length of the file in native samples.
+        track_samples: (tracks,) int64, length of the track in native samples.
+        format_row: (tracks,) int16, index into `formats`.
+        formats: Formats in the notation of `AudioInfo.format`.
+        reasons: Row -> reason, for tracks that could not be opened.
     """
 
     state: NDArray[np.uint8]
@@ -65,7 +67,7 @@ class TrackIndex:
 
     @classmethod
     def of(cls, tracks: TrackList) -> TrackIndex:
-        """Nothing opened yet; tracks whose file's duration is given need not be."""
+        """Builds an index in which no track is opened. Tracks with a declared duration are `declared`, all others `pending`."""
         num_tracks = len(tracks)
         index = cls(
             state=np.zeros(num_tracks, np.uint8),
@@ -84,7 +86,7 @@ class TrackIndex:
         return len(self.state)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What other processes need, columns of one value as that value."""
+        """Returns the state to pickle, in which a column of equal values is stored as one value."""
         return vars(self) | {name: packed(getattr(self, name)) for name in _COLUMNS} | {"num_tracks": len(self)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -92,11 +94,11 @@ class TrackIndex:
         vars(self).update(state | {name: unpacked(state[name], num_tracks) for name in _COLUMNS})
 
     def rows(self, state: State) -> NDArray[np.int64]:
-        """The tracks in a state."""
+        """Returns the rows of the tracks in a state."""
         return np.flatnonzero(self.state == STATES.index(state))
 
     def note_opened(self, row: int, audio: TrackAudio, num_bytes: int) -> None:
-        """A track could be opened."""
+        """Records the properties of an opened track."""
         info = audio.info
         if info.format not in self.formats:
             self.formats.append(info.format)
@@ -109,12 +111,16 @@ class TrackIndex:
         self.format_row[row] = self.formats.index(info.format)
 
     def note_failed(self, row: int, reason: str) -> None:
-        """A track could not be opened."""
+        """Records that a track could not be opened."""
         self.state[row] = STATES.index("failed")
         self.reasons[row] = reason
 
-    def forget_failures(self, others: Collection[int] = ()) -> None:
-        """Failed tracks wait to be opened again, and so do others, by row, that were opened and failed later."""
+    def mark_failed_pending(self, others: Collection[int] = ()) -> None:
+        """Marks failed tracks as pending, so that they are opened again.
+
+        Args:
+            others: Rows of opened tracks that failed later.
+        """
         self.state[self.rows("failed")] = STATES.index("pending")
         for row in others:
             if STATES[self.state[row]] == "opened":
@@ -122,7 +128,7 @@ class TrackIndex:
         self.reasons.clear()
 
     def info(self, row: int, path: Path) -> AudioInfo | None:
-        """What the file held when it was opened; None: it was not."""
+        """Returns the properties of a file at the time it was opened, or None if it was not opened."""
         if STATES[self.state[row]] != "opened":
             return None
         return AudioInfo(
@@ -136,12 +142,14 @@ class TrackIndex:
 
 @dataclass(frozen=True, eq=False)
 class SourceColumns:
-    """What a source said of its tracks, small enough to be kept.
+    """The columns of a source, with digests instead of ids and texts. They are compared when a run is resumed.
 
     Attributes:
-        id_digests: (tracks,) int64.
-        text_digests: (tracks,) int64, 0 where there is no text.
-        start_s, duration_s, file_duration_s: (tracks,) float64, as in `TrackList`.
+        id_digests: (tracks,) int64, digests of the ids.
+        text_digests: (tracks,) int64, digests of the texts; all 0 if no track has a text.
+        start_s: (tracks,) float64, as in `TrackList`.
+        duration_s: (tracks,) float64, as in `TrackList`.
+        file_duration_s: (tracks,) float64, as in `TrackList`, NaN if no duration is declared.
     """
 
     id_digests: NDArray[np.int64]
@@ -152,21 +160,21 @@ class SourceColumns:
 
     @classmethod
     def of(cls, tracks: TrackList) -> SourceColumns:
-        """Of these tracks."""
+        """Computes the columns of a list of tracks."""
         return cls(
             _digests(tracks.ids), _digests(tracks.texts), tracks.start_s, tracks.duration_s, declared_durations(tracks)
         )
 
     def refuse_other(self, given: SourceColumns, tracks: TrackList, kept: Path) -> None:
-        """Compares with what the source says at another start.
+        """Checks that the source has not changed since these columns were saved.
 
         Args:
-            given: of `tracks`.
-            tracks: as the source has them.
-            kept: where these columns are from.
+            given: Columns of `tracks`.
+            tracks: Tracks of the source at this start.
+            kept: File in which these columns are saved.
 
         Raises:
-            RunError: names the first track that differs, and in what.
+            RunError: The source has changed; the message names the first track that differs, and the difference.
         """
         num_shared = min(len(self.id_digests), len(tracks))
         differs = {
@@ -178,29 +186,36 @@ class SourceColumns:
             return
         row = int(rows[0]) if len(rows) else num_shared
         if row >= len(tracks):
-            what = f"{len(self.id_digests) - len(tracks)} tracks behind {tracks.ids[row - 1]!r} are gone"
-        elif row < num_shared and not differs["id_digests"][row]:
-            of_it = (
-                "another text" if differs["text_digests"][row] else "another part of its file, or another duration_s"
+            num_missing = len(self.id_digests) - len(tracks)
+            last = tracks.ids[row - 1]
+            what = (
+                f"{num_missing} tracks after {last!r} are missing"
+                if num_missing > 1
+                else f"the last track, after {last!r}, is missing"
             )
-            what = f"track {tracks.ids[row]!r} has {of_it}"
+        elif row < num_shared and not differs["id_digests"][row]:
+            changed = "text" if differs["text_digests"][row] else "start_s, end_s or duration_s"
+            what = f"track {tracks.ids[row]!r} has a different {changed}"
         elif given.id_digests[row] in self.id_digests:
-            what = f"a track that stood before {tracks.ids[row]!r} is gone, or the order is another"
+            what = f"a track before {tracks.ids[row]!r} is missing, or the order has changed"
         else:
             what = f"track {tracks.ids[row]!r} was added"
         raise RunError(
-            f"the source is not what this run began with: {what} (row {row + 1}); bring it back as it was, or begin a new run. "
-            f"What it was is kept in {kept}"
+            f"the source has changed since the run started: {what} (row {row + 1}); restore the source or start a new run. "
+            f"The original source is recorded in {kept}"
         )
 
 
 def declared_durations(tracks: TrackList) -> NDArray[np.float64]:
-    """(tracks,) how long each file is said to be; NaN: nothing is said."""
+    """Returns the (tracks,) declared durations of the files in seconds; NaN if a duration is not declared."""
     return np.full(len(tracks), np.nan) if tracks.file_duration_s is None else tracks.file_duration_s
 
 
 def digest_source(tracks: TrackList) -> str:
-    """SHA-256, in hex, over all that a source says of its tracks, in order. What their files are is the index's to know."""
+    """Returns the SHA-256 in hex of the ids, texts, excerpts and declared durations of a source, in order.
+
+    The properties of the files are not part of the digest; the index holds them.
+    """
     digest = sha256()
     for column in (tracks.ids, tracks.texts):
         strings = _strings(column)
@@ -212,7 +227,11 @@ def digest_source(tracks: TrackList) -> str:
 
 
 def save_index(path: Path, index: TrackIndex, source: SourceColumns) -> None:
-    """Writes all of it under another name, and gives it its own once it lies on the disk."""
+    """Writes the index to a temporary file, syncs it to disk and renames it.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
     words = json.dumps({"formats": index.formats, "reasons": redact_tree(index.reasons), "layout": LAYOUT}).encode()
     columns = {name: packed(getattr(index, name)) for name in _COLUMNS} | {
         name: packed(column) for name, column in vars(source).items()
@@ -226,16 +245,16 @@ def save_index(path: Path, index: TrackIndex, source: SourceColumns) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        raise RunError(f"{path}: the index of tracks cannot be written: {error.strerror or error}") from error
+        raise RunError(f"{path}: cannot write the index of tracks: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
 
 
 def load_index(path: Path) -> tuple[TrackIndex, SourceColumns]:
-    """Reads what `save_index` wrote.
+    """Reads a file written by `save_index`.
 
     Raises:
-        RunError: not such a file.
+        RunError: The file is damaged or not an index of tracks.
     """
     try:
         with np.load(path, allow_pickle=False) as kept:
@@ -247,7 +266,7 @@ def load_index(path: Path) -> tuple[TrackIndex, SourceColumns]:
             source = {name: unpacked(kept[name], num_tracks) for name in SourceColumns.__dataclass_fields__}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise RunError(
-            f"{path}: not an index of tracks, or a damaged one ({error}); delete it, and the tracks are opened anew"
+            f"{path}: not an index of tracks, or damaged ({error}); delete the file to have the tracks opened again"
         ) from error
     reasons = {int(row): reason for row, reason in words["reasons"].items()}
     return TrackIndex(**columns, formats=words["formats"], reasons=reasons), SourceColumns(**source)

@@ -2,14 +2,13 @@
 
     head="score", context 3, target 4, a track of 13 frames (c: context, #: scored):
 
-        window 0    # # # # # # #                    what fits a window, all of it scored
+        window 0    # # # # # # #                    as many frames as fit a window, all scored
         window 1            c c c # # # #
-        window 2                    c c c # #        the last one is what is left
+        window 2                    c c c # #        the last target is the remainder
 
-    head="skip" leaves out window 0 and starts with the first target that has a full context.
+    head="skip" omits window 0 and starts with the first target that has a full context.
 
-A plan for a million tracks is a handful of numpy columns; `Window` records are views of a row. This file knows frames
-and nothing of audio, codes or models.
+A plan of a million tracks is a few numpy columns; a `Window` is created from a row on demand.
 """
 
 from collections.abc import Sequence
@@ -23,19 +22,19 @@ from musicgen_eval.errors import WindowError
 from musicgen_eval.records import CodecSpec, Window
 
 Head = Literal["score", "skip"]
-MAX_FRAMES = 1 << 40  # centuries
+MAX_FRAMES = 1 << 40  # seven centuries at 50 Hz
 
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """Windows as columns, one row each; all columns are int64 and of one length.
+    """Windows as columns, one row per window. All columns are int64 and of equal length.
 
     Attributes:
-        track: row of the track in its table.
-        index: number of the window in its track, from 0.
-        start_frame: first frame, from the track's start.
-        context_frames: frames read and not scored.
-        target_frames: frames scored.
+        track: Row of the track in its table.
+        index: Number of the window in its track, from 0.
+        start_frame: First frame of the window, counted from the start of the track.
+        context_frames: Number of frames that are fed but not scored.
+        target_frames: Number of frames that are scored or generated.
     """
 
     track: NDArray[np.int64]
@@ -49,19 +48,19 @@ class WindowPlan:
 
     @property
     def num_frames(self) -> NDArray[np.int64]:
-        """Frames that the model reads in each window."""
+        """Length of each window in frames."""
         return self.context_frames + self.target_frames
 
     def take(self, rows: NDArray[np.int64]) -> "WindowPlan":
-        """The plan with these rows, in this order."""
+        """Returns a plan with these rows, in this order."""
         return WindowPlan(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def in_scoring_order(self) -> "WindowPlan":
-        """Sorted by (length, track, index): equal lengths meet in a batch, so little is padded."""
+        """Returns the plan sorted by (length, track, index), so that the windows of a batch have similar lengths."""
         return self.take(np.lexsort((self.index, self.track, self.num_frames)))
 
     def window(self, row: int, track_ids: Sequence[str]) -> Window:
-        """The record of one row."""
+        """Returns one row as a `Window`."""
         return Window(
             track=track_ids[int(self.track[row])],
             index=int(self.index[row]),
@@ -77,25 +76,27 @@ def plan_windows(
     """Plans the windows of tracks of the given lengths.
 
     Args:
-        num_frames: (tracks,) length of each track in frames; 0 gives no window.
-        context_frames: frames read before each target, >= 0.
-        target_frames: frames scored in each window, >= 1.
-        head: `score`: the first window is the first context + target frames, all of them scored, and targets tile the
-            rest, so every frame is scored once. `skip`: only targets with a full context; the first `context_frames`
-            frames are never scored, and a track no longer than that has no window.
+        num_frames: (tracks,) length of each track in frames. A track of 0 frames has no windows.
+        context_frames: Number of frames fed before each target, at least 0.
+        target_frames: Number of frames scored in each window, at least 1.
+        head: With `score`, the first window is the first context + target frames, all of them scored, and targets tile the
+            rest, so that every frame is scored once. With `skip`, only targets with a full context are scored; the first
+            `context_frames` frames are never scored, and a track that is not longer has no windows.
 
     Returns:
         Windows in (track, index) order.
 
     Raises:
-        WindowError: a negative context, an empty target or an unknown head.
+        WindowError: The context is negative, the target is empty or `head` is unknown.
     """
     if context_frames < 0 or target_frames < 1:
-        raise WindowError(f"context must be >= 0 and target >= 1 frames, got {context_frames} and {target_frames}")
+        raise WindowError(
+            f"context must be at least 0 frames and target at least 1, got {context_frames} and {target_frames}"
+        )
     if head not in ("score", "skip"):
         raise WindowError(f"head must be 'score' or 'skip', got {head!r}")
     lengths = np.asarray(num_frames, dtype=np.int64)
-    first = context_frames + target_frames if head == "score" else context_frames  # where tiling begins
+    first = context_frames + target_frames if head == "score" else context_frames  # first frame of the tiled targets
     tiles = -(-np.maximum(lengths - first, 0) // target_frames)
     heads = ((lengths > 0) & (head == "score")).astype(np.int64)
     counts = heads + tiles
@@ -121,59 +122,70 @@ def plan_continuations(
     stride_frames: int,
     num_continuations: int = 1,
 ) -> WindowPlan:
-    """Plans what is heard of each track and how long it is continued: one window for each continuation.
+    """Plans the prompt and the target of every continuation, one window per continuation.
 
-        track     x x x x x x x x x x        heard: the last frames before the joint, as many as the windows to come will keep
-        context   c c c h h
-        target              # # # # #
+        track     x x x x x x x x x x
+        before    c c c p p                  p: prompt, the last frames before the boundary; c: earlier frames, not fed
+        target              # # # # #        #: frames to generate
 
     Args:
-        num_frames: (tracks,) length of each track in frames; 0 gives no window.
-        context_frames: where the continuation begins; None: at half of each track, rounded down.
-        target_frames: frames to generate; None: up to the end of each track.
-        max_frames: longest window that the decoder was trained on. Where context and target fit, the whole context is heard.
-        stride_frames: where they do not, the last max_frames - stride_frames frames of the context are heard.
-        num_continuations: windows a track.
+        num_frames: (tracks,) length of each track in frames. A track of 0 frames has no windows.
+        context_frames: Boundary, in frames from the start of the track. None means half of each track, rounded down.
+        target_frames: Number of frames to generate. None means up to the end of each track.
+        max_frames: Longest window that the decoder was trained on. If everything before the boundary and the target fit into
+            it together, the prompt is everything before the boundary.
+        stride_frames: Stride of the sliding window. If they do not fit, the prompt is the last max_frames - stride_frames
+            frames before the boundary.
+        num_continuations: Windows per track.
 
     Returns:
-        Windows in (track, continuation) order; context_frames are those that are heard.
+        Windows in (track, continuation) order; `context_frames` is the length of the prompt.
     """
     lengths = np.asarray(num_frames, dtype=np.int64)
     track = np.repeat(np.flatnonzero(lengths), num_continuations)
     index = np.arange(len(track)) % num_continuations
-    joint = lengths[track] // 2 if context_frames is None else np.full(len(track), context_frames)
-    target = lengths[track] - joint if target_frames is None else np.full(len(track), target_frames)
-    heard = np.where(joint + target <= max_frames, joint, np.minimum(joint, max_frames - stride_frames))
-    return WindowPlan(track=track, index=index, start_frame=joint - heard, context_frames=heard, target_frames=target)
+    boundary = lengths[track] // 2 if context_frames is None else np.full(len(track), context_frames)
+    target = lengths[track] - boundary if target_frames is None else np.full(len(track), target_frames)
+    prompt = np.where(boundary + target <= max_frames, boundary, np.minimum(boundary, max_frames - stride_frames))
+    return WindowPlan(
+        track=track, index=index, start_frame=boundary - prompt, context_frames=prompt, target_frames=target
+    )
 
 
 def whole_frames(seconds: float, frame_rate_hz: int, *, setting: str) -> int:
-    """Seconds as frames, which must come out whole.
+    """Converts seconds to a whole number of frames.
+
+    Args:
+        seconds: Length in seconds.
+        frame_rate_hz: Frames per second.
+        setting: Name of the setting, for messages.
 
     Raises:
-        WindowError: no length of audio, or not a whole number of frames; the nearest lengths that are stand in the message.
+        WindowError: The length is not finite or not a whole number of frames; the message gives the nearest valid lengths.
 
     >>> whole_frames(0.34, 50, setting="context_s")
     17
     """
     frames = seconds * frame_rate_hz
     if not abs(frames) < MAX_FRAMES:
-        raise WindowError(f"{setting}={seconds:g} is no length of audio in seconds")
+        raise WindowError(
+            f"{setting} must be a finite number of seconds below {MAX_FRAMES / frame_rate_hz:.2g}, got {seconds:g}"
+        )
     nearest = round(frames)
     if abs(frames - nearest) > 1e-6:
         below = int(frames) / frame_rate_hz
         raise WindowError(
-            f"{setting}={seconds:g} s is {frames:g} frames at {frame_rate_hz} Hz; take {below:g} or "
-            f"{below + 1 / frame_rate_hz:g} s"
+            f"{setting}={seconds:g} s is {frames:g} frames at {frame_rate_hz} Hz, expected a whole number; "
+            f"set it to {below:g} or {below + 1 / frame_rate_hz:g}"
         )
     return nearest
 
 
 def check_limit(context_frames: int, target_frames: int, spec: CodecSpec, *, allow_beyond_limit: bool) -> None:
-    """Refuses windows longer than the model was trained on, unless that is meant.
+    """Checks that windows are not longer than the checkpoint's limit, unless `allow_beyond_limit` is set.
 
     Raises:
-        WindowError: context + target over `spec.max_frames` and not allowed.
+        WindowError: Context + target exceed `spec.max_frames` and `allow_beyond_limit` is not set.
     """
     total = context_frames + target_frames
     if total <= spec.max_frames or allow_beyond_limit:
@@ -181,6 +193,6 @@ def check_limit(context_frames: int, target_frames: int, spec: CodecSpec, *, all
     rate = spec.frame_rate_hz
     raise WindowError(
         f"context {context_frames / rate:g} s + target {target_frames / rate:g} s is {total} frames, over the checkpoint's "
-        f"limit of {spec.max_frames} ({spec.max_frames / rate:g} s), past which its positions are untrained; shorten one, "
-        "or set allow_beyond_limit for an experiment"
+        f"limit of {spec.max_frames} ({spec.max_frames / rate:g} s), beyond which its positions are untrained; shorten "
+        "data.context_s or data.target_s, or set data.allow_beyond_limit to evaluate longer windows anyway"
     )

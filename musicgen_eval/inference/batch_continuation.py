@@ -1,10 +1,8 @@
-"""Continues windows of audio with a loaded model, and scores what came of them as the model would have drawn it.
+"""Continues windows of codes with a loaded model, and scores the continuations.
 
-    heard audio --encode, alone--> codes --continue_codes--> heard and drawn codes (K, T)
-                                                              |
-    nll of every drawn code, in the very windows it was drawn in: what was kept is context, what was drawn is scored
-
-Knows models, codes and texts; nothing of files, metrics or Lightning.
+prompt audio --encode, without what follows--> codes --continue_prompts--> prompt and continuation (K, T)
+|
+nll of every generated code, in the sliding window in which it was generated; the earlier codes of that window are context
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from musicgen_eval.records import CodecSpec, ContinuationSettings, Reading, Scor
 @torch.inference_mode()
 def continue_windows(
     model: MusicGen,
-    heard: Sequence[Tensor],
+    prompts: Sequence[Tensor],
     windows: Sequence[Window],
     *,
     texts: Sequence[str | None],
@@ -35,24 +33,24 @@ def continue_windows(
     stride_frames: int,
     seed: int = 0,
 ) -> list[Tensor]:
-    """Continues what was heard, all windows in one batch.
+    """Continues the prompts of all windows in one batch.
 
     Args:
-        model: the model.
-        heard: (K, context_frames) int64 codes of each window's context, encoded alone.
-        windows: where each stands; `index` is the number of the continuation.
-        texts: a text or None each.
-        settings: how to draw.
-        stride_frames: by how much windows slide where they are longer than the checkpoint's limit.
-        seed: of the numbers to draw with.
+        model: Loaded model.
+        prompts: (K, context_frames) int64 codes of each window's prompt, encoded without the audio that follows.
+        windows: Windows to continue; `index` is the number of the continuation.
+        texts: Text of each window; None for the null condition.
+        settings: Sampling, guidance and threads.
+        stride_frames: Stride of the sliding window, for windows longer than the checkpoint's limit.
+        seed: Seed of the random numbers.
 
     Returns:
-        (K, context_frames + target_frames) int64 each, on the model's device: the codes heard and those drawn.
+        (K, context_frames + target_frames) int64 per window, on the model's device: the prompt and the continuation.
     """
     spec = model.spec
     totals = [window.num_frames for window in windows]
     sampling = Sampling(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p)
-    uniforms = torch.zeros((len(heard), spec.num_codebooks, max(totals)), dtype=torch.float32)
+    uniforms = torch.zeros((len(prompts), spec.num_codebooks, max(totals)), dtype=torch.float32)
     for row, window in enumerate(windows):
         uniforms[row, :, window.context_frames : totals[row]] = continuation_uniforms(
             spec.num_codebooks, window.target_frames, seed=seed, track=window.track, continuation=window.index
@@ -60,7 +58,7 @@ def continue_windows(
     with full_precision(), torch_threads(settings.threads if model.device.type == "cpu" else None):
         codes = continue_prompts(
             model.decoder if model.fused is None else model.fused,
-            heard,
+            prompts,
             total_frames=totals,
             delays=spec.delays,
             max_frames=spec.max_frames,
@@ -75,25 +73,25 @@ def continue_windows(
 
 
 def encode_reference(
-    model: MusicGen, heard: Tensor, read: Callable[[int, int], Tensor], num_frames: int, *, stride_frames: int
+    model: MusicGen, prompt: Tensor, read: Callable[[int, int], Tensor], num_frames: int, *, stride_frames: int
 ) -> Tensor:
-    """The codes of how a track went on, behind those of what was heard.
+    """Encodes the reference and appends its codes to those of the prompt.
 
-    Each window's audio is encoded in one piece, and of its codes those behind what is known are taken: so the model meets the
-    reference as it meets its own continuation, after the codes of the context alone.
+    The audio of each sliding window is encoded as one segment, and the codes after the known frames are kept. The codes of the
+    prompt stay unchanged, so the model scores the reference after the same prompt as its own continuation.
 
     Args:
-        model: the model.
-        heard: (K, H) int64 codes of the context.
-        read: (first frame from where hearing began, frames) -> (C, N) float32 audio.
-        num_frames: frames of the reference.
-        stride_frames: as in `continue_windows`.
+        model: Loaded model.
+        prompt: (K, P) int64 codes of the prompt.
+        read: Maps the first frame, counted from the start of the prompt, and a number of frames to (C, N) float32 audio.
+        num_frames: Number of frames of the reference.
+        stride_frames: As in `continue_windows`.
 
     Returns:
-        (K, H + num_frames) int64.
+        (K, P + num_frames) int64.
     """
-    codes = heard
-    for span in _spans(model.spec, heard.shape[1], heard.shape[1] + num_frames, stride_frames):
+    codes = prompt
+    for span in _spans(model.spec, prompt.shape[1], prompt.shape[1] + num_frames, stride_frames):
         window = model.encode([read(span.start, span.num_frames)])[0]
         codes = torch.cat([codes, window[:, span.known - span.start :]], dim=1)
     return codes
@@ -101,15 +99,15 @@ def encode_reference(
 
 @dataclass(frozen=True)
 class ContinuedCodes:
-    """What is to be scored of a window.
+    """A window whose continuation is scored.
 
     Attributes:
-        window: where it stands.
-        codes: (K, context_frames + target_frames) int64.
-        reference: (K, context_frames + R) int64, R <= target_frames: what was heard and how the track went on; None: not wanted, or
-            there is none.
-        text: its track's text; None: the null condition.
-        other_text: another track's text, for `other_text`.
+        window: The window.
+        codes: (K, context_frames + target_frames) int64, prompt and continuation.
+        reference: (K, context_frames + R) int64, prompt and reference, R <= target_frames. None if no reference exists or none
+            is scored.
+        text: Text of the track. None means the null condition.
+        other_text: Text of another track, for the reading `other_text`.
     """
 
     window: Window
@@ -128,11 +126,19 @@ def score_continuations(
     seed: int = 0,
     with_logits: frozenset[str] = frozenset(),
 ) -> list[dict[str, ScoredWindow | None]]:
-    """Scores continuations and references after what was heard, in the windows in which they were, or would be, drawn.
+    """Scores continuations and references after their prompts, in the sliding windows used for generation.
+
+    Args:
+        model: Loaded model.
+        continued: Windows with their codes.
+        readings: Readings to score.
+        stride_frames: As in `continue_windows`.
+        seed: Seed of the generators that change codes.
+        with_logits: Names of the readings whose logits are returned.
 
     Returns:
-        For each window, reading name -> (K, context_frames + target_frames) scores, NaN on the context and where a reference ends
-        before the continuation; None where the reading does not exist.
+        For each window, reading name -> scores of (K, context_frames + target_frames) codes. The nll is NaN in the prompt and after
+        the end of a shorter reference. A reading that does not exist for a window is None.
     """
     results: list[dict[str, ScoredWindow | None]] = [{reading.name: None for reading in readings} for _ in continued]
     for target in ("own", "reference"):
@@ -145,23 +151,23 @@ def score_continuations(
         }
         for number in range(max((len(found) for _, found in spans.values()), default=0)):
             batch = [(row, codes, found[number]) for row, (codes, found) in spans.items() if number < len(found)]
-            pieces = [_piece(continued[row], codes, span) for row, codes, span in batch]
-            scored = score_readings(model, pieces, wanted, seed=seed, with_logits=with_logits)
-            for (row, codes, span), piece in zip(batch, scored, strict=True):
-                for name, read in piece.items():
+            parts = [_part(continued[row], codes, span) for row, codes, span in batch]
+            scored = score_readings(model, parts, wanted, seed=seed, with_logits=with_logits)
+            for (row, codes, span), part in zip(batch, scored, strict=True):
+                for name, read in part.items():
                     if read is not None:
                         whole = results[row][name] or unscored(continued[row].window, codes, read.logits)
-                        results[row][name] = _joined(whole, read, span)
+                        results[row][name] = _inserted(whole, read, span)
     return results
 
 
 def unscored(window: Window, codes: Tensor, like: Tensor | None = None) -> ScoredWindow:
-    """A window of which nothing is scored yet: NaN, rank -1; codes that a shorter reference does not have are 0.
+    """Returns the scores of a window in which no code is scored: nll NaN and rank -1.
 
     Args:
-        window: the window.
-        codes: (K, T) int64, T up to the window's frames.
-        like: logits (K, t, V) of some stretch of it, where logits are wanted.
+        window: The window.
+        codes: (K, T) int64. If T is less than the length of the window, the missing codes are 0.
+        like: (K, t, V) logits of any t frames, whose V and device the returned logits take. None means no logits.
     """
     K, T = codes.shape[0], window.num_frames
     shape = (K, T)
@@ -175,12 +181,12 @@ def unscored(window: Window, codes: Tensor, like: Tensor | None = None) -> Score
     )
 
 
-def _spans(spec: CodecSpec, heard_frames: int, total_frames: int, stride_frames: int) -> list[WindowSpan]:
-    return window_spans(heard_frames, total_frames, max_frames=spec.max_frames, stride_frames=stride_frames)
+def _spans(spec: CodecSpec, prompt_frames: int, total_frames: int, stride_frames: int) -> list[WindowSpan]:
+    return window_spans(prompt_frames, total_frames, max_frames=spec.max_frames, stride_frames=stride_frames)
 
 
-def _piece(item: ContinuedCodes, codes: Tensor, span: WindowSpan) -> CodedWindow:
-    """One window as a reading scores it."""
+def _part(item: ContinuedCodes, codes: Tensor, span: WindowSpan) -> CodedWindow:
+    """Returns the part of an item that one sliding window covers."""
     window = Window(
         track=item.window.track,
         index=item.window.index,
@@ -191,11 +197,11 @@ def _piece(item: ContinuedCodes, codes: Tensor, span: WindowSpan) -> CodedWindow
     return CodedWindow(window, codes[:, span.start : span.end], item.text, item.other_text)
 
 
-def _joined(whole: ScoredWindow, piece: ScoredWindow, span: WindowSpan) -> ScoredWindow:
-    """Puts what a window scored into its place, in place."""
+def _inserted(whole: ScoredWindow, part: ScoredWindow, span: WindowSpan) -> ScoredWindow:
+    """Copies the scores of a sliding window to their place in the scores of the whole window, in place."""
     first = span.known - span.start
     for name in ("scored", "nll", "rank", "logits"):
         values = getattr(whole, name)
         if values is not None:
-            values[:, span.known : span.end] = getattr(piece, name)[:, first:]
+            values[:, span.known : span.end] = getattr(part, name)[:, first:]
     return whole

@@ -1,11 +1,10 @@
-"""Scores the windows of a batch with a loaded model, the way that suits its device.
+"""Scores the windows of a batch with a loaded model.
 
-    CPU           every window alone and unpadded, on one thread, the windows side by side
-    accelerator   one padded forward pass; padding is neither seen nor scored. The same holds for a sharded model, whose
-                  processes must make their passes in the same order.
+    CPU           each window alone and unpadded, on one thread; several windows run in parallel
+    accelerator   one padded forward pass; padding is masked and not scored. Sharded models are scored in the same way, since
+                  their processes must run the same passes in the same order.
 
-So on a CPU a window's numbers do not depend on its neighbours, on threads or on processes, to the last bit. Knows models,
-codes and texts; nothing of readings, metrics or Lightning.
+On a CPU the scores of a window are therefore bit-identical for any batch and any number of threads or processes.
 """
 
 from collections.abc import Sequence
@@ -33,15 +32,15 @@ def score_windows(
     """Scores windows under teacher forcing.
 
     Args:
-        model: the model.
-        codes: (K, T_i) int64 each, lengths may differ.
-        scored: (K, T_i) bool each, on the CPU: which codes are counted.
-        texts: a text or None each.
-        tail: see `score_codes`; relative to each window's own T.
-        with_logits: also give the logits of scored codes.
+        model: Loaded model.
+        codes: (K, T_i) int64 per window; lengths may differ.
+        scored: (K, T_i) bool per window, on the CPU, True for codes that are scored.
+        texts: Text of each window; None for the null condition.
+        tail: See `score_codes`; applies to the T_i of each window.
+        with_logits: True to return the logits of scored codes, too.
 
     Returns:
-        For each window (K, T_i) tensors, on the model's device.
+        Scores with (K, T_i) tensors per window, on the model's device.
     """
     states = model.encode_texts(texts)
     if model.device.type == "cpu" and not is_sharded(model.decoder):
@@ -59,7 +58,19 @@ def score_padded(
     tail: Tail = "score",
     with_logits: bool = False,
 ) -> list[Scores]:
-    """As `score_windows`, as one padded pass over encoded texts; for accelerators, and right on a CPU too."""
+    """Scores windows in one padded pass, on any device.
+
+    Args:
+        model: Loaded model.
+        codes: See `score_windows`.
+        scored: See `score_windows`.
+        states: (L_i, D) text states of each window; None for the null condition.
+        tail: See `score_windows`.
+        with_logits: See `score_windows`.
+
+    Returns:
+        Scores with (K, T_i) tensors per window, on the model's device.
+    """
     spec, lengths = model.spec, [window.shape[-1] for window in codes]
     B, K, T = len(codes), spec.num_codebooks, max(lengths)
     padded = torch.full((B, K, T), spec.special_token, dtype=torch.int64, device=model.device)
@@ -121,14 +132,14 @@ def _score_alone(
 
     windows = list(zip(codes, scored, states, strict=True))
     _grow_positions(model, max(window.shape[-1] for window in codes))
-    if is_packed(model.decoder):  # its precision is settled; autocast would only round what lies between its products
+    if is_packed(model.decoder):  # its precision is fixed; autocast would only round the values between matrix products
         with torch.autocast("cpu", enabled=False):
             return map_single_threaded(score, windows)
     return map_single_threaded(score, windows)
 
 
 def _grow_positions(model: MusicGen, num_frames: int) -> None:
-    """Makes the table of positions long enough for windows beyond the limit, before several threads would at once."""
+    """Extends the table of positions for windows beyond the limit, so that parallel threads do not all extend it."""
     positions = model.decoder.model.decoder.embed_positions
     num_steps = num_frames + max(model.spec.delays)
     if num_steps > positions.weights.shape[0]:
@@ -138,17 +149,17 @@ def _grow_positions(model: MusicGen, num_frames: int) -> None:
 def pad_states(
     states: Sequence[Tensor | None], *, width: int, device: torch.device
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Text states of different lengths as one batch.
+    """Pads text states of different lengths to one batch.
 
     Args:
-        states: (L_i, D) each, or None for the null condition.
+        states: (L_i, D) text states of each row; None for the null condition.
         width: D.
-        device: where the batch goes.
+        device: Device of the batch.
 
     Returns:
-        (B, L, D) float32 zero where padded and (B, L) int64 mask; (None, None) when every row is the null condition. A
-        null row hears one position of zeros rather than nothing, since a softmax over nothing is NaN; its keys and
-        values have no bias, so what it hears is exactly zero.
+        (B, L, D) float32 states, padded with zeros, and (B, L) int64 mask. (None, None) if every row is the null condition. A
+        null row attends to one position of zeros, since a softmax over no positions is NaN. Keys and values have no bias, so
+        its cross attention is exactly zero.
     """
     if all(row is None for row in states):
         return None, None
@@ -165,6 +176,6 @@ def pad_states(
 
 
 def _row(scores: Scores, row: int, num_frames: int) -> Scores:
-    """One window's (K, T) part of a batch."""
+    """Returns the (K, T) scores of one row of a batch."""
     logits = None if scores.logits is None else scores.logits[row, :, :num_frames]
     return Scores(nll=scores.nll[row, :, :num_frames], rank=scores.rank[row, :, :num_frames], logits=logits)

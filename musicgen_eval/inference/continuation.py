@@ -1,13 +1,13 @@
-"""Continues codes: a prompt is kept as it is, and what follows is drawn from the decoder, past its longest window too.
+"""Continues prompts of codes, also beyond the longest window of the decoder, by a sliding window.
 
-    window of max_frames 10, stride 6, a prompt of 4 frames (p), 20 frames in all:
+    max_frames 10, stride 6, a prompt of 4 frames (p), 20 frames in total:
 
-        p p p p # # # # # #                                    the prompt is read, six frames are drawn
-                    k k k k # # # # # #                        the last four are kept and read again
-                                k k k k # # # #                until all frames are there
+        p p p p # # # # # #                                    the prompt is fed, six frames are generated
+                    k k k k # # # # # #                        the last four frames (k) are fed again, six are generated
+                                k k k k # # # #                the last four frames are fed again, four are generated
 
-Every row of a batch goes through its own windows: prompts and totals may differ. A row's codes are those that it has alone. The
-functions know codes and a transformers decoder; neither audio nor texts nor Lightning.
+Prompts and totals may differ between the rows of a batch, since each row has its own windows. The codes of a row do not depend on
+the other rows. Independent of audio, tokenised texts and Lightning.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import index
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,55 +54,51 @@ def continue_codes(
     """Continues prompts of codes.
 
     Args:
-        decoder: a transformers `MusicgenForCausalLM` in eval mode. On an accelerator, each call joins a copy of its weights.
+        decoder: A transformers `MusicgenForCausalLM` in eval mode. On an accelerator, each call makes a fused copy of its weights.
         prompt: (B, K, P) int64 in [0, V), undelayed; P may be 0.
-        total_frames: frames of prompt and continuation together, one number or (B,).
-        delays: (K,) the checkpoint's delay pattern (`CodecSpec.delays`).
-        max_frames: longest window that the decoder was trained on.
-        stride_frames: by how much the window slides where total_frames is over max_frames; None: 3/5 of max_frames, as audiocraft.
-        encoder_hidden_states: (B, L, D) text states, projected to the decoder's width; None: the null condition.
-        encoder_attention_mask: (B, L), 0 for padded text; a row of zeros is the null condition. None: all of it is heard.
-        guidance_scale: of classifier-free guidance, >= 1; 1 is none. Rows under the null condition have none to follow.
-        temperature: divides the logits; 0 takes the likeliest code.
-        top_k: draws from so many of the likeliest codes; None: all.
-        top_p: draws from the likeliest codes that reach this probability together; None: all.
-        prompt_frames: (B,) frames of each row's prompt, P where not given; what lies behind them may be anything.
-        uniforms: (B, K, max total_frames) in [0, 1): the numbers to draw with, by frame and codebook, on any device; not needed at
+        total_frames: Frames of prompt and continuation together, one number or (B,).
+        delays: (K,) delay pattern of the checkpoint (`CodecSpec.delays`).
+        max_frames: Longest window that the decoder was trained on.
+        stride_frames: Stride of the sliding window, used if total_frames exceeds max_frames. None means 3/5 of max_frames, as in
+            audiocraft.
+        encoder_hidden_states: (B, L, D) text states, projected to the decoder's width. None means the null condition.
+        encoder_attention_mask: (B, L), 0 for padding. A row of zeros means the null condition. None means no padding.
+        guidance_scale: Scale of classifier-free guidance, at least 1 (no guidance). Not used for rows with the null condition.
+        temperature: Divisor of the logits; 0 selects the most likely code.
+        top_k: Number of most likely codes to sample from. None means all codes.
+        top_p: Sample from the smallest set of most likely codes whose total probability reaches top_p. None means all codes.
+        prompt_frames: (B,) length of each row's prompt. Later frames of `prompt` are ignored. None means P for every row.
+        uniforms: (B, K, max total_frames) random numbers in [0, 1), one per codebook and frame, on any device. Not needed at
             temperature 0.
 
     Returns:
-        (B, K, max total_frames) int64 on the decoder's device: the prompt's own codes, then the continuation, then the special
-        token V where a row is shorter than the longest. A prompt of max_frames or more is heard from its last
-        max_frames - stride_frames frames on.
+        (B, K, max total_frames) int64 on the decoder's device: the prompt, the continuation, and the special token V after the
+        end of a shorter row. If the prompt is at least max_frames long and total_frames exceeds max_frames, the first window is
+        fed only the last max_frames - stride_frames frames of it.
 
     Raises:
-        ValueError: shapes that do not fit together, codes outside [0, V), or a setting out of its range.
-        NonFiniteError: a ValueError too: the decoder made NaN or infinite numbers; names the rows.
+        ValueError: Shapes do not match, codes are outside [0, V), or a setting is out of range.
+        NonFiniteError: The decoder produced NaN or infinite logits. A subclass of ValueError that names the rows.
 
     Source: MusicGen (arXiv 2306.05284), section 2.2; audiocraft 1.3.0, `LMModel.generate` and `MusicGen._generate_tokens`.
     """
-    if prompt.dim() != 3 or prompt.shape[1] != len(delays) or prompt.dtype != torch.int64:
-        raise ValueError(
-            f"prompt must be (B, K, P) int64 with K = {len(delays)} delays, got {tuple(prompt.shape)} {prompt.dtype}"
-        )
-    B, K, P = prompt.shape
-    V = decoder.config.vocab_size
-    if not 1 <= guidance_scale < float("inf"):
-        raise ValueError(f"guidance_scale must be at least 1 (none), got {guidance_scale}")
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    sampling.check(V)
-    totals = _per_row(total_frames, B, "total_frames")
-    known = [P] * B if prompt_frames is None else _per_row(prompt_frames, B, "prompt_frames")
-    for row, (frames, total) in enumerate(zip(known, totals, strict=True)):
-        if not 0 <= frames <= min(P, total):
-            raise ValueError(f"row {row}: a prompt of {frames} frames does not fit {P} given and {total} in all")
-    _check_uniforms(uniforms, (B, K, max(totals, default=0)), temperature)
-    _check_prompts(prompt, known, V)
+    lengths = _checked_lengths(
+        prompt,
+        delays=delays,
+        codebook_size=decoder.config.vocab_size,
+        guidance_scale=guidance_scale,
+        sampling=sampling,
+        total_frames=total_frames,
+        prompt_frames=prompt_frames,
+        uniforms=uniforms,
+    )
+    B = len(prompt)
     with full_precision():
         return continue_prompts(
             decoder,
-            [row[:, :frames] for row, frames in zip(prompt, known, strict=True)],
-            total_frames=totals,
+            [row[:, :frames] for row, frames in zip(prompt, lengths.prompts, strict=True)],
+            total_frames=lengths.totals,
             delays=delays,
             max_frames=max_frames,
             stride_frames=3 * max_frames // 5 if stride_frames is None else stride_frames,
@@ -110,6 +107,54 @@ def continue_codes(
             sampling=sampling,
             uniforms=uniforms,
         )
+
+
+class _Lengths(NamedTuple):
+    """Lengths of the rows of a batch in frames.
+
+    Attributes:
+        prompts: (B,) length of each prompt.
+        totals: (B,) length of prompt and continuation together.
+    """
+
+    prompts: list[int]
+    totals: list[int]
+
+
+def _checked_lengths(
+    prompt: Tensor,
+    *,
+    delays: Sequence[int],
+    codebook_size: int,
+    guidance_scale: float,
+    sampling: Sampling,
+    total_frames: int | Sequence[int] | Tensor,
+    prompt_frames: Sequence[int] | Tensor | None,
+    uniforms: Tensor | None,
+) -> _Lengths:
+    """Checks the arguments of `continue_codes` and returns the lengths of its rows.
+
+    Raises:
+        ValueError: Shapes do not match, codes are outside [0, V), or a setting is out of range.
+    """
+    if prompt.dim() != 3 or prompt.shape[1] != len(delays) or prompt.dtype != torch.int64:
+        raise ValueError(
+            f"prompt must be (B, K, P) int64 with K = {len(delays)} delays, got {tuple(prompt.shape)} {prompt.dtype}"
+        )
+    B, K, P = prompt.shape
+    if not 1 <= guidance_scale < float("inf"):
+        raise ValueError(f"guidance_scale must be at least 1 (no guidance) and finite, got {guidance_scale}")
+    sampling.check(codebook_size)
+    totals = _per_row(total_frames, B, "total_frames")
+    prompts = [P] * B if prompt_frames is None else _per_row(prompt_frames, B, "prompt_frames")
+    for row, (frames, total) in enumerate(zip(prompts, totals, strict=True)):
+        if not 0 <= frames <= min(P, total):
+            raise ValueError(
+                f"row {row}: prompt_frames must be 0 to {min(P, total)} (prompt: {P}, total_frames: {total}), got {frames}"
+            )
+    _check_uniforms(uniforms, (B, K, max(totals, default=0)), sampling.temperature)
+    _check_prompts(prompt, prompts, codebook_size)
+    return _Lengths(prompts, totals)
 
 
 def continue_prompts(
@@ -129,17 +174,17 @@ def continue_prompts(
     """Continues prompts as `continue_codes` does, without checking the arguments.
 
     Args:
-        decoder: a transformers decoder, or one whose weights have been joined for an accelerator.
-        prompts: (K, P_i) int64 each.
+        decoder: A transformers decoder, or a fused decoder for an accelerator.
+        prompts: (K, P_i) int64 per row.
         total_frames: (B,) frames of prompt and continuation together.
-        delays: (K,).
-        max_frames: see `continue_codes`.
-        stride_frames: see `continue_codes`.
-        texts: (L_i, D) states of each row; None for the null condition.
-        guidance_scale: see `continue_codes`.
-        sampling: how codes are drawn.
+        delays: (K,) delay of each codebook in steps.
+        max_frames: See `continue_codes`.
+        stride_frames: See `continue_codes`.
+        texts: (L_i, D) text states of each row; None for the null condition.
+        guidance_scale: See `continue_codes`.
+        sampling: Temperature, top_k and top_p.
         uniforms: (B, K, max total_frames), or None at temperature 0.
-        kernels: how the steps run on CUDA.
+        kernels: Execution of the decoding steps on CUDA.
 
     Returns:
         (B, K, max total_frames) int64 on the decoder's device.
@@ -155,7 +200,7 @@ def continue_prompts(
     ]
     if not any(schedules):
         return codes
-    order = sorted(range(len(prompts)), key=lambda row: texts[row] is None)  # rows with a text come first
+    order = sorted(range(len(prompts)), key=lambda row: texts[row] is None)  # rows with a text first
     index = upload(torch.tensor(order), device)
     numbers = None if uniforms is None else upload(uniforms.float(), device).index_select(0, index)
     continued = codes.index_select(0, index)
@@ -179,12 +224,12 @@ def continue_prompts(
 
 @dataclass(frozen=True)
 class WindowSpan:
-    """One window of a continuation, in frames from the prompt's start.
+    """One sliding window of a continuation, in frames from the start of the prompt.
 
     Attributes:
-        start: where the window begins.
-        known: where what is known ends, and what is drawn begins.
-        end: where the window ends.
+        start: First frame of the window.
+        known: First generated frame; the frames from `start` up to it are already known.
+        end: End of the window, exclusive.
     """
 
     start: int
@@ -193,20 +238,21 @@ class WindowSpan:
 
     @property
     def num_frames(self) -> int:
-        """Frames in the window."""
+        """Length of the window in frames."""
         return self.end - self.start
 
 
 def window_spans(prompt_frames: int, total_frames: int, *, max_frames: int, stride_frames: int) -> list[WindowSpan]:
-    """The windows that continue a prompt up to a total; none where there is nothing to draw.
+    """Returns the sliding windows that extend a prompt to a total length; no windows if the prompt has that length already.
 
-    A prompt below max_frames is heard whole by the first window; a longer one from its last max_frames - stride_frames frames on.
+    The first window is fed the whole prompt if the prompt is shorter than max_frames, otherwise the last
+    max_frames - stride_frames frames of it.
 
     >>> [(span.start, span.known, span.end) for span in window_spans(4, 20, max_frames=10, stride_frames=6)]
     [(0, 4, 10), (6, 10, 16), (12, 16, 20)]
 
     Raises:
-        ValueError: a window or stride that cannot be.
+        ValueError: max_frames or stride_frames is out of range.
 
     Source: audiocraft 1.3.0, `MusicGen._generate_tokens`.
     """
@@ -214,7 +260,7 @@ def window_spans(prompt_frames: int, total_frames: int, *, max_frames: int, stri
         raise ValueError(f"max_frames must be at least 1, got {max_frames}")
     if total_frames > max_frames and not 1 <= stride_frames < max_frames:
         raise ValueError(
-            f"stride_frames must be 1 to {max_frames - 1}, below the window of {max_frames} frames, got {stride_frames}"
+            f"stride_frames must be 1 to {max_frames - 1}, less than max_frames={max_frames}, got {stride_frames}"
         )
     start = (
         0 if total_frames <= max_frames or prompt_frames < max_frames else prompt_frames - max_frames + stride_frames
@@ -229,24 +275,26 @@ def window_spans(prompt_frames: int, total_frames: int, *, max_frames: int, stri
 
 
 WindowDrawer = Callable[[WindowDraw], tuple[Tensor, Sequence[int]]]
-"""Draws one window of every row: (B, K, C) columns, and the rows whose numbers were not finite."""
+"""Generates one window of every row; returns (B, K, C) codes by column, and the rows with NaN or infinite logits."""
 
 
 @dataclass(frozen=True)
 class WindowLayout:
-    """Which codes the columns of a window hold; all tensors are on the CPU.
+    """The frame of each codebook that every column of a window contains. A column is one decoding step.
 
-    Column c of a row is predicted by the row's step known + c, which reads column c - 1. It holds frame known + c - delay_k of
-    codebook k. A window that begins at frame 3, with 4 known frames (p) and 3 to draw (#), and delays 0 and 1:
+    Column c contains frame known + c - delay_k of codebook k, and is predicted from the columns before it. All tensors are on
+    the CPU.
+
+    A window that starts at frame 3, with 4 known frames (p), 3 frames to generate (#), and delays 0 and 1:
 
         frame              3 4 5 6 7 8 9          column            0 1 2 3
-        codebook 0         p p p p # # #          codebook 0        # # # .
-        codebook 1         p p p p # # #          codebook 1        p # # #        . is fed as the special token
+        codebook 0         p p p p # # #          codebook 0        # # # .        frames 7 8 9
+        codebook 1         p p p p # # #          codebook 1        p # # #        frames 6 7 8 9; . is the special token
 
     Attributes:
-        frames: (B, K, C) int64, frame of the row's codes that a column holds, clamped to the row.
-        is_drawn: (B, K, C) bool.
-        is_known: (B, K, C) bool, True where the column holds a code of the prompt.
+        frames: (B, K, C) int64, frame of each entry, clamped to the frames of the row.
+        is_drawn: (B, K, C) bool, True for entries to generate.
+        is_known: (B, K, C) bool, True for entries with a known code.
     """
 
     frames: Tensor
@@ -255,12 +303,12 @@ class WindowLayout:
 
 
 def window_layout(spans: Sequence[WindowSpan | None], *, delays: Sequence[int], num_frames: int) -> WindowLayout:
-    """Lays out the columns of one window of every row.
+    """Computes the layout of one window of every row.
 
     Args:
-        spans: (B,) the window of each row; None if its row is complete.
-        delays: (K,).
-        num_frames: T, frames of the rows' codes.
+        spans: (B,) window of each row; None if the row is complete.
+        delays: (K,) delay of each codebook in steps.
+        num_frames: T, number of frames of the rows.
 
     >>> layout = window_layout([WindowSpan(3, 7, 10)], delays=(0, 1), num_frames=12)
     >>> layout.frames[0].tolist()
@@ -292,18 +340,18 @@ def _continue_windows(
     delays: Sequence[int],
     special_token: int,
 ) -> None:
-    """Draws one window of every row, in place.
+    """Generates one window of every row, in place.
 
     Args:
-        draw: draws the columns.
+        draw: Generates the columns.
         codes: (B, K, T) int64, rows with a text first.
-        spans: (B,) the window of each row; None if its row is complete, and idles.
-        uniforms: (B, K, T), or None.
-        delays: (K,).
+        spans: (B,) window of each row; None if the row is complete and stays idle.
+        uniforms: (B, K, T) random numbers, or None at temperature 0.
+        delays: (K,) delay of each codebook in steps.
         special_token: V.
 
     Raises:
-        NonFiniteError: names the rows.
+        NonFiniteError: The decoder produced NaN or infinite logits in rows that are not idle.
     """
     layout = window_layout(spans, delays=delays, num_frames=codes.shape[2])
     frames = upload(layout.frames, codes.device)
@@ -329,7 +377,7 @@ def _continue_windows(
 def _delayed_prompts(
     codes: Tensor, spans: Sequence[WindowSpan | None], *, delays: Sequence[int], special_token: int
 ) -> Tensor:
-    """(B, K, S) int64: what each row has before its first drawn column, delayed; padded on the right with the special token."""
+    """Returns the (B, K, S) int64 decoder input before the first column of each row, padded on the right with the special token."""
     B, K, _ = codes.shape
     known = [0 if span is None else span.known - span.start for span in spans]
     prompts = codes.new_full((B, K, max(known)), special_token)
@@ -349,7 +397,7 @@ def _window_drawer(
     sampling: Sampling,
     kernels: StepKernels,
 ) -> WindowDrawer:
-    """Draws windows as suits the decoder's device: static steps on an accelerator, and the CPU's own steps on a CPU."""
+    """Returns a function that generates windows, with static steps on an accelerator and `CpuSteps` on a CPU."""
     if decoder.device.type == "cpu" and not isinstance(decoder, FusedDecoder):
         steps = CpuSteps(
             decoder,
@@ -376,7 +424,7 @@ def _window_drawer(
 
 
 def _fused(decoder: MusicgenForCausalLM) -> FusedDecoder:
-    """A caller's own decoder for one call, in autocast's dtype if that is on."""
+    """Returns a fused copy of a decoder, in the dtype of autocast if it is enabled."""
     device_type = decoder.device.type
     is_cast = torch.is_autocast_enabled(device_type)
     return FusedDecoder(decoder, torch.get_autocast_dtype(device_type) if is_cast else decoder.dtype)
@@ -390,20 +438,20 @@ def _per_row(value: int | Sequence[int] | Tensor, num_rows: int, name: str) -> l
     except TypeError:
         rows = []
     if len(rows) != num_rows:
-        raise ValueError(f"{name} must be a whole number or {num_rows} of them, got {value}")
+        raise ValueError(f"{name} must be a whole number or a sequence of {num_rows} whole numbers, got {value}")
     return rows
 
 
 def _check_uniforms(uniforms: Tensor | None, shape: tuple[int, int, int], temperature: float) -> None:
     if uniforms is None and temperature > 0:
         raise ValueError(
-            f"temperature={temperature:g} draws at random: pass uniforms (B, K, total_frames), such as "
-            "torch.rand(..., generator=...), or temperature=0"
+            f"uniforms is required if temperature is above 0, got temperature={temperature:g}; pass (B, K, total_frames) "
+            "numbers, such as torch.rand(..., generator=...), or set temperature=0"
         )
     if uniforms is not None and tuple(uniforms.shape) != shape:
         raise ValueError(f"uniforms must be (B, K, total_frames) = {shape}, got {tuple(uniforms.shape)}")
     if uniforms is not None and not bool(((uniforms >= 0) & (uniforms < 1)).all()):
-        raise ValueError("uniforms must lie in [0, 1)")
+        raise ValueError(f"uniforms must be in [0, 1), got {float(uniforms.min()):g} to {float(uniforms.max()):g}")
 
 
 def _check_prompts(prompt: Tensor, prompt_frames: Sequence[int], codebook_size: int) -> None:
@@ -411,15 +459,19 @@ def _check_prompts(prompt: Tensor, prompt_frames: Sequence[int], codebook_size: 
     for row, frames in enumerate(prompt_frames):
         if not in_range[row, :frames].all():
             raise ValueError(
-                f"prompt must lie in [0, {codebook_size}) in its first {frames} frames, and row {row} does not"
+                f"row {row}: prompt must be in [0, {codebook_size}) in its first {frames} frames; mask padding with prompt_frames"
             )
 
 
 def _texts(states: Tensor | None, mask: Tensor | None, num_rows: int, *, width: int) -> list[Tensor | None]:
-    """(L_i, D) states of each row without their padding; None for the null condition."""
+    """Returns the (L_i, D) text states of each row without padding; None for the null condition.
+
+    Raises:
+        ValueError: Shapes do not match.
+    """
     if states is None:
         if mask is not None:
-            raise ValueError("encoder_attention_mask goes with encoder_hidden_states")
+            raise ValueError("encoder_attention_mask requires encoder_hidden_states; pass both or neither")
         return [None] * num_rows
     if states.dim() != 3 or len(states) != num_rows or states.shape[2] != width:
         raise ValueError(

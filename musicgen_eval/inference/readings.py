@@ -1,10 +1,8 @@
-"""Scores the readings of windows: the plain one, and those that some metric named.
+"""Scores the readings of windows: the plain reading, and those that metrics request.
 
-    window, codes, texts --feed(reading)--> what the decoder hears --score_windows--> aligned to the window again
+window, codes, texts --reading--> codes and text that are fed --score_windows--> scores, aligned to the window
 
-    no_context:  codes   c c c # # # #      fed    # # # #        given back   NaN NaN NaN x x x x
-
-Knows readings and the model; nothing of files, metrics or Lightning.
+no_context:  codes   c c c # # # #      fed    # # # #      nll   NaN NaN NaN x x x x
 """
 
 from collections.abc import Sequence
@@ -24,13 +22,13 @@ from musicgen_eval.records import CodecSpec, Reading, ScoredWindow, Window
 
 @dataclass(frozen=True)
 class CodedWindow:
-    """A window whose audio has become codes.
+    """A window with its codes and texts.
 
     Attributes:
-        window: the window.
-        codes: (K, T) int64.
-        text: its track's text; None: the null condition.
-        other_text: another track's text, for `other_text`.
+        window: The window.
+        codes: (K, T) int64 codes of the window.
+        text: Text of the track. None means the null condition.
+        other_text: Text of another track, for the reading `other_text`.
     """
 
     window: Window
@@ -48,19 +46,22 @@ def score_readings(
     seed: int = 0,
     with_logits: frozenset[str] = frozenset(),
 ) -> list[dict[str, ScoredWindow | None]]:
-    """Scores every reading of every window, one pass a reading.
+    """Scores every reading of every window, one pass per reading.
 
     Args:
-        model: the model.
-        windows: a batch.
-        readings: which to score.
-        tail: see `score_codes`, relative to each window's own length.
-        seed: of the generators that change codes.
-        with_logits: names of the readings whose logits are wanted.
+        model: Loaded model.
+        windows: Windows of a batch.
+        readings: Readings to score.
+        tail: See `score_codes`; applies to the length of each window.
+        seed: Seed of the generators that change codes.
+        with_logits: Names of the readings whose logits are returned.
 
     Returns:
-        For each window, reading name -> what it left, or None where it does not exist: `no_text` of a window without a
-        text, `no_context` of one without a context.
+        For each window, reading name -> scores, or None if the reading does not exist: `no_text` for a window without a text,
+        `no_context` for a window without a context.
+
+    Raises:
+        MetricError: No other text exists for `other_text`, or a reading changes codes to an invalid shape, dtype or value.
     """
     results: list[dict[str, ScoredWindow | None]] = [{reading.name: None for reading in readings} for _ in windows]
     for reading in readings:
@@ -84,14 +85,14 @@ def score_readings(
 
 
 def scored_mask(window: Window, spec: CodecSpec, tail: Tail) -> Tensor:
-    """(K, T) bool on the CPU: the target's codes, less what `tail="drop"` leaves out of the window's own T."""
+    """Returns a (K, T) bool mask on the CPU of the target's codes, without the tail of the window if `tail` is `drop`."""
     mask = torch.ones((spec.num_codebooks, window.num_frames), dtype=torch.bool)
     mask[:, : window.context_frames] = False
     return mask & tail_mask(window.num_frames, delays=spec.delays) if tail == "drop" else mask
 
 
 def reading_generator(seed: int, window: Window, reading: Reading) -> torch.Generator:
-    """A generator that depends on seed, track, window and reading alone, so not on batch or device."""
+    """Returns a generator seeded by seed, track, window and reading only, independent of batch and device."""
     key = f"{seed}\0{window.track}\0{window.index}\0{reading.name}".encode()
     return torch.Generator().manual_seed(int.from_bytes(sha256(key).digest()[:8], "big") >> 1)
 
@@ -109,8 +110,8 @@ def _text(reading: Reading, coded: CodedWindow) -> str | None:
         return None
     if not coded.other_text:
         raise MetricError(
-            f"reading {reading.name!r} wants another track's text, and track {coded.window.track} finds none; "
-            "give at least two tracks different texts"
+            f"reading {reading.name!r} requires the text of another track, but there is none for track {coded.window.track}; "
+            "provide different texts for at least two tracks"
         )
     return coded.other_text
 
@@ -122,23 +123,23 @@ def _start(reading: Reading, window: Window) -> int:
 def _fed_codes(reading: Reading, coded: CodedWindow, seed: int, num_entries: int) -> Tensor:
     if reading.change is None:
         return coded.codes
-    # a copy, since a change that works in place would alter the codes of every other reading
+    # copied, since a change in place would affect the other readings
     changed = reading.change(coded.codes.cpu().clone(), coded.window, reading_generator(seed, coded.window, reading))
     if changed.shape != coded.codes.shape or changed.dtype != coded.codes.dtype:
         raise MetricError(
-            f"reading {reading.name!r} changed codes {tuple(coded.codes.shape)} {coded.codes.dtype} into "
-            f"{tuple(changed.shape)} {changed.dtype}; shape and dtype must stay"
+            f"reading {reading.name!r} changed codes from {tuple(coded.codes.shape)} {coded.codes.dtype} to "
+            f"{tuple(changed.shape)} {changed.dtype}; return codes of the same shape and dtype"
         )
     if changed.numel() and not 0 <= int(changed.min()) <= int(changed.max()) < num_entries:
         raise MetricError(
-            f"reading {reading.name!r} changed codes into {int(changed.min())} to {int(changed.max())}; "
-            f"they must stay in [0, {num_entries})"
+            f"reading {reading.name!r} changed codes to values from {int(changed.min())} to {int(changed.max())}; "
+            f"return codes in [0, {num_entries})"
         )
     return changed.to(coded.codes.device)
 
 
 def _aligned(window: Window, codes: Tensor, mask: Tensor, scores: Scores, start: int) -> ScoredWindow:
-    """Puts what was scored from frame `start` on back into its place in the window."""
+    """Pads scores that begin at frame `start` to the length of the window."""
     pad = torch.nn.functional.pad
     return ScoredWindow(
         window=window,

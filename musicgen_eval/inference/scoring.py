@@ -1,10 +1,9 @@
-"""Teacher-forced scoring: what every code costs the model, given all that it read before.
+"""Teacher-forced scoring: computes the nll of every code given all preceding codes.
 
     codes (B,K,T) --delay--> steps (B,K,S) --decoder--> hidden (B,S,D) --rows of scored codes only--> logits --> nll, rank
 
-The functions take a transformers MusicGen decoder (`MusicgenForCausalLM`) and codes; they know no audio, no text, no
-windows and no Lightning. Only scored rows meet the output heads, in chunks, so logits of a whole window never exist
-unless they are asked for.
+The functions take a transformers decoder (`MusicgenForCausalLM`) and codes. Only rows of scored codes pass through the output
+heads, in chunks, so the logits of a whole window are never in memory unless they are requested.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,19 +22,18 @@ from musicgen_eval.models.transfers import upload
 
 Tail = Literal["score", "drop"]
 
-CHUNK_LOGITS = (
-    1 << 21
-)  # on a CPU a chunk of logits (8 MB in float32) stays near the cache; an accelerator takes 32 times that
+# Logits per chunk on a CPU: 8 MB in float32, which roughly fits the cache. An accelerator uses 32 times as many.
+CHUNK_LOGITS = 1 << 21
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What one pass over a batch of codes gives.
+    """Scores of a batch of codes from one forward pass.
 
     Attributes:
-        nll: (B, K, T) float32 nats, NaN where not scored.
-        rank: (B, K, T) int64, how many logits lie above the true code's; -1 where not scored.
-        logits: (B, K, T, V) float32, 0 where not scored; None unless asked for.
+        nll: (B, K, T) float32 nats, NaN for codes that are not scored.
+        rank: (B, K, T) int64, number of logits greater than that of the true code, -1 for codes that are not scored.
+        logits: (B, K, T, V) float32, 0 for codes that are not scored. None unless requested.
     """
 
     nll: Tensor
@@ -54,24 +52,24 @@ def score_codes(
     encoder_attention_mask: Tensor | None = None,
     tail: Tail = "score",
 ) -> Tensor:
-    """Negative log-likelihood of every scored code under teacher forcing.
+    """Computes the negative log-likelihood of every scored code under teacher forcing.
 
     Args:
-        decoder: a transformers `MusicgenForCausalLM` in eval mode.
-        codes: (B, K, T) int64 in [0, V), undelayed; padding may hold anything.
-        delays: (K,) the checkpoint's delay pattern (`CodecSpec.delays`).
-        valid: (B, K, T) bool, False for padding only, which is fed as the special token; None: no padding.
-        scored: (B, K, T) bool, which codes are counted; None: all valid ones.
-        encoder_hidden_states: (B, L, D) text states, projected to the decoder's width, masked; None: the null condition.
-        encoder_attention_mask: (B, L), 0 for padded text; None: all of it is heard.
-        tail: `score` counts every frame of every codebook; `drop` leaves out the last `delays[k]` frames of codebook k
-            of the tensor's T, as audiocraft does.
+        decoder: A transformers `MusicgenForCausalLM` in eval mode.
+        codes: (B, K, T) int64 in [0, V), undelayed. Padding may have any value.
+        delays: (K,) delay pattern of the checkpoint (`CodecSpec.delays`).
+        valid: (B, K, T) bool, False for padding only, which is fed as the special token. None means no padding.
+        scored: (B, K, T) bool, True for codes to score. None means all valid codes.
+        encoder_hidden_states: (B, L, D) text states, projected to the decoder's width. None means the null condition.
+        encoder_attention_mask: (B, L), 0 for padding. None means no padding.
+        tail: `score` scores every frame of every codebook. `drop` excludes the last `delays[k]` of the T frames of codebook k,
+            as audiocraft does.
 
     Returns:
-        (B, K, T) float32 nats, NaN where not scored.
+        (B, K, T) float32 nats, NaN for codes that are not scored.
 
     Raises:
-        ValueError: codes, masks or delays of the wrong shape, or a code outside [0, V).
+        ValueError: Codes, masks or delays have the wrong shape, or a code is outside [0, V).
 
     Source: MusicGen (arXiv 2306.05284), section 2.2; audiocraft 1.3.0, `MusicGenSolver._compute_cross_entropy`.
     """
@@ -99,9 +97,20 @@ def score_and_rank_codes(
     tail: Tail = "score",
     with_logits: bool = False,
 ) -> Scores:
-    """As `score_codes`, with the rank of the true code, and its logits where asked for, from the same pass.
+    """Computes nll, ranks and optionally logits in one pass.
 
-    Masks may lie on the CPU while codes and decoder are on an accelerator.
+    Masks may be on the CPU if codes and decoder are on an accelerator.
+
+    Args:
+        decoder: See `score_codes`.
+        codes: See `score_codes`.
+        delays: See `score_codes`.
+        valid: See `score_codes`.
+        scored: See `score_codes`.
+        encoder_hidden_states: See `score_codes`.
+        encoder_attention_mask: See `score_codes`.
+        tail: See `score_codes`.
+        with_logits: True to return the logits of scored codes, too.
     """
     counted = counted_codes(codes, delays=delays, valid=valid, scored=scored, tail=tail)
     V = decoder.config.vocab_size
@@ -130,16 +139,16 @@ def score_fused(
     tail: Tail = "score",
     with_logits: bool = False,
 ) -> Scores:
-    """As `score_and_rank_codes`, by a decoder whose weights are joined for an accelerator, and without waiting for it.
+    """Computes nll, ranks and optionally logits with a fused decoder, without synchronising with the device.
 
     Args:
-        decoder: the decoder.
-        codes: (B, K, T) int64 in [0, V), the special token where padded; not checked.
-        delays: (K,).
-        counted: (B, K, T) bool on the CPU, which codes are counted.
-        texts: keys and values of the texts.
-        tail: see `score_codes`; only decides how many steps are fed.
-        with_logits: also gives the logits of counted codes.
+        decoder: A fused decoder.
+        codes: (B, K, T) int64 in [0, V), with the special token as padding. Not checked.
+        delays: (K,) delay of each codebook in steps.
+        counted: (B, K, T) bool on the CPU, True for codes to score.
+        texts: Keys and values of the texts.
+        tail: See `score_codes`; determines only the number of steps that are fed.
+        with_logits: True to return the logits of scored codes, too.
     """
     V = decoder.special_token
     steps = delay_codes(codes, delays=delays, special_token=V, num_steps=_num_steps(codes, delays, tail))
@@ -158,13 +167,13 @@ def _num_steps(codes: Tensor, delays: Sequence[int], tail: Tail) -> int:
 
 
 def _check_range(codes: Tensor, valid: Tensor | None, codebook_size: int) -> None:
-    """Raises ValueError for codes outside [0, V); one synchronisation on an accelerator, where they would abort the process."""
+    """Raises `ValueError` for codes outside [0, V), which would abort the process on an accelerator. Synchronises once."""
     fed = codes if valid is None else codes.masked_fill(~valid.to(codes.device), 0)
     if not fed.numel():
         return
     lowest, highest = torch.stack(fed.aminmax()).tolist()
     if lowest < 0 or highest >= codebook_size:
-        raise ValueError(f"codes must lie in [0, {codebook_size}), got {lowest} to {highest}; pass valid= for padding")
+        raise ValueError(f"codes must be in [0, {codebook_size}), got {lowest} to {highest}; mask padding with valid")
 
 
 def hidden_states(
@@ -176,14 +185,14 @@ def hidden_states(
     """Runs the decoder's layers, without its output heads, over delayed codes.
 
     Args:
-        decoder: a transformers `MusicgenForCausalLM`.
+        decoder: A transformers `MusicgenForCausalLM`.
         steps: (B, K, S) int64 decoder input.
-        encoder_hidden_states: (B, L, D) or None, which leaves cross attention out: the same as states of zero, since
-            none of its projections has a bias.
-        encoder_attention_mask: (B, L) or None.
+        encoder_hidden_states: (B, L, D) text states. None skips cross attention, which is equivalent to states of zeros because
+            its projections have no bias.
+        encoder_attention_mask: (B, L), 0 for padding. None means no padding.
 
     Returns:
-        (B, S, D) in the decoder's dtype.
+        (B, S, D) hidden states in the decoder's dtype.
     """
     B, K, S = steps.shape
     if B == 1 and encoder_attention_mask is None and is_packed(decoder):
@@ -202,7 +211,11 @@ def hidden_states(
 def counted_codes(
     codes: Tensor, *, delays: Sequence[int], valid: Tensor | None, scored: Tensor | None, tail: Tail
 ) -> Tensor:
-    """The (B, K, T) bool mask, on the CPU, of the codes that are counted; checks every shape on the way."""
+    """Returns the (B, K, T) bool mask, on the CPU, of the codes to score.
+
+    Raises:
+        ValueError: Codes, masks or delays have the wrong shape, or `tail` is unknown.
+    """
     if codes.dim() != 3 or codes.shape[1] != len(delays):
         raise ValueError(f"codes must be (B, K, T) with K = {len(delays)} delays, got {tuple(codes.shape)}")
     if tail not in ("score", "drop"):
@@ -222,18 +235,17 @@ def counted_codes(
 
 
 def nll_from_logits(logits: Tensor, codes: Tensor, *, delays: Sequence[int], scored: Tensor | None = None) -> Tensor:
-    """The nll of codes from the decoder's own output, for a module that already has a forward pass.
+    """Computes the nll of codes from existing decoder logits, such as those of a training step.
 
     Args:
-        logits: (B*K, S, V) as transformers' decoder returns them, or (B, K, S, V): one row a step, delayed, fed with
-            `delay_codes(codes, ...)`.
+        logits: (B*K, S, V) as returned by the transformers decoder, or (B, K, S, V), for the input `delay_codes(codes, ...)`.
         codes: (B, K, T) int64, undelayed.
-        delays: (K,).
-        scored: (B, K, T) bool; None: every code.
+        delays: (K,) delay of each codebook in steps.
+        scored: (B, K, T) bool, True for codes to score. None means all codes.
 
     Returns:
-        (B, K, T) float32 nats, NaN where not scored. Frames whose step was not fed (S < t + delays[k] + 1) count as
-        not scored, so both tails work.
+        (B, K, T) float32 nats, NaN for codes that are not scored. Code (k, t) is not scored if its step was not fed
+        (S < t + delays[k] + 1), so logits of both values of `tail` are accepted.
 
     >>> import torch
     >>> nll = nll_from_logits(torch.zeros(2, 4, 8), torch.tensor([[[1, 2, 3], [4, 5, 6]]]), delays=(0, 1))
@@ -252,7 +264,10 @@ def nll_from_logits(logits: Tensor, codes: Tensor, *, delays: Sequence[int], sco
 
 
 def _logits(head: nn.Module, hidden: Tensor) -> Tensor:
-    """(M, D) to (M, V) in float32 whatever the decoder's precision: rounded logits move an nll by hundredths, and tie."""
+    """Computes (M, V) logits from (M, D) rows, in float32 for every precision of the decoder.
+
+    Rounded logits would change the nll by hundredths and produce ties.
+    """
     with torch.autocast(hidden.device.type, enabled=False):
         if isinstance(head, nn.Linear):
             return nn.functional.linear(hidden.float(), head.weight.float())
@@ -269,7 +284,7 @@ def _score_rows(
     *,
     with_logits: bool,
 ) -> Scores:
-    """Applies `head` (codebook, (M, D) rows) -> (M, V) to the rows of each codebook's counted codes, chunk by chunk."""
+    """Scores the counted codes of each codebook in chunks; `head` maps a codebook and (M, D) rows to (M, V) logits."""
     B, K, T = codes.shape
     V = codebook_size
     device = hidden.device

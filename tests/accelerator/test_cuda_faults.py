@@ -221,7 +221,7 @@ def test_codes_out_of_range_are_refused_before_they_reach_a_kernel(tiny_model, p
     prompt[1, 2, 3] = code
     with pretend_cuda():
         decoder = copy.deepcopy(tiny_model.decoder).to(device)
-        with pytest.raises(ValueError, match=r"codes must lie in \[0, 64\)"):
+        with pytest.raises(ValueError, match=r"codes must be in \[0, 64\)"):
             scoring.score_codes(decoder, prompt.to(device), delays=DELAYS)
         with pytest.raises(ValueError, match="row 1 does not"):
             continued(decoder, prompt.to(device))

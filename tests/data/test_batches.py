@@ -1,4 +1,4 @@
-"""Batches against lists made one by one."""
+"""Tests batches against lists built window by window."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,7 +36,7 @@ def plan_of(ids: Sequence[str], frames: Sequence[int], context: int = 3, target:
 
 
 @given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 6), st.sets(st.integers(0, 70)))
-def test_every_window_that_is_not_done_is_dealt_once_in_as_many_steps_on_every_rank(
+def test_every_remaining_window_is_sampled_once_and_all_ranks_take_equally_many_steps(
     num_windows, batch_size, world_size, done
 ):
     ranks = [
@@ -52,11 +52,11 @@ def test_every_window_that_is_not_done_is_dealt_once_in_as_many_steps_on_every_r
     assert all(not batch for batch in in_turn[len(left) :])
     assert [list(batch_rows(number, num_windows, batch_size)) for number in range(len(whole))] == whole
     assert num_batches(num_windows, batch_size) == len(whole)
-    assert list(ranks[0]) == dealt[0]  # a second time too
+    assert list(ranks[0]) == dealt[0]  # iterating again gives the same batches
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(1, 5))
-def test_each_batch_of_a_plan_has_a_key_of_its_own(frames, batch_size):
+def test_batches_of_a_plan_have_distinct_keys(frames, batch_size):
     plan = plan_of([f"t{row}" for row in range(len(frames))], frames)
     keys = batch_numbers(plan, batch_size)
     assert list(keys.values()) == list(range(num_batches(len(plan.windows), batch_size)))
@@ -67,18 +67,18 @@ COLUMNS = ("track", "index", "start_frame", "context_frames", "target_frames")
 
 @pytest.mark.parametrize("column", COLUMNS)
 @given(place=st.integers(0, 3), change=st.sampled_from([1, 2, 7, 2**32]))
-def test_a_key_is_another_when_anything_of_a_window_or_of_its_neighbours_is(column, place, change):
+def test_a_key_changes_with_every_column_of_every_window_in_the_batch(column, place, change):
     windows = WindowPlan(*(np.array([1, 0, 2, 3]) + shift for shift in range(5)))
     plan = replace(plan_of([f"t{row}" for row in range(20)], [0] * 20), windows=windows)
     changed = getattr(windows, column).copy()
     changed[place] += change % 10 if column == "track" else change
     other = replace(plan, windows=replace(windows, **{column: changed}))
     assert batch_key(other, range(4)) != batch_key(plan, range(4))
-    beside = range(place + 1, 4) if place < 3 else range(3)
-    assert batch_key(other, beside) == batch_key(plan, beside)
+    without_changed = range(place + 1, 4) if place < 3 else range(3)
+    assert batch_key(other, without_changed) == batch_key(plan, without_changed)
 
 
-def test_a_key_is_another_for_the_same_windows_in_another_order_or_number():
+def test_a_key_depends_on_the_order_and_number_of_windows():
     plan = plan_of(["a", "b", "c"], [5, 5, 5])
     swapped = replace(plan, windows=plan.windows.take(np.array([1, 0, 2])))
     keys = {
@@ -94,12 +94,12 @@ def test_a_key_is_another_for_the_same_windows_in_another_order_or_number():
     st.lists(st.text(st.characters(), max_size=3), min_size=2, max_size=2),
     st.lists(st.text(max_size=3), min_size=2, max_size=2),
 )
-def test_keys_tell_any_two_lists_of_tracks_apart(first, second):
+def test_keys_differ_exactly_if_the_track_ids_differ(first, second):
     keys = [batch_key(plan_of(ids, [5, 5]), range(2)) for ids in (first, second)]
     assert (keys[0] == keys[1]) == (first == second)
 
 
-def test_keys_tell_ids_apart_that_read_alike_side_by_side():
+def test_keys_differ_for_ids_that_look_alike_when_concatenated():
     pairs = [
         ("a\0b", "c"),
         ("a", "b\0c"),
@@ -112,7 +112,7 @@ def test_keys_tell_ids_apart_that_read_alike_side_by_side():
     assert len({batch_key(plan_of(ids, [5, 5]), range(2)) for ids in pairs}) == len(pairs)
 
 
-def test_a_key_does_not_depend_on_the_tracks_that_other_batches_hold():
+def test_a_key_does_not_depend_on_other_batches():
     short = plan_of(["a", "b"], [5, 6])
     more = plan_of(["x", "a", "b"], [20, 5, 6])
     assert batch_key(short, range(2)) in {batch_key(more, range(first, first + 2)) for first in range(4)}

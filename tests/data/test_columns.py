@@ -1,4 +1,4 @@
-"""Columns of text against lists of it."""
+"""Tests columns of text against lists of strings."""
 
 import pickle
 
@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from musicgen_eval.data.columns import Paths, Strings, Texts, packed, unpacked
 
-ROWS = st.lists(st.text(st.characters(), max_size=8), max_size=12)  # half characters too, as file names can hold them
+ROWS = st.lists(st.text(st.characters(), max_size=8), max_size=12)  # with lone surrogates, which file names can contain
 
 
 @given(ROWS, st.integers(-14, 14), st.slices(12))
-def test_a_column_reads_like_the_list_that_it_was_made_of(rows, at, cut):
+def test_a_column_behaves_like_the_list_it_is_built_from(rows, at, cut):
     column = Strings.of(rows)
     assert column == rows
     assert list(column) == rows
@@ -27,21 +27,21 @@ def test_a_column_reads_like_the_list_that_it_was_made_of(rows, at, cut):
     assert pickle.loads(pickle.dumps(column)) == rows
 
 
-def test_columns_differ_where_a_row_does():
+def test_columns_are_equal_only_if_all_rows_are():
     assert Strings.of(["a", "b"]) != ["a", "c"]
     assert Strings.of(["a", "b"]) != ["a"]
     assert Strings.of(["ab", ""]) != Strings.of(["a", "b"])
     assert repr(Strings.of("abcdefg")) == "['a', 'b', 'c', 'd', 'e', ...]"
 
 
-def test_files_lie_below_their_folder_unless_they_are_named_absolutely():
+def test_relative_paths_are_below_the_folder_and_absolute_paths_are_kept():
     paths = Paths("/data", Strings.of(["a.wav", "/music/b.wav", "c/d.wav"]))
     assert paths == ["/data/a.wav", "/music/b.wav", "/data/c/d.wav"]
     assert paths[:2] == ["/data/a.wav", "/music/b.wav"]
 
 
 @given(st.lists(st.sampled_from([0.0, float("nan"), 1.5]), max_size=5))
-def test_packed_columns_come_back_to_the_last_bit(values):
+def test_unpacking_restores_a_packed_column_bit_for_bit(values):
     import numpy as np
 
     column = np.array(values)

@@ -1,4 +1,4 @@
-"""Opening tracks once: what is kept of them, what a run that goes on finds, and tracks whose durations are given."""
+"""Tests that tracks are opened once: the saved index, resumed runs, and tracks with a declared duration."""
 
 import json
 import pickle
@@ -15,7 +15,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musicgen_eval.data import index_builder as track_opening
+from musicgen_eval.data import index_builder
 from musicgen_eval.data import plan as plan_module
 from musicgen_eval.data.index_builder import Opening, declared_frames
 from musicgen_eval.data.plan import Plan
@@ -46,7 +46,7 @@ def write_rows(folder: Path, *rows: dict) -> Path:
 
 @pytest.fixture
 def folder(tmp_path):
-    """Four tracks, the third of which is no audio."""
+    """Four tracks, of which the third is not audio."""
     for row, name in enumerate("abd"):
         write_wav(tmp_path / f"{name}.wav", 32000 * (row + 1))
     (tmp_path / "c.wav").write_text("no audio")
@@ -56,15 +56,15 @@ def folder(tmp_path):
 
 @pytest.fixture
 def opened(monkeypatch):
-    """The names of the files that are opened from here on."""
+    """List to which the name of every file is appended when it is opened."""
     names = []
 
-    look_into = track_opening._probe
-    monkeypatch.setattr(track_opening, "_probe", lambda path: names.append(path.name) or look_into(path))
+    probe = index_builder._probe
+    monkeypatch.setattr(index_builder, "_probe", lambda path: names.append(path.name) or probe(path))
     return names
 
 
-def test_tracks_whose_durations_are_given_are_not_opened_before_they_are_read(tmp_path, opened):
+def test_tracks_with_a_declared_duration_are_not_opened_before_they_are_read(tmp_path, opened):
     manifest = write_rows(
         tmp_path,
         {"path": "gone.wav", "duration_s": 2.0},
@@ -76,7 +76,7 @@ def test_tracks_whose_durations_are_given_are_not_opened_before_they_are_read(tm
     assert opened == []
     assert planned.status == ["ok", "ok", "skipped", "skipped"]
     assert plan(manifest).reasons == {
-        2: f"{tmp_path}/gone.wav: 0.019 s is shorter than one frame (0.02 s); remove it or set min_duration_s"
+        2: f"{tmp_path}/gone.wav: 0.019 s is shorter than one frame (0.02 s); remove it or set data.min_duration_s"
     }
     assert planned.num_frames.tolist() == [100, 50, 0, 0]
     assert planned.resamplers == {NOT_OPENED: 2}
@@ -86,7 +86,7 @@ def test_tracks_whose_durations_are_given_are_not_opened_before_they_are_read(tm
 
 
 @pytest.mark.parametrize(("rate_hz", "num_samples"), [(32000, 31999), (32000, 32000), (44100, 50000), (22050, 44101)])
-def test_a_given_duration_changes_nothing_in_what_is_read(rate_hz, num_samples, tmp_path):
+def test_a_declared_duration_does_not_change_the_audio_that_is_read(rate_hz, num_samples, tmp_path):
     write_wav(tmp_path / "a.wav", num_samples, rate_hz)
     duration_s = num_samples / rate_hz
     opened_first = plan(write_rows(tmp_path, {"path": "a.wav", "start_s": 0.1}))
@@ -103,7 +103,7 @@ def test_a_given_duration_changes_nothing_in_what_is_read(rate_hz, num_samples, 
     st.integers(160, 10**8),
     st.sampled_from([8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 192000]),
 )
-def test_durations_that_are_exact_or_rounded_down_give_the_frames_of_the_file(num_samples, rate_hz):
+def test_exact_and_rounded_down_durations_give_the_frames_of_the_file(num_samples, rate_hz):
     expected = num_samples * 50 // rate_hz
     exact = Fraction(num_samples, rate_hz)
     milliseconds = floor(exact * 1000) / 1000
@@ -114,30 +114,32 @@ def test_durations_that_are_exact_or_rounded_down_give_the_frames_of_the_file(nu
 @pytest.mark.parametrize(
     ("num_samples", "declared_s", "lasts", "frames", "planned"),
     [
-        (31990, 1.0, "0.9996875", 49, 50),  # rounded to milliseconds, up: a frame that is not there
+        (31990, 1.0, "0.9996875", 49, 50),  # rounded up to milliseconds, which adds a frame
         (32000, 0.999, "1", 50, 49),
         (32000, 3.0, "1", 50, 150),
         (96000, 1.0, "3", 150, 50),
     ],
 )
-def test_a_file_that_is_not_as_long_as_was_said_is_a_failure_that_names_both(
+def test_a_wrong_declared_duration_fails_and_the_message_gives_both_lengths(
     num_samples, declared_s, lasts, frames, planned, tmp_path
 ):
     write_wav(tmp_path / "a.wav", num_samples)
     item = WindowDataset(plan(write_rows(tmp_path, {"path": "a.wav", "duration_s": declared_s})), SPEC)[0]
     assert item.audio is None
     assert item.failure == (
-        f"{tmp_path}/a.wav: lasts {lasts} s, which gives the track {frames} frames, and {planned} by its duration_s of "
-        f"{declared_s:g}; give duration_s exactly or rounded down, or leave it out"
+        f"{tmp_path}/a.wav: the file lasts {lasts} s ({frames} frames of the track), but duration_s is {declared_s:g} "
+        f"({planned} frames); correct duration_s, rounded down, or remove it"
     )
 
 
-def test_a_file_that_changes_after_planning_is_a_failure(folder):
+def test_a_file_that_changes_after_planning_fails(folder):
     planned = plan(folder / "m.jsonl")
     kept = planned.open_track(0)
     assert planned.open_track(0) is kept
     write_wav(folder / "a.wav", 16000)
-    with pytest.raises(AudioError, match=r"a\.wav: changed since the run was planned: 32044 bytes, and 64044 then"):
+    with pytest.raises(
+        AudioError, match=r"a\.wav: changed since the run was planned: now 32044 bytes, then 64044 bytes"
+    ):
         planned.open_track(0)
     write_wav(folder / "b.wav", 64000, 16000)  # of the same size
     with pytest.raises(AudioError, match=r"b\.wav: changed .*64000 samples at 16000 Hz, .*64000 samples at 32000 Hz"):
@@ -147,7 +149,7 @@ def test_a_file_that_changes_after_planning_is_a_failure(folder):
         planned.open_track(3)
 
 
-def test_a_file_that_changes_once_it_was_read_is_a_failure_also_where_its_duration_was_given(tmp_path):
+def test_a_file_that_changes_after_it_was_read_fails_if_its_duration_is_declared(tmp_path):
     write_wav(tmp_path / "a.wav", 32000)
     planned = plan(write_rows(tmp_path, {"path": "a.wav", "duration_s": 1.0}))
     planned.open_track(0)
@@ -156,27 +158,27 @@ def test_a_file_that_changes_once_it_was_read_is_a_failure_also_where_its_durati
         planned.open_track(0)
 
 
-def test_what_only_decoding_would_tell_is_not_asked_again(tmp_path, monkeypatch):
+def test_a_file_whose_length_requires_decoding_is_not_decoded_again(tmp_path, monkeypatch):
     pytest.importorskip("av")
     shutil.copy(DATA / "aac.m4a", tmp_path / "a.m4a")
     planned = plan(tmp_path / "a.m4a")
-    monkeypatch.setattr(track_opening, "probe", lambda path: pytest.fail("decoded whole once more"))
+    monkeypatch.setattr(index_builder, "probe", lambda path: pytest.fail("the whole file was decoded again"))
     track = planned.open_track(0)
     assert track.read(0, 640, sample_rate_hz=32000, channels=1).shape == (1, 640)
 
 
-def test_a_file_of_many_tracks_is_looked_into_once(tmp_path, monkeypatch):
+def test_a_file_shared_by_many_tracks_is_probed_once(tmp_path, monkeypatch):
     write_wav(tmp_path / "a.wav", 32000)
     probed = []
-    probe = track_opening.probe
-    monkeypatch.setattr(track_opening, "probe", lambda path: probed.append(path) or probe(path))
-    monkeypatch.setattr(track_opening, "FILES_AT_ONCE", 1)
+    probe = index_builder.probe
+    monkeypatch.setattr(index_builder, "probe", lambda path: probed.append(path) or probe(path))
+    monkeypatch.setattr(index_builder, "FILES_AT_ONCE", 1)
     rows = ({"path": "a.wav", "id": str(row), "start_s": row / 10, "end_s": row / 10 + 0.5} for row in range(6))
     assert plan(write_rows(tmp_path, *rows)).num_frames.tolist() == [25] * 6
     assert len(probed) == 1
 
 
-def test_few_tracks_are_remembered(folder, monkeypatch):
+def test_the_number_of_cached_tracks_is_limited(folder, monkeypatch):
     monkeypatch.setattr(plan_module, "TRACKS_KEPT", 2)
     planned = plan(folder / "m.jsonl")
     for row in (0, 1, 3, 0):
@@ -198,12 +200,12 @@ def columns(planned: Plan) -> list:
     ]
 
 
-def test_a_run_that_goes_on_finds_the_same_plan_and_opens_nothing(folder, opened):
+def test_a_resumed_run_has_the_same_plan_and_opens_no_file(folder, opened):
     opening = Opening(index_path=folder / "journal" / "index.npz")
     first = plan(folder / "m.jsonl", opening)
     assert sorted(opened) == ["a.wav", "b.wav", "c.wav", "d.wav"]
     opened.clear()
-    (folder / "a.wav").unlink()  # will fail when it is read
+    (folder / "a.wav").unlink()  # fails later, when it is read
     again = plan(folder / "m.jsonl", opening)
     assert opened == []
     assert columns(again) == columns(first)
@@ -211,7 +213,7 @@ def test_a_run_that_goes_on_finds_the_same_plan_and_opens_nothing(folder, opened
     assert [path.name for path in (folder / "journal").iterdir()] == ["index.npz"]
 
 
-def test_failures_stay_until_they_are_tried_again(folder, opened):
+def test_failed_tracks_are_opened_again_only_with_retry_failures(folder, opened):
     opening = Opening(index_path=folder / "index.npz")
     failed = plan(folder / "m.jsonl", opening)
     write_wav(folder / "c.wav", 32000)
@@ -228,81 +230,81 @@ ROWS = [{"path": f"{name}.wav", "text": f"song {name}"} for name in "abcd"]
 @pytest.mark.parametrize(
     ("rows", "what"),
     [
-        (ROWS[:3], "1 tracks behind 'c.wav' are gone (row 4)"),
+        (ROWS[:3], "the last track, after 'c.wav', is missing (row 4)"),
         ([*ROWS, {"path": "a.wav", "id": "e"}], "track 'e' was added (row 5)"),
         ([{"path": "a.wav", "id": "e"}, *ROWS], "track 'e' was added (row 1)"),
-        (ROWS[1:], "a track that stood before 'b.wav' is gone, or the order is another (row 1)"),
-        ([*ROWS[:2], ROWS[2] | {"text": "noise"}, ROWS[3]], "track 'c.wav' has another text (row 3)"),
+        (ROWS[1:], "a track before 'b.wav' is missing, or the order has changed (row 1)"),
+        ([*ROWS[:2], ROWS[2] | {"text": "noise"}, ROWS[3]], "track 'c.wav' has a different text (row 3)"),
         (
             [ROWS[0], ROWS[1] | {"end_s": 1.0}, *ROWS[2:]],
-            "track 'b.wav' has another part of its file, or another duration_s (row 2)",
+            "track 'b.wav' has a different start_s, end_s or duration_s (row 2)",
         ),
         (
             [ROWS[0] | {"duration_s": 1.0}, *ROWS[1:]],
-            "track 'a.wav' has another part of its file, or another duration_s (row 1)",
+            "track 'a.wav' has a different start_s, end_s or duration_s (row 1)",
         ),
     ],
 )
-def test_another_source_is_refused_by_the_first_track_that_differs(rows, what, folder):
+def test_a_changed_source_raises_and_names_the_first_track_that_differs(rows, what, folder):
     opening = Opening(index_path=folder / "index.npz")
     plan(folder / "m.jsonl", opening)
     with pytest.raises(RunError) as error:
         plan(write_rows(folder, *rows), opening)
-    assert f"the source is not what this run began with: {what}" in str(error.value)
+    assert f"the source has changed since the run started: {what}" in str(error.value)
 
 
-def test_a_file_of_another_size_is_refused_by_name(folder):
+def test_a_changed_file_size_raises_and_names_the_file(folder):
     opening = Opening(index_path=folder / "index.npz")
     plan(folder / "m.jsonl", opening)
     write_wav(folder / "b.wav", 1000)
-    with pytest.raises(RunError, match=r"b\.wav: 2044 bytes, and 128044 when this run began"):
+    with pytest.raises(RunError, match=r"b\.wav: has 2044 bytes, but had 128044 when the run started"):
         plan(folder / "m.jsonl", opening)
 
 
 @pytest.mark.parametrize("content", [b"", b"no index", b"PK\x03\x04 and no more"])
-def test_a_damaged_index_says_what_to_do(content, folder):
+def test_a_damaged_index_raises_with_a_remedy(content, folder):
     (folder / "index.npz").write_bytes(content)
-    with pytest.raises(RunError, match=r"index\.npz: not an index of tracks, .*delete it"):
+    with pytest.raises(RunError, match=r"index\.npz: not an index of tracks, .*delete the file"):
         plan(folder / "m.jsonl", Opening(index_path=folder / "index.npz"))
 
 
-def test_an_index_that_holds_objects_is_refused(folder):
+def test_an_index_with_pickled_objects_raises(folder):
     with (folder / "index.npz").open("wb") as file:
         np.savez(file, num_tracks=np.array([{"a": 1}], dtype=object))
     with pytest.raises(RunError, match="not an index of tracks"):
         load_index(folder / "index.npz")
 
 
-def test_a_start_that_is_interrupted_goes_on_where_it_was(folder, opened, monkeypatch):
+def test_an_interrupted_start_continues_with_the_pending_tracks(folder, opened, monkeypatch):
     opening = Opening(index_path=folder / "index.npz")
-    monkeypatch.setattr(track_opening, "ROWS_AT_ONCE", 2)
-    whole = track_opening.TrackIndex.note_failed
+    monkeypatch.setattr(index_builder, "ROWS_AT_ONCE", 2)
+    whole = index_builder.TrackIndex.note_failed
 
     def interrupt(self, row, reason):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(track_opening.TrackIndex, "note_failed", interrupt)
+    monkeypatch.setattr(index_builder.TrackIndex, "note_failed", interrupt)
     with pytest.raises(KeyboardInterrupt):
         plan(folder / "m.jsonl", opening)
-    monkeypatch.setattr(track_opening.TrackIndex, "note_failed", whole)
+    monkeypatch.setattr(index_builder.TrackIndex, "note_failed", whole)
     opened.clear()
     again = plan(folder / "m.jsonl", opening)
     assert sorted(opened) == ["c.wav", "d.wav"]
     assert columns(again) == columns(plan(folder / "m.jsonl"))
 
 
-def test_a_long_start_is_kept_as_it_goes(folder, monkeypatch):
+def test_a_long_start_saves_the_index_repeatedly(folder, monkeypatch):
     saved = []
-    monkeypatch.setattr(track_opening, "ROWS_AT_ONCE", 1)
-    monkeypatch.setattr(track_opening, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(index_builder, "ROWS_AT_ONCE", 1)
+    monkeypatch.setattr(index_builder, "SAVE_EVERY_S", 0.0)
     monkeypatch.setattr(
-        track_opening, "save_index", lambda path, index, source: saved.append(len(index.rows("pending")))
+        index_builder, "save_index", lambda path, index, source: saved.append(len(index.rows("pending")))
     )
     plan(folder / "m.jsonl", Opening(index_path=folder / "index.npz"))
     assert saved == [3, 2, 1, 0, 0]
 
 
-def test_the_digest_is_of_what_is_measured(folder):
+def test_the_digest_covers_the_source_and_not_the_files(folder):
     digests = {plan(folder / "m.jsonl").source_digest}
     assert digests == {plan(folder / "m.jsonl").source_digest}
     digests.add(plan(folder / "m.jsonl", limit=2).source_digest)
@@ -310,12 +312,13 @@ def test_the_digest_is_of_what_is_measured(folder):
     digests.add(plan(write_rows(folder, *ROWS[:3], ROWS[3] | {"end_s": 1.0})).source_digest)
     digests.add(plan(write_rows(folder, *ROWS[:3], ROWS[3] | {"id": "e"})).source_digest)
     write_wav(folder / "d.wav", 1000)
-    assert plan(write_rows(folder, *ROWS)).source_digest in digests  # what files hold is the index's to know
+    # properties of files are recorded in the index, not in the digest
+    assert plan(write_rows(folder, *ROWS)).source_digest in digests
     assert len(digests) == 5
     assert all(len(bytes.fromhex(digest)) == 32 for digest in digests)
 
 
-def test_a_plan_travels_whole_and_light(folder):
+def test_a_pickled_plan_is_complete_and_small(folder):
     planned = plan(folder / "m.jsonl")
     planned.open_track(0)
     received = pickle.loads(pickle.dumps(planned))
@@ -334,7 +337,7 @@ def test_a_plan_travels_whole_and_light(folder):
         assert column.dtype == np.int64
 
 
-def test_the_data_module_keeps_the_index_where_it_is_told(folder, opened, capsys):
+def test_the_data_module_saves_the_index_at_index_path(folder, opened, capsys):
     def set_up(**given) -> Plan:
         data = WindowDataModule(str(folder / "m.jsonl"), max_failures=1)
         data.trainer = SimpleNamespace(

@@ -17,7 +17,7 @@ from pyarrow import parquet
 from musicgen_eval.data import manifest as manifests
 from musicgen_eval.data.manifest import MAX_DURATION_S, read_manifest
 from musicgen_eval.data.sources import read_source
-from musicgen_eval.data.tabular_files import Oddities, Piece
+from musicgen_eval.data.tabular_files import Oddities, RowBatch
 from musicgen_eval.errors import SourceError
 
 EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -118,7 +118,7 @@ def test_arbitrary_json_rows_are_tracks_or_an_error(rows):
     )
 )
 def test_rows_taken_many_at_once_are_what_each_is_alone(rows):
-    together = Piece(1, None, None, rows)
+    together = RowBatch(1, None, None, rows)
     many = manifests._plain_rows(together)
     try:
         alone = manifests._odd_rows(Path("m.jsonl"), together)
@@ -174,8 +174,8 @@ def test_every_kind_of_manifest_can_give_the_duration_of_the_file(name, tmp_path
 @pytest.mark.parametrize(
     ("row", "wrong"),
     [
-        ("30,40", r"start_s \(30\) lies behind the end of the file, which duration_s puts at 30"),
-        ("0,30.002", r"end_s \(30\.002\) lies behind the end of the file"),
+        ("30,40", r"start_s \(30\) is past the end of the file; duration_s is 30"),
+        ("0,30.002", r"end_s \(30\.002\) is past the end of the file"),
     ],
 )
 def test_a_part_must_lie_in_a_file_of_the_duration_that_is_given(row, wrong, tmp_path):

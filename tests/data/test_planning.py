@@ -22,7 +22,7 @@ def write_wav(path, num_samples: int, sample_rate_hz: int = 32000) -> None:
 
 @pytest.fixture
 def folder(tmp_path):
-    """Six tracks, in order: long, another rate, less than a frame, short, empty of audio, one frame short of its rate."""
+    """Six tracks: long, 44.1 kHz, shorter than a frame, short, not audio, and one sample short of a second."""
     write_wav(tmp_path / "a_long.wav", 32000 * 2)
     write_wav(tmp_path / "b_44100.wav", 44100, 44100)
     write_wav(tmp_path / "c_tiny.wav", 639)
@@ -44,7 +44,7 @@ def test_every_track_gets_a_status_a_reason_and_whole_frames(folder):
     assert plan.num_frames.tolist() == [100, 50, 0, 10, 0, 49]
     assert set(plan.reasons) == {2, 4}
     assert plan.reasons[2].endswith(
-        "c_tiny.wav: 0.01997 s is shorter than one frame (0.02 s); remove it or set min_duration_s"
+        "c_tiny.wav: 0.01997 s is shorter than one frame (0.02 s); remove it or set data.min_duration_s"
     )
     assert "e_text.wav" in plan.reasons[4]
     assert [failure.track for failure in plan.failures] == ["c_tiny.wav", "e_text.wav"]
@@ -53,7 +53,7 @@ def test_every_track_gets_a_status_a_reason_and_whole_frames(folder):
     assert (plan.context_frames, plan.target_frames) == (20, 30)
 
 
-def test_windows_cover_every_frame_of_the_tracks_that_are_measured(folder):
+def test_windows_cover_every_frame_of_the_measured_tracks(folder):
     plan = plan_evaluation(settings(folder), SPEC)
     scored = [0] * len(plan.tracks)
     for row in range(len(plan.windows)):
@@ -63,22 +63,22 @@ def test_windows_cover_every_frame_of_the_tracks_that_are_measured(folder):
     assert lengths == sorted(lengths)
 
 
-def test_tracks_under_the_minimum_are_skipped_and_never_failures(folder):
+def test_tracks_shorter_than_the_minimum_are_skipped_and_do_not_fail(folder):
     plan = plan_evaluation(settings(folder, min_duration_s=0.5, max_failures=1), SPEC)
     assert plan.status == ["ok", "ok", "skipped", "skipped", "failed", "ok"]
-    assert plan.reasons[3] == "0.2 s is shorter than min_duration_s=0.5"
+    assert plan.reasons[3] == "0.2 s is shorter than data.min_duration_s=0.5"
     assert plan.num_frames.tolist() == [100, 50, 0, 0, 0, 49]
 
 
-def test_without_a_full_context_a_track_is_too_short_and_not_failed(folder):
+def test_a_track_without_a_full_context_is_too_short_and_does_not_fail(folder):
     plan = plan_evaluation(settings(folder, head="skip", context_s=1.0, target_s=1.0), SPEC)
     assert plan.status == ["ok", "too_short", "failed", "too_short", "failed", "too_short"]
-    assert plan.reasons[1] == "1 s leaves nothing after a context of 1 s (head: skip)"
+    assert plan.reasons[1] == "1 s is not longer than the context of 1 s, and data.head is skip"
     assert len(plan.windows) == 1
     assert (plan.windows.context_frames[0], plan.windows.target_frames[0]) == (50, 50)
 
 
-def test_a_limit_takes_the_first_tracks_and_says_how_many_there_were(folder):
+def test_a_limit_selects_the_first_tracks_and_records_the_number_in_the_source(folder):
     plan = plan_evaluation(settings(folder, limit=2, max_failures=0), SPEC)
     assert plan.tracks.ids == ["a_long.wav", "b_44100.wav"]
     assert len(plan.tracks) == len(plan.status) == len(plan.other_texts) == 2
@@ -93,21 +93,21 @@ def test_resamplers_are_counted_over_the_measured_tracks(folder):
     assert sorted(plan.resamplers.values()) == [1, 3]
 
 
-def test_more_failures_than_allowed_end_the_plan_with_their_reasons(folder):
+def test_more_failures_than_allowed_raise_with_the_reasons(folder):
     with pytest.raises(RunError) as error:
         plan_evaluation(settings(folder, max_failures=1), SPEC)
     message = str(error.value)
-    assert message.startswith("2 tracks failed, 1 may (max_failures=2 would record and go on):")
+    assert message.startswith("2 tracks failed but data.max_failures is 1; set it to 2 to record them and continue:")
     assert "c_tiny.wav: 0.01997 s is shorter" in message
     assert "e_text.wav" in message
 
 
-def test_a_plan_without_a_window_says_what_became_of_the_tracks(folder):
-    with pytest.raises(RunError, match=r"nothing to score.*1 track failed, 5 tracks skipped; the first: "):
+def test_a_plan_without_windows_raises_with_the_status_of_the_tracks(folder):
+    with pytest.raises(RunError, match=r"nothing to score.*1 track failed, 5 tracks skipped; first reason: "):
         plan_evaluation(settings(folder, min_duration_s=10.0), SPEC)
 
 
-def test_texts_of_a_manifest_give_the_other_texts(tmp_path):
+def test_other_texts_come_from_the_texts_of_a_manifest(tmp_path):
     rows = ["path,text"]
     for name, text in (("a", "EDM"), ("b", ""), ("c", "EDM"), ("d", "jazz")):
         write_wav(tmp_path / f"{name}.wav", 3200)
@@ -139,24 +139,24 @@ def test_other_texts_equal_brute_force(texts):
         ({"min_duration_s": float("nan")}, "min_duration_s must be at least 0, got nan"),
     ],
 )
-def test_senseless_settings_are_refused_before_anything_is_opened(given, message):
+def test_invalid_settings_raise_before_anything_is_opened(given, message):
     with pytest.raises(RunError, match=message):
         plan_evaluation(settings("/nowhere/at/all", **given), SPEC)
 
 
-def test_context_and_target_are_half_of_the_limit_each_unless_given():
+def test_context_and_target_default_to_half_of_the_limit():
     assert settle_windows(DataSettings("x"), SPEC) == (750, 750)
     assert settle_windows(DataSettings("x", context_s=0.0, target_s=30.0), SPEC) == (0, 1500)
     assert settle_windows(DataSettings("x", context_s=1.0), SPEC) == (50, 750)
 
 
-def test_windows_that_do_not_fit_are_refused():
+def test_windows_over_the_limit_or_not_in_whole_frames_raise():
     with pytest.raises(WindowError, match="over the checkpoint's limit of 1500"):
         settle_windows(DataSettings("x", target_s=20.0), SPEC)
     assert settle_windows(DataSettings("x", target_s=20.0, allow_beyond_limit=True), SPEC) == (750, 1000)
     with pytest.raises(WindowError, match=r"context_s=0\.03 s is 1\.5 frames"):
         settle_windows(DataSettings("x", context_s=0.03), SPEC)
-    with pytest.raises(WindowError, match="target >= 1"):
+    with pytest.raises(WindowError, match="target at least 1"):
         settle_windows(DataSettings("x", target_s=0.0), SPEC)
 
 
@@ -167,9 +167,7 @@ def test_windows_that_do_not_fit_are_refused():
     st.booleans(),
     st.lists(st.integers(0, 10_000), min_size=1, max_size=4),
 )
-def test_any_context_and_target_are_refused_or_give_windows_within_the_limit(
-    context_s, target_s, head, beyond, lengths
-):
+def test_any_context_and_target_raise_or_give_windows_within_the_limit(context_s, target_s, head, beyond, lengths):
     given = DataSettings("x", context_s=context_s, target_s=target_s, head=head, allow_beyond_limit=beyond)
     try:
         context, target = settle_windows(given, SPEC)
@@ -185,11 +183,11 @@ def test_any_context_and_target_are_refused_or_give_windows_within_the_limit(
 def test_a_track_that_failed_twice_counts_once():
     twice = [Failure("a", "a: broken"), Failure("a", "a: still broken")]
     refuse_failures(twice, 1)
-    with pytest.raises(RunError, match="1 track failed, 0 may"):
+    with pytest.raises(RunError, match=r"1 track failed but data\.max_failures is 0"):
         refuse_failures(twice, 0)
 
 
-def test_a_long_list_of_failures_is_cut():
+def test_at_most_five_failures_are_listed():
     with pytest.raises(RunError) as error:
         refuse_failures([Failure(f"track{index}", "broken") for index in range(9)], 3)
     lines = str(error.value).splitlines()
@@ -203,7 +201,7 @@ def continuation_plan(folder, continuation=None, **given):
     return plan_continuation(settings(folder, **given), SPEC, continuation or ContinuationSettings())
 
 
-def test_each_track_is_continued_from_its_half(folder):
+def test_the_default_boundary_is_the_middle_of_each_track(folder):
     plan = continuation_plan(folder)
     assert plan.task == "continue"
     assert plan.status == ["ok", "ok", "failed", "ok", "failed", "ok"]
@@ -213,16 +211,16 @@ def test_each_track_is_continued_from_its_half(folder):
     assert (plan.context_frames, plan.target_frames) == (None, None)
 
 
-def test_a_track_without_the_context_is_too_short(folder):
+def test_a_track_shorter_than_the_context_is_too_short(folder):
     plan = continuation_plan(folder, context_s=1.0)
     assert plan.status == ["ok", "too_short", "failed", "too_short", "failed", "too_short"]
     assert (
         plan.reasons[1]
-        == "1 s does not hold a context of 1 s and more to continue to; give a duration to go on past its end"
+        == "1 s is not longer than a context of 1 s; set data.target_s to continue past the end of the track"
     )
-    beyond = continuation_plan(folder, context_s=1.0, target_s=0.5)  # may go on beyond a track's end
+    beyond = continuation_plan(folder, context_s=1.0, target_s=0.5)  # may extend past the end of a track
     assert beyond.status == ["ok", "ok", "failed", "too_short", "failed", "too_short"]
-    assert beyond.reasons[3] == "0.2 s does not hold a context of 1 s"
+    assert beyond.reasons[3] == "0.2 s is shorter than a context of 1 s"
 
 
 def test_every_continuation_is_a_window(folder):
@@ -235,12 +233,12 @@ def test_every_continuation_is_a_window(folder):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"head": "skip"}, r"data\.head .* means nothing in predict"),
-        ({"allow_beyond_limit": True}, r"data\.allow_beyond_limit .* means nothing in predict"),
+        ({"head": "skip"}, r"data\.head does not apply to predict"),
+        ({"allow_beyond_limit": True}, r"data\.allow_beyond_limit does not apply to predict"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
     ],
 )
-def test_settings_of_scoring_are_refused_in_predict(folder, given, message):
+def test_scoring_settings_raise_in_predict(folder, given, message):
     with pytest.raises(RunError, match=message):
         continuation_plan(folder, **given)
 
@@ -253,11 +251,11 @@ def test_settings_of_scoring_are_refused_in_predict(folder, given, message):
         ({"context_s": 0.01}, r"context_s=0\.01 is shorter than one frame"),
         (
             {"context_s": 20.0, "target_s": 20.0},
-            "over the checkpoint's 30 s, so windows slide by 18 s and hear 12 s at most",
+            "exceed the checkpoint's limit of 30 s, so the window slides by 18 s and the context must be at most 12 s",
         ),
     ],
 )
-def test_a_context_that_cannot_be_heard_is_refused(folder, given, message):
+def test_a_context_that_is_empty_or_does_not_fit_the_window_raises(folder, given, message):
     with pytest.raises(WindowError, match=message):
         continuation_plan(folder, **given)
 
@@ -277,11 +275,11 @@ def test_a_context_that_cannot_be_heard_is_refused(folder, given, message):
         ({"threads": 0}, "threads must be at least 1"),
     ],
 )
-def test_settings_of_a_continuation_that_mean_nothing_are_refused(given, message):
+def test_invalid_continuation_settings_raise(given, message):
     with pytest.raises((RunError, WindowError), match=message):
         check_continuation(ContinuationSettings(**given), SPEC)
 
 
-def test_the_stride_is_three_fifths_of_the_limit_unless_given():
+def test_the_stride_defaults_to_three_fifths_of_the_limit():
     assert settle_stride(ContinuationSettings(), SPEC) == 900
     assert settle_stride(ContinuationSettings(stride_s=29.98), SPEC) == 1499

@@ -1,4 +1,4 @@
-"""What a file, a folder, a glob and a manifest yield, and what each bad one says."""
+"""Tests the tracks read from files, folders, globs and manifests, and the errors for invalid sources."""
 
 import gzip
 import json
@@ -34,7 +34,7 @@ def write_csv(folder: Path, content: str, name: str = "m.csv") -> Path:
     return path
 
 
-def test_a_file_is_one_track_whatever_its_ending(tmp_path: Path):
+def test_a_file_is_one_track_with_any_extension(tmp_path: Path):
     touch(tmp_path, "a.mp3", "b.dat")
     for name in ("a.mp3", "b.dat"):
         tracks = read_source(str(tmp_path / name), text="techno")
@@ -42,7 +42,7 @@ def test_a_file_is_one_track_whatever_its_ending(tmp_path: Path):
         assert tracks.ignored == 0
 
 
-def test_a_folder_is_all_audio_below_it_sorted_and_the_rest_is_counted(tmp_path: Path):
+def test_a_folder_gives_all_audio_below_it_sorted_and_counts_other_files(tmp_path: Path):
     touch(tmp_path, "b.wav", "a/z.MP3", "a/cover.jpg", "a-b.flac", "notes.txt", ".hidden.wav", ".git/x.wav", "a/.x.ogg")
     tracks = read_source(tmp_path)
     assert tracks.ids == ["a-b.flac", "a/z.MP3", "b.wav"]
@@ -51,7 +51,7 @@ def test_a_folder_is_all_audio_below_it_sorted_and_the_rest_is_counted(tmp_path:
     assert all(track.text is None and track.start_s == 0.0 and track.duration_s is None for track in tracks)
 
 
-def test_links_to_folders_are_followed_once_and_never_for_ever(tmp_path: Path):
+def test_links_to_folders_are_followed_once_even_in_cycles(tmp_path: Path):
     touch(tmp_path, "music/real/a.wav", "elsewhere/b.wav", "elsewhere/deep/c.wav")
     music = tmp_path / "music"
     (music / "again").symlink_to(music / "real")
@@ -63,7 +63,7 @@ def test_links_to_folders_are_followed_once_and_never_for_ever(tmp_path: Path):
     assert read_source(music).ids == ["gone.wav", "out/b.wav", "out/deep/c.wav", "real/a.wav", "self.wav"]
 
 
-def test_a_glob_names_tracks_below_its_fixed_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_glob_ids_are_relative_to_the_fixed_part_of_the_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     touch(tmp_path, "rock/a.wav", "rock/b.mp3", "jazz/live/c.wav", "jazz/c.txt", "jazz/.d.wav")
     (tmp_path / "rock" / "folder.wav").mkdir()
     tracks = read_source(f"{tmp_path}/**/*.*")
@@ -81,14 +81,14 @@ def test_a_glob_names_tracks_below_its_fixed_part(tmp_path: Path, monkeypatch: p
     [
         ("nothing", r"nothing: no such file or folder"),
         ("musc", r"musc: no such file or folder; did you mean music\?"),
-        ("no/where/a.wav", r"where/a\.wav: no such file or folder \(.*where is none either\)"),
-        ("empty", r"empty: a folder without files"),
-        ("texts", r"texts: a folder without audio: 2 files ignored"),
-        ("texts/*", r"texts/\*: a glob without audio: 2 files ignored"),
-        ("music/*.ogg", r"\*\.ogg: a glob without files"),
+        ("no/where/a.wav", r"where/a\.wav: no such file or folder \(.*where does not exist either\)"),
+        ("empty", r"empty: no files found"),
+        ("texts", r"texts: none of the 2 files found has an audio extension"),
+        ("texts/*", r"texts/\*: none of the 2 files found has an audio extension"),
+        ("music/*.ogg", r"\*\.ogg: no files found"),
     ],
 )
-def test_a_source_without_tracks_is_an_error_that_says_why(source: str, reason: str, tmp_path: Path):
+def test_a_source_without_tracks_raises_with_the_reason(source: str, reason: str, tmp_path: Path):
     touch(tmp_path, "texts/a.txt", "texts/b/c.jpg", "texts/c.md", "music/a.wav")
     (tmp_path / "texts" / "c.md").unlink()
     (tmp_path / "empty").mkdir()
@@ -98,7 +98,7 @@ def test_a_source_without_tracks_is_an_error_that_says_why(source: str, reason: 
         read_source(f"{tmp_path}/{source}")
 
 
-def test_a_csv_manifest_gives_rows_in_its_order_and_paths_below_it(tmp_path: Path):
+def test_a_csv_manifest_keeps_the_order_of_rows_and_resolves_paths_from_its_folder(tmp_path: Path):
     manifest = write_csv(
         tmp_path,
         "\ufeffpath,id,text,start_s,end_s,artist\r\n"
@@ -124,7 +124,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("name", ["m.csv", "m.jsonl", "m.jsonl.gz", "m.parquet", "M.JSONL"])
-def test_every_kind_of_manifest_gives_the_same_tracks(name: str, tmp_path: Path):
+def test_every_manifest_format_gives_the_same_tracks(name: str, tmp_path: Path):
     path = tmp_path / name
     lines = "\n".join(json.dumps(row) for row in ROWS) + "\n\n"
     if name.endswith("csv"):
@@ -142,7 +142,7 @@ def test_every_kind_of_manifest_gives_the_same_tracks(name: str, tmp_path: Path)
     ]
 
 
-def test_audiocraft_manifests_take_texts_from_the_json_beside_the_audio(tmp_path: Path):
+def test_texts_of_audiocraft_manifests_come_from_the_json_files_next_to_the_audio(tmp_path: Path):
     rows = [
         {
             "path": f"{name}.mp3",
@@ -162,41 +162,41 @@ def test_audiocraft_manifests_take_texts_from_the_json_beside_the_audio(tmp_path
     assert tracks.texts == ["a calm piano", "music", "music", "music"]
     assert np.isnan(tracks.duration_s).all()
     (tmp_path / "d.json").write_text("{")
-    with pytest.raises(SourceError, match=r"data\.jsonl\.gz: row 4 \(line 4\): .*d\.json cannot be read"):
+    with pytest.raises(SourceError, match=r"data\.jsonl\.gz: row 4 \(line 4\): cannot read .*d\.json: "):
         read_source(tmp_path / "data.jsonl.gz")
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("", "empty"),
-        ("path,text\n", "a manifest without rows"),
-        ("id,text\n1,a\n", "no column 'path'; columns: id, text"),
+        ("", "the file has no header"),
+        ("path,text\n", "the manifest has no rows"),
+        ("id,text\n1,a\n", "no column 'path'; columns found: id, text"),
         ("path,txt\na.wav,b\n", "column 'txt' would be ignored; did you mean 'text'"),
         ("path,Text\na.wav,b\n", "column 'Text' would be ignored; did you mean 'text'"),
         ("path,caption\na.wav,b\n", "column 'caption' would be ignored; did you mean 'text'"),
         ("file,text\na.wav,b\n", "column 'file' would be ignored; did you mean 'path'"),
         ("path,start,end\na.wav,0,1\n", "column 'end' would be ignored; did you mean 'end_s'"),
-        ("path,start_s,duration\na.wav,0,1\n", "column 'duration' beside 'start_s' would be ignored; give 'end_s'"),
-        ("path,text,text\na.wav,b,c\n", "two columns are called 'text'"),
-        ("path,text\na.wav,b\nb.wav\n", r"row 2 \(line 3\): 1 fields, the header has 2"),
-        ("path,text\na.wav,b\nb.wav,x,y\n", r"row 2 \(line 3\): 3 fields, the header has 2"),
+        ("path,start_s,duration\na.wav,0,1\n", "column 'duration' next to 'start_s' would be ignored; use 'end_s'"),
+        ("path,text,text\na.wav,b,c\n", "two columns are named 'text'"),
+        ("path,text\na.wav,b\nb.wav\n", r"row 2 \(line 3\): expected 2 fields as in the header, got 1"),
+        ("path,text\na.wav,b\nb.wav,x,y\n", r"row 2 \(line 3\): expected 2 fields as in the header, got 3"),
         ('path,text\na.wav,"b\n', r"row 1: not a csv file"),
-        ("path,text\na.wav,x\n,b\n", r"row 2 \(line 3\): path must be a file's name, got ''"),
+        ("path,text\na.wav,x\n,b\n", r"row 2 \(line 3\): path must be a file name, got ''"),
         ("path\nhttp://x/a.wav\n", r"row 1 \(line 2\): path must be a local file"),
-        ("path,start_s\na.wav,abc\n", r"row 1 \(line 2\): start_s must be a number of seconds from 0, got 'abc'"),
-        ('path,start_s\na.wav,"1,5"\n', "start_s must be a number"),
-        ("path,start_s\na.wav,1_0\n", "start_s must be a number"),
-        ("path,start_s\na.wav,-1\n", "start_s must be a number of seconds from 0, got '-1'"),
-        ("path,end_s\na.wav,inf\n", "end_s must be a number"),
-        ("path,start_s,end_s\na.wav,2,1\n", r"row 1 \(line 2\): end_s \(1\) must lie after start_s \(2\)"),
-        ("path,start_s,end_s\na.wav,2,2\n", "must lie after"),
-        ("path,end_s\na.wav,0\n", "must lie after"),
-        ("path,id\na.wav,1\nb.wav,2\nc.wav,1\n", "rows 1 and 3 are both the track '1'"),
-        ("path,start_s\na.wav,0\n./a.wav,5\n", "rows 1 and 2 are both the track 'a.wav'; give each an id"),
+        ("path,start_s\na.wav,abc\n", r"row 1 \(line 2\): start_s must be a non-negative number of seconds, got 'abc'"),
+        ('path,start_s\na.wav,"1,5"\n', "start_s must be a non-negative number"),
+        ("path,start_s\na.wav,1_0\n", "start_s must be a non-negative number"),
+        ("path,start_s\na.wav,-1\n", "start_s must be a non-negative number of seconds, got '-1'"),
+        ("path,end_s\na.wav,inf\n", "end_s must be a non-negative number"),
+        ("path,start_s,end_s\na.wav,2,1\n", r"row 1 \(line 2\): end_s \(1\) must be greater than start_s \(2\)"),
+        ("path,start_s,end_s\na.wav,2,2\n", "must be greater than start_s"),
+        ("path,end_s\na.wav,0\n", "must be greater than start_s"),
+        ("path,id\na.wav,1\nb.wav,2\nc.wav,1\n", "rows 1 and 3 have the same id '1'"),
+        ("path,start_s\na.wav,0\n./a.wav,5\n", "rows 1 and 2 have the same id 'a.wav'; give each row a unique id"),
     ],
 )
-def test_a_bad_csv_manifest_names_the_row_and_the_cause(content: str, reason: str, tmp_path: Path):
+def test_an_invalid_csv_manifest_raises_with_the_row_and_the_cause(content: str, reason: str, tmp_path: Path):
     manifest = write_csv(tmp_path, content)
     with pytest.raises(SourceError, match=reason) as caught:
         read_source(manifest)
@@ -213,22 +213,22 @@ def test_a_bad_csv_manifest_names_the_row_and_the_cause(content: str, reason: st
             b'{"path": "a.wav", "prompt": "x"}\n',
             r"row 1 \(line 1\): column 'prompt' would be ignored; did you mean 'text'",
         ),
-        (b'{"path": 3}\n', "path must be a file's name, got 3"),
-        (b'{"path": "a.wav", "text": ["x"]}\n', "text must be text"),
-        (b'{"path": "a.wav", "id": 1.5}\n', "id must be text"),
-        (b'{"path": "a.wav", "start_s": true}\n', "start_s must be a number of seconds from 0, got True"),
-        (b'{"path": "a.wav", "start_s": [1]}\n', "start_s must be a number"),
+        (b'{"path": 3}\n', "path must be a file name, got 3"),
+        (b'{"path": "a.wav", "text": ["x"]}\n', "text must be a string"),
+        (b'{"path": "a.wav", "id": 1.5}\n', "id must be a string"),
+        (b'{"path": "a.wav", "start_s": true}\n', "start_s must be a non-negative number of seconds, got True"),
+        (b'{"path": "a.wav", "start_s": [1]}\n', "start_s must be a non-negative number"),
         (b'{"path": "\xff.wav"}\n', r"row 1 \(line 1\): not a json object"),
     ],
 )
-def test_a_bad_jsonl_manifest_names_the_row_and_the_cause(content: bytes, reason: str, tmp_path: Path):
+def test_an_invalid_jsonl_manifest_raises_with_the_row_and_the_cause(content: bytes, reason: str, tmp_path: Path):
     manifest = tmp_path / "m.jsonl"
     manifest.write_bytes(content)
     with pytest.raises(SourceError, match=rf"m\.jsonl: .*{reason}|m\.jsonl: {reason}"):
         read_source(manifest)
 
 
-def test_damaged_and_misnamed_manifests_are_errors(tmp_path: Path):
+def test_damaged_and_misnamed_manifests_raise(tmp_path: Path):
     packed = gzip.compress(b'{"path": "a.wav"}\n' * 5000)
     contents = {
         "cut.jsonl.gz": packed[: len(packed) // 2],
@@ -242,24 +242,28 @@ def test_damaged_and_misnamed_manifests_are_errors(tmp_path: Path):
             read_source(tmp_path / name)
 
 
-def test_a_parquet_manifest_without_pyarrow_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_parquet_manifest_without_pyarrow_raises_with_the_install_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     touch(tmp_path, "m.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(SourceError, match=r"pip install 'musicgen-eval\[parquet\]'"):
         read_source(tmp_path / "m.parquet")
 
 
-def test_a_parquet_manifest_is_checked_like_the_others(tmp_path: Path):
+def test_a_parquet_manifest_is_validated_like_other_formats(tmp_path: Path):
     path = tmp_path / "m.parquet"
     parquet.write_table(pa.table({"path": ["a.wav", "b.wav"], "start_s": [0.0, -1.0]}), path)
-    with pytest.raises(SourceError, match=r"m\.parquet: row 2: start_s must be a number of seconds from 0, got -1\.0"):
+    with pytest.raises(
+        SourceError, match=r"m\.parquet: row 2: start_s must be a non-negative number of seconds, got -1\.0"
+    ):
         read_source(path)
     parquet.write_table(pa.table({"path": ["a.wav"], "starts": [0.0]}), path)
     with pytest.raises(SourceError, match="column 'starts' would be ignored; did you mean 'start_s'"):
         read_source(path)
 
 
-def test_texts_that_are_empty_are_no_texts(tmp_path: Path):
+def test_empty_texts_count_as_missing(tmp_path: Path):
     manifest = tmp_path / "m.jsonl"
     manifest.write_text('{"path": "a.wav", "text": ""}\n{"path": "b.wav"}\n{"path": "c.wav", "text": "own", "id": 7}\n')
     assert read_source(manifest).texts == [None, None, "own"]
@@ -268,7 +272,7 @@ def test_texts_that_are_empty_are_no_texts(tmp_path: Path):
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e5), st.floats(0.001, 1e5)), min_size=1, max_size=20))
-def test_seconds_survive_a_manifest_to_the_last_bit(spans: list[tuple[float, float]]):
+def test_seconds_are_read_from_a_manifest_without_rounding(spans: list[tuple[float, float]]):
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -285,14 +289,14 @@ def test_seconds_survive_a_manifest_to_the_last_bit(spans: list[tuple[float, flo
         assert math.isclose(track.start_s + track.duration_s, start + length, rel_tol=1e-15)
 
 
-def test_names_that_are_not_utf8_can_still_be_written_down(tmp_path: Path):
+def test_file_names_that_are_not_utf8_get_printable_ids(tmp_path: Path):
     (tmp_path / b"caf\xe9.wav".decode("utf-8", "surrogateescape")).write_bytes(b"x")
     tracks = read_source(tmp_path)
     assert tracks.ids == ["caf\\xe9.wav"]
     assert tracks[0].path.exists()
 
 
-def test_rows_are_light(tmp_path: Path):
+def test_rows_take_little_memory(tmp_path: Path):
     manifest = tmp_path / "m.csv"
     num_rows = 5_000
     manifest.write_text("path,text\n" + "".join(f"folder/{row:06}.mp3,a song\n" for row in range(num_rows)))
@@ -321,7 +325,7 @@ TEXTS = ["nanotechnology", "none", "Na", "none of it", "n/a?"]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-def test_words_for_a_missing_value_are_no_text_in_any_manifest(kind: str, tmp_path: Path):
+def test_words_for_a_missing_value_count_as_missing_texts_in_every_manifest_format(kind: str, tmp_path: Path):
     rows = [{"path": f"{row}.wav", "text": text} for row, text in enumerate([*MISSING, *TEXTS])]
     path = tmp_path / f"m.{kind}"
     if kind == "csv":
@@ -333,12 +337,12 @@ def test_words_for_a_missing_value_are_no_text_in_any_manifest(kind: str, tmp_pa
     tracks = read_source(path)
     assert list(tracks.texts) == [None] * len(MISSING) + TEXTS
     assert tracks.notes == (
-        f"{path}: rows without a text because it is a word such as nan or None: {len(MISSING) - 1}",
+        f"{path}: rows whose text is a word such as nan or None, which counts as no text: {len(MISSING) - 1}",
     )
     assert list(read_source(path, text="given").texts) == ["given"] * len(MISSING) + TEXTS
 
 
-def test_a_text_that_is_not_a_number_is_no_text(tmp_path: Path):
+def test_a_text_that_is_nan_counts_as_missing(tmp_path: Path):
     (tmp_path / "m.jsonl").write_text('{"path": "a.wav", "text": NaN}\n{"path": "b.wav", "text": "x"}\n')
     assert list(read_source(tmp_path / "m.jsonl").texts) == [None, "x"]
     table = pa.table({"path": ["a.wav", "b.wav"], "text": pa.array([math.nan, math.nan], pa.float64())})
@@ -347,7 +351,7 @@ def test_a_text_that_is_not_a_number_is_no_text(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-def test_seconds_and_ids_that_are_missing_as_pandas_writes_them(kind: str, tmp_path: Path):
+def test_missing_seconds_and_ids_are_read_as_pandas_writes_them(kind: str, tmp_path: Path):
     path = tmp_path / f"m.{kind}"
     if kind == "csv":
         path.write_text("path,start_s,end_s\na.wav,nan,4\nb.wav,1,NaN\n")
@@ -367,15 +371,15 @@ def test_seconds_and_ids_that_are_missing_as_pandas_writes_them(kind: str, tmp_p
     ("content", "notes"),
     [
         ('\ufeffpath,text,,\r\na.wav,"calm, piano",,\r\n', []),
-        ("path,text,,\na.wav,\"calm, piano\"\n", []),  # Excel leaves out separators at the end of later rows
+        ("path,text,,\na.wav,\"calm, piano\"\n", []),  # Excel omits trailing separators in later rows
         ("path,text\na.wav,\"calm, piano\",,\n", []),
-        ("path,text\n,\na.wav,\"calm, piano\"\n,\n\n", ["rows skipped because they are empty: 2"]),
-        ("path,text\n , \na.wav,\"calm, piano\"\n", ["rows skipped because they are empty: 1"]),
+        ("path,text\n,\na.wav,\"calm, piano\"\n,\n\n", ["empty rows, which are skipped: 2"]),
+        ("path,text\n , \na.wav,\"calm, piano\"\n", ["empty rows, which are skipped: 1"]),
         ("path;text;note, more\na.wav;calm, piano;x\n", []),
         ("sep=;\npath;text\na.wav;calm, piano\n", []),
         ("\ufeffpath\ttext\na.wav\tcalm, piano\n", []),
-        (",path,text\n0,a.wav,\"calm, piano\"\n", []),  # as pandas numbers rows
-        ("path,text,\na.wav,\"calm, piano\",lost\n", ["rows with values in a column without a name, which are ignored: 1"]),
+        (",path,text\n0,a.wav,\"calm, piano\"\n", []),  # pandas writes row numbers in an unnamed first column
+        ("path,text,\na.wav,\"calm, piano\",lost\n", ["rows with values in an unnamed column, which are ignored: 1"]),
         ('"path","text","a\nb"\na.wav,"calm, piano",x\n', []),
     ],
 )  # fmt: skip
@@ -388,19 +392,19 @@ def test_a_csv_file_is_read_as_excel_writes_it(content: str, notes: list[str], e
     assert list(tracks.notes) == [f"{path}: {note}" for note in notes]
 
 
-def test_rows_after_empty_ones_are_named_by_their_lines(tmp_path: Path):
+def test_errors_after_empty_rows_give_the_line_in_the_file(tmp_path: Path):
     manifest = write_csv(tmp_path, "sep=,\npath,start_s\n,\na.wav,0\n\n,\nb.wav,x\n")
-    with pytest.raises(SourceError, match=r"row 2 \(line 7\): start_s must be a number"):
+    with pytest.raises(SourceError, match=r"row 2 \(line 7\): start_s must be a non-negative number"):
         read_source(manifest)
 
 
-def test_a_csv_file_in_another_encoding_says_how_excel_writes_utf_8(tmp_path: Path):
+def test_a_csv_file_in_another_encoding_raises_with_the_remedy_for_excel(tmp_path: Path):
     (tmp_path / "m.csv").write_bytes("path,text\na.wav,café\n".encode("cp1252"))
-    with pytest.raises(SourceError, match=r"row 1: not a csv file in UTF-8: .* in Excel save it as `CSV UTF-8`"):
+    with pytest.raises(SourceError, match=r"row 1: not a csv file in UTF-8: .* in Excel, save it as `CSV UTF-8`"):
         read_source(tmp_path / "m.csv")
 
 
-def test_several_sources_are_one_list_with_ids_below_the_folder_that_they_share(tmp_path: Path, monkeypatch):
+def test_ids_of_several_sources_are_relative_to_their_common_folder(tmp_path: Path, monkeypatch):
     touch(tmp_path, "rock/a.wav", "rock/live/b.wav", "jazz/a.wav", "jazz/cover.jpg", "c.wav")
     monkeypatch.chdir(tmp_path)
     tracks = read_source(["c.wav", "rock", "jazz/*"], text="music")
@@ -431,15 +435,15 @@ def test_manifests_in_a_list_keep_their_rows(tmp_path: Path):
 @pytest.mark.parametrize(
     ("sources", "reason"),
     [
-        ([], "an empty list of sources"),
-        (["a.wav", ""], "an empty source"),
+        ([], "the list of sources is empty"),
+        (["a.wav", ""], "the source is empty"),
         (["a.wav", "gone.wav"], r"gone\.wav: no such file"),
-        (["a.wav", "a.wav"], r"a\.wav: the track 'a\.wav' is in a\.wav too; name each file once"),
-        (["a.wav", "*.wav"], r"\*\.wav: the track 'a\.wav' is in a\.wav too"),
-        (["m.csv", "n.csv"], r"n\.csv: the track '1' is in m\.csv too; .*give the rows of manifests ids of their own"),
+        (["a.wav", "a.wav"], r"a\.wav: track 'a\.wav' is already in a\.wav; list each file once"),
+        (["a.wav", "*.wav"], r"\*\.wav: track 'a\.wav' is already in a\.wav"),
+        (["m.csv", "n.csv"], r"n\.csv: track '1' is already in m\.csv; .*give the rows of manifests unique ids"),
     ],
 )
-def test_a_list_that_names_a_track_twice_or_none_is_an_error(sources, reason: str, tmp_path: Path, monkeypatch):
+def test_a_list_with_duplicate_tracks_or_an_invalid_source_raises(sources, reason: str, tmp_path: Path, monkeypatch):
     touch(tmp_path, "a.wav")
     write_csv(tmp_path, "path,id\nx.wav,1\n", "m.csv")
     write_csv(tmp_path, "path,id\ny.wav,1\n", "n.csv")

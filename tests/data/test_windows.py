@@ -12,7 +12,7 @@ SPEC = CodecSpec(32000, 50, 640, 4, 2048, 1, (0, 1, 2, 3), 1500)
 
 
 def brute_force(num_frames: int, context: int, target: int, head: str) -> list[tuple[int, int, int]]:
-    """(start, context, target) of each window of one track, written as one would say it."""
+    """Returns (start, context, target) of each window of one track, built window by window."""
     windows = []
     position = context
     if head == "score":
@@ -60,26 +60,26 @@ def test_scoring_order_sorts_by_length_then_track_then_index(lengths):
     assert keys == sorted(keys)
 
 
-def test_window_record_counts_from_the_tracks_start():
+def test_frames_of_a_window_are_counted_from_the_start_of_the_track():
     plan = plan_windows([13], 3, 4)
     assert plan.window(1, ["song"]) == Window("song", 1, 4, 3, 4)
     assert plan.window(2, ["song"]).scored_from_frame == 11
 
 
 @pytest.mark.parametrize(("context", "target", "head"), [(-1, 5, "score"), (0, 0, "score"), (0, 5, "both")])
-def test_senseless_settings_are_refused(context, target, head):
+def test_invalid_settings_raise(context, target, head):
     with pytest.raises(WindowError):
         plan_windows([10], context, target, head)
 
 
-def test_whole_frames_names_the_lengths_that_would_do():
+def test_whole_frames_raises_with_the_nearest_valid_lengths():
     assert whole_frames(15.0, 50, setting="context_s") == 750
     assert whole_frames(0.02, 50, setting="context_s") == 1
-    with pytest.raises(WindowError, match=r"context_s=0\.33 s is 16\.5 frames.*0\.32 or 0\.34"):
+    with pytest.raises(WindowError, match=r"context_s=0\.33 s is 16\.5 frames.*set it to 0\.32 or 0\.34"):
         whole_frames(0.33, 50, setting="context_s")
 
 
-def test_windows_over_the_limit_are_refused_unless_allowed():
+def test_windows_over_the_limit_raise_unless_allowed():
     check_limit(750, 750, SPEC, allow_beyond_limit=False)
     with pytest.raises(WindowError, match="1501 frames, over the checkpoint's limit of 1500"):
         check_limit(750, 751, SPEC, allow_beyond_limit=False)
@@ -102,11 +102,11 @@ def test_continuations_equal_brute_force(lengths, context, target, max_frames, d
     expected = []
     for track, length in enumerate(lengths):
         for index in range(num_continuations if length else 0):
-            joint = length // 2 if context is None else context
-            generated = length - joint if target is None else target
-            heard = joint
-            if joint + generated > max_frames:
-                heard = min(joint, max_frames - stride)
-            expected.append((track, index, joint - heard, heard, generated))
+            boundary = length // 2 if context is None else context
+            generated = length - boundary if target is None else target
+            prompt = boundary
+            if boundary + generated > max_frames:
+                prompt = min(boundary, max_frames - stride)
+            expected.append((track, index, boundary - prompt, prompt, generated))
     columns = (plan.track, plan.index, plan.start_frame, plan.context_frames, plan.target_frames)
     assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected

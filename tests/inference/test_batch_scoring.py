@@ -9,7 +9,7 @@ TEXTS = ["slow ambient pads with warm bass", None, "fast techno drums", "", "fas
 
 @pytest.fixture(scope="module", params=["transformers", "packed float32"])
 def model(request, oracle):
-    """The tiny checkpoint as transformers computes it, and with its matrices packed."""
+    """The tiny checkpoint with the weights of transformers, and with packed weights."""
     loaded = load_model(oracle / "tiny_musicgen")
     if request.param != "transformers":
         loaded.prepare("32-true")
@@ -25,7 +25,7 @@ def windows():
 
 
 @pytest.mark.parametrize("tail", ["score", "drop"])
-def test_batches_of_1_3_and_8_give_the_same_bits(model, windows, tail):
+def test_batches_of_1_3_and_8_windows_are_bit_identical(model, windows, tail):
     def in_batches_of(size):
         results = []
         for first in range(0, len(windows), size):
@@ -42,7 +42,7 @@ def test_batches_of_1_3_and_8_give_the_same_bits(model, windows, tail):
 
 
 @pytest.mark.parametrize("tail", ["score", "drop"])
-def test_the_padded_batch_of_an_accelerator_agrees_with_windows_alone(model, windows, tail):
+def test_a_padded_batch_agrees_with_single_windows(model, windows, tail):
     masks = [torch.ones_like(window, dtype=torch.bool) for window in windows]
     masks[0][:, :20] = False
     alone = score_windows(model, windows, scored=masks, texts=TEXTS, tail=tail)
@@ -55,7 +55,7 @@ def test_the_padded_batch_of_an_accelerator_agrees_with_windows_alone(model, win
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
-def test_bits_do_not_depend_on_the_number_of_threads(model, windows, num_threads):
+def test_scores_are_bit_identical_for_any_number_of_threads(model, windows, num_threads):
     masks = [torch.ones_like(window, dtype=torch.bool) for window in windows]
     found = torch.get_num_threads()
     try:
@@ -78,7 +78,7 @@ def test_the_decoder_attends_causally_through_sdpa(model, windows):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_packed_scores_stay_near_transformers_own(oracle, tiny_model, windows, precision):
+def test_packed_weights_give_nearly_the_scores_of_transformers(oracle, tiny_model, windows, precision):
     packed = load_model(oracle / "tiny_musicgen")
     packed.prepare(precision)
     masks = [torch.ones_like(window, dtype=torch.bool) for window in windows]

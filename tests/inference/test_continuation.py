@@ -1,4 +1,4 @@
-"""Continuations against audiocraft's, transformers' and a twin without any cache."""
+"""Compares continuations with audiocraft, transformers, and an implementation without a cache."""
 
 import copy
 import json
@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import MusicgenForConditionalGeneration
 
 from musicgen_eval.errors import NonFiniteError
-from musicgen_eval.inference.continuation import continue_codes, window_spans
-from musicgen_eval.models.decoder import step_decoder as stepping
+from musicgen_eval.inference.continuation import WindowSpan, continue_codes, window_layout, window_spans
+from musicgen_eval.models.decoder import step_decoder
 from musicgen_eval.models.decoder.packing import pack_linears
 from musicgen_eval.models.decoder.sampling import draw_codes
 from musicgen_eval.models.delay import delay_codes
@@ -36,14 +36,17 @@ def packed_decoder(composite):
 
 @pytest.fixture(params=["plain", "packed", "as a large one"])
 def decoder(request, composite, packed_decoder, monkeypatch):
-    """Small decoders are taken out of their packing and have texts folded into them; large ones, which this is not, are not."""
+    """A plain decoder, a packed one, and a packed one on the code path of large decoders.
+
+    For small decoders, weights are unpacked and texts are folded into the weights.
+    """
     if request.param == "plain":
         return composite.decoder
     if packed_decoder is None:
-        pytest.skip("this processor has no packed products")
+        pytest.skip("packed products are not available on this processor")
     if request.param == "as a large one":
-        monkeypatch.setattr(stepping, "SMALL_PRODUCT", 0)
-        monkeypatch.setattr(stepping, "FOLDED_WIDTH", 0)
+        monkeypatch.setattr(step_decoder, "SMALL_PRODUCT", 0)
+        monkeypatch.setattr(step_decoder, "FOLDED_WIDTH", 0)
     return packed_decoder
 
 
@@ -52,15 +55,15 @@ def random_codes(*shape, seed=0):
 
 
 def random_texts(decoder, *lengths, seed=0):
-    """(B, L, D) states and their mask; a length of 0 is the null condition."""
+    """Returns (B, L, D) states and their mask; a length of 0 means the null condition."""
     generator = torch.Generator().manual_seed(seed)
     states = torch.randn(len(lengths), max(*lengths, 1), decoder.config.hidden_size, generator=generator)
     mask = torch.arange(states.shape[1]) < torch.tensor(lengths)[:, None]
     return states * mask[..., None], mask.long()
 
 
-def twin(decoder, prompt, total, *, text=None, guidance=3.0, uniforms=None, **sampling):
-    """One row and one window, without a cache: every step reads everything again through transformers' forward."""
+def without_cache(decoder, prompt, total, *, text=None, guidance=3.0, uniforms=None, **sampling):
+    """Continues one row in one window without a cache, by a forward pass of transformers over all steps for every step."""
     K, P = prompt.shape
     steps = delay_codes(prompt[None], delays=DELAYS, special_token=64, num_steps=total + max(DELAYS) + 1)[0]
     for column in range(P + 1, total + max(DELAYS) + 1):
@@ -78,7 +81,7 @@ def twin(decoder, prompt, total, *, text=None, guidance=3.0, uniforms=None, **sa
 
 
 def generate_by_transformers(model, prompt, num_new, *, text, guidance):
-    """The codes that `generate` hands to its codec."""
+    """Returns the codes that `generate` passes to its codec."""
     B, K, P = prompt.shape
     caught = []
 
@@ -98,7 +101,7 @@ def generate_by_transformers(model, prompt, num_new, *, text, guidance):
 
 
 @pytest.mark.parametrize("run", ["single_window", "small_prompt"])
-def test_greedy_codes_are_audiocrafts(decoder, tiny_model, oracle, run):
+def test_greedy_codes_equal_audiocraft(decoder, tiny_model, oracle, run):
     expected = json.loads((oracle / "continuation" / "expected.json").read_text())["runs"][run]
     tokens = load_file(oracle / "continuation" / "tokens.safetensors")
     codes = continue_codes(
@@ -116,7 +119,7 @@ def test_greedy_codes_are_audiocrafts(decoder, tiny_model, oracle, run):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_greedy_codes_are_those_of_generate(composite, decoder, guidance):
+def test_greedy_codes_equal_transformers_generate(composite, decoder, guidance):
     ids = torch.randint(3, 200, (2, 6), generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
     prompt = random_codes(2, 4, 15)
@@ -140,7 +143,7 @@ def test_greedy_codes_are_those_of_generate(composite, decoder, guidance):
 @pytest.mark.parametrize(
     ("num_frames", "max_frames", "num_prompt"), [(130, 40, 25), pytest.param(3000, 1500, 300, id="a minute")]
 )
-def test_sliding_windows_are_windows_of_generate(composite, decoder, num_frames, max_frames, num_prompt):
+def test_sliding_windows_equal_repeated_calls_of_generate(composite, decoder, num_frames, max_frames, num_prompt):
     ids = torch.randint(3, 200, (1, 6), generator=torch.Generator().manual_seed(1))
     text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     expected = random_codes(1, 4, num_prompt, seed=2)
@@ -169,11 +172,11 @@ def test_sliding_windows_are_windows_of_generate(composite, decoder, num_frames,
     ],
 )
 @pytest.mark.parametrize("num_prompt", [0, 1, 3, 20])
-def test_the_cache_changes_nothing(composite, decoder, guidance, sampling, num_prompt):
+def test_codes_equal_those_without_a_cache(composite, decoder, guidance, sampling, num_prompt):
     prompt = random_codes(1, 4, num_prompt)
     states, _ = random_texts(decoder, 5)
     uniforms = torch.rand(1, 4, 40, generator=torch.Generator().manual_seed(5))
-    expected = twin(
+    expected = without_cache(
         composite.decoder, prompt[0], 40, text=states[0], guidance=guidance, uniforms=uniforms[0], **sampling
     )
     codes = continue_codes(
@@ -184,7 +187,7 @@ def test_the_cache_changes_nothing(composite, decoder, guidance, sampling, num_p
 
 
 @pytest.mark.parametrize("sampling", [{"temperature": 0}, {"top_k": 30}])
-def test_a_row_of_a_mixed_batch_is_the_row_alone(decoder, sampling):
+def test_codes_of_a_row_do_not_depend_on_the_batch(decoder, sampling):
     prompts, totals, text_lengths = [12, 0, 30, 50, 7], [60, 33, 95, 51, 7], [4, 0, 6, 1, 2]
     prompt = random_codes(5, 4, 50)
     states, mask = random_texts(decoder, *text_lengths)
@@ -205,16 +208,16 @@ def test_a_row_of_a_mixed_batch_is_the_row_alone(decoder, sampling):
         assert (together[row, :, :total] < 64).all()
 
 
-def test_a_prompt_longer_than_a_window_is_heard_from_its_end(decoder):
+def test_a_prompt_longer_than_a_window_is_cut_to_its_last_frames(decoder):
     prompt = random_codes(1, 4, 90)
     settings = {"delays": DELAYS, "max_frames": 40, "stride_frames": 24, "temperature": 0}
     whole = continue_codes(decoder, prompt, total_frames=140, **settings)
-    heard = continue_codes(decoder, prompt[:, :, -16:], total_frames=66, **settings)
+    cut = continue_codes(decoder, prompt[:, :, -16:], total_frames=66, **settings)
     assert torch.equal(whole[:, :, :90], prompt)
-    assert torch.equal(whole[:, :, 74:], heard)
+    assert torch.equal(whole[:, :, 74:], cut)
 
 
-def test_the_stereo_pattern_is_followed(oracle):
+def test_stereo_codes_follow_the_stereo_delay_pattern(oracle):
     from transformers import MusicgenForCausalLM
 
     decoder = MusicgenForCausalLM.from_pretrained(oracle / "stereo_T50" / "hf_decoder", dtype=torch.float32).eval()
@@ -225,7 +228,7 @@ def test_the_stereo_pattern_is_followed(oracle):
         assert torch.equal(codes[0, k, 10:], logits[k, 10 + delay : 30 + delay].argmax(-1))
 
 
-def test_rows_without_finite_logits_are_named(composite):
+def test_non_finite_logits_raise_and_name_the_rows(composite):
     broken = copy.deepcopy(composite.decoder)
     states, mask = random_texts(broken, 3, 0, 3)
     states[2] = float("nan")
@@ -237,7 +240,7 @@ def test_rows_without_finite_logits_are_named(composite):
     assert raised.value.rows == (2,)
 
 
-def test_nothing_to_draw_gives_the_prompt_back(decoder):
+def test_a_prompt_of_the_total_length_is_returned_unchanged(decoder):
     prompt = random_codes(2, 4, 10)
     assert torch.equal(continue_codes(decoder, prompt, total_frames=10, delays=DELAYS, temperature=0), prompt)
 
@@ -245,7 +248,7 @@ def test_nothing_to_draw_gives_the_prompt_back(decoder):
 @given(
     prompt=st.integers(0, 60), new=st.integers(0, 200), max_frames=st.integers(2, 50), data=st.data()
 )  # fmt: skip
-def test_windows_draw_every_frame_once_and_hear_only_what_is_known(prompt, new, max_frames, data):
+def test_windows_generate_every_frame_once_and_keep_enough_known_frames(prompt, new, max_frames, data):
     stride = data.draw(st.integers(1, max_frames - 1))
     spans = window_spans(prompt, prompt + new, max_frames=max_frames, stride_frames=stride)
     drawn = [frame for span in spans for frame in range(span.known, span.end)]
@@ -257,33 +260,60 @@ def test_windows_draw_every_frame_once_and_hear_only_what_is_known(prompt, new, 
         assert all(span.known - span.start >= min(prompt, max_frames - stride) for span in spans)
 
 
+SPANS = st.tuples(st.integers(0, 8), st.integers(0, 8), st.integers(1, 8)).map(
+    lambda lengths: WindowSpan(lengths[0], lengths[0] + lengths[1], sum(lengths))
+)
+
+
+@given(
+    spans=st.lists(st.none() | SPANS, min_size=1, max_size=4),
+    delays=st.lists(st.integers(0, 4), min_size=1, max_size=4),
+)
+def test_the_window_layout_equals_brute_force(spans, delays):
+    layout = window_layout(spans, delays=delays, num_frames=30)
+    num_columns = max(0 if span is None else span.end - span.known for span in spans) + max(delays)
+    assert layout.frames.shape == layout.is_drawn.shape == layout.is_known.shape == (
+        len(spans), len(delays), num_columns,
+    )  # fmt: skip
+    for row, span in enumerate(spans):
+        start, known, end = (0, 0, 0) if span is None else (span.start, span.known, span.end)
+        for k, delay in enumerate(delays):
+            drawn = {t + delay - known: t for t in range(known, end)}
+            fed = {t + delay - known: t for t in range(start, known) if 0 <= t + delay - known < num_columns}
+            for column in range(num_columns):
+                assert layout.is_drawn[row, k, column] == (column in drawn)
+                assert layout.is_known[row, k, column] == (column in fed)
+                if column in drawn or column in fed:
+                    assert layout.frames[row, k, column] == (drawn | fed)[column]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"prompt": torch.zeros(1, 3, 5, dtype=torch.int64)}, r"prompt must be \(B, K, P\) int64 with K = 4"),
-        ({"prompt": torch.full((1, 4, 5), 64)}, r"prompt must lie in \[0, 64\) in its first 5 frames, and row 0"),
-        ({"prompt": torch.full((1, 4, 5), -1)}, r"prompt must lie in \[0, 64\)"),
-        ({"total_frames": 3}, "row 0: a prompt of 5 frames does not fit 5 given and 3 in all"),
-        ({"total_frames": [20, 20]}, "total_frames must be a whole number or 1 of them"),
-        ({"prompt_frames": [6]}, "row 0: a prompt of 6 frames"),
-        ({"stride_frames": 0}, "stride_frames must be 1 to 9, below the window of 10 frames, got 0"),
+        ({"prompt": torch.full((1, 4, 5), 64)}, r"row 0: prompt must be in \[0, 64\) in its first 5 frames"),
+        ({"prompt": torch.full((1, 4, 5), -1)}, r"prompt must be in \[0, 64\)"),
+        ({"total_frames": 3}, r"row 0: prompt_frames must be 0 to 3 \(prompt: 5, total_frames: 3\), got 5"),
+        ({"total_frames": [20, 20]}, "total_frames must be a whole number or a sequence of 1 whole numbers"),
+        ({"prompt_frames": [6]}, "row 0: prompt_frames must be 0 to 5 .*, got 6"),
+        ({"stride_frames": 0}, "stride_frames must be 1 to 9, less than max_frames=10, got 0"),
         ({"stride_frames": 10}, "stride_frames must be 1 to 9"),
         ({"max_frames": 0}, "max_frames must be at least 1"),
         ({"guidance_scale": 0.5}, "guidance_scale must be at least 1"),
         ({"temperature": -1.0}, "temperature must be"),
         ({"temperature": 1.0, "top_k": 65}, "top_k must be 1 to 64"),
-        ({"temperature": 1.0, "top_k": 20}, "pass uniforms"),
+        ({"temperature": 1.0, "top_k": 20}, "uniforms is required if temperature is above 0"),
         ({"uniforms": torch.zeros(1, 4, 5)}, r"uniforms must be \(B, K, total_frames\) = \(1, 4, 20\)"),
         ({"encoder_hidden_states": torch.zeros(2, 3, 64)}, r"encoder_hidden_states must be \(B, L, D\) with B = 1"),
         ({"encoder_hidden_states": torch.zeros(1, 3, 8)}, "B = 1 and D = 64"),
-        ({"encoder_attention_mask": torch.ones(1, 3)}, "encoder_attention_mask goes with encoder_hidden_states"),
-        ({"uniforms": torch.full((1, 4, 20), 1.0)}, r"uniforms must lie in \[0, 1\)"),
-        ({"uniforms": torch.full((1, 4, 20), float("nan"))}, r"uniforms must lie in \[0, 1\)"),
+        ({"encoder_attention_mask": torch.ones(1, 3)}, "encoder_attention_mask requires encoder_hidden_states"),
+        ({"uniforms": torch.full((1, 4, 20), 1.0)}, r"uniforms must be in \[0, 1\)"),
+        ({"uniforms": torch.full((1, 4, 20), float("nan"))}, r"uniforms must be in \[0, 1\)"),
         ({"prompt": torch.zeros(1, 4, 5)}, r"prompt must be \(B, K, P\) int64"),
         ({"top_k": 65}, "top_k must be 1 to 64"),
     ],
 )
-def test_what_does_not_fit_is_named(composite, change, message):
+def test_invalid_arguments_raise(composite, change, message):
     settings = {"prompt": random_codes(1, 4, 5), "total_frames": 20, "max_frames": 10, "temperature": 0, **change}
     with pytest.raises(ValueError, match=message):
         continue_codes(composite.decoder, settings.pop("prompt"), delays=DELAYS, **settings)

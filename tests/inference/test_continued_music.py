@@ -1,9 +1,10 @@
-"""Continuations by the demo model are music of their own song.
+"""Tests that continuations by the demo model resemble the song that they continue.
 
-Measured on the held-out clips, against audio as the codec decodes it (`tools/continued_music.py`, docs/continuation.md):
-latents, the distance of the codec's frames to the nearest ones of the other stretch; chroma, 1 - cosine of the shares of pitch
-classes; mel, mean and deviation of the bands in dB. None knows of time, so a loop that is met out of step is still itself. Bounds
-leave about as much room as lies between seeds.
+They are measured on the held-out clips, against audio decoded by the codec (`tools/continued_music.py`, docs/continuation.md), with
+three distances. `latents` is the distance of the codec's frames to the nearest frames of the other excerpt, `chroma` is 1 - cosine
+similarity of the shares of pitch classes, and `mel` compares mean and deviation of the mel bands in dB. The distances ignore the
+order of frames, so a loop with a different phase has the same distance. The margins of the bounds are about the variation between
+seeds.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def songs(model: MusicGen, clips: list[cm.Clip]) -> cm.Songs:
 
 @pytest.fixture(scope="module")
 def continued(model: MusicGen, clips: list[cm.Clip]) -> list[Continuation]:
-    """Each clip continued from its middle by 4 s, twice."""
+    """Two continuations of 4 s from the middle of each clip."""
     return cm.continue_clips(model, clips, num_continuations=2)
 
 
@@ -62,13 +63,13 @@ def firsts(continued: list[Continuation]) -> list[Continuation]:
 
 @pytest.fixture(scope="module")
 def sounds(model: MusicGen, firsts: list[Continuation]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """What was heard and what was generated, as the codec decodes them together."""
+    """Prompt and continuation of each clip, decoded together by the codec."""
     return [cm.sounds_around(model, one) for one in firsts]
 
 
 @pytest.fixture(scope="module")
 def others(model: MusicGen, songs: cm.Songs) -> dict[str, list[cm.Portrait]]:
-    """What a continuation must be better than, one portrait a clip."""
+    """Portraits, one per clip, of audio that must be less similar to the song than its continuation."""
     noise = [cm.white_noise(end, seed) for seed, end in enumerate(songs.decoded)]
     return {
         "random codes": cm.portraits(model, [model.decode(cm.random_codes(model, 200, seed)) for seed in range(2)]) * 4,
@@ -78,7 +79,7 @@ def others(model: MusicGen, songs: cm.Songs) -> dict[str, list[cm.Portrait]]:
     }
 
 
-def test_the_measures_know_a_song_by_its_other_half(songs: cm.Songs) -> None:
+def test_the_distances_identify_a_song_by_its_other_half(songs: cm.Songs) -> None:
     ranks = [cm.rank_of_own(portrait, songs.ends, own) for own, portrait in enumerate(songs.contexts)]
     for name in ("latents", "chroma"):
         assert [rank[name] for rank in ranks] == [1] * 8
@@ -87,7 +88,7 @@ def test_the_measures_know_a_song_by_its_other_half(songs: cm.Songs) -> None:
 
 @pytest.mark.parametrize(("measure", "least_share"), [("latents", 0.8), ("chroma", 0.8), ("mel", 0.5)])
 @pytest.mark.parametrize("side", ["contexts", "ends"])
-def test_a_continuation_is_nearer_to_its_own_song_than_to_seven_others(
+def test_a_continuation_is_closer_to_its_own_song_than_to_seven_others(
     measure: str, least_share: float, side: str, found: list[tuple[int, cm.Portrait]], songs: cm.Songs
 ) -> None:
     ranks = [cm.rank_of_own(portrait, getattr(songs, side), own)[measure] for own, portrait in found]
@@ -96,7 +97,7 @@ def test_a_continuation_is_nearer_to_its_own_song_than_to_seven_others(
 
 
 @pytest.mark.parametrize("measure", cm.MEASURES)
-def test_it_is_nearer_than_noise_random_codes_silence_and_other_songs(
+def test_a_continuation_is_closer_than_noise_random_codes_silence_and_other_songs(
     measure: str, others: dict[str, list[cm.Portrait]], found: list[tuple[int, cm.Portrait]], songs: cm.Songs
 ) -> None:
     mine = cm.mean(cm.distances(portrait, songs.ends[own])[measure] for own, portrait in found)
@@ -105,7 +106,7 @@ def test_it_is_nearer_than_noise_random_codes_silence_and_other_songs(
         assert mine < 0.8 * theirs, name
 
 
-def test_without_a_text_what_was_heard_leads_it_to_its_own_song(
+def test_without_a_text_a_longer_prompt_gives_a_closer_continuation(
     model: MusicGen, clips: list[cm.Clip], songs: cm.Songs
 ) -> None:
     def distance(context_s: float | None) -> float:
@@ -113,11 +114,11 @@ def test_without_a_text_what_was_heard_leads_it_to_its_own_song(
         pairs = cm.generated_portraits(model, found, clips)
         return cm.mean(cm.distances(portrait, songs.ends[own])["chroma"] for own, portrait in pairs)
 
-    assert distance(None) < 0.6 * distance(0.1)  # 4 s of the song against a tenth
+    assert distance(None) < 0.6 * distance(0.1)  # prompts of 4 s and 0.1 s
 
 
 @pytest.mark.parametrize("measure", cm.MEASURES)
-def test_the_true_end_is_nearer_to_the_context_than_what_was_generated(
+def test_the_reference_is_closer_to_the_context_than_the_continuation(
     measure: str, found: list[tuple[int, cm.Portrait]], songs: cm.Songs
 ) -> None:
     generated = cm.mean(cm.distances(portrait, songs.contexts[own])[measure] for own, portrait in found)
@@ -125,44 +126,45 @@ def test_the_true_end_is_nearer_to_the_context_than_what_was_generated(
     assert true < generated
 
 
-def test_the_joint_does_not_click_and_would_if_the_continuation_were_decoded_alone(
+def test_the_boundary_does_not_click_unlike_that_of_a_continuation_decoded_alone(
     model: MusicGen, firsts: list[Continuation], sounds: list[tuple[torch.Tensor, torch.Tensor]]
 ) -> None:
     def flux(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
         found = [seam_discontinuity(before, after, sample_rate_hz=RATE_HZ)[0].log() for before, after in pairs]
         return cm.mean(map(float, found))
 
-    joint = flux(sounds)
-    contexts = [one.context[:, -heard.shape[1] :] for one, (heard, _) in zip(firsts, sounds, strict=True)]
+    boundary = flux(sounds)
+    contexts = [one.context[:, -prompt.shape[1] :] for one, (prompt, _) in zip(firsts, sounds, strict=True)]
     in_a_file = flux([
-        (cm.joined(context, heard), generated) for context, (heard, generated) in zip(contexts, sounds, strict=True)
+        (cm.joined(context, prompt), generated) for context, (prompt, generated) in zip(contexts, sounds, strict=True)
     ])  # fmt: skip
     glued = flux([
         (context, model.decode(one.codes[:, one.window.context_frames :]))
         for context, one in zip(contexts, firsts, strict=True)
     ])  # fmt: skip
-    assert max(joint, in_a_file) < 0.4  # 1.18 and 1.24 times as anywhere, 1.5 at most
-    assert glued > max(joint, in_a_file) + 0.4  # 2.73 times
+    assert max(boundary, in_a_file) < 0.4  # exp(0.4) = 1.5 times the usual flux; measured: 1.18 and 1.24 times
+    assert glued > max(boundary, in_a_file) + 0.4  # measured: 2.73 times
 
 
-def test_what_is_generated_is_what_predict_gives(
+def test_decoded_continuations_equal_the_audio_of_predict(
     firsts: list[Continuation], sounds: list[tuple[torch.Tensor, torch.Tensor]]
 ) -> None:
     for one, (_, generated) in zip(firsts, sounds, strict=True):
         torch.testing.assert_close(one.generated, generated, atol=1e-5, rtol=0)
 
 
-def test_it_is_as_loud_as_its_context_and_never_silent_or_far_beyond_1(
+def test_a_continuation_is_as_loud_as_its_prompt_and_neither_silent_nor_clipped(
     sounds: list[tuple[torch.Tensor, torch.Tensor]],
 ) -> None:
-    for heard, generated in sounds:
+    for prompt, generated in sounds:
         assert generated.isfinite().all()
-        assert abs(cm.level_db(generated, heard)) < 4  # -1.7 to +1.0 dB over 96
-        assert min(cm.level_db(piece, heard) for piece in generated.split(RATE_HZ // 2, dim=1)) > -10  # -4.2 dB
-        assert (generated.abs() > 1).float().mean() < 1e-3  # 1e-5
+        assert abs(cm.level_db(generated, prompt)) < 4  # measured: -1.7 to +1.0 dB over 96 continuations
+        quietest_db = min(cm.level_db(piece, prompt) for piece in generated.split(RATE_HZ // 2, dim=1))
+        assert quietest_db > -10  # measured: -4.2 dB
+        assert (generated.abs() > 1).float().mean() < 1e-3  # measured: 1e-5
 
 
-def test_22_s_in_sliding_windows_stay_music_and_in_one_window_beyond_the_limit_do_not(
+def test_22_s_remain_music_in_sliding_windows_but_not_in_one_window_beyond_the_limit(
     model: MusicGen, clips: list[cm.Clip], songs: cm.Songs
 ) -> None:
     beyond = load_model("demo", max_frames=1500)
@@ -174,10 +176,10 @@ def test_22_s_in_sliding_windows_stay_music_and_in_one_window_beyond_the_limit_d
     own = [[clip.id for clip in clips].index(one.window.track) for one in sliding]
     for one, codes in zip(sliding, forced, strict=True):
         assert torch.equal(one.codes[:, :200], codes[:, :200])
-        assert (one.codes[:, :450] == codes[:, :450]).float().mean() > 0.9  # the window is the same up to frame 500
+        assert (one.codes[:, :450] == codes[:, :450]).float().mean() > 0.9  # both windows are the same up to frame 500
     far = slice(400, 1100)  # from 8 s on
     assert cm.perplexity(nll[:, far] for nll in music) < 64  # a quarter of the codebook
-    assert cm.perplexity(nll[:, far] for nll in noise) > 100  # 200, of 256
+    assert cm.perplexity(nll[:, far] for nll in noise) > 100  # measured: 200, with a codebook of 256
     for row, (one, codes) in enumerate(zip(sliding, forced, strict=True)):
         parts = [one.generated, cm.sounds_around(model, replace(one, codes=codes))[1]]
         portraits = cm.portraits(model, [part[:, 8 * RATE_HZ :] for part in parts])

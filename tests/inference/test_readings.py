@@ -24,7 +24,7 @@ def coded(
 
 
 def by_score_codes(model, codes: Tensor, *, text: str | None, scored: Tensor) -> Tensor:
-    """One window through the pure function, its text encoded apart."""
+    """Scores one window with `score_codes`, after encoding its text."""
     states = model.encode_text(text)
     with torch.inference_mode():
         return score_codes(
@@ -47,7 +47,7 @@ def assert_same_nats(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5, equal_nan=True)
 
 
-def test_the_plain_reading_is_the_windows_own_text_and_context(tiny_model):
+def test_the_plain_reading_uses_the_windows_own_text_and_context(tiny_model):
     window = coded(1, context=6, target=9)
     (read,) = score_readings(tiny_model, [window], [PLAIN])
     expected = by_score_codes(tiny_model, window.codes, text=TEXT, scored=target_mask(window.window))
@@ -59,7 +59,7 @@ def test_the_plain_reading_is_the_windows_own_text_and_context(tiny_model):
     assert read[""].logits is None
 
 
-def test_no_text_is_the_null_condition(tiny_model):
+def test_no_text_uses_the_null_condition(tiny_model):
     window = coded(2, context=4, target=8)
     (read,) = score_readings(tiny_model, [window], [PLAIN, NO_TEXT])
     expected = by_score_codes(tiny_model, window.codes, text=None, scored=target_mask(window.window))
@@ -67,14 +67,14 @@ def test_no_text_is_the_null_condition(tiny_model):
     assert (read["no_text"].nll - read[""].nll)[:, 4:].abs().max() > 0.01
 
 
-def test_other_text_is_the_other_tracks_text(tiny_model):
+def test_other_text_uses_the_text_of_another_track(tiny_model):
     window = coded(3, context=4, target=8)
     (read,) = score_readings(tiny_model, [window], [OTHER_TEXT])
     expected = by_score_codes(tiny_model, window.codes, text="loud rock", scored=target_mask(window.window))
     assert_same_nats(read["other_text"].nll, expected)
 
 
-def test_no_context_scores_the_target_alone_from_position_0_and_aligns_it_to_the_window(tiny_model):
+def test_no_context_scores_only_the_target_from_position_0_and_aligns_it_to_the_window(tiny_model):
     window = coded(4, context=6, target=9)
     (read,) = score_readings(tiny_model, [window], [PLAIN, NO_CONTEXT], with_logits=frozenset({"no_context"}))
     target = window.codes[:, 6:]
@@ -92,7 +92,7 @@ def test_no_context_scores_the_target_alone_from_position_0_and_aligns_it_to_the
     assert (read["no_context"].nll - read[""].nll)[:, 6:].abs().max() > 0.01
 
 
-def test_readings_that_do_not_exist_are_none_and_the_others_of_the_batch_are_not_moved(tiny_model):
+def test_readings_that_do_not_exist_are_none_and_do_not_affect_the_rest_of_the_batch(tiny_model):
     windows = [
         coded(5, context=0, target=8),
         coded(6, context=3, target=9, text=None),
@@ -116,12 +116,12 @@ def test_readings_that_do_not_exist_are_none_and_the_others_of_the_batch_are_not
                 assert torch.equal(one.nll.nan_to_num(-1), read[name].nll.nan_to_num(-1))
 
 
-def test_a_window_that_wants_another_text_and_finds_none_is_an_error(tiny_model):
-    with pytest.raises(MetricError, match="wants another track's text, and track track9 finds none"):
+def test_other_text_raises_if_no_other_text_exists(tiny_model):
+    with pytest.raises(MetricError, match="requires the text of another track, but there is none for track track9"):
         score_readings(tiny_model, [coded(9, context=2, target=4, other=None)], [OTHER_TEXT])
 
 
-def test_tail_drop_is_relative_to_each_windows_own_length(tiny_model):
+def test_tail_drop_applies_to_the_length_of_each_window(tiny_model):
     windows = [coded(10, context=2, target=6), coded(11, context=3, target=9)]
     batch = score_readings(tiny_model, windows, [PLAIN, NO_CONTEXT], tail="drop")
     for window, read in zip(windows, batch, strict=True):
@@ -138,7 +138,7 @@ def shuffled(codes: Tensor, window: Window, generator: torch.Generator) -> Tenso
     return torch.cat([codes[:, : window.context_frames], codes[:, order]], dim=1)
 
 
-def test_changed_codes_are_fed_scored_and_given_back(tiny_model):
+def test_changed_codes_are_fed_scored_and_returned(tiny_model):
     reading = Reading("shuffled", change=shuffled)
     window = coded(12, context=4, target=8)
     (read,) = score_readings(tiny_model, [window], [PLAIN, reading], seed=3)
@@ -151,7 +151,7 @@ def test_changed_codes_are_fed_scored_and_given_back(tiny_model):
     assert_same_nats(read["shuffled"].nll, expected)
 
 
-def test_a_change_depends_on_seed_track_window_and_reading_alone(tiny_model):
+def test_a_change_depends_only_on_seed_track_window_and_reading(tiny_model):
     def noised(codes: Tensor, window: Window, generator: torch.Generator) -> Tensor:
         return torch.randint(64, codes.shape, generator=generator)
 
@@ -171,7 +171,7 @@ def test_a_change_depends_on_seed_track_window_and_reading_alone(tiny_model):
         assert not torch.equal(codes_of([replace(window, window=other)], reading, 0), first)
 
 
-def test_a_change_in_place_does_not_reach_the_other_readings(tiny_model):
+def test_a_change_in_place_does_not_affect_other_readings(tiny_model):
     def zeroed(codes: Tensor, window: Window, generator: torch.Generator) -> Tensor:
         return codes.zero_()
 
@@ -186,18 +186,18 @@ def test_a_change_in_place_does_not_reach_the_other_readings(tiny_model):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda codes, window, generator: codes[:, 1:], r"\(4, 8\) torch.int64 into \(4, 7\) torch.int64"),
-        (lambda codes, window, generator: codes.float(), "shape and dtype must stay"),
-        (lambda codes, window, generator: codes + 64, r"must stay in \[0, 64\)"),
-        (lambda codes, window, generator: codes - 64, r"must stay in \[0, 64\)"),
+        (lambda codes, window, generator: codes[:, 1:], r"from \(4, 8\) torch.int64 to \(4, 7\) torch.int64"),
+        (lambda codes, window, generator: codes.float(), "return codes of the same shape and dtype"),
+        (lambda codes, window, generator: codes + 64, r"return codes in \[0, 64\)"),
+        (lambda codes, window, generator: codes - 64, r"return codes in \[0, 64\)"),
     ],
 )
-def test_changes_to_what_cannot_be_scored_are_refused_by_name(tiny_model, change, message):
+def test_a_change_to_invalid_codes_raises_and_names_the_reading(tiny_model, change, message):
     with pytest.raises(MetricError, match=f"reading 'odd' changed codes.*{message}"):
         score_readings(tiny_model, [coded(16, context=2, target=6)], [Reading("odd", change=change)])
 
 
-def test_readings_feed_the_bank_and_absent_ones_count_nothing(tiny_model):
+def test_metrics_count_nothing_for_readings_that_do_not_exist(tiny_model):
     bank = MetricBank({"ppl": CodebookPerplexity(), "text": TextGain(), "context": ContextGain()}, spec=tiny_model.spec)
     windows = [
         coded(17, context=0, target=8),

@@ -24,7 +24,7 @@ def decoders():
 
 
 def oracle_inputs(case: str, variant: str) -> dict[str, torch.Tensor | None]:
-    """Codes, mask and text states as audiocraft had them for one variant."""
+    """Returns the codes, mask and text states that audiocraft used for one variant."""
     expected = json.loads((DATA / case / "expected.json").read_text())
     data = load_file(DATA / case / "codes.safetensors")
     condition, batch = variant.split("__")
@@ -46,7 +46,7 @@ def mean_over_codebooks(nll: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(("case", "variant"), VARIANTS)
-def test_nll_and_ce_are_audiocrafts_own(decoders, case, variant):
+def test_nll_and_ce_equal_audiocraft(decoders, case, variant):
     expected = json.loads((DATA / case / "expected.json").read_text())
     inputs = oracle_inputs(case, variant)
     with torch.inference_mode():
@@ -67,7 +67,7 @@ def test_nll_and_ce_are_audiocrafts_own(decoders, case, variant):
     assert counts == figures["n_valid_per_codebook"]
 
 
-def test_tempting_definitions_would_fail_the_oracle():
+def test_common_wrong_definitions_do_not_match_audiocraft():
     figures = json.loads((DATA / "mono_T50" / "expected.json").read_text())["variants"]["cond__padded_batch"]
     for name, ppl in figures["not_the_metric"].items():
         assert abs(ppl - figures["ppl"]) > 100 * 5e-6 * figures["ppl"], name
@@ -90,7 +90,7 @@ def states(generator):
 
 @torch.inference_mode()
 def step_by_step(decoder, codes, k, t):
-    """nll and rank of one code, from a forward pass that is fed nothing of what comes after it."""
+    """Computes nll and rank of one code by a forward pass over the preceding steps only."""
     _, _, frames = codes.shape
     steps = torch.full((1, 4, t + k + 1), 64)
     for codebook in range(4):
@@ -105,7 +105,7 @@ def step_by_step(decoder, codes, k, t):
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("k", "t"), [(0, 0), (0, 19), (1, 0), (2, 7), (3, 0), (3, 19)])
-def test_a_code_is_predicted_from_what_came_before_alone(decoder, codes, k, t):
+def test_a_code_is_predicted_from_preceding_codes_only(decoder, codes, k, t):
     scores = score_and_rank_codes(decoder, codes[:1], delays=(0, 1, 2, 3))
     nll, rank = step_by_step(decoder, codes[:1], k, t)
     assert scores.nll[0, k, t] == pytest.approx(nll.item(), abs=1e-5)
@@ -140,7 +140,7 @@ def test_a_windows_nll_does_not_depend_on_its_batch(decoder, codes, states, tail
 
 
 @torch.inference_mode()
-def test_what_is_not_scored_is_nan_and_still_heard(decoder, codes):
+def test_codes_that_are_not_scored_are_nan_and_still_fed(decoder, codes):
     whole = score_and_rank_codes(decoder, codes, delays=range(4))
     scored = torch.zeros_like(codes, dtype=torch.bool)
     scored[:, :, 12:] = True
@@ -155,15 +155,15 @@ def test_what_is_not_scored_is_nan_and_still_heard(decoder, codes):
 
 
 @torch.inference_mode()
-def test_no_text_states_equal_states_of_zero(decoder, codes):
+def test_no_text_states_are_equivalent_to_states_of_zero(decoder, codes):
     zeros = torch.zeros(3, 1, 64)
-    left_out = score_codes(decoder, codes, delays=range(4))
-    heard = score_codes(decoder, codes, delays=range(4), encoder_hidden_states=zeros)
-    assert torch.allclose(left_out, heard, atol=1e-6)
+    without = score_codes(decoder, codes, delays=range(4))
+    with_zeros = score_codes(decoder, codes, delays=range(4), encoder_hidden_states=zeros)
+    assert torch.allclose(without, with_zeros, atol=1e-6)
 
 
 @torch.inference_mode()
-def test_chunked_heads_equal_one_chunk(decoder, codes, monkeypatch):
+def test_scores_do_not_depend_on_the_chunk_size(decoder, codes, monkeypatch):
     whole = score_and_rank_codes(decoder, codes, delays=range(4))
     monkeypatch.setattr("musicgen_eval.inference.scoring.CHUNK_LOGITS", 64 * 7)
     chunked = score_and_rank_codes(decoder, codes, delays=range(4))
@@ -173,7 +173,7 @@ def test_chunked_heads_equal_one_chunk(decoder, codes, monkeypatch):
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("tail", "missing"), [("score", 0), ("drop", 3)])
-def test_nll_from_a_modules_own_logits_equals_scoring(decoder, codes, tail, missing):
+def test_nll_from_logits_equals_score_codes(decoder, codes, tail, missing):
     from musicgen_eval.models.delay import delay_codes
 
     steps = delay_codes(codes, delays=range(4), special_token=64, num_steps=23 - missing)
@@ -193,14 +193,14 @@ def test_nll_from_a_modules_own_logits_equals_scoring(decoder, codes, tail, miss
         ({"scored": torch.ones(3, 4, 20)}, "scored must be a bool mask"),
     ],
 )
-def test_wrong_shapes_are_refused(decoder, codes, change, message):
+def test_wrong_shapes_and_an_unknown_tail_raise(decoder, codes, change, message):
     with pytest.raises(ValueError, match=message):
         score_codes(decoder, codes, **{"delays": (0, 1, 2, 3), **change})
 
 
-def test_a_code_outside_the_codebook_is_refused_unless_it_is_padding(decoder, codes):
+def test_a_code_outside_the_codebook_raises_unless_it_is_padding(decoder, codes):
     codes[1, 2, 19] = 64
-    with pytest.raises(ValueError, match=r"codes must lie in \[0, 64\), got 0 to 64"):
+    with pytest.raises(ValueError, match=r"codes must be in \[0, 64\), got 0 to 64"):
         score_codes(decoder, codes, delays=range(4))
     valid = codes < 64
     with torch.inference_mode():
