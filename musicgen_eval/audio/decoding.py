@@ -26,8 +26,8 @@ from musicgen_eval.audio.formats.flac import ends_at, find_flac_end, flac_num_sa
 from musicgen_eval.audio.formats.pyav import probe_av, read_av
 from musicgen_eval.audio.formats.spans import AudioSpan, SpanFile, open_audio
 from musicgen_eval.errors import AudioError
-from musicgen_eval.files.file_names import hint
-from musicgen_eval.files.printable import raises_one_line
+from musicgen_eval.files.file_names import missing_file_hint
+from musicgen_eval.files.printable import with_printable_errors
 
 VORBIS_LAST_PAGE_SAMPLES = 262_144  # a seek into the last page is shifted by the samples trimmed from its end
 OPUS_PRE_ROLL_SAMPLES = 96_000  # libsndfile's 80 ms leave errors of 1e-2 at 6 kbit/s
@@ -56,7 +56,7 @@ class AudioInfo:
     num_samples: int
 
 
-@raises_one_line
+@with_printable_errors
 def probe(path: str | Path) -> AudioInfo:
     """What a file holds, by its content and not by its name.
 
@@ -153,7 +153,11 @@ def file_bytes(path: Path) -> int:
     try:
         status = path.stat()
     except FileNotFoundError:
-        reason = "a link to a file that does not exist" if path.is_symlink() else f"no such file{hint(str(path))}"
+        reason = (
+            "a link to a file that does not exist"
+            if path.is_symlink()
+            else f"no such file{missing_file_hint(str(path))}"
+        )
         raise AudioError(f"{path}: {reason}") from None
     except (OSError, ValueError) as error:
         raise AudioError(f"{path}: cannot be opened: {error}") from error

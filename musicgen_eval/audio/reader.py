@@ -14,7 +14,7 @@ import torch
 from musicgen_eval.audio.decoding import AudioInfo, probe, read_native
 from musicgen_eval.audio.resampling import RatePair, resample, resample_slice, resampler_name
 from musicgen_eval.errors import AudioError
-from musicgen_eval.files.printable import raises_one_line
+from musicgen_eval.files.printable import with_printable_errors
 
 END_TOLERANCE_S = 0.001  # manifests round to milliseconds: an end this far behind the file's is the file's
 
@@ -53,7 +53,7 @@ class TrackAudio:
         """Samples of the track resampled to a rate: rounded up."""
         return RatePair(self.info.sample_rate_hz, sample_rate_hz).num_resampled(self.num_samples)
 
-    @raises_one_line
+    @with_printable_errors
     def read(self, start_sample: int, num_samples: int, *, sample_rate_hz: int, channels: int) -> torch.Tensor:
         """A slice of the track: cut from the file, mixed, resampled whole, [start, start + num) cut from the result.
 
@@ -92,7 +92,7 @@ class TrackAudio:
         return audio.expand(channels, -1).contiguous()
 
 
-@raises_one_line
+@with_printable_errors
 def open_track(
     path: str | Path, *, start_s: float = 0.0, duration_s: float | None = None, info: AudioInfo | None = None
 ) -> TrackAudio:
