@@ -26,7 +26,7 @@ from musicgen_eval.files.printable import printable
 from tests.support.bad_files import KINDS, RATE_HZ, BadFile, make_bad_files, music, write_av
 
 FileIO, open_path = io.FileIO, Path.open
-PATIENCE_S = 20.0  # per file; each takes milliseconds
+TIMEOUT_S = 20.0  # per file; each takes milliseconds
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def bad_files(folder: Path) -> Iterator[list[BadFile]]:
     torch.set_num_threads(threads)
 
 
-def within(seconds: float, function: Callable[[], Any]) -> Any:
+def run_with_timeout(seconds: float, function: Callable[[], Any]) -> Any:
     """Returns the result of a function, the exception that it raised, or a `TimeoutError`."""
     outcome: list[Any] = []
 
@@ -74,7 +74,7 @@ def read(path: Path) -> np.ndarray:
     return whole.numpy().T
 
 
-def fault_of(file: BadFile, outcome: Any) -> str | None:
+def find_fault(file: BadFile, outcome: Any) -> str | None:
     """Returns a description of an unexpected outcome, or None if the outcome is as expected."""
     if isinstance(outcome, AudioError):
         if file.expected == "right":
@@ -96,8 +96,8 @@ def fault_of(file: BadFile, outcome: Any) -> str | None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bad_file_gives_an_error_that_names_it_or_correct_samples(kind: str, bad_files: list[BadFile]):
     files = [file for file in bad_files if file.kind == kind]
-    outcomes = [within(PATIENCE_S, lambda file=file: read(file.path)) for file in files]
-    faults = {str(file.path): fault_of(file, outcome) for file, outcome in zip(files, outcomes, strict=True)}
+    outcomes = [run_with_timeout(TIMEOUT_S, lambda file=file: read(file.path)) for file in files]
+    faults = {str(file.path): find_fault(file, outcome) for file, outcome in zip(files, outcomes, strict=True)}
     assert {path: fault for path, fault in faults.items() if fault is not None} == {}
 
 
@@ -115,7 +115,7 @@ def test_headers_that_declare_too_much_do_not_use_much_memory(bad_files: list[Ba
     try:
         for file in bad_files:
             if file.kind in ("huge length", "channels", "absurd rate", "wrong header"):
-                within(PATIENCE_S, lambda file=file: read(file.path))
+                run_with_timeout(TIMEOUT_S, lambda file=file: read(file.path))
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -236,7 +236,7 @@ def test_a_damaged_file_is_scanned_once_and_again_after_a_change(
     name: str, bad_files: list[BadFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     path = tmp_path / name
-    look = {"ogg": ogg.check_ogg_pages, "mp3": mpeg.index_stream}[name[-3:]]
+    scan = {"ogg": ogg.check_ogg_pages, "mp3": mpeg.index_stream}[name[-3:]]
     source = {"ogg": "vorbis.ogg", "mp3": "tagged.mp3"}[name[-3:]]
     whole = next(file.path for file in bad_files if file.kind == "whole" and file.path.name == source).read_bytes()
     path.write_bytes(whole[: len(whole) // 2 + 7])
@@ -245,7 +245,7 @@ def test_a_damaged_file_is_scanned_once_and_again_after_a_change(
     monkeypatch.setattr(Path, "open", lambda *args, **kwargs: opened.append(args) or open_path(*args, **kwargs))
     for _ in range(3):
         with pytest.raises(AudioError, match="truncated"):
-            look(path)  # type: ignore[operator]
+            scan(path)  # type: ignore[operator]
     assert len(opened) <= 2  # once for the frames, once for the bytes after them
     path.write_bytes(whole)
-    look(path)  # type: ignore[operator]
+    scan(path)  # type: ignore[operator]

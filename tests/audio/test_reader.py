@@ -61,13 +61,13 @@ def defined(samples: np.ndarray, rate_hz: int, sample_rate_hz: int, channels: in
     if rate_hz == sample_rate_hz:
         return audio
     if resampler_name(rate_hz, sample_rate_hz) == "soxr VHQ":
-        silence_behind = np.pad(audio.numpy().T, ((0, 500), (0, 0)))
-        resampled = soxr.resample(silence_behind, rate_hz, sample_rate_hz, quality="VHQ")
+        padded = np.pad(audio.numpy().T, ((0, 500), (0, 0)))
+        resampled = soxr.resample(padded, rate_hz, sample_rate_hz, quality="VHQ")
         return torch.from_numpy(resampled[: -(-audio.shape[1] * sample_rate_hz // rate_hz)].T.copy())
     return torchaudio_resample(audio, rate_hz, sample_rate_hz, lowpass_filter_width=24, rolloff=0.945)
 
 
-def hostile_starts(samples: np.ndarray) -> list[int]:
+def critical_starts(samples: np.ndarray) -> list[int]:
     """Returns native samples at which slices may be wrong: both ends, the start of music after silence, and random ones."""
     num_samples = len(samples)
     loud = int(np.argmax(np.abs(samples).max(axis=1) > 0.01))
@@ -87,7 +87,7 @@ def test_slices_equal_the_mixed_and_resampled_full_decode(name: str):
         expected = whole(name, sample_rate_hz, channels)
         assert track.num_samples_at(sample_rate_hz) == expected.shape[1]
         every = 1 if (sample_rate_hz, channels) == (32000, 1) else 4
-        for start in hostile_starts(samples)[::every]:
+        for start in critical_starts(samples)[::every]:
             first = start * sample_rate_hz // rate_hz
             num = min(expected.shape[1] - first, (1, 640, 7001)[start % 3])
             audio = track.read(first, num, sample_rate_hz=sample_rate_hz, channels=channels)
@@ -103,7 +103,7 @@ def test_slices_are_correct_where_plain_soundfile_is_wrong(name: str):
     samples, rate_hz = full_decode(name)
     track = open_track(DATA / name)
     errors = []
-    for start in [*hostile_starts(samples), *range(0, len(samples), len(samples) // 50)]:
+    for start in [*critical_starts(samples), *range(0, len(samples), len(samples) // 50)]:
         expected = samples[start : start + 2000]
         with soundfile.SoundFile(DATA / name) as sound:
             sound.seek(start)

@@ -88,7 +88,7 @@ def declared_stream(path: Path) -> tuple[MpegHeader, int] | None:
 
 
 def _is_confirmed_by_size(num_frames: int, num_bytes: int, start: bytes) -> bool:
-    """Returns whether `num_frames` frames of constant bit rate and the tag's frame have `num_bytes` bytes together."""
+    """Returns whether a tag frame and `num_frames` audio frames of constant bit rate have `num_bytes` bytes in total."""
     tag_frame = parse_header(start[:4])
     first = None if tag_frame is None else parse_header(start[tag_frame.num_bytes : tag_frame.num_bytes + 4])
     if tag_frame is None or first is None:
@@ -198,7 +198,7 @@ def _walk_frames(
 
 
 def _check_tail(path: Path, starts: np.ndarray, stop: int, num_bytes: int) -> None:
-    """Raises an `AudioError` if audio follows the last complete frame."""
+    """Raises an `AudioError` if an incomplete frame or further frames follow the last complete frame."""
     with open_audio(path) as file:
         file.seek(int(starts[-1]) if len(starts) else 0)
         word = file.read(2)

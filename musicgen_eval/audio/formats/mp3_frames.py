@@ -21,7 +21,7 @@ _RATE_HZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000
 
 @dataclass(frozen=True)
 class MpegHeader:
-    """Header of a frame, parsed from four bytes. `num_samples` counts samples per channel."""
+    """Frame header. `num_samples` counts samples per channel."""
 
     num_bytes: int
     num_samples: int
@@ -115,7 +115,7 @@ def find_first_frame(file: BinaryIO) -> int | None:
 def starts_frame_chain(head: bytes, at: int, at_end: bool) -> bool:
     """Returns whether three consecutive frames of one stream begin at `at`.
 
-    If `at_end` is true, fewer frames are accepted if the last one ends at the end of `head`.
+    With `at_end`, fewer frames are accepted when the last one ends at the end of `head`.
     """
     first = parse_header(head[at : at + 4])
     if first is None:

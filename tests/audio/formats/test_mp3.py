@@ -142,12 +142,12 @@ def test_a_stream_that_begins_inside_a_frame_is_read_as_by_ffmpeg(name: str, tmp
     path = tmp_path / "a.mp3"
     path.write_bytes((DATA / name).read_bytes()[int(stream.starts[20]) + 50 :])
     whole, cut = read_all(DATA / name), read_all(path)
-    spf = stream.first.num_samples
-    assert len(cut) == len(whole) - 21 * spf
+    frame_samples = stream.first.num_samples
+    assert len(cut) == len(whole) - 21 * frame_samples
     with av.open(str(path)) as container:
         blocks = [frame.to_ndarray().reshape(-1, frame.samples) for frame in container.decode(audio=0)]
     np.testing.assert_allclose(cut, np.concatenate(blocks, axis=1).T[: len(cut)], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(cut[10 * spf :], whole[31 * spf :], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(cut[10 * frame_samples :], whole[31 * frame_samples :], rtol=0, atol=1e-6)
     assert np.abs(cut).max() < 1.5  # frames that need missing bytes are silent, not noise
 
 
@@ -233,8 +233,8 @@ def wav_of_mp3(content: bytes, *, declared: int | None = None) -> bytes:
 def test_an_mp3_stream_in_a_wav_file_is_read(name: str, tmp_path: Path):
     content = (DATA / name).read_bytes()
     path = tmp_path / "a.wav"
-    for behind in (b"", b"LIST\x04\0\0\0abcd"):
-        path.write_bytes(wav_of_mp3(content) + bytes(len(content) & 1) + behind)
+    for after in (b"", b"LIST\x04\0\0\0abcd"):
+        path.write_bytes(wav_of_mp3(content) + bytes(len(content) & 1) + after)
         assert probe(path).format == "MP3/MPEG_LAYER_III"
         np.testing.assert_array_equal(read_all(path), read_all(DATA / name))
     path.write_bytes(wav_of_mp3(content, declared=0xFFFFFFFF))  # written to a pipe
