@@ -1,6 +1,6 @@
-"""The exceptions a user can meet: each names the thing, the place and the way out.
+"""Exceptions for wrong inputs and settings.
 
-Every one is a `ValueError`, so that a caller who does not care which may catch one type. Nothing here knows what raises it.
+All of them are subclasses of `EvaluationError`, which is a `ValueError`.
 """
 
 from collections.abc import Iterable
@@ -8,49 +8,52 @@ from difflib import get_close_matches
 
 
 class EvaluationError(ValueError):
-    """Base of every error that a wrong input or setting causes."""
+    """Base class of all errors that wrong inputs or settings cause."""
 
 
 class AudioError(EvaluationError):
-    """An audio file that cannot be read, or not wholly."""
+    """An audio file cannot be read completely, or cannot be written."""
 
 
 class SourceError(EvaluationError):
-    """A source (file, folder, glob, manifest) that does not yield tracks."""
+    """A source (file, folder, glob pattern or manifest) yields no valid tracks."""
 
 
 class WindowError(EvaluationError):
-    """Context and target that do not fit the model's limit, or no whole frame."""
+    """A context or target is longer than the model's limit or shorter than one frame."""
 
 
 class CheckpointError(EvaluationError):
-    """A checkpoint that cannot be found, read or trusted."""
+    """A checkpoint is missing, unreadable or unsafe to load."""
 
 
 class MetricError(EvaluationError):
-    """A metric that asks for what nobody gives, or whose states cannot be merged."""
+    """A metric requests an unknown input, or its states cannot be merged."""
 
 
 class NonFiniteError(EvaluationError):
-    """A decoder whose numbers are no numbers.
+    """The decoder produced NaN or infinite logits.
 
     Attributes:
-        rows: of the batch.
+        rows: Batch rows with NaN or infinite logits.
     """
 
     def __init__(self, rows: Iterable[int]) -> None:
         self.rows = tuple(rows)
         super().__init__(
-            f"the decoder gave no finite logits in rows {', '.join(map(str, self.rows))} of the batch; try bf16-mixed or 32-true"
+            f"the decoder produced NaN or infinite logits in rows {', '.join(map(str, self.rows))} of the batch; "
+            "set precision to bf16-mixed or 32-true"
         )
 
 
 class RunError(EvaluationError):
-    """A run that cannot start or end: its folder, its devices, its failures."""
+    """A run cannot start, resume or finish."""
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:
-    """The sentence that follows an unknown name; dotted names are compared by their last part.
+    """Returns suggestions for an unknown name, for use in an error message.
+
+    Dotted names are compared by their last part. If no known name is similar, the first 20 known names are listed.
 
     >>> near_matches("CodebookPerplexty", ["musicgen_eval.metrics.CodebookPerplexity", "musicgen_eval.metrics.TextGain"])
     'did you mean musicgen_eval.metrics.CodebookPerplexity?'

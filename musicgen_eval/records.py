@@ -1,9 +1,9 @@
-"""The records that travel between the floors, and the one legend of dimension letters.
+"""Records that the packages exchange, and the legend of dimension letters.
 
     B batch   K codebooks   T frames   S delayed steps   V codebook size   C channels   N samples   D features
 
-Records are frozen and hold no behaviour beyond what follows from their own fields. Columns of a million rows are numpy arrays
-(`windows.py`); these are the views of one row.
+Records are frozen dataclasses. Tables with many rows, such as all windows of a run, are stored as numpy columns; a record is
+one row.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import torch
 
 @dataclass(frozen=True)
 class CodecSpec:
-    """What a checkpoint's configuration says of its codes; no weights are needed to know it.
+    """Properties of a checkpoint's codec, read from its configuration files without loading weights.
 
     Attributes:
-        sample_rate_hz: rate of the audio that the codec hears.
-        frame_rate_hz: codes per second and codebook.
-        hop_samples: samples a frame, `sample_rate_hz / frame_rate_hz`.
-        num_codebooks: K; for stereo, left and right interleaved.
-        codebook_size: V; its number is also the special token's id.
-        channels: audio channels, 1 or 2.
-        delays: (K,) steps by which the delay pattern moves each codebook.
-        max_frames: longest window that the decoder was trained on.
+        sample_rate_hz: Sample rate of the codec's input.
+        frame_rate_hz: Frames per second.
+        hop_samples: Samples per frame, `sample_rate_hz / frame_rate_hz`.
+        num_codebooks: K. For stereo, left and right codebooks are interleaved.
+        codebook_size: V, which is also the id of the special token.
+        channels: Number of audio channels, 1 or 2.
+        delays: (K,) number of steps by which the delay pattern shifts each codebook.
+        max_frames: Length of the longest window that the decoder was trained on.
     """
 
     sample_rate_hz: int
@@ -43,30 +43,30 @@ class CodecSpec:
 
     @property
     def max_steps(self) -> int:
-        """Decoder steps that score `max_frames` frames of every codebook."""
+        """Number of decoder steps needed to score `max_frames` frames of every codebook."""
         return self.max_frames + max(self.delays)
 
     @property
     def special_token(self) -> int:
-        """The id fed where no code is known: before the first frame, and where the delay leaves a hole."""
+        """Id that is fed at positions without a code: before the first frame, and where the delay pattern leaves a gap."""
         return self.codebook_size
 
     @property
     def ceiling_bits_per_second(self) -> float:
-        """What a uniform guess costs: K * frame rate * log2(V)."""
+        """Bits per second under a uniform distribution over codes: K * frame rate * log2(V)."""
         return self.num_codebooks * self.frame_rate_hz * log2(self.codebook_size)
 
 
 @dataclass(frozen=True)
 class Track:
-    """A piece of audio with a name: a file, or a part of one.
+    """An audio file, or a part of one.
 
     Attributes:
-        id: unique in its source.
-        path: the file.
-        start_s: where the track begins in the file, in seconds.
-        duration_s: how long it is, in seconds; None: to the end of the file.
-        text: what the music is said to be; None or "": the null condition.
+        id: Identifier, unique within the source.
+        path: Path of the audio file.
+        start_s: Start of the track in the file, in seconds.
+        duration_s: Length of the track, in seconds. None means up to the end of the file.
+        text: Text description of the music. None or "" means the null condition.
     """
 
     id: str
@@ -78,14 +78,14 @@ class Track:
 
 @dataclass(frozen=True)
 class Window:
-    """A run of frames of one track: what the model reads, and which part of it is scored, or continued.
+    """Consecutive frames of a track that the model is fed at once.
 
     Attributes:
-        track: id of the track.
-        index: number of the window in its track, from 0; in predict, of the continuation.
-        start_frame: first frame, counted from the track's start.
-        context_frames: frames that are read and not scored.
-        target_frames: frames that are scored; in predict, that are generated.
+        track: Id of the track.
+        index: Number of the window in its track, from 0. In predict, the number of the continuation.
+        start_frame: First frame, counted from the start of the track.
+        context_frames: Number of frames that are fed but not scored. In predict, the length of the prompt.
+        target_frames: Number of frames that are scored. In predict, the number of generated frames.
     """
 
     track: str
@@ -96,18 +96,18 @@ class Window:
 
     @property
     def num_frames(self) -> int:
-        """Frames that the model reads."""
+        """Number of frames in the window, context and target."""
         return self.context_frames + self.target_frames
 
     @property
     def scored_from_frame(self) -> int:
-        """First scored frame, counted from the track's start."""
+        """First scored frame, counted from the start of the track."""
         return self.start_frame + self.context_frames
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A track that could not be measured, and why."""
+    """A track that could not be measured, with the reason."""
 
     track: str
     reason: str
@@ -115,15 +115,15 @@ class Failure:
 
 @dataclass(frozen=True)
 class ScoredWindow:
-    """What one teacher-forced reading of a window left.
+    """Scores of a window in one reading.
 
     Attributes:
-        window: the window.
-        codes: (K, T) int64, what was fed and scored.
-        scored: (K, T) bool on the CPU, which codes are counted.
-        nll: (K, T) float32 nats, NaN where not scored.
-        rank: (K, T) int64, logits above the true one; -1 where not scored.
-        logits: (K, T, V), only where a metric names them; 0 where not scored.
+        window: The window.
+        codes: (K, T) int64, the codes that were fed and scored.
+        scored: (K, T) bool on the CPU, true for scored codes.
+        nll: (K, T) float32, in nats. NaN for codes that were not scored.
+        rank: (K, T) int64, number of logits above that of the true code. -1 for codes that were not scored.
+        logits: (K, T, V), 0 for codes that were not scored. None unless a metric requests logits.
     """
 
     window: Window
@@ -135,24 +135,29 @@ class ScoredWindow:
 
 
 StepKernels = Literal["graph", "compiled", "eager"]
-"""How decode steps run on CUDA."""
+"""Implementations of decode steps on CUDA, see `ContinuationSettings`."""
 
 Task = Literal["score", "continue"]
-"""What is done with windows: `score` in test and validate, `continue` in predict."""
+"""Task of a run: `score` in test and validate, `continue` in predict."""
 
 CodesChange = Callable[[torch.Tensor, Window, torch.Generator], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One teacher-forced pass over a window, named as a suffix by the metrics that want it (`nll__no_text`).
+    """A teacher-forced pass over a window.
+
+    Metrics request a reading by the suffix of a parameter name, such as `nll__no_text`.
 
     Attributes:
-        name: the suffix; "" is the plain reading.
-        text: `own`; `none`, the null condition; `other`, the next track's other text.
-        context: `own`, or `none`: the target alone, at positions from 0.
-        target: `own`; in predict also `reference`: the true continuation in place of the generated one.
-        change: (codes (K, T), window, generator) -> codes (K, T) to feed and score; None: as they are.
+        name: The suffix. "" is the plain reading.
+        text: `own` is the window's text, `none` is the null condition, and `other` is a different text, taken from the next
+            track that has one.
+        context: `own` feeds the window's context. `none` feeds the target alone, at positions from 0.
+        target: `own` scores the window's target. `reference`, in predict only, scores the reference instead of the
+            generated codes.
+        change: Function of (codes, window, generator) that returns the codes to feed and score, both (K, T). None leaves the
+            codes unchanged.
     """
 
     name: str
@@ -164,19 +169,22 @@ class Reading:
 
 @dataclass(frozen=True)
 class Continuation:
-    """A song continued once.
+    """One continuation of a track.
 
     Attributes:
-        window: context_frames were heard from start_frame on; target_frames were generated after them.
-        codes: (K, context_frames + target_frames) int64: what was heard, as it was, and what was drawn.
-        sample_rate_hz: of the audio.
-        text: the prompt, or None.
-        seed: of the run; together with track and window.index it gives the numbers that the codes were drawn with.
-        generated: (C, N) float32, or None where it went to a file.
-        context: (C, N) float32, the track before the joint, or None where it went to a file.
-        reference: (C, N) float32, how the track went on, up to the length of the continuation; None where it does not, or where it
-            went to a file.
-        path: file of the continuation, or None where it was not written; `context_path` and `reference_path` likewise.
+        window: Position of the prompt (`context_frames` from `start_frame`) and of the generated frames after it
+            (`target_frames`).
+        codes: (K, context_frames + target_frames) int64, the codes of the prompt followed by the generated codes.
+        sample_rate_hz: Sample rate of the audio.
+        text: Text that conditions the model, or None.
+        seed: Seed of the run. Seed, track id and `window.index` determine the random numbers of the continuation.
+        generated: (C, N) float32, audio of the continuation. None if it was written to a file.
+        context: (C, N) float32, the track before the boundary. None if it was written to a file.
+        reference: (C, N) float32, the track after the boundary, at most as long as the continuation. None if the track ends
+            at the boundary or the audio was written to a file.
+        path: File of the continuation. None if it was not written.
+        context_path: File of the context. None if it was not written.
+        reference_path: File of the reference. None if it was not written.
     """
 
     window: Window
@@ -194,20 +202,21 @@ class Continuation:
 
 @dataclass(frozen=True)
 class ContinuationSettings:
-    """How songs are continued.
+    """Settings of continuations.
 
     Attributes:
-        stride_s: by how much the window slides where context and continuation are longer than the checkpoint's limit; None: 3/5 of
-            the limit.
-        guidance_scale: of classifier-free guidance; 1 is none.
-        temperature: divides the logits; 0 takes the likeliest code.
-        top_k: draws from so many of the likeliest codes; None: all.
-        top_p: draws from the likeliest codes that reach this probability together; None: all.
-        num_continuations: how many times each track is continued, each with numbers of its own.
-        threads: of a CPU, for drawing codes and decoding them; None: as many as the trainer gives. Last bits depend on it, and so
-            now and then does a code. Small steps take one, whatever is given.
-        kernels: how decode steps run on CUDA. `graph` replays a CUDA graph, `compiled` replays a graph of kernels that
-            `torch.compile` has fused, and `eager` launches every kernel. Ignored on a CPU, which has kernels of its own.
+        stride_s: Number of seconds by which the window slides if prompt and continuation exceed the checkpoint's limit together.
+            None means 3/5 of the limit.
+        guidance_scale: Scale of classifier-free guidance. 1 turns guidance off.
+        temperature: Divisor of the logits. 0 selects the most likely code.
+        top_k: Number of most likely codes to sample from. None means all codes.
+        top_p: Nucleus sampling: codes are sampled from the smallest set whose total probability reaches `top_p`. None means all
+            codes.
+        num_continuations: Number of continuations per track, each with its own random numbers.
+        threads: Number of CPU threads for generating codes and decoding audio. None means the number that the trainer sets.
+            Results depend on it in the last bits, which can change a sampled code. Small steps always use one thread.
+        kernels: Implementation of decode steps on CUDA. `graph` replays a CUDA graph, `compiled` replays a graph of kernels that
+            `torch.compile` has fused, and `eager` launches every kernel. Ignored on CPUs, which have their own kernels.
     """
 
     stride_s: float | None = None

@@ -1,8 +1,9 @@
-"""One file: what it is, and any run of its native samples, in every format, equal to a decode from the start cut there.
+"""Reads the properties of an audio file, and any range of its native samples, in all supported formats.
 
-The traps that this is built around: libsndfile's estimates and short pre-roll in mp3 (`mpeg.py`), a shift in the last
-page of Ogg Vorbis, Opus that has not settled, flac of unknown length, truncated files that read as shorter ones
-(`containers.py`), and python-soundfile, which seeks after every read: so one open handle a slice, one seek, one read.
+A range equals the same part of a full decode. This needs workarounds for libsndfile's estimated lengths and short pre-roll in
+mp3 (`mp3.py`), a shift in the last page of Ogg Vorbis, the pre-roll of Opus, FLAC files of unknown length, and truncated files
+that are read as shorter ones (`containers.py`). python-soundfile seeks after every read, so each range uses a new handle, one
+seek and one read.
 """
 
 from __future__ import annotations
@@ -22,31 +23,31 @@ import soundfile
 from musicgen_eval.audio.formats import containers, ogg
 from musicgen_eval.audio.formats import mp3 as mpeg
 from musicgen_eval.audio.formats import mp3_frames as mpeg_frames
-from musicgen_eval.audio.formats.flac import ends_at, find_flac_end, flac_num_samples
+from musicgen_eval.audio.formats.flac import find_flac_end, flac_num_samples, last_frame_ends_at
 from musicgen_eval.audio.formats.pyav import probe_av, read_av
 from musicgen_eval.audio.formats.spans import AudioSpan, SpanFile, open_audio
 from musicgen_eval.errors import AudioError
-from musicgen_eval.files.file_names import hint
-from musicgen_eval.files.printable import raises_one_line
+from musicgen_eval.files.file_names import missing_file_hint
+from musicgen_eval.files.printable import with_printable_errors
 
 VORBIS_LAST_PAGE_SAMPLES = 262_144  # a seek into the last page is shifted by the samples trimmed from its end
-OPUS_PRE_ROLL_SAMPLES = 96_000  # libsndfile's 80 ms leave errors of 1e-2 at 6 kbit/s
-MAX_PEAK = 32.0  # float files may go some way over full scale; what goes further was not scaled to it
-MAX_SAMPLES_PER_BYTE = 1 << 13  # silence in FLAC's largest blocks takes 17 bytes for 65,535
+OPUS_PRE_ROLL_SAMPLES = 96_000  # libsndfile's pre-roll of 80 ms leaves errors of 1e-2 at 6 kbit/s
+MAX_PEAK = 32.0  # float files may exceed full scale; larger peaks mean that the samples were not scaled
+MAX_SAMPLES_PER_BYTE = 1 << 13  # FLAC stores 65,535 samples of silence in 17 bytes
 _UNKNOWN_FRAMES = 1 << 62
 _SKIP_BLOCK_SAMPLES = 1 << 16
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file holds.
+    """Properties of an audio file.
 
     Attributes:
-        path: the file.
-        format: container and coding, as soundfile or PyAV names them: "WAV/PCM_16", "MP3/MPEG_LAYER_III", "MP4/AAC".
-        sample_rate_hz: native rate.
-        num_channels: channels.
-        num_samples: native samples a channel: counted where the header only estimates.
+        path: Path of the file.
+        format: Container and coding as named by soundfile or PyAV, such as "WAV/PCM_16", "MP3/MPEG_LAYER_III" or "MP4/AAC".
+        sample_rate_hz: Native sample rate.
+        num_channels: Number of channels.
+        num_samples: Number of native samples per channel. They are counted if the header only estimates them.
     """
 
     path: Path
@@ -56,16 +57,16 @@ class AudioInfo:
     num_samples: int
 
 
-@raises_one_line
+@with_printable_errors
 def probe(path: str | Path) -> AudioInfo:
-    """What a file holds, by its content and not by its name.
+    """Returns the properties of an audio file, which is identified by its content, not by its name.
 
-    Reads headers where they can be trusted; frames of an mp3 without a tag are counted, and what needs PyAV is decoded
-    once.
+    Reads only the headers if they can be trusted. Otherwise, the frames of an mp3 file are counted. Files that need PyAV are
+    decoded once.
 
     Raises:
-        AudioError: missing, no regular file, empty, not audio, truncated (where that can be known), of a kind that
-            needs PyAV where it is not installed, or without samples.
+        AudioError: If the file is missing, not a regular file, empty, not audio, detectably truncated, without samples, or of a
+            format that needs PyAV while PyAV is not installed.
     """
     path = Path(path)
     num_bytes = file_bytes(path)
@@ -75,8 +76,8 @@ def probe(path: str | Path) -> AudioInfo:
         raise AudioError(f"{path}: cannot be read: {error.strerror or error}") from error
     if info.num_samples > num_bytes * MAX_SAMPLES_PER_BYTE:
         raise AudioError(
-            f"{path}: damaged: it declares {info.num_samples} samples, which no coding holds in {num_bytes} bytes; "
-            "fetch or encode it anew"
+            f"{path}: damaged: its header declares {info.num_samples} samples, too many for {num_bytes} bytes; "
+            "download or encode it again"
         )
     return info
 
@@ -90,20 +91,21 @@ def _probe(path: Path) -> AudioInfo:
         if kind is not None and kind.startswith("Ogg"):
             ogg.check_ogg_end(path, file)
         else:
-            containers.check_data_is_there(path, file)
+            containers.check_data_size(path, file)
     if kind not in (None, "Ogg", "FLAC"):
         return AudioInfo(path, *probe_av(path, kind))
     return _probe_soundfile(path, head)
 
 
 def read_native(info: AudioInfo, start: int, num_samples: int) -> np.ndarray:
-    """Native samples [start, start + num_samples) of a file, equal to a decode from its start cut there.
+    """Returns native samples [start, start + num_samples) of a file, equal to the same range of a full decode.
 
     Returns:
-        (N, C) float32, exactly `num_samples` long.
+        (num_samples, C) float32.
 
     Raises:
-        AudioError: fewer samples than the file declares, damage, or samples that are NaN or infinite.
+        AudioError: If the file is damaged or has fewer samples than it declares, or if samples are NaN, infinite or above
+            `MAX_PEAK`.
     """
     if num_samples == 0:
         return np.zeros((0, info.num_channels), np.float32)
@@ -118,12 +120,12 @@ def read_native(info: AudioInfo, start: int, num_samples: int) -> np.ndarray:
             audio = _read_soundfile(info, start, num_samples)
     except (OSError, soundfile.SoundFileError) as error:
         raise AudioError(
-            f"{path}: cannot be read at {start / info.sample_rate_hz:.3f} s (truncated or damaged): {_cause(error)}"
+            f"{path}: cannot be read at {start / info.sample_rate_hz:.3f} s (truncated or damaged?): {_cause(error)}"
         ) from error
     if len(audio) != num_samples or audio.shape[1] != info.num_channels:
         raise AudioError(
-            f"{path}: truncated or changed since it was opened: {len(audio)} of {num_samples} samples at "
-            f"{start / info.sample_rate_hz:.3f} s, {audio.shape[1]} channels"
+            f"{path}: truncated or changed since it was opened: read {len(audio)} samples of {audio.shape[1]} channel(s) at "
+            f"{start / info.sample_rate_hz:.3f} s, expected {num_samples} samples of {info.num_channels} channel(s)"
         )
     if not np.isfinite(audio).all():
         first = start + int(np.flatnonzero(~np.isfinite(audio).all(axis=1))[0])
@@ -131,13 +133,13 @@ def read_native(info: AudioInfo, start: int, num_samples: int) -> np.ndarray:
     peak = float(np.abs(audio).max(initial=0.0))
     if peak > MAX_PEAK:
         raise AudioError(
-            f"{path}: samples reach {peak:g}, where audio lies in [-1, 1]; scale integers by their full range"
+            f"{path}: samples reach {peak:g}, expected values in [-1, 1]; divide integer samples by their full scale"
         )
     return audio
 
 
 def is_decoded_from_start(format: str) -> bool:
-    """Whether files of a format can be decoded from their start only, so that their length costs as much as all of them.
+    """Returns whether files of a format must be decoded from their start, even to find out their length.
 
     >>> is_decoded_from_start("MP4/AAC"), is_decoded_from_start("WAV/PCM_16")
     (True, False)
@@ -149,20 +151,30 @@ def is_decoded_from_start(format: str) -> bool:
 
 
 def file_bytes(path: Path) -> int:
-    """Size of a regular file; stat first, since opening a fifo without a writer never returns."""
+    """Returns the size of a regular file, in bytes.
+
+    Uses only `stat`, because opening a fifo without a writer never returns.
+
+    Raises:
+        AudioError: If the file is missing, empty or not a regular file.
+    """
     try:
         status = path.stat()
     except FileNotFoundError:
-        reason = "a link to a file that does not exist" if path.is_symlink() else f"no such file{hint(str(path))}"
+        reason = (
+            "symbolic link to a file that does not exist"
+            if path.is_symlink()
+            else f"no such file{missing_file_hint(str(path))}"
+        )
         raise AudioError(f"{path}: {reason}") from None
     except (OSError, ValueError) as error:
         raise AudioError(f"{path}: cannot be opened: {error}") from error
     if stat.S_ISDIR(status.st_mode):
-        raise AudioError(f"{path}: a folder, expected an audio file")
+        raise AudioError(f"{path}: is a folder, expected an audio file")
     if not stat.S_ISREG(status.st_mode):
         raise AudioError(f"{path}: not a regular file (a fifo, socket or device)")
     if status.st_size == 0:
-        raise AudioError(f"{path}: empty (0 bytes)")
+        raise AudioError(f"{path}: file is empty (0 bytes)")
     return status.st_size
 
 
@@ -173,7 +185,7 @@ def _probe_mpeg(path: Path) -> AudioInfo:
         declared = stream.first, stream.num_samples
     header, num_samples = declared
     if num_samples <= 0:
-        raise AudioError(f"{path}: an mp3 file without a sample of audio")
+        raise AudioError(f"{path}: MP3 file without audio samples")
     layer = "I" * header.layer
     return AudioInfo(path, f"MP3/MPEG_LAYER_{layer}", header.sample_rate_hz, header.num_channels, num_samples)
 
@@ -184,39 +196,46 @@ def _probe_soundfile(path: Path, head: bytes) -> AudioInfo:
             info = AudioInfo(path, f"{sound.format}/{sound.subtype}", sound.samplerate, sound.channels, sound.frames)
             seekable, log = sound.seekable(), sound.extra_info
     except soundfile.SoundFileError as error:
-        raise AudioError(f"{path}: not audio that soundfile can read: {_first_bytes(head)}: {_cause(error)}") from error
+        raise AudioError(
+            f"{path}: not audio that soundfile can read ({_describe_start(head)}): {_cause(error)}"
+        ) from error
     if info.format.startswith("FLAC"):
         info = replace(info, num_samples=_check_flac(path, info.num_samples))
-    containers.check_log(path, info.format, info.num_samples, log)
+    containers.check_soundfile_log(path, info.format, info.num_samples, log)
     if info.num_samples <= 0:
-        raise AudioError(f"{path}: {info.format} without a sample of audio")
+        raise AudioError(f"{path}: {info.format} file without audio samples")
     if seekable and not info.format.startswith("OGG"):
         try:
             _read_soundfile(info, info.num_samples - 1, 1)
         except soundfile.SoundFileError as error:
             raise AudioError(
-                f"{path}: truncated: its header declares {info.num_samples} samples and the last cannot be read; "
-                f"fetch or encode it anew: {_cause(error)}"
+                f"{path}: truncated: its header declares {info.num_samples} samples but the last one cannot be read "
+                f"({_cause(error)}); download or encode it again"
             ) from error
     return info
 
 
 def _check_flac(path: Path, declared: int) -> int:
-    """Samples of a FLAC file, where its header and its last frame agree."""
+    """Returns the number of samples of a FLAC file.
+
+    Raises:
+        AudioError: If header and last frame disagree.
+    """
     if declared >= _UNKNOWN_FRAMES:
         return flac_num_samples(path)
-    if ends_at(path, declared):
+    if last_frame_ends_at(path, declared):
         return declared
     at_end = find_flac_end(path)
     if at_end is not None and at_end != declared:
         raise AudioError(
-            f"{path}: damaged: its header declares {declared} samples and its last frame ends at {at_end}; encode it anew"
+            f"{path}: damaged: its header declares {declared} samples but its last frame ends at sample {at_end}; "
+            "encode it again"
         )
     return declared
 
 
 def _read_soundfile(info: AudioInfo, start: int, num_samples: int) -> np.ndarray:
-    """(N, C) float32; may be shorter than asked where the file is."""
+    """Returns (N, C) float32, which is shorter than `num_samples` if the file ends early."""
     position = start
     if info.format == "OGG/VORBIS":
         ogg.check_ogg_pages(info.path)
@@ -228,9 +247,9 @@ def _read_soundfile(info: AudioInfo, start: int, num_samples: int) -> np.ndarray
         if sound.seekable():
             reached = sound.seek(position)
             if reached != position:
-                raise AudioError(f"{info.path}: damaged: a seek to sample {position} came to {reached}")
+                raise AudioError(f"{info.path}: damaged: a seek to sample {position} ended at sample {reached}")
         else:
-            # GSM and G.72x: from the start, in blocks. Without seeks, python-soundfile reads on where it was.
+            # GSM and G.72x are read from the start, in blocks. Without seeks, each read starts where the last one ended.
             position = start
             for skipped in range(0, start, _SKIP_BLOCK_SAMPLES):
                 sound.read(min(_SKIP_BLOCK_SAMPLES, start - skipped), dtype="float32")
@@ -240,22 +259,25 @@ def _read_soundfile(info: AudioInfo, start: int, num_samples: int) -> np.ndarray
 
 @contextmanager
 def _open(path: Path) -> Iterator[soundfile.SoundFile]:
-    """A fresh handle on an open file: by its name, soundfile would take `.raw` for headerless samples."""
+    """Opens a file with soundfile.
+
+    soundfile is given an open file, because it treats every file named `.raw` as samples without a header.
+    """
     with open_audio(path) as file:
-        raw = ogg.with_own_header_pages(file.raw) or _flac_with_length(path, file.raw) or file.raw
+        raw = ogg.split_header_page(file.raw) or _flac_with_length(path, file.raw) or file.raw
         source: Any = raw.fileno() if isinstance(raw, FileIO) else raw
         with soundfile.SoundFile(source, closefd=False) as sound:
             yield sound
 
 
 def _flac_with_length(path: Path, file: RawIOBase) -> SpanFile | None:
-    """A flac file that was written to a pipe, with the length that its header lacks; None for any other file.
+    """Returns a FLAC file that was written to a pipe, with its length added to the header; None for any other file.
 
-    Without it libsndfile cannot read up to the last sample.
+    Without the length, libsndfile cannot read up to the last sample.
     """
     head = file.read(26) or b""
     file.seek(0)
-    # STREAMINFO: 20 bit rate, 3 bit channels, 5 bit depth, 36 bit samples, from byte 18 of the file.
+    # STREAMINFO from byte 18 of the file: sample rate (20 bits), channels (3), bit depth (5), number of samples (36).
     if head[:4] != b"fLaC" or len(head) < 26 or head[21] & 0x0F or any(head[22:26]):
         return None
     num_samples = flac_num_samples(path)
@@ -267,11 +289,13 @@ def _cause(error: Exception) -> str:
     return str(getattr(error, "error_string", "") or error).strip() or type(error).__name__
 
 
-def _first_bytes(head: bytes) -> str:
+def _describe_start(head: bytes) -> str:
     coding = containers.wav_coding(head)
     if coding is not None:
-        return f"it is a wav file whose audio is in coding {coding:#06x}"
+        return f"a WAV file with coding {coding:#06x}"
     text = head[:24].decode("ascii", "replace")
     if text.isprintable() or text.replace("\n", "").replace("\t", "").isprintable():
-        return f"it begins with the text {text!r} (a manifest must end in .csv, .jsonl, .jsonl.gz or .parquet)"
+        return (
+            f"it begins with the text {text!r}; the name of a manifest must end in .csv, .jsonl, .jsonl.gz or .parquet"
+        )
     return f"it begins with {head[:12]!r}"

@@ -1,4 +1,4 @@
-"""Audio to files, whole or block by block; a reader never sees a part of one. Knows nothing of reading or resampling."""
+"""Writes audio files, in one call or block by block. Incomplete files are never visible under their final name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from musicgen_eval.errors import AudioError
 __all__ = ["AudioWriter", "WriteFormat", "write_audio"]
 
 _WRITE_BLOCK_SAMPLES = 1 << 16
-"""What libsndfile is given at once: its Ogg encoder overflows the stack on millions of samples, and hears where blocks end."""
+"""Samples per call of libsndfile.
+
+Its Ogg encoder overflows the stack if it is given millions of samples, and its output depends on the size of the blocks.
+"""
 _WRITE_FORMATS = {
     "wav": ("WAV", "FLOAT"),
     "flac": ("FLAC", "PCM_24"),
@@ -30,19 +33,20 @@ WriteFormat = Literal["wav", "flac", "flac16", "mp3", "ogg"]
 
 
 class AudioWriter:
-    """Writes a file block by block under another name beside it, renamed when it is whole: a reader never sees a part.
+    """Context manager that writes an audio file block by block.
 
-    Use it in a `with`: a normal end leaves the file, an exception leaves what was there before.
+    The audio is written to a temporary file in the same folder, which is renamed when it is complete. If an exception is raised
+    inside the `with` block, an existing file at `path` is kept.
 
     Args:
-        path: the file; an existing one is replaced.
-        sample_rate_hz: rate of the audio.
-        channels: C of every block.
-        format: "wav" (float32), "flac" (24 bit), "flac16", "mp3" or "ogg"; None: by the name's ending.
+        path: Path of the file. An existing file is replaced.
+        sample_rate_hz: Sample rate of the audio.
+        channels: Number of channels of every block.
+        format: "wav" (float32), "flac" (24 bit), "flac16" (16 bit), "mp3" or "ogg". None means the suffix of `path`.
 
     Raises:
-        AudioError: an unknown format; on entering, a rate or channels that the format does not have, or a folder that is
-            missing or not writable; on leaving, a disk that is full.
+        AudioError: If the format is unknown, does not support the sample rate or the number of channels, or the file cannot be
+            written.
     """
 
     def __init__(
@@ -53,54 +57,54 @@ class AudioWriter:
         self.channels = channels
         name = self.path.suffix[1:].lower() if format is None else format
         if name not in _WRITE_FORMATS:
-            raise AudioError(f"{self.path}: cannot write {name!r}; formats: {', '.join(_WRITE_FORMATS)}")
+            raise AudioError(f"{self.path}: unknown format {name!r}, expected one of: {', '.join(_WRITE_FORMATS)}")
         self._container, self._coding = _WRITE_FORMATS[name]
-        # Hidden, so that a folder source never takes it for a track.
+        # A hidden file, because a folder given as the source skips those.
         self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}.tmp")
-        self._file: _Target | None = None
+        self._file: _OutputFile | None = None
         self._sound: soundfile.SoundFile | None = None
-        self._held = np.empty((0, channels), np.float32)  # (n, C): less than a block of libsndfile's
+        self._pending = np.empty((0, channels), np.float32)  # (n, C), shorter than one block
 
     def __enter__(self) -> Self:
-        with self._explained():
-            self._file = _Target(self._temporary)
+        with self._errors_with_path():
+            self._file = _OutputFile(self._temporary)
             try:
                 self._sound = soundfile.SoundFile(
                     self._file, "w", self.sample_rate_hz, self.channels, self._coding, format=self._container
                 )
             except BaseException:
-                self._file.abandon()
+                self._file.close_quietly()
                 self._temporary.unlink(missing_ok=True)
                 raise
         return self
 
     def write(self, audio: torch.Tensor) -> None:
-        """Append a block.
+        """Appends a block.
 
         Args:
-            audio: (C, n) float, in [-1, 1]. wav keeps float32 as it is, the others clip.
+            audio: (C, n) float in [-1, 1]. Values outside are kept in wav files and clipped in other formats.
 
         Raises:
-            AudioError: another number of channels, NaN or infinite samples, or a disk that is full.
+            AudioError: If the number of channels differs, samples are NaN or infinite, or the file cannot be written.
         """
         if self._sound is None or self._file is None:
-            raise AudioError(f"{self.path}: not open; write inside `with AudioWriter(...) as writer:`")
+            raise AudioError(f"{self.path}: the writer is not open; use `with AudioWriter(...) as writer:`")
         if audio.ndim != 2 or audio.shape[0] != self.channels:
             raise AudioError(f"{self.path}: audio must be ({self.channels}, samples), got shape {tuple(audio.shape)}")
         samples = np.ascontiguousarray(audio.detach().to("cpu", torch.float32).numpy().T)
         if not np.isfinite(samples).all():
-            raise AudioError(f"{self.path}: not written: NaN or infinite samples")
-        samples = np.concatenate([self._held, samples])
+            raise AudioError(f"{self.path}: cannot write NaN or infinite samples")
+        samples = np.concatenate([self._pending, samples])
         num_whole = len(samples) // _WRITE_BLOCK_SAMPLES
-        self._held = samples[num_whole * _WRITE_BLOCK_SAMPLES :].copy()
-        with self._explained():
+        self._pending = samples[num_whole * _WRITE_BLOCK_SAMPLES :].copy()
+        with self._errors_with_path():
             for i in range(num_whole):
                 self._sound.write(samples[i * _WRITE_BLOCK_SAMPLES : (i + 1) * _WRITE_BLOCK_SAMPLES])
                 self._file.check()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        # Behind an error of the body, one of the clean-up is not the one to tell.
-        failures = self._explained() if kind is None else contextlib.suppress(OSError, soundfile.SoundFileError)
+        # An exception of the `with` block must not be replaced by one of the clean-up.
+        failures = self._errors_with_path() if kind is None else contextlib.suppress(OSError, soundfile.SoundFileError)
         with failures:
             try:
                 self._close()
@@ -114,13 +118,13 @@ class AudioWriter:
         sound, file, self._sound, self._file = self._sound, self._file, None, None
         assert sound is not None
         assert file is not None
-        # Closing the sound writes what the encoder holds back, and the header's lengths.
+        # Closing writes the encoder's last samples and the lengths in the header.
         with contextlib.closing(file), contextlib.closing(sound):
-            sound.write(self._held)
+            sound.write(self._pending)
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """What goes wrong inside names the file and says the system's words."""
+    def _errors_with_path(self) -> Iterator[None]:
+        """Converts exceptions to an `AudioError` that names the file and quotes the system's message."""
         try:
             yield
         except (OSError, soundfile.SoundFileError) as error:
@@ -132,16 +136,16 @@ class AudioWriter:
 def write_audio(
     path: str | Path, audio: torch.Tensor, sample_rate_hz: int, *, format: WriteFormat | None = None
 ) -> None:
-    """Write a file in one call, as `AudioWriter` does.
+    """Writes an audio file in one call.
 
     Args:
-        path: the file; an existing one is replaced.
-        audio: (C, N) float, in [-1, 1]. wav keeps float32 as it is, the others clip.
-        sample_rate_hz: its rate.
-        format: as in `AudioWriter`.
+        path: Path of the file. An existing file is replaced.
+        audio: (C, N) float in [-1, 1]. Values outside are kept in wav files and clipped in other formats.
+        sample_rate_hz: Sample rate of the audio.
+        format: See `AudioWriter`.
 
     Raises:
-        AudioError: as `AudioWriter`, and NaN or infinite samples.
+        AudioError: See `AudioWriter` and `AudioWriter.write`.
     """
     if audio.ndim != 2:
         raise AudioError(f"{path}: audio must be (channels, samples), got shape {tuple(audio.shape)}")
@@ -149,8 +153,8 @@ def write_audio(
         writer.write(audio)
 
 
-class _Target:
-    """The file that libsndfile writes to; keeps the first error, which would be lost between Python and C."""
+class _OutputFile:
+    """Output file for libsndfile that stores the first error, because Python exceptions do not pass through C code."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("xb")
@@ -162,11 +166,11 @@ class _Target:
                 self._file.write(data)
             except OSError as error:
                 self._error = error
-        return len(data)  # told of a short write, libsndfile would give a reason of its own
+        return len(data)  # after a short write, libsndfile would report an error of its own
 
     def seek(self, offset: int, whence: int = 0) -> int:
         try:
-            return self._file.seek(offset, whence)  # writes what is buffered
+            return self._file.seek(offset, whence)  # flushes the buffer
         except OSError as error:
             self._error = self._error or error
             return -1
@@ -178,28 +182,28 @@ class _Target:
         return b""
 
     def flush(self) -> None:
-        """Nothing: `close` flushes."""
+        """Does nothing, because `close` flushes."""
 
     def check(self) -> None:
-        """Raises what went wrong so far."""
+        """Raises the stored error, if there is one."""
         if self._error is not None:
             raise self._error
 
     def close(self) -> None:
-        """Raises what went wrong, now or before."""
+        """Closes the file and raises the stored error, if there is one."""
         try:
             self._file.close()
         finally:
             self.check()
 
-    def abandon(self) -> None:
-        """Closes, whatever goes wrong."""
+    def close_quietly(self) -> None:
+        """Closes the file and ignores errors."""
         with contextlib.suppress(OSError):
             self._file.close()
 
 
 def _sync(path: Path) -> None:
-    """Brings a whole file to the disk before it gets its name."""
+    """Flushes a file to disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)

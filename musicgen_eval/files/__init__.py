@@ -1,1 +1,1 @@
-"""Writes files atomically and without secrets, and detects changed files."""
+"""File names, results cached per file, printable errors, and removal of secrets."""

@@ -1,7 +1,7 @@
-"""File names as other people and systems write them: `~`, file:// addresses, backslashes, percent signs, composed accents.
+"""File names with `~`, file:// URLs, backslashes, percent encoding, and composed or decomposed accents.
 
-A name is taken as it is if there is such a file. Only then are other spellings tried, so that the files of a manifest cost one
-look each. Knows names; opens nothing.
+An existing file is found under its literal name. Other spellings are tried only if there is no such file, so most files of a
+manifest need a single lookup.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
 def expanded(name: str) -> str:
-    """A name with `~` or `~user` as that home directory; as it is where there is no such user or directory."""
+    """Returns the name with a leading `~` or `~user` replaced by the home directory, or unchanged if it cannot be determined."""
     return os.path.expanduser(name)  # noqa: PTH111 - Path.expanduser raises for a file called ~x
 
 
 def of_file_address(address: str) -> str | None:
-    """The path in a file:// address; None where it names another machine.
+    """Returns the path in a file:// URL, or None if the URL names another machine.
 
     >>> of_file_address("file:///music/a%20song.wav"), of_file_address("file://server/a.wav")
     ('/music/a song.wav', None)
@@ -32,11 +32,13 @@ def of_file_address(address: str) -> str | None:
 
 
 def locate(folder: str, name: str) -> Path:
-    """The file of a row of a manifest, by the first spelling of its name that exists; the name itself where none does.
+    """Returns the path of a file that a manifest names.
+
+    The first spelling of the name that exists is used, or the literal name if none exists.
 
     Args:
-        folder: the manifest's.
-        name: absolute, or relative to the folder.
+        folder: Folder of the manifest.
+        name: File name, absolute or relative to the folder.
     """
     plain = Path(folder, name)
     if os.path.lexists(plain):
@@ -45,7 +47,7 @@ def locate(folder: str, name: str) -> Path:
 
 
 def spellings(name: str) -> Iterator[str]:
-    r"""Other spellings that a name may have on this system.
+    r"""Yields other spellings that the file may have on this system.
 
     >>> list(spellings(r"rock\a%20b.wav"))
     ['rock/a%20b.wav', 'rock\\a b.wav', 'rock/a b.wav']
@@ -59,8 +61,8 @@ def spellings(name: str) -> Iterator[str]:
                     yield other
 
 
-def hint(name: str) -> str:
-    """Returns a hint about the name of a file that does not exist; empty if there is none."""
+def missing_file_hint(name: str) -> str:
+    """Returns a hint for the error message about a missing file, or an empty string."""
     if _WINDOWS_DRIVE.search(name):
-        return " (a path with a drive letter of Windows, which names nothing here; make it relative to the manifest)"
+        return " (the path has a Windows drive letter; use a path relative to the manifest)"
     return ""

@@ -1,7 +1,7 @@
-"""A user without a name, as in `docker run --user 4242` and on OpenShift.
+"""Support for users without a name, as under `docker run --user 4242` and on OpenShift.
 
-torch names a folder of compiled kernels after the user, and raises as soon as torchmetrics or Lightning is imported if the user
-has no name. `TORCHINDUCTOR_CACHE_DIR` names that folder instead.
+torch derives the name of its folder of compiled kernels from the user name. If the user has no name, importing torchmetrics or
+Lightning fails. Setting `TORCHINDUCTOR_CACHE_DIR` avoids this.
 """
 
 import getpass
@@ -13,10 +13,13 @@ KERNEL_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def name_kernel_folder(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Names torch's folder of compiled kernels after the user's number if the user has no name; otherwise does nothing."""
+    """Sets `TORCHINDUCTOR_CACHE_DIR` if the user has no name and the variable is not set.
+
+    The folder is named after the user id.
+    """
     if KERNEL_FOLDER in environment:
         return
     try:
         getpass.getuser()
-    except (KeyError, OSError):  # an OSError from Python 3.13 on
+    except (KeyError, OSError):  # OSError since Python 3.13
         environment[KERNEL_FOLDER] = os.path.join(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")  # noqa: PTH118

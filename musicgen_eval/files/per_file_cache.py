@@ -1,7 +1,7 @@
-"""What is found by going through a whole file is found once, and so is what is wrong with it.
+"""Cache for functions that scan a whole file.
 
-A file is known by its path, size and time of change. Without its failure being kept, each window of a damaged file would
-go through all of it again.
+Entries are identified by path, size and modification time. Errors are cached, too. Otherwise, every window of a damaged file
+would scan the file again.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ _R = TypeVar("_R")
 
 
 def once_per_file(max_files: int) -> Callable[[Callable[[Path], _R]], Callable[[Path], _R]]:
-    """Keep a function's result, or the `AudioError` that it raised, for the last files."""
+    """Returns a decorator that caches a function's result or `AudioError` for the last `max_files` files."""
 
     def decorate(function: Callable[[Path], _R]) -> Callable[[Path], _R]:
         @lru_cache(maxsize=max_files)
-        def outcome_of(path: Path, num_bytes: int, mtime_ns: int) -> tuple[_R | None, str | None]:
+        def cached_outcome(path: Path, num_bytes: int, mtime_ns: int) -> tuple[_R | None, str | None]:
             try:
                 return function(path), None
             except AudioError as error:
                 return None, str(error)
 
         @wraps(function)
-        def with_memory(path: Path) -> _R:
+        def cached(path: Path) -> _R:
             status = path.stat()
-            result, failure = outcome_of(path, status.st_size, status.st_mtime_ns)
+            result, failure = cached_outcome(path, status.st_size, status.st_mtime_ns)
             if failure is not None:
                 raise AudioError(failure)
             return result  # type: ignore[return-value]
 
-        return with_memory
+        return cached
 
     return decorate

@@ -1,6 +1,6 @@
-"""Errors in one printable line, whatever a file is called.
+"""Error messages that are a single printable line.
 
-A name may hold newlines and bytes that are no UTF-8; a reason that quotes it goes into tables, logs and json.
+File names may contain newlines and bytes that are not UTF-8. Messages that quote them are written to tables, logs and JSON.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ _R = TypeVar("_R")
 
 
 def printable(text: str) -> str:
-    r"""Text with escapes for what cannot be printed on one line, or not be written as UTF-8.
+    r"""Returns the text with escapes for unprintable characters and for bytes that are not UTF-8.
 
     >>> print(printable("a\nb \udcff ä"))
     a\nb \xff ä
     """
-    # A byte that is no UTF-8 comes as a lone surrogate (PEP 383).
+    # Python represents a byte that is not UTF-8 by a lone surrogate (PEP 383).
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
     )
 
 
-def raises_one_line(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """A function whose `AudioError`s are one printable line each."""
+def with_printable_errors(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Wraps a function so that the message of its `AudioError` is a single printable line."""
 
     @wraps(function)
-    def with_one_line(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             return function(*args, **kwargs)
         except AudioError as error:
@@ -40,4 +40,4 @@ def raises_one_line(function: Callable[_P, _R]) -> Callable[_P, _R]:
                 raise
             raise AudioError(printable(str(error))) from error
 
-    return with_one_line
+    return wrapper

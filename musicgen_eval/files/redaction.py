@@ -1,9 +1,9 @@
-"""Keeps secrets out of whatever leaves the process: files, messages, the configuration that is logged.
+"""Removes secrets from files, messages and logged configurations.
 
     redact("https://me:hf_x@host/a.mp3?token=abc&part=2")  ->  "https://[redacted]@host/a.mp3?token=[redacted]&part=2"
 
-Secret are the values of environment variables whose names say so, credentials in URLs, and tokens of a known shape. Knows
-text and the environment; nothing of files or of W&B.
+Secrets are the values of environment variables with names such as `WANDB_API_KEY`, credentials in URLs, and tokens of known
+formats.
 """
 
 from __future__ import annotations
@@ -19,15 +19,22 @@ from urllib.parse import quote
 Value = TypeVar("Value")
 
 REDACTED = "[redacted]"
-MIN_SECRET_LENGTH = 8  # shorter values are found in too many words
+MIN_SECRET_LENGTH = 8  # shorter values also occur in ordinary words
 SECRET_WORDS = {
     "KEY", "KEYS", "APIKEY", "TOKEN", "TOKENS", "SECRET", "SECRETS", "PASSWORD", "PASSWD", "PWD", "PASSPHRASE",
     "CREDENTIAL", "CREDENTIALS", "SIG", "SIGNATURE", "AUTH", "JWT", "BEARER",
 }  # fmt: skip
 SECRET_ENDINGS = ("TOKEN", "SECRET", "PASSWORD", "APIKEY", "ACCESSKEY", "ACCESSKEYID", "SIGNATURE")
-PLACES = {"PATH", "FILE", "DIR", "SOCK", "URL", "HOST"}  # a variable so called says where a secret is, not what it is
+LOCATION_WORDS = {
+    "PATH",
+    "FILE",
+    "DIR",
+    "SOCK",
+    "URL",
+    "HOST",
+}  # such variables hold the location of a secret, not the secret
 
-_SCHEME = r"\b[a-zA-Z][a-zA-Z0-9+.-]+:/{1,2}"  # one slash where a path was made of a URL
+_SCHEME = r"\b[a-zA-Z][a-zA-Z0-9+.-]+:/{1,2}"  # pathlib reduces two slashes to one
 _USER_INFO = re.compile(rf"({_SCHEME})([^\s/?#'\"<>]+)@")
 _PARAMETERS = re.compile(rf"{_SCHEME}[^\s?#'\"<>]*[?#][^\s'\"<>]*")
 _PARAMETER = re.compile(r"([?&;#])([^=&;#?]+)=([^&;#]+)")
@@ -38,11 +45,11 @@ _TOKENS = re.compile(
 
 
 def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
-    """A text without secrets; one that holds none comes back as it was.
+    """Returns the text with each secret replaced by `[redacted]`.
 
     Args:
-        text: anything.
-        environment: variables; default: the process's own.
+        text: Any text.
+        environment: Environment variables (default: those of the process).
 
     >>> redact("took https://me:pass@host/a.mp3?X-Amz-Signature=0f3a&part=2", {})
     'took https://[redacted]@host/a.mp3?X-Amz-Signature=[redacted]&part=2'
@@ -53,40 +60,40 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
 
 
 def redact_tree(value: Value, environment: Mapping[str, str] | None = None) -> Value:
-    """The same tree of mappings, lists and tuples, each text in it redacted, names too; all else as it is."""
+    """Returns a tree of mappings, lists and tuples with all strings and paths redacted, keys included."""
     cleaned: Value = _clean_tree(value, _secrets(environment))
     return cleaned
 
 
 def redactor(environment: Mapping[str, str] | None = None) -> Callable[[str], str]:
-    """`redact` for many texts: the environment is looked at once."""
+    """Returns a faster `redact` for many texts, which reads the environment only once."""
     secrets = _secrets(environment)
     return lambda text: _clean(text, secrets)
 
 
 def redact_rows(rows: Iterable[Sequence[Any]], environment: Mapping[str, str] | None = None) -> Iterator[list[Any]]:
-    """The rows of a table, one by one, each text in them redacted."""
+    """Yields the rows of a table with all strings redacted."""
     secrets = _secrets(environment)
     for row in rows:
         yield [_clean(cell, secrets) if isinstance(cell, str) else cell for cell in row]
 
 
 def secret_values(environment: Mapping[str, str]) -> list[str]:
-    """The values of variables whose names say that they are secret, the longest first."""
+    """Returns the values of all secret variables, longest first."""
     values = {
         value.strip()
         for name, value in environment.items()
-        if names_a_secret(name) and not PLACES & set(_words(name)) and not _is_place(value)
+        if is_secret_name(name) and not LOCATION_WORDS & set(_words(name)) and not _is_existing_path(value)
     }
     return sorted(
         (value for value in values if len(value) >= MIN_SECRET_LENGTH), key=lambda value: (-len(value), value)
     )
 
 
-def names_a_secret(name: str) -> bool:
-    """Whether a variable or a parameter of this name holds a secret.
+def is_secret_name(name: str) -> bool:
+    """Returns whether a variable or URL parameter with this name holds a secret.
 
-    >>> [names_a_secret(name) for name in ("WANDB_API_KEY", "X-Amz-Security-Token", "accessToken", "KEYBOARD", "TOKENIZERS")]
+    >>> [is_secret_name(name) for name in ("WANDB_API_KEY", "X-Amz-Security-Token", "accessToken", "KEYBOARD", "TOKENIZERS")]
     [True, True, True, False, False]
     """
     words = _words(name)
@@ -97,13 +104,13 @@ def _words(name: str) -> list[str]:
     return re.split(r"[^A-Z0-9]+", name.upper())
 
 
-def _is_place(value: str) -> bool:
-    """Whether a value is the path of something that exists."""
+def _is_existing_path(value: str) -> bool:
+    """Returns whether a value is an existing absolute path."""
     return value.startswith("/") and "\0" not in value and Path(value).exists()
 
 
 def _secrets(environment: Mapping[str, str] | None) -> re.Pattern[str] | None:
-    """What finds the secret values, also as JSON, YAML and URLs write them, the longest first; None: there are none."""
+    """Returns a pattern for all secret values, also in their JSON, YAML and URL forms; None if there are no secrets."""
     written: dict[str, None] = {}
     for value in secret_values(os.environ if environment is None else environment):
         for form in (value, json.dumps(value)[1:-1], value.replace("'", "''"), quote(value, safe="")):
@@ -134,11 +141,14 @@ def _clean_tree(value: Any, secrets: re.Pattern[str] | None) -> Any:
 
 
 def _without_user_info(found: re.Match[str]) -> str:
-    """`git@` alone is no secret outside of the web, `token@` is one in it."""
+    """Returns the start of a URL without its credentials.
+
+    A user name without a password, such as `git@`, is kept unless the scheme is HTTP or FTP.
+    """
     scheme, user = found[1], found[2]
     is_secret = ":" in user or scheme.lower().startswith(("http", "ftp"))
     return f"{scheme}{REDACTED}@" if is_secret else found[0]
 
 
 def _without_value(found: re.Match[str]) -> str:
-    return f"{found[1]}{found[2]}={REDACTED}" if names_a_secret(found[2]) else found[0]
+    return f"{found[1]}{found[2]}={REDACTED}" if is_secret_name(found[2]) else found[0]

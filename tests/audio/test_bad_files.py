@@ -1,4 +1,4 @@
-"""Bad files of every kind: an error that names the file, or the right samples; nothing else, and no waiting."""
+"""Bad files of every kind: each gives either an error that names the file or the correct samples, without hanging."""
 
 import io
 import math
@@ -26,7 +26,7 @@ from musicgen_eval.files.printable import printable
 from tests.support.bad_files import KINDS, RATE_HZ, BadFile, make_bad_files, music, write_av
 
 FileIO, open_path = io.FileIO, Path.open
-PATIENCE_S = 20.0  # for one file; each takes milliseconds
+TIMEOUT_S = 20.0  # per file; each takes milliseconds
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,8 @@ def bad_files(folder: Path) -> Iterator[list[BadFile]]:
     torch.set_num_threads(threads)
 
 
-def within(seconds: float, function: Callable[[], Any]) -> Any:
-    """What a function returns, or the exception that it raises; a `TimeoutError` where it does neither in time."""
+def run_with_timeout(seconds: float, function: Callable[[], Any]) -> Any:
+    """Returns the result of a function, the exception that it raised, or a `TimeoutError`."""
     outcome: list[Any] = []
 
     def run() -> None:
@@ -52,14 +52,14 @@ def within(seconds: float, function: Callable[[], Any]) -> Any:
         except Exception as error:
             outcome.append(error)
 
-    thread = threading.Thread(target=run, daemon=True)  # one that hangs must not keep the tests from ending
+    thread = threading.Thread(target=run, daemon=True)  # a daemon, so that a hanging function does not block the exit
     thread.start()
     thread.join(seconds)
     return outcome[0] if outcome else TimeoutError(f"no end within {seconds} s")
 
 
 def read(path: Path) -> np.ndarray:
-    """(N, C) of a whole file, read whole and in slices that must equal it, at its own rate and partly at the model's."""
+    """Returns (N, C) of a whole file, after checking slices at its own rate and reading its end at the model's rate."""
     track = open_track(path)
     rate_hz, channels, num_samples = track.info.sample_rate_hz, track.info.num_channels, track.num_samples
     assert num_samples <= path.stat().st_size * MAX_SAMPLES_PER_BYTE
@@ -74,8 +74,8 @@ def read(path: Path) -> np.ndarray:
     return whole.numpy().T
 
 
-def fault_of(file: BadFile, outcome: Any) -> str | None:
-    """What is wrong with what became of a file; None: nothing is."""
+def find_fault(file: BadFile, outcome: Any) -> str | None:
+    """Returns a description of an unexpected outcome, or None if the outcome is as expected."""
     if isinstance(outcome, AudioError):
         if file.expected == "right":
             return f"failed: {outcome}"
@@ -94,16 +94,14 @@ def fault_of(file: BadFile, outcome: Any) -> str | None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_bad_file_is_an_error_that_names_it_or_its_right_samples(kind: str, bad_files: list[BadFile]):
+def test_a_bad_file_gives_an_error_that_names_it_or_correct_samples(kind: str, bad_files: list[BadFile]):
     files = [file for file in bad_files if file.kind == kind]
-    outcomes = [within(PATIENCE_S, lambda file=file: read(file.path)) for file in files]
-    faults = {str(file.path): fault_of(file, outcome) for file, outcome in zip(files, outcomes, strict=True)}
+    outcomes = [run_with_timeout(TIMEOUT_S, lambda file=file: read(file.path)) for file in files]
+    faults = {str(file.path): find_fault(file, outcome) for file, outcome in zip(files, outcomes, strict=True)}
     assert {path: fault for path, fault in faults.items() if fault is not None} == {}
 
 
-def test_the_files_are_many_of_every_kind_and_the_same_every_time(
-    bad_files: list[BadFile], folder: Path, tmp_path: Path
-):
+def test_at_least_150_bad_files_are_made_reproducibly(bad_files: list[BadFile], folder: Path, tmp_path: Path):
     assert len(bad_files) >= 150
     again = make_bad_files(tmp_path / "again")
     for file, other in zip(bad_files, again, strict=True):
@@ -112,19 +110,19 @@ def test_the_files_are_many_of_every_kind_and_the_same_every_time(
             assert file.path.read_bytes() == other.path.read_bytes()
 
 
-def test_a_header_that_declares_too_much_takes_no_memory(bad_files: list[BadFile]):
+def test_headers_that_declare_too_much_do_not_use_much_memory(bad_files: list[BadFile]):
     tracemalloc.start()
     try:
         for file in bad_files:
             if file.kind in ("huge length", "channels", "absurd rate", "wrong header"):
-                within(PATIENCE_S, lambda file=file: read(file.path))
+                run_with_timeout(TIMEOUT_S, lambda file=file: read(file.path))
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert peak_bytes < 32 << 20
 
 
-def test_a_length_that_is_not_there_is_refused_before_it_is_planned_for(bad_files: list[BadFile]):
+def test_impossible_lengths_are_refused_on_opening(bad_files: list[BadFile]):
     for file in bad_files:
         if file.kind == "huge length" and file.expected == "failure":
             with pytest.raises(AudioError):
@@ -133,13 +131,13 @@ def test_a_length_that_is_not_there_is_refused_before_it_is_planned_for(bad_file
 
 @pytest.fixture(scope="module")
 def evaluated(bad_files: list[BadFile], folder: Path) -> musicgen_eval.PerplexityResult:
-    """All files in one run."""
+    """Returns the result of one run over all files."""
     return musicgen_eval.perplexity(
         folder, "demo", context_s=1.0, target_s=2.0, max_failures=10**6, accelerator="cpu", batch_size=16
     )
 
 
-def test_a_run_over_all_bad_files_ends_with_a_number_or_a_reason_for_each(
+def test_a_run_over_all_bad_files_gives_a_number_or_a_reason_for_each(
     bad_files: list[BadFile], evaluated: musicgen_eval.PerplexityResult
 ):
     tracks = {track.path: track for track in evaluated.evaluation.tracks}
@@ -187,7 +185,7 @@ def test_a_run_without_the_bad_files_gives_the_same_numbers(
         assert math.isclose(track.metrics["perplexity"]["ce"], ce[track.id], rel_tol=1e-4)
 
 
-def test_packets_missing_in_a_file_that_cannot_seek_are_an_error(tmp_path: Path):
+def test_missing_packets_in_an_unseekable_file_are_an_error(tmp_path: Path):
     samples = music(3 * RATE_HZ)
     write_av(tmp_path / "whole.mka", samples, codec="pcm_s16le", container="matroska")
     with (
@@ -200,12 +198,12 @@ def test_packets_missing_in_a_file_that_cannot_seek_are_an_error(tmp_path: Path)
                 packet.stream = stream
                 gap.mux(packet)
     assert probe(tmp_path / "whole.mka").num_samples == len(samples)
-    with pytest.raises(AudioError, match=r"gap\.mka: Matroska .* of which 0\.\d+ s are missing at \d\.\d+ s"):
+    with pytest.raises(AudioError, match=r"gap\.mka: Matroska .* in which 0\.\d+ s are missing at \d\.\d+ s"):
         probe(tmp_path / "gap.mka")
 
 
-def test_a_forked_process_reads_on_where_its_parent_has_readers_with_threads(tmp_path: Path):
-    paths = [tmp_path / f"{number}.wv" for number in range(av_decoder.KEPT_READERS + 2)]
+def test_a_forked_process_can_read_files_that_its_parent_has_open(tmp_path: Path):
+    paths = [tmp_path / f"{number}.wv" for number in range(av_decoder.MAX_CACHED_READERS + 2)]
     for path in paths:
         write_av(path, music(), codec="wavpack", container="wv")
     tracks = [open_track(path) for path in paths]
@@ -213,32 +211,32 @@ def test_a_forked_process_reads_on_where_its_parent_has_readers_with_threads(tmp
         track.read(0, 100, sample_rate_hz=RATE_HZ, channels=1)
     child = os.fork()
     if child == 0:
-        signal.alarm(10)  # a hang is death by a signal
+        signal.alarm(10)  # kills the process if it hangs
         for track in tracks:
             track.read(50, 100, sample_rate_hz=RATE_HZ, channels=1)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_readers_kept_for_later_slices_close_their_files(tmp_path: Path):
+def test_cached_readers_close_their_files(tmp_path: Path):
     def num_open() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
 
-    paths = [tmp_path / f"{number}.wv" for number in range(3 * av_decoder.KEPT_READERS)]
+    paths = [tmp_path / f"{number}.wv" for number in range(3 * av_decoder.MAX_CACHED_READERS)]
     for path in paths:
         write_av(path, music(), codec="wavpack", container="wv")
     before = num_open()
     for path in paths:
         open_track(path).read(0, 100, sample_rate_hz=RATE_HZ, channels=1)
-    assert num_open() <= before + av_decoder.KEPT_READERS
+    assert num_open() <= before + av_decoder.MAX_CACHED_READERS
 
 
 @pytest.mark.parametrize("name", ["a.ogg", "a.mp3"])
-def test_a_damaged_file_is_gone_through_once_and_again_when_it_changes(
+def test_a_damaged_file_is_scanned_once_and_again_after_a_change(
     name: str, bad_files: list[BadFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     path = tmp_path / name
-    look = {"ogg": ogg.check_ogg_pages, "mp3": mpeg.index_stream}[name[-3:]]
+    scan = {"ogg": ogg.check_ogg_pages, "mp3": mpeg.index_stream}[name[-3:]]
     source = {"ogg": "vorbis.ogg", "mp3": "tagged.mp3"}[name[-3:]]
     whole = next(file.path for file in bad_files if file.kind == "whole" and file.path.name == source).read_bytes()
     path.write_bytes(whole[: len(whole) // 2 + 7])
@@ -247,7 +245,7 @@ def test_a_damaged_file_is_gone_through_once_and_again_when_it_changes(
     monkeypatch.setattr(Path, "open", lambda *args, **kwargs: opened.append(args) or open_path(*args, **kwargs))
     for _ in range(3):
         with pytest.raises(AudioError, match="truncated"):
-            look(path)  # type: ignore[operator]
-    assert len(opened) <= 2  # the frames, and what follows them
+            scan(path)  # type: ignore[operator]
+    assert len(opened) <= 2  # once for the frames, once for the bytes after them
     path.write_bytes(whole)
-    look(path)  # type: ignore[operator]
+    scan(path)  # type: ignore[operator]

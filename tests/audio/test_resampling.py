@@ -1,4 +1,4 @@
-"""Resampled slices against the whole resampled by torchaudio and soxr themselves."""
+"""Resampled slices, compared with torchaudio and soxr on the whole audio."""
 
 import math
 from fractions import Fraction
@@ -23,7 +23,7 @@ def noise(rate_hz: int, seconds: float, channels: int = 2, seed: int = 0) -> tor
 
 
 @pytest.mark.parametrize("rate_hz", EVEN)
-def test_the_whole_is_torchaudio_with_audiocrafts_filter(rate_hz: int):
+def test_resampling_equals_torchaudio_with_audiocrafts_filter(rate_hz: int):
     audio = noise(rate_hz, 1.3)
     expected = torchaudio_resample(audio, rate_hz, 32000, lowpass_filter_width=24, rolloff=0.945)
     assert torch.equal(resample(audio, from_hz=rate_hz, to_hz=32000), expected)
@@ -31,8 +31,8 @@ def test_the_whole_is_torchaudio_with_audiocrafts_filter(rate_hz: int):
 
 
 @pytest.mark.parametrize("rate_hz", AWKWARD)
-def test_awkward_rates_go_through_soxr(rate_hz: int):
-    # In blocks of 4 s: soxr's own drift (2e-5 here) is what is left against one piece.
+def test_rates_with_large_kernels_are_resampled_by_soxr(rate_hz: int):
+    # Blocks of 4 s differ from a single piece by soxr's drift (2e-5 here).
     time_s = np.arange(9 * rate_hz) / rate_hz
     audio = torch.from_numpy((0.5 * np.sin(2 * np.pi * 997 * time_s)).astype(np.float32))[None]
     expected = soxr.resample(np.pad(audio.numpy().T, ((0, 999), (0, 0))), rate_hz, 32000, quality="VHQ").T
@@ -44,7 +44,7 @@ def test_awkward_rates_go_through_soxr(rate_hz: int):
     assert resampler_name(rate_hz, 32000) == "soxr VHQ"
 
 
-def test_equal_rates_change_nothing():
+def test_equal_rates_do_not_change_the_audio():
     audio = noise(32000, 0.1)
     assert torch.equal(resample(audio, from_hz=32000, to_hz=32000), audio)
     assert resampler_name(32000, 32000) == "none"
@@ -52,7 +52,7 @@ def test_equal_rates_change_nothing():
 
 @settings(deadline=None, max_examples=80)
 @given(data=st.data(), rate_hz=st.sampled_from(EVEN + AWKWARD), channels=st.integers(1, 2))
-def test_a_slice_is_bit_equal_to_the_whole_cut_there(data: st.DataObject, rate_hz: int, channels: int):
+def test_a_slice_is_bit_identical_to_the_same_part_of_the_whole(data: st.DataObject, rate_hz: int, channels: int):
     audio = noise(rate_hz, data.draw(st.sampled_from([0.01, 0.7, 5.1])), channels)
     rates = RatePair(rate_hz, 32000)
     whole = resample(audio, from_hz=rate_hz, to_hz=32000)
@@ -74,14 +74,14 @@ def test_a_slice_is_bit_equal_to_the_whole_cut_there(data: st.DataObject, rate_h
 
 
 @given(from_hz=st.integers(1, 200_000), to_hz=st.integers(1, 200_000), num=st.integers(0, 10**9))
-def test_lengths_are_rounded_up_and_no_kernel_is_large(from_hz: int, to_hz: int, num: int):
+def test_lengths_are_rounded_up_and_kernels_are_small(from_hz: int, to_hz: int, num: int):
     rates = RatePair(from_hz, to_hz)
     assert rates.num_resampled(num) == math.ceil(Fraction(num * to_hz, from_hz))
     if rates.resampler == "torchaudio":
         assert rates.period * rates.native_period <= 1 << 22
 
 
-def test_autocast_around_it_changes_nothing():
+def test_autocast_does_not_change_the_result():
     audio = noise(44100, 0.5)
     expected = resample(audio, from_hz=44100, to_hz=32000)
     with torch.autocast("cpu", dtype=torch.bfloat16):

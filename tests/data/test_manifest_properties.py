@@ -1,4 +1,4 @@
-"""Whatever a manifest holds, it is tracks that keep the contract or an error that names it; and it never does anything."""
+"""Any manifest gives either valid tracks or an error that names it, and its content is never executed."""
 
 import csv
 import gzip
@@ -36,7 +36,7 @@ JSON = st.recursive(
 
 
 def read(name: str, content: bytes) -> None:
-    """Reads a manifest of these bytes, and holds what comes of it against the contract."""
+    """Reads a manifest and checks that the tracks are valid or the error names the manifest."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(content)
@@ -68,13 +68,13 @@ def read(name: str, content: bytes) -> None:
 @example("m.jsonl", b'{"path": "a.wav", "id": ' + b"9" * 5000 + b"}")
 @example("m.csv", b"path\n" + b"a" * 200_000 + b"\n")
 @example("m.csv", b"\n\npath\na.wav\n")
-def test_arbitrary_bytes_are_tracks_or_an_error(name, content):
+def test_arbitrary_bytes_give_tracks_or_an_error(name, content):
     read(name, content)
 
 
 @EXAMPLES
 @given(st.binary(max_size=120))
-def test_arbitrary_bytes_in_gzip_are_tracks_or_an_error(content):
+def test_arbitrary_bytes_in_gzip_give_tracks_or_an_error(content):
     read("m.jsonl.gz", gzip.compress(content))
 
 
@@ -83,7 +83,7 @@ def test_arbitrary_bytes_in_gzip_are_tracks_or_an_error(content):
     st.lists(NAMES, min_size=1, max_size=6, unique=True).map(lambda names: ["path", *(set(names) - {"path"})]),
     st.lists(st.lists(WORDS | SECONDS, min_size=6, max_size=6), max_size=5),
 )
-def test_arbitrary_csv_rows_are_tracks_or_an_error(header, rows):
+def test_arbitrary_csv_rows_give_tracks_or_an_error(header, rows):
     text = io.StringIO()
     csv.writer(text).writerows([header, *(row[: len(header)] for row in rows)])
     read("m.csv", text.getvalue().encode("utf-8", "surrogatepass"))
@@ -96,7 +96,7 @@ def test_arbitrary_csv_rows_are_tracks_or_an_error(header, rows):
 @example([{"path": "\ud800"}])
 @example([{"path": "a.wav", "text": "\ud800"}])
 @example([{"path": ".", "duration": 1, "sample_rate": 1}])
-def test_arbitrary_json_rows_are_tracks_or_an_error(rows):
+def test_arbitrary_json_rows_give_tracks_or_an_error(rows):
     read("m.jsonl", "\n".join(map(json.dumps, rows)).encode())
 
 
@@ -117,7 +117,7 @@ def test_arbitrary_json_rows_are_tracks_or_an_error(rows):
         max_size=6,
     )
 )
-def test_rows_taken_many_at_once_are_what_each_is_alone(rows):
+def test_parsing_rows_together_equals_parsing_them_one_by_one(rows):
     together = RowBatch(1, None, None, rows)
     many = manifests._plain_rows(together)
     try:
@@ -141,7 +141,7 @@ def test_rows_taken_many_at_once_are_what_each_is_alone(rows):
         ("nan", None),
     ],
 )
-def test_a_duration_of_the_file_is_a_number_of_seconds(cell, wrong, tmp_path):
+def test_a_file_duration_must_be_a_number_of_seconds(cell, wrong, tmp_path):
     manifest = tmp_path / "m.csv"
     manifest.write_text(f"path,duration_s\na.wav,{cell}\n")
     if wrong is not None:
@@ -153,11 +153,11 @@ def test_a_duration_of_the_file_is_a_number_of_seconds(cell, wrong, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["m.csv", "m.jsonl", "m.parquet"])
-def test_every_kind_of_manifest_can_give_the_duration_of_the_file(name, tmp_path):
+def test_every_manifest_format_can_give_the_file_duration(name, tmp_path):
     rows = [
         {"path": "a.wav", "id": "whole", "start_s": 0.0, "end_s": None, "duration_s": 30.0},
         {"path": "a.wav", "id": "part", "start_s": 10.0, "end_s": 30.0004, "duration_s": 30.0},
-        {"path": "b.wav", "id": "not said", "start_s": 0.0, "end_s": 3.0, "duration_s": None},
+        {"path": "b.wav", "id": "not given", "start_s": 0.0, "end_s": 3.0, "duration_s": None},
     ]
     if name.endswith("csv"):
         cells = [",".join("" if cell is None else str(cell) for cell in row.values()) for row in rows]
@@ -178,24 +178,24 @@ def test_every_kind_of_manifest_can_give_the_duration_of_the_file(name, tmp_path
         ("0,30.002", r"end_s \(30\.002\) is past the end of the file"),
     ],
 )
-def test_a_part_must_lie_in_a_file_of_the_duration_that_is_given(row, wrong, tmp_path):
+def test_a_part_must_lie_within_the_given_file_duration(row, wrong, tmp_path):
     (tmp_path / "m.csv").write_text(f"path,duration_s,start_s,end_s\na.wav,30,{row}\n")
     with pytest.raises(SourceError, match=rf"row 1 \(line 2\): {wrong}"):
         read_source(tmp_path / "m.csv")
 
 
-def test_audiocrafts_duration_is_passed_over(tmp_path):
+def test_audiocrafts_duration_is_ignored(tmp_path):
     (tmp_path / "m.jsonl").write_text('{"path": "a.mp3", "duration": 30.04, "sample_rate": 44100}')
     assert read_source(tmp_path / "m.jsonl").file_duration_s is None
 
 
-def test_rows_before_a_damaged_one_are_judged_first(tmp_path):
+def test_rows_before_a_damaged_one_are_checked_first(tmp_path):
     (tmp_path / "m.csv").write_text("path,start_s\na.wav,0\nb.wav,x\nc.wav\n")
     with pytest.raises(SourceError, match=r"row 2 \(line 3\): start_s"):
         list(read_manifest(tmp_path / "m.csv", Oddities()))
 
 
-def test_no_code_in_a_manifest_is_run(tmp_path, monkeypatch):
+def test_code_in_a_manifest_is_not_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cells = [
         "=cmd|'/C touch ran'!A0",

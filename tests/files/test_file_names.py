@@ -1,4 +1,4 @@
-"""Names of files as other systems and people write them."""
+"""File names in the spellings of other systems."""
 
 import os
 from pathlib import Path
@@ -34,14 +34,14 @@ def touch(path: Path) -> Path:
         ("Caf%C3%A9.wav", normalize("NFD", "Café.wav")),
     ],
 )
-def test_a_manifest_may_spell_a_name_as_another_system_does(written: str, on_disk: str, tmp_path: Path):
+def test_manifests_may_use_the_spelling_of_another_system(written: str, on_disk: str, tmp_path: Path):
     file = touch(tmp_path / on_disk)
     (tmp_path / "m.csv").write_text(f"path\n{written}\n", encoding="utf-8")
     assert read_source(tmp_path / "m.csv").file(0).samefile(file)
 
 
 @pytest.mark.parametrize("name", ["a%20b.wav", "a\\b.wav", "~a.wav", normalize("NFD", "é.wav"), "a [1].wav"])
-def test_a_file_that_is_there_is_taken_by_its_own_name(name: str, tmp_path: Path):
+def test_an_existing_file_is_found_by_its_literal_name(name: str, tmp_path: Path):
     file = touch(tmp_path / name)
     for other in spellings(name):
         touch(tmp_path / other)
@@ -49,7 +49,7 @@ def test_a_file_that_is_there_is_taken_by_its_own_name(name: str, tmp_path: Path
     assert read_source(tmp_path / "m.csv").file(0) == file
 
 
-def test_file_addresses_are_read(tmp_path: Path):
+def test_file_urls_are_accepted(tmp_path: Path):
     file = touch(tmp_path / "a song #1.wav")
     address = file.as_uri()
     assert "%20" in address
@@ -63,26 +63,26 @@ def test_file_addresses_are_read(tmp_path: Path):
 
 
 @given(st.text("/abc %é~#?", min_size=1))
-def test_an_address_names_the_file_that_it_was_made_from(name: str):
+def test_a_file_url_is_converted_back_to_its_path(name: str):
     path = Path("/music", name.strip("/") or "a")
     assert of_file_address(path.as_uri()) == str(path)
 
 
-def test_a_windows_drive_is_named_in_the_error(tmp_path: Path):
+def test_the_error_mentions_a_windows_drive_letter(tmp_path: Path):
     from musicgen_eval.audio.reader import open_track
     from musicgen_eval.errors import AudioError
 
     (tmp_path / "m.csv").write_text("path\nC:\\Music\\a.wav\n")
-    with pytest.raises(AudioError, match=r"no such file \(a path with a drive letter of Windows"):
+    with pytest.raises(AudioError, match=r"no such file \(the path has a Windows drive letter"):
         open_track(read_source(tmp_path / "m.csv").file(0))
 
 
-def test_a_name_that_nothing_is_called_stays_as_it_is(tmp_path: Path):
+def test_the_name_of_a_missing_file_is_not_changed(tmp_path: Path):
     assert locate(str(tmp_path), "no%20where\\a.wav") == tmp_path / "no%20where\\a.wav"
     assert locate(str(tmp_path), "x" * 5000) == tmp_path / ("x" * 5000)
 
 
-def test_a_tilde_is_the_home_directory_and_else_a_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_leading_tilde_is_expanded_only_for_a_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     home, work = tmp_path / "home", tmp_path / "work"
     for file in (home / "music" / "a.wav", work / "~backup.wav", work / "~" / "b.wav"):
         touch(file)
@@ -100,8 +100,8 @@ def test_a_tilde_is_the_home_directory_and_else_a_letter(tmp_path: Path, monkeyp
     assert tracks.ids == [str(home / "music" / "a.wav"), "~backup.wav"]
 
 
-def test_without_a_home_directory_a_tilde_is_one_line_of_an_error(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(os.path, "expanduser", lambda name: name)  # what it does for a user who is not known
+def test_a_tilde_without_a_home_directory_is_a_missing_file(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda name: name)  # as for an unknown user
     assert expanded("~/x.wav") == "~/x.wav"
     with pytest.raises(SourceError, match=r"^~/x\.wav: no such file or folder"):
         read_source("~/x.wav")

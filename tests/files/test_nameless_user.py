@@ -1,4 +1,4 @@
-"""A user without a name or a home, in a locale that is not UTF-8: what a container may give."""
+"""Users without a name or a home directory, and locales other than UTF-8, as in containers."""
 
 import json
 import os
@@ -11,13 +11,13 @@ import pytest
 from musicgen_eval.files.nameless_user import KERNEL_FOLDER, name_kernel_folder
 
 CLIP = Path(__file__).parents[2] / "musicgen_eval" / "data" / "demo" / "dreamy_01.wav"
-BARE = """
+EVALUATE_AND_RESUME = """
 import pwd, sys
 
-def without_a_name(uid):
+def fail(uid):
     raise KeyError(f"getpwuid(): uid not found: {uid}")
 
-pwd.getpwuid = without_a_name
+pwd.getpwuid = fail
 import musicgen_eval
 assert musicgen_eval.perplexity("demo", limit=1).ppl > 1
 from musicgen_eval.cli.main import lightning_main, main
@@ -27,20 +27,20 @@ sys.exit(status or lightning_main(["test", "--resume", run_dir]))
 """
 
 
-def test_all_doors_work_in_a_bare_environment_and_text_is_utf8(tmp_path):
-    """`config.yaml` is read as UTF-8, too: otherwise the resumed run would differ in its text."""
-    bare = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
-    bare |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    command = [sys.executable, "-c", BARE, str(CLIP), "café 夜", str(tmp_path / "x")]
-    done = subprocess.run(command, env=bare, cwd=tmp_path, capture_output=True, timeout=180, check=False)
-    assert done.returncode == 0, done.stderr
-    assert b"holds a finished run" in done.stderr
+def test_both_commands_and_the_api_work_in_a_minimal_environment_with_utf8_text(tmp_path):
+    """`config.yaml` must be read as UTF-8, too. Otherwise the resumed run would have a different text."""
+    environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", EVALUATE_AND_RESUME, str(CLIP), "café 夜", str(tmp_path / "x")]
+    process = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, timeout=180, check=False)
+    assert process.returncode == 0, process.stderr
+    assert b"holds a finished run" in process.stderr
     assert json.loads((tmp_path / "x" / "summary.json").read_text(encoding="utf-8"))["recipe"]["text"] == "café 夜"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 @pytest.mark.parametrize("error", [KeyError, OSError])
-def test_the_folder_of_kernels_is_named_where_the_user_is_not(monkeypatch, error):
+def test_the_kernel_folder_is_set_for_a_user_without_a_name(monkeypatch, error):
     def nameless():
         raise error("uid not found")
 
@@ -53,7 +53,7 @@ def test_the_folder_of_kernels_is_named_where_the_user_is_not(monkeypatch, error
     assert chosen == {KERNEL_FOLDER: "/mine"}
 
 
-def test_nothing_is_set_for_a_user_with_a_name(monkeypatch):
+def test_the_environment_is_not_changed_for_a_user_with_a_name(monkeypatch):
     monkeypatch.setattr("getpass.getuser", lambda: "somebody")
     environment: dict[str, str] = {}
     name_kernel_folder(environment)

@@ -1,4 +1,4 @@
-"""Secrets are found wherever they stand, and ordinary text is left alone."""
+"""Secrets are removed, and ordinary text is not changed."""
 
 import json
 import string
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musicgen_eval.files.redaction import REDACTED, names_a_secret, redact, redact_rows, redact_tree, secret_values
+from musicgen_eval.files.redaction import REDACTED, is_secret_name, redact, redact_rows, redact_tree, secret_values
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 ENVIRONMENT = {
@@ -43,7 +43,7 @@ ENVIRONMENT = {
         ("AKIAIOSFODNN7EXAMPLE", REDACTED),
     ],
 )  # fmt: skip
-def test_a_secret_is_replaced_and_what_stands_around_it_stays(text, clean):
+def test_secrets_are_replaced_and_the_surrounding_text_is_kept(text, clean):
     assert redact(text, ENVIRONMENT) == clean
     assert redact(clean, ENVIRONMENT) == clean
 
@@ -56,18 +56,18 @@ def test_a_secret_is_replaced_and_what_stands_around_it_stays(text, clean):
         "the bearer of bad news", "facebook/musicgen-small", "hf_hub", "https://example.org/@user/a.mp3",
     ],
 )  # fmt: skip
-def test_ordinary_text_is_left_alone(text):
+def test_ordinary_text_is_not_changed(text):
     assert redact(text, ENVIRONMENT) == text
 
 
 @given(st.text())
-def test_text_without_a_url_or_a_secret_comes_back_as_it_was(text):
+def test_text_without_urls_and_secrets_is_not_changed(text):
     clean = redact(text, {"WANDB_API_KEY": KEY})
     assert clean == text or ":/" in text
 
 
 @given(st.floats() | st.integers() | st.booleans() | st.none())
-def test_numbers_are_never_touched(number):
+def test_numbers_are_not_changed(number):
     environment = {"A_TOKEN": "12345678"}
     assert repr(redact_tree({"x": [number]}, environment)) == repr({"x": [number]})
 
@@ -78,12 +78,12 @@ secrets = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=8, max_
 
 
 @given(secrets, st.text(), st.text())
-def test_a_variable_that_is_called_secret_is_found_in_any_text(secret, before, after):
+def test_the_value_of_a_secret_variable_is_removed_from_any_text(secret, before, after):
     assert secret not in redact(f"{before}{secret}{after}", {"SOME_SECRET": secret}).replace(REDACTED, "")
 
 
 @given(secrets)
-def test_a_secret_is_found_as_json_and_urls_write_it(secret):
+def test_secrets_are_removed_in_their_json_and_url_forms(secret):
     environment = {"SOME_SECRET": secret}
     assert redact(json.dumps([secret]), environment) == json.dumps([REDACTED])
     assert quote(secret, safe="") not in redact(f"file {quote(secret, safe='')}", environment).replace(REDACTED, "")
@@ -93,12 +93,12 @@ word = st.text(string.ascii_letters + string.digits + "-._~%", min_size=1)
 
 
 @given(word, word, word)
-def test_credentials_of_a_url_are_found_whatever_they_are(user, password, signature):
+def test_all_credentials_in_urls_are_removed(user, password, signature):
     url = f"https://{user}:{password}@host/a.mp3?expires=5&X-Amz-Signature={signature}&part=2"
     assert redact(url, {}) == f"https://{REDACTED}@host/a.mp3?expires=5&X-Amz-Signature={REDACTED}&part=2"
 
 
-def test_variables_that_say_where_a_secret_lies_and_short_values_are_no_secrets(tmp_path):
+def test_locations_and_short_values_are_not_secrets(tmp_path):
     environment = {
         "HF_TOKEN_PATH": "/home/me/.cache/token",
         "SSH_AUTH_SOCK": "/tmp/ssh-agent",
@@ -110,14 +110,14 @@ def test_variables_that_say_where_a_secret_lies_and_short_values_are_no_secrets(
     assert secret_values(environment) == ["this one is"]
 
 
-def test_names_of_parameters_are_judged_by_their_words():
+def test_secret_names_are_recognised_by_whole_words():
     assert [
-        name for name in ("part", "monkey", "signal", "author", "passage", "tokens_per_s") if names_a_secret(name)
+        name for name in ("part", "monkey", "signal", "author", "passage", "tokens_per_s") if is_secret_name(name)
     ] == ["tokens_per_s"]
-    assert all(map(names_a_secret, ("sig", "AWSAccessKeyId", "X-Goog-Signature", "authToken", "api-key", "password")))
+    assert all(map(is_secret_name, ("sig", "AWSAccessKeyId", "X-Goog-Signature", "authToken", "api-key", "password")))
 
 
-def test_a_tree_and_rows_are_redacted_to_their_leaves():
+def test_all_strings_in_trees_and_rows_are_redacted():
     tree = {"a": [KEY, {"b": (KEY, 3)}], KEY: None, "path": Path("x") / KEY}
     clean = {"a": [REDACTED, {"b": (REDACTED, 3)}], REDACTED: None, "path": Path("x") / REDACTED}
     assert redact_tree(tree, ENVIRONMENT) == clean

@@ -232,7 +232,7 @@ def test_non_finite_logits_raise_and_name_the_rows(composite):
     broken = copy.deepcopy(composite.decoder)
     states, mask = random_texts(broken, 3, 0, 3)
     states[2] = float("nan")
-    with pytest.raises(NonFiniteError, match="no finite logits in rows 2 of the batch") as raised:
+    with pytest.raises(NonFiniteError, match="NaN or infinite logits in rows 2 of the batch") as raised:
         continue_codes(
             broken, random_codes(3, 4, 5), total_frames=20, delays=DELAYS, encoder_hidden_states=states,
             encoder_attention_mask=mask, temperature=0,

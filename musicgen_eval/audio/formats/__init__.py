@@ -1,1 +1,1 @@
-"""Length and position of samples in each compressed audio format."""
+"""Length, integrity and decoding of each audio format."""

@@ -1,7 +1,7 @@
-"""What the headers of a file declare, read without decoding: which kind of file it is, and where its audio ends.
+"""Identifies the format of a file, and checks that its audio has the size that its header declares.
 
-libsndfile reads a truncated file as a shorter one without a word; comparing what the container declares with the bytes
-that are there is the only way to know. Nothing here knows about samples.
+libsndfile reads a truncated file as a shorter one, without an error. Truncation is detected by comparing the declared size with
+the size of the file.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import BinaryIO
 from musicgen_eval.errors import AudioError
 
 HEAD_BYTES = 512
-MPEG_CODINGS = frozenset({0x50, 0x55})  # WAVE_FORMAT_MPEG and WAVE_FORMAT_MPEGLAYER3, as wav files name them
-UNKNOWN_SIZES = frozenset({0xFFFFFFFF, 0x7FFFFFFF, 0x80000000, 0x7FFFF000})  # what writers to a pipe put for a length
+MPEG_CODINGS = frozenset({0x50, 0x55})  # WAVE_FORMAT_MPEG and WAVE_FORMAT_MPEGLAYER3
+UNKNOWN_SIZES = frozenset(
+    {0xFFFFFFFF, 0x7FFFFFFF, 0x80000000, 0x7FFFF000}
+)  # sizes in headers that were written to a pipe
 _W64_RIFF = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
@@ -35,8 +37,8 @@ _SOUNDFILE_STARTS = (
     b"NIST_1A",
     b"Creative Voice File",
 )
-_DECLARED = {"AVR": r"^ *Frames *: (\d+)$", "MPC2K": r"^ *Frames *: (\d+)$", "MAT5": r"Cols : (\d+)$"}
-_SHORTENED = re.compile(
+_DECLARED_SAMPLES = {"AVR": r"^ *Frames *: (\d+)$", "MPC2K": r"^ *Frames *: (\d+)$", "MAT5": r"Cols : (\d+)$"}
+_TRUNCATION_WARNING = re.compile(
     r"^Seems to be a truncated file|^\*\*\* File seems to be truncated|^ *BODY : \d+ \(should be|^Data length \d+ should be",
     re.MULTILINE,
 )
@@ -44,17 +46,23 @@ _SHORTENED = re.compile(
 
 @dataclass(frozen=True)
 class DataChunk:
-    """Where the audio of a file lies. `num_bytes` None: the container does not say."""
+    """Position of the audio in a file.
+
+    Attributes:
+        start: First byte.
+        num_bytes: Declared number of bytes. None means that the container does not declare it.
+    """
 
     start: int
     num_bytes: int | None
 
 
 def kind_of(head: bytes) -> str | None:
-    """The kind of file by its first bytes, where that decides how it is read; None: soundfile will know.
+    """Returns the format of a file, identified by its first bytes, if it needs special treatment.
 
     Returns:
-        `Ogg` and `FLAC`, which soundfile reads with care; or the name of a kind that it does not read.
+        `Ogg` or `FLAC`, which soundfile reads but which need extra checks; the name of a format that soundfile cannot read; or
+        None for all other files, which are left to soundfile.
     """
     if head[:4] == b"OggS":
         packet = head[27 + head[26] :] if len(head) > 26 else b""
@@ -72,26 +80,26 @@ def kind_of(head: bytes) -> str | None:
 
 
 def is_known_start(head: bytes) -> bool:
-    """Returns whether the first bytes identify the kind of a file."""
+    """Returns whether the first bytes identify the format of a file."""
     return kind_of(head) is not None or head.startswith(_SOUNDFILE_STARTS)
 
 
-def is_read_to_its_end(head: bytes) -> bool:
-    """Returns whether decoders read past the end that the header declares, as they do for W64 and ASF."""
+def is_read_past_declared_end(head: bytes) -> bool:
+    """Returns whether decoders read past the end that the header declares. They do so for W64 and ASF."""
     return head.startswith((_W64_RIFF, _ASF))
 
 
 def wav_coding(head: bytes) -> int | None:
-    """Returns the coding in the first chunk of a wav file, such as 1 for PCM; None for other files and other chunks."""
+    """Returns the coding of a wav file, such as 1 for PCM, or None if the file does not begin with a wav format chunk."""
     if head[:4] != b"RIFF" or head[8:16] != b"WAVEfmt ":
         return None
     return int.from_bytes(head[20:22], "little")
 
 
 def data_chunk(file: BinaryIO) -> DataChunk | None:
-    """What must be there of a wav, RF64, W64, AIFF, CAF, AU, MP4, Matroska or ASF file.
+    """Returns the bytes that must exist in a wav, RF64, W64, AIFF, CAF, AU, NIST, MP4, Matroska or ASF file.
 
-    None for another kind, or where no such chunk is found.
+    Returns None for other formats, and if no such chunk is found.
     """
     file.seek(0)
     head = file.read(40)
@@ -122,7 +130,7 @@ def data_chunk(file: BinaryIO) -> DataChunk | None:
 
 
 def _read_at(file: BinaryIO, at: int, num_bytes: int) -> bytes:
-    """What stands at a place, which a damaged header may put beyond any file."""
+    """Reads bytes at a position; returns b"" if a damaged header gives an impossible position."""
     try:
         file.seek(at)
     except (OSError, OverflowError, ValueError):
@@ -131,7 +139,7 @@ def _read_at(file: BinaryIO, at: int, num_bytes: int) -> bytes:
 
 
 def _chunks(file: BinaryIO, at: int, order: str) -> Iterator[tuple[bytes, int, int]]:
-    """(name, start, bytes) of the chunks of a RIFF or AIFF file."""
+    """Yields (name, start, number of bytes) of the chunks of a RIFF or AIFF file."""
     while True:
         head = _read_at(file, at, 8)
         if len(head) < 8:
@@ -159,7 +167,7 @@ def _w64_data(file: BinaryIO) -> DataChunk | None:
         head = _read_at(file, at, 24)
         if len(head) < 24:
             return None
-        num_bytes = int.from_bytes(head[16:], "little")  # with the 24 of this header
+        num_bytes = int.from_bytes(head[16:], "little")  # includes the 24 bytes of this header
         if head[:16] == _W64_DATA:
             return DataChunk(at + 24, num_bytes - 24)
         at += max(24, num_bytes + 7 & ~7)
@@ -178,7 +186,7 @@ def _caf_data(file: BinaryIO) -> DataChunk | None:
 
 
 def _nist_data(file: BinaryIO) -> DataChunk | None:
-    """What a NIST SPHERE header declares, in lines of text: `sample_count -i 16000`."""
+    """Reads a NIST SPHERE header, which consists of lines of text such as `sample_count -i 16000`."""
     file.seek(0)
     lines = file.read(1 << 16).partition(b"end_head")[0].decode("ascii", "replace").split("\n")
     fields = {words[0]: words[2] for words in (line.split() for line in lines) if len(words) == 3}
@@ -200,14 +208,17 @@ def _last_mp4_box(file: BinaryIO) -> DataChunk | None:
         num_bytes = int.from_bytes(head[:4], "big")
         if num_bytes == 1:
             num_bytes = int.from_bytes(head[8:], "big")
-        if num_bytes < 8:  # 0: to the end of the file
+        if num_bytes < 8:  # 0 means up to the end of the file
             return None
         last = DataChunk(at, num_bytes)
         at += num_bytes
 
 
 def _matroska_segment(file: BinaryIO) -> DataChunk | None:
-    """The segment, the one element after the header. Its size is unknown (all ones) where it was written to a pipe."""
+    """Returns the segment, the only element after the header.
+
+    If the file was written to a pipe, the size of the segment is unknown (all ones).
+    """
     at = 0
     for name in (_EBML, b"\x18\x53\x80\x67"):
         head = _read_at(file, at, 12)
@@ -221,59 +232,59 @@ def _matroska_segment(file: BinaryIO) -> DataChunk | None:
 
 
 def _asf_file(file: BinaryIO) -> DataChunk | None:
-    """The whole file, from the size in its file properties."""
+    """Returns the whole file, with the size in its file properties."""
     file.seek(0)
     head = file.read(1 << 16)
     at = head.find(_ASF_FILE_PROPERTIES)
-    if at < 0 or head[at + 88 : at + 89] == b"\1":  # broadcast: the size says nothing
+    if at < 0 or head[at + 88 : at + 89] == b"\1":  # the size of a broadcast is not valid
         return None
     return DataChunk(0, int.from_bytes(head[at + 40 : at + 48], "little"))
 
 
-def check_data_is_there(path: Path, file: BinaryIO) -> None:
-    """Compare the size that a container declares with the file's.
+def check_data_size(path: Path, file: BinaryIO) -> None:
+    """Compares the size that a container declares with the size of the file.
 
     Args:
-        path: for messages.
-        file: the file, without the tags around its audio.
+        path: Path for error messages.
+        file: The file, without the tags around its audio.
 
     Raises:
-        AudioError: the file ends before its audio does, or declares none although there is some.
+        AudioError: If the file is shorter than declared, or declares no audio although it has some.
     """
     chunk = data_chunk(file)
     if chunk is None or chunk.num_bytes is None:
         return
-    there = max(0, file.seek(0, os.SEEK_END) - chunk.start)
-    if chunk.num_bytes > there:
+    num_present = max(0, file.seek(0, os.SEEK_END) - chunk.start)
+    if chunk.num_bytes > num_present:
         raise AudioError(
-            f"{path}: truncated: its header declares {chunk.num_bytes} bytes of audio and {there} are there; "
-            "fetch or write it anew"
+            f"{path}: truncated: its header declares {chunk.num_bytes} bytes of audio but the file has {num_present}; "
+            "download or write it again"
         )
-    if chunk.num_bytes == 0 and there > 0:
+    if chunk.num_bytes == 0 and num_present > 0:
         raise AudioError(
-            f"{path}: its header declares no audio, and {there} bytes follow (written to a pipe, or never closed?); "
-            "write it anew"
+            f"{path}: its header declares no audio but {num_present} bytes follow (written to a pipe, or never closed?); "
+            "write it again"
         )
 
 
-def check_log(path: Path, format: str, num_samples: int, log: str) -> None:
-    """Compare what libsndfile says that it has read in a header with what it makes of it.
+def check_soundfile_log(path: Path, format: str, num_samples: int, log: str) -> None:
+    """Detects truncated files from libsndfile's log.
 
-    For kinds whose headers are not read here: VOC, SVX, WVE, AVR, MPC2K, MAT4 and MAT5.
+    Covers formats whose headers this module does not read: VOC, SVX, WVE, AVR, MPC2K, MAT4 and MAT5.
 
     Args:
-        path: the file.
-        format: as soundfile names it.
-        num_samples: what libsndfile takes for its length.
-        log: libsndfile's own, of opening it.
+        path: Path for error messages.
+        format: Format as named by soundfile.
+        num_samples: Number of samples that libsndfile found.
+        log: libsndfile's log of opening the file.
 
     Raises:
-        AudioError: the file ends before its audio does.
+        AudioError: If the file is truncated.
     """
     container = format.partition("/")[0]
-    declared = re.findall(_DECLARED[container], log, re.MULTILINE) if container in _DECLARED else []
-    if _SHORTENED.search(log) or (declared and int(declared[-1]) > num_samples):
+    declared = re.findall(_DECLARED_SAMPLES[container], log, re.MULTILINE) if container in _DECLARED_SAMPLES else []
+    if _TRUNCATION_WARNING.search(log) or (declared and int(declared[-1]) > num_samples):
         raise AudioError(
-            f"{path}: truncated: its {container} header declares more than the {num_samples} samples that are there; "
-            "fetch or write it anew"
+            f"{path}: truncated: its {container} header declares more than the {num_samples} samples in the file; "
+            "download or write it again"
         )

@@ -1,8 +1,7 @@
-"""The last frame of a FLAC file, which says how long the audio is even where the header does not.
+"""Finds the last frame of a FLAC file, which determines the length of the audio.
 
-A FLAC file that was written to a pipe declares no length, and libsndfile stops at damage as if the file ended there.
-Each frame carries its place and two checksums, so the last one tells the length and whether it is whole. Nothing here
-decodes.
+A FLAC file that was written to a pipe declares no length, and libsndfile stops at damage as if the file ended there. Each frame
+contains its position and two checksums, so the last frame shows the length of the audio and whether the file is complete.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from musicgen_eval.errors import AudioError
 from musicgen_eval.files.per_file_cache import once_per_file
 
 _TAIL_BYTES = 1 << 20
-_SHORT_TAIL_BYTES = 1 << 16  # a frame of 4,608 stereo samples in 24 bits takes 28 kB
+_SHORT_TAIL_BYTES = 1 << 16  # a frame of 4,608 stereo samples of 24 bits has 28 kB
 _MAX_CANDIDATES = 4
 _BLOCK_SAMPLES = {
     1: 192,
@@ -28,22 +27,22 @@ _BLOCK_SAMPLES = {
 
 
 def flac_num_samples(path: Path) -> int:
-    """Samples up to the end of the last frame.
+    """Returns the number of samples up to the end of the last frame.
 
     Raises:
-        AudioError: the file does not end with a whole frame.
+        AudioError: If the file does not end with a complete frame.
     """
     num_samples = find_flac_end(path)
     if num_samples is None:
         raise AudioError(
-            f"{path}: truncated or damaged: its header declares no length and it does not end with a whole FLAC frame; "
-            "encode it anew"
+            f"{path}: truncated or damaged: its header declares no length and it does not end with a complete FLAC frame; "
+            "encode it again"
         )
     return num_samples
 
 
-def ends_at(path: Path, num_samples: int) -> bool:
-    """Whether the last frame says that it ends at a sample, seen from its header alone."""
+def last_frame_ends_at(path: Path, num_samples: int) -> bool:
+    """Returns whether the last frame ends at sample `num_samples` according to its header."""
     with open_audio(path) as file:
         last = next(_last_frames(file, _SHORT_TAIL_BYTES), None)
     return last is not None and sum(last[0]) == num_samples
@@ -51,7 +50,7 @@ def ends_at(path: Path, num_samples: int) -> bool:
 
 @once_per_file(1 << 10)
 def find_flac_end(path: Path) -> int | None:
-    """Returns the samples up to the end of the last frame; None if the file does not end with a whole frame."""
+    """Returns the number of samples up to the end of the last frame, or None if that frame is incomplete."""
     with open_audio(path) as file:
         for frame, content in _last_frames(file, _TAIL_BYTES):
             if _checksum(content, width=16) == 0:
@@ -60,15 +59,18 @@ def find_flac_end(path: Path) -> int | None:
 
 
 def _last_frames(file: BinaryIO, tail_bytes: int) -> Iterator[tuple[tuple[int, int], bytes]]:
-    """What may be the last frames, the last one first: first sample and samples, and all bytes up to the file's end.
+    """Yields candidates for the last frame, starting from the end of the file.
 
-    Bytes within a frame look like a header now and then, with a checksum that is right by chance.
+    There are several candidates because bytes within a frame can look like a header with a correct checksum.
+
+    Yields:
+        (First sample, number of samples) of the frame, and all bytes from its start to the end of the file.
     """
     file.seek(0)
     head = file.read(26)
     file.seek(max(0, file.seek(0, os.SEEK_END) - tail_bytes))
     tail = file.read()
-    fixed_block_samples = int.from_bytes(head[10:12], "big")  # the largest block, and the only size where it is fixed
+    fixed_block_samples = int.from_bytes(head[10:12], "big")  # the largest block size, or the only one if it is fixed
     num_found, at = 0, tail.rfind(b"\xff")
     while at >= 0 and num_found < _MAX_CANDIDATES:
         frame = _parse_frame(tail[at : at + 16], fixed_block_samples)
@@ -79,7 +81,7 @@ def _last_frames(file: BinaryIO, tail_bytes: int) -> Iterator[tuple[tuple[int, i
 
 
 def _parse_frame(head: bytes, fixed_block_samples: int) -> tuple[int, int] | None:
-    """First sample and number of samples of the frame that begins here; None: none does.
+    """Returns first sample and number of samples of the frame at the start of `head`, or None if there is none.
 
     Source: RFC 9639, section 9.1.
     """
@@ -105,8 +107,8 @@ def _parse_frame(head: bytes, fixed_block_samples: int) -> tuple[int, int] | Non
 
 
 def _coded_number(head: bytes, at: int) -> tuple[int | None, int]:
-    """A number coded as UTF-8 codes characters, in up to 36 bits, and the place behind it."""
-    leading = 8 - (head[at] ^ 0xFF).bit_length()  # ones
+    """Decodes a number of up to 36 bits in UTF-8-like coding; returns the number, or None, and the position after it."""
+    leading = 8 - (head[at] ^ 0xFF).bit_length()  # number of leading ones
     if leading == 0:
         return head[at], at + 1
     following = head[at + 1 : at + leading]
@@ -119,9 +121,9 @@ def _coded_number(head: bytes, at: int) -> tuple[int | None, int]:
 
 
 def _checksum(data: bytes, *, width: int) -> int:
-    """FLAC's CRC-8 or CRC-16 over data that ends with its own checksum: 0 where it is right.
+    """Returns FLAC's CRC-8 or CRC-16 of data, which is 0 if the data ends with its correct checksum.
 
-    The frame is that of RFC 9639, appendix D.1.
+    The example is the frame in RFC 9639, appendix D.1.
 
     >>> _checksum(bytes.fromhex("fff869180000bf"), width=8)
     0

@@ -1,9 +1,9 @@
-"""MPEG audio (mp3) frame by frame: how many there are, and a run of them cut out as a stream of its own.
+"""Counts and decodes the frames of MPEG audio files (mp3).
 
-libsndfile's seeks into mp3 start too few frames early for the bit reservoir, its lengths are estimates where the file
-has no Xing tag, and damage in the middle shifts what follows. Counting the frame headers and decoding a run of whole
-frames, with 65,536 samples of pre-roll that are thrown away, has none of these faults and costs the same anywhere in
-the file. This module knows bytes and frames, and leaves decoding to soundfile.
+libsndfile's pre-roll after a seek is too short for the bit reservoir, its lengths are estimates if there is no Xing tag, and
+damage in the middle shifts the samples after it. This module counts the frame headers instead, copies a range of whole frames
+into a new stream, and decodes it with soundfile. The first 65,536 samples are pre-roll and are discarded. The cost does not
+depend on the position in the file.
 
     file   | ID3 | tag frame | frame 0 | frame 1 | ... | frame n-1 | ID3v1 |
     decode               529 + delay samples cut ->|<--- num_samples --->|<- padding - 529 cut
@@ -23,37 +23,38 @@ from musicgen_eval.audio.formats.mp3_frames import (
     SEARCH_BYTES,
     MpegHeader,
     MpegTag,
-    blank_frame,
-    chain_holds,
     find_first_frame,
-    mute_without_reservoir,
+    mute_incomplete_frames,
     parse_header,
     read_tag,
+    silent_frame,
     skip_id3,
     smallest_frame_bytes,
+    starts_frame_chain,
 )
 from musicgen_eval.audio.formats.spans import open_audio
 from musicgen_eval.errors import AudioError
 from musicgen_eval.files.per_file_cache import once_per_file
 
-DECODER_DELAY_SAMPLES = 529  # of every layer III decoder; mpg123 trims it where a tag tells the encoder's delay
-PRE_ROLL_SAMPLES = 65_536
-MAX_PADDED_BYTES = (
-    8  # largest difference between the size of all frames of one bit rate and their number times the mean size
+DECODER_DELAY_SAMPLES = (
+    529  # delay of layer III decoders, which mpg123 trims if a tag declares the delay of the encoder
 )
+PRE_ROLL_SAMPLES = 65_536
+# Largest difference between the total size of frames of one bit rate and their number times the mean size.
+MAX_PADDED_BYTES = 8
 _BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class MpegStream:
-    """The audio frames of a file.
+    """Audio frames of a file.
 
     Attributes:
-        first: header of the first audio frame.
-        starts: (frames,) int64, where each begins in the file, in bytes.
-        sizes: (frames,) int64, bytes.
-        skip_samples: decoded samples before the first one that counts.
-        num_samples: samples that count.
+        first: Header of the first audio frame.
+        starts: (frames,) int64, position of each frame in the file, in bytes.
+        sizes: (frames,) int64, size of each frame, in bytes.
+        skip_samples: Number of decoded samples before the start of the audio.
+        num_samples: Number of samples of the audio.
     """
 
     first: MpegHeader
@@ -64,10 +65,10 @@ class MpegStream:
 
 
 def declared_stream(path: Path) -> tuple[MpegHeader, int] | None:
-    """Returns header and number of samples if the tag can be trusted; None if the frames must be counted.
+    """Returns the first header and the number of samples that the tag declares, or None if the frames must be counted.
 
-    A tag is trusted if it accounts for every byte of the file, and either its checksum or a constant bit rate confirms its
-    number of frames: some writers count the tag's own frame.
+    A tag is trusted if it accounts for every byte of the file, and its checksum or a constant bit rate confirms its number of
+    frames. The confirmation is needed because some encoders also count the tag's own frame.
     """
     with open_audio(path) as file:
         start = find_first_frame(file)
@@ -87,7 +88,7 @@ def declared_stream(path: Path) -> tuple[MpegHeader, int] | None:
 
 
 def _is_confirmed_by_size(num_frames: int, num_bytes: int, start: bytes) -> bool:
-    """Whether frames of the first audio frame's bit rate, with the tag's frame before them, take this many bytes."""
+    """Returns whether a tag frame and `num_frames` audio frames of constant bit rate have `num_bytes` bytes in total."""
     tag_frame = parse_header(start[:4])
     first = None if tag_frame is None else parse_header(start[tag_frame.num_bytes : tag_frame.num_bytes + 4])
     if tag_frame is None or first is None:
@@ -96,7 +97,7 @@ def _is_confirmed_by_size(num_frames: int, num_bytes: int, start: bytes) -> bool
 
 
 def _trimmed(num_frames: int, header: MpegHeader, tag: MpegTag | None) -> tuple[int, int]:
-    """Samples to skip at the start, and samples that count, as mpg123 trims them."""
+    """Returns the number of samples to skip at the start and the number of samples of the audio, as trimmed by mpg123."""
     decoded = num_frames * header.num_samples
     if tag is None:
         return 0, decoded
@@ -109,20 +110,20 @@ def _trimmed(num_frames: int, header: MpegHeader, tag: MpegTag | None) -> tuple[
 
 @once_per_file(32)
 def index_stream(path: Path) -> MpegStream:
-    """The frames of an mp3 file, counted once; a small cache keeps the last files' (2 MB for two hours).
+    """Returns the frames of an mp3 file. The results for the last files are cached (2 MB for two hours).
 
     Raises:
-        AudioError: no frames, fewer or more than the tag's numbers of frames and bytes allow, a cut last frame, damage in
-            between, or a change of sample rate or channels.
+        AudioError: If there are no frames, their number contradicts the tag, the last frame is incomplete, the file is damaged in
+            the middle, or sample rate or number of channels change.
     """
     with open_audio(path) as file:
         num_bytes = file.seek(0, io.SEEK_END)
         start = find_first_frame(file)
         if start is None:
-            raise AudioError(f"{path}: no MPEG audio frames in its first 64 kB (or of free format, which is not read)")
+            raise AudioError(f"{path}: no MPEG audio frames in the first 64 kB (the free format is not supported)")
         file.seek(start)
         tag = read_tag(file.read(6000))
-        starts, sizes, first, stop = _walk(path, file, start, num_bytes)
+        starts, sizes, first, stop = _walk_frames(path, file, start, num_bytes)
     if tag is not None:
         num_tag_bytes, starts, sizes = int(sizes[0]), starts[1:], sizes[1:]
     declared = tag.num_frames if tag is not None else None
@@ -131,38 +132,40 @@ def index_stream(path: Path) -> MpegStream:
         tag, declared = replace(tag, num_frames=len(starts)), len(starts)
     if declared is not None and len(starts) < declared:
         raise AudioError(
-            f"{path}: truncated: its header declares {declared} MPEG frames and {len(starts)} are there; "
-            "fetch or encode it anew"
+            f"{path}: truncated: its header declares {declared} MPEG frames but the file has {len(starts)}; "
+            "download or encode it again"
         )
     if declared is not None and len(starts) > declared:
         raise AudioError(
-            f"{path}: its header declares {declared} MPEG frames and {len(starts)} are there (two joined mp3 files?); "
-            "decode it and encode it anew, or cut it in two"
+            f"{path}: its header declares {declared} MPEG frames but the file has {len(starts)} (two joined mp3 files?); "
+            "decode and encode it again, or split it"
         )
     if stop < num_bytes and (declared is None or is_miscounted):
         _check_tail(path, starts, stop, num_bytes)
     if not len(starts):
-        raise AudioError(f"{path}: an MPEG header without a frame of audio")
+        raise AudioError(f"{path}: MPEG header without audio frames")
     skip, num_samples = _trimmed(len(starts), first, tag)
     return MpegStream(first, starts, sizes, skip, num_samples)
 
 
 def _is_miscounted(tag: MpegTag, num_frames: int, num_tag_bytes: int, num_bytes: int) -> bool:
-    """Whether a tag counts its own frame, or leaves one out, and the file is complete.
+    """Returns whether the file is complete although the number of frames in its tag is wrong by one.
 
     Args:
-        tag: the tag.
-        num_frames: of audio, in the file.
-        num_tag_bytes: size of the tag's own frame.
-        num_bytes: from the tag's frame to the end of the last frame.
+        tag: The tag.
+        num_frames: Number of audio frames in the file.
+        num_tag_bytes: Size of the tag's own frame.
+        num_bytes: Number of bytes from the tag's frame to the end of the last frame.
     """
     if tag.num_frames is None or abs(tag.num_frames - num_frames) != 1:
         return False
     return tag.num_bytes in (None, num_bytes, num_bytes - num_tag_bytes)
 
 
-def _walk(path: Path, file: BinaryIO, start: int, num_bytes: int) -> tuple[np.ndarray, np.ndarray, MpegHeader, int]:
-    """Follow the frames from `start`; returns starts, sizes, the first header and where the frames end."""
+def _walk_frames(
+    path: Path, file: BinaryIO, start: int, num_bytes: int
+) -> tuple[np.ndarray, np.ndarray, MpegHeader, int]:
+    """Follows the frames from `start`; returns their starts and sizes, the first header, and the end of the last frame."""
     starts: list[int] = []
     sizes: list[int] = []
     first: MpegHeader | None = None
@@ -182,8 +185,8 @@ def _walk(path: Path, file: BinaryIO, start: int, num_bytes: int) -> tuple[np.nd
         first = first or header
         if header.stream != first.stream:
             raise AudioError(
-                f"{path}: changes from {first.sample_rate_hz} Hz, {first.num_channels} channels, to "
-                f"{header.sample_rate_hz} Hz, {header.num_channels} channels, at byte {at}; cut it in two"
+                f"{path}: changes from {first.sample_rate_hz} Hz and {first.num_channels} channel(s) to "
+                f"{header.sample_rate_hz} Hz and {header.num_channels} channel(s) at byte {at}; split the file there"
             )
         if at + header.num_bytes > num_bytes:
             break
@@ -195,7 +198,7 @@ def _walk(path: Path, file: BinaryIO, start: int, num_bytes: int) -> tuple[np.nd
 
 
 def _check_tail(path: Path, starts: np.ndarray, stop: int, num_bytes: int) -> None:
-    """What follows the last whole frame must not be audio."""
+    """Raises an `AudioError` if an incomplete frame or further frames follow the last complete frame."""
     with open_audio(path) as file:
         file.seek(int(starts[-1]) if len(starts) else 0)
         word = file.read(2)
@@ -204,42 +207,41 @@ def _check_tail(path: Path, starts: np.ndarray, stop: int, num_bytes: int) -> No
         begins = len(tail) < 4 and tail[:2] == word[: len(tail)]
         if begins or parse_header(tail[:4]) is not None:
             raise AudioError(
-                f"{path}: truncated: its last MPEG frame is cut, {num_bytes - stop} bytes of it are there; "
-                "fetch or encode it anew"
+                f"{path}: truncated: only {num_bytes - stop} bytes of its last MPEG frame are present; "
+                "download or encode it again"
             )
         for at in range(len(tail)):
-            if tail[at] == 0xFF and chain_holds(tail, at, at_end=False):
+            if tail[at] == 0xFF and starts_frame_chain(tail, at, at_end=False):
                 raise AudioError(
-                    f"{path}: damaged: no MPEG frame at byte {stop}, and more of them from byte {stop + at}"
+                    f"{path}: damaged: no MPEG frames from byte {stop} to byte {stop + at}; download or encode it again"
                 )
 
 
 def read_frames(path: Path, stream: MpegStream, start: int, num_samples: int) -> np.ndarray:
-    """Decode samples [start, start + num_samples) of the file.
+    """Decodes samples [start, start + num_samples) of the audio.
 
     Returns:
         (N, C) float32.
     """
-    spf = stream.first.num_samples
+    frame_samples = stream.first.num_samples
     decoded_start = stream.skip_samples + start
-    pre_roll = -(-PRE_ROLL_SAMPLES // spf)
-    first_frame = max(0, decoded_start // spf - pre_roll)
-    end_frame = min(len(stream.starts), -(-(decoded_start + num_samples) // spf))
+    pre_roll = -(-PRE_ROLL_SAMPLES // frame_samples)
+    first_frame = max(0, decoded_start // frame_samples - pre_roll)
+    end_frame = min(len(stream.starts), -(-(decoded_start + num_samples) // frame_samples))
     frames = _frame_bytes(path, stream, first_frame, end_frame)
     if stream.first.layer == 3:
-        frames = mute_without_reservoir(frames, is_start_of_file=first_frame == 0)
-    blank = blank_frame(frames[0])
+        frames = mute_incomplete_frames(frames, is_start_of_file=first_frame == 0)
+    silence = silent_frame(frames[0])
     num_frames = len(frames)
     if stream.first.layer == 3:
-        # The tag makes the length known; the blank frame takes the decoder's delay, which a tag makes mpg123 cut.
-        data = [blank_frame(frames[0], num_frames=num_frames + 1), blank, *frames]
-        lead = spf - DECODER_DELAY_SAMPLES
+        # The tag declares the length. With a tag, mpg123 trims the decoder delay, which the silent frame provides.
+        data = [silent_frame(frames[0], num_frames=num_frames + 1), silence, *frames]
+        lead = frame_samples - DECODER_DELAY_SAMPLES
     else:
-        # Without a tag the length is a guess from bytes and bitrate: more at the end keeps it from cutting what is
-        # wanted.
+        # Without a tag, the length is estimated from size and bit rate. The extra frames prevent truncation.
         data, lead = [*frames, *frames[-1:] * 16], 0
-    skip = lead + decoded_start - first_frame * spf
-    # In one read: python-soundfile seeks after each read, and a seek in these files is what must not happen.
+    skip = lead + decoded_start - first_frame * frame_samples
+    # A single read, because python-soundfile seeks after each read and seeks in these files are not exact.
     with soundfile.SoundFile(io.BytesIO(b"".join(data))) as sound:
         audio: np.ndarray = sound.read(skip + num_samples, dtype="float32", always_2d=True)
     return audio[skip:]
@@ -252,5 +254,5 @@ def _frame_bytes(path: Path, stream: MpegStream, first: int, end: int) -> list[b
         data = file.read(int(starts[-1] + sizes[-1] - starts[0]))
     frames = [data[at : at + size] for at, size in zip((starts - starts[0]).tolist(), sizes.tolist(), strict=True)]
     if len(frames[-1]) != sizes[-1]:
-        raise AudioError(f"{path}: ends before byte {int(starts[-1] + sizes[-1])}, which it held when it was opened")
+        raise AudioError(f"{path}: ends before byte {int(starts[-1] + sizes[-1])}; the file was changed during the run")
     return frames

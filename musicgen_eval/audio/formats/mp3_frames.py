@@ -1,7 +1,4 @@
-"""MPEG audio frames as bytes: their headers, the tag that may come first, and frames of silence.
-
-Nothing here reads samples or knows about whole files.
-"""
+"""Parses MPEG audio frame headers and Xing tags, and creates silent frames."""
 
 from __future__ import annotations
 
@@ -9,9 +6,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import BinaryIO
 
-RESERVOIR_BYTES = 511  # the farthest that a frame can point back into its predecessors' bytes
-SEARCH_BYTES = 1 << 16  # how far into a file the first frame is looked for
-_KBIT_PER_S = {  # (MPEG-1?, layer) -> by the header's four bits; ISO 11172-3 and 13818-3, table of bitrates
+RESERVOIR_BYTES = 511  # largest distance that a frame can point back into the bytes of earlier frames
+SEARCH_BYTES = 1 << 16  # number of bytes in which the first frame is searched for
+_KBIT_PER_S = {  # (is MPEG-1, layer) -> bit rates by the header's four bits; ISO 11172-3 and 13818-3, bit rate table
     (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -24,7 +21,7 @@ _RATE_HZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000
 
 @dataclass(frozen=True)
 class MpegHeader:
-    """What four bytes say of one frame: its size in bytes, its samples, and the stream that it belongs to."""
+    """Frame header. `num_samples` counts samples per channel."""
 
     num_bytes: int
     num_samples: int
@@ -37,32 +34,32 @@ class MpegHeader:
 
     @property
     def side_info_bytes(self) -> int:
-        """Bytes between the header (and its CRC) and the frame's own share of the bit reservoir; layer III."""
+        """Size of the side information of a layer III frame, which follows the header and its CRC."""
         if self.mpeg1:
             return 17 if self.num_channels == 1 else 32
         return 9 if self.num_channels == 1 else 17
 
     @property
     def mean_bytes(self) -> float:
-        """Mean size of a frame of this bit rate, some of which are padded by a byte."""
+        """Mean size of the frames at this bit rate, in bytes. Some frames are padded by one byte."""
         return self.num_samples / 8 * self.bit_per_s / self.sample_rate_hz
 
     @property
     def stream(self) -> tuple[int, int, int, bool]:
-        """What all frames of one stream have in common."""
+        """Properties that all frames of a stream have in common."""
         return self.sample_rate_hz, self.num_channels, self.layer, self.mpeg1
 
 
 @dataclass(frozen=True)
 class MpegTag:
-    """A Xing or Info frame: what the encoder says of the whole file. None where it does not say.
+    """Xing or Info tag, in which an encoder describes the whole file. Values that are not declared are None.
 
     Attributes:
-        num_frames: frames of audio.
-        num_bytes: from this frame to the end of the last one.
-        delay_samples: that the encoder put before the audio.
-        padding_samples: that it put after the audio.
-        is_intact: whether the tag has a checksum, and it holds; a program that edits the counts often leaves it as it was.
+        num_frames: Number of audio frames.
+        num_bytes: Number of bytes from this frame to the end of the last one.
+        delay_samples: Number of samples that the encoder inserted before the audio.
+        padding_samples: Number of samples that the encoder appended to the audio.
+        is_intact: True if the tag has a correct checksum. Programs that edit the numbers often do not update it.
     """
 
     num_frames: int | None
@@ -74,7 +71,7 @@ class MpegTag:
 
 @lru_cache(maxsize=1 << 12)
 def parse_header(word: bytes) -> MpegHeader | None:
-    """The frame header in four bytes; None where they are none, or one of free format (without a size)."""
+    """Parses a frame header; returns None if there is none, or if it has the free format (without a size)."""
     if len(word) < 4 or word[0] != 0xFF or word[1] & 0xE0 != 0xE0:
         return None
     version, layer = (word[1] >> 3) & 3, 4 - ((word[1] >> 1) & 3)
@@ -94,43 +91,46 @@ def parse_header(word: bytes) -> MpegHeader | None:
 
 
 def smallest_frame_bytes(like: MpegHeader) -> int:
-    """Bytes of a frame in the stream of `like` at its layer's lowest bitrate."""
+    """Returns the size of a frame of the same stream as `like` at the lowest bit rate of its layer, in bytes."""
     kbit_per_s = _KBIT_PER_S[like.mpeg1, like.layer][1]
     return like.num_samples // 8 * 1000 * kbit_per_s // like.sample_rate_hz
 
 
 def find_first_frame(file: BinaryIO) -> int | None:
-    """Returns where the first frame begins, after ID3 tags and up to 64 kB of other bytes; None if there is no MPEG audio.
+    """Returns the position of the first frame, after ID3 tags and at most 64 kB of other bytes.
 
-    A frame counts as the first one when its size leads to another of the same stream, and so on for three more (or to
-    the end of the file).
+    The first frame must be followed by two more frames of the same stream, or by the end of the file. Returns None if there is
+    no such frame.
     """
     start = skip_id3(file, 0)
     file.seek(start)
     head = file.read(SEARCH_BYTES + 4 * 6000)
     at_end = len(head) < SEARCH_BYTES + 4 * 6000
     for at in range(min(SEARCH_BYTES, len(head))):
-        if head[at] == 0xFF and chain_holds(head, at, at_end):
+        if head[at] == 0xFF and starts_frame_chain(head, at, at_end):
             return start + at
     return None
 
 
-def chain_holds(head: bytes, at: int, at_end: bool) -> bool:
-    """Whether the frame at `at` leads to three more of its stream; `at_end`: or to the end of `head`."""
+def starts_frame_chain(head: bytes, at: int, at_end: bool) -> bool:
+    """Returns whether three consecutive frames of one stream begin at `at`.
+
+    With `at_end`, fewer frames are accepted when the last one ends at the end of `head`.
+    """
     first = parse_header(head[at : at + 4])
     if first is None:
         return False
     for _ in range(3):
         header = parse_header(head[at : at + 4])
         if header is None or header.stream != first.stream:
-            # Whatever follows a lone frame at the end of a file (a tag, nothing) cannot speak against it.
+            # Up to 3 bytes after the last frame are too few for a header, so they are ignored.
             return at_end and at > len(head) - 4 and at <= len(head)
         at += header.num_bytes
     return True
 
 
 def skip_id3(file: BinaryIO, at: int) -> int:
-    """The byte behind the ID3v2 tags that begin at `at`."""
+    """Returns the position after the ID3v2 tags that begin at `at`."""
     while True:
         file.seek(at)
         head = file.read(10)
@@ -141,10 +141,9 @@ def skip_id3(file: BinaryIO, at: int) -> int:
 
 
 def read_tag(frame: bytes) -> MpegTag | None:
-    """The Xing or Info tag in the bytes of a file's first frame; None where it holds audio.
+    """Returns the Xing or Info tag in the first frame of a file, or None if the frame contains audio.
 
-    Source: the fields as mpg123 reads them (libmpg123, parse.c, check_lame_tag); the checksum as LAME 3.100 writes it
-    (VbrTag.c, PutLameVBR).
+    Source: libmpg123, parse.c, `check_lame_tag` (fields); LAME 3.100, VbrTag.c, `PutLameVBR` (checksum).
     """
     header = parse_header(frame[:4])
     if header is None or header.layer != 3:
@@ -157,9 +156,9 @@ def read_tag(frame: bytes) -> MpegTag | None:
     flags, at = int.from_bytes(frame[at + 4 : at + 8], "big"), at + 8
     values: list[int | None] = []
     for bit, size in enumerate((4, 4, 100, 4)):  # frames, bytes, table of contents, quality
-        there = bool(flags >> bit & 1)
-        values.append(int.from_bytes(frame[at : at + size], "big") if there else None)
-        at += size * there
+        is_declared = bool(flags >> bit & 1)
+        values.append(int.from_bytes(frame[at : at + size], "big") if is_declared else None)
+        at += size * is_declared
     encoder = frame[at : at + 24]
     if len(encoder) < 24 or encoder[0] == 0:
         return MpegTag(values[0] or None, values[1] or None, None, None)
@@ -169,7 +168,7 @@ def read_tag(frame: bytes) -> MpegTag | None:
 
 
 def _checksum(data: bytes) -> int:
-    """CRC-16 (ARC), the tag's checksum.
+    """Returns the CRC-16 (ARC), the checksum of the tag.
 
     >>> hex(_checksum(b"123456789"))
     '0xbb3d'
@@ -190,8 +189,11 @@ def _checksum_table() -> list[int]:
     return table
 
 
-def blank_frame(like: bytes, num_frames: int | None = None) -> bytes:
-    """A frame of silence in the stream of `like`, at the highest bitrate; with `num_frames`, a tag declaring them."""
+def silent_frame(like: bytes, num_frames: int | None = None) -> bytes:
+    """Returns a silent frame of the same stream as `like`, at the highest bit rate.
+
+    If `num_frames` is given, the frame contains a tag that declares this number of frames.
+    """
     word = bytes((0xFF, like[1] | 1, 0xE0 | (like[2] & 0x0C), like[3] & 0xCF))
     header = parse_header(word)
     assert header is not None
@@ -200,32 +202,35 @@ def blank_frame(like: bytes, num_frames: int | None = None) -> bytes:
     return frame + bytes(header.num_bytes - len(frame))
 
 
-def mute_without_reservoir(frames: list[bytes], *, is_start_of_file: bool) -> list[bytes]:
-    """Silence the first frames, which may point at bytes before the cut; their own bytes stay for their successors.
+def mute_incomplete_frames(frames: list[bytes], *, is_start_of_file: bool) -> list[bytes]:
+    """Mutes the first frames, which may need bytes of earlier frames that are missing.
 
-    A decoder would get over it, but mpg123 complains on stderr for each of them. At the start of a file only those frames are
-    silenced that do point at bytes before it, as they do where a stream was cut: mpg123 makes noise of them.
+    Their bytes are kept, because later frames may need them. Without muting, mpg123 would print an error for each frame. At the
+    start of a file, only frames that need missing bytes are muted, because mpg123 would decode them as noise.
     """
-    held = 0
+    num_kept_bytes = 0
     muted = list(frames)
     for at, frame in enumerate(frames):
         header = parse_header(frame[:4])
         assert header is not None
         limit_bytes = RESERVOIR_BYTES if header.mpeg1 else RESERVOIR_BYTES // 2
-        if held >= limit_bytes or (at >= len(frames) // 2 and not is_start_of_file):
+        if num_kept_bytes >= limit_bytes or (at >= len(frames) // 2 and not is_start_of_file):
             break
         body = frame[4 + header.side_info_bytes :]
-        if not is_start_of_file or _main_data_begin(frame, header) > held:
-            # main_data_begin, the first 9 (MPEG-1) or 8 bits of the side information, keeps the bytes before it in reach.
-            back = min(held, limit_bytes) << (7 if header.mpeg1 else 0)
+        if not is_start_of_file or _main_data_begin(frame, header) > num_kept_bytes:
+            # The side information begins with main_data_begin (9 bits in MPEG-1, else 8). It keeps earlier bytes available.
+            back = min(num_kept_bytes, limit_bytes) << (7 if header.mpeg1 else 0)
             side_info = back.to_bytes(2, "big") if header.mpeg1 else back.to_bytes(1, "big")
             word = bytes((frame[0], frame[1] | 1)) + frame[2:4]
             muted[at] = word + side_info.ljust(header.side_info_bytes, b"\0") + body
-        held += len(body)
+        num_kept_bytes += len(body)
     return muted
 
 
 def _main_data_begin(frame: bytes, header: MpegHeader) -> int:
-    """How many bytes before this frame, headers and side information left out, its audio begins; layer III."""
+    """Returns the number of bytes by which the audio of a layer III frame begins before the frame.
+
+    Headers and side information are not counted.
+    """
     at = 6 if header.has_crc else 4
     return int.from_bytes(frame[at : at + 2], "big") >> 7 if header.mpeg1 else frame[at]

@@ -1,7 +1,6 @@
-"""The pages of an Ogg file (Vorbis, Opus): whether all of them are there and whole.
+"""Checks that all pages of an Ogg file (Vorbis, Opus) are present and undamaged.
 
-libsndfile skips a damaged page without a word, so that all behind it moves, and takes a cut file for a shorter one.
-Nothing here knows about samples.
+libsndfile skips a damaged page without an error, which shifts all later samples, and reads a truncated file as a shorter one.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ _REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def check_ogg_end(path: Path, file: BinaryIO) -> None:
-    """Look at an Ogg file's first and last page.
+    """Checks the first and the last page of an Ogg file.
 
     Args:
-        path: for messages.
-        file: the file, without the tags around its audio.
+        path: Path for error messages.
+        file: The file, without the tags around its audio.
 
     Raises:
-        AudioError: the last page is cut or damaged, does not say that it is the last, or belongs to another stream
-            than the first.
+        AudioError: If the last page is incomplete or damaged, lacks the end flag, or belongs to another stream than the first
+            page.
     """
     num_bytes = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -44,23 +43,25 @@ def check_ogg_end(path: Path, file: BinaryIO) -> None:
         page = _OggPage.parse(tail[at : at + 27 + 255])
         if page is None or at + page.num_bytes > len(tail):
             break
-        if at + page.num_bytes == len(tail) and not page.holds(tail[at : at + page.num_bytes]):
-            raise _damaged_page(path, num_bytes - page.num_bytes)
+        if at + page.num_bytes == len(tail) and not page.is_intact(tail[at : at + page.num_bytes]):
+            raise _checksum_error(path, num_bytes - page.num_bytes)
         last, at = page, tail.find(b"OggS", at + page.num_bytes)
     if at >= 0 or last is None or not last.is_end:
-        raise AudioError(f"{path}: truncated: its last Ogg page is cut or lacks the end flag; fetch or encode it anew")
+        raise AudioError(
+            f"{path}: truncated: its last Ogg page is incomplete or lacks the end flag; download or encode it again"
+        )
     if last.serial != int.from_bytes(first[14:18], "little"):
-        raise _several_streams(path)
+        raise _several_streams_error(path)
 
 
-def _damaged_page(path: Path, at: int) -> AudioError:
-    return AudioError(f"{path}: damaged: the Ogg page at byte {at} has a wrong checksum; fetch or encode it anew")
+def _checksum_error(path: Path, at: int) -> AudioError:
+    return AudioError(f"{path}: damaged: the Ogg page at byte {at} has a wrong checksum; download or encode it again")
 
 
-def _several_streams(path: Path) -> AudioError:
+def _several_streams_error(path: Path) -> AudioError:
     return AudioError(
-        f"{path}: holds several Ogg streams (chained or joined), of which only the first would be read; "
-        "decode it and encode it anew, or cut it in two"
+        f"{path}: contains several Ogg streams (chained or joined), but only the first would be read; "
+        "decode and encode it again, or split it"
     )
 
 
@@ -75,62 +76,64 @@ class _OggPage:
 
     @classmethod
     def parse(cls, head: bytes) -> _OggPage | None:
-        """A page from its header; None where it is cut."""
+        """Parses the header of a page; returns None if it is incomplete."""
         if len(head) < 27 or len(head) < 27 + head[26]:
             return None
         serial, sequence, checksum = (int.from_bytes(head[at : at + 4], "little") for at in (14, 18, 22))
         num_bytes = 27 + head[26] + sum(head[27 : 27 + head[26]])
         return cls(serial, sequence, checksum, bool(head[5] & 2), bool(head[5] & 4), num_bytes)
 
-    def holds(self, content: bytes) -> bool:
-        """Whether a page's bytes have the checksum that it says."""
+    def is_intact(self, content: bytes) -> bool:
+        """Returns whether the bytes of the page have the checksum in its header."""
         return ogg_checksum(content[:22] + bytes(4) + content[26:]) == self.checksum
 
 
 @once_per_file(1 << 10)
 def check_ogg_pages(path: Path) -> None:
-    """Walk all pages of an Ogg file, once: a damaged or missing one would shift what follows without an error.
+    """Checks all pages of an Ogg file, because a damaged or missing page would shift later samples without an error.
+
+    The results for the last files are cached.
 
     Raises:
-        AudioError: a page has another checksum than it says, or another number than the one after the last.
+        AudioError: If a page is missing, incomplete or damaged, or the file contains several streams.
     """
     with open_audio(path, buffer_bytes=1 << 20) as file:
         at, sequence, has_ended = 0, None, False
         while head := file.read(27):
             if head[:4] != b"OggS":
                 if has_ended and b"OggS" not in head + file.read(_OGG_PAGE_BYTES):
-                    return  # padding, or a tag of an unknown kind
-                raise AudioError(f"{path}: damaged: no Ogg page at byte {at}; fetch or encode it anew")
+                    return  # padding or an unknown tag
+                raise AudioError(f"{path}: damaged: no Ogg page at byte {at}; download or encode it again")
             head += file.read(head[26])
             page = _OggPage.parse(head)
             body = file.read(page.num_bytes - len(head)) if page is not None else b""
             if page is None or len(head) + len(body) < page.num_bytes:
-                raise AudioError(f"{path}: truncated: its last Ogg page is cut; fetch or encode it anew")
-            if not page.holds(head + body):
-                raise _damaged_page(path, at)
+                raise AudioError(f"{path}: truncated: its last Ogg page is incomplete; download or encode it again")
+            if not page.is_intact(head + body):
+                raise _checksum_error(path, at)
             if sequence is not None and page.is_start:
-                raise _several_streams(path)
+                raise _several_streams_error(path)
             if sequence is not None and page.sequence != sequence + 1:
                 raise AudioError(
                     f"{path}: damaged: Ogg page {page.sequence} follows page {sequence} at byte {at}; "
-                    "fetch or encode it anew"
+                    "download or encode it again"
                 )
             at, sequence, has_ended = at + page.num_bytes, page.sequence, page.is_end
 
 
-def with_own_header_pages(file: io.RawIOBase) -> SpanFile | None:
-    """A Vorbis file whose audio begins on the last page of its headers, with that page cut in two; None for any other file.
+def split_header_page(file: io.RawIOBase) -> SpanFile | None:
+    """Splits the last header page of a Vorbis file if it also contains audio; returns None for all other files.
 
         pages      0 | 1: comment, setup, audio |            2: audio | ...
         becomes    0 | 1: comment, setup        | 1: audio | 2: audio | ...
 
-    Files of early encoders are like this, and libvorbis drops the audio on that page. Both halves keep the page's number: a
-    decoder notes a gap between them, where nothing is missing.
+    Early encoders wrote such files, and libvorbis drops the audio on that page. Both new pages have the number of the old one.
+    The decoder therefore assumes a gap between them, but no data is missing.
 
     Args:
-        file: an open file, whose position is 0 afterwards.
+        file: An open file. Its position is 0 afterwards.
     """
-    cut = _find_cut(file)
+    cut = _find_end_of_headers(file)
     file.seek(0)
     if cut is None:
         return None
@@ -148,8 +151,11 @@ def with_own_header_pages(file: io.RawIOBase) -> SpanFile | None:
     return SpanFile(file, after, prefix=before + headers + audio)
 
 
-def _find_cut(file: io.RawIOBase) -> tuple[int, int] | None:
-    """Where a Vorbis file's last header page begins, and how many of its segments are headers; None: all of them, or no Vorbis."""
+def _find_end_of_headers(file: io.RawIOBase) -> tuple[int, int] | None:
+    """Returns the position of the last header page of a Vorbis file, and the number of its segments that contain headers.
+
+    Returns None if the page contains only headers, or the file is not Vorbis.
+    """
     file.seek(0)
     at, num_packets = 0, 0
     while head := _read_page_head(file):
@@ -164,20 +170,22 @@ def _find_cut(file: io.RawIOBase) -> tuple[int, int] | None:
 
 
 def _read_page_head(file: io.RawIOBase) -> bytes:
-    """A page's header with its table of segments; empty where none begins."""
+    """Reads the header of a page with its segment table; returns b"" if no page begins here."""
     head = file.read(27) or b""
     return head + (file.read(head[26]) or b"") if len(head) == 27 and head[:4] == b"OggS" else b""
 
 
 def _page_like(head: bytes, table: bytes, body: bytes, *, granule: bytes, without: int) -> bytes:
-    """A page of the same stream and number, with other segments and fewer flags."""
+    """Returns a page of the same stream and number with other segments and without some flags."""
     flags, num_segments = bytes((head[5] & ~without,)), bytes((len(table),))
     page = head[:5] + flags + granule + head[14:22] + bytes(4) + num_segments + table + body
     return page[:22] + ogg_checksum(page).to_bytes(4, "little") + page[26:]
 
 
 def ogg_checksum(data: bytes) -> int:
-    """Ogg's CRC-32: zlib's polynomial with the bits the other way round, no start value and no inversion (RFC 3533).
+    """Returns Ogg's CRC-32, which differs from zlib's in bit order, start value (0) and final inversion (none).
+
+    Source: RFC 3533.
 
     >>> hex(ogg_checksum(b"123456789"))
     '0x89a1897f'

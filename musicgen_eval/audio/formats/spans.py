@@ -1,11 +1,10 @@
-"""The part of a file that holds audio: without the ID3, APE and Lyrics3 tags and the padding around it.
+"""Finds the part of a file that contains audio, without ID3, APE and Lyrics3 tags and padding around it.
 
     file    | ID3v2 | APE | zeros | RIFF, fLaC, OggS, ... | APE | Lyrics3 | ID3v1 |
     span                            [start             end)
 
-Taggers write these tags around every format, and most readers expect them around mp3 only. The other modules open files with
-`open_audio`, which presents the span as if it were the whole file. The span of an mp3 stream in a wav file is the stream. Knows
-tags and the first bytes of formats; decodes nothing.
+Tagging programs write these tags around every format, but most readers expect them around mp3 only. The other modules open
+files with `open_audio`, which presents the span as the whole file. If a wav file contains an mp3 stream, the span is the stream.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from musicgen_eval.audio.formats.containers import (
     MPEG_CODINGS,
     data_chunk,
     is_known_start,
-    is_read_to_its_end,
+    is_read_past_declared_end,
     wav_coding,
 )
 
-MIN_PADDING_BYTES, MAX_PADDING_BYTES = 8, 1 << 16  # zeros before the audio; an MP4 file begins with three zeros itself
+MIN_PADDING_BYTES, MAX_PADDING_BYTES = 8, 1 << 16  # zeros before the audio; an MP4 file itself begins with three zeros
 _TAIL_BYTES = 1 << 13  # more than the largest Lyrics3v1 tag
 _ID3V1_BYTES, _ENHANCED_TAG_BYTES, _APE_FOOTER_BYTES, _ID3_FOOTER_BYTES = 128, 227, 32, 10
 _APE_HAS_HEADER, _APE_IS_HEADER = 1 << 31, 1 << 29
@@ -42,7 +41,10 @@ class AudioSpan(NamedTuple):
 
 @contextmanager
 def open_audio(path: Path, *, buffer_bytes: int = io.DEFAULT_BUFFER_SIZE) -> Iterator[io.BufferedReader[io.RawIOBase]]:
-    """Opens a file for reading, without the tags around its audio; `raw` is a plain file where there are none."""
+    """Opens a file for reading, without the tags around its audio.
+
+    If there are no tags, the `raw` attribute of the result is a plain file.
+    """
     with path.open("rb", buffering=0) as file:
         span, num_bytes = find_span(file), file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -51,69 +53,69 @@ def open_audio(path: Path, *, buffer_bytes: int = io.DEFAULT_BUFFER_SIZE) -> Ite
 
 
 def find_span(file: io.RawIOBase) -> AudioSpan:
-    """Where the audio of a file begins and ends. Changes the file's position."""
+    """Returns the bytes that contain the audio of a file. Changes the file's position."""
     num_bytes = file.seek(0, os.SEEK_END)
     start = _skip_tags(file, num_bytes)
     end = _skip_tags_at_end(file, start, num_bytes)
     file.seek(start)
     head = _read(file, HEAD_BYTES)
-    must_cut, is_wrapped = is_read_to_its_end(head), wav_coding(head) in MPEG_CODINGS
-    if end == num_bytes and not must_cut and not is_wrapped:
+    must_cut, is_mp3_in_wav = is_read_past_declared_end(head), wav_coding(head) in MPEG_CODINGS
+    if end == num_bytes and not must_cut and not is_mp3_in_wav:
         return AudioSpan(start, end)
     chunk = data_chunk(io.BufferedReader(SpanFile(file, AudioSpan(start, end))))
     if chunk is None or chunk.num_bytes == 0:
         return AudioSpan(start, end)
     chunk_end = end if chunk.num_bytes is None else start + chunk.start + chunk.num_bytes
-    if chunk_end > end:  # what looks like a tag is audio
+    if chunk_end > end:  # the bytes that look like a tag are audio
         end = num_bytes
-    if is_wrapped and chunk_end <= end:
+    if is_mp3_in_wav and chunk_end <= end:
         return AudioSpan(start + chunk.start, chunk_end)
     return AudioSpan(start, min(end, chunk_end) if must_cut else end)
 
 
 class SpanFile(io.RawIOBase):
-    """Some bytes of an open file, as a file.
+    """File that presents a part of another file, after an optional prefix.
 
     Args:
-        file: an open file.
-        span: the bytes that this file ends with.
-        prefix: the bytes that it begins with.
+        file: An open file.
+        span: Bytes of `file` to present.
+        prefix: Bytes to present before them.
     """
 
     def __init__(self, file: io.RawIOBase, span: AudioSpan, prefix: bytes = b"") -> None:
         self._file, self._span, self._prefix = file, span, prefix
         self._num_bytes = len(prefix) + span.end - span.start
-        self._at = 0
+        self._position = 0
 
     def readable(self) -> bool:
-        """Always."""
+        """Returns True."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
+        """Returns True."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Moves to a byte."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._num_bytes}[whence]
+        """Sets the position and returns it."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._num_bytes}[whence]
         if base + offset < 0:
             raise OSError(f"cannot seek to {base + offset}")
-        self._at = base + offset
-        return self._at
+        self._position = base + offset
+        return self._position
 
     def tell(self) -> int:
-        """The byte that is read next."""
-        return self._at
+        """Returns the position."""
+        return self._position
 
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
-        """Reads up to the end of the span."""
-        data = self._prefix[self._at : self._at + len(buffer)]
+        """Reads bytes into a buffer, up to the end of the span, and returns their number."""
+        data = self._prefix[self._position : self._position + len(buffer)]
         if len(data) < len(buffer):
-            at = self._at + len(data)
+            at = self._position + len(data)
             self._file.seek(self._span.start + at - len(self._prefix))
             data += _read(self._file, min(len(buffer) - len(data), max(0, self._num_bytes - at)))
         buffer[: len(data)] = data
-        self._at += len(data)
+        self._position += len(data)
         return len(data)
 
 
@@ -122,7 +124,7 @@ def _read(file: io.RawIOBase, num_bytes: int) -> bytes:
 
 
 def _skip_tags(file: io.RawIOBase, num_bytes: int) -> int:
-    """The first byte that is neither in a tag nor in padding before a known format."""
+    """Returns the position after all tags at the start of a file and after padding before a known format."""
     at = 0
     while True:
         file.seek(at)
@@ -136,25 +138,27 @@ def _skip_tags(file: io.RawIOBase, num_bytes: int) -> int:
 
 
 def _tag_bytes(head: bytes) -> int:
-    """Size of the tag that begins here; 0: none does. Source: ID3v2.4, section 3.1; APEv2 specification, tag header."""
+    """Returns the size of the tag at the start of `head`, or 0 if there is none.
+
+    Source: ID3v2.4, section 3.1; APEv2 specification, tag header.
+    """
     if head[:3] == b"ID3" and len(head) >= 10 and not any(byte & 0x80 for byte in head[6:10]):
         return 10 + _synchsafe(head[6:10]) + (10 if head[5] & 0x10 else 0)
-    if head[:8] == b"APETAGEX" and len(head) == 32 and _little(head[20:24]) & _APE_IS_HEADER:
-        return 32 + _little(head[12:16])
+    if head[:8] == b"APETAGEX" and len(head) == 32 and _little_endian(head[20:24]) & _APE_IS_HEADER:
+        return 32 + _little_endian(head[12:16])
     return 0
 
 
 def _padding_bytes(head: bytes) -> int:
-    """Zeros before a known format; 0: none follows, so the zeros are the file's own."""
+    """Returns the number of zeros before a known format, or 0 if no known format follows them."""
     num_zeros = len(head) - len(head.lstrip(b"\0"))
-    starts = range(
-        num_zeros, max(0, num_zeros - 4), -1
-    )  # the size that an MP4 file begins with ends with a byte above 0
+    # An MP4 file begins with a 4-byte size, whose last byte is not zero.
+    starts = range(num_zeros, max(0, num_zeros - 4), -1)
     return next((at for at in starts if is_known_start(head[at : at + HEAD_BYTES])), 0)
 
 
 def _skip_tags_at_end(file: io.RawIOBase, start: int, end: int) -> int:
-    """The end of what comes before all tags at the end of a file."""
+    """Returns the position before all tags at the end of a file."""
     while True:
         file.seek(max(start, end - _TAIL_BYTES))
         num_tag_bytes = _tag_bytes_at_end(_read(file, min(_TAIL_BYTES, end - start)))
@@ -164,7 +168,7 @@ def _skip_tags_at_end(file: io.RawIOBase, start: int, end: int) -> int:
 
 
 def _tag_bytes_at_end(tail: bytes) -> int:
-    """Size of the tag that ends here; 0: none does.
+    """Returns the size of the tag at the end of `tail`, or 0 if there is none.
 
     Source: ID3v1.1; "TAG+" (enhanced tag); APEv2 specification, tag footer; ID3v2.4, section 3.4; Lyrics3 v1 and v2.
     """
@@ -177,7 +181,9 @@ def _tag_bytes_at_end(tail: bytes) -> int:
     if ends_with(_ENHANCED_TAG_BYTES, b"TAG+"):
         return _ENHANCED_TAG_BYTES
     if ends_with(_APE_FOOTER_BYTES, b"APETAGEX"):
-        return _little(tail[-20:-16]) + (_APE_FOOTER_BYTES if _little(tail[-12:-8]) & _APE_HAS_HEADER else 0)
+        return _little_endian(tail[-20:-16]) + (
+            _APE_FOOTER_BYTES if _little_endian(tail[-12:-8]) & _APE_HAS_HEADER else 0
+        )
     if ends_with(_ID3_FOOTER_BYTES, b"3DI"):
         return 2 * _ID3_FOOTER_BYTES + _synchsafe(tail[-4:])
     if tail.endswith(b"LYRICS200") and tail[-15:-9].isdigit():
@@ -188,9 +194,9 @@ def _tag_bytes_at_end(tail: bytes) -> int:
 
 
 def _synchsafe(size: bytes) -> int:
-    """Four bytes of seven bits each."""
+    """Returns the number that four bytes of seven bits each represent."""
     return size[0] << 21 | size[1] << 14 | size[2] << 7 | size[3]
 
 
-def _little(number: bytes) -> int:
+def _little_endian(number: bytes) -> int:
     return int.from_bytes(number, "little")

@@ -1,4 +1,4 @@
-"""The last frame of FLAC files against the lengths that they were written with."""
+"""The last frame of FLAC files, compared with the number of samples that were written."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +26,7 @@ def write_flac(
 
 
 def without_length(content: bytes) -> bytes:
-    """As if it had been written to a pipe."""
+    """Removes the length from the header, as in a file that was written to a pipe."""
     return content[:21] + bytes((content[21] & 0xF0,)) + bytes(4) + content[26:]
 
 
@@ -46,23 +46,23 @@ def test_the_last_frame_ends_where_the_audio_does(num_samples: int, rate_hz: int
         assert probe(path).num_samples == num_samples
 
 
-def test_silence_in_few_bytes_is_as_long_as_it_is(tmp_path: Path):
+def test_silence_in_few_bytes_has_the_correct_length(tmp_path: Path):
     soundfile.write(tmp_path / "a.flac", np.zeros(5_000_000), 44_100)
     assert (tmp_path / "a.flac").stat().st_size < 5_000_000 // 64
     assert find_flac_end(tmp_path / "a.flac") == probe(tmp_path / "a.flac").num_samples == 5_000_000
 
 
-def test_a_tag_behind_the_last_frame_is_passed_over(tmp_path: Path):
+def test_a_tag_after_the_last_frame_is_ignored(tmp_path: Path):
     content = write_flac(tmp_path / "a.flac", 10_000)
     (tmp_path / "a.flac").write_bytes(content + b"TAG" + bytes(125))
     assert find_flac_end(tmp_path / "a.flac") == 10_000
 
 
 @pytest.mark.parametrize("missing", [1, 2, 100, 3000])
-def test_a_file_of_unknown_length_that_is_cut_is_an_error(missing: int, tmp_path: Path):
+def test_a_truncated_file_of_unknown_length_is_an_error(missing: int, tmp_path: Path):
     content = without_length(write_flac(tmp_path / "a.flac", 30_000))
     (tmp_path / "a.flac").write_bytes(content[:-missing])
-    with pytest.raises(AudioError, match=r"a\.flac: truncated or damaged: .* does not end with a whole FLAC frame"):
+    with pytest.raises(AudioError, match=r"a\.flac: truncated or damaged: .* does not end with a complete FLAC frame"):
         probe(tmp_path / "a.flac")
 
 
@@ -73,10 +73,10 @@ def test_damage_in_the_middle_does_not_shorten_a_file_of_unknown_length(tmp_path
     assert num_samples_of(tmp_path / "a.flac") == 17_640
 
 
-def test_a_header_that_declares_another_length_than_the_frames_is_an_error(tmp_path: Path):
+def test_a_header_that_contradicts_the_last_frame_is_an_error(tmp_path: Path):
     content = write_flac(tmp_path / "a.flac", 10_000)
     (tmp_path / "a.flac").write_bytes(content[:22] + (9_000).to_bytes(4, "big") + content[26:])
     with pytest.raises(
-        AudioError, match=r"a\.flac: damaged: its header declares 9000 samples and its last frame ends at 10000"
+        AudioError, match=r"a\.flac: damaged: its header declares 9000 samples but its last frame ends at sample 10000"
     ):
         probe(tmp_path / "a.flac")

@@ -1,4 +1,4 @@
-"""MPEG frames: headers against the standard's arithmetic, and streams with and without what encoders add to them."""
+"""MPEG frame headers, compared with the standard, and mp3 files with and without tags."""
 
 import shutil
 import struct
@@ -21,18 +21,18 @@ MP3 = sorted(path.name for path in DATA.glob("*.mp[23]") if not path.name.starts
 
 
 def num_packets(path: Path) -> int:
-    """Frames of audio, counted by ffmpeg's demuxer."""
+    """Returns the number of audio frames according to ffmpeg's demuxer."""
     with av.open(str(path)) as container:
         return sum(packet.size > 0 for packet in container.demux(audio=0))
 
 
 @pytest.mark.parametrize("name", MP3)
-def test_frames_are_counted_as_ffmpeg_counts_them(name: str):
+def test_frame_counts_equal_those_of_ffmpeg(name: str):
     assert len(index_stream(DATA / name).starts) == num_packets(DATA / name)
 
 
 @pytest.mark.parametrize("name", MP3)
-def test_what_the_tag_declares_is_what_the_frames_hold(name: str):
+def test_declared_lengths_equal_the_counted_ones(name: str):
     declared = declared_stream(DATA / name)
     stream = index_stream(DATA / name)
     tagged = name in ("cbr128.mp3", "vbr_silence.mp3", "abr_silence.mp3", "tags.mp3", "ffmpeg.mp3", "crc.mp3")
@@ -53,7 +53,7 @@ def test_what_the_tag_declares_is_what_the_frames_hold(name: str):
         ("ffff4404", 128, 384, 48000, 2),  # layer I, 128 kbit/s: 4 * (12 * 128000 / 48000)
     ],
 )
-def test_headers_are_read_as_the_standard_has_them(
+def test_headers_are_parsed_according_to_the_standard(
     word: str, num_bytes: int, num_samples: int, rate_hz: int, num_channels: int
 ):
     header = parse_header(bytes.fromhex(word))
@@ -63,14 +63,14 @@ def test_headers_are_read_as_the_standard_has_them(
 
 
 @given(st.binary(min_size=0, max_size=8))
-def test_any_bytes_are_a_header_or_none(word: bytes):
+def test_arbitrary_bytes_are_a_valid_header_or_none(word: bytes):
     header = parse_header(word[:4])
     assert header is None or (word[0] == 0xFF and 0 < header.num_bytes < 6000)
     assert read_tag(word) is None
 
 
 def tagged_copy(path: Path, *, encoder: bytes | None, delay: int = 0, padding: int = 0, count: bool = True) -> Path:
-    """cbr64_untagged.mp3 behind a Xing frame of our own."""
+    """Writes a copy of cbr64_untagged.mp3 with a Xing frame before it."""
     audio = (DATA / "cbr64_untagged.mp3").read_bytes()
     header = parse_header(audio[:4])
     assert header is not None
@@ -99,7 +99,7 @@ def test_delay_and_padding_are_trimmed_as_libsndfile_trims_them(
     np.testing.assert_allclose(read_frames(path, stream, 90_001, 5000), whole[90_001:95_001], rtol=0, atol=1e-6)
 
 
-def test_what_lies_before_behind_and_between_the_frames_is_passed_over(tmp_path: Path):
+def test_tags_before_after_and_between_frames_are_skipped(tmp_path: Path):
     audio = (DATA / "cbr64_untagged.mp3").read_bytes()
     expected = index_stream(DATA / "cbr64_untagged.mp3")
     id3 = b"ID3\x04\0\0\0\0\x01\x00" + bytes(128)
@@ -127,7 +127,7 @@ def read_all(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("before", [b"\r\n", bytes(1000), b"\xff\xfb\x90" * 50])
-def test_an_mp3_file_is_known_by_the_first_frame_that_others_follow(before: bytes, tmp_path: Path):
+def test_bytes_before_the_first_chain_of_frames_are_skipped(before: bytes, tmp_path: Path):
     whole = DATA / "cbr64_untagged.mp3"
     path = tmp_path / "a.mp3"
     path.write_bytes(before + whole.read_bytes())
@@ -137,22 +137,25 @@ def test_an_mp3_file_is_known_by_the_first_frame_that_others_follow(before: byte
 
 
 @pytest.mark.parametrize("name", ["cbr64_untagged.mp3", "vbr_silence_untagged.mp3", "cbr32.mp3"])
-def test_a_stream_cut_in_the_middle_of_a_frame_is_read_as_ffmpeg_reads_it(name: str, tmp_path: Path):
+def test_a_stream_that_begins_inside_a_frame_is_read_as_by_ffmpeg(name: str, tmp_path: Path):
     stream = index_stream(DATA / name)
     path = tmp_path / "a.mp3"
     path.write_bytes((DATA / name).read_bytes()[int(stream.starts[20]) + 50 :])
     whole, cut = read_all(DATA / name), read_all(path)
-    spf = stream.first.num_samples
-    assert len(cut) == len(whole) - 21 * spf
+    frame_samples = stream.first.num_samples
+    assert len(cut) == len(whole) - 21 * frame_samples
     with av.open(str(path)) as container:
         blocks = [frame.to_ndarray().reshape(-1, frame.samples) for frame in container.decode(audio=0)]
     np.testing.assert_allclose(cut, np.concatenate(blocks, axis=1).T[: len(cut)], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(cut[10 * spf :], whole[31 * spf :], rtol=0, atol=1e-6)
-    assert np.abs(cut).max() < 1.5  # what points at bytes that are gone is silent, not noise
+    np.testing.assert_allclose(cut[10 * frame_samples :], whole[31 * frame_samples :], rtol=0, atol=1e-6)
+    assert np.abs(cut).max() < 1.5  # frames that need missing bytes are silent, not noise
 
 
 def with_count(content: bytes, *, num_frames: int, num_bytes: int | None = -1) -> bytes:
-    """An mp3 file whose tag declares other numbers; num_bytes -1: as it is, None: not declared."""
+    """Changes the numbers in the tag of an mp3 file.
+
+    If `num_bytes` is -1, the declared size is not changed. If it is None, the declared size is removed.
+    """
     at = content.index(b"Info") if b"Info" in content[:200] else content.index(b"Xing")
     flags = int.from_bytes(content[at + 4 : at + 8], "big")
     assert flags & 3 == 3
@@ -168,7 +171,7 @@ def with_count(content: bytes, *, num_frames: int, num_bytes: int | None = -1) -
 @pytest.mark.parametrize("name", ["cbr128.mp3", "vbr_silence.mp3", "abr_silence.mp3", "ffmpeg.mp3"])
 @pytest.mark.parametrize("off", [-1, 1])
 @pytest.mark.parametrize("num_bytes", [-1, None])
-def test_a_tag_that_counts_a_frame_more_or_less_changes_nothing(
+def test_a_frame_count_that_is_wrong_by_one_does_not_change_the_samples(
     name: str, off: int, num_bytes: int | None, tmp_path: Path
 ):
     start = (DATA / name).read_bytes().index(b"\xff\xfb")
@@ -185,7 +188,7 @@ def test_a_tag_that_counts_a_frame_more_or_less_changes_nothing(
 
 @pytest.mark.parametrize("num_bytes", [-1, None])
 @pytest.mark.parametrize("missing", [1, 100, 5000])
-def test_a_cut_file_is_truncated_although_a_miscount_is_forgiven(missing: int, num_bytes: int | None, tmp_path: Path):
+def test_truncation_is_detected_although_a_wrong_count_is_accepted(missing: int, num_bytes: int | None, tmp_path: Path):
     content = (DATA / "cbr128.mp3").read_bytes()
     path = tmp_path / "a.mp3"
     path.write_bytes(with_count(content, num_frames=78, num_bytes=num_bytes)[:-missing])
@@ -197,12 +200,12 @@ def test_a_change_of_rate_in_the_middle_is_an_error(tmp_path: Path):
     path = tmp_path / "a.mp3"
     path.write_bytes((DATA / "cbr64_untagged.mp3").read_bytes() + (DATA / "cbr32.mp3").read_bytes())
     with pytest.raises(
-        AudioError, match=r"a\.mp3: changes from 44100 Hz, 1 channels, to 22050 Hz, 2 channels, at byte"
+        AudioError, match=r"a\.mp3: changes from 44100 Hz and 1 channel\(s\) to 22050 Hz and 2 channel\(s\) at byte"
     ):
         index_stream(path)
 
 
-def test_a_file_that_changed_is_counted_anew(tmp_path: Path):
+def test_a_changed_file_is_counted_again(tmp_path: Path):
     path = tmp_path / "a.mp3"
     shutil.copy(DATA / "cbr128.mp3", path)
     before = index_stream(path).num_samples
@@ -210,7 +213,7 @@ def test_a_file_that_changed_is_counted_anew(tmp_path: Path):
     assert index_stream(path).num_samples != before
 
 
-def test_nothing_is_said_on_stderr_while_slices_are_read(capfd: pytest.CaptureFixture[str]):
+def test_reading_slices_prints_nothing_on_stderr(capfd: pytest.CaptureFixture[str]):
     for name in MP3:
         stream = index_stream(DATA / name)
         for start in range(0, stream.num_samples - 100, stream.num_samples // 9):
@@ -219,7 +222,7 @@ def test_nothing_is_said_on_stderr_while_slices_are_read(capfd: pytest.CaptureFi
 
 
 def wav_of_mp3(content: bytes, *, declared: int | None = None) -> bytes:
-    """A wav file that holds an mp3 stream, with the header that ffmpeg writes."""
+    """Returns a wav file that contains an mp3 stream, with the header that ffmpeg writes."""
     fields = struct.pack("<HHIIHHHHIHHH", 0x55, 1, 44100, 8000, 1, 0, 12, 1, 2, 208, 1, 1393)
     chunks = b"fmt " + struct.pack("<I", len(fields)) + fields + b"fact" + struct.pack("<II", 4, 10**5)
     chunks += b"data" + struct.pack("<I", len(content) if declared is None else declared) + content
@@ -230,8 +233,8 @@ def wav_of_mp3(content: bytes, *, declared: int | None = None) -> bytes:
 def test_an_mp3_stream_in_a_wav_file_is_read(name: str, tmp_path: Path):
     content = (DATA / name).read_bytes()
     path = tmp_path / "a.wav"
-    for behind in (b"", b"LIST\x04\0\0\0abcd"):
-        path.write_bytes(wav_of_mp3(content) + bytes(len(content) & 1) + behind)
+    for after in (b"", b"LIST\x04\0\0\0abcd"):
+        path.write_bytes(wav_of_mp3(content) + bytes(len(content) & 1) + after)
         assert probe(path).format == "MP3/MPEG_LAYER_III"
         np.testing.assert_array_equal(read_all(path), read_all(DATA / name))
     path.write_bytes(wav_of_mp3(content, declared=0xFFFFFFFF))  # written to a pipe
@@ -239,11 +242,11 @@ def test_an_mp3_stream_in_a_wav_file_is_read(name: str, tmp_path: Path):
     np.testing.assert_array_equal(read_all(path), read_all(DATA / name))
 
 
-def test_an_mp3_stream_in_a_wav_file_that_is_cut_is_truncated(tmp_path: Path):
+def test_a_truncated_wav_file_with_an_mp3_stream_is_an_error(tmp_path: Path):
     content = (DATA / "cbr64_untagged.mp3").read_bytes()
     path = tmp_path / "a.wav"
     path.write_bytes(wav_of_mp3(content)[: -int(index_stream(DATA / "cbr64_untagged.mp3").sizes[-1])])
     with pytest.raises(
-        AudioError, match=r"a\.wav: truncated: its header declares \d+ bytes of audio and \d+ are there"
+        AudioError, match=r"a\.wav: truncated: its header declares \d+ bytes of audio but the file has \d+"
     ):
         probe(path)

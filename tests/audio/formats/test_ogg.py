@@ -1,4 +1,4 @@
-"""Ogg files whose pages are cut in unusual places."""
+"""Ogg files with unusual page boundaries."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ def pages_of(content: bytes) -> Iterator[bytes]:
 
 
 def with_audio_among_headers(content: bytes) -> bytes:
-    """The same packets, with those of the first audio page on the page of the comment and the setup."""
+    """Moves the packets of the first audio page to the page of the comment and setup headers."""
     first, *pages = pages_of(content)
     num_moved = next(row for row, page in enumerate(pages, start=1) if any(page[6:14]))
     moved, last = pages[:num_moved], pages[num_moved - 1]
@@ -51,7 +51,7 @@ def read(path: Path, start: int = 0, num_samples: int | None = None) -> np.ndarr
 @pytest.mark.parametrize("channels", [1, 2])
 def test_audio_on_the_last_page_of_the_headers_is_read(num_samples: int, channels: int, tmp_path: Path):
     plain, odd = tmp_path / "plain.ogg", tmp_path / "odd.ogg"
-    # The lowest quality: its pages have few enough packets.
+    # At the lowest quality, the pages have few enough packets.
     soundfile.write(plain, music(num_samples, channels), RATE_HZ, format="OGG", subtype="VORBIS", compression_level=1.0)
     odd.write_bytes(with_audio_among_headers(plain.read_bytes()))
     assert open_track(odd).num_samples == num_samples
@@ -61,7 +61,7 @@ def test_audio_on_the_last_page_of_the_headers_is_read(num_samples: int, channel
         np.testing.assert_array_equal(read(odd, start, 100), whole[start : start + 100])
 
 
-def test_an_opus_file_with_audio_among_its_headers_is_read(tmp_path: Path):
+def test_audio_on_the_header_page_of_an_opus_file_is_read(tmp_path: Path):
     plain, odd = tmp_path / "plain.opus", tmp_path / "odd.opus"
     soundfile.write(plain, music(48_000), 48_000, format="OGG", subtype="OPUS")
     odd.write_bytes(with_audio_among_headers(plain.read_bytes()))

@@ -1,4 +1,4 @@
-"""Tags and padding around every format: the same samples as without them."""
+"""Tags and padding around files of every format do not change the samples."""
 
 import io
 from pathlib import Path
@@ -19,7 +19,7 @@ def synchsafe(number: int) -> bytes:
 
 
 def id3v2(num_bytes: int, *, footer: bool = False) -> bytes:
-    """A tag with a picture whose bytes look like MPEG frames."""
+    """Returns a tag with a picture whose bytes look like MPEG frames."""
     body = (b"APIC" + synchsafe(1000) + b"\0\0" + (b"\xff\xfb\x90\x64" + bytes(413)) * 3).ljust(num_bytes, b"\0")
     head = b"\x04\0" + (b"\x10" if footer else b"\0") + synchsafe(len(body))
     return b"ID3" + head + body + (b"3DI" + head if footer else b"")
@@ -64,7 +64,7 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Sound]:
 
 
 def read(path: Path) -> tuple[str, np.ndarray, np.ndarray]:
-    """Format, all samples, and a slice from the middle."""
+    """Returns the format, all samples, and a slice from the middle."""
     track = open_track(path)
 
     def samples(start: int, num: int) -> np.ndarray:
@@ -80,9 +80,7 @@ def read(path: Path) -> tuple[str, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("around", AROUND)
-def test_a_file_between_tags_has_the_samples_that_it_has_without_them(
-    around: str, sounds: dict[str, Sound], tmp_path: Path
-):
+def test_tags_do_not_change_the_samples(around: str, sounds: dict[str, Sound], tmp_path: Path):
     before, after = AROUND[around]
     for name, sound in sounds.items():
         plain, tagged = tmp_path / name, tmp_path / f"tagged.{name}"
@@ -95,7 +93,7 @@ def test_a_file_between_tags_has_the_samples_that_it_has_without_them(
 
 
 @pytest.mark.parametrize("name", ["s16.w64", "wma.wma", "vorbis.ogg", "opus.opus", "s16.flac", "tta.tta", "adts.aac"])
-def test_padding_behind_the_audio_is_no_audio(name: str, sounds: dict[str, Sound], tmp_path: Path):
+def test_padding_after_the_audio_is_ignored(name: str, sounds: dict[str, Sound], tmp_path: Path):
     (tmp_path / name).write_bytes(sounds[name].content + bytes(5000))
     (tmp_path / f"plain.{name}").write_bytes(sounds[name].content)
     np.testing.assert_array_equal(read(tmp_path / name)[1], read(tmp_path / f"plain.{name}")[1])
@@ -115,13 +113,13 @@ def test_a_piped_wav_file_ends_before_its_tag(sounds: dict[str, Sound], tmp_path
     np.testing.assert_allclose(read(tmp_path / "a.wav")[1].T, sounds["s16.wav"].samples, rtol=0, atol=2**-14)
 
 
-def test_samples_that_look_like_a_tag_are_samples(tmp_path: Path):
+def test_samples_that_look_like_a_tag_are_kept(tmp_path: Path):
     samples = np.frombuffer(bytes(2000) + ID3V1, "<i2")
     soundfile.write(tmp_path / "a.wav", samples, 32000, subtype="PCM_16")
     np.testing.assert_array_equal(read(tmp_path / "a.wav")[1][0], samples.astype(np.float32) / 32768)
 
 
-def test_a_tag_longer_than_the_file_is_no_tag():
+def test_a_tag_longer_than_the_file_is_ignored():
     for content in (b"ID3\x04\0\0\x7f\x7f\x7f\x7f" + bytes(50), bytes(50) + ape()[:-24] + b"\xff" * 24):
         assert find_span(io.BytesIO(content)) == AudioSpan(0, len(content))  # type: ignore[arg-type]
 
@@ -129,14 +127,14 @@ def test_a_tag_longer_than_the_file_is_no_tag():
 @given(
     st.binary(max_size=60), st.sampled_from([b"", b"ID3\x04\0\0", b"APETAGEX", b"TAG", b"3DI", b"LYRICS200", bytes(9)])
 )
-def test_any_bytes_have_a_span(content: bytes, tag: bytes):
+def test_arbitrary_bytes_have_a_valid_span(content: bytes, tag: bytes):
     for whole in (tag + content, content + tag, tag + content + tag):
         start, end = find_span(io.BytesIO(whole))  # type: ignore[arg-type]
         assert 0 <= start <= end <= len(whole)
 
 
 @given(st.data())
-def test_a_span_reads_like_a_file_of_these_bytes(data: st.DataObject):
+def test_a_span_file_equals_a_file_with_the_same_bytes(data: st.DataObject):
     whole = bytes(range(100))
     start = data.draw(st.integers(0, 100))
     end = data.draw(st.integers(start, 100))

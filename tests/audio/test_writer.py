@@ -1,4 +1,4 @@
-"""Files written block by block: what they hold, and what a failure leaves."""
+"""Audio files that are written block by block, and failures while writing."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ RATE_HZ = 32000
 
 @pytest.fixture
 def audio(generator) -> torch.Tensor:
-    """(2, N): longer than what the writer hands on at once."""
+    """Returns (2, N), longer than the writer's blocks."""
     return torch.randn(2, 150_001, generator=generator) * 0.2
 
 
@@ -28,21 +28,21 @@ def write_all(path: Path, blocks: Iterable[torch.Tensor]) -> None:
 
 
 def without_time(content: bytes) -> bytes:
-    """A float WAV's PEAK chunk says, in seconds, when it was written."""
+    """Returns the content of a file without the time of writing, which the PEAK chunk of float WAV files contains."""
     at = content.find(b"PEAK")
     return content if at < 0 else content[: at + 12] + bytes(4) + content[at + 16 :]
 
 
 @pytest.mark.parametrize("block_samples", [640, 64_000, 70_001])
 @pytest.mark.parametrize("name", ["a.wav", "a.flac"])
-def test_many_blocks_give_the_file_that_one_gives(name, block_samples, tmp_path, audio):
+def test_many_blocks_and_one_block_write_the_same_file(name, block_samples, tmp_path, audio):
     write_audio(tmp_path / f"whole_{name}", audio, RATE_HZ)
     write_all(tmp_path / name, audio.split(block_samples, dim=1))
     whole = (tmp_path / f"whole_{name}").read_bytes()
     assert without_time((tmp_path / name).read_bytes()) == without_time(whole)
 
 
-def test_many_blocks_give_the_16_bit_flac_that_one_gives(tmp_path, audio):
+def test_many_blocks_and_one_block_write_the_same_16_bit_flac_file(tmp_path, audio):
     write_audio(tmp_path / "whole", audio, RATE_HZ, format="flac16")
     with AudioWriter(tmp_path / "blocks", sample_rate_hz=RATE_HZ, channels=2, format="flac16") as writer:
         for block in audio.split(640, dim=1):
@@ -52,7 +52,7 @@ def test_many_blocks_give_the_16_bit_flac_that_one_gives(tmp_path, audio):
 
 
 @pytest.mark.parametrize("name", ["a.mp3", "a.ogg"])
-def test_many_blocks_give_lossy_files_of_the_same_audio(name, tmp_path, audio):
+def test_many_blocks_and_one_block_write_the_same_lossy_audio(name, tmp_path, audio):
     write_audio(tmp_path / f"whole_{name}", audio, RATE_HZ)
     write_all(tmp_path / name, audio.split(640, dim=1))
     whole, _ = soundfile.read(tmp_path / f"whole_{name}")
@@ -61,7 +61,7 @@ def test_many_blocks_give_lossy_files_of_the_same_audio(name, tmp_path, audio):
     assert (blocks == whole).all()
 
 
-def test_a_reader_sees_the_whole_file_or_what_was_there(tmp_path, audio):
+def test_the_existing_file_is_replaced_only_when_the_new_one_is_complete(tmp_path, audio):
     path = tmp_path / "a.wav"
     path.write_text("before")
     with AudioWriter(path, sample_rate_hz=RATE_HZ, channels=2) as writer:
@@ -73,8 +73,8 @@ def test_a_reader_sees_the_whole_file_or_what_was_there(tmp_path, audio):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("failure", [RuntimeError("of the body"), KeyboardInterrupt()])
-def test_an_exception_leaves_what_was_there(failure, tmp_path, audio):
+@pytest.mark.parametrize("failure", [RuntimeError("in the with block"), KeyboardInterrupt()])
+def test_an_exception_keeps_the_existing_file(failure, tmp_path, audio):
     path = tmp_path / "a.flac"
     path.write_text("before")
 
@@ -98,13 +98,13 @@ def test_an_exception_leaves_what_was_there(failure, tmp_path, audio):
         (torch.zeros(3), r"must be \(2, samples\), got shape \(3,\)"),
     ],
 )
-def test_a_wrong_block_is_refused_and_leaves_nothing(block, reason, tmp_path, audio):
+def test_an_invalid_block_is_refused_and_leaves_no_file(block, reason, tmp_path, audio):
     with pytest.raises(AudioError, match=rf"a\.wav: .*{reason}"):
         write_all(tmp_path / "a.wav", [audio, block])
     assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_opened_is_refused_and_leaves_nothing(tmp_path):
+def test_files_that_cannot_be_opened_are_refused_and_leave_no_file(tmp_path):
     for path, rate_hz, channels, reason in (
         (tmp_path / "a.mp3", 12345, 1, "cannot be written as MP3 at 12345 Hz"),
         (tmp_path / "a.flac", RATE_HZ, 9, "cannot be written as FLAC"),
@@ -115,10 +115,10 @@ def test_what_cannot_be_opened_is_refused_and_leaves_nothing(tmp_path):
             AudioWriter(path, sample_rate_hz=rate_hz, channels=channels),
         ):
             pass
-    with pytest.raises(AudioError, match=r"cannot write 'xyz'; formats: wav"):
+    with pytest.raises(AudioError, match=r"unknown format 'xyz', expected one of: wav"):
         AudioWriter(tmp_path / "a.xyz", sample_rate_hz=RATE_HZ, channels=1)
     writer = AudioWriter(tmp_path / "a.wav", sample_rate_hz=RATE_HZ, channels=1)
-    with pytest.raises(AudioError, match="not open; write inside"):
+    with pytest.raises(AudioError, match="the writer is not open; use"):
         writer.write(torch.zeros(1, 3))
     assert not list(tmp_path.iterdir())
 
@@ -140,10 +140,11 @@ except AudioError as error:
 
 
 @pytest.mark.parametrize("ending", ["wav", "flac", "mp3", "ogg"])
-@pytest.mark.parametrize("num_blocks", [1, 40], ids=["seen when closing", "seen when writing"])
-def test_a_file_that_the_system_cuts_short_is_an_error_with_its_words(ending, num_blocks, tmp_path):
+@pytest.mark.parametrize("num_blocks", [1, 40], ids=["error while closing", "error while writing"])
+def test_the_error_for_a_file_size_limit_quotes_the_system(ending, num_blocks, tmp_path):
     path = tmp_path / f"a.{ending}"
-    limit = "1000" if num_blocks == 1 else "20000"  # 40 blocks are four times what libsndfile is given at once
+    # 40 blocks are four times as many samples as libsndfile receives per call.
+    limit = "1000" if num_blocks == 1 else "20000"
     command = [sys.executable, "-c", WRITE_UNDER_A_LIMIT, str(path), limit, str(num_blocks)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"{path}: cannot be written as {ending.upper()} at 32000 Hz: [Errno 27] File too large" in done.stdout
@@ -151,7 +152,7 @@ def test_a_file_that_the_system_cuts_short_is_an_error_with_its_words(ending, nu
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_an_error_with_the_systems_words(tmp_path, monkeypatch, audio):
+def test_the_error_for_a_full_disk_quotes_the_system(tmp_path, monkeypatch, audio):
     path = tmp_path / "a.wav"
     path.write_text("before")
     open_file = Path.open
@@ -160,7 +161,7 @@ def test_a_full_disk_is_an_error_with_the_systems_words(tmp_path, monkeypatch, a
         open_file(self, mode).close()
         return open_file(Path("/dev/full"), "wb")
 
-    for samples in (audio, audio[:, :100]):  # more and less than Python's buffer
+    for samples in (audio, audio[:, :100]):  # larger and smaller than Python's buffer
         with monkeypatch.context() as patch:
             patch.setattr(Path, "open", full)
             with pytest.raises(AudioError, match=r"a\.wav: cannot be written as WAV .*No space left on device"):
