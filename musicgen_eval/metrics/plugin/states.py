@@ -18,6 +18,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_sum
 
+from musicgen_eval.metrics.plugin.contract import batched_window_states
 from musicgen_eval.models.transfers import download
 
 State = dict[str, Tensor | list[Tensor]]
@@ -35,10 +36,10 @@ def window_state(metric: Metric, inputs: Mapping[str, Any]) -> State:
 
 def window_states(metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> list[State]:
     """The state each window leaves, through the metric's own `window_states` where it has one."""
-    batched = getattr(metric, "window_states", None)
+    batched = batched_window_states(metric)
     if batched is None or not inputs:
         return [window_state(metric, window) for window in inputs]
-    columns: dict[str, Tensor] = batched(inputs)
+    columns = batched(inputs)
     return [{name: column[row].clone() for name, column in columns.items()} for row in range(len(inputs))]
 
 
