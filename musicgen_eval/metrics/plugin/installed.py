@@ -47,7 +47,7 @@ def create_metric(name: str, *, installed_name: str, init_args: Mapping[str, Any
 
 
 def _find(name: str, wanted: str) -> EntryPoint:
-    found = list(entry_points(group=GROUP, name=wanted))
+    found = sorted(entry_points(group=GROUP, name=wanted), key=lambda point: point.value)
     if not found:
         known = installed_metrics()
         raise MetricError(
