@@ -591,6 +591,16 @@ def test_the_yaml_of_the_docs_for_predict_makes_metrics_that_are_accepted():
     assert [reading.name for reading in bank.scored_readings] == ["reference"]
 
 
+def test_the_input_of_ones_own_in_the_docs_is_an_entropy():
+    space: dict = {}
+    exec(shown("provider"), space)
+    offer = make_offer(1)
+    plain = offer.readings[""]
+    probabilities = plain.logits[plain.scored].double().softmax(-1)
+    expected = -(probabilities * probabilities.log()).sum(-1).mean().item()
+    assert result(bank_of(space["MeanEntropy"]()), [offer])["nats"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_the_frechet_distance_of_the_docs_is_one():
     space: dict = {}
     exec(shown("frechet"), space)
