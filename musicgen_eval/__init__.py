@@ -22,7 +22,8 @@ if TYPE_CHECKING:
         SeamDiscontinuity,
         TextGain,
     )
-    from musicgen_eval.metrics.plugin.bank import MetricEntry
+    from musicgen_eval.metrics.plugin.contract import MetricEntry
+    from musicgen_eval.metrics.plugin.providers import InputProvider
     from musicgen_eval.models.checkpoint import find_checkpoint
     from musicgen_eval.models.delay import delay_codes, undelay_codes
     from musicgen_eval.models.musicgen import MusicGen, load_model
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "api": ("GenerationResult", "PerplexityResult", "generate", "perplexity"),
     "inference.continuation": ("continue_codes",),
-    "metrics.plugin.bank": ("MetricEntry",),
+    "metrics.plugin.contract": ("MetricEntry",),
+    "metrics.plugin.providers": ("InputProvider",),
     "results.stored_run": ("StoredRun", "load_run"),
     "runs.datamodule": ("WindowDataModule",),
     "models.delay": ("delay_codes", "undelay_codes"),

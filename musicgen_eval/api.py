@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from torch import Tensor
 from torch.nn import Module
-from torchmetrics import Metric
 from transformers import MusicgenForConditionalGeneration
 
 from musicgen_eval.audio.writer import write_audio
@@ -22,7 +21,7 @@ from musicgen_eval.data.sources import Source
 from musicgen_eval.data.windows import whole_frames
 from musicgen_eval.errors import AudioError, RunError
 from musicgen_eval.metrics import CodebookPerplexity
-from musicgen_eval.metrics.plugin.bank import MetricEntry
+from musicgen_eval.metrics.plugin.entries import GivenMetric
 from musicgen_eval.models.checkpoint import refuse_other_types
 from musicgen_eval.models.musicgen import MusicGen, load_model
 from musicgen_eval.records import CodecSpec, ContinuationSettings
@@ -78,7 +77,7 @@ def perplexity(
     target_s: float | None = None,
     head: Literal["score", "skip"] = "score",
     tail: Literal["score", "drop"] = "score",
-    metrics: Mapping[str, Metric | MetricEntry] | None = None,
+    metrics: Mapping[str, GivenMetric] | None = None,
     precision: Precision = "32-true",
     accelerator: str = "auto",
     batch_size: int = 8,
@@ -190,7 +189,7 @@ def generate(
     threads: int | None = None,
     kernels: Literal["graph", "compiled", "eager"] = "graph",
     seed: int = 0,
-    metrics: Mapping[str, Metric | MetricEntry] | None = None,
+    metrics: Mapping[str, GivenMetric] | None = None,
     precision: Precision = "32-true",
     accelerator: str = "auto",
     batch_size: int = 8,

@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from musicgen_eval.errors import MetricError
-from musicgen_eval.metrics.codebook_means import CodebookMeans, MetricRecipe
+from musicgen_eval.metrics.codebook_means import CodebookMeans
+from musicgen_eval.metrics.plugin.contract import MetricRecipe
 
 
 class CodebookAccuracy(CodebookMeans):

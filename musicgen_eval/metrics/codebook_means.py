@@ -6,9 +6,7 @@ values are, and what the means are called, is a metric's own business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,27 +15,6 @@ from torchmetrics import Metric
 
 from musicgen_eval.errors import MetricError
 from musicgen_eval.records import CodecSpec
-
-
-@dataclass(frozen=True)
-class MetricRecipe:
-    """What a number needs beside it to mean something.
-
-    Attributes:
-        units: unit of each result key; `ce` also speaks for `ce_q1`, `ce_q2`, ...
-        higher_is_better: the direction; None where there is none.
-        source: where the definition comes from.
-        settings: the metric's own settings.
-    """
-
-    units: Mapping[str, str] = field(default_factory=dict)
-    higher_is_better: bool | None = None
-    source: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def unit(self, key: str) -> str:
-        """The unit of one result key; "" where it has none."""
-        return self.units.get(key, self.units.get(key.rpartition("_q")[0], ""))
 
 
 class CodebookMeans(Metric):

@@ -5,7 +5,8 @@ Gains compare two readings of the same codes, so what makes music easy in itself
 
 from torch import Tensor
 
-from musicgen_eval.metrics.codebook_means import CodebookMeans, MetricRecipe
+from musicgen_eval.metrics.codebook_means import CodebookMeans
+from musicgen_eval.metrics.plugin.contract import MetricRecipe
 
 
 class _Gain(CodebookMeans):

@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from musicgen_eval.errors import MetricError
-from musicgen_eval.metrics.codebook_means import MetricRecipe
 from musicgen_eval.metrics.perplexity import UNITS, MeanNll
+from musicgen_eval.metrics.plugin.contract import MetricRecipe
 from musicgen_eval.records import Window
 
 

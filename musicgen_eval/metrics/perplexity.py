@@ -8,7 +8,8 @@ from math import log
 
 from torch import Tensor
 
-from musicgen_eval.metrics.codebook_means import CodebookMeans, MetricRecipe, pad_values, sums_and_counts
+from musicgen_eval.metrics.codebook_means import CodebookMeans, pad_values, sums_and_counts
+from musicgen_eval.metrics.plugin.contract import MetricRecipe
 
 UNITS = {"ppl": "", "ce": "nats", "bits_per_second": "bit/s"}
 

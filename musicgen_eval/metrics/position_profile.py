@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from musicgen_eval.errors import MetricError
-from musicgen_eval.metrics.codebook_means import CodebookMeans, MetricRecipe, sums_and_counts
+from musicgen_eval.metrics.codebook_means import CodebookMeans, sums_and_counts
+from musicgen_eval.metrics.plugin.contract import MetricRecipe
 from musicgen_eval.records import CodecSpec, Window
 
 

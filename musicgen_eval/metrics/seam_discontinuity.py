@@ -13,7 +13,7 @@ from torch.nn import Module
 from torchmetrics import Metric
 
 from musicgen_eval.errors import MetricError
-from musicgen_eval.metrics.codebook_means import MetricRecipe
+from musicgen_eval.metrics.plugin.contract import MetricRecipe
 
 HOP_S = 0.008
 FRAME_HOPS = 4  # a spectrum's window: 32 ms

@@ -24,7 +24,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from musicgen_eval.runs.argument_types import check_arguments
-from musicgen_eval.metrics.plugin.bank import MetricBank, MetricEntry, named_metrics
+from musicgen_eval.metrics.plugin.bank import MetricBank
+from musicgen_eval.metrics.plugin.contract import InstalledMetric, MetricEntry
+from musicgen_eval.metrics.plugin.entries import metric_entries
 from musicgen_eval.runs.continuation_step import BatchContinuation, Continuations, ContinuationSink
 from musicgen_eval.runs.datamodule import Batch, WindowAudio, WindowDataModule
 from musicgen_eval.errors import EvaluationError, RunError
@@ -77,7 +79,8 @@ class MusicGenEvaluation(L.LightningModule):
         checkpoint: `demo`, a hub name such as `facebook/musicgen-small`, or a folder in transformers' format.
         revision: hub branch, tag or commit.
         max_frames: overrides the longest window that the checkpoint states, in frames.
-        metrics: name -> a torchmetrics metric, or `{metric: ..., inputs: {...}}` to rename its inputs.
+        metrics: Metrics by name. Each is a torchmetrics metric, `{metric: ..., inputs: {...}}` to rename its inputs, or
+            `{name: ..., init_args: {...}, inputs: {...}}` for a metric that an installed package declares.
         tail: `score` counts every frame of every codebook; `drop` leaves out the last delays[k] frames of codebook k of
             each window, as audiocraft does.
         save_nll: keeps the nll of every code, and writes it as curves over each track.
@@ -90,7 +93,7 @@ class MusicGenEvaluation(L.LightningModule):
         checkpoint: str = "demo",
         revision: str | None = None,
         max_frames: int | None = None,
-        metrics: dict[str, Metric | MetricEntry] | None = None,
+        metrics: dict[str, Metric | MetricEntry | InstalledMetric] | None = None,
         tail: Literal["score", "drop"] = "score",
         save_nll: bool = False,
         seed: int = 0,
@@ -102,7 +105,7 @@ class MusicGenEvaluation(L.LightningModule):
         if not isinstance(continuation, ContinuationSettings):
             raise RunError(f"continuation must be ContinuationSettings, got {type(continuation).__name__}")
         self._asked = (str(checkpoint), revision, max_frames)
-        self._metrics = {"perplexity": CodebookPerplexity()} if metrics is None else named_metrics(metrics)
+        self._metrics = metric_entries({"perplexity": CodebookPerplexity()} if metrics is None else metrics)
         self.tail: Literal["score", "drop"] = tail
         self.save_nll = save_nll
         self.seed = seed

@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from musicgen_eval.api import GenerationResult, PerplexityResult, generate, perplexity
 from musicgen_eval.metrics import CodebookAccuracy, CodebookPerplexity, SeamDiscontinuity, TextGain
-from musicgen_eval.metrics.plugin.bank import MetricEntry
+from musicgen_eval.metrics.plugin.contract import MetricEntry
 from musicgen_eval.models.checkpoint import find_checkpoint
 from tests.accelerator.conftest import NUM_FRAMES
 from tests.support.pretend_cuda import Log, pretend_cuda

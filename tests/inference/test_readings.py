@@ -8,8 +8,9 @@ from musicgen_eval.errors import MetricError
 from musicgen_eval.inference.readings import CodedWindow, reading_generator, score_readings, scored_mask
 from musicgen_eval.inference.scoring import score_codes
 from musicgen_eval.metrics import CodebookPerplexity, ContextGain, TextGain
-from musicgen_eval.metrics.plugin.bank import PLAIN, READINGS, MetricBank
+from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.inputs import Offer
+from musicgen_eval.metrics.plugin.readings import PLAIN, READINGS
 from musicgen_eval.records import Reading, Window
 
 NO_TEXT, NO_CONTEXT, OTHER_TEXT = READINGS

@@ -14,7 +14,8 @@ from musicgen_eval.data.track_index import TrackIndex
 from musicgen_eval.data.windows import plan_windows
 from musicgen_eval.errors import RunError
 from musicgen_eval.metrics import CodebookPerplexity, TextGain
-from musicgen_eval.metrics.plugin.bank import MetricBank, MetricEntry
+from musicgen_eval.metrics.plugin.bank import MetricBank
+from musicgen_eval.metrics.plugin.contract import MetricEntry
 from musicgen_eval.metrics.plugin.inputs import Offer
 from musicgen_eval.metrics.plugin.states import merge_states
 from musicgen_eval.records import CodecSpec, ScoredWindow

@@ -16,7 +16,7 @@ import torch
 from torchmetrics import MeanMetric
 
 from musicgen_eval.api import perplexity
-from musicgen_eval.metrics.plugin.bank import MetricEntry
+from musicgen_eval.metrics.plugin.contract import MetricEntry
 from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.errors import AudioError, EvaluationError, MetricError, RunError
 from musicgen_eval.metrics import CodebookPerplexity, ContextGain, TextGain

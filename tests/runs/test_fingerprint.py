@@ -19,7 +19,8 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from musicgen_eval.metrics.plugin.bank import MetricBank, MetricEntry
+from musicgen_eval.metrics.plugin.bank import MetricBank
+from musicgen_eval.metrics.plugin.contract import MetricEntry
 from musicgen_eval.runs.fingerprint import SAMPLE_BYTES, differences, library_versions, metric_settings, weights_digest
 from musicgen_eval.metrics import CodebookAccuracy, CodebookPerplexity
 from musicgen_eval.models.checkpoint import Checkpoint

@@ -16,7 +16,7 @@ from torchmetrics.audio import ScaleInvariantSignalDistortionRatio, SignalNoiseR
 
 from musicgen_eval.api import generate
 from musicgen_eval.audio.writer import AudioWriter
-from musicgen_eval.metrics.plugin.bank import MetricEntry
+from musicgen_eval.metrics.plugin.contract import MetricEntry
 from musicgen_eval.inference.continuation import continue_codes
 from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.errors import MetricError, RunError, WindowError

@@ -14,7 +14,7 @@ from torchmetrics import CatMetric
 
 from musicgen_eval.runs import module
 from musicgen_eval.api import generate, perplexity
-from musicgen_eval.metrics.plugin.bank import MetricEntry
+from musicgen_eval.metrics.plugin.contract import MetricEntry
 from musicgen_eval.cli.main import lightning_main, main
 from musicgen_eval.errors import RunError
 from musicgen_eval.results.journal.reader import JournalReader

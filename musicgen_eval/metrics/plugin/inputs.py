@@ -1,4 +1,4 @@
-"""What one window has to offer to the metrics: its readings, in predict its audio, and what stands for what does not exist."""
+"""The data of one window from which the inputs of metrics are computed: its readings and, in predict, its audio."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from musicgen_eval.records import CodecSpec, ScoredWindow
 
 @dataclass(frozen=True)
 class ContinuationAudio:
-    """What a continuation sounds like; (C, N) float32 in about [-1, 1] on the CPU, None for what no metric asked for.
+    """The audio of a continuation: (C, N) float32 in about [-1, 1] on the CPU, or None if no metric needs it.
 
     Attributes:
-        sample_rate_hz: of all of it.
-        text: the prompt, or None.
-        generated: the continuation, as the codec decodes it after what was heard.
-        context: the track before the joint.
-        reference: how the track went on, up to the length of the continuation; None also where it does not.
-        context_decoded: what was heard, as the codec decodes it.
-        reference_decoded: the reference, as the codec decodes it after what was heard; None also where there is none.
+        sample_rate_hz: Sample rate of all audio.
+        text: Text of the track, or None.
+        generated: Continuation after the prompt, as the codec decodes it.
+        context: Track before the boundary.
+        reference: Track after the boundary, up to the length of the continuation. None if the track ends at the boundary.
+        context_decoded: Prompt, as the codec decodes it.
+        reference_decoded: Reference after the prompt, as the codec decodes it. None if there is no reference.
     """
 
     sample_rate_hz: int
@@ -37,13 +37,13 @@ class ContinuationAudio:
 
 @dataclass(frozen=True)
 class Offer:
-    """All that one window has to offer.
+    """The data of one window.
 
     Attributes:
-        readings: scored readings by name, "" the plain one; a reading that does not exist is None.
-        frame_rate_hz: of the codes.
-        audio: in predict what it sounds like.
-        fetched: the readings without logits, on the CPU, if `fetch` has copied them.
+        readings: Scored readings by name; "" is the plain one. A reading that does not exist is None.
+        frame_rate_hz: Frame rate of the codes.
+        audio: Audio of the continuation, in predict only.
+        fetched: Readings without logits on the CPU, if `fetch` has copied them.
     """
 
     readings: Mapping[str, ScoredWindow | None]
@@ -59,7 +59,7 @@ class Offer:
         return Offer(readings, self.frame_rate_hz, self.audio, readings)
 
     def to(self, device: torch.device) -> Offer:
-        """The same offer with its readings on a device."""
+        """Returns the same offer with its readings on a device."""
 
         def moved(read: ScoredWindow) -> ScoredWindow:
             codes, nll, rank = (upload(tensor, device) for tensor in (read.codes, read.nll, read.rank))
@@ -71,7 +71,7 @@ class Offer:
 
 
 def fetch(offers: Sequence[Offer]) -> list[Offer]:
-    """Offers with a copy of their readings on the CPU, without logits; one wait for the device serves all of them."""
+    """Copies the readings of all offers to the CPU, without logits and with one wait for the device."""
     reads = [read for offer in offers if offer.fetched is None for read in offer.readings.values() if read is not None]
     copies = download([tensor for read in reads for tensor in (read.codes, read.nll, read.rank)])
     triples = iter(zip(copies[::3], copies[1::3], copies[2::3], strict=True))
@@ -92,7 +92,7 @@ def fetch(offers: Sequence[Offer]) -> list[Offer]:
 
 
 def absent_reading(plain: ScoredWindow, spec: CodecSpec, *, with_logits: bool) -> ScoredWindow:
-    """A reading that does not exist: all NaN, rank -1, nothing scored."""
+    """Returns the values of a reading that does not exist: all NaN, rank -1, nothing scored."""
     shape = (*plain.codes.shape, spec.codebook_size)
     return ScoredWindow(
         window=plain.window,

@@ -1,9 +1,9 @@
-"""The state that a metric is left with by one window, and how such states become one result.
+"""The state of a metric after one window, and the merging of such states into one result.
 
-Merging does what torchmetrics does between the ranks of a distributed run: tensor states stacked in window order, list
-states joined, then the state's own reduction. A metric that is right under DDP is right here, with a reduction of None too.
-Sums are exact: rounded once, whatever the order. `Metric.merge_state` would not do: it refuses metrics whose
-full_state_update is None and reverses the order of cat states.
+States are merged as torchmetrics merges the ranks of a distributed run: tensor states are stacked in window order, list states are
+joined, and then the state's own reduction is applied. A metric that is correct under DDP is therefore correct here, also with a
+reduction of None. Sums are exact: they are rounded once, in any order. `Metric.merge_state` is not used, because it refuses metrics
+whose full_state_update is None and reverses the order of cat states.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_sum
 
+from musicgen_eval.metrics.plugin.contract import batched_window_states
 from musicgen_eval.models.transfers import download
 
 State = dict[str, Tensor | list[Tensor]]
@@ -25,7 +26,7 @@ MAX_EXACT_NUMBERS = 4096  # a sum state up to this size is summed exactly, a lar
 
 
 def window_state(metric: Metric, inputs: Mapping[str, Any]) -> State:
-    """Updates the metric on one window alone and takes the state that this leaves; the metric is left reset."""
+    """Updates the metric on one window alone, returns its state, and resets the metric."""
     metric.reset()
     metric.update(**inputs)
     state = {name: _detached(getattr(metric, name)) for name in metric._defaults}
@@ -34,11 +35,11 @@ def window_state(metric: Metric, inputs: Mapping[str, Any]) -> State:
 
 
 def window_states(metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> list[State]:
-    """The state each window leaves, through the metric's own `window_states` where it has one."""
-    batched = getattr(metric, "window_states", None)
+    """Returns the state after each window alone, by the metric's own `window_states` if it has one."""
+    batched = batched_window_states(metric)
     if batched is None or not inputs:
         return [window_state(metric, window) for window in inputs]
-    columns: dict[str, Tensor] = batched(inputs)
+    columns = batched(inputs)
     return [{name: column[row].clone() for name, column in columns.items()} for row in range(len(inputs))]
 
 

@@ -1,7 +1,7 @@
-"""The trial that a metric passes before a run starts: can what windows leave in it be merged into its own result.
+"""The trial before a run: on synthetic windows, merged states must give the same result as one metric updated with all windows.
 
-Wrappers and compositions keep no states of their own; others keep something outside of them. They are refused by name, on
-synthetic windows, rather than found out by a wrong number.
+Wrappers and compositions have no states of their own, and some metrics keep values outside of their states. The trial refuses them
+by name.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ MAX_STATE_BYTES = 64 * 1024
 
 
 def try_metric(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses a metric whose merged states give another result than updating it with everything at once.
+    """Refuses a metric if its merged states give another result than one metric that is updated with all windows.
 
-    Every step has a copy of its own, so that what a metric keeps outside of its states cannot pass from one to the next.
+    Every step works on its own copy, so values outside of the states cannot pass from one step to the next.
 
     Args:
-        name: of the metric, for the message.
-        metric: left as it is.
-        inputs: what its `update` is given of each trial window.
+        name: Name of the metric, for the message.
+        metric: The metric. It is not changed.
+        inputs: Inputs of its `update` for each trial window.
 
     Raises:
-        MetricError: no states, states too large or not mergeable, or whatever the metric itself raised.
+        MetricError: The metric has no states, or its states are too large or cannot be merged, or it raised an error itself.
     """
     kind = type(metric).__name__
     if not metric._defaults:
@@ -50,7 +50,7 @@ def try_metric(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]) -
         at_once = flatten_result(type(together).compute(together))
         states = window_states(deepcopy(metric), inputs)
         merged = compute_in_place(deepcopy(metric), merge_states(metric, states))
-    except Exception as error:  # a stranger's metric may raise anything; the run must not start with it
+    except Exception as error:  # a third-party metric may raise anything; the run must not start with it
         raise MetricError(
             f"metric {name!r} ({kind}) failed its trial on synthetic windows: {_one_line(error)}{_described(inputs)}"
         ) from error
@@ -92,9 +92,9 @@ def try_on_device(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]
 
 
 def trial_offers(spec: CodecSpec, readings: Sequence[Reading], task: Task = "score") -> list[Offer]:
-    """Windows of random codes and logits, scored consistently, in predict with noise for audio.
+    """Returns windows of random codes and logits, scored consistently, and in predict with noise for audio.
 
-    As happens, the second has no text; the first has no context in test; the last goes on for longer than its track in predict.
+    The second window has no text. In test the first has no context. In predict the last is longer than the rest of its track.
     """
     offers = [_synthetic_offer(spec, readings, index, num_frames) for index, num_frames in enumerate(TRIAL_FRAMES)]
     if task == "score":
@@ -103,7 +103,7 @@ def trial_offers(spec: CodecSpec, readings: Sequence[Reading], task: Task = "sco
 
 
 def _synthetic_audio(spec: CodecSpec, index: int) -> ContinuationAudio:
-    """Noise, some seconds of it: metrics of audio need more than metrics of codes."""
+    """Returns some seconds of noise, because metrics of audio need more of it than metrics of codes."""
     generator = torch.Generator().manual_seed(index)
 
     def noise(seconds: float) -> Tensor:
@@ -123,7 +123,7 @@ def _synthetic_audio(spec: CodecSpec, index: int) -> ContinuationAudio:
 
 
 def _synthetic_offer(spec: CodecSpec, readings: Sequence[Reading], index: int, num_frames: int) -> Offer:
-    """A window of random codes and logits, scored consistently, for the trial."""
+    """Returns a window of random codes and logits, scored consistently."""
     generator = torch.Generator().manual_seed(index)
     shape = (spec.num_codebooks, num_frames)
     context = num_frames // 3 if index else 0
@@ -152,12 +152,12 @@ def _synthetic_offer(spec: CodecSpec, readings: Sequence[Reading], index: int, n
 
 
 def _one_line(error: Exception) -> str:
-    """An error that a metric raised: its type and message."""
+    """Returns type and message of an error that a metric raised, in one line."""
     return " ".join(repr(error).split())
 
 
 def _described(inputs: Sequence[Mapping[str, Any]]) -> str:
-    """What the metric was given, as far as it is tensors, which tells a wrong shape from a wrong metric."""
+    """Returns shapes and types of the tensors that the metric received, as the end of a message."""
     tensors = {key: value for key, value in (inputs[0] if inputs else {}).items() if isinstance(value, Tensor)}
     given = [f"{key} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" for key, value in tensors.items()]
     return f"; it was given {', '.join(given)}" if given else ""

@@ -18,8 +18,11 @@ from torchmetrics.wrappers import BootStrapper, MinMaxMetric
 from musicgen_eval import delay_codes, nll_from_logits, score_codes
 from musicgen_eval.errors import MetricError
 from musicgen_eval.metrics import CodebookAccuracy, CodebookPerplexity, ContextGain, LocalPerplexity, TextGain
-from musicgen_eval.metrics.plugin.bank import AUDIO_NAMES, PLAIN, MetricBank, MetricEntry
+from musicgen_eval.metrics.plugin.bank import MetricBank
+from musicgen_eval.metrics.plugin.contract import InstalledMetric, MetricEntry
 from musicgen_eval.metrics.plugin.inputs import Offer
+from musicgen_eval.metrics.plugin.providers import PROVIDERS
+from musicgen_eval.metrics.plugin.readings import PLAIN
 from musicgen_eval.metrics.plugin.trial import trial_offers
 from musicgen_eval.records import CodecSpec, Reading, ScoredWindow, Window
 from musicgen_eval.runs.module import MusicGenEvaluation
@@ -566,7 +569,7 @@ def test_the_metric_of_ones_own_in_the_docs_works_in_as_few_lines_as_they_say():
 @pytest.mark.parametrize("name", ["stock", "sequence", "renamed", "repointed"])
 def test_the_yaml_of_the_docs_makes_metrics_that_are_accepted(name):
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--metrics", type=dict[str, Metric | MetricEntry])
+    parser.add_argument("--metrics", type=dict[str, Metric | MetricEntry | InstalledMetric])
     text = shown(name).replace("2048", "16")
     config = parser.instantiate(parser.parse_object({"metrics": yaml.safe_load(text)}))
     bank = MetricBank(config.metrics, spec=SPEC)
@@ -578,7 +581,7 @@ def test_the_yaml_of_the_docs_makes_metrics_that_are_accepted(name):
 
 def test_the_yaml_of_the_docs_for_predict_makes_metrics_that_are_accepted():
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--metrics", type=dict[str, Metric | MetricEntry])
+    parser.add_argument("--metrics", type=dict[str, Metric | MetricEntry | InstalledMetric])
     config = parser.instantiate(parser.parse_object({"metrics": yaml.safe_load(shown("predict"))}))
     bank = MetricBank(config.metrics, spec=SPEC, task="continue")
     results = bank.compute(bank.update(trial_offers(SPEC, bank.readings, "continue")))
@@ -586,6 +589,16 @@ def test_the_yaml_of_the_docs_for_predict_makes_metrics_that_are_accepted():
     assert all(values for values in results.values())
     assert bank.audio_names == {"generated", "reference", "context", "sample_rate_hz"}
     assert [reading.name for reading in bank.scored_readings] == ["reference"]
+
+
+def test_the_input_of_ones_own_in_the_docs_is_an_entropy():
+    space: dict = {}
+    exec(shown("provider"), space)
+    offer = make_offer(1)
+    plain = offer.readings[""]
+    probabilities = plain.logits[plain.scored].double().softmax(-1)
+    expected = -(probabilities * probabilities.log()).sum(-1).mean().item()
+    assert result(bank_of(space["MeanEntropy"]()), [offer])["nats"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_frechet_distance_of_the_docs_is_one():
@@ -618,8 +631,8 @@ def matrix_sqrt(matrix: np.ndarray) -> np.ndarray:
 
 def test_the_docs_name_everything_that_predict_offers():
     section = DOCS[DOCS.index("### In predict") : DOCS.index("## Stock metrics")]
-    for name in AUDIO_NAMES:
-        assert f"`{name}`" in section
+    for provider in PROVIDERS:
+        assert provider.tasks != ("continue",) or f"`{provider.name}`" in section
 
 
 def test_the_two_lines_of_the_docs_measure_alone(tiny_model, generator):
@@ -637,7 +650,9 @@ def test_the_two_lines_of_the_docs_measure_alone(tiny_model, generator):
 
 def test_the_docs_name_everything_that_can_be_asked_for():
     table = DOCS[DOCS.index("## What can be asked for") : DOCS.index("### Readings")]
-    for name in ("logits", "codes", "scored", "nll", "rank", "preds", "target", "window", "frame_rate_hz"):
+    names = {provider.name for provider in PROVIDERS if "score" in provider.tasks}
+    assert names == {"logits", "codes", "scored", "nll", "rank", "preds", "target", "window", "frame_rate_hz"}
+    for name in names:
         assert f"`{name}`" in table
 
 

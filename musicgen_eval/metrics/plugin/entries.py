@@ -1,0 +1,81 @@
+"""Checks the metrics that a caller gives, and brings them into one form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+from torchmetrics import Metric
+
+from musicgen_eval.errors import MetricError, near_matches
+from musicgen_eval.metrics.plugin.contract import InstalledMetric, MetricEntry
+from musicgen_eval.metrics.plugin.installed import create_metric
+
+GivenMetric = Metric | MetricEntry | InstalledMetric
+
+
+def metric_entries(metrics: object) -> dict[str, MetricEntry]:
+    """Returns metrics by name, each as a checked entry. Metrics of installed packages are created.
+
+    Raises:
+        MetricError: Not a mapping, a name that is not a string, an object that is not a metric, renamed inputs that are not names,
+            or an unknown installed metric.
+    """
+    if not isinstance(metrics, Mapping):
+        raise MetricError(f"metrics must map names to metrics, such as {{'ppl': metric}}; got {type(metrics).__name__}")
+    return {name: _entry(name, given) for name, given in metrics.items()}
+
+
+def copied(name: str, metric: Metric) -> Metric:
+    """Returns a copy of a metric, which the run may change.
+
+    Raises:
+        MetricError: The metric holds an object that cannot be copied.
+    """
+    try:
+        return deepcopy(metric)
+    except Exception as error:  # a third-party metric may hold anything
+        raise MetricError(
+            f"metric {name!r} ({type(metric).__name__}) cannot be copied ({error}), and every run works on a copy; keep locks, "
+            "files and generators out of the metric, or create them in update()"
+        ) from error
+
+
+def _entry(name: object, given: object) -> MetricEntry:
+    if not isinstance(name, str) or not name:
+        raise MetricError(f"metrics are given by name, and a name is a string; got {name!r}")
+    if isinstance(given, Mapping):
+        entry = _installed_entry(name, given)
+    else:
+        entry = given if isinstance(given, MetricEntry) else MetricEntry(given)  # type: ignore[arg-type]  # checked below
+    if not isinstance(entry.metric, Metric):
+        raise MetricError(f"metric {name!r} must be a torchmetrics.Metric, got {type(entry.metric).__name__}")
+    if not isinstance(entry.inputs, Mapping) or not all(isinstance(ours, str) for ours in entry.inputs.values()):
+        raise MetricError(
+            f"metric {name!r}: inputs must map parameters of update() to our names, such as {{'value': 'nll'}}; got "
+            f"{entry.inputs!r}"
+        )
+    return entry
+
+
+def _installed_entry(name: str, given: Mapping[str, Any]) -> MetricEntry:
+    """Creates the installed metric that a mapping names.
+
+    Raises:
+        MetricError: A wrong key or type, an unknown metric, or wrong arguments.
+    """
+    known = list(InstalledMetric.__annotations__)
+    unknown = next((key for key in given if key not in known), None)
+    if unknown is not None:
+        raise MetricError(
+            f"metric {name!r}: the mapping has the key {unknown!r}, expected {', '.join(known)}; "
+            f"{near_matches(str(unknown), known)}. In Python, give a metric of any other class as an object"
+        )
+    installed_name, init_args = given.get("name"), given.get("init_args", {})
+    if not isinstance(installed_name, str) or not isinstance(init_args, Mapping):
+        raise MetricError(
+            f"metric {name!r}: name must be a string and init_args a mapping, got {installed_name!r} and {init_args!r}"
+        )
+    metric = create_metric(name, installed_name=installed_name, init_args=init_args)
+    return MetricEntry(metric, given.get("inputs", {}))

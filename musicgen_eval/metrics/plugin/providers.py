@@ -1,0 +1,242 @@
+"""The inputs that a metric can name as parameters of its `update()`.
+
+Each input is declared by one `InputProvider` in `PROVIDERS`, which tells the rest of the package everything about it. To add a new
+kind of input, add a provider there, or define it on the metric that needs it (`MetricContract.providers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from musicgen_eval.errors import MetricError, near_matches
+from musicgen_eval.metrics.plugin.inputs import ContinuationAudio
+from musicgen_eval.records import CodecSpec, ScoredWindow, Task
+
+Device = Literal["cpu", "model"]
+Rows = Literal["never", "renamed", "always"]
+TASKS: tuple[Task, ...] = get_args(Task)
+
+
+@dataclass(frozen=True)
+class InputSource:
+    """The data of one window, from which a provider computes its input.
+
+    Attributes:
+        reading: Reading that the metric named. It is the plain reading if the input takes no suffix. A reading that does not
+            exist for the window is all NaN, with rank -1 and nothing scored.
+        spec: Codebooks, rates and channels of the checkpoint.
+        audio: Audio of the continuation in predict, None in test.
+    """
+
+    reading: ScoredWindow
+    spec: CodecSpec
+    audio: ContinuationAudio | None = None
+
+    @property
+    def continuation_audio(self) -> ContinuationAudio:
+        """The audio of the continuation, for inputs that only predict offers."""
+        assert self.audio is not None  # predict always offers audio
+        return self.audio
+
+
+@dataclass(frozen=True)
+class InputProvider:
+    """Declares one input of metrics.
+
+    Attributes:
+        name: Parameter of `update()` that names the input. It may contain `__`, as in `embedding__clap`.
+        shape: Shape, dtype and unit, in words.
+        compute: Returns the input of one window. If it returns None, the metric is not updated with the window.
+        tasks: Tasks that offer the input: `score` (test and validate), `continue` (predict).
+        device: `cpu`, or `model` for an input that is computed from logits. If a metric names an input of the latter kind, its
+            readings have logits, and the metric and all its readings are on the model's device.
+        has_readings: Whether a suffix can name another reading (`nll__no_text`). If True, the value is a tensor whose first
+            dimensions are (K, T).
+        rows: Whether a metric receives the (M, ...) rows of the scored codes in place of (K, T, ...): `never`, `renamed` if an
+            entry renames the input, or `always`. Rows need `has_readings`.
+        needs_scores: Whether the reading must be scored. False for inputs that need only its codes or audio.
+        audio: Fields of `ContinuationAudio` from which the input is computed. The run reads or decodes only fields that are named.
+        accepts_none: Whether None is a value that the metric receives.
+        synthesise: Returns the input of a synthetic window, for the trial before a run. None means that `compute` does, from
+            random codes and logits, and noise for audio. Set it if `compute` is expensive.
+    """
+
+    name: str
+    shape: str
+    compute: Callable[[InputSource], Any]
+    tasks: tuple[Task, ...] = TASKS
+    device: Device = "cpu"
+    has_readings: bool = False
+    rows: Rows = "never"
+    needs_scores: bool = False
+    audio: tuple[str, ...] = ()
+    accepts_none: bool = False
+    synthesise: Callable[[InputSource, torch.Generator], Any] | None = None
+
+    def __post_init__(self) -> None:
+        known_audio = [item.name for item in fields(ContinuationAudio)]
+        unknown = next((name for name in self.audio if name not in known_audio), None)
+        if not self.name.isidentifier():
+            raise MetricError(f"input {self.name!r}: name must be a Python identifier, since update() takes it by name")
+        if not self.tasks or not set(self.tasks) <= set(TASKS):
+            raise MetricError(f"input {self.name!r}: tasks must be some of {', '.join(TASKS)}, got {self.tasks!r}")
+        if self.device not in get_args(Device) or self.rows not in get_args(Rows):
+            raise MetricError(
+                f"input {self.name!r}: device must be cpu or model and rows never, renamed or always, got "
+                f"{self.device!r} and {self.rows!r}"
+            )
+        if self.rows != "never" and not self.has_readings:
+            raise MetricError(f"input {self.name!r}: rows={self.rows!r} needs has_readings=True")
+        if unknown is not None:
+            raise MetricError(
+                f"input {self.name!r}: audio names {unknown!r}, which is not a field of ContinuationAudio; "
+                f"{near_matches(unknown, known_audio)}"
+            )
+
+
+class InputRegistry:
+    """The inputs that the metrics of one run can name.
+
+    Args:
+        task: Task of the run. Providers of other tasks are left out.
+        providers: Built-in providers.
+    """
+
+    def __init__(self, task: Task, providers: Sequence[InputProvider] | None = None) -> None:
+        self.task = task
+        self._providers: dict[str, InputProvider] = {}
+        for provider in PROVIDERS if providers is None else providers:
+            self.register(provider)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all inputs, without suffixes."""
+        return list(self._providers)
+
+    def register(self, provider: InputProvider, *, by: str = "the package") -> None:
+        """Adds an input.
+
+        Args:
+            provider: The input. It is left out if its tasks do not include the task of the run.
+            by: Owner of the provider, for the message.
+
+        Raises:
+            MetricError: Not a provider, another input has this name, or the name means a reading of another input.
+        """
+        if not isinstance(provider, InputProvider):
+            raise MetricError(f"{by}: providers must be InputProvider objects, got {type(provider).__name__}")
+        if self.task not in provider.tasks:
+            return
+        known = self.find(provider.name)
+        if known is not None and known[0] != provider and (known[1] is None or known[0].has_readings):
+            raise MetricError(
+                f"{by} provides an input {provider.name!r}, which already means {known[0].shape!r}; rename one of them"
+            )
+        self._providers[provider.name] = provider
+
+    def find(self, wanted: str) -> tuple[InputProvider, str | None] | None:
+        """Splits the name of an input into its provider and the name of a reading.
+
+        Returns:
+            The provider with the longest matching name, and the suffix after `__`, which is None if there is none. None if no
+            provider matches.
+
+        >>> provider, reading = InputRegistry("score").find("nll__no_text")
+        >>> provider.name, reading
+        ('nll', 'no_text')
+        """
+        parts = wanted.split("__")
+        for length in range(len(parts), 0, -1):
+            provider = self._providers.get("__".join(parts[:length]))
+            if provider is not None:
+                return provider, "__".join(parts[length:]) if length < len(parts) else None
+        return None
+
+
+def _generated_beside_reference(source: InputSource) -> Tensor | None:
+    return _cut_to_shorter(source)[0]
+
+
+def _reference_beside_generated(source: InputSource) -> Tensor | None:
+    return _cut_to_shorter(source)[1]
+
+
+def _cut_to_shorter(source: InputSource) -> tuple[Tensor | None, Tensor | None]:
+    """Returns generated and true audio, both with the length of the shorter one, or None if either does not exist."""
+    audio = source.continuation_audio
+    if audio.generated is None or audio.reference is None:
+        return None, None
+    num_samples = min(audio.generated.shape[1], audio.reference.shape[1])
+    return audio.generated[:, :num_samples], audio.reference[:, :num_samples]
+
+
+def _audio_input(name: str, shape: str, *, accepts_none: bool = False) -> InputProvider:
+    """Returns the provider of one field of `ContinuationAudio`."""
+    return InputProvider(
+        name,
+        shape,
+        attrgetter(f"continuation_audio.{name}"),
+        tasks=("continue",),
+        audio=(name,),
+        accepts_none=accepts_none,
+    )
+
+
+PROVIDERS: tuple[InputProvider, ...] = (
+    # One value per code.
+    InputProvider(
+        "nll", "(K, T) float32 nats, NaN where not scored", attrgetter("reading.nll"),
+        has_readings=True, rows="renamed", needs_scores=True,
+    ),
+    InputProvider(
+        "rank", "(K, T) int64, number of logits above the true one, -1 where not scored", attrgetter("reading.rank"),
+        has_readings=True, rows="renamed", needs_scores=True,
+    ),
+    InputProvider(
+        "codes", "(K, T) int64, codes that were fed and scored", attrgetter("reading.codes"),
+        has_readings=True, rows="renamed",
+    ),
+    InputProvider(
+        "scored", "(K, T) bool, True where a code is scored", attrgetter("reading.scored"),
+        has_readings=True, needs_scores=True,
+    ),
+    InputProvider(
+        "logits", "(K, T, V) float32, 0 where not scored", attrgetter("reading.logits"),
+        has_readings=True, rows="renamed", needs_scores=True, device="model",
+    ),
+    # `preds` and `target`, the names of stock classes: logits and codes in test, audio in predict.
+    InputProvider(
+        "preds", "(M, V) float32 logits of the scored codes", attrgetter("reading.logits"),
+        tasks=("score",), has_readings=True, rows="always", needs_scores=True, device="model",
+    ),
+    InputProvider(
+        "target", "(M,) int64, the scored codes", attrgetter("reading.codes"),
+        tasks=("score",), has_readings=True, rows="always", needs_scores=True,
+    ),
+    InputProvider(
+        "preds", "(C, N) float32, generated audio, cut to the length of the reference", _generated_beside_reference,
+        tasks=("continue",), audio=("generated", "reference"),
+    ),
+    InputProvider(
+        "target", "(C, N) float32, reference audio, cut to the length of the generated audio", _reference_beside_generated,
+        tasks=("continue",), audio=("generated", "reference"),
+    ),
+    # One value per window.
+    InputProvider("window", "Window: track, index, first frame, length of context and target", attrgetter("reading.window")),
+    InputProvider("frame_rate_hz", "int, codes per second and codebook", attrgetter("spec.frame_rate_hz")),
+    # Audio of a continuation.
+    _audio_input("generated", "(C, N) float32, continuation after the prompt, as the codec decodes it"),
+    _audio_input("reference", "(C, N) float32, track after the boundary, up to the length of the continuation"),
+    _audio_input("context", "(C, N) float32, track before the boundary"),
+    _audio_input("context_decoded", "(C, N) float32, prompt, as the codec decodes it"),
+    _audio_input("reference_decoded", "(C, N) float32, reference after the prompt, as the codec decodes it"),
+    _audio_input("sample_rate_hz", "int, sample rate of the audio"),
+    _audio_input("text", "str or None, text of the track", accepts_none=True),
+)  # fmt: skip
+"""The built-in inputs. docs/metrics.md lists them."""

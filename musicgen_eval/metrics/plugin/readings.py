@@ -1,0 +1,69 @@
+"""The readings that metrics can name as a suffix of an input (`nll__no_text`): built-in ones, and those that metrics define."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+from musicgen_eval.errors import MetricError
+from musicgen_eval.records import Reading, Task
+
+PLAIN = Reading(name="")
+READINGS = (
+    Reading(name="no_text", text="none"),
+    Reading(name="no_context", context="none"),
+    Reading(name="other_text", text="other"),
+)
+REFERENCE = Reading(name="reference", target="reference")
+BUILT_IN: Mapping[Task, Sequence[Reading]] = {
+    "score": (PLAIN, *READINGS),
+    "continue": (PLAIN, *(reading for reading in READINGS if reading.context == "own"), REFERENCE),
+}
+"""The built-in readings of each task. A continuation was generated after its context, so predict scores it with the context."""
+
+
+class ReadingTable:
+    """The readings that the metrics of one run can name.
+
+    Args:
+        task: Task of the run.
+    """
+
+    def __init__(self, task: Task) -> None:
+        assert task in get_args(Task)
+        self.task = task
+        self._readings = {reading.name: reading for reading in BUILT_IN[task]}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._readings
+
+    def __getitem__(self, name: str) -> Reading:
+        return self._readings[name]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all readings; "" is the plain one."""
+        return list(self._readings)
+
+    def publish(self, metric: str, reading: Reading) -> None:
+        """Adds a reading that a metric defines.
+
+        Raises:
+            MetricError: Wrong condition, a reading that predict cannot score, or another reading has this name.
+        """
+        if reading.text not in ("own", "none", "other") or reading.context not in ("own", "none"):
+            raise MetricError(
+                f"metric {metric!r} publishes a reading {reading.name!r} with text={reading.text!r} and "
+                f"context={reading.context!r}; text is own, none or other, context own or none"
+            )
+        if self.task == "continue" and (reading.context == "none" or reading.change is not None):
+            raise MetricError(
+                f"metric {metric!r} publishes a reading {reading.name!r} that changes codes or leaves out the context, which "
+                "predict does not score; measure it in a test"
+            )
+        known = self._readings.get(reading.name)
+        if known is not None and known != reading:
+            raise MetricError(
+                f"metric {metric!r} publishes a reading {reading.name!r} that stands for something else already"
+            )
+        self._readings[reading.name] = reading

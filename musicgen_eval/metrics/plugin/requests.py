@@ -1,0 +1,222 @@
+"""The inputs that a metric requests by the parameters of its `update()`, and their values for one window."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.text import Perplexity
+
+from musicgen_eval.errors import MetricError, near_matches
+from musicgen_eval.metrics.plugin.inputs import Offer, absent_reading
+from musicgen_eval.metrics.plugin.providers import InputProvider, InputRegistry, InputSource
+from musicgen_eval.metrics.plugin.readings import ReadingTable
+from musicgen_eval.models.transfers import upload
+from musicgen_eval.records import CodecSpec
+
+METRICS_OF_SEQUENCES = (Perplexity,)
+"""Stock classes that take batches of sequences. They receive the rows of scored codes as a batch of one sequence."""
+TASK_NAMES = {"score": "a test", "continue": "predict"}
+
+
+@dataclass(frozen=True)
+class InputRequest:
+    """One parameter of a metric's `update()`.
+
+    Attributes:
+        parameter: Name of the parameter.
+        provider: Provider of its value.
+        reading: Name of the reading; "" is the plain one.
+        flat: Whether the value holds the rows of the scored codes only.
+        is_sequence: Whether the rows are given as a batch of one sequence.
+    """
+
+    parameter: str
+    provider: InputProvider
+    reading: str
+    flat: bool
+    is_sequence: bool
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the input is computed from logits, which stay on the model's device."""
+        return self.provider.device == "model"
+
+    @property
+    def input_name(self) -> str:
+        """Name of the input, with the suffix of its reading."""
+        return f"{self.provider.name}__{self.reading}" if self.reading else self.provider.name
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the reading must be scored."""
+        return self.flat or self.provider.needs_scores
+
+
+@dataclass(frozen=True)
+class RequestParser:
+    """Turns the parameters of a metric's `update()` into requests.
+
+    Attributes:
+        registry: Inputs that can be named.
+        readings: Readings that can be named.
+    """
+
+    registry: InputRegistry
+    readings: ReadingTable
+
+    def parse(self, name: str, metric: Metric, renames: Mapping[str, str]) -> list[InputRequest]:
+        """Returns the requests of a metric.
+
+        Args:
+            name: Name of the metric in the run.
+            metric: The metric.
+            renames: Parameter -> name of an input.
+
+        Raises:
+            MetricError: `update()` names no input or an unknown one, or `renames` has a key that is not a parameter.
+        """
+        parameters = inspect.signature(metric.update).parameters
+        _refuse_unknown_parameters(name, metric, renames, parameters)
+        named = [
+            key
+            for key, parameter in parameters.items()
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            and (parameter.default is parameter.empty or key in renames)
+        ]
+        if not named:
+            raise MetricError(
+                f"metric {name!r}: {type(metric).__name__}.update() names no input, so nothing can be given to it; "
+                "wrap it in a metric of its own that names what it wants"
+            )
+        return [self._request(name, metric, key, renames) for key in named]
+
+    def _request(self, name: str, metric: Metric, parameter: str, renames: Mapping[str, str]) -> InputRequest:
+        wanted = renames.get(parameter, parameter)
+        provider, reading = self._find(name, metric, parameter, wanted)
+        if reading not in self.readings:
+            raise MetricError(
+                f"metric {name!r} asks for the reading {reading!r} ({wanted}); {near_matches(reading, self.readings.names)}"
+            )
+        is_renamed = parameter in renames and parameter.partition("__")[0] != provider.name
+        flat = provider.rows == "always" or (provider.rows == "renamed" and is_renamed)
+        is_sequence = flat and isinstance(metric, METRICS_OF_SEQUENCES)
+        return InputRequest(parameter, provider, reading, flat, is_sequence)
+
+    def _find(self, name: str, metric: Metric, parameter: str, wanted: str) -> tuple[InputProvider, str]:
+        """Returns the provider of an input, and the name of the reading that its suffix names."""
+        found = self.registry.find(wanted)
+        if found is None or (found[1] is not None and not found[0].has_readings):
+            raise MetricError(
+                f"metric {name!r}: {type(metric).__name__}.update() asks for {wanted!r}, which "
+                f"{TASK_NAMES[self.registry.task]} does not offer; {near_matches(wanted, self.registry.names)}; or rename it "
+                f"with inputs: {{{parameter}: ...}}"
+            )
+        provider, reading = found
+        return provider, reading or ""
+
+
+def collect(
+    requests: Sequence[InputRequest],
+    offer: Offer,
+    spec: CodecSpec,
+    *,
+    shared: dict[tuple[str, str], Any] | None = None,
+    generator: torch.Generator | None = None,
+) -> dict[str, Any] | None:
+    """Returns the inputs of one metric for one window.
+
+    Rows of several readings are aligned: they hold the codes that all of these readings scored.
+
+    Args:
+        requests: Requests of the metric.
+        offer: Data of the window.
+        spec: Codebooks, rates and channels of the checkpoint.
+        shared: Values that other metrics have requested for this window, by input and reading. New values are added.
+        generator: Random numbers for the trial, given for synthetic windows only.
+
+    Returns:
+        Parameter -> value. None if the metric is not updated with this window, because it takes rows and no code was scored, or
+        because an input does not exist.
+    """
+    shared = {} if shared is None else shared
+    plain = offer.readings[""]
+    assert plain is not None  # the plain reading always exists
+    with_logits = any(request.on_device for request in requests)
+    readings = {
+        request.reading: offer.readings[request.reading] or absent_reading(plain, spec, with_logits=with_logits)
+        for request in requests
+    }
+    counted = torch.stack([reading.scored for reading in readings.values()]).all(0)
+    if any(request.flat for request in requests) and not counted.any():
+        return None
+    values: dict[str, Any] = {}
+    for request in requests:
+        key = (request.provider.name, request.reading)
+        if key not in shared:
+            source = InputSource(readings[request.reading], spec, offer.audio)
+            shared[key] = _provided(request.provider, source, generator)
+        if shared[key] is None and not request.provider.accepts_none:
+            return None
+        values[request.parameter] = _arranged(request, shared[key], counted, readings[request.reading].nll.device)
+    return values
+
+
+def _provided(provider: InputProvider, source: InputSource, generator: torch.Generator | None) -> Any:
+    """Computes an input, or for the trial synthesises it.
+
+    Raises:
+        MetricError: The provider raised, or returned a tensor of the wrong shape for a synthetic window.
+    """
+    try:
+        if generator is None or provider.synthesise is None:
+            value = provider.compute(source)
+        else:
+            value = provider.synthesise(source, generator)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a third-party provider may raise anything
+        window = source.reading.window
+        raise MetricError(
+            f"input {provider.name!r} failed on window {window.index} of {window.track}: {error!r}"
+        ) from error
+    if generator is not None and provider.has_readings:
+        _refuse_other_shapes(provider, value, source)
+    return value
+
+
+def _arranged(request: InputRequest, value: Any, counted: Tensor, device: torch.device) -> Any:
+    """Selects the rows of scored codes if the request is flat, and moves values per code to the device of their reading."""
+    if not request.provider.has_readings or value is None:
+        return value
+    if not request.flat:
+        return upload(value, device)  # `scored` is always on the CPU
+    rows = upload(counted.flatten().nonzero().squeeze(1), value.device)
+    selected = value.flatten(0, 1).index_select(0, rows)
+    return selected.unsqueeze(0) if request.is_sequence else selected
+
+
+def _refuse_other_shapes(provider: InputProvider, value: Any, source: InputSource) -> None:
+    expected = tuple(source.reading.codes.shape)
+    if value is not None and not (isinstance(value, Tensor) and tuple(value.shape[:2]) == expected):
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise MetricError(
+            f"input {provider.name!r} must be a tensor whose first dimensions are (K, T) = {expected}, since it has readings; "
+            f"got {got}"
+        )
+
+
+def _refuse_unknown_parameters(
+    name: str, metric: Metric, renames: Mapping[str, str], parameters: Mapping[str, inspect.Parameter]
+) -> None:
+    for parameter in renames:
+        if parameter not in parameters:
+            raise MetricError(
+                f"metric {name!r}: inputs renames {parameter!r}, which {type(metric).__name__}.update() does not take; "
+                f"{near_matches(parameter, parameters)}"
+            )
