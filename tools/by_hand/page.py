@@ -127,7 +127,7 @@ def _short(measured: Measured) -> str:
 
 def _loop(measured: Measured) -> str:
     functions = (scripts.delayed, scripts.read, scripts.realigned, scripts.nats)
-    source = "\n\n".join(inspect.getsource(function).rstrip() for function in functions)
+    source = "\n\n\n".join(inspect.getsource(function).rstrip() for function in functions)
     return (
         f"```python\n{source}\n```\n\n"
         f"Over the demo's {measured.num_windows} windows, the perplexity is {measured.right_by_hand.ppl:.4f}. "
