@@ -1,1 +1,1 @@
-"""Loads checkpoints: specification, codec, decoder, delay pattern."""
+"""Checkpoints: specification, loading, codec, decoder and delay pattern."""

@@ -1,6 +1,6 @@
 """Finds a checkpoint and reads its specification from its configuration files, without weights.
 
-Knows names (`demo`, a hub name, a folder) and transformers' configurations; loads nothing large.
+A checkpoint is given by name: `demo`, a hub name, or a local folder.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ GENERATION_CONFIG = "generation_config.json"
 IN_MEMORY = "model in memory"
 PARTS = ("text_encoder", "audio_encoder", "decoder")
 TRANSFORMERS_DEFAULT_LENGTH = 20
-"""What transformers once wrote as `max_length` where nobody had set one; it is no model's limit."""
+"""Default of `max_length` in older versions of transformers. It is not the limit of any model."""
 
 Source = Literal["generation_config", "given", "default"]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was found, and what its configuration says.
+    """The location and the specification of a checkpoint.
 
     Attributes:
-        name: as the user named it; a local folder by its absolute path.
-        location: the folder of its files; "" for a model in memory.
-        revision: hub revision as asked for, or None.
-        commit: hub commit that it resolved to, or None for a folder.
-        spec: its codes.
-        max_frames_from: where `spec.max_frames` was found: `generation_config`, `given`, or `default` (30 s, or what the decoder's
-            positions allow if that is less).
+        name: name as given by the user. A local folder is given as an absolute path.
+        location: folder of the checkpoint's files, or "" for a model in memory.
+        revision: requested hub revision, or None.
+        commit: hub commit that the revision resolved to, or None for a folder.
+        spec: specification of the codes.
+        max_frames_from: origin of `spec.max_frames`: `generation_config`, `given`, or `default` (30 s, or fewer if the decoder has
+            fewer positions).
         is_reachable: whether files that are not cached can be downloaded from the hub.
-        digest: of a model in memory, of everything that determines its numbers.
-        notes: what the user should know about how the checkpoint is used, one line each.
+        digest: digest of everything that determines the numbers of a model in memory. None for a checkpoint of files.
+        notes: remarks for the user about how the checkpoint is used, one line each.
     """
 
     name: str
@@ -61,25 +61,25 @@ class Checkpoint:
 
     @property
     def files(self) -> CheckpointFiles:
-        """Where its files are."""
+        """The checkpoint's files."""
         return CheckpointFiles(self.name, Path(self.location), commit=self.commit, is_reachable=self.is_reachable)
 
 
 def find_checkpoint(
     checkpoint: str | Path, *, revision: str | None = None, max_frames: int | None = None
 ) -> Checkpoint:
-    """Finds a checkpoint and reads its `CodecSpec` from its configuration alone.
+    """Finds a checkpoint and reads its `CodecSpec` from its configuration files only.
 
     Args:
         checkpoint: `demo`, a hub name such as `facebook/musicgen-small`, or a local folder in transformers' format.
-        revision: hub branch, tag or commit; only for hub names.
-        max_frames: overrides the longest window that the checkpoint states.
+        revision: hub branch, tag or commit. Allowed for hub names only.
+        max_frames: length of the longest window, in frames. None means the length given by the checkpoint.
 
     Returns:
         The checkpoint's description.
 
     Raises:
-        CheckpointError: not found, not MusicGen, or a configuration that does not fit together.
+        CheckpointError: if the checkpoint is not found or is not MusicGen, or if its configuration is inconsistent.
     """
     refuse_other_types(checkpoint)
     files = _files(str(checkpoint), revision)
@@ -99,16 +99,17 @@ def find_checkpoint(
 
 
 def describe_in_memory(config: MusicgenConfig, *, stated: int | None, given: int | None, digest: str) -> Checkpoint:
-    """Describes a model that is no file.
+    """Describes a model in memory.
 
     Args:
-        config: of the model.
-        stated: `max_length` of its generation config.
-        given: overrides it.
-        digest: of everything that determines its numbers; part of the name, so that two models are told apart.
+        config: the model's configuration.
+        stated: `max_length` of the model's generation config.
+        given: length of the longest window, in frames, which overrides `stated`.
+        digest: digest of everything that determines the model's numbers. It is part of the name, so that different models have
+            different names.
 
     Raises:
-        CheckpointError: a configuration that does not fit together.
+        CheckpointError: if the configuration is inconsistent.
     """
     stated = None if given is not None else _checked_length(stated, IN_MEMORY)
     spec, source, notes = _spec(config, IN_MEMORY, stated=stated, given=given)
@@ -116,20 +117,20 @@ def describe_in_memory(config: MusicgenConfig, *, stated: int | None, given: int
 
 
 def refuse_other_types(checkpoint: object) -> None:
-    """Refuses what is neither a name nor a path.
+    """Raises an error if a checkpoint is neither a name nor a path.
 
     Raises:
-        CheckpointError: says what can be given.
+        CheckpointError: if the type is not supported.
     """
     if not isinstance(checkpoint, str | Path):
         raise CheckpointError(
             f"checkpoint must be 'demo', a hub name, a folder, a MusicgenForConditionalGeneration or a model from load_model, "
-            f"got {type(checkpoint).__name__}; another kind of model can be saved with save_pretrained and given as a folder"
+            f"got {type(checkpoint).__name__}; to use another model, save it with save_pretrained and pass the folder"
         )
 
 
 def lasting_name(checkpoint: str) -> str:
-    """A name that means the same from another folder: the path of a local checkpoint is made absolute."""
+    """Returns a name that does not depend on the working directory: the path of a local checkpoint becomes absolute."""
     folder = _expanded(checkpoint)
     if checkpoint == DEMO or not _is_folder(folder):
         return checkpoint
@@ -137,20 +138,23 @@ def lasting_name(checkpoint: str) -> str:
 
 
 def _files(name: str, revision: str | None) -> CheckpointFiles:
-    """Finds the folder, or the commit on the hub, that a name stands for."""
+    """Finds the local folder or the hub commit of a name."""
     folder = DEMO_MODEL if name == DEMO else _expanded(name)
     if _is_folder(folder):
         if revision is not None:
-            raise CheckpointError(f"checkpoint {name}: a revision ({revision}) goes with a hub name, not with a folder")
+            raise CheckpointError(
+                f"checkpoint {name} is a folder, but revision {revision} was given, which is allowed for hub names only; "
+                "remove revision"
+            )
         return CheckpointFiles(lasting_name(name), folder)
     if name.startswith(IN_MEMORY):
         raise CheckpointError(
-            f"checkpoint {name!r} was a model in memory, which no run can load again; pass the model itself, from Python, "
+            f"checkpoint {name!r} was a model in memory, which cannot be loaded by its name; pass the model from Python, "
             "with the same run_dir"
         )
     if not _is_hub_name(name):
         raise CheckpointError(
-            f"checkpoint {name!r} is neither 'demo', nor a folder, nor a hub name such as 'facebook/musicgen-small'; "
+            f"checkpoint {name!r} is not 'demo', an existing folder, or a hub name such as 'facebook/musicgen-small'; "
             f"{near_matches(name, [DEMO])}"
         )
     return locate_files(name, revision=revision)
@@ -163,37 +167,36 @@ def _config(files: CheckpointFiles) -> MusicgenConfig:
             f"checkpoint folder {files.name} has no {CONFIG}; expected a MusicGen checkpoint in transformers' format"
         )
     written = _read_json(files, path)
-    if written.get("transformers_weights") is not None:  # transformers would open that file instead, whatever it is
+    if written.get("transformers_weights") is not None:  # transformers would open that file, of whatever type
         raise CheckpointError(
-            f"checkpoint {files.name}: {CONFIG} names another weights file ({written['transformers_weights']!r}); remove "
-            "`transformers_weights` from it, or save the model again with save_pretrained"
+            f"checkpoint {files.name}: {CONFIG} sets transformers_weights to {written['transformers_weights']!r}, which is not "
+            "supported; remove that line, or save the model again with save_pretrained"
         )
     if written.get("model_type") == "musicgen":
         missing = [part for part in PARTS if not isinstance(written.get(part), dict)]
         if missing:
             raise CheckpointError(
-                f"checkpoint {files.name}: {CONFIG} does not describe {', '.join(missing)}; save the whole model again with "
+                f"checkpoint {files.name}: {CONFIG} does not describe {', '.join(missing)}; save the complete model again with "
                 "save_pretrained"
             )
     try:
-        config = AutoConfig.from_pretrained(
-            str(files.folder), trust_remote_code=False
-        )  # its own code is not asked about
-    except Exception as error:  # a configuration may hold anything, and transformers raises many types
+        # Without `trust_remote_code=False`, transformers would ask the user whether to run the checkpoint's own code.
+        config = AutoConfig.from_pretrained(str(files.folder), trust_remote_code=False)
+    except Exception as error:  # transformers raises many types for invalid values
         raise CheckpointError(f"checkpoint {files.name}: {CONFIG} cannot be read ({first_line(error)})") from error
     if not isinstance(config, MusicgenConfig):
         raise CheckpointError(
-            f"checkpoint {files.name} is of type {config.model_type!r}; expected 'musicgen' (text, mono or stereo). "
-            "Melody checkpoints feed the decoder differently and are not supported"
+            f"checkpoint {files.name} has type {config.model_type!r}, but only 'musicgen' is supported (mono or stereo, without "
+            "melody); choose such a checkpoint"
         )
     return config
 
 
 def _stated_max_length(files: CheckpointFiles) -> int | None:
-    """Returns `max_length` of the generation config; None if there is none.
+    """Returns `max_length` of the generation config, or None if it is not set.
 
     Raises:
-        CheckpointError: a damaged file, a number that is no length, or a file that exists where it cannot be reached.
+        CheckpointError: if the file is damaged or not available, or if the value is not a number of frames.
     """
     path = files.find(GENERATION_CONFIG)
     return None if path is None else _checked_length(_read_json(files, path).get("max_length"), files.name)
@@ -204,8 +207,8 @@ def _checked_length(stated: object, name: str) -> int | None:
         return None
     if not isinstance(stated, int) or isinstance(stated, bool) or stated < 1:
         raise CheckpointError(
-            f"checkpoint {name}: {GENERATION_CONFIG} gives max_length {stated!r}; expected a number of frames, at least 1. "
-            "Correct it, or set max_frames"
+            f"checkpoint {name}: max_length in {GENERATION_CONFIG} must be a whole number of frames of at least 1, got {stated!r}; "
+            "correct it, or set max_frames"
         )
     return stated
 
@@ -216,20 +219,23 @@ def _read_json(files: CheckpointFiles, path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {files.name}: {path.name} cannot be read ({first_line(error)})") from error
     if not isinstance(written, dict):
-        raise CheckpointError(f"checkpoint {files.name}: {path.name} holds {type(written).__name__}; expected settings")
+        raise CheckpointError(
+            f"checkpoint {files.name}: {path.name} must contain a JSON object, got {type(written).__name__}; "
+            "restore the file, or save the model again with save_pretrained"
+        )
     return written
 
 
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except (OSError, ValueError):  # a name that no file can have: too long, or with a zero byte
+    except (OSError, ValueError):  # not a valid file name: too long, or with a null byte
         return False
 
 
 def _expanded(name: str) -> Path:
-    """A path whose `~` stands for the home directory; a name that only begins with a tilde stays as it is."""
-    return Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser raises where there is no such home
+    """Returns a path with `~` expanded. If there is no such home directory, the name is unchanged."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser raises if there is no such home directory
 
 
 def _spec(
@@ -239,26 +245,30 @@ def _spec(
     decoder: Any = config.decoder
     if not isinstance(codec, EncodecConfig):
         raise CheckpointError(
-            f"checkpoint {name}: its audio encoder is of type {codec.model_type!r}; expected 'encodec'"
+            f"checkpoint {name}: the type of the audio encoder must be 'encodec', got {codec.model_type!r}"
         )
     hop = prod(codec.upsampling_ratios)
     rate, remainder = divmod(codec.sampling_rate, hop)
     if remainder:
         raise CheckpointError(
-            f"checkpoint {name}: {codec.sampling_rate} Hz is no whole number of frames of {hop} samples"
+            f"checkpoint {name}: the sample rate must be a multiple of the hop of {hop} samples, got {codec.sampling_rate} Hz"
         )
     if codec.codebook_size != decoder.vocab_size:
         raise CheckpointError(
-            f"checkpoint {name}: its codec has {codec.codebook_size} entries a codebook, its decoder {decoder.vocab_size}"
+            f"checkpoint {name}: codec and decoder must have the same codebook size, got {codec.codebook_size} and "
+            f"{decoder.vocab_size}"
         )
     channels = decoder.audio_channels
     if channels not in (1, 2) or decoder.num_codebooks % channels:
-        raise CheckpointError(f"checkpoint {name}: {decoder.num_codebooks} codebooks for {channels} channels")
+        raise CheckpointError(
+            f"checkpoint {name}: the decoder must have 1 or 2 channels with equal numbers of codebooks, got {channels} channels "
+            f"and {decoder.num_codebooks} codebooks"
+        )
     num_quantizers = max(1, int(codec.target_bandwidths[0] * 1000 // (log2(codec.codebook_size) * rate)))
     if num_quantizers * channels != decoder.num_codebooks * codec.audio_channels:
         raise CheckpointError(
-            f"checkpoint {name}: its codec gives {num_quantizers} codebooks for {codec.audio_channels} channel(s), its decoder "
-            f"reads {decoder.num_codebooks} for {channels}"
+            f"checkpoint {name}: codec and decoder must have the same number of codebooks per channel, got {num_quantizers} for "
+            f"{codec.audio_channels} channel(s) and {decoder.num_codebooks} for {channels} channel(s)"
         )
     delays = default_delays(decoder.num_codebooks, channels=channels)
     positions = decoder.max_position_embeddings
@@ -278,7 +288,7 @@ def _spec(
 
 
 def _limit(stated: int | None, given: int | None, *, default: int) -> tuple[int, Source]:
-    """The longest window in frames, and where it was found."""
+    """Returns the length of the longest window, in frames, and its origin."""
     if given is not None:
         if not isinstance(given, int) or isinstance(given, bool) or given < 1:
             raise CheckpointError(f"max_frames must be a whole number of at least 1, got {given!r}")
@@ -289,26 +299,26 @@ def _limit(stated: int | None, given: int | None, *, default: int) -> tuple[int,
 
 
 def _notes(spec: CodecSpec, source: Source, name: str, *, stated: int | None, positions: int) -> tuple[str, ...]:
-    """Reports a window length that may be no property of the model.
+    """Returns a note if the window length may not be a property of the model.
 
-    `max_length` is often set to the length of a sample, and `save_pretrained` keeps it. It is trusted without a note if it is
-    MusicGen's 30 s, or if the decoder was built for exactly that many positions, as the demo's was.
+    Users often set `max_length` to the length of the audio that they generate, and `save_pretrained` saves it. There is no note
+    if it is MusicGen's 30 s, or if the decoder has exactly that many positions, as in the demo model.
     """
     trained = DEFAULT_WINDOW_S * spec.frame_rate_hz
     window_s = spec.max_frames / spec.frame_rate_hz
     if source == "default" and stated is not None:
         return (
-            f"checkpoint {name}: max_length {stated} in {GENERATION_CONFIG} is an old default of transformers and no limit of a "
-            f"model; windows hold up to {window_s:g} s (max_frames sets another length)",
+            f"checkpoint {name}: max_length {stated} in {GENERATION_CONFIG} is an old default of transformers and was ignored; "
+            f"windows hold up to {window_s:g} s (set max_frames to change this)",
         )
     if source != "generation_config" or spec.max_frames == trained or spec.max_steps == positions:
         return ()
     return (
         f"checkpoint {name}: windows hold up to {window_s:g} s, because {GENERATION_CONFIG} has "
-        f"max_length {spec.max_frames}; MusicGen was trained on {DEFAULT_WINDOW_S} s (max_frames={trained})",
+        f"max_length {spec.max_frames}; MusicGen was trained on {DEFAULT_WINDOW_S} s (set max_frames={trained} to use it)",
     )
 
 
 def _is_hub_name(name: str) -> bool:
-    """Whether a name reads `owner/model`; MusicGen checkpoints have no shorter ones."""
+    """Returns whether a name has the form `owner/model`. No MusicGen checkpoint has a shorter hub name."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None

@@ -1,9 +1,9 @@
-"""The files of a checkpoint: those of a local folder, or of one commit on the hub, from the local cache where possible.
+"""Finds the files of a checkpoint in a local folder, or in the local cache of a hub commit, and downloads missing ones.
 
-    name, revision --locate_files--> one folder, one commit --find(file name)--> path, or None
+    name, revision --locate_files--> folder and commit --find(file name)--> path, or None
 
-The hub is asked once which commit a revision is. A hub that does not answer within `HUB_TIMEOUT_S` is not asked again: the
-cached files are used, and a missing one is an error that names it. Independent of what the files contain.
+The hub is asked once for the commit of a revision. If it does not answer within `HUB_TIMEOUT_S`, it is not asked again, and only
+cached files are used. A missing file then raises an error that names it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ HUB_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """Where the files of a checkpoint are.
+    """The location of a checkpoint's files.
 
     Attributes:
-        name: the checkpoint's name in messages.
-        folder: the local folder; of a hub checkpoint, the cached snapshot of its commit.
-        commit: hub commit; None for a local folder.
+        name: the checkpoint's name, for messages.
+        folder: local folder. For a hub checkpoint, the cached snapshot of its commit.
+        commit: hub commit, or None for a local folder.
         is_reachable: whether files that are not cached can be downloaded.
     """
 
@@ -47,21 +47,21 @@ class CheckpointFiles:
     is_reachable: bool = False
 
     def find(self, filename: str) -> Path | None:
-        """A file of the checkpoint, downloaded if need be; None if the checkpoint has no such file.
+        """Returns the path of a file, downloaded if necessary, or None if the checkpoint has no such file.
 
         Raises:
-            CheckpointError: the hub cannot be reached, and the cache does not tell whether the checkpoint has the file.
+            CheckpointError: if the file is not cached and the hub cannot be reached.
         """
         path = self.find_if_known(filename)
         if path is None and not self._knows_absence(filename):
             raise CheckpointError(
-                f"checkpoint {self.name}: {filename} is not in the local cache of the hub ({self.folder}), and the hub cannot "
-                "be reached; load the checkpoint once with a connection"
+                f"checkpoint {self.name}: {filename} is not in the local hub cache ({self.folder}), and the hub cannot be "
+                "reached; load the checkpoint once while connected to the hub"
             )
         return path
 
     def find_if_known(self, filename: str) -> Path | None:
-        """As `find`, but None also if nobody knows whether the checkpoint has the file."""
+        """Works like `find`, but also returns None if it is unknown whether the checkpoint has the file."""
         path = self.folder / filename
         if path.is_file():
             return path
@@ -69,29 +69,30 @@ class CheckpointFiles:
             return None
         try:
             return Path(hf_hub_download(self.name, filename, revision=self.commit))
-        except EntryNotFoundError:  # there is none, or the connection was lost meanwhile and nobody knows
+        except EntryNotFoundError:  # raised for a missing file, and also for a connection that was lost meanwhile
             return None
         except (httpx.HTTPError, OSError) as error:
             raise CheckpointError(
-                f"checkpoint {self.name}: {filename} cannot be downloaded ({first_line(error)})"
+                f"checkpoint {self.name}: {filename} could not be downloaded ({first_line(error)})"
             ) from error
 
     def _knows_absence(self, filename: str) -> bool:
-        """Whether it is certain, without asking the hub, that the checkpoint has no such file."""
+        """Returns whether the checkpoint is known to have no such file, without asking the hub."""
         if self.commit is None:
             return True
         return not isinstance(try_to_load_from_cache(self.name, filename, revision=self.commit), str | None)
 
 
 def locate_files(name: str, *, revision: str | None = None) -> CheckpointFiles:
-    """Finds the commit of a hub checkpoint, and the folder that caches its files.
+    """Finds the commit of a hub checkpoint, and the folder in which its files are cached.
 
     Args:
-        name: on the hub, `owner/model`.
-        revision: branch, tag or commit; None: the default branch.
+        name: hub name, `owner/model`.
+        revision: branch, tag or commit. None means the default branch.
 
     Raises:
-        CheckpointError: the hub does not have it, or cannot be reached while the cache does not hold its configuration.
+        CheckpointError: if the hub does not have the checkpoint, or if the hub cannot be reached and the configuration is not
+            cached.
     """
     revision = revision or DEFAULT_REVISION
     reason = _why_unreachable(name, revision)
@@ -100,13 +101,13 @@ def locate_files(name: str, *, revision: str | None = None) -> CheckpointFiles:
     cached = try_to_load_from_cache(name, CONFIG, revision=revision)
     if not isinstance(cached, str):
         raise CheckpointError(
-            f"checkpoint {name!r} was found neither on the hub nor in its local cache ({constants.HF_HUB_CACHE}): {reason}"
+            f"checkpoint {name!r} was found neither on the hub ({reason}) nor in its local cache ({constants.HF_HUB_CACHE})"
         )
     return _files_at(name, cached, is_reachable=False)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type if it has none."""
+    """Returns the first line of an error's message, or the name of its type if the message is empty."""
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
 
 
@@ -116,10 +117,10 @@ def _files_at(name: str, config: str | os.PathLike[str], *, is_reachable: bool) 
 
 
 def _why_unreachable(name: str, revision: str) -> str | None:
-    """Asks the hub once for the checkpoint's configuration; None: it answered.
+    """Asks the hub once for the checkpoint's configuration, and returns why there was no answer, or None if there was one.
 
     Raises:
-        CheckpointError: it answered that there is no such checkpoint or revision, or that access is denied.
+        CheckpointError: if the hub has no such checkpoint or revision, or denies access.
     """
     try:
         get_hf_file_metadata(hf_hub_url(name, CONFIG, revision=revision), timeout=_timeout_s())
@@ -135,26 +136,28 @@ def _why_unreachable(name: str, revision: str) -> str | None:
 
 
 def _timeout_s() -> float:
-    """How long to wait for the hub's first answer; the user can set a shorter time with HF_HUB_ETAG_TIMEOUT."""
+    """Returns the timeout of the first request, in seconds. HF_HUB_ETAG_TIMEOUT can make it shorter."""
     return min(HUB_TIMEOUT_S, constants.HF_HUB_ETAG_TIMEOUT)
 
 
 def _download_config(name: str, revision: str) -> str:
-    """Downloads the configuration, which also makes the cache remember the revision's commit."""
+    """Downloads the configuration. This also records the revision's commit in the cache."""
     try:
         return hf_hub_download(name, CONFIG, revision=revision)
     except (httpx.HTTPError, EntryNotFoundError, OSError) as error:
-        raise CheckpointError(f"checkpoint {name}: {CONFIG} cannot be downloaded ({first_line(error)})") from error
+        raise CheckpointError(f"checkpoint {name}: {CONFIG} could not be downloaded ({first_line(error)})") from error
 
 
 def _refused(name: str, revision: str, error: Exception) -> CheckpointError:
     if isinstance(error, RevisionNotFoundError):
-        return CheckpointError(f"checkpoint {name}: the hub has no revision {revision!r} of it")
+        return CheckpointError(
+            f"checkpoint {name} has no revision {revision!r} on the hub; correct revision or remove it"
+        )
     if isinstance(error, EntryNotFoundError):
         return CheckpointError(
-            f"checkpoint {name}: the hub's repository has no {CONFIG}; expected a MusicGen checkpoint"
+            f"checkpoint {name}: the hub repository has no {CONFIG}; choose a MusicGen checkpoint in transformers' format"
         )
     return CheckpointError(
-        f"checkpoint {name!r} was found neither on the hub nor in its local cache, or access to it is denied "
-        f"({first_line(error)})"
+        f"checkpoint {name!r} does not exist on the hub, or access to it was denied ({first_line(error)}); check the name, or log "
+        "in with `hf auth login`"
     )

@@ -1,14 +1,14 @@
-"""The delay pattern: where each code stands in the decoder's input and output.
+"""The delay pattern: the position of each code in the decoder's input and output.
 
-Codebook k is moved right by `delays[k]` steps, behind one step that is special everywhere (id V, here `#`):
+Codebook k is shifted right by `delays[k]` steps, after one step that holds the special token (id V, here `#`) in all codebooks:
 
     delays 0 1 2      step   0 1 2 3 4 5 6      frames 0..3 of codebook k are fed at steps t + 1 + delay_k
     codebook 0               # 0 1 2 3 # #      and predicted by the output at step     t + delay_k
     codebook 1               # # 0 1 2 3 #
     codebook 2               # # # 0 1 2 3
 
-T frames are scored whole by T + max(delays) steps: the last input step (all of whose codes are predicted one step
-earlier) is never fed. This file knows tensors and delays, no model.
+T + max(delays) steps score all codes of T frames. The last step of the full layout is not fed, because all of its codes are
+predicted by the step before it.
 
 Source: MusicGen (arXiv 2306.05284), section 2.2; audiocraft 1.3.0, `DelayedPatternProvider`.
 """
@@ -27,14 +27,14 @@ def delay_codes(
     valid: Tensor | None = None,
     num_steps: int | None = None,
 ) -> Tensor:
-    """Lays codes out as the decoder reads them.
+    """Arranges codes in the decoder's input layout.
 
     Args:
         codes: (B, K, T) int64.
-        delays: (K,) steps by which each codebook is moved.
-        special_token: id fed where no code stands.
-        valid: (B, K, T) bool, False for padding, which is fed as the special token; None: all valid.
-        num_steps: S; None: T + max(delays).
+        delays: (K,) delay of each codebook, in steps.
+        special_token: id that is fed at positions without a code.
+        valid: (B, K, T) bool, False for padding, which is fed as the special token. None means that all codes are valid.
+        num_steps: S. None means T + max(delays).
 
     Returns:
         (B, K, S) int64 decoder input.
@@ -55,7 +55,7 @@ def delay_codes(
 
 
 def undelay_codes(steps: Tensor, *, delays: Sequence[int], num_frames: int) -> Tensor:
-    """Takes codes out of the decoder's layout: the inverse of `delay_codes`.
+    """Extracts codes from the decoder's input layout. This is the inverse of `delay_codes`.
 
     Args:
         steps: (B, K, S) with S >= num_frames + 1 + max(delays).
@@ -69,44 +69,44 @@ def undelay_codes(steps: Tensor, *, delays: Sequence[int], num_frames: int) -> T
 
 
 def realign(outputs: Tensor, *, delays: Sequence[int], num_frames: int) -> Tensor:
-    """Moves decoder outputs from the step they were made at to the frame they speak of.
+    """Moves each decoder output from its step to the frame that it predicts.
 
     Args:
-        outputs: (B, K, S, ...), one entry a step, such as logits (B, K, S, V); S >= num_frames + max(delays).
+        outputs: (B, K, S, ...) with one entry per step, such as logits (B, K, S, V), and S >= num_frames + max(delays).
         delays: (K,).
         num_frames: T.
 
     Returns:
-        (B, K, T, ...): entry (k, t) is the output at step t + delays[k].
+        (B, K, T, ...), in which entry (k, t) is the output at step t + delays[k].
 
     Raises:
-        ValueError: fewer steps than the last frame needs.
+        ValueError: if there are too few steps for the last frame.
     """
     num_steps = outputs.shape[2]
     if num_steps < num_frames + max(delays):
         raise ValueError(
-            f"{num_frames} frames with delays up to {max(delays)} need {num_frames + max(delays)} steps, got {num_steps}; "
-            "feed the delayed codes of every frame, or score with tail='drop'"
+            f"{num_frames} frames with delays up to {max(delays)} need at least {num_frames + max(delays)} steps, got {num_steps}; "
+            "feed all delayed codes, or set tail='drop'"
         )
     return torch.stack([outputs[:, k, delay : delay + num_frames] for k, delay in enumerate(delays)], dim=1)
 
 
 def tail_mask(num_frames: int, *, delays: Sequence[int]) -> Tensor:
-    """Which codes `tail="drop"` counts: all but the last `delays[k]` frames of codebook k.
+    """Returns a mask of the codes that `tail="drop"` scores: all but the last `delays[k]` frames of codebook k.
 
     Returns:
         (K, T) bool on the CPU.
 
-    Source: audiocraft 1.3.0, which feeds T + 1 steps and so loses the delayed tail.
+    Source: audiocraft 1.3.0, which feeds T + 1 steps and therefore does not score the delayed tail.
     """
     frames = torch.arange(num_frames)
     return torch.stack([frames < num_frames - delay for delay in delays])
 
 
 def default_delays(num_codebooks: int, *, channels: int) -> tuple[int, ...]:
-    """The delays of MusicGen's checkpoints, whose configs do not carry them.
+    """Returns the delays of MusicGen's checkpoints, which their configuration files do not contain.
 
-    Mono: 0, 1, 2, ...; stereo, left and right interleaved: 0, 0, 1, 1, ...
+    They are 0, 1, 2, ... for mono, and 0, 0, 1, 1, ... for stereo, whose left and right codebooks are interleaved.
 
     >>> default_delays(8, channels=2)
     (0, 0, 1, 1, 2, 2, 3, 3)

@@ -1,8 +1,8 @@
-"""A transformers model in memory as a checkpoint: a copy of its weights, named by their digest.
+"""Uses a transformers model in memory as a checkpoint, by copying its weights and naming the copy by their digest.
 
     model, tokenizer --copy_model--> Checkpoint, LoadedParts
 
-The caller's model is only read. The copy is float32 on the CPU, exactly what saving and loading the model would give.
+The caller's model is not changed. The copy is in float32 on the CPU, and equals the model after saving and loading.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from musicgen_eval.models.loading import LoadedParts, load_composite
 from musicgen_eval.models.tokenizer import check_tokenizer, load_tokenizer
 
 HOW_TO_PASS = (
-    "pass one to load_model(model, tokenizer=...), such as AutoTokenizer.from_pretrained('facebook/musicgen-small')"
+    "pass a tokenizer to load_model(model, tokenizer=...), "
+    "such as AutoTokenizer.from_pretrained('facebook/musicgen-small')"
 )
 DIGEST_CHARACTERS = 16
 
@@ -38,16 +39,17 @@ def copy_model(
     """Copies a model in memory, and describes the copy.
 
     Args:
-        model: is not changed: not its dtype, its device, its mode, nor its configuration.
-        tokenizer: of its text encoder, or a processor that has one; None: that of the checkpoint the model was loaded from.
-        max_frames: the longest window; None: as the model's generation config says.
+        model: the model. Its dtype, device, mode and configuration are not changed.
+        tokenizer: tokenizer of the text encoder, or a processor that contains it. None means the tokenizer of the checkpoint from
+            which the model was loaded.
+        max_frames: length of the longest window, in frames. None means `max_length` of the model's generation config.
 
     Raises:
-        CheckpointError: no tokenizer is found, or weights that are not floating point numbers in memory.
+        CheckpointError: if no tokenizer is found, or if the model has adapters, is quantized, or is not entirely in memory.
     """
     state = _copied_state(model)
     config = deepcopy(model.config)
-    if hasattr(config, "transformers_weights"):  # a file that the weights in memory do not need
+    if hasattr(config, "transformers_weights"):  # names a file, but the weights are in memory
         del config.transformers_weights
     composite = load_composite(IN_MEMORY, config, state)
     tokenizer = _checked(tokenizer, model) if tokenizer is not None else _tokenizer_of_origin(model)
@@ -62,18 +64,18 @@ def copy_model(
 
 
 def _copied_state(model: MusicgenForConditionalGeneration) -> dict[str, Tensor]:
-    """The weights in float32 on the CPU, in memory of their own."""
+    """Returns a copy of the weights in float32 on the CPU."""
     if getattr(model, "_hf_peft_config_loaded", False):
         raise CheckpointError(
-            f"the {IN_MEMORY} has adapters; merge them into it (merge_and_unload) before it is evaluated"
+            f"the {IN_MEMORY} has adapters, which are not supported; merge them with merge_and_unload"
         )
     if getattr(model, "quantization_method", None) is not None:
-        raise CheckpointError(f"the {IN_MEMORY} is quantized; load it without quantization to evaluate it")
+        raise CheckpointError(f"the {IN_MEMORY} is quantized, which is not supported; load it without quantization")
     state = {}
     for name, tensor in model.state_dict().items():
         if tensor.is_meta:
             raise CheckpointError(
-                f"the {IN_MEMORY} has weights that are not in memory ({name}); load it without device_map"
+                f"the {IN_MEMORY} has weights on the meta device ({name}); load it without device_map"
             )
         dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
         state[name] = tensor.detach().to("cpu", dtype, copy=True)
@@ -86,29 +88,31 @@ def _checked(
     own = getattr(tokenizer, "tokenizer", tokenizer)
     if not isinstance(own, PreTrainedTokenizerBase):
         raise CheckpointError(
-            f"tokenizer must be a tokenizer or a processor of transformers, got {type(tokenizer).__name__}"
+            f"tokenizer must be a tokenizer or a processor from transformers, got {type(tokenizer).__name__}"
         )
     check_tokenizer(own, model.config, name=IN_MEMORY)
     return deepcopy(own)
 
 
 def _tokenizer_of_origin(model: MusicgenForConditionalGeneration) -> PreTrainedTokenizerBase:
-    """The tokenizer of the checkpoint that transformers says the model was loaded from."""
+    """Loads the tokenizer of the checkpoint from which transformers loaded the model."""
     origin = str(getattr(model, "name_or_path", "") or "")
     if not origin:
-        raise CheckpointError(f"the {IN_MEMORY} does not say where its tokenizer is; {HOW_TO_PASS}")
+        raise CheckpointError(
+            f"the {IN_MEMORY} was not loaded from a checkpoint, so its tokenizer is unknown; {HOW_TO_PASS}"
+        )
     commit = getattr(model.config, "_commit_hash", None)
     try:
         found = find_checkpoint(origin, revision=None if Path(origin).is_dir() else commit)
         return load_tokenizer(found.files, model.config)
     except CheckpointError as error:
         raise CheckpointError(
-            f"the {IN_MEMORY} was loaded from {origin!r}, whose tokenizer cannot be taken: {error}; {HOW_TO_PASS}"
+            f"the {IN_MEMORY} was loaded from {origin!r}, whose tokenizer cannot be loaded: {error}; {HOW_TO_PASS}"
         ) from error
 
 
 def _digest(state: Mapping[str, Tensor], config: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What determines the numbers of a model in memory: every weight, the configuration and the tokenizer."""
+    """Returns a digest of the weights, the configuration and the tokenizer."""
     digest = sha256(config.encode())
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)

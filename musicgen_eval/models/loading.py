@@ -1,7 +1,7 @@
 """Loads the parts of a checkpoint with transformers: the composite model in float32 on the CPU, and its tokenizer.
 
-One load at a time: while transformers creates a model it changes torch for the whole process, and two loads side by side
-leave weights out. Weights are read from safetensors only.
+Only one thread loads at a time, because transformers changes process-wide state of torch while it creates a model, and concurrent
+loads would skip weights. Weights are read only from safetensors files.
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ from musicgen_eval.models.tokenizer import load_tokenizer, require_tokenizer_fil
 _LOADING = threading.RLock()
 _DECODER = re.compile(r"decoder\.model\.decoder\.(layers|embed_tokens)\.|decoder\.lm_heads\.")
 _BEYOND_THE_CONFIG = re.compile(r"text_encoder\.encoder\.block\.|audio_encoder\.(encoder|decoder|quantizer)\.layers\.")
-"""Weights that a model of another size has. Others, such as tables of positions, are left unused by design."""
+"""Unused weights with these names mean that the configuration has another size. Other unused weights, such as tables of
+positions, are normal."""
 
 
 @dataclass(frozen=True)
 class LoadedParts:
-    """What a checkpoint consists of, loaded.
+    """The loaded parts of a checkpoint.
 
     Attributes:
-        composite: float32, on the CPU, in eval mode.
-        tokenizer: of its text encoder.
+        composite: the model, in float32, on the CPU, in eval mode.
+        tokenizer: the tokenizer of the text encoder.
     """
 
     composite: MusicgenForConditionalGeneration
@@ -49,7 +50,7 @@ def load_parts(found: Checkpoint) -> LoadedParts:
     """Loads a checkpoint from its files.
 
     Raises:
-        CheckpointError: files are missing, damaged, pickled, or do not fit together.
+        CheckpointError: if files are missing, damaged, pickled, or inconsistent.
     """
     files = found.files
     require_files(files)
@@ -62,10 +63,10 @@ def load_parts(found: Checkpoint) -> LoadedParts:
 
 
 def load_composite(name: str, config: MusicgenConfig, state: Mapping[str, Tensor]) -> MusicgenForConditionalGeneration:
-    """Creates a model from a configuration and weights in memory, exactly as it would be loaded from files.
+    """Creates a model from a configuration and weights in memory, exactly as if they were loaded from files.
 
     Raises:
-        CheckpointError: the weights do not fit the configuration.
+        CheckpointError: if the weights do not match the configuration.
     """
     with _LOADING:
         composite = _load_composite(name, None, config=config, state_dict=dict(state))
@@ -74,27 +75,27 @@ def load_composite(name: str, config: MusicgenConfig, state: Mapping[str, Tensor
 
 
 def require_files(files: CheckpointFiles) -> None:
-    """Refuses a checkpoint without weights in safetensors or without a tokenizer, before anything large is read.
+    """Checks that a checkpoint has safetensors weights and a tokenizer, before any large file is read.
 
     Raises:
-        CheckpointError: names the missing file.
+        CheckpointError: if a file is missing.
     """
     _refuse_pickles(files)
     require_tokenizer_files(files)
 
 
 def _load_composite(name: str, location: str | None, **given: Any) -> MusicgenForConditionalGeneration:
-    """Loads with transformers, whatever the surroundings.
+    """Loads with transformers, independently of the caller's device, default dtype and random state.
 
-    A trainer's own device context would make transformers ask for a device map. The table of positions is computed in the default
-    dtype. Weights are drawn before they are loaded, from the caller's random numbers.
+    Within a trainer's device context, transformers would require a device map. The table of positions is computed in the default
+    dtype. transformers initialises the weights at random before it loads them, which would advance the caller's generator.
     """
     try:
         with torch.device("cpu"), float32_by_default(), torch.random.fork_rng(devices=[]):
             loaded: Any = MusicgenForConditionalGeneration.from_pretrained(
                 location, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **given
             )
-    except Exception as error:  # transformers, safetensors and torch raise many types for files that do not fit
+    except Exception as error:  # transformers, safetensors and torch raise many types for invalid files
         raise CheckpointError(f"checkpoint {name} cannot be loaded: {_explained(error)}") from error
     composite, info = loaded
     _refuse_other_weights(name, info)
@@ -103,18 +104,21 @@ def _load_composite(name: str, location: str | None, **given: Any) -> MusicgenFo
 
 
 def _refuse_other_weights(name: str, info: Mapping[str, Any]) -> None:
-    """Refuses weights that are not those of the configuration: missing ones would be random, surplus ones left out."""
+    """Raises an error if weights are missing, have another shape, or are not used by the configuration."""
     wrong = sorted(info["missing_keys"]) or sorted(str(key) for key in info["mismatched_keys"])
     if wrong:
         raise CheckpointError(
-            f"checkpoint {name}: {len(wrong)} weights are missing or of another shape ({', '.join(wrong[:3])}, ...); "
-            "they would be random. Save the whole model again with save_pretrained"
+            f"checkpoint {name}: {len(wrong)} weights are missing or have another shape than in config.json "
+            f"({', '.join(wrong[:3])}, ...); save the complete model again with save_pretrained"
         )
     _refuse_surplus(name, [key for key in info["unexpected_keys"] if _BEYOND_THE_CONFIG.match(key)])
 
 
 def _refuse_surplus_layers(name: str, composite: MusicgenForConditionalGeneration, weights: Iterable[str]) -> None:
-    """Looks for surplus weights of the decoder, about which transformers is silent: it ignores a T5's decoder by that name."""
+    """Raises an error for unused weights of the decoder.
+
+    transformers does not report them, because it ignores the decoder of a T5 model, which has the same name.
+    """
     known = set(composite.state_dict())
     _refuse_surplus(name, [key for key in weights if _DECODER.match(key) and key not in known])
 
@@ -122,20 +126,22 @@ def _refuse_surplus_layers(name: str, composite: MusicgenForConditionalGeneratio
 def _refuse_surplus(name: str, surplus: Sequence[str]) -> None:
     if surplus:
         raise CheckpointError(
-            f"checkpoint {name}: config.json describes a smaller model than its weights are of: {len(surplus)} would be left "
-            f"out ({', '.join(sorted(surplus)[:3])}, ...). Save the whole model again with save_pretrained"
+            f"checkpoint {name}: config.json describes a smaller model than the weights, of which {len(surplus)} would not be used "
+            f"({', '.join(sorted(surplus)[:3])}, ...); save the complete model again with save_pretrained"
         )
 
 
 def _explained(error: Exception) -> str:
-    """The error's words; transformers prints the weights of another shape elsewhere, and says where to look."""
+    """Returns the error's message, in one line if weights have another shape. transformers then only refers to its log."""
     if "ignore_mismatched_sizes" in str(error):
-        return "some weights are of another shape than config.json says; they belong to another configuration"
+        return (
+            "some weights have another shape than in config.json; restore the config.json that belongs to the weights"
+        )
     return str(error) or type(error).__name__
 
 
 def _weight_files(files: CheckpointFiles) -> list[Path]:
-    """The files of weights, downloaded if need be; transformers prefers a single file to several."""
+    """Returns the paths of the weight files, downloaded if necessary. Like transformers, it prefers a single file to shards."""
     single = files.find_if_known(SAFE_WEIGHTS_NAME)
     if single is not None:
         return [single]
@@ -143,14 +149,13 @@ def _weight_files(files: CheckpointFiles) -> list[Path]:
     missing = [name for name, path in found.items() if path is None]
     if missing:
         raise CheckpointError(
-            f"checkpoint {files.name} has no {missing[0]}, where its weights should be; save the model again with "
-            "save_pretrained"
+            f"checkpoint {files.name}: the weight file {missing[0]} is missing; save the model again with save_pretrained"
         )
     return [path for path in found.values() if path is not None]
 
 
 def _names_in(files: CheckpointFiles, weights: Sequence[Path]) -> list[str]:
-    """The names of the weights in files."""
+    """Returns the names of the weights in the files."""
     try:
         names = []
         for path in weights:
@@ -162,27 +167,27 @@ def _names_in(files: CheckpointFiles, weights: Sequence[Path]) -> list[str]:
 
 
 def _refuse_pickles(files: CheckpointFiles) -> None:
-    """Refuses a checkpoint without safetensors before anything else could be opened."""
+    """Raises an error if the weights are not in safetensors files, before any file is opened."""
     if files.commit is None and not any(files.folder.glob("*.safetensors")):
         pickles = sorted(path.name for path in files.folder.glob("*.bin"))
-        hint = f"{', '.join(pickles)} are pickles, which run code when loaded; " if pickles else ""
+        hint = f" (its pickles are not loaded, because they can run code: {', '.join(pickles)})" if pickles else ""
         raise CheckpointError(
-            f"checkpoint folder {files.name} holds no .safetensors weights; {hint}save the model again with save_pretrained"
+            f"checkpoint folder {files.name} contains no .safetensors weights{hint}; save the model again with save_pretrained"
         )
     if files.find_if_known("adapter_config.json") is not None:
         raise CheckpointError(
-            f"checkpoint {files.name} is an adapter, whose weights may be pickles; merge it into its model and save that"
+            f"checkpoint {files.name} is an adapter, which is not supported; merge it into its model, and save the merged model"
         )
     for name in _shards(files):
         if not name.endswith(".safetensors") or Path(name).name != name:
             raise CheckpointError(
-                f"checkpoint {files.name}: {SAFE_WEIGHTS_INDEX_NAME} names {name!r}, which is no .safetensors file beside it; "
-                "save the model again with save_pretrained"
+                f"checkpoint {files.name}: {SAFE_WEIGHTS_INDEX_NAME} names {name!r}, which is not a .safetensors file in the same "
+                "folder; save the model again with save_pretrained"
             )
 
 
 def _shards(files: CheckpointFiles) -> set[str]:
-    """The files that an index of weights names; transformers would open whatever they are."""
+    """Returns the file names in the weight index. transformers would open files of any type."""
     index = files.find_if_known(SAFE_WEIGHTS_INDEX_NAME)
     if index is None:
         return set()

@@ -1,10 +1,9 @@
-"""MusicGen as an instrument: audio to codes, text to states, and a decoder ready to score. `load_model` is the way to one.
+"""A loaded MusicGen model. It encodes audio and text, decodes codes, and prepares its decoder for scoring.
 
-    audio (C, N) --SegmentEncoder, float32, each segment alone--> codes (K, T)
-    text         --T5, float32, each text alone-----------------> projected states (L, D), or None
+    audio (C, N) --SegmentEncoder, each segment alone--> codes (K, T)
+    text         --T5, each text alone-----------------> projected states (L, D), or None
 
-Codes and text states are always made in float32; a precision is the decoder's alone. Knows checkpoints, codes and texts;
-nothing of windows, scores or Lightning.
+Codes and text states are always computed in float32. A precision applies to the decoder only.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ PRODUCT_DTYPES = {
     "bf16-true": torch.bfloat16,
     "16-mixed": torch.float16,
 }
-"""dtype of the decoder's products on an accelerator, by precision."""
+"""Dtype of the decoder's matrix products on an accelerator, by precision."""
 MAX_TEXTS = 256
-"""Recent texts whose states are kept: consecutive windows are often of one track."""
+"""Number of recent texts whose states are cached. Consecutive windows often belong to the same track."""
 
 
 def load_model(
@@ -54,28 +53,33 @@ def load_model(
     max_frames: int | None = None,
     tokenizer: PreTrainedTokenizerBase | ProcessorMixin | None = None,
 ) -> MusicGen:
-    """Loads a MusicGen checkpoint in float32 on the CPU, ready to score. Threads that load at the same time take turns.
+    """Loads a MusicGen checkpoint in float32 on the CPU. If several threads call it, one loads at a time.
 
     Args:
-        checkpoint: `demo`, a hub name such as `facebook/musicgen-small`, a folder in transformers' format, what
-            `find_checkpoint` found, or a transformers model in memory, which is copied and not changed.
-        revision: hub branch, tag or commit.
-        max_frames: overrides the longest window that the checkpoint states.
-        tokenizer: of a model in memory, or its processor; None: the tokenizer of the checkpoint that it was loaded from.
+        checkpoint: `demo`, a hub name such as `facebook/musicgen-small`, a folder in transformers' format, the result of
+            `find_checkpoint`, or a transformers model in memory, which is copied and not changed.
+        revision: hub branch, tag or commit. Allowed for hub names only.
+        max_frames: length of the longest window, in frames. None means the length given by the checkpoint.
+        tokenizer: tokenizer or processor of a model in memory. None means the tokenizer of the checkpoint from which it was loaded.
 
     Returns:
-        The model in eval mode; `.to("cuda")` moves all of it, a change of dtype only its decoder.
+        The model in eval mode. `.to("cuda")` moves all of it. A change of dtype applies to its decoder only.
 
     Raises:
-        CheckpointError: not found, not MusicGen, not safetensors, no tokenizer, or weights that are missing or do not fit.
+        CheckpointError: if the checkpoint is not found, is not MusicGen, or has no safetensors weights or no tokenizer, or if its
+            weights do not match its configuration.
     """
     if isinstance(checkpoint, MusicgenForConditionalGeneration):
         if revision is not None:
-            raise CheckpointError(f"a revision ({revision}) goes with a hub name, not with a model in memory")
+            raise CheckpointError(
+                f"revision {revision} was given, which is allowed for hub names only, not for a model in memory; remove revision"
+            )
         found, parts = copy_model(checkpoint, tokenizer=tokenizer, max_frames=max_frames)
         return MusicGen(parts.composite, parts.tokenizer, found)
     if tokenizer is not None:
-        raise CheckpointError("tokenizer goes with a model in memory; a checkpoint of files has its own")
+        raise CheckpointError(
+            "tokenizer is allowed for a model in memory only, because a checkpoint of files has its own; remove tokenizer"
+        )
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = find_checkpoint(checkpoint, revision=revision, max_frames=max_frames)
     parts = load_parts(checkpoint)
@@ -86,10 +90,11 @@ class MusicGen(nn.Module):
     """A loaded checkpoint.
 
     Attributes:
-        checkpoint: where it came from.
-        decoder: transformers' `MusicgenForCausalLM`, the one part whose precision may change.
-        fused: the decoder's passes on an accelerator; None on a CPU, and if the model is sharded.
-        arithmetic: what computes its matrix products: `transformers`, `packed <dtype>` or `fused <dtype>`.
+        checkpoint: the checkpoint from which the model was loaded.
+        decoder: transformers' `MusicgenForCausalLM`, the only part whose precision may change.
+        fused: the decoder for accelerators. None on a CPU, and if the model is sharded.
+        arithmetic: implementation of the decoder's matrix products: `transformers`, `transformers, sharded`, `packed <dtype>` or
+            `fused <dtype>`.
     """
 
     def __init__(self, composite: MusicgenForConditionalGeneration, tokenizer: Any, checkpoint: Checkpoint) -> None:
@@ -112,28 +117,28 @@ class MusicGen(nn.Module):
 
     @property
     def spec(self) -> CodecSpec:
-        """What the checkpoint says of its codes."""
+        """The specification of the checkpoint's codes."""
         return self.checkpoint.spec
 
     @property
     def device(self) -> torch.device:
-        """Where the decoder is."""
+        """The device of the decoder."""
         return self.decoder.device
 
     def prepare(self, precision: str, *, decoding: bool = True) -> None:
-        """Makes the decoder ready for a precision, after it has been moved to its device.
+        """Prepares the decoder for a precision, after it has been moved to its device.
 
-        On a CPU its matrices are laid out for the processor, in place: in float32, or in bfloat16 with float32 sums, residuals
-        and output heads. On an accelerator they are joined and cast, once and in place. Transformers' own modules compute if the
-        processor cannot, and if the model is sharded.
+        On a CPU, its weights are packed for the processor, in place: in float32, or in bfloat16 with float32 sums, residuals and
+        output heads. On an accelerator, they are joined and cast in place. If the processor does not support packed weights, or if
+        the model is sharded, transformers' modules are used unchanged.
 
         Args:
-            precision: as Lightning's: `32-true`, `bf16-mixed`, `bf16-true` or `16-mixed`.
-            decoding: whether it will also decode step by step. If it will only score, float32 matrices may be laid out for many
-                rows alone, which may change the last bits of its sums.
+            precision: precision as in Lightning: `32-true`, `bf16-mixed`, `bf16-true` or `16-mixed`.
+            decoding: whether the model will also decode step by step. If it only scores, float32 weights may be laid out for
+                products of many rows, which may change the last bits of the sums.
 
         Raises:
-            CheckpointError: the model was prepared for another precision, or its decoder has been cast to another dtype.
+            CheckpointError: if the model was prepared for another precision, or if its decoder was cast to another dtype.
         """
         self.refuse_change(precision, self.device)
         self._refuse_cast(precision)
@@ -148,78 +153,77 @@ class MusicGen(nn.Module):
         else:
             dtype = PRODUCT_DTYPES[precision]
             if dtype != torch.float32:
-                self._prepared_for = (
-                    precision,
-                    self.device.type,
-                )  # before any weight is rounded, since that may fail half-way
+                # Set before any weight is rounded, because rounding may fail halfway.
+                self._prepared_for = (precision, self.device.type)
             if self.fused is None or self.fused.dtype != dtype:
                 self._drop_fused()
                 self.fused = FusedDecoder(self.decoder, dtype, in_place=True)
             self.arithmetic = f"fused {_name(dtype)}"
 
     def refuse_change(self, precision: str, device: torch.device) -> None:
-        """Refuses to score in another way than this model was prepared for: its weights have been rounded or laid out.
+        """Raises an error if the model was prepared for another precision or device type, because its weights have changed.
 
         Raises:
-            CheckpointError: says for what it was prepared.
+            CheckpointError: if the precision or the device type differs.
         """
         if self._prepared_for not in (None, (precision, device.type)):
             raise CheckpointError(
                 f"checkpoint {self.checkpoint.name}: this model was prepared for {' on '.join(self._prepared_for)}, which changed "
-                f"its weights, and cannot be used for {precision} on {device.type}; load it again"
+                f"its weights, and cannot be used for {precision} on {device.type}; call load_model again"
             )
 
     def _refuse_cast(self, precision: str) -> None:
-        """Refuses a decoder that the caller has cast: its weights have been rounded, whatever the precision says."""
+        """Raises an error if the caller has cast the decoder, because its weights then do not have the requested precision."""
         expected = torch.bfloat16 if precision == "bf16-true" else torch.float32
         if self.decoder.dtype != expected:
             raise CheckpointError(
-                f"checkpoint {self.checkpoint.name}: precision {precision} needs a decoder in {_name(expected)}, and this one is "
-                f"in {_name(self.decoder.dtype)}; load it again, and choose a precision instead of casting the model"
+                f"checkpoint {self.checkpoint.name}: precision {precision} needs a decoder in {_name(expected)}, but it was cast "
+                f"to {_name(self.decoder.dtype)}; call load_model again, and set precision instead of casting the model"
             )
 
     def encode(self, segments: Sequence[Tensor]) -> list[Tensor]:
-        """Audio to codes, each segment alone, in float32.
+        """Encodes audio to codes, each segment alone, in float32.
 
         Args:
-            segments: (C, N) float32 at `spec.sample_rate_hz`, N a multiple of `spec.hop_samples`.
+            segments: (C, N) float32 each, at `spec.sample_rate_hz`. N is a multiple of `spec.hop_samples`.
 
         Returns:
-            (K, T) int64 each, on the model's device, T = N / hop.
+            (K, T) int64 codes of each segment, on the model's device, with T = N / hop.
         """
         return self._segment_encoder.encode_all([upload(segment, self.device) for segment in segments])
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes to audio, in float32.
+        """Decodes codes to audio, in float32.
 
         Args:
-            codes: (K, T) int64, without special tokens or delay, T at least 1.
+            codes: (K, T) int64 without special tokens or delay, with at least one frame.
 
         Returns:
-            (C, N) float32 at `spec.sample_rate_hz` on the codes' device, N = T * hop, near [-1, 1] and not clipped.
+            (C, N) float32 at `spec.sample_rate_hz`, on the device of the codes, with N = T * hop. The audio is not clipped and may
+            slightly exceed [-1, 1].
         """
         return self._segment_decoder.decode(codes)
 
     def decode_pieces(self, codes: Tensor) -> Iterator[Tensor]:
-        """The same audio in blocks, each made when it is asked for; the memory does not grow with T.
+        """Decodes codes to audio, lazily in blocks. Memory use does not depend on T.
 
         Args:
-            codes: (K, T), as in `decode`.
+            codes: (K, T) int64, as in `decode`.
 
         Returns:
-            (C, n) float32 each, in order.
+            The consecutive blocks, (C, n) float32 each.
         """
         return self._segment_decoder.decode_pieces(codes)
 
     @torch.inference_mode()
     def encode_text(self, text: str | None) -> Tensor | None:
-        """One text to the states that cross attention hears, in float32.
+        """Encodes a text to the states that cross attention reads, in float32.
 
         Args:
-            text: a description; None, "" or blanks: the null condition.
+            text: a description. None, "" and blanks mean the null condition.
 
         Returns:
-            (L, D), L tokens with the end token, D the decoder's width; None for the null condition.
+            (L, D) states of L tokens, including the end token, where D is the decoder's width. None for the null condition.
         """
         if not text or not text.strip():
             return None
@@ -228,13 +232,13 @@ class MusicGen(nn.Module):
             return self.text_projection(self.text_encoder(input_ids=ids).last_hidden_state)[0]
 
     def encode_texts(self, texts: Sequence[str | None]) -> list[Tensor | None]:
-        """Texts to states, each alone, so that its states do not depend on the batch; those of recent texts are kept.
+        """Encodes each text alone, so that its states do not depend on the others. Recent states are cached.
 
         Args:
-            texts: descriptions; None, "" or blanks for the null condition.
+            texts: descriptions. None, "" and blanks mean the null condition.
 
         Returns:
-            (L_i, D) each, or None for the null condition.
+            (L_i, D) states of each text, or None for the null condition.
         """
         with self._encoding_texts:
             return self._encode_texts([text if text and text.strip() else None for text in texts])
@@ -258,18 +262,18 @@ class MusicGen(nn.Module):
         return [None if text is None else known[text] for text in plain]
 
     def can_read(self, text: str) -> bool:
-        """Whether the tokenizer knows any part of a text; of another, the model hears unknown tokens only."""
+        """Returns whether the tokenizer knows any part of a text. Otherwise, the model receives only unknown tokens."""
         return not self._empty_ids.issuperset(self.tokenizer(text).input_ids)
 
     def __getstate__(self) -> NoReturn:
-        """Refuses to be copied or pickled: matrices that are laid out for a processor cannot be.
+        """Prevents copying and pickling, because packed weights support neither.
 
         Raises:
             CheckpointError: always.
         """
         raise CheckpointError(
-            f"a model from load_model can be neither copied nor pickled; call load_model again where another is needed "
-            f"(checkpoint {self.checkpoint.name})"
+            f"checkpoint {self.checkpoint.name}: a model from load_model can be neither copied nor pickled; call load_model again "
+            "to get another one"
         )
 
     def _drop_fused(self) -> None:
@@ -279,17 +283,17 @@ class MusicGen(nn.Module):
         self.fused = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MusicGen:
-        """Moves everything, but changes the dtype of the decoder alone: codes and texts are always made in float32."""
+        """Moves all parts, but changes the dtype of the decoder only, because codes and texts are always computed in float32."""
         self._drop_fused()
         self._text_states.clear()
-        self._segment_decoder = SegmentDecoder(
-            self.audio_encoder, channels=self.spec.channels
-        )  # without weights of the old device
+        # A new object, because the old one holds weights on the old device.
+        self._segment_decoder = SegmentDecoder(self.audio_encoder, channels=self.spec.channels)
         self.decoder._apply(fn)
         device = fn(torch.empty(0, device=self.text_encoder.device)).device
 
         def move(tensor: Tensor) -> Tensor:
-            # EnCodec reads the sizes of its convolutions in Python for every window. On a device, each read would wait for it.
+            # EnCodec reads the sizes of its convolutions in Python for every window. If they were on a device, each read would
+            # synchronise with it.
             is_size = tensor.dim() == 0 and tensor.dtype == torch.int64
             return tensor if is_size else tensor.to(device)
 
@@ -303,12 +307,12 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def unreadable_texts(model: MusicGen, texts: Sequence[str | None]) -> tuple[str, ...]:
-    """A note, if the model can read none of the words of some texts; it looks at the first `MAX_CHECKED_TEXTS` of them."""
+    """Returns a note if the tokenizer knows no part of some of the first `MAX_CHECKED_TEXTS` texts."""
     checked = [text for text in dict.fromkeys(islice(texts, MAX_CHECKED_TEXTS)) if text and text.strip()]
     unreadable = [text for text in checked if not model.can_read(text)]
     if not unreadable:
         return ()
     return (
         f"the checkpoint's tokenizer knows no part of {len(unreadable)} of {len(checked)} texts, such as {unreadable[0][:40]!r}; "
-        "the model hears unknown tokens in their place",
+        "the model receives only unknown tokens for them",
     )

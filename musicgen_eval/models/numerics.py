@@ -1,12 +1,11 @@
-"""torch's process-wide switches that change numbers, held while codes are encoded, scored, generated or decoded.
+"""Sets the process-wide switches of torch that affect numbers, while codes are encoded, scored, generated or decoded.
 
-    full_precision()      float32 products without TF32; sums of half-precision products in float32; deterministic cuDNN;
+    full_precision()      float32 products without TF32, sums of half-precision products in float32, deterministic cuDNN,
                           no cuDNN attention
-    float32_by_default()  undoes the default dtype that Lightning's `bf16-true` sets
-    float32_exactly()     both, without autocast: for the codec and the text encoder
+    float32_by_default()  default dtype float32, also within Lightning's `bf16-true`
+    float32_exactly()     both, without autocast, for the codec and the text encoder
 
-torch keeps these switches for the whole process. If several threads hold one at the same time, the first changes it and the last
-restores it.
+If several threads hold a switch at the same time, the first thread changes it and the last one restores it.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ import torch
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Computes products as their dtype promises, with deterministic kernels.
+    """Uses the full precision of each dtype, and deterministic kernels.
 
     - float32 products and convolutions use neither TF32 nor bfloat16 (`torch.set_float32_matmul_precision`).
-    - Partial sums of float16 and bfloat16 products are added in float32. cuBLAS would round them when it splits a sum.
-    - cuDNN uses deterministic algorithms, and does not choose them by timing. For a deterministic LSTM, NVIDIA also asks for the
-      environment variable CUBLAS_WORKSPACE_CONFIG, which must be set before CUDA starts; the commands set it.
-    - cuDNN attention is off. It builds an execution plan for each new shape, which takes 0.1 to 0.4 s, and torch prefers it on
-      H100-class devices.
+    - Partial sums of float16 and bfloat16 products are added in float32. Otherwise, cuBLAS would round them when it splits a sum.
+    - cuDNN uses deterministic algorithms, and does not choose them by timing. A deterministic LSTM also requires the environment
+      variable CUBLAS_WORKSPACE_CONFIG, which must be set before CUDA starts. The command-line programs set it.
+    - cuDNN attention is turned off, because it builds an execution plan for each new shape, which takes 0.1 to 0.4 s. torch
+      prefers it on H100-class devices.
     """
     with _FULL_PRECISION.held():
         yield
@@ -37,9 +36,9 @@ def full_precision() -> Iterator[None]:
 
 @contextlib.contextmanager
 def float32_by_default() -> Iterator[None]:
-    """Undoes the default dtype that Lightning's `bf16-true` sets for a step.
+    """Sets the default dtype to float32, because Lightning's `bf16-true` sets it to bfloat16 for a step.
 
-    transformers counts an audio's samples in the default dtype, and bfloat16 cannot count beyond 256.
+    transformers counts samples of audio in the default dtype, and bfloat16 cannot represent all integers above 256.
     """
     with _FLOAT32_BY_DEFAULT.held():
         yield
@@ -69,12 +68,12 @@ def numerics_in_use() -> dict[str, Any]:
 
 
 class _ProcessWide:
-    """A setting of the process that several threads may hold at once; the last one to release it restores it.
+    """A process-wide setting that several threads may hold at the same time. The last one to release it restores it.
 
     Args:
-        read: returns the present setting.
-        write: takes a setting that `read` returned, or `wanted`.
-        wanted: the setting while it is held.
+        read: function that returns the current value.
+        write: function that sets a value.
+        wanted: value of the setting while it is held.
     """
 
     def __init__(self, read: Callable[[], Any], write: Callable[[Any], None], wanted: Any) -> None:
@@ -105,7 +104,7 @@ class _ProcessWide:
 
 
 def _switches() -> list[tuple[Any, str, Any]]:
-    """(owner, attribute, value while held) of every switch that is an attribute."""
+    """Returns (owner, attribute, value while held) of every switch that is an attribute."""
     matmul, cudnn, onednn = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn
     backends: list[Any] = [matmul, cudnn.conv, cudnn.rnn, onednn.matmul, onednn.conv, onednn.rnn]  # type: ignore[attr-defined]
     return [
@@ -113,7 +112,7 @@ def _switches() -> list[tuple[Any, str, Any]]:
         (matmul, "allow_bf16_reduced_precision_reduction", False),
         (matmul, "allow_fp16_reduced_precision_reduction", False),
         (matmul, "allow_fp16_accumulation", False),
-        # `torch.backends.cudnn.flags` would raise here, because it reads the older TF32 switch.
+        # `torch.backends.cudnn.flags` would raise an error here, because it reads the older TF32 switch.
         (cudnn, "deterministic", True),
         (cudnn, "benchmark", False),
     ]

@@ -1,7 +1,7 @@
-"""Work side by side on a CPU, one torch thread each, so that no bit depends on how many threads or processes there are.
+"""Runs CPU work in parallel with one torch thread per item, so that results do not depend on the number of threads.
 
-Several of torch's kernels give other last bits with another number of threads (oneDNN's convolutions and prepacked matrices,
-`torch.sum`); none does when each piece of work has one thread to itself. Knows nothing of audio or models.
+The last bits of some kernels depend on the number of torch threads (oneDNN's convolutions and packed matrices, `torch.sum`). They
+are constant if each item runs on one thread.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ Result = TypeVar("Result")
 def map_single_threaded(
     fn: Callable[[Item], Result], items: Iterable[Item], *, num_workers: int | None = None
 ) -> list[Result]:
-    """Apply `fn` to every item, items side by side, each with one torch thread.
+    """Applies `fn` to all items in parallel, each with one torch thread.
 
-    The workers see the caller's autocast, inference and grad modes and its context variables. What they return does not depend
-    on `num_workers`, if `fn` is a function of its item alone.
+    The workers have the caller's autocast, inference and grad modes, and its context variables. The results do not depend on
+    `num_workers` if `fn` depends only on its item.
 
     Args:
-        fn: called from several threads at once.
-        items: taken up in their order.
-        num_workers: how many items are in hand at once; None: as many as the caller has torch threads.
+        fn: function that is called from several threads at the same time.
+        items: items, processed in order.
+        num_workers: number of items that are processed at the same time. None means the caller's number of torch threads.
 
     Returns:
         The results in the order of the items.
 
     Raises:
-        ValueError: `num_workers` is below 1.
-        BaseException: whatever `fn` raised on the first item that failed; items not yet begun are dropped.
+        ValueError: if `num_workers` is below 1.
+        BaseException: the exception that `fn` raised for the first failed item. Items that have not started are skipped.
 
     >>> map_single_threaded(lambda n: n * torch.get_num_threads(), [1, 2, 3], num_workers=2)
     [1, 2, 3]
     """
     if num_workers is not None and num_workers < 1:
-        raise ValueError(f"num_workers: expected at least 1, got {num_workers}")
+        raise ValueError(f"num_workers must be at least 1, got {num_workers}")
     pending = list(items)
     num_workers = min(num_workers or torch.get_num_threads(), len(pending))
     if num_workers <= 1:
@@ -67,7 +67,7 @@ def map_single_threaded(
 
 @contextlib.contextmanager
 def single_threaded() -> Iterator[None]:
-    """Give the calling thread one torch thread, and its own number back at the end; other threads keep theirs."""
+    """Sets the calling thread's number of torch threads to 1, and restores it at the end. Other threads are not affected."""
     num_threads = torch.get_num_threads()
     if num_threads == 1:
         yield
@@ -83,7 +83,7 @@ def single_threaded() -> Iterator[None]:
 
 @contextlib.contextmanager
 def torch_threads(num_threads: int | None) -> Iterator[None]:
-    """Give the calling thread so many torch threads, and its own number back at the end; None: as many as it has."""
+    """Sets the calling thread's number of torch threads, and restores it at the end. None means no change."""
     found = torch.get_num_threads()
     if num_threads in (None, found):
         yield
@@ -95,25 +95,25 @@ def torch_threads(num_threads: int | None) -> Iterator[None]:
         torch.set_num_threads(found)
 
 
-# torch.set_num_threads(n) sets the calling thread's number and, for the whole process, the number that a thread which has not
-# used torch yet will start with. The second half is undone below; this lock keeps two callers from undoing each other's.
+# torch.set_num_threads(n) sets the number of the calling thread, and the process-wide default of threads that have not used torch
+# yet. The functions of this module restore the default. The lock prevents concurrent callers from restoring each other's value.
 _SETTING = threading.Lock()
 
 
 @contextlib.contextmanager
 def _single_threaded_pool(num_workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads with one torch thread each; neither the caller nor threads started elsewhere notice."""
+    """Returns a pool whose workers have one torch thread each. The caller and other threads are not affected."""
     num_threads = torch.get_num_threads()
     all_set = threading.Barrier(num_workers)
 
     def settle() -> None:
-        torch.get_num_threads()  # takes up the process's number now, or the first operator would, over ours
+        torch.get_num_threads()  # applies the process-wide default now, or the first operator would override our value
         torch.set_num_threads(1)
         all_set.wait()
 
     with ThreadPoolExecutor(num_workers, "single-threaded", initializer=settle) as pool:
         with _SETTING:
-            # The barrier holds each of these in its own thread until all threads have started.
+            # The barrier keeps each of these tasks in its own thread until all threads have started.
             for future in [pool.submit(torch.get_num_threads) for _ in range(num_workers)]:
                 future.result()
             torch.set_num_threads(num_threads)
@@ -127,7 +127,7 @@ def _set_default_for_new_threads(num_threads: int) -> None:
 
 
 class _Modes:
-    """torch's thread-local modes of the thread that made this, to be entered in another."""
+    """torch's thread-local modes of the creating thread, which another thread can enter."""
 
     def __init__(self) -> None:
         self._inference = torch.is_inference_mode_enabled()

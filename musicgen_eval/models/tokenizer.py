@@ -1,7 +1,7 @@
-"""Loads the tokenizer of a checkpoint, and refuses one that cannot be the tokenizer of its text encoder.
+"""Loads the tokenizer of a checkpoint, and checks that it matches the text encoder.
 
-transformers creates a tokenizer of special tokens alone if a checkpoint has no tokenizer files. Every word is then an unknown
-token, and nothing fails. Independent of weights and audio.
+If a checkpoint has no tokenizer files, transformers creates a tokenizer that contains only special tokens. Every word then becomes
+an unknown token, without an error.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from musicgen_eval.models.checkpoint_files import CheckpointFiles, first_line
 VOCABULARY, SENTENCEPIECE, TOKENIZER_CONFIG = "tokenizer.json", "spiece.model", "tokenizer_config.json"
 TOKENIZER_FILES = (VOCABULARY, SENTENCEPIECE, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json")
 NUM_PROBE_WORDS = 32
-WORD_START = "▁"  # sentencepiece's mark, which every T5 tokenizer has, also one without a vocabulary
+WORD_START = "▁"  # sentencepiece's mark of a word start, which even a T5 tokenizer without a vocabulary has
 HOW_TO_SAVE = (
-    "save the tokenizer beside the weights; for a fine-tuned MusicGen: "
+    "save the tokenizer to the folder of the weights; for a fine-tuned MusicGen: "
     "AutoTokenizer.from_pretrained('facebook/musicgen-small').save_pretrained(folder)"
 )
 
 
 def require_tokenizer_files(files: CheckpointFiles) -> None:
-    """Refuses a checkpoint without a vocabulary, before any of its weights is loaded.
+    """Checks that a checkpoint has a vocabulary, before its weights are loaded.
 
     Raises:
-        CheckpointError: names the missing file.
+        CheckpointError: if the vocabulary is missing.
     """
     if (files.find_if_known(VOCABULARY) or files.find_if_known(SENTENCEPIECE)) is None:
-        files.find(VOCABULARY)  # raises if the file exists where it cannot be reached
+        files.find(VOCABULARY)  # raises an error if the hub cannot be reached
         raise CheckpointError(
-            f"checkpoint {files.name} has no {VOCABULARY}, so its texts would become unknown tokens; {HOW_TO_SAVE}"
+            f"checkpoint {files.name} has no {VOCABULARY}, so all words would become unknown tokens; {HOW_TO_SAVE}"
         )
 
 
 def load_tokenizer(files: CheckpointFiles, config: MusicgenConfig) -> PreTrainedTokenizerBase:
     """Loads and checks the tokenizer of a checkpoint.
 
-    A `tokenizer.json` without a `tokenizer_config.json` is complete: it is read alone, since transformers would choose a
-    class for it by the type of the text encoder.
+    A `tokenizer.json` is complete without a `tokenizer_config.json`. In that case it is read directly, because transformers would
+    choose the tokenizer's class by the type of the text encoder.
 
     Args:
-        files: of the checkpoint.
-        config: of the checkpoint.
+        files: the checkpoint's files.
+        config: the checkpoint's configuration.
 
     Raises:
-        CheckpointError: files are missing or damaged, or the tokenizer does not fit the text encoder.
+        CheckpointError: if files are missing or damaged, or if the tokenizer does not match the text encoder.
     """
     require_tokenizer_files(files)
     for name in TOKENIZER_FILES:
@@ -61,37 +61,37 @@ def load_tokenizer(files: CheckpointFiles, config: MusicgenConfig) -> PreTrained
             tokenizer = AutoTokenizer.from_pretrained(str(files.folder), trust_remote_code=False)
     except CheckpointError:
         raise
-    except Exception as error:  # transformers and tokenizers raise many types, also plain Exception
+    except Exception as error:  # transformers and tokenizers raise many types, including plain Exception
         raise CheckpointError(
-            f"checkpoint {files.name}: {_broken(vocabulary is not None, error)} {HOW_TO_SAVE}"
+            f"checkpoint {files.name}: {_load_failure(vocabulary is not None, error)} {HOW_TO_SAVE}"
         ) from error
     check_tokenizer(tokenizer, config, name=files.name)
     return tokenizer
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: MusicgenConfig, *, name: str) -> None:
-    """Refuses a tokenizer that has no words, that cannot read its own words, or that the text encoder has no embeddings for.
+    """Checks that a tokenizer has words, recognises its own words, and has no ids beyond the text encoder's embeddings.
 
     Args:
-        tokenizer: to check.
-        config: of the checkpoint.
-        name: of the checkpoint, for the message.
+        tokenizer: the tokenizer.
+        config: the checkpoint's configuration.
+        name: the checkpoint's name, for the message.
 
     Raises:
-        CheckpointError: says what does not fit.
+        CheckpointError: if a check fails.
     """
     text_encoder: Any = config.text_encoder
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     largest = max(vocabulary.values(), default=-1)
     if largest >= text_encoder.vocab_size:
         raise CheckpointError(
-            f"checkpoint {name}: its tokenizer has ids up to {largest}, but its text encoder embeds "
-            f"{text_encoder.vocab_size}; it is the tokenizer of another model. {HOW_TO_SAVE}"
+            f"checkpoint {name}: its tokenizer has ids up to {largest}, but its text encoder has only "
+            f"{text_encoder.vocab_size} embeddings, so the tokenizer belongs to another model; {HOW_TO_SAVE}"
         )
     words = _ordinary_words(tokenizer, vocabulary)
     if not words:
         raise CheckpointError(
-            f"checkpoint {name}: its tokenizer holds special tokens only ({len(vocabulary)}) and no words; {HOW_TO_SAVE}"
+            f"checkpoint {name}: its tokenizer contains only special tokens ({len(vocabulary)}) and no words; {HOW_TO_SAVE}"
         )
     probe = str(tokenizer.decode([vocabulary[word] for word in words[:NUM_PROBE_WORDS]]))
     if probe.strip() and empty_ids(tokenizer).issuperset(tokenizer(probe).input_ids):
@@ -102,26 +102,26 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: MusicgenConfig, 
 
 
 def empty_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The ids that carry no text: of special and unknown tokens, and of the mark at the start of a word."""
+    """Returns the ids that carry no text: special tokens, the unknown token, and the mark of a word start."""
     vocabulary = tokenizer.get_vocab()
     marks = {vocabulary[token] for token in (WORD_START, "<unk>") if token in vocabulary}
     return frozenset(marks | _special_ids(tokenizer))
 
 
-def _broken(has_vocabulary: bool, error: Exception) -> str:
-    """Why a tokenizer cannot be loaded from its files."""
+def _load_failure(has_vocabulary: bool, error: Exception) -> str:
+    """Explains why a tokenizer cannot be loaded from its files."""
     if has_vocabulary:
         return f"its tokenizer cannot be loaded from {VOCABULARY} and {TOKENIZER_CONFIG} ({first_line(error)});"
     if importlib.util.find_spec("sentencepiece") is None:
         return (
-            f"it has a {SENTENCEPIECE} but no {VOCABULARY}, and reading {SENTENCEPIECE} needs a package: "
-            "pip install sentencepiece, or"
+            f"it has a {SENTENCEPIECE} but no {VOCABULARY}, and the package that reads {SENTENCEPIECE} is not installed; "
+            "run `pip install sentencepiece`, or"
         )
     return f"its tokenizer cannot be loaded from {SENTENCEPIECE} ({first_line(error)});"
 
 
 def _ordinary_words(tokenizer: PreTrainedTokenizerBase, vocabulary: dict[str, int]) -> list[str]:
-    """The entries that stand for text, in the order of their ids."""
+    """Returns the entries that represent text, in the order of their ids."""
     special = _special_ids(tokenizer)
     return [
         word

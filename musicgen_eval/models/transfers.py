@@ -1,4 +1,4 @@
-"""Copies between the CPU and an accelerator that wait at most once."""
+"""Copies tensors between the CPU and an accelerator, with at most one synchronisation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copies a CPU tensor to a device; on CUDA by way of pinned memory, so that the CPU does not wait."""
+    """Copies a CPU tensor to a device. For CUDA, it uses pinned memory, so that the CPU does not wait."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
@@ -17,10 +17,10 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def download(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies tensors to the CPU; all copies from a CUDA device share one synchronisation."""
+    """Copies tensors to the CPU. All copies from a CUDA device share one synchronisation."""
     copies = [tensor.to("cpu", non_blocking=tensor.is_cuda) for tensor in tensors]
     devices = {tensor.device for tensor in tensors if tensor.is_cuda}
     for device in devices:
         torch.cuda.current_stream(device).synchronize()
-    # The copies lie in pinned memory, which is scarce. Callers keep what they are given.
+    # The copies are in pinned memory, which is scarce, and callers may keep the results for long.
     return [copy.clone() if tensor.is_cuda else copy for copy, tensor in zip(copies, tensors, strict=True)]

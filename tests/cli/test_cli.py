@@ -224,7 +224,7 @@ def tiny(oracle: Path) -> list[str]:
         (["--top_k", "999"], "top_k must be 1 to 256, the checkpoint's codebook size, got 999"),
         (["--top_k", "0"], "top_k must be 1 to 256"),
         (["--top_p", "0"], "top_p must be above 0 and at most 1, got 0"),
-        (["--temperature", "-1"], "temperature must be a number from 0"),
+        (["--temperature", "-1"], "temperature must be a finite number of at least 0"),
         (["--guidance_scale", "0.5"], "guidance_scale must be at least 1"),
         (["--stride_s", "0"], "stride_s=0 must be above 0 and below the checkpoint's window of 10 s"),
         (["--stride_s", "10"], "stride_s=10 must be above 0 and below the checkpoint's window of 10 s"),
@@ -263,7 +263,7 @@ def test_generate_refuses_in_a_line_and_leaves_nothing(capsys, tmp_path, monkeyp
     ("arguments", "message"),
     [
         (["--model.continuation.top_k=999"], "top_k must be 1 to 256, the checkpoint's codebook size, got 999"),
-        (["--model.continuation.temperature=-1"], "temperature must be a number from 0"),
+        (["--model.continuation.temperature=-1"], "temperature must be a finite number of at least 0"),
         (["--model.continuation.guidance_scale=0.5"], "guidance_scale must be at least 1"),
         (["--model.continuation.stride_s=0"], "stride_s=0 must be above 0"),
         (["--model.continuation.stride_s=10"], "below the checkpoint's window of 10 s"),

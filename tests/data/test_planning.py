@@ -268,7 +268,7 @@ def test_a_context_that_is_empty_or_does_not_fit_the_window_raises(folder, given
         ({"stride_s": 0.03}, r"stride_s=0\.03 s is 1\.5 frames"),
         ({"top_k": 2049}, "top_k must be 1 to 2048"),
         ({"top_p": 1.5}, "top_p must be above 0"),
-        ({"temperature": float("nan")}, "temperature must be a number"),
+        ({"temperature": float("nan")}, "temperature must be a finite number"),
         ({"guidance_scale": 0.5}, "guidance_scale must be at least 1"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be at least 1"),
         ({"num_continuations": 0}, "num_continuations must be at least 1"),

@@ -1,4 +1,4 @@
-"""Hub checkpoints: from the cache where possible, with one question to the hub, which may not answer."""
+"""Hub checkpoints are read from the cache if possible, with a single request to a hub that may not answer."""
 
 import socket
 import threading
@@ -23,7 +23,7 @@ COMMIT, LATER = "a" * 40, "b" * 40
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache of the hub, and a hub that may be asked."""
+    """An empty hub cache, with offline mode turned off."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     return tmp_path / "hub" / f"models--{NAME.replace('/', '--')}"
@@ -31,7 +31,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def cached(cache, oracle) -> Path:
-    """The folder of a checkpoint that is cached completely, as a download of all files leaves it."""
+    """The folder of a completely cached checkpoint."""
     (cache / "refs").mkdir(parents=True)
     (cache / "refs" / "main").write_text(COMMIT)
     return Path(copytree(oracle / "tiny_musicgen", cache / "snapshots" / COMMIT))
@@ -55,7 +55,7 @@ def unreachable(monkeypatch) -> None:
 
 @pytest.fixture
 def silent(monkeypatch) -> Iterator[list[float]]:
-    """A hub that accepts connections and never answers; the times of the connections."""
+    """The connection times of a hub that accepts connections but never answers."""
     accepted: list[float] = []
     kept = []
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -77,7 +77,7 @@ def silent(monkeypatch) -> Iterator[list[float]]:
 
 
 class Hub(ThreadingHTTPServer):
-    """A hub with one checkpoint; `commit` is its main branch, `requests` what was asked."""
+    """A hub with one checkpoint. `commit` is the commit of its main branch, and `requests` lists all requests."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.commit = folder, COMMIT
@@ -123,7 +123,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *args: object) -> None:
-        """Says nothing."""
+        """Keeps the test output free of requests."""
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def equal(one, other) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-def test_a_cached_checkpoint_loads_at_once_while_the_hub_refuses_connections(cached, unreachable, tiny_model):
+def test_a_cached_checkpoint_loads_without_delay_if_the_hub_refuses_connections(cached, unreachable, tiny_model):
     begun = time.monotonic()
     found = find_checkpoint(NAME)
     assert time.monotonic() - begun < 3
@@ -148,13 +148,13 @@ def test_a_cached_checkpoint_loads_at_once_while_the_hub_refuses_connections(cac
     assert equal(load_model(found), tiny_model)
 
 
-def test_a_cached_checkpoint_waits_once_for_a_hub_that_is_silent(cached, silent, tiny_model, monkeypatch):
+def test_a_cached_checkpoint_waits_only_once_for_a_hub_that_does_not_answer(cached, silent, tiny_model, monkeypatch):
     monkeypatch.setattr(checkpoint_files, "HUB_TIMEOUT_S", 0.5)
     assert equal(load_model(NAME), tiny_model)
     assert len(silent) == 1
 
 
-def test_no_one_is_asked_in_offline_mode(cached, silent, tiny_model, monkeypatch):
+def test_offline_mode_sends_no_requests(cached, silent, tiny_model, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert equal(load_model(NAME), tiny_model)
     assert equal(load_model(NAME, revision=COMMIT), tiny_model)
@@ -170,14 +170,14 @@ def test_no_one_is_asked_in_offline_mode(cached, silent, tiny_model, monkeypatch
         (("model.safetensors",), "model.safetensors"),
     ],
 )
-def test_a_file_that_the_cache_lacks_is_named(cached, unreachable, gone, named):
+def test_a_file_that_is_missing_in_the_cache_is_named_in_the_error(cached, unreachable, gone, named):
     for name in gone:
         (cached / name).unlink()
-    with pytest.raises(CheckpointError, match=f"{named} is not in the local cache of the hub .* cannot be reached"):
+    with pytest.raises(CheckpointError, match=f"{named} is not in the local hub cache .* cannot be reached"):
         load_model(NAME)
 
 
-def test_a_file_that_the_hub_is_known_not_to_have_is_not_missed(cached, cache, unreachable):
+def test_a_file_that_is_known_not_to_exist_is_not_requested(cached, cache, unreachable):
     (cached / "generation_config.json").unlink()
     marker = cache / ".no_exist" / COMMIT / "generation_config.json"
     marker.parent.mkdir(parents=True)
@@ -185,19 +185,19 @@ def test_a_file_that_the_hub_is_known_not_to_have_is_not_missed(cached, cache, u
     assert find_checkpoint(NAME).max_frames_from == "default"
 
 
-def test_a_given_limit_needs_no_generation_config(cached, unreachable):
+def test_with_max_frames_the_generation_config_is_not_needed(cached, unreachable):
     (cached / "generation_config.json").unlink()
     assert find_checkpoint(NAME, max_frames=700).spec.max_frames == 700
 
 
-def test_nothing_cached_and_nobody_to_ask_is_said_at_once(cache, unreachable):
+def test_an_unreachable_hub_and_an_empty_cache_raise_an_error(cache, unreachable):
     with pytest.raises(
-        CheckpointError, match=r"neither on the hub nor in its local cache .*: the hub cannot be reached"
+        CheckpointError, match=r"neither on the hub \(the hub cannot be reached .*\) nor in its local cache"
     ):
         find_checkpoint(NAME)
 
 
-def test_a_checkpoint_is_downloaded_once_and_then_found_without_the_hub(hub, tiny_model, monkeypatch):
+def test_a_checkpoint_is_downloaded_once_and_then_available_offline(hub, tiny_model, monkeypatch):
     assert equal(load_model(NAME), tiny_model)
     downloads = [request for request in hub.requests if request.startswith("GET")]
     assert sorted(name.split()[-1] for name in downloads) == [
@@ -211,7 +211,7 @@ def test_a_checkpoint_is_downloaded_once_and_then_found_without_the_hub(hub, tin
     load_model(NAME)
 
 
-def test_a_branch_that_has_moved_is_followed(cached, hub):
+def test_a_branch_resolves_to_its_latest_commit(cached, hub):
     hub.commit = LATER
     assert find_checkpoint(NAME).commit == LATER
 
@@ -219,16 +219,16 @@ def test_a_branch_that_has_moved_is_followed(cached, hub):
 @pytest.mark.parametrize(
     ("name", "revision", "message"),
     [
-        (NAME, "v9", "the hub has no revision 'v9' of it"),
-        ("someone/else", None, "neither on the hub nor in its local cache, or access to it is denied"),
+        (NAME, "v9", "has no revision 'v9' on the hub"),
+        ("someone/else", None, "does not exist on the hub, or access to it was denied"),
     ],
 )
-def test_what_the_hub_does_not_have_is_named(hub, name, revision, message):
+def test_an_unknown_checkpoint_or_revision_is_named_in_the_error(hub, name, revision, message):
     with pytest.raises(CheckpointError, match=message):
         find_checkpoint(name, revision=revision)
 
 
-def test_a_tokenizer_that_the_hub_does_not_have_is_named(hub, oracle, tmp_path):
+def test_a_checkpoint_without_a_tokenizer_on_the_hub_is_refused(hub, oracle, tmp_path):
     hub.folder = Path(copytree(oracle / "tiny_musicgen", tmp_path / "model"))
     (hub.folder / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):

@@ -10,7 +10,7 @@ DELAYS = st.lists(st.integers(0, 4), min_size=1, max_size=5)
 
 
 def slow_steps(codes: torch.Tensor, delays: list[int], num_steps: int) -> torch.Tensor:
-    """Every step filled one code at a time, as the definition reads."""
+    """Fills the steps one code at a time, as in the definition."""
     B, K, T = codes.shape
     steps = torch.full((B, K, num_steps), SPECIAL)
     for b in range(B):
@@ -43,21 +43,21 @@ def test_padding_is_fed_as_the_special_token():
     assert steps.tolist() == [[[SPECIAL, 1, 2, SPECIAL]]]
 
 
-def test_first_step_is_special_in_every_codebook():
+def test_the_first_step_holds_the_special_token_in_every_codebook():
     steps = delay_codes(torch.ones(2, 4, 5, dtype=torch.int64), delays=(0, 1, 2, 3), special_token=SPECIAL)
     assert (steps[:, :, 0] == SPECIAL).all()
     assert steps.shape[-1] == 5 + 3
 
 
 def test_realign_refuses_too_few_steps():
-    with pytest.raises(ValueError, match="5 frames with delays up to 2 need 7 steps, got 6"):
+    with pytest.raises(ValueError, match="5 frames with delays up to 2 need at least 7 steps, got 6"):
         realign(torch.zeros(1, 2, 6), delays=(0, 2), num_frames=5)
 
 
-def test_tail_mask_of_1500_frames_counts_as_audiocraft_does():
+def test_the_tail_mask_of_1500_frames_has_the_counts_of_audiocraft():
     assert tail_mask(1500, delays=(0, 1, 2, 3)).sum(1).tolist() == [1500, 1499, 1498, 1497]
 
 
-def test_delays_of_mono_and_stereo():
+def test_the_default_delays_of_mono_and_stereo_checkpoints():
     assert default_delays(4, channels=1) == (0, 1, 2, 3)
     assert default_delays(8, channels=2) == (0, 0, 1, 1, 2, 2, 3, 3)

@@ -1,4 +1,4 @@
-"""What the demo model shows on clips that it was not trained on: it has learnt music, its text, and its limit."""
+"""The demo model has learnt music, texts and its limit, as shown on clips that it was not trained on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HALF = 250  # frames: 5 s of context, 5 s of target
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip of the manifest as the model hears it: audio (1, N) at 32 kHz, codes (K, T) of the whole, and its text."""
+    """A clip of the manifest, with its text, its audio (1, N) at 32 kHz, and its codes (K, T)."""
 
     path: Path
     text: str
@@ -56,7 +56,7 @@ def clips(model: MusicGen) -> list[Clip]:
 
 @pytest.fixture
 def tools(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The training's own modules, importable while a test runs."""
+    """Makes the training modules importable while a test runs."""
     monkeypatch.syspath_prepend(str(TOOLS))
     yield
     for name in [name for name in sys.modules if name.split(".")[0] == "demo_model"]:
@@ -64,13 +64,13 @@ def tools(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def score(model: MusicGen, codes: list[torch.Tensor], texts: list[str | None]) -> list[torch.Tensor]:
-    """The (K, T) nats of each."""
+    """Returns the (K, T) nll of each window, in nats."""
     scored = [torch.ones_like(c, dtype=torch.bool) for c in codes]
     return [scores.nll for scores in score_windows(model, codes, scored=scored, texts=texts)]
 
 
 def ce(nll: torch.Tensor) -> float:
-    """Cross entropy (K, T), as the package counts it: the mean of the codebooks' means."""
+    """Returns the cross entropy of (K, T) nll as defined by the package: the mean of the codebooks' means."""
     return float(nll.mean(1).mean())
 
 
@@ -81,14 +81,14 @@ def first_window_nats(model: MusicGen, clips: list[Clip]) -> list[torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def noise_nats(model: MusicGen) -> dict[float, float]:
-    """Cross entropy of 10 s of white noise by its rms, with no text."""
+    """The cross entropy of 10 s of white noise without a text, by its rms."""
     generator = torch.Generator().manual_seed(0)
     levels = (0.3, 0.2, 0.15, 0.0)
     codes = model.encode([(level * torch.randn(1, 320_000, generator=generator)).clamp(-1, 1) for level in levels])
     return {level: ce(nll) for level, nll in zip(levels, score(model, codes, [None] * len(levels)), strict=True)}
 
 
-def test_checkpoint_is_what_it_says_it_is(model: MusicGen) -> None:
+def test_the_specification_of_the_demo_model(model: MusicGen) -> None:
     spec = model.spec
     assert (spec.sample_rate_hz, spec.frame_rate_hz, spec.hop_samples, spec.channels) == (32_000, 50, 640, 1)
     assert (spec.num_codebooks, spec.delays, spec.max_frames, spec.max_steps) == (4, (0, 1, 2, 3), 500, 503)
@@ -96,14 +96,14 @@ def test_checkpoint_is_what_it_says_it_is(model: MusicGen) -> None:
     assert model.decoder.config.vocab_size == spec.codebook_size
 
 
-def test_the_whole_demo_is_small_readable_and_free_of_pickles() -> None:
+def test_the_demo_files_are_small_readable_and_not_pickles() -> None:
     files = [path for folder in (DEMO_MODEL, DEMO_CLIPS) for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 6_000_000
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in files)
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".md", ".csv", ".wav", ".flac", ".ogg", ".mp3"}
 
 
-def test_clips_come_in_every_format_rate_and_channel_count(clips: list[Clip]) -> None:
+def test_the_clips_cover_all_formats_sample_rates_and_channel_counts(clips: list[Clip]) -> None:
     assert len(clips) >= 8
     infos = [soundfile.info(clip.path) for clip in clips]
     assert {clip.path.suffix for clip in clips} == {".wav", ".flac", ".ogg", ".mp3"}
@@ -114,7 +114,7 @@ def test_clips_come_in_every_format_rate_and_channel_count(clips: list[Clip]) ->
 
 
 @pytest.mark.usefixtures("tools")
-def test_clips_are_songs_that_were_not_trained_on() -> None:
+def test_the_clips_were_not_used_for_training() -> None:
     from demo_model.clips import CLIPS
     from demo_model.codec import CodecPlan
     from demo_model.decoder import DecoderPlan
@@ -125,7 +125,7 @@ def test_clips_are_songs_that_were_not_trained_on() -> None:
 
 
 @pytest.mark.usefixtures("tools")
-def test_the_script_makes_the_clips_again(clips: list[Clip]) -> None:
+def test_the_training_script_reproduces_the_clips(clips: list[Clip]) -> None:
     from demo_model.clips import CLIPS
     from demo_model.music import draw_song, render
 
@@ -138,7 +138,7 @@ def test_the_script_makes_the_clips_again(clips: list[Clip]) -> None:
 
 
 @pytest.mark.usefixtures("tools")
-def test_the_forward_pass_of_the_training_is_transformers_own(model: MusicGen, clips: list[Clip]) -> None:
+def test_the_forward_pass_of_the_training_equals_that_of_transformers(model: MusicGen, clips: list[Clip]) -> None:
     from demo_model.decoder import delayed
     from demo_model.fast_forward import hidden_states
 
@@ -155,13 +155,13 @@ def test_the_forward_pass_of_the_training_is_transformers_own(model: MusicGen, c
     torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
 
 
-def test_codes_use_much_of_every_codebook(model: MusicGen, clips: list[Clip]) -> None:
+def test_the_clips_use_more_than_a_third_of_every_codebook(model: MusicGen, clips: list[Clip]) -> None:
     codes = torch.cat([clip.codes for clip in clips], dim=1)
     for k in range(model.spec.num_codebooks):
         assert len(codes[k].unique()) > model.spec.codebook_size / 3
 
 
-def test_perplexity_is_under_a_quarter_of_the_codebook(model: MusicGen, clips: list[Clip]) -> None:
+def test_the_perplexity_is_below_a_quarter_of_the_codebook_size(model: MusicGen, clips: list[Clip]) -> None:
     plan = plan_windows([clip.codes.shape[1] for clip in clips], HALF, HALF)
     windows, texts, counted = [], [], []
     for row, start, context, length in zip(
@@ -180,7 +180,7 @@ def test_perplexity_is_under_a_quarter_of_the_codebook(model: MusicGen, clips: l
     assert ppl < model.spec.codebook_size / 4
 
 
-def test_music_is_likelier_than_the_same_music_shuffled(
+def test_music_has_a_lower_nll_than_the_same_frames_shuffled(
     model: MusicGen, clips: list[Clip], first_window_nats: list[torch.Tensor]
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -189,20 +189,22 @@ def test_music_is_likelier_than_the_same_music_shuffled(
     assert all(ce(mine) < ce(theirs) for mine, theirs in zip(first_window_nats, worse, strict=True))
 
 
-def test_music_is_likelier_than_loud_white_noise(
+def test_music_has_a_lower_nll_than_loud_white_noise(
     model: MusicGen, clips: list[Clip], noise_nats: dict[float, float]
 ) -> None:
     music = [ce(nll) for nll in score(model, [c.codes[:, :500] for c in clips], [None] * len(clips))]
     assert max(music) < min(noise_nats[level] for level in (0.3, 0.2, 0.15))
 
 
-def test_silence_is_likelier_than_any_music(clips: list[Clip], model: MusicGen, noise_nats: dict[float, float]) -> None:
-    """No merit and no secret: what falls on few codes is easy, as is reported of MusicGen (arXiv 2602.02738)."""
+def test_silence_has_a_lower_nll_than_any_music(
+    clips: list[Clip], model: MusicGen, noise_nats: dict[float, float]
+) -> None:
+    """Sounds with few different codes are easy to predict, as reported for MusicGen (arXiv 2602.02738)."""
     music = [ce(nll) for nll in score(model, [c.codes[:, :500] for c in clips], [None] * len(clips))]
     assert noise_nats[0.0] < min(music)
 
 
-def test_the_right_text_helps_and_a_wrong_one_hurts(
+def test_the_right_text_gives_a_lower_nll_than_no_text_or_a_wrong_one(
     model: MusicGen, clips: list[Clip], first_window_nats: list[torch.Tensor]
 ) -> None:
     codes = [c.codes[:, :500] for c in clips]
@@ -215,9 +217,7 @@ def test_the_right_text_helps_and_a_wrong_one_hurts(
         assert right < wrong
 
 
-def test_a_clip_continues_more_likely_with_its_own_end_than_with_another_clips(
-    model: MusicGen, clips: list[Clip]
-) -> None:
+def test_the_end_of_a_clip_has_a_lower_nll_than_the_end_of_another_clip(model: MusicGen, clips: list[Clip]) -> None:
     middle, end = 200 * 640, 400 * 640  # 4 s and 8 s: the shortest clip
     own = model.encode([c.audio[:, :end] for c in clips])
     others = [clips[(i + 1) % len(clips)].audio for i in range(len(clips))]
@@ -231,17 +231,17 @@ def test_a_clip_continues_more_likely_with_its_own_end_than_with_another_clips(
     assert sum(a < b for a, b in zip(mine, theirs, strict=True)) > 0.75 * len(clips)
 
 
-def test_nats_step_up_exactly_at_the_limit_when_more_is_fed(model: MusicGen, clips: list[Clip]) -> None:
+def test_the_nll_rises_at_the_limit_if_more_frames_are_fed(model: MusicGen, clips: list[Clip]) -> None:
     long = [c for c in clips if c.codes.shape[1] >= 750]
     assert len(long) >= 3
     texts = [c.text for c in long]
     beyond = [nll[:, 500:] for nll in score(model, [c.codes[:, :750] for c in long], texts)]
     within = [nll[:, 250:] for nll in score(model, [c.codes[:, 250:750] for c in long], texts)]
     assert sum(map(ce, within)) < sum(map(ce, beyond))
-    # the whole curve, 25 frames a point, over what the same frames cost inside a window
+    # The rise at the limit is compared with the variation between groups of 25 frames before the limit.
     whole = torch.stack(score(model, [c.codes[:, :750] for c in long], texts)).mean((0, 1))
-    before, behind = whole[425:500].mean(), whole[503:578].mean()
-    assert behind > before + 3 * whole[300:500].unflatten(0, (8, 25)).mean(1).std()
+    before, after = whole[425:500].mean(), whole[503:578].mean()
+    assert after > before + 3 * whole[300:500].unflatten(0, (8, 25)).mean(1).std()
 
 
 @pytest.mark.usefixtures("tools")
@@ -249,7 +249,7 @@ def test_a_reconstruction_sounds_like_its_original(clips: list[Clip]) -> None:
     from demo_model.listening import chroma_cosine, mel_distance_db
 
     composite = MusicgenForConditionalGeneration.from_pretrained(DEMO_MODEL, dtype=torch.float32).eval()
-    mel, chroma, stranger = [], [], []
+    mel, chroma, mel_to_other = [], [], []
     for index, clip in enumerate(clips):
         codes = clip.codes[:, :400]
         with torch.no_grad():
@@ -257,23 +257,23 @@ def test_a_reconstruction_sounds_like_its_original(clips: list[Clip]) -> None:
         original = clip.audio[0, : len(decoded)]
         mel.append(mel_distance_db(original, decoded))
         chroma.append(chroma_cosine(original, decoded))
-        stranger.append(mel_distance_db(original, clips[index - 1].audio[0, : len(decoded)]))
+        mel_to_other.append(mel_distance_db(original, clips[index - 1].audio[0, : len(decoded)]))
     assert sum(mel) / len(mel) < 9.0
     assert sum(chroma) / len(chroma) > 0.9
-    assert all(mine < other for mine, other in zip(mel, stranger, strict=True))
+    assert all(mine < other for mine, other in zip(mel, mel_to_other, strict=True))
 
 
-def test_a_change_of_later_codes_moves_no_earlier_logit(model: MusicGen, clips: list[Clip]) -> None:
+def test_later_codes_do_not_affect_earlier_nll(model: MusicGen, clips: list[Clip]) -> None:
     codes = clips[0].codes[:, :400].clone()
     changed = codes.clone()
     changed[:, 300:] = (codes[:, 300:] + 1) % model.spec.codebook_size
     before, after = score(model, [codes, changed], [clips[0].text] * 2)
-    # codebook 0 at frame 300 is heard from step 301 on, where codebook 3 still predicts frame 298
+    # Codebook 0 of frame 300 is fed at step 301, whose output still predicts frame 298 of codebook 3.
     assert torch.equal(before[:, : 301 - 3], after[:, : 301 - 3])
     assert not torch.equal(before[:, 303:], after[:, 303:])
 
 
-def test_transformers_itself_loads_and_continues(clips: list[Clip]) -> None:
+def test_transformers_can_load_the_model_and_continue_a_clip(clips: list[Clip]) -> None:
     folder = DEMO_MODEL
     composite, info = MusicgenForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True

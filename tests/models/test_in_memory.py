@@ -31,19 +31,19 @@ def ppl(noise, checkpoint, **settings) -> float:
 
 
 def moved(model: MusicgenForConditionalGeneration) -> MusicgenForConditionalGeneration:
-    """The same model after something like a step of training."""
+    """Changes some weights of the model, as training would."""
     with torch.no_grad():
-        model.decoder.lm_heads[0].weight[::2] += 0.01  # not all of them: that would change no probability
+        model.decoder.lm_heads[0].weight[::2] += 0.01  # adding to all of them would not change any probability
     return model
 
 
-def test_it_has_the_number_of_its_folder(model, folder, noise):
+def test_a_model_in_memory_has_the_perplexity_of_its_folder(model, folder, noise):
     result = perplexity(noise, model, sample_rate_hz=32000, text="slow pads")
     assert result.ppl == ppl(noise, folder)
     assert result.evaluation.recipe["checkpoint"].startswith("model in memory (")
 
 
-def test_what_was_trained_counts(model, folder, noise, tmp_path):
+def test_changed_weights_are_evaluated(model, folder, noise, tmp_path):
     trained = ppl(noise, moved(model))
     assert trained != ppl(noise, folder)
     model.save_pretrained(tmp_path)
@@ -52,7 +52,7 @@ def test_what_was_trained_counts(model, folder, noise, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
-def test_it_is_not_changed(model, noise, precision):
+def test_an_evaluation_does_not_change_the_model(model, noise, precision):
     model.train().half()
     config, generation = model.config.to_dict(), model.generation_config.to_dict()
     before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in model.state_dict().items()}
@@ -68,53 +68,53 @@ def test_it_is_not_changed(model, noise, precision):
         assert torch.equal(tensor, before[name][1])
 
 
-def test_hooks_of_the_caller_do_not_run(model, noise):
+def test_forward_hooks_of_the_model_are_not_called(model, noise):
     calls = []
     model.decoder.register_forward_hook(lambda *_: calls.append(1))
     ppl(noise, model)
     assert calls == []
 
 
-def test_it_continues_music_as_its_folder_does(model, folder, noise):
+def test_a_model_in_memory_generates_the_codes_of_its_folder(model, folder, noise):
     settings = {"sample_rate_hz": 32000, "duration_s": 0.1, "top_k": 50, "text": "slow pads"}
     codes = [generate(noise, checkpoint=given, **settings).continuations[0].codes for given in (model, folder)]
     assert torch.equal(*codes)
 
 
-def test_a_limit_can_be_given(model, noise):
+def test_max_frames_can_be_set_for_a_model_in_memory(model, noise):
     assert load_model(model, max_frames=20).spec.max_frames == 20
     assert perplexity(noise, model, sample_rate_hz=32000, max_frames=20).evaluation.counts["windows"] == 1
-    with pytest.raises(CheckpointError, match="goes with a hub name, not with a model in memory"):
+    with pytest.raises(CheckpointError, match="is allowed for hub names only, not for a model in memory"):
         ppl(noise, model, revision="main")
 
 
-def test_a_tokenizer_can_be_given(model, folder, noise):
+def test_a_tokenizer_can_be_passed_for_a_model_in_memory(model, folder, noise):
     model.config._name_or_path = ""
     model.name_or_path = ""
     with pytest.raises(
-        CheckpointError, match=r"does not say where its tokenizer is; pass one to load_model\(model, tokenizer="
+        CheckpointError, match=r"its tokenizer is unknown; pass a tokenizer to load_model\(model, tokenizer="
     ):
         ppl(noise, model)
     loaded = load_model(model, tokenizer=AutoTokenizer.from_pretrained(folder))
     assert ppl(noise, loaded) == ppl(noise, folder)
 
 
-def test_a_tokenizer_that_is_gone_or_none_is_refused(model, tmp_path, noise):
+def test_a_missing_or_invalid_tokenizer_is_refused(model, tmp_path, noise):
     model.name_or_path = str(tmp_path / "gone")
     with pytest.raises(
-        CheckpointError, match=r"was loaded from '.*gone', whose tokenizer cannot be taken: .*tokenizer=\.\.\."
+        CheckpointError, match=r"was loaded from '.*gone', whose tokenizer cannot be loaded: .*tokenizer=\.\.\."
     ):
         ppl(noise, model)
-    with pytest.raises(CheckpointError, match="must be a tokenizer or a processor of transformers, got str"):
+    with pytest.raises(CheckpointError, match="must be a tokenizer or a processor from transformers, got str"):
         load_model(model, tokenizer="facebook/musicgen-small")
-    with pytest.raises(CheckpointError, match="goes with a model in memory"):
+    with pytest.raises(CheckpointError, match="tokenizer is allowed for a model in memory only"):
         load_model("demo", tokenizer=AutoTokenizer.from_pretrained(find_checkpoint("demo").location))
 
 
-def test_weights_that_are_not_in_memory_are_refused(folder):
+def test_weights_on_the_meta_device_are_refused(folder):
     with torch.device("meta"):
         model = MusicgenForConditionalGeneration(find_config(folder))
-    with pytest.raises(CheckpointError, match="weights that are not in memory"):
+    with pytest.raises(CheckpointError, match="weights on the meta device"):
         load_model(model)
 
 
@@ -122,14 +122,14 @@ def find_config(folder):
     return MusicgenForConditionalGeneration.config_class.from_pretrained(folder)
 
 
-def test_a_run_resumes_with_the_same_model_only(model, noise, tmp_path):
+def test_a_run_can_be_resumed_only_with_the_same_model(model, noise, tmp_path):
     first = ppl(noise, model, run_dir=tmp_path / "run")
     assert ppl(noise, model, run_dir=tmp_path / "run") == first
     with pytest.raises(RunError, match=r"holds another run.*(\n.*)*checkpoint was 'model in memory"):
         ppl(noise, moved(model), run_dir=tmp_path / "run")
 
 
-def test_models_are_told_apart_by_weights_and_tokenizer(model, folder):
+def test_the_digest_depends_on_weights_and_tokenizer(model, folder):
     one = load_model(model).checkpoint
     assert (one.name, weights_digest(one)) == (load_model(model).checkpoint.name, one.digest)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -138,16 +138,16 @@ def test_models_are_told_apart_by_weights_and_tokenizer(model, folder):
     assert len({one.digest, *(other.digest for other in others)}) == 3
 
 
-def test_a_recorded_name_is_no_checkpoint(model):
+def test_a_model_in_memory_cannot_be_loaded_by_its_recorded_name(model):
     with pytest.raises(
-        CheckpointError, match="was a model in memory, which no run can load again; pass the model itself"
+        CheckpointError, match="was a model in memory, which cannot be loaded by its name; pass the model from Python"
     ):
         find_checkpoint(load_model(model).checkpoint.name)
 
 
 @pytest.mark.parametrize("part", ["decoder", "text_encoder"])
-def test_a_part_of_a_model_is_no_checkpoint(model, part, noise):
+def test_a_part_of_a_model_is_refused(model, part, noise):
     with pytest.raises(
-        CheckpointError, match=r"checkpoint must be 'demo', .* saved with save_pretrained and given as a folder"
+        CheckpointError, match=r"checkpoint must be 'demo', .* save it with save_pretrained and pass the folder"
     ):
         ppl(noise, getattr(model, part))

@@ -1,4 +1,4 @@
-"""Loading is exclusive, leaves the process as it was, and refuses weights of another configuration."""
+"""Loading is thread-safe, does not change the process, and refuses weights that do not match the configuration."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def configure(folder: Path, part: str, **values) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def test_threads_that_load_at_the_same_time_all_get_the_whole_model(folder, tiny_model):
+def test_threads_that_load_at_the_same_time_all_get_a_complete_model(folder, tiny_model):
     together = threading.Barrier(4)
 
     def load(_: int):
@@ -43,7 +43,7 @@ def test_threads_that_load_at_the_same_time_all_get_the_whole_model(folder, tiny
     assert all(equal(model, tiny_model) for model in [*loaded, load_model(folder)])
 
 
-def test_a_load_that_failed_leaves_the_process_usable(folder, tiny_model, tmp_path):
+def test_a_failed_load_does_not_affect_other_loads(folder, tiny_model, tmp_path):
     broken = Path(shutil.copytree(folder, tmp_path / "broken"))
     (broken / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1000])
 
@@ -66,21 +66,21 @@ def test_a_load_that_failed_leaves_the_process_usable(folder, tiny_model, tmp_pa
         ("text_encoder", "num_layers", r"text_encoder\.encoder\.block\.1"),
     ],
 )
-def test_layers_that_the_configuration_does_not_know_are_not_left_out_silently(folder, part, layers, named):
+def test_weights_of_layers_that_are_not_in_the_configuration_are_refused(folder, part, layers, named):
     configure(folder, part, **{layers: 1})
-    with pytest.raises(CheckpointError, match=rf"describes a smaller model than its weights are of: .*{named}"):
+    with pytest.raises(CheckpointError, match=rf"describes a smaller model than the weights, of which .*{named}"):
         load_model(folder)
 
 
 def test_weights_of_another_shape_are_refused_in_one_line(folder):
     configure(folder, "decoder", ffn_dim=48)
-    with pytest.raises(CheckpointError, match=r"some weights are of another shape than config\.json says") as refused:
+    with pytest.raises(CheckpointError, match=r"some weights have another shape than in config\.json") as refused:
         load_model(folder)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_the_callers_default_dtype_does_not_reach_the_model(folder, tiny_model, dtype):
+def test_the_callers_default_dtype_does_not_affect_the_model(folder, tiny_model, dtype):
     torch.set_default_dtype(dtype)
     try:
         model = load_model(folder)
@@ -90,7 +90,7 @@ def test_the_callers_default_dtype_does_not_reach_the_model(folder, tiny_model, 
     assert equal(model, tiny_model)
 
 
-def test_loading_takes_nothing_from_the_callers_random_numbers(folder):
+def test_loading_does_not_change_the_callers_random_state(folder):
     before = torch.get_rng_state()
     load_model(folder)
     assert torch.equal(torch.get_rng_state(), before)

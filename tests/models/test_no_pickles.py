@@ -1,4 +1,4 @@
-"""Weights are safetensors or nothing: a pickle beside them is never opened, whatever names it."""
+"""Weights are read only from safetensors files. Pickles in a checkpoint are never opened."""
 
 import ast
 import json
@@ -24,7 +24,7 @@ PLACES = (
 
 
 class Trap:
-    """Leaves a mark when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -35,33 +35,33 @@ class Trap:
 
 @pytest.fixture
 def trapped(oracle, tmp_path, monkeypatch) -> Path:
-    """A good checkpoint among pickles that would leave a mark; and who opens a pickle at all is stopped."""
+    """A valid checkpoint with many pickles, which create a file when loaded. Opening a pickle with torch raises an error."""
     folder = shutil.copytree(oracle / "tiny_musicgen", tmp_path / "model")
     for place in PLACES:
         (folder / place).parent.mkdir(exist_ok=True)
         (folder / place).write_bytes(pickle.dumps(Trap(tmp_path / "mark")))
 
     def opened(*arguments: object, **settings: object) -> None:
-        raise AssertionError(f"a pickle is opened: {arguments}")
+        raise AssertionError(f"a pickle was opened: {arguments}")
 
     monkeypatch.setattr(torch, "load", opened)
     monkeypatch.setattr(torch.serialization, "load", opened)
     return folder
 
 
-def test_the_trap_works(tmp_path):
+def test_unpickling_the_trap_creates_the_file(tmp_path):
     pickle.loads(pickle.dumps(Trap(tmp_path / "mark")))
     assert (tmp_path / "mark").exists()
 
 
-def test_pickles_beside_good_weights_are_never_opened(trapped, tmp_path, tiny_model):
+def test_pickles_in_the_folder_of_valid_weights_are_not_opened(trapped, tmp_path, tiny_model):
     model = load_model(trapped)
     assert not (tmp_path / "mark").exists()
     for one, other in zip(model.state_dict().values(), tiny_model.state_dict().values(), strict=True):
         assert torch.equal(one, other)
 
 
-def test_a_whole_run_opens_no_pickle_of_the_checkpoint(trapped, tmp_path, capsys):
+def test_a_complete_run_opens_no_pickle_of_the_checkpoint(trapped, tmp_path, capsys):
     status = lightning_main(
         ["test", f"--model.checkpoint={trapped}", "--data.source=demo", "--data.limit=1", "--data.context_s=1",
          "--data.target_s=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
@@ -72,8 +72,8 @@ def test_a_whole_run_opens_no_pickle_of_the_checkpoint(trapped, tmp_path, capsys
 
 
 @pytest.mark.parametrize("other", [None, "nll.safetensors"])
-def test_pickled_weights_alone_are_refused_unopened(trapped, tmp_path, other):
-    """Also where a file that is safetensors, but not the weights, lies beside them."""
+def test_pickled_weights_are_refused_without_being_opened(trapped, tmp_path, other):
+    """This also holds if the folder contains a safetensors file other than the weights."""
     (trapped / "model.safetensors").unlink()
     if other is not None:
         save_file({"song": torch.zeros(2)}, trapped / other)
@@ -83,7 +83,7 @@ def test_pickled_weights_alone_are_refused_unopened(trapped, tmp_path, other):
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "audio_encoder", "decoder"])
-def test_the_weights_of_a_part_are_not_looked_for_in_pickles(trapped, tmp_path, part):
+def test_missing_weights_of_a_part_are_not_read_from_pickles(trapped, tmp_path, part):
     weights = load_file(trapped / "model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith(f"{part}.")}
     assert len(kept) < len(weights)
@@ -94,13 +94,13 @@ def test_the_weights_of_a_part_are_not_looked_for_in_pickles(trapped, tmp_path, 
 
 
 @pytest.mark.parametrize("shard", ["pytorch_model.bin", "../outside.safetensors", "decoder/model.safetensors", 3])
-def test_an_index_that_leads_to_something_else_is_refused(trapped, tmp_path, shard):
+def test_an_index_that_names_other_files_is_refused(trapped, tmp_path, shard):
     weights = load_file(trapped / "model.safetensors")
     (trapped / "model.safetensors").rename(trapped / "model-00001-of-00001.safetensors")
     index = {"metadata": {}, "weight_map": dict.fromkeys(weights, shard)}
     (trapped / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(
-        CheckpointError, match=r"model\.safetensors\.index\.json names .* no \.safetensors file beside it"
+        CheckpointError, match=r"model\.safetensors\.index\.json names .* not a \.safetensors file in the same folder"
     ):
         load_model(trapped)
     assert not (tmp_path / "mark").exists()
@@ -118,7 +118,7 @@ def test_a_configuration_that_names_other_weights_is_refused(trapped, tmp_path, 
     config = json.loads((trapped / "config.json").read_text())
     (trapped / "config.json").write_text(json.dumps({**config, "transformers_weights": weights}))
     (trapped / "x.safetensors.index.json").write_text(json.dumps({"weight_map": {"any": "pytorch_model.bin"}}))
-    with pytest.raises(CheckpointError, match="names another weights file"):
+    with pytest.raises(CheckpointError, match="sets transformers_weights to"):
         load_model(trapped)
     assert not (tmp_path / "mark").exists()
 
@@ -142,8 +142,8 @@ def test_an_adapter_is_refused(trapped):
         load_model(trapped)
 
 
-def test_code_that_a_checkpoint_brings_is_not_run(trapped, tmp_path):
-    """Nor is anybody asked whether it may."""
+def test_custom_code_of_a_checkpoint_is_not_run(trapped, tmp_path):
+    """The user is not asked to allow it either."""
     (trapped / "mine.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')\n")
     for name, entry in (("config.json", "AutoConfig"), ("tokenizer_config.json", "AutoTokenizer")):
         settings = json.loads((trapped / name).read_text())
@@ -157,7 +157,7 @@ def test_code_that_a_checkpoint_brings_is_not_run(trapped, tmp_path):
 
 
 def test_no_module_of_the_package_opens_pickles():
-    """`pickle` and its kin are not imported, and what could read one is not called."""
+    """No module imports `pickle` or a similar library, or calls a function that can read pickles."""
     for path in (ROOT / "musicgen_eval").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):

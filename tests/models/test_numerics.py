@@ -1,4 +1,4 @@
-"""Process-wide switches of torch: what holds inside, and that the process is left as it was found."""
+"""The process-wide switches of torch are set within a context and restored after it."""
 
 import os
 import threading
@@ -10,7 +10,7 @@ from musicgen_eval.models.numerics import float32_exactly, full_precision, numer
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
-def test_float32_is_exact_inside_and_as_found_outside(precision):
+def test_float32_is_exact_within_the_context_and_restored_after_it(precision):
     found = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision(precision)
@@ -26,7 +26,7 @@ def test_float32_is_exact_inside_and_as_found_outside(precision):
         torch.set_float32_matmul_precision(found)
 
 
-def test_threads_that_overlap_leave_the_process_as_it_was():
+def test_the_last_of_several_threads_restores_the_switches():
     entered, leave = threading.Barrier(2), threading.Event()
     before = (
         torch.backends.cudnn.conv.fp32_precision,
@@ -43,7 +43,7 @@ def test_threads_that_overlap_leave_the_process_as_it_was():
     with float32_exactly():
         other.start()
         entered.wait()
-    assert torch.backends.cudnn.conv.fp32_precision == "ieee"  # the other one is still inside
+    assert torch.backends.cudnn.conv.fp32_precision == "ieee"  # the other thread is still in its context
     leave.set()
     other.join()
     after = (
@@ -54,7 +54,7 @@ def test_threads_that_overlap_leave_the_process_as_it_was():
     assert after == before
 
 
-def test_full_precision_turns_off_what_rounds_or_depends_on_timing():
+def test_full_precision_turns_off_reduced_precision_and_nondeterministic_kernels():
     found = torch.backends.cudnn.benchmark
     attention = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cudnn.benchmark = True
@@ -72,7 +72,7 @@ def test_full_precision_turns_off_what_rounds_or_depends_on_timing():
         torch.backends.cudnn.benchmark = found
 
 
-def test_the_numerics_in_use_name_versions_and_switches():
+def test_the_numerics_in_use_contain_switches_and_versions():
     assert numerics_in_use() == {
         "float32": "ieee",
         "reduced_precision_sums": False,

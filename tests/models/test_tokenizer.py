@@ -1,4 +1,4 @@
-"""A checkpoint without its own tokenizer is refused; transformers would make one that knows no words."""
+"""A checkpoint without a tokenizer is refused, because transformers would create one without any words."""
 
 import importlib.util
 import json
@@ -29,24 +29,24 @@ def tokenizer_in(folder: Path):
     return load_tokenizer(CheckpointFiles(str(folder), folder), AutoConfig.from_pretrained(folder))
 
 
-def test_the_files_that_save_pretrained_of_a_model_writes_are_refused_before_any_audio_is_opened(tmp_path):
+def test_a_saved_model_without_a_tokenizer_is_refused_before_any_audio_is_opened(tmp_path):
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         shutil.copy(DEMO / name, tmp_path)
     for call in (lambda: load_model(tmp_path), lambda: perplexity("no such file.wav", tmp_path)):
         with pytest.raises(
-            CheckpointError, match=r"has no tokenizer\.json, so its texts would become unknown tokens; save"
+            CheckpointError, match=r"has no tokenizer\.json, so all words would become unknown tokens; save"
         ):
             call()
 
 
-def test_a_tokenizer_json_alone_is_refused_where_it_is_missing_beside_its_settings(folder):
+def test_a_tokenizer_config_without_a_tokenizer_json_is_refused(folder):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
         load_model(folder)
 
 
 @pytest.mark.parametrize("source", ["demo", "tiny"])
-def test_a_tokenizer_json_is_complete_without_its_settings(source, tmp_path, oracle):
+def test_a_tokenizer_json_is_complete_without_a_tokenizer_config(source, tmp_path, oracle):
     whole = DEMO if source == "demo" else oracle / "tiny_musicgen"
     folder = Path(shutil.copytree(whole, tmp_path / "model"))
     (folder / "tokenizer_config.json").unlink()
@@ -55,28 +55,28 @@ def test_a_tokenizer_json_is_complete_without_its_settings(source, tmp_path, ora
         assert alone(text).input_ids == expected(text).input_ids
 
 
-def test_a_tokenizer_that_transformers_made_of_nothing_is_refused_although_it_was_saved(folder, oracle):
-    shutil.copy(oracle / "tiny_musicgen" / "config.json", folder)  # whose text encoder has room for its ids
+def test_a_saved_tokenizer_without_words_is_refused(folder, oracle):
+    shutil.copy(oracle / "tiny_musicgen" / "config.json", folder)  # its text encoder has embeddings for all ids
     T5Tokenizer().save_pretrained(folder)
-    with pytest.raises(CheckpointError, match=r"its tokenizer holds special tokens only \(104\) and no words"):
+    with pytest.raises(CheckpointError, match=r"its tokenizer contains only special tokens \(104\) and no words"):
         tokenizer_in(folder)
 
 
 def test_a_tokenizer_with_more_ids_than_embeddings_is_refused(folder, oracle):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(oracle / "tiny_musicgen" / name, folder)
-    with pytest.raises(CheckpointError, match=r"has ids up to 113, but its text encoder embeds 54"):
+    with pytest.raises(CheckpointError, match=r"has ids up to 113, but its text encoder has only 54 embeddings"):
         load_model(folder)
 
 
-def test_a_tokenizer_that_cannot_read_its_own_words_is_refused(folder):
+def test_a_tokenizer_that_does_not_recognise_its_own_words_is_refused(folder):
     path = folder / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
     vocabulary = tokenizer["model"]["vocab"]
     tokenizer["model"]["vocab"] = {
         word if "<" in word else word.upper(): id for word, id in vocabulary.items() if word.upper() != word.lower()
     }
-    path.write_text(json.dumps(tokenizer))  # its normalizer still makes every text lower case
+    path.write_text(json.dumps(tokenizer))  # its normalizer still converts texts to lower case
     with pytest.raises(CheckpointError, match=r"turns its own words .* into unknown tokens"):
         tokenizer_in(folder)
 
@@ -88,20 +88,20 @@ def test_a_damaged_tokenizer_is_refused(folder, content):
         load_model(folder)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("sentencepiece") is not None, reason="sentencepiece reads it")
-def test_a_sentencepiece_model_alone_names_the_package_that_reads_it(folder):
+@pytest.mark.skipif(importlib.util.find_spec("sentencepiece") is not None, reason="sentencepiece is installed")
+def test_a_missing_sentencepiece_package_is_named_in_the_error(folder):
     (folder / "tokenizer.json").unlink()
     (folder / "spiece.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02")
     with pytest.raises(CheckpointError, match=r"no tokenizer\.json, .*pip install sentencepiece"):
         load_model(folder)
 
 
-def test_the_checkpoints_own_tokenizers_pass(oracle):
+def test_the_tokenizers_of_our_checkpoints_are_accepted(oracle):
     for folder in (DEMO, oracle / "tiny_musicgen"):
         check_tokenizer(AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder), name="own")
 
 
-def test_a_text_of_unknown_words_is_reported_in_one_line(capsys):
+def test_a_text_of_unknown_words_gives_a_note_of_one_line(capsys):
     noise = torch.randn(16000, generator=torch.Generator().manual_seed(0)) * 0.1
     result = perplexity(noise, "demo", sample_rate_hz=32000, text="zwölf Boxkämpfer")
     (line,) = capsys.readouterr().err.splitlines()

@@ -26,7 +26,7 @@ NUM_DEVICES = 8
 
 
 def delayed(model: Any, codes: Tensor) -> Tensor:
-    """(K, T) codes -> (K, S) steps: the special token first, then every codebook behind its delay."""
+    """(K, T) codes -> (K, S) steps. The special token comes first, and each codebook is shifted by its delay."""
     K, T = codes.shape
     special = model.config.decoder.pad_token_id
     codes = torch.cat([codes.new_full((K, 1), special), codes], dim=1)
@@ -40,12 +40,12 @@ def read(model: Any, processor: Any, steps: Tensor, text: str | None) -> Tensor:
 
 
 def realigned(logits: Tensor, num_frames: int) -> Tensor:
-    """(K, S, V) by step -> (K, T, V) by frame: codebook k speaks of frame t at step t + k."""
+    """(K, S, V) per step -> (K, T, V) per frame. Step t + k predicts frame t of codebook k."""
     return torch.stack([logits[k, k : k + num_frames] for k in range(len(logits))])
 
 
 def nats(logits: Tensor, codes: Tensor) -> Tensor:
-    """(K, T, V) logits and (K, T) codes -> (K, T) what each code costs."""
+    """(K, T, V) logits and (K, T) codes -> (K, T) nll of each code."""
     return cross_entropy(logits.mT, codes, reduction="none")
 
 
@@ -112,8 +112,8 @@ def mistake(
 
 @mistake("undelayed codes fed and scored", group="Codes")
 def undelayed(demo: Demo) -> Figure:
-    """Four streams of codes, shifted by one, look like any language model's input. But MusicGen was trained on the
-    delay pattern: codebook 2 expects to know codebook 1 of its own frame, and here it does not.
+    """Four streams of codes, shifted by one step, look like the input of any language model. But MusicGen was
+    trained on the delay pattern: codebook 2 expects to know codebook 1 of its own frame, and here it does not.
     """
 
     def nll(piece: Piece) -> Tensor:
@@ -126,8 +126,8 @@ def undelayed(demo: Demo) -> Figure:
 
 @mistake("delayed codes fed, undelayed codes scored", group="Codes")
 def undelayed_scored(demo: Demo) -> Figure:
-    """The input is right, and the output is taken to line up with the codes. It lines up with the *delayed* codes: at
-    step t the model speaks of frame t of codebook 1 and of frame t - 3 of codebook 4. Only codebook 1 comes out right.
+    """The input is correct, but the output is compared with undelayed codes. At step t, the model predicts frame t
+    of codebook 1, but frame t - 3 of codebook 4. Only codebook 1 is scored correctly.
     """
 
     def nll(piece: Piece) -> Tensor:
@@ -141,9 +141,9 @@ def undelayed_scored(demo: Demo) -> Figure:
 
 @mistake("no special token in front", group="Codes")
 def no_special_token(demo: Demo) -> Figure:
-    """`build_delay_pattern_mask` is the public helper for the pattern, and `generate` calls it with codes. What `generate`
-    does first is easy to miss: it puts the special token in front. Without it each output is one step late, and the
-    model is asked for the code that it was just given.
+    """`build_delay_pattern_mask` is the public function for the delay pattern, and `generate` calls it. It is easy
+    to miss that `generate` first adds the special token at the start. Without it, each output is one step late, and
+    is compared with the code that was just fed.
     """
 
     def nll(piece: Piece) -> Tensor:
@@ -159,8 +159,8 @@ def no_special_token(demo: Demo) -> Figure:
 
 @mistake("code 0 for the special token", group="Codes")
 def zero_for_special(demo: Demo) -> Figure:
-    """The special token's id is one past the last code, so it looks out of range, and 0 is the usual padding. To the
-    model code 0 is a sound, and the special token is how every piece that it ever heard began: it takes seconds to
+    """The id of the special token is one above the last code, so it looks out of range, and 0 is the usual padding.
+    But code 0 is a sound, and every sequence in training started with the special token. The model takes seconds to
     recover.
     """
 
@@ -175,9 +175,10 @@ def zero_for_special(demo: Demo) -> Figure:
 
 @mistake("`labels=` given undelayed codes", group="Codes")
 def labels_undelayed(demo: Demo) -> Figure:
-    """The shortest script of all: the model has a loss, and its documentation says that labels are shifted inside. They
-    are shifted, not delayed. And -100, which is to keep the context out of the loss, is made into the input too: the
-    model hears special tokens where the context was. Give both, `labels` delayed and the steps as `decoder_input_ids`.
+    """The shortest script uses `labels=`: the model computes a loss, and its documentation says that labels are
+    shifted inside. They are shifted, but not delayed. In addition, the input is made from the labels, so -100,
+    which excludes the context from the loss, becomes the special token in the input. Pass both, delayed `labels`
+    and the steps as `decoder_input_ids`.
     """
     demo.model.config.decoder.decoder_start_token_id = demo.special_token  # what the error without it asks for
     total, num_frames = 0.0, 0
@@ -196,9 +197,9 @@ def labels_undelayed(demo: Demo) -> Figure:
 
 @mistake("the delayed tail scored on padding", group="Codes")
 def tail_on_padding(demo: Demo) -> Figure:
-    """T frames in, T steps out: the last frames of the delayed codebooks have no output yet. A buffer of zeros makes the
-    shapes fit, and zeros are a uniform guess, ln V nats a code. Feed T + 3 steps, or leave the tail out as audiocraft
-    does.
+    """If T steps are fed for T frames, the last frames of the delayed codebooks have no output. Padding the logits
+    with zeros makes the shapes match, but zeros are a uniform distribution, with an nll of ln V per code. Feed T +
+    3 steps, or exclude the tail as audiocraft does.
     """
 
     def nll(piece: Piece) -> Tensor:
@@ -214,16 +215,17 @@ def tail_on_padding(demo: Demo) -> Figure:
 
 @mistake('"" for no text', group="Text", with_text=False)
 def empty_text(demo: Demo) -> Figure:
-    """An empty text is the natural way to say nothing. The processor makes an end token of it, and the model hears a
-    text that it never learnt. No text is the null condition: states of zero, as `get_unconditional_inputs` gives.
+    """An empty text seems to mean no text. But the processor converts it to an end token, and the model receives a
+    text that was not in its training. No text is the null condition: states of zeros, as returned by
+    `get_unconditional_inputs`.
     """
 
     def nll(piece: Piece) -> Tensor:
         steps = delayed(demo.model, piece.codes)
         # right: none = demo.model.get_unconditional_inputs(1)
-        # right: heard = dict(encoder_outputs=none.encoder_outputs, attention_mask=none.attention_mask)
-        heard = demo.processor(text=[""], return_tensors="pt")  # the mistake
-        logits = demo.model(**heard, decoder_input_ids=steps).logits
+        # right: condition = dict(encoder_outputs=none.encoder_outputs, attention_mask=none.attention_mask)
+        condition = demo.processor(text=[""], return_tensors="pt")  # the mistake
+        logits = demo.model(**condition, decoder_input_ids=steps).logits
         return nats(realigned(logits, piece.codes.shape[1]), piece.codes)
 
     return figure(demo.over_windows(nll))
@@ -231,8 +233,8 @@ def empty_text(demo: Demo) -> Figure:
 
 @mistake("padded text without its mask", group="Text")
 def unmasked_text(demo: Demo) -> Figure:
-    """Texts are padded to one length, for a batch or a compiled model, and only `input_ids` is passed on. Then text
-    encoder and decoder both listen to the padding.
+    """Texts are padded to the same length, for a batch or a compiled model, and only `input_ids` is passed. The
+    text encoder and the decoder then both attend to the padding.
     """
 
     def nll(piece: Piece) -> Tensor:
@@ -247,8 +249,8 @@ def unmasked_text(demo: Demo) -> Figure:
 
 @mistake("short windows filled with silence, and scored", group="Audio")
 def silence_scored(demo: Demo) -> Figure:
-    """Equal lengths make batches easy, so a clip's end is filled up with zeros and all frames are counted. Silence is
-    the easiest thing there is to predict.
+    """Windows of equal length are easy to batch, so the end of a clip is padded with zeros, and all frames are
+    scored. Silence is very easy to predict.
     """
     longest = max(piece.audio.shape[1] for piece in demo.pieces)
     # right: audio = [piece.audio for piece in demo.pieces]
@@ -260,11 +262,11 @@ def silence_scored(demo: Demo) -> Figure:
     return figure(demo.right_nll(pieces))
 
 
-@mistake("320 samples a frame", group="Audio")
+@mistake("320 samples per frame", group="Audio")
 def hop_of_320(demo: Demo) -> Figure:
-    """EnCodec's best known model has 320 samples a frame; MusicGen's has 640. Then 5 s are taken to be 500 frames, and
-    windows are twice as long as they should be. transformers extends the positions without a word, and the model reads
-    past what it was trained on. Bits per second come out doubled as well.
+    """The best-known EnCodec model has 320 samples per frame, but MusicGen's has 640. With 320, 5 s are taken as
+    500 frames, and windows are twice as long as intended. transformers extends the positions without a warning, and
+    the model reads more frames than it was trained on. Bits per second are also doubled.
     """
     # right: frames_per_second = demo.spec.sample_rate_hz // 640
     frames_per_second = demo.spec.sample_rate_hz // 320  # the mistake
@@ -279,8 +281,9 @@ def hop_of_320(demo: Demo) -> Figure:
 
 @mistake("audio at the file's own rate", group="Audio")
 def own_rate(demo: Demo) -> Figure:
-    """A file is read and passed on. The encoder takes any array, and hears 44.1 kHz as 32 kHz: slower and lower. The
-    processor checks a rate only if it is told one. Files that are at 32 kHz already come out right, which hides it.
+    """The audio of a file is passed to the encoder without resampling. The encoder accepts any array, and treats
+    44.1 kHz as 32 kHz, which is slower and lower. The processor checks the rate only if it is given. Files with 32
+    kHz give correct results, which hides the mistake.
     """
     # right: waves = demo.read(sample_rate_hz=32_000)
     waves = demo.read(sample_rate_hz=None)  # the mistake
@@ -289,7 +292,7 @@ def own_rate(demo: Demo) -> Figure:
 
 @mistake("audio at 22,050 Hz", group="Audio")
 def librosa_rate(demo: Demo) -> Figure:
-    """`librosa.load` resamples to 22,050 Hz unless told otherwise. The model hears everything faster and higher."""
+    """`librosa.load` resamples to 22,050 Hz by default. The model receives audio that is faster and higher."""
     # right: waves = demo.read(sample_rate_hz=32_000)
     waves = demo.read(sample_rate_hz=22_050)  # the mistake
     return figure(demo.right_nll(demo.cut(waves, texts=demo.texts)))
@@ -297,8 +300,8 @@ def librosa_rate(demo: Demo) -> Figure:
 
 @mistake("mean of the windows' perplexities", group="Sums and averages")
 def mean_of_windows(demo: Demo) -> Figure:
-    """One window at a time, a perplexity each, and their mean at the end. The exponential makes the hard windows weigh
-    more than the easy ones, which lifts the mean.
+    """A perplexity is computed per window, and the mean is taken at the end. The exponential gives difficult
+    windows a larger weight, which raises the mean.
     """
     ce = torch.stack([nll.double().mean() for nll in demo.nll])
     # right: ppl = torch.cat(demo.nll, dim=1).mean().exp()
@@ -308,8 +311,8 @@ def mean_of_windows(demo: Demo) -> Figure:
 
 @mistake(f"mean of the batches' perplexities, {BATCH_SIZE} windows each", group="Sums and averages")
 def mean_of_batches(demo: Demo) -> Figure:
-    """The same in batches, as training loops log it. The figure now depends on the batch size and on the order of the
-    files, and the last batch counts as much as a full one.
+    """The mean is taken over batches, as training loops log it. The figure then depends on the batch size and on
+    the order of the files, and the last batch has the same weight as a full one.
     """
     starts = range(0, len(demo.nll), BATCH_SIZE)
     batches = [torch.cat(demo.nll[first : first + BATCH_SIZE], dim=1) for first in starts]
@@ -321,8 +324,8 @@ def mean_of_batches(demo: Demo) -> Figure:
 
 @mistake("mean of the codebooks' perplexities", group="Sums and averages")
 def mean_of_codebooks(demo: Demo) -> Figure:
-    """Each codebook has its perplexity, and four numbers ask for a mean. The definition takes the mean of the cross
-    entropies and the exponential once; here the hardest codebook decides.
+    """Each codebook has a perplexity, and the script takes the mean of the four. By definition, the mean is taken
+    over cross entropies, followed by one exponential. Here, the most difficult codebook dominates.
     """
     ce = torch.cat(demo.nll, dim=1).double().mean(1)
     # right: ppl = ce.mean().exp()
@@ -332,9 +335,9 @@ def mean_of_codebooks(demo: Demo) -> Figure:
 
 @mistake("softmax, then log, in fp16", group="Sums and averages")
 def softmax_in_fp16(demo: Demo) -> Figure:
-    """A model in half precision gives logits in half precision, and torchmetrics' `Perplexity` stays in it: softmax first,
-    the log after. fp16 knows no probability below 6e-8, so a single code that surprises the model by 17 nats costs
-    infinitely much.
+    """A model in half precision returns logits in half precision, and torchmetrics' `Perplexity` keeps that dtype:
+    it computes the softmax first, and then the log. fp16 cannot represent probabilities below 6e-8, so a single
+    code with an nll of 17 nats makes the result infinite.
     """
     metric = Perplexity()
     for logits, codes in scored_logits(demo):
@@ -345,8 +348,8 @@ def softmax_in_fp16(demo: Demo) -> Figure:
 
 @mistake("softmax, then log, in bf16", group="Sums and averages")
 def softmax_in_bf16(demo: Demo) -> Figure:
-    """bf16 has the range, and 8 bits: each log and the sum of each update are rounded by up to 0.2%. That is little at
-    1 nat a code, and 1% of a perplexity at 6.
+    """bf16 has a sufficient range, but only 8 bits: each log and the sum of each update are rounded by up to 0.2%.
+    The effect is small at 1 nat per code, but 1% of the perplexity at 6 nats.
     """
     metric = Perplexity()
     for logits, codes in scored_logits(demo):
@@ -357,8 +360,9 @@ def softmax_in_bf16(demo: Demo) -> Figure:
 
 @mistake("sums kept in bf16", group="Sums and averages")
 def sums_in_bf16(demo: Demo) -> Figure:
-    """A metric is part of its Lightning module, and `precision: bf16-true` converts the whole module, the metric's sums
-    with it. A sum of 8 bits takes in small numbers roughly, and in the end not at all: the more music, the worse.
+    """A metric is a submodule of its Lightning module, and `precision: bf16-true` converts the whole module,
+    including the metric's sums. A sum with 8 bits rounds small numbers, and finally ignores them. The error
+    increases with the amount of music.
     """
     metric = Perplexity()
     module = torch.nn.ModuleDict({"perplexity": metric})
@@ -370,8 +374,9 @@ def sums_in_bf16(demo: Demo) -> Figure:
 
 @mistake(f"the sampler's duplicates counted, {NUM_DEVICES} devices", group="Sums and averages")
 def padded_sampler(demo: Demo) -> Figure:
-    """`DistributedSampler` repeats the first windows until every device has as many as the others; Lightning's `test`
-    puts it in unasked. The figure depends on the number of devices, and moves to wherever the first windows are.
+    """`DistributedSampler` repeats the first windows until all devices have the same number, and Lightning's `test`
+    adds this sampler by default. The figure then depends on the number of devices, and gives the first windows a
+    larger weight.
     """
     ranks: list[DistributedSampler[Tensor]] = [
         DistributedSampler(demo.nll, num_replicas=NUM_DEVICES, rank=rank, shuffle=False) for rank in range(NUM_DEVICES)

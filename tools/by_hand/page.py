@@ -127,10 +127,10 @@ def _short(measured: Measured) -> str:
 
 def _loop(measured: Measured) -> str:
     functions = (scripts.delayed, scripts.read, scripts.realigned, scripts.nats)
-    source = "\n\n".join(inspect.getsource(function).rstrip() for function in functions)
+    source = "\n\n\n".join(inspect.getsource(function).rstrip() for function in functions)
     return (
         f"```python\n{source}\n```\n\n"
-        f"Over the demo's {measured.num_windows} windows it gives {measured.right_by_hand.ppl:.4f}. "
+        f"Over the demo's {measured.num_windows} windows, the perplexity is {measured.right_by_hand.ppl:.4f}. "
         f"The package gives {measured.right.ppl:.4f}."
     )
 
@@ -175,10 +175,10 @@ def _leak(leak: Leak) -> str:
             for name, shares in zip(names, leak.moved, strict=False)
         ),
         "",
-        f"Share of codes that move, over {leak.num_windows} windows with a context. No code moved more than "
-        f"{leak.frames_reached} frames before the joint. The targets cost {_ppl(leak.joint.ppl)} "
-        f"(ce {leak.joint.ce:.4f}) after codes of context and target encoded together, and {_ppl(leak.alone.ppl)} "
-        f"(ce {leak.alone.ce:.4f}) after codes of the context alone: {_percent(leak.alone.ppl / leak.joint.ppl)}.",
+        f"Share of codes that change, over {leak.num_windows} windows with a context. No code changed more than "
+        f"{leak.frames_reached} frames before the target. The perplexity of the targets is {_ppl(leak.joint.ppl)} "
+        f"(ce {leak.joint.ce:.4f}) if context and target are encoded together, and {_ppl(leak.alone.ppl)} "
+        f"(ce {leak.alone.ce:.4f}) if the context is encoded alone: {_percent(leak.alone.ppl / leak.joint.ppl)}.",
     ]
     return "\n".join(lines)
 

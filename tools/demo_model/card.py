@@ -33,39 +33,41 @@ def write_card(
     )
     text = f"""# The demo model
 
-A really trained MusicGen of {sizes["model"] / 1e6:.1f} MB with held-out clips of {sizes["clips"] / 1e6:.1f} MB, so that every function of the package
-can be tried offline on a CPU. It knows only the synthetic songs of `tools/demo_model/music.py`: its figures say that
-the instrument works, and nothing about music at large.
+A trained MusicGen model of {sizes["model"] / 1e6:.1f} MB, with held-out clips of {sizes["clips"] / 1e6:.1f} MB, for trying all functions of the
+package offline on a CPU. It was trained only on the synthetic songs of `tools/demo_model/music.py`. Its figures show
+that the package works, and say nothing about real music.
 
-- **Format**: transformers' `MusicgenForConditionalGeneration`, float16 safetensors, with tokenizer and processor.
-- **Codec**: EnCodec, 32 kHz, hop 640 (50 frames per second), {codec.NUM_CODEBOOKS} codebooks of {codec.CODEBOOK_SIZE} entries; {steps:,} steps.
-- **Decoder**: delay pattern 0, 1, 2, 3; special token {decoder.SPECIAL_TOKEN}; a T5 encoder trained with it;
-  {decoder_plan.num_songs:,} songs of {decoder_plan.song_frames / 50:g} s, {decoder_plan.short_steps:,} steps on crops of {decoder.MAX_FRAMES // 100} s, then {decoder_plan.long_steps:,} on crops of {decoder.MAX_FRAMES // 50} s.
-  Its limit is {decoder.MAX_FRAMES} frames (`max_length` of the generation config): positions beyond them are untrained.
-- **Texts** say mood, key, tempo, chords, melody, bass and drums: `dark music in c minor , at 125 bpm , piano chords ,
-  bell melody , deep bass , house drums`. Other words are unknown to it.
-- **Clips**: `clips/manifest.csv` (path, id, text); songs that were not trained on, in four formats, three rates, mono
-  and stereo.
+- **Format**: transformers' `MusicgenForConditionalGeneration` in float16 safetensors, with tokenizer and processor.
+- **Codec**: EnCodec, 32 kHz, hop 640 (50 frames per second), {codec.NUM_CODEBOOKS} codebooks of {codec.CODEBOOK_SIZE} entries. It was trained for {steps:,} steps.
+- **Decoder**: delays 0, 1, 2, 3 and special token {decoder.SPECIAL_TOKEN}. It was trained together with a T5 text encoder on
+  {decoder_plan.num_songs:,} songs of {decoder_plan.song_frames / 50:g} s: {decoder_plan.short_steps:,} steps on crops of {decoder.MAX_FRAMES // 100} s, then {decoder_plan.long_steps:,} on crops of {decoder.MAX_FRAMES // 50} s.
+  Its limit is {decoder.MAX_FRAMES} frames (`max_length` of the generation config). Later positions were not trained.
+- **Texts** describe mood, key, tempo, chords, melody, bass and drums: `dark music in c minor , at 125 bpm , piano chords ,
+  bell melody , deep bass , house drums`. All other words are unknown tokens.
+- **Clips**: `data/demo/manifest.csv` (path, id, text) lists songs that were not used for training, in four formats and at
+  three sample rates, in mono and stereo.
 
-## What it reached
-On 32 other held-out songs of 20 s, measured on the exported checkpoint; ce in nats a code. The last column counts the
-songs (with noise: pairs of a song and a noise) for which the first of the two figures is the larger.
+## Results
+The figures were measured with the exported checkpoint on 32 other held-out songs of 20 s. Cross entropy (ce) is in nats
+per code. The last column counts the songs for which the first of two figures is larger. For noise, it counts pairs of a
+song and a noise.
 
 {checks.table(figures)}
 
-The clips, on the audio as their files hold it: perplexity over windows of 5 s after 5 s; by how many nats ce rises
-without the text; and by how many, over the first 10 s, with the frames shuffled.
+The next table shows figures of each clip, measured on the audio in its file: the perplexity over windows of 5 s after 5 s
+of context, the increase of ce in nats without the text, and the increase over the first 10 s if the frames are shuffled.
 
 | clip | s | ppl | no text | shuffled |
 |---|---|---|---|---|
 {clips}
 
-Songs repeat a loop of 1.6 to 3.8 s, mostly in the very same codes, so most of what follows the first loop can be known:
-the perplexity is far lower than that of real music. Quiet noise falls on few codes and costs no more than music, and
-silence costs nearly nothing: a low perplexity is no proof of quality. Nobody has listened to what it generates.
+Each song repeats a loop of 1.6 to 3.8 s, mostly with identical codes, so most codes after the first loop are predictable.
+Therefore, the perplexity is far lower than that of real music. Quiet noise is encoded with few different codes and has no
+higher ce than music, and the ce of silence is close to 0. A low perplexity does not prove quality. Nobody has listened to
+the generated music.
 
-## Again, from the seed
-`python tools/train_demo_model.py --work <folder>` makes songs, codec, decoder, checkpoint, clips and this page; minutes
-of each stage on two CPU cores: {times}.
+## Reproducing the model
+`python tools/train_demo_model.py --work <folder>` creates songs, codec, decoder, checkpoint, clips and this page. Minutes
+per stage on two CPU cores: {times}.
 """
     (folder / "README.md").write_text(text)

@@ -179,8 +179,10 @@ def _perplexity(listener: Listener, codes: torch.Tensor, texts: list[str]) -> li
         Figure(
             "perplexity, 5 s after 5 s", f"{_ce(nll).exp():.2f} (limit {V // 4}, unigram {used.log().mean().exp():.0f})"
         ),
-        Figure("ce in nats, and of each codebook", f"{_ce(nll):.3f} of {shares}"),
-        Figure("ce of the first second, of seconds 9 to 10", f"{_ce(nll[..., :50]):.3f}, {_ce(nll[..., 450:500]):.3f}"),
+        Figure("ce, and ce of each codebook", f"{_ce(nll):.3f} of {shares}"),
+        Figure(
+            "ce of the first second, and of the tenth second", f"{_ce(nll[..., :50]):.3f}, {_ce(nll[..., 450:500]):.3f}"
+        ),
         Figure("entries in use (perplexity of the codes)", " ".join(f"{x:.0f}" for x in used.tolist())),
     ]
 
@@ -192,8 +194,8 @@ def _perturbed(listener: Listener, codes: torch.Tensor, texts: list[str], genera
     worse = _each(listener.nll(shuffled, texts))
     figures = [
         Figure(
-            "frames shuffled, against as they are",
-            f"{worse.mean():.3f} against {plain.mean():.3f}",
+            "shuffled frames, compared with the original order",
+            f"{worse.mean():.3f} and {plain.mean():.3f}",
             _wins(plain, worse),
         )
     ]
@@ -204,7 +206,7 @@ def _perturbed(listener: Listener, codes: torch.Tensor, texts: list[str], genera
         wins = f"{int((music_none[:, None] < cost).sum())} of {music_none.numel() * len(cost)}"
         name = f"white noise of rms {level:g}" if level else "silence"
         figures.append(
-            Figure(f"{name}, against music, no text", f"{cost.mean():.3f} against {music_none.mean():.3f}", wins)
+            Figure(f"{name}, compared with music, without text", f"{cost.mean():.3f} and {music_none.mean():.3f}", wins)
         )
     return figures
 
@@ -216,11 +218,13 @@ def _texts(listener: Listener, codes: torch.Tensor, texts: list[str]) -> list[Fi
     none = _each(listener.nll(window, None))
     return [
         Figure(
-            "wrong text (mean of 3), against right",
-            f"{wrong.mean():.3f} against {right.mean():.3f}",
+            "wrong text (mean of 3), compared with the right text",
+            f"{wrong.mean():.3f} and {right.mean():.3f}",
             _wins(right, wrong),
         ),
-        Figure("no text, against right", f"{none.mean():.3f} against {right.mean():.3f}", _wins(right, none)),
+        Figure(
+            "no text, compared with the right text", f"{none.mean():.3f} and {right.mean():.3f}", _wins(right, none)
+        ),
     ]
 
 
@@ -232,8 +236,8 @@ def _continued(listener: Listener, audio: torch.Tensor, texts: list[str]) -> lis
     mine, theirs = (_each(listener.nll(c, texts)[..., HALF:]) for c in (own, other))
     return [
         Figure(
-            "joined to another song, against its own",
-            f"{theirs.mean():.3f} against {mine.mean():.3f}",
+            "end of another song, compared with the song's own end",
+            f"{theirs.mean():.3f} and {mine.mean():.3f}",
             _wins(mine, theirs),
         )
     ]
@@ -246,8 +250,8 @@ def _beyond(listener: Listener, codes: torch.Tensor, texts: list[str]) -> list[F
     worse, plain = _each(nll[..., MAX_FRAMES:]), _each(inside[..., MAX_FRAMES:])
     return [
         Figure(
-            "frames past its 500, against in a window",
-            f"{worse.mean():.3f} against {plain.mean():.3f}",
+            "frames after the limit of 500, compared with the same frames in a window",
+            f"{worse.mean():.3f} and {plain.mean():.3f}",
             _wins(plain, worse),
         ),
         Figure("ce of each 25 frames from 400 to 600, in one piece", curves[0]),
@@ -298,7 +302,7 @@ def _generated(
     others = (near.sum(1) - own) / (num - 1)
     return [
         Figure(
-            "5 s generated after 5 s: chroma to its own song, to others",
+            "chroma cosine of 5 s generated after 5 s: with its own song, with others",
             f"{own.mean():.3f}, {others.mean():.3f}",
             _wins(-own, -others),
         )
@@ -310,4 +314,4 @@ def _causality(listener: Listener, codes: torch.Tensor) -> Figure:
     before = listener.nll(changed, None)[..., :297]
     changed[..., 300:] = (changed[..., 300:] + 1) % listener.model.config.decoder.vocab_size
     moved = (listener.nll(changed, None)[..., :297] - before).abs().max()
-    return Figure("past moved by a change of the future", f"{moved:.1e} nats")
+    return Figure("largest change of the nll of earlier codes if later codes change", f"{moved:.1e} nats")

@@ -1,1 +1,1 @@
-"""EnCodec: audio to codes, and codes to audio."""
+"""The EnCodec codec, which converts audio to codes and codes to audio."""

@@ -1,10 +1,10 @@
-"""Codes to audio with EnCodec, float32, piece by piece in constant memory, without seams.
+"""Decodes codes to audio with EnCodec in float32, piece by piece in constant memory. It equals decoding in one piece.
 
-    codes --codebooks--> latents --convolution--> --LSTM, its state carried--> --upsampling, convolutions--> audio
+    codes --codebooks--> latents --convolution--> --LSTM, with its state--> --upsampling, convolutions--> audio
 
-What a piece sees beyond its own frames follows from the kernels (`codec_layers.py`); facebook's 32 kHz codec sees one frame of
-the LSTM's output on either side. Configurations whose convolutions do not see a bounded stretch are left to transformers' own
-`decode`, in one piece. Knows nothing of models of music, or of files.
+The kernel sizes determine how many frames a piece needs beyond its own (`decoder_layers.py`). In facebook's 32 kHz codec, it is
+one frame of the LSTM's output on either side. If the receptive field of the convolutions is not bounded, transformers' `decode`
+is used, in one piece.
 
 Source: transformers 5.17, `EncodecDecoder`, `EncodecResidualVectorQuantizer`.
 """
@@ -26,29 +26,32 @@ from musicgen_eval.models.numerics import float32_exactly
 from musicgen_eval.models.transfers import upload
 
 PIECE_FRAMES = 100
-"""Frames a piece: 2 s of facebook's, at 140 MB. On one core 10 s took 0.98 s so, 1.09 s in pieces of 1 s, which see more twice, and
-1.33 s of 5 s or 1.52 s in one, whose buffers are mapped anew for every layer."""
+"""Frames per piece on a CPU: 2 s of facebook's codec, which take 140 MB.
+
+Decoding 10 s on one core took 0.98 s. It took 1.09 s in pieces of 1 s, because more frames are computed twice. It took 1.33 s in
+pieces of 5 s and 1.52 s in one piece, because the memory of large buffers is mapped again for every layer.
+"""
 ACCELERATOR_PIECE_FRAMES = 1500
 """Frames per piece on an accelerator: 30 s of facebook's codec, which take about 1 GB. Each piece ends with a copy to the CPU."""
 
 
 class SegmentDecoder:
-    """Decodes codes with an `EncodecModel`, whose weights are read once a device, at the first codes, and never written.
+    """Decodes codes with an `EncodecModel`. The weights are read at the first call on each device, and are not changed.
 
     Args:
         model: transformers' `EncodecModel`, in float32, in eval mode.
-        channels: channels of the audio: the codec's own number, or 2 with a mono codec (facebook's stereo models: codebooks are
-            left 1, right 1, left 2, ..., and each side is decoded alone).
+        channels: number of audio channels. It is the codec's number, or 2 for a mono codec, as in facebook's stereo models. Their
+            codebooks are ordered left 1, right 1, left 2, ..., and each channel is decoded alone.
 
     Raises:
-        ValueError: another codec, channels that the codec cannot give, or weights that are not float32.
+        ValueError: if the model is not an `EncodecModel`, does not support the channels, or is not in float32.
     """
 
     def __init__(self, model: PreTrainedModel, *, channels: int = 1) -> None:
         if not isinstance(model, EncodecModel):
-            raise ValueError(f"codec: expected transformers' EncodecModel, got {type(model).__name__}")
+            raise ValueError(f"the codec must be an EncodecModel from transformers, got {type(model).__name__}")
         if channels not in (model.config.audio_channels, 2 * model.config.audio_channels) or channels > 2:
-            raise ValueError(f"channels: the codec gives {model.config.audio_channels}, got {channels}")
+            raise ValueError(f"channels is {channels}, but the codec has {model.config.audio_channels} channel(s)")
         self.model = model
         self.channels = channels
         self._num_lanes = channels // model.config.audio_channels
@@ -57,16 +60,17 @@ class SegmentDecoder:
         self._require_float32()
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The audio of all codes: the blocks of `decode_pieces`, joined.
+        """Decodes all codes, and joins the blocks of `decode_pieces`.
 
         Args:
-            codes: (K, T) int64 in [0, V), T at least 1; for stereo from a mono codec K is left 1, right 1, left 2, ...
+            codes: (K, T) int64 in [0, V), with at least one frame. For stereo from a mono codec, the order of codebooks is left 1,
+                right 1, left 2, ...
 
         Returns:
-            (C, N) float32 on the codes' device, N = T * hop; the codec keeps it near [-1, 1], and nothing clips it.
+            (C, N) float32 on the device of the codes, with N = T * hop. The audio is not clipped and may slightly exceed [-1, 1].
 
         Raises:
-            ValueError: no codes, codes outside of the codebook, or a number of codebooks that the codec does not have.
+            ValueError: if there are no codes, a code is out of range, or the number of codebooks is not supported.
         """
         pieces = self.decode_pieces(codes)
         num_samples = codes.shape[1] * self.model.config.hop_length
@@ -78,24 +82,24 @@ class SegmentDecoder:
         return audio
 
     def decode_pieces(self, codes: Tensor) -> Iterator[Tensor]:
-        """The same audio in blocks, each made when it is asked for: the memory does not grow with the number of frames.
+        """Decodes codes lazily in blocks. Memory use does not depend on the number of frames.
 
         Args:
-            codes: (K, T), as in `decode`.
+            codes: (K, T) int64, as in `decode`.
 
         Returns:
-            (C, n) float32 each, in order, n at most `PIECE_FRAMES` * hop on a CPU, `ACCELERATOR_PIECE_FRAMES` * hop elsewhere; one
-            block where transformers decodes.
+            The consecutive blocks, (C, n) float32 each. n is at most `PIECE_FRAMES` * hop on a CPU, and at most
+            `ACCELERATOR_PIECE_FRAMES` * hop elsewhere. If transformers decodes, there is one block.
 
         Raises:
-            ValueError: as `decode`, before the first block.
+            ValueError: as in `decode`, before the first block.
         """
         self._check(codes)
         lanes = [codes[lane :: self._num_lanes] for lane in range(self._num_lanes)]
         return self._blocks(lanes) if has_finite_view(self.model) else iter([self._decode_plainly(lanes)])
 
     def _blocks(self, lanes: Sequence[Tensor]) -> Iterator[Tensor]:
-        """No mode is held across a yield: it would be the consumer's, too."""
+        """Yields the blocks. No torch mode is active at a yield, because it would also apply to the consumer's code."""
         num_frames = lanes[0].shape[1]
         plan = self._planned()
         streams = [_Stream(plan, upload(lane, plan.device)) for lane in lanes]
@@ -128,21 +132,19 @@ class SegmentDecoder:
         most = len(self.model.quantizer.layers) * self._num_lanes
         if codes.ndim != 2 or codes.dtype != torch.int64:
             raise ValueError(
-                f"codes: expected (K, T) int64, got {tuple(codes.shape)} {str(codes.dtype).removeprefix('torch.')}"
+                f"codes must be (K, T) int64, got {tuple(codes.shape)} {str(codes.dtype).removeprefix('torch.')}"
             )
         K, T = codes.shape
         if not 1 <= K <= most or K % self._num_lanes:
-            raise ValueError(
-                f"codes: expected 1 to {most} codebooks"
-                + (f", as many left as right, got {K}" if self._num_lanes > 1 else f", got {K}")
-            )
+            per_channel = ", with equal numbers for left and right" if self._num_lanes > 1 else ""
+            raise ValueError(f"codes must have 1 to {most} codebooks{per_channel}, got {K}")
         if T == 0:
-            raise ValueError("codes: expected at least one frame, got none; leave this piece out")
+            raise ValueError("codes must have at least one frame, got none; do not decode empty codes")
         lowest, highest = (int(code) for code in codes.aminmax())
         V = self.model.config.codebook_size
         if lowest < 0 or highest >= V:
             raise ValueError(
-                f"codes: expected 0 to {V - 1}, got {lowest} to {highest}; the special token is no code: undelay and cut first"
+                f"codes must be from 0 to {V - 1}, got {lowest} to {highest}; use undelay_codes to remove special tokens"
             )
 
     def _require_float32(self) -> None:
@@ -150,13 +152,13 @@ class SegmentDecoder:
         wrong = {str(tensor.dtype) for tensor in used if tensor.dtype != torch.float32}
         if wrong:
             raise ValueError(
-                f"codec: expected float32 weights, got {', '.join(sorted(wrong))}, which would move the audio; "
-                "load it with dtype=torch.float32"
+                f"the codec must have float32 weights, got {', '.join(sorted(wrong))}, which would change the audio; load it with "
+                "dtype=torch.float32"
             )
 
 
 class _Plan:
-    """The decoder's layers with their weights resolved: weight norm would compute them anew for every piece."""
+    """The layers of the codec's decoder with plain weights, because weight norm would recompute them for every piece."""
 
     def __init__(self, model: EncodecModel) -> None:
         layers: list[Any] = list(model.decoder.layers)
@@ -169,7 +171,7 @@ class _Plan:
         self.after = Chain(nodes_of(rest))
 
     def latents(self, codes: Tensor) -> Tensor:
-        """(K, T) -> (D, T), added up in transformers' order."""
+        """(K, T) -> (D, T), summed over codebooks in transformers' order."""
         latents = F.embedding(codes[0], self.codebooks[0])
         for row, codebook in zip(codes[1:], self.codebooks[1:], strict=False):
             latents = latents + F.embedding(row, codebook)
@@ -177,34 +179,34 @@ class _Plan:
 
 
 class _Stream:
-    """One lane's codes (K, T) on their way to audio: the LSTM's state, and the rows of its output that are still needed."""
+    """Decodes the codes (K, T) of one lane. Keeps the LSTM's state, and the rows of its output that are still needed."""
 
     def __init__(self, plan: _Plan, codes: Tensor) -> None:
         self.plan = plan
         self.codes = codes
         self.num_frames = codes.shape[1]
         self.state: tuple[Tensor, Tensor] | None = None
-        self.heard: Tensor | None = None  # (D, rows): the LSTM's output from frame `start` on
+        self.rows: Tensor | None = None  # (D, rows): the LSTM's output from frame `start` on
         self.start = self.stop = 0
 
     def decode(self, low: int, high: int) -> Tensor:
-        """The audio of frames [low, high), (C, N); calls go forward."""
+        """Returns the audio (C, N) of frames [low, high). Calls must be in order of time."""
         after = self.plan.after
         samples = low * after.hop, high * after.hop
         start, stop = after.view(*samples, self.num_frames)
-        return after(self._hear(start, stop), start, *samples, self.num_frames)
+        return after(self._lstm_rows(start, stop), start, *samples, self.num_frames)
 
-    def _hear(self, start: int, stop: int) -> Tensor:
-        """(D, rows): the LSTM's output from frame `start` to frame `stop` or further, with its input added."""
+    def _lstm_rows(self, start: int, stop: int) -> Tensor:
+        """Returns (D, rows), the LSTM's output plus its input, from frame `start` to at least frame `stop`."""
         if stop > self.stop:
             low, high = self.plan.before.view(self.stop, stop, self.num_frames)
             latents = self.plan.latents(self.codes[:, low:high])
             steps = self.plan.before(latents, low, self.stop, stop, self.num_frames).t()
             output, self.state = self.plan.lstm(steps, self.state)
             more = (output + steps).t()
-            self.heard = more if self.heard is None else torch.cat([self.heard, more], dim=1)
+            self.rows = more if self.rows is None else torch.cat([self.rows, more], dim=1)
             self.stop = stop
-        assert self.heard is not None
-        self.heard = self.heard[:, start - self.start :]
+        assert self.rows is not None
+        self.rows = self.rows[:, start - self.start :]
         self.start = start
-        return self.heard
+        return self.rows

@@ -1,7 +1,8 @@
-"""The layers of EnCodec's decoder as functions of the rows that they see, so that pieces of audio are those of the whole.
+"""The layers of EnCodec's decoder as functions of a range of rows, so that audio can be decoded in pieces.
 
-A layer computes rows [low, high) of its output from the rows of its input that they see, and pads at the true ends of its input
-alone. Weights are resolved once, and the model's own modules stay as they are. Tensors are (channels, rows), on any device.
+A layer computes rows [low, high) of its output from the input rows in their receptive field, called their view. It pads only at
+the ends of the whole input. Weights are computed once, and the model's modules are not changed. Tensors are (channels, rows), on
+any device.
 
 Source: transformers 5.17, `EncodecConv1d`, `EncodecConvTranspose1d`, `EncodecResnetBlock`.
 """
@@ -20,19 +21,36 @@ from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecC
 
 
 class Node(Protocol):
-    """A layer that makes `hop` output rows of an input row. Tensors are (channels, rows)."""
+    """A layer that computes `hop` output rows per input row. Tensors are (channels, rows)."""
 
     hop: int
 
     def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
-        """The rows of an input of `num_in` rows that output rows [low, high) see; its start never falls as they move on."""
+        """Returns the input rows [start, stop) that output rows [low, high) depend on.
+
+        Args:
+            low: first output row.
+            high: end of the output rows.
+            num_in: number of rows of the whole input.
+
+        Returns:
+            The range of input rows. If `low` and `high` increase, its start does not decrease.
+        """
 
     def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int) -> Tensor:
-        """Input rows from `start` on, at least those in view -> output rows [low, high)."""
+        """Computes output rows [low, high).
+
+        Args:
+            x: consecutive input rows, including all rows in view.
+            start: number of the first row of `x`.
+            low: first output row.
+            high: end of the output rows.
+            num_in: number of rows of the whole input.
+        """
 
 
 class Chain:
-    """Nodes one after the other, as one node."""
+    """A sequence of nodes, as one node."""
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         self.nodes = nodes
@@ -76,7 +94,8 @@ class Convolution:
         if num_in <= self.pad_left:
             return 0, num_in
         first = low - self.pad_left
-        # The left end mirrors rows up to -first. Those that the right end mirrors lie in view: pad_right <= pad_left.
+        # Padding at the left end mirrors rows up to -first. Rows that are mirrored at the right end are always in view, because
+        # pad_right <= pad_left.
         return max(first, 0), min(max(high + self.pad_right, 1 - first if first < 0 else 0), num_in)
 
     def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int) -> Tensor:
@@ -91,13 +110,13 @@ class Convolution:
         )
 
     def _padded(self, x: Tensor, start: int, low: int, high: int, num_in: int) -> Tensor:
-        """Rows from `start` on, those in view -> rows [low - pad_left, high + pad_right), the padding at true ends among them.
+        """Takes the rows in view, from `start` on, and returns rows [low - pad_left, high + pad_right), with padding at the ends.
 
                  -3 -2 -1 | 0  1  2  3  4 | 5  6
         reflect:  3  2  1 | 0  1  2  3  4 | 3  2
         """
         if num_in <= self.pad_left:
-            left, right = self.pad_left, self.pad_right  # too short to mirror: only the whole pads as the whole
+            left, right = self.pad_left, self.pad_right  # too short to mirror a part: pad the whole input
         else:
             left, right = max(self.pad_left - low, 0), max(high + self.pad_right - num_in, 0)
         first = low - self.pad_left - (start - left)
@@ -109,8 +128,8 @@ class Convolution:
 class Upsampling:
     """An `EncodecConvTranspose1d` and the ELU before it.
 
-    Input row i adds to rows [i * hop, i * hop + kernel) of the full output, of which the layer cuts `trim_left` from the left:
-    output row o hears the rows i with i * hop <= o + trim_left < i * hop + kernel.
+    Input row i is added to rows [i * hop, i * hop + kernel) of the full output, and the layer removes the first `trim_left` rows.
+    Therefore, output row o depends on the input rows i with i * hop <= o + trim_left < i * hop + kernel.
     """
 
     def __init__(self, layer: EncodecConvTranspose1d) -> None:
@@ -135,7 +154,7 @@ class Upsampling:
 
 
 class Residual:
-    """An `EncodecResnetBlock`: convolutions behind ELUs, plus the input or a convolution of it."""
+    """An `EncodecResnetBlock`: convolutions with ELUs before them, plus the input or a convolution of it."""
 
     hop = 1
 
@@ -155,7 +174,7 @@ class Residual:
 
 
 def nodes_of(layers: Iterable[nn.Module]) -> list[Node]:
-    """The layers behind the LSTM: every convolution that is not in a residual block has an ELU before it."""
+    """Converts the layers after the LSTM. Every convolution outside a residual block has an ELU before it."""
     nodes: list[Node] = []
     for layer in layers:
         if isinstance(layer, EncodecConvTranspose1d):

@@ -1,7 +1,7 @@
-"""Audio to codes with EnCodec, exactly: float32, each segment alone, the same bits at any number of threads.
+"""Encodes audio to codes with EnCodec, in float32, each segment alone, bit-identically for any number of threads.
 
-On a CPU `EncoderProducts` does the work. On other devices, and for configurations that it does not cover (chunks, normalisation
-over time), transformers' own `encode` does.
+On a CPU, `EncoderProducts` computes the codes. On other devices, and for configurations that it does not support (chunks,
+normalisation over time), transformers' `encode` is used.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ from musicgen_eval.models.numerics import float32_exactly
 from musicgen_eval.models.threads import map_single_threaded, single_threaded
 
 STACK_SAMPLES = 8 * 30 * 32_000
-"""Samples that an accelerator encodes together: eight windows of 30 s, which take about 8 GB."""
+"""Samples that are encoded together on an accelerator: eight windows of 30 s, which take about 8 GB."""
 
 
 class SegmentEncoder:
-    """Encodes segments of audio with an `EncodecModel`, whose weights are read once, at the first segment, and never written.
+    """Encodes segments of audio with an `EncodecModel`. The weights are read once, at the first segment, and are not changed.
 
     Args:
         model: transformers' `EncodecModel`, in float32, in eval mode.
-        channels: channels of the audio: the codec's own number, or 2 with a mono codec (facebook's stereo models: left and right
-            are encoded alone, and their codebooks interleaved).
-        bandwidth: kbit/s as in `EncodecModel.encode`; None: the codec's first, all that MusicGen's codecs have.
-        num_workers: segments in hand at once on a CPU; None: the caller's number of torch threads. It moves no bit.
+        channels: number of audio channels. It is the codec's number, or 2 for a mono codec, as in facebook's stereo models: left
+            and right are then encoded alone, and their codebooks are interleaved.
+        bandwidth: bandwidth in kbit/s, as in `EncodecModel.encode`. None means the codec's first one, which is the only one of
+            MusicGen's codecs.
+        num_workers: number of segments that are encoded at the same time on a CPU. None means the caller's number of torch
+            threads. Codes do not depend on it.
 
     Raises:
-        ValueError: another codec, channels that the codec cannot take, or weights that are not float32.
+        ValueError: if the model is not an `EncodecModel`, does not support the channels, or is not in float32.
     """
 
     def __init__(
@@ -45,9 +47,9 @@ class SegmentEncoder:
         num_workers: int | None = None,
     ) -> None:
         if not isinstance(model, EncodecModel):
-            raise ValueError(f"codec: expected transformers' EncodecModel, got {type(model).__name__}")
+            raise ValueError(f"the codec must be an EncodecModel from transformers, got {type(model).__name__}")
         if channels not in (model.config.audio_channels, 2 * model.config.audio_channels) or channels > 2:
-            raise ValueError(f"channels: the codec hears {model.config.audio_channels}, got {channels}")
+            raise ValueError(f"channels is {channels}, but the codec has {model.config.audio_channels} channel(s)")
         _require_float32(model)
         self.model = model
         self.channels = channels
@@ -57,25 +59,32 @@ class SegmentEncoder:
         self._planning = threading.Lock()
 
     def encode(self, audio: Tensor) -> Tensor:
-        """Encode one segment.
+        """Encodes one segment.
 
         Args:
-            audio: (C, N) float32 in [-1, 1], N a multiple of the hop.
+            audio: (C, N) float32 in [-1, 1], where N is a multiple of the hop.
 
         Returns:
-            (K, T) int64 codes on the audio's device, T = N / hop; for stereo from a mono codec K is left 1, right 1, left 2, ...
+            (K, T) int64 codes on the device of the audio, with T = N / hop. For stereo from a mono codec, the order of codebooks is
+            left 1, right 1, left 2, ...
+
+        Raises:
+            ValueError: if the audio has another shape or dtype, is empty, or is not a whole number of frames.
         """
         return self.encode_all([audio])[0]
 
     @torch.inference_mode()
     def encode_all(self, segments: Sequence[Tensor]) -> list[Tensor]:
-        """Encode segments side by side; each gives the codes that it gives alone.
+        """Encodes several segments. The codes of a segment do not depend on the others.
 
         Args:
-            segments: (C, N) each, as in `encode`.
+            segments: (C, N) float32 each, as in `encode`.
 
         Returns:
-            (K, T) int64 each, in order.
+            (K, T) int64 codes of each segment, in order.
+
+        Raises:
+            ValueError: as in `encode`.
         """
         for audio in segments:
             self._check(audio)
@@ -94,36 +103,38 @@ class SegmentEncoder:
         return [_interleave(group).to(audio.device, copy=False) for group, audio in zip(grouped, segments, strict=True)]
 
     def _lanes(self, audio: Tensor) -> Sequence[Tensor]:
-        """(C, N) -> what the codec hears at a time, (its channels, N) each."""
+        """(C, N) -> parts with the codec's number of channels, which are encoded separately."""
         return audio.split(self.model.config.audio_channels)
 
     def _encode_in_phases(self, plan: EncoderProducts, lanes: Sequence[Tensor]) -> list[Tensor]:
-        """Convolutions lane by lane, then LSTMs of several lanes in lockstep, then codes lane by lane; each piece has one thread.
+        """Computes the convolutions per lane, then the LSTM of several lanes in lockstep, then the codes per lane.
 
-        An LSTM waits for its weights. Therefore its lanes are dealt, longest first, to as few lots as keep all threads busy; each
-        layer of a lot has a thread.
+        Each task runs on one thread. An LSTM is limited by reading its weights. Therefore, the lanes are distributed, longest
+        first, over as few groups as keep all threads busy. Each layer of a group is a task.
         """
         num_workers = self.num_workers or torch.get_num_threads()
         lstm = plan.lstm
         convolved = map_single_threaded(plan.convolve, lanes, num_workers=num_workers)
-        num_lots = max(-(-len(lanes) // lstm.max_lanes), min(len(lanes), num_workers // lstm.num_tasks))
+        num_groups = max(-(-len(lanes) // lstm.max_lanes), min(len(lanes), num_workers // lstm.num_tasks))
         by_length = sorted(range(len(lanes)), key=lambda i: -lanes[i].shape[1])
-        lots = [by_length[i::num_lots] for i in range(num_lots)]
-        tasks = [task for lot in lots for task in lstm.tasks([convolved[i] for i in lot])]
+        groups = [by_length[i::num_groups] for i in range(num_groups)]
+        tasks = [task for group in groups for task in lstm.tasks([convolved[i] for i in group])]
         finished = map_single_threaded(lambda task: task(), tasks, num_workers=num_workers)
-        lot_outputs = [outputs for outputs in finished if outputs is not None]
-        heard: dict[int, Tensor] = {}
-        for lot, outputs in zip(lots, lot_outputs, strict=True):
-            heard |= zip(lot, outputs, strict=True)
+        group_outputs = [outputs for outputs in finished if outputs is not None]
+        lstm_outputs: dict[int, Tensor] = {}
+        for group, outputs in zip(groups, group_outputs, strict=True):
+            lstm_outputs |= zip(group, outputs, strict=True)
         return map_single_threaded(
-            lambda i: plan.quantize(plan.project(convolved[i], heard[i])), range(len(lanes)), num_workers=num_workers
+            lambda i: plan.quantize(plan.project(convolved[i], lstm_outputs[i])),
+            range(len(lanes)),
+            num_workers=num_workers,
         )
 
     def _encode_in_stacks(self, lanes: Sequence[Tensor]) -> list[Tensor]:
-        """Encodes lanes of equal length together on an accelerator: the LSTM of one takes as long as that of many.
+        """Encodes lanes of equal length together on an accelerator, because the LSTM takes as long for one lane as for many.
 
-        Nothing is padded, so a lane's codes do not depend on the others by definition; the last bits of its latents may depend on
-        their number.
+        No lane is padded, so its codes do not depend on the content of the others. The last bits of its latents may depend on their
+        number.
         """
         by_length: dict[int, list[int]] = {}
         for index, lane in enumerate(lanes):
@@ -157,16 +168,16 @@ class SegmentEncoder:
         hop = self.model.config.hop_length
         if audio.ndim != 2 or audio.shape[0] != self.channels or audio.dtype != torch.float32:
             raise ValueError(
-                f"audio: expected ({self.channels}, N) float32, got {tuple(audio.shape)} {str(audio.dtype).removeprefix('torch.')}"
+                f"audio must be ({self.channels}, N) float32, got {tuple(audio.shape)} {str(audio.dtype).removeprefix('torch.')}"
             )
         if audio.shape[1] == 0 or audio.shape[1] % hop:
             raise ValueError(
-                f"audio: expected whole frames of {hop} samples, got {audio.shape[1]} samples; cut it first"
+                f"audio must consist of whole frames of {hop} samples, got {audio.shape[1]} samples; cut it to whole frames"
             )
 
 
 def has_finite_view(model: EncodecModel) -> bool:
-    """Whether a code depends on a bounded stretch of the convolutions' input, so that pieces can give what the whole gives."""
+    """Returns whether the receptive field of the convolutions is bounded, so that audio can be processed in pieces."""
     config = model.config
     return (
         config.norm_type == "weight_norm"
@@ -177,7 +188,7 @@ def has_finite_view(model: EncodecModel) -> bool:
 
 
 def _interleave(codes: Sequence[Tensor]) -> Tensor:
-    """(K', T) a lane -> (K, T): left 1, right 1, left 2, right 2, ... (transformers' `generate` does the same with its prompts)."""
+    """(K', T) per lane -> (K, T) in the order left 1, right 1, left 2, ..., as transformers' `generate` orders its prompts."""
     return torch.stack(list(codes), dim=1).flatten(0, 1)
 
 
@@ -185,6 +196,6 @@ def _require_float32(model: EncodecModel) -> None:
     wrong = {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}
     if wrong:
         raise ValueError(
-            f"codec: expected float32 weights, got {', '.join(sorted(wrong))}, which would move codes; "
-            "load it with dtype=torch.float32"
+            f"the codec must have float32 weights, got {', '.join(sorted(wrong))}, which would change codes; load it with "
+            "dtype=torch.float32"
         )

@@ -1,14 +1,14 @@
-"""EnCodec's encoder as matrix products over short pieces of audio that stay in the processor's cache.
+"""Computes EnCodec's encoder with matrix products over short pieces of audio that fit into the processor's cache.
 
-    audio --stages of convolutions, piece by piece--> frames --LSTM over the whole--> --convolution--> latents --> codes
+    audio --stages of convolutions, piece by piece--> frames --LSTM over all frames--> --convolution--> latents --> codes
 
-Rows are time, columns are channels. A layer computes rows [low, high) of its output from the rows of its input that they see:
+Rows are time and columns are channels. A layer computes rows [low, high) of its output from the input rows in their view:
 
     output rows            low ........ high
     raw input rows   low * stride - pad_left ........ (high - 1) * stride - pad_left + span
 
-Raw rows below 0, and from the input's number of rows on, are the padding that EnCodec puts at the true ends of its input, and
-nowhere else; so pieces give what the whole gives. Every method is safe to call from many threads. float32, CPU.
+Raw rows outside the input are padding. Like EnCodec, a layer pads only at the ends of the whole input, so pieces give the same
+result as the whole. All methods are thread-safe. Tensors are float32, on a CPU.
 
 Source: transformers 5.17, `EncodecEncoder` and `EncodecResidualVectorQuantizer`.
 """
@@ -30,25 +30,25 @@ from musicgen_eval.models.decoder.packing import PackedMatrix, can_pack
 from musicgen_eval.models.processor import has_fast_mkl
 
 PIECE_FRAMES = 256
-"""Frames a piece of the convolutions; bounds the memory."""
+"""Frames per piece of the convolutions. It limits the memory."""
 CACHE_FLOATS = 2**18
-"""Aimed-at size of a layer's input inside a piece: 1 MB, a core's second-level cache."""
+"""Target size of a layer's input within a piece: 1 MB, which fits into a core's second-level cache."""
 MIN_ROWS = 256
-"""Fewest rows that a product gets, if the piece has them; with fewer, reading the weights takes much of the time."""
+"""Minimum number of rows per product, if the piece is long enough. With fewer rows, reading the weights dominates the time."""
 MAX_LANES = 8
-"""Sequences that an LSTM takes in lockstep."""
+"""Number of sequences that an LSTM processes in lockstep."""
 LSTM_STEPS = 64
-"""Steps that a layer passes on at once to the next layer, which may run in another thread."""
+"""Steps per block that one LSTM layer passes to the next, which may run in another thread."""
 MIN_TAP_WIDTH = 32
-"""Narrower products are slower than laying out every output row's view."""
+"""Minimum width of the products per tap. Below it, copying the view of every output row is faster."""
 
 
 class EncoderProducts:
-    """The encoder and quantizer of an `EncodecModel` with plain, packed copies of their weights.
+    """The encoder and quantizer of an `EncodecModel`, with copies of their weights that are packed for oneDNN if possible.
 
     Args:
-        model: float32, on a CPU; weight norm, no chunks, no normalisation.
-        bandwidth: kbit/s as in `EncodecModel.encode`.
+        model: model in float32 on a CPU, with weight norm, without chunks and normalisation.
+        bandwidth: bandwidth in kbit/s, as in `EncodecModel.encode`.
     """
 
     def __init__(self, model: EncodecModel, bandwidth: float) -> None:
@@ -63,7 +63,7 @@ class EncoderProducts:
         self.hop_samples = math.prod(stage.hop for stage in self.stages)
 
     def latents(self, lanes: Sequence[Tensor], *, piece_frames: int = PIECE_FRAMES) -> list[Tensor]:
-        """(C, N) each, longest first -> (T, D) each, in the calling thread."""
+        """(C, N) per lane, longest first -> (T, D) latents per lane, in the calling thread."""
         convolved = [self.convolve(audio, piece_frames=piece_frames) for audio in lanes]
         return [self.project(frames, more) for frames, more in zip(convolved, self.lstm(convolved), strict=True)]
 
@@ -76,11 +76,11 @@ class EncoderProducts:
         return torch.cat(pieces)
 
     def project(self, frames: Tensor, lstm_output: Tensor) -> Tensor:
-        """(T, channels of the LSTM) twice -> (T, D) latents."""
+        """Two tensors (T, channels of the LSTM) -> (T, D) latents."""
         return self.last(frames + lstm_output, 0, 0, len(frames), len(frames))
 
     def quantize(self, latents: Tensor) -> Tensor:
-        """(T, D) -> (K, T), each codebook on what the ones before it left."""
+        """(T, D) -> (K, T). Each codebook quantizes the residual of the previous ones."""
         residual = latents.clone()
         codes = torch.empty(len(self.codebooks), latents.shape[0], dtype=torch.int64)
         for k, codebook in enumerate(self.codebooks):
@@ -89,14 +89,14 @@ class EncoderProducts:
         return codes
 
     def _convolve(self, num_stages: int, audio: Tensor, low: int, high: int) -> Tensor:
-        """Rows [low, high) of what the first stages make of the audio (N, C)."""
+        """Computes output rows [low, high) of the first `num_stages` stages, for audio (N, C)."""
         if num_stages == 0:
             return audio[low:high]
         stage = self.stages[num_stages - 1]
         num_in = audio.shape[0] // math.prod(earlier.hop for earlier in self.stages[: num_stages - 1])
         start, stop = stage.view(low, high, num_in)
         x = self._convolve(num_stages - 1, audio, start, stop)
-        step = max(MIN_ROWS, CACHE_FLOATS // stage.floats_a_row)
+        step = max(MIN_ROWS, CACHE_FLOATS // stage.floats_per_row)
         out = x.new_empty(high - low, stage.channels_out)
         for a in range(low, high, step):
             b = min(a + step, high)
@@ -106,7 +106,7 @@ class EncoderProducts:
 
 
 class _Stage:
-    """Residual blocks and the strided convolution after them; the first stage begins with the codec's first convolution."""
+    """Residual blocks and the strided convolution after them. The first stage starts with the codec's first convolution."""
 
     def __init__(self, nodes: list[_Conv | _Residual]) -> None:
         self.nodes = nodes
@@ -114,14 +114,14 @@ class _Stage:
         assert isinstance(down, _Conv)
         self.hop = down.stride
         self.channels_out = down.channels_out
-        self.floats_a_row = down.stride * down.channels_in
+        self.floats_per_row = down.stride * down.channels_in
 
     def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
-        """The input rows that output rows [low, high) see."""
+        """Returns the range of input rows that output rows [low, high) depend on."""
         return self._views(low, high, num_in)[0]
 
     def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int) -> Tensor:
-        """Input rows from `start` on, (rows, C) -> output rows [low, high)."""
+        """Computes output rows [low, high) from input rows (rows, C), the first of which is row `start`."""
         views = self._views(low, high, num_in)
         for node, (a, b) in zip(self.nodes, views[1:], strict=True):
             x = node(x, start, a, b, num_in)
@@ -136,7 +136,7 @@ class _Stage:
 
 
 class _Residual:
-    """An `EncodecResnetBlock`: two convolutions behind ELUs, plus the input or a convolution of it."""
+    """An `EncodecResnetBlock`: two convolutions with ELUs before them, plus the input or a convolution of it."""
 
     stride = 1
 
@@ -159,8 +159,9 @@ class _Residual:
 class _Conv:
     """An `EncodecConv1d` as matrix products, with or without an ELU before it.
 
-    With kernel k, stride s and rows of C channels, s rows are read as one of s * C; output row o is then the sum over the k / s
-    taps j of `rows[o + j] @ weight[j].T`. Few channels or odd kernels: one product with every output row's view laid out.
+    For kernel k, stride s and C channels, s input rows are read as one row of s * C numbers. Output row o is the sum over the k / s
+    taps j of `rows[o + j] @ weight[j].T`. If there are few channels, or if k is not a multiple of s, the views of all output rows
+    are copied into a matrix, and there is one product.
     """
 
     def __init__(self, layer: EncodecConv1d, *, elu: bool = False) -> None:
@@ -182,7 +183,7 @@ class _Conv:
         ]
 
     def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
-        """The input rows that output rows [low, high) see, those that the padding at the ends mirrors among them."""
+        """Returns the range of input rows that output rows [low, high) depend on, including rows that padding mirrors."""
         if num_in <= max(self.pad_left, self.pad_right):
             return 0, num_in
         first, end = self._raw_view(low, high)
@@ -193,7 +194,7 @@ class _Conv:
         return start, stop
 
     def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int, *, add: Tensor | None = None) -> Tensor:
-        """Input rows from `start` on, (rows, C) -> output rows [low, high), plus `add`."""
+        """Computes output rows [low, high) from input rows (rows, C), the first of which is row `start`, and adds `add`."""
         rows = self._padded(_elu(x) if self.elu else x, start, *self._raw_view(low, high), num_in)
         num_out = high - low
         if not self.in_taps:
@@ -207,12 +208,12 @@ class _Conv:
         return total
 
     def _raw_view(self, low: int, high: int) -> tuple[int, int]:
-        """The same, running over the ends where the padding lies."""
+        """Returns the range of rows in view, which extends into the padding at the ends."""
         first = low * self.stride - self.pad_left
         return first, first + (high - 1 - low) * self.stride + self.span
 
     def _padded(self, x: Tensor, start: int, first: int, end: int, num_in: int) -> Tensor:
-        """Rows [first, end) of the padded input, from its rows `start` on."""
+        """Returns rows [first, end) of the padded input, given input rows from `start` on."""
         inside = x[max(first, 0) - start : min(end, num_in) - start]
         if first >= 0 and end <= num_in:
             return inside
@@ -221,11 +222,11 @@ class _Conv:
         return torch.cat([*left, inside, *right])
 
     def _edge_row(self, x: Tensor, i: int, start: int, num_in: int) -> Tensor:
-        """(1, C): row i < 0 or i >= num_in of the padded input."""
+        """Returns row i of the padding, (1, C), where i < 0 or i >= num_in."""
         if self.mode == "replicate":
             i = min(max(i, 0), num_in - 1)
         elif self.mode == "reflect":
-            # Too short to mirror: EnCodec lengthens the input with zeros first (`EncodecConv1d._pad1d`).
+            # If the input is too short to mirror, EnCodec first extends it with zeros (`EncodecConv1d._pad1d`).
             num_mirrored = max(num_in, max(self.pad_left, self.pad_right) + 1)
             i = -i if i < 0 else i if i < num_mirrored else 2 * (num_mirrored - 1) - i
         if 0 <= i < num_in:
@@ -234,14 +235,15 @@ class _Conv:
 
 
 class _Lstm:
-    """An `nn.LSTM` over several sequences in lockstep, each with the bits it has alone.
+    """An `nn.LSTM` that processes several sequences in lockstep. The output of each is bit-identical to its output alone.
 
-    One step of one sequence multiplies a vector: it waits for the weights, 16 MB of them in facebook's 32 kHz codec. Several
-    sequences wait once. A row of oneDNN's product does not depend on the rows beside it, which is tried out before it is relied
-    on. Weights that fit a core's cache gain nothing: `nn.LSTM` is as fast, and takes the sequences one by one.
+    A step of one sequence multiplies a vector by the weights, so reading the weights takes most of the time (16 MB in facebook's
+    32 kHz codec). In lockstep, they are read once for all sequences. This requires that a row of oneDNN's product does not depend
+    on other rows, which is tested at construction. If the weights fit into a core's cache, lockstep has no advantage, and `nn.LSTM`
+    processes the sequences one by one.
 
     Attributes:
-        max_lanes: how many sequences gain by being given to one call.
+        max_lanes: maximum number of sequences per call.
     """
 
     def __init__(self, lstm: nn.LSTM) -> None:
@@ -257,15 +259,15 @@ class _Lstm:
             )
             bias = biases[0] + biases[1] if biases else None
             self.layers.append((PackedMatrix(by_input, bias), PackedMatrix(by_hidden)))
-        self.max_lanes = MAX_LANES if all(_rows_stand_alone(by_hidden) for _, by_hidden in self.layers) else 1
+        self.max_lanes = MAX_LANES if all(_rows_are_independent(by_hidden) for _, by_hidden in self.layers) else 1
 
     @property
     def num_tasks(self) -> int:
-        """How many tasks `tasks` returns."""
+        """The number of tasks that `tasks` returns."""
         return max(1, len(self.layers))
 
     def __call__(self, sequences: Sequence[Tensor]) -> list[Tensor]:
-        """(T, D) each, longest first -> (T, D) each, in the calling thread."""
+        """(T, D) per sequence, longest first -> (T, D) per sequence, in the calling thread."""
         outputs: list[Tensor] | None = None
         for task in self.tasks(sequences):
             outputs = task()
@@ -273,35 +275,35 @@ class _Lstm:
         return outputs
 
     def tasks(self, sequences: Sequence[Tensor]) -> list[Callable[[], list[Tensor] | None]]:
-        """One task per layer; the last one returns the output, (T, D) each.
+        """Returns one task per layer. The last one returns the output, (T, D) per sequence.
 
-        A layer passes on blocks of `LSTM_STEPS` steps as they are ready, so the tasks may run side by side, each layer with the
-        weights that it alone reads, or one after the other. They must be started in their order.
+        A layer passes blocks of `LSTM_STEPS` steps to the next one as soon as they are ready. The tasks may run in parallel or one
+        after the other, but must be started in order.
         """
         if not self.layers:
             return [lambda: [self.plain(sequence)[0] for sequence in sequences]]
         blocks: Iterable[_Block] = _blocks(sequences)
         tasks: list[Callable[[], list[Tensor] | None]] = []
         for layer in self.layers[:-1]:
-            passed = _Passed()
-            tasks.append(partial(passed.fill, _run_layer(*layer, blocks)))
-            blocks = passed
+            queue = _BlockQueue()
+            tasks.append(partial(queue.fill, _run_layer(*layer, blocks)))
+            blocks = queue
         last = _run_layer(*self.layers[-1], blocks)
         return [*tasks, lambda: _joined(last, len(sequences))]
 
 
 _Block = list[Tensor]
-"""Some steps of several sequences, (n_i, D) each; sequences that have ended are not there."""
+"""Some steps of several sequences, (n_i, D) each. Sequences that have ended are omitted."""
 
 
-class _Passed:
-    """Blocks on their way from one layer to the next, which may run in another thread."""
+class _BlockQueue:
+    """Passes blocks from one layer to the next, which may run in another thread."""
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[_Block | None] = SimpleQueue()
 
     def fill(self, blocks: Iterable[_Block]) -> None:
-        """Passes blocks on as they come; if they end with an error, the next layer ends, too."""
+        """Adds all blocks. If an error occurs, the queue ends, so that the next layer does not wait."""
         try:
             for block in blocks:
                 self._queue.put(block)
@@ -332,7 +334,7 @@ def _run_layer(by_input: PackedMatrix, by_hidden: PackedMatrix, blocks: Iterable
         num_steps, D = block[0].shape
         if hidden is None:
             hidden, cell = (block[0].new_zeros(len(block), D) for _ in range(2))
-        # Zeros after the end of a sequence: that row's results are not read.
+        # After the end of a sequence, its gates are zero, and its results are not used.
         gates = hidden.new_zeros(num_steps, len(block), 4 * D)
         for lane, piece in enumerate(block):
             gates[: len(piece), lane] = by_input(piece)
@@ -351,13 +353,13 @@ _LSTM_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def _sigmoids_first(parameter: Tensor) -> Tensor:
-    """From torch's input, forget, value, output to an order with the three sigmoids side by side."""
+    """Reorders torch's gates (input, forget, value, output) so that the three gates with a sigmoid are adjacent."""
     enter, keep, value, leave = parameter.chunk(4)
     return torch.cat([enter, keep, leave, value])
 
 
-def _rows_stand_alone(matrix: PackedMatrix) -> bool:
-    """Whether a row of the product has the same bits alone, among others, and at any place."""
+def _rows_are_independent(matrix: PackedMatrix) -> bool:
+    """Returns whether a row of the product is bit-identical alone, with other rows, and at any position."""
     generator = torch.Generator().manual_seed(0)
     out_features, in_features = matrix.shape
     x = torch.randn(MAX_LANES, in_features, generator=generator)
@@ -371,7 +373,7 @@ def _rows_stand_alone(matrix: PackedMatrix) -> bool:
 
 
 class _Codebook:
-    """The nearest of V vectors, by the same formula as `EncodecEuclideanCodebook.quantize`."""
+    """Finds the nearest of V vectors, with the formula of `EncodecEuclideanCodebook.quantize`."""
 
     def __init__(self, vectors: Tensor) -> None:
         self.vectors = vectors  # (V, D)
@@ -379,7 +381,7 @@ class _Codebook:
         self.squares = vectors.pow(2).sum(1)  # (V,)
 
     def nearest(self, x: Tensor) -> Tensor:
-        """(T, D) -> (T,) int64; the first of equals."""
+        """(T, D) -> (T,) int64. If several vectors are nearest, the first one is chosen."""
         step = max(1, CACHE_FLOATS // self.vectors.shape[0])
         return torch.cat([self._nearest(rows) for rows in x.split(step)])
 
@@ -389,7 +391,7 @@ class _Codebook:
 
 
 def _stages(layers: Sequence[nn.Module]) -> list[_Stage]:
-    """The convolutions before the LSTM, cut after every strided one."""
+    """Groups the convolutions before the LSTM into stages, each of which ends with a strided convolution."""
     stages: list[_Stage] = []
     nodes: list[_Conv | _Residual] = []
     for layer, before in zip(layers, [None, *layers], strict=False):
@@ -404,10 +406,10 @@ def _stages(layers: Sequence[nn.Module]) -> list[_Stage]:
 
 
 def _elu(x: Tensor) -> Tensor:
-    """ELU as max(x, e^min(x, 0) - 1), within 5e-8, where `F.elu` is within 3e-8.
+    """Computes the ELU as max(x, e^min(x, 0) - 1), with an error of at most 5e-8 (`F.elu`: 3e-8).
 
-    `F.elu` and `expm1` take 0.9 to 13 ns an element on one and the same machine, by the luck of the process (torch 2.11 with
-    AVX-512), and the whole encoder with them three times as long; `exp` takes 0.7 always.
+    `F.elu` and `expm1` take 0.9 to 13 ns per element, which differs between processes on the same machine (torch 2.11 with
+    AVX-512) and can make the encoder three times slower. `exp` always takes 0.7 ns.
     """
     below = x.clamp_max(0).exp_().sub_(1)
     return torch.maximum(x, below, out=below)

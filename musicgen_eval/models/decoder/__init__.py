@@ -1,1 +1,1 @@
-"""The decoder's forward passes and decoding steps, on CPUs and accelerators."""
+"""Forward passes and decoding steps of the decoder, on CPUs and accelerators."""

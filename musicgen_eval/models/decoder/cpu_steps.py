@@ -1,4 +1,4 @@
-"""Draws codes on a CPU, step by step. Independent of windows and delays, which are in `continuation.py`."""
+"""Draws codes on a CPU, step by step. `continuation.py` handles delays and the sequence of windows."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class CpuSteps:
     """Draws the windows of one batch.
 
     Args:
-        decoder: a transformers `MusicgenForCausalLM` on a CPU, plain or packed.
-        texts: (L_i, D) states of the first rows; the others are under the null condition.
+        decoder: transformers' `MusicgenForCausalLM` on a CPU, plain or packed.
+        texts: (L_i, D) text states of the first rows. The other rows have the null condition.
         num_rows: B.
-        num_steps: steps of the longest row, prompt included.
-        guidance_scale: scale of classifier-free guidance; 1 is none.
-        sampling: how codes are drawn.
+        num_steps: number of steps of the longest row, including its prompt.
+        guidance_scale: scale of classifier-free guidance. 1 means no guidance.
+        sampling: sampling settings.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class CpuSteps:
         """Reads the prompts of a window and draws its codes.
 
         Returns:
-            (B, K, C) int64 columns, the drawn codes in their places, and the rows whose numbers were not finite.
+            (B, K, C) int64 columns that contain the drawn codes, and the rows whose hidden states are not finite.
         """
         with self._precision():
             self._read_prompts(window)
             columns, hidden = self._draw_columns(window)
-        # NaN stays in the keys and values of its row, and so in all that follows.
+        # NaN stays in the keys and values of its row, so a check of the last hidden states is sufficient.
         finite = hidden.isfinite().all(1).tolist()
         return columns, sorted({self._row(twin) for twin, is_finite in enumerate(finite) if not is_finite})
 
@@ -88,9 +88,9 @@ class CpuSteps:
         return columns, hidden
 
     def _row(self, twin: int) -> int:
-        """The row of the batch that a row of the decoder belongs to."""
+        """Returns the row of the batch that a row of the decoder belongs to."""
         return twin % self.num_rows
 
     def _precision(self) -> torch.autocast:
-        """Autocast as the caller has it, but off for a packed decoder, whose precision is in its weights."""
+        """Returns the caller's autocast, but turned off for a packed decoder, whose weights determine the precision."""
         return torch.autocast("cpu", dtype=torch.get_autocast_dtype("cpu"), enabled=self._autocast)

@@ -1,12 +1,13 @@
-"""A MusicGen decoder's forward pass for accelerators, over padded batches, with weights cast and joined once.
+"""A forward pass of MusicGen's decoder for accelerators, over padded batches, with weights that are cast and joined once.
 
     steps (R, K, S) --embeddings + positions--> x (R, S, D) --layers--> norm --> hidden states (R, S, D)
 
-Products are made in one dtype. The residual stream, the norms and the output heads are float32. Nothing waits for the device.
+Matrix products use one dtype. The residual stream, the norms and the output heads are float32. Nothing synchronises with the
+device.
 
-A padded key carries a mark that hides it. Every key and query gets `MARK_CHANNELS` more channels: 1 in a query, 0 in a visible
-key, and `HIDDEN` in the first one of a hidden key, which the softmax turns into a weight of exactly zero. So attention needs no
-mask, and flash attention, which takes none, can be used for texts and prompts of different lengths.
+Padded keys are hidden by marks instead of a mask. Every key and query gets `MARK_CHANNELS` additional channels. They are 1 in
+queries and 0 in visible keys. In a hidden key, the first of them is `HIDDEN`, so its softmax weight is exactly zero. Therefore,
+flash attention, which does not support masks, can be used for texts and prompts of different lengths.
 
 Source: transformers 5.17, `MusicgenDecoder.forward`.
 """
@@ -25,11 +26,11 @@ from transformers import MusicgenForCausalLM
 from musicgen_eval.models.transfers import upload
 
 HIDDEN = -30000.0
-"""Mark of a hidden key. float16 can hold it, and times the scale of attention it is still far below any score."""
+"""Mark of a hidden key. It fits into float16, and after scaling it is still far below any attention score."""
 MARK_CHANNELS = 8
-"""Channels that carry the mark; flash attention wants heads that are a multiple of 8 wide."""
+"""Number of channels for the mark. Flash attention requires a head width that is a multiple of 8."""
 TEXT_LENGTH_MULTIPLE = 16
-"""Text keys are padded to a multiple of this, so that batches with texts of about equal length have equal shapes."""
+"""Text keys are padded to a multiple of this number, so that batches with texts of similar length have equal shapes."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class TextKeys:
     """The keys and values of cross attention, for the first rows of a batch.
 
     Attributes:
-        keys: per layer (n, H, L, w), marked; w is the marked width of a head.
-        values: per layer (n, H, L, w).
+        keys: (n, H, L, w) keys with marks per layer, where w is the width of a head with marks.
+        values: (n, H, L, w) values per layer.
     """
 
     keys: list[Tensor]
@@ -46,16 +47,16 @@ class TextKeys:
 
     @property
     def num_rows(self) -> int:
-        """Rows that have a text."""
+        """The number of rows with a text."""
         return len(self.keys[0])
 
     @property
     def length(self) -> int:
-        """Keys per row, padding included."""
+        """The number of keys per row, including padding."""
         return self.keys[0].shape[2]
 
     def rows(self, first: int, last: int) -> TextKeys:
-        """The keys and values of some rows."""
+        """Returns the keys and values of rows [first, last)."""
         return TextKeys([keys[first:last] for keys in self.keys], [values[first:last] for values in self.values])
 
 
@@ -64,7 +65,7 @@ class FusedLayer:
     """The weights of one layer.
 
     Attributes:
-        self_norm, cross_norm, ffn_norm: take float32 and return the dtype of the products.
+        self_norm, cross_norm, ffn_norm: layer norms, from float32 to the dtype of the products.
         qkv: (3 D, D).
         out: (D, D).
         cross_q: (D, D).
@@ -72,7 +73,7 @@ class FusedLayer:
         cross_out: (D, D).
         fc1: (F, D).
         fc2: (D, F).
-        activation: between fc1 and fc2.
+        activation: function between fc1 and fc2.
     """
 
     self_norm: Norm
@@ -88,13 +89,13 @@ class FusedLayer:
     activation: Callable[[Tensor], Tensor]
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D): x plus the feed-forward network's output."""
+        """(..., D) -> (..., D). Adds the output of the feed-forward network to x."""
         inner = self.activation(functional.linear(self.ffn_norm(x), self.fc1))
         return x + functional.linear(inner, self.fc2)
 
 
 class Norm:
-    """An `nn.LayerNorm` that is computed in float32 and returned in `dtype`."""
+    """An `nn.LayerNorm` that computes in float32 and returns `dtype`."""
 
     def __init__(self, module: nn.LayerNorm, dtype: torch.dtype) -> None:
         self.shape, self.eps, self.dtype = tuple(module.normalized_shape), module.eps, dtype
@@ -106,24 +107,25 @@ class Norm:
 
 
 class FusedDecoder:
-    """The weights of a decoder, and its passes over whole sequences.
+    """The weights of a decoder, and its forward passes over whole sequences.
 
     Args:
-        decoder: a transformers `MusicgenForCausalLM` in eval mode, on any device.
-        dtype: dtype of the products.
-        in_place: whether the decoder's own linear layers become views of the joined weights, so that memory holds the weights once.
-            The decoder's own `forward` keeps working, under autocast if `dtype` is not the dtype of the embeddings.
+        decoder: transformers' `MusicgenForCausalLM` in eval mode, on any device.
+        dtype: dtype of the matrix products.
+        in_place: whether the linear layers of the decoder become views of the joined weights, so that the weights are stored once.
+            The decoder's `forward` still works, under autocast if `dtype` is not the dtype of the embeddings.
 
     Attributes:
         decoder: the decoder.
         num_heads: H.
-        head_width: d, without marks.
-        marked_width: w = d + marks, a multiple of 8.
+        head_width: d, the width of a head without marks.
+        marked_width: w, the width of a head with marks, a multiple of 8.
         scale: factor of the attention scores.
         special_token: V, the id of the special token.
-        last_steps: the static steps of the last batch (`static_steps.py`), whose cache and graphs serve the next batch. They refer
-            to the decoder. Set this to None before dropping the decoder, or its memory waits for Python's garbage collector.
-        may_capture: whether steps may still be captured as CUDA graphs; False after a capture has failed.
+        last_steps: static steps of the last batch (`static_steps.py`), whose cache and graphs the next batch can use. They refer
+            to the decoder. Set this to None before deleting the decoder, or its memory is not freed before Python's garbage
+            collector runs.
+        may_capture: whether steps may be captured as CUDA graphs. False after a capture has failed.
     """
 
     def __init__(self, decoder: MusicgenForCausalLM, dtype: torch.dtype, *, in_place: bool = False) -> None:
@@ -153,14 +155,14 @@ class FusedDecoder:
         return self.heads.device
 
     def positions(self, num_steps: int) -> Tensor:
-        """(num_steps, D) float32 positions; the decoder's table grows if it is too short."""
+        """Returns (num_steps, D) float32 position embeddings, and extends the decoder's table if it is too short."""
         table: Any = self.decoder.model.decoder.embed_positions
         if num_steps > len(table.weights):
             table.make_weights(num_steps, table.embedding_dim)
         return table.weights[:num_steps].float()
 
     def embed(self, ids: Tensor) -> Tensor:
-        """(N, K) int64 ids of one step each -> (N, D) float32, summed over codebooks."""
+        """(N, K) int64 ids -> (N, D) float32 embeddings, summed over codebooks."""
         return functional.embedding_bag(ids + self._first_rows, self._tables, mode="sum")
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -168,18 +170,18 @@ class FusedDecoder:
         return functional.linear(hidden, self.heads).unflatten(-1, (self.num_codebooks, -1))
 
     def head(self, codebook: int) -> Tensor:
-        """(V, D) float32: one codebook's output head."""
+        """Returns the output head of a codebook, (V, D) float32."""
         return self.heads.view(self.num_codebooks, -1, self.width)[codebook]
 
     def text_keys(self, states: Sequence[Tensor | None]) -> TextKeys | None:
-        """Keys and values of texts.
+        """Computes the keys and values of texts.
 
         Args:
-            states: (L_i, D) each, or None for the null condition.
+            states: (L_i, D) text states of each row, or None for the null condition.
 
         Returns:
-            Padded and marked keys and values for these rows; None if no row has a text. A row without a text sees one key of zeros,
-            whose value is zero: the projections have no bias.
+            The keys and values of these rows, padded and with marks, or None if no row has a text. A row without a text has one
+            visible key, whose key and value are zero, because the projections have no bias.
         """
         texts = [state for state in states if state is not None]
         if not texts:
@@ -208,12 +210,13 @@ class FusedDecoder:
         """Runs all layers over padded rows under teacher forcing.
 
         Args:
-            steps: (R, K, S) int64 delayed codes. Attention is causal, so padding on the right changes nothing before it.
-            texts: keys and values for the first rows; the other rows are under the null condition.
-            keep: is called per layer with its number and its (R, H, S, d) keys and values.
+            steps: (R, K, S) int64 delayed codes, padded on the right. Attention is causal, so padding does not affect earlier
+                steps.
+            texts: keys and values for the first rows. The other rows have the null condition.
+            keep: callback that receives the number of each layer and its (R, H, S, d) keys and values.
 
         Returns:
-            (R, S, D) float32.
+            (R, S, D) float32 hidden states.
         """
         R, K, S = steps.shape
         with torch.autocast(steps.device.type, enabled=False):
@@ -239,7 +242,7 @@ class FusedDecoder:
 
 
 def _fused_layer(layer: Any, dtype: torch.dtype, *, in_place: bool) -> FusedLayer:
-    """The weights of a transformers `MusicgenDecoderLayer`."""
+    """Collects the weights of a transformers `MusicgenDecoderLayer`."""
     attention, cross = layer.self_attn, layer.encoder_attn
 
     def joined(*linears: nn.Linear) -> Tensor:
@@ -261,9 +264,12 @@ def _fused_layer(layer: Any, dtype: torch.dtype, *, in_place: bool) -> FusedLaye
 
 
 def _joined(linears: Sequence[Any], dtype: torch.dtype, *, in_place: bool) -> Tensor:
-    """The weights of linear layers with one input as one (sum of outputs, inputs) matrix."""
+    """Joins the weights of linear layers with the same input to one (sum of outputs, inputs) matrix."""
     if any(linear.bias is not None for linear in linears):
-        raise ValueError("decoder: expected linear layers without a bias, as in every MusicGen checkpoint")
+        raise ValueError(
+            "the decoder has linear layers with a bias, which are not supported on accelerators; use a CPU, or a checkpoint "
+            "without biases, such as facebook/musicgen-small"
+        )
     weights = [linear.weight.detach().to(dtype) for linear in linears]
     weight = weights[0] if len(weights) == 1 else torch.cat(weights)
     if in_place:

@@ -1,7 +1,7 @@
-"""The decoder's matrix products on a CPU: weights laid out once for oneDNN, in float32 or bfloat16, and a forward around them.
+"""Packs the decoder's weights for oneDNN on a CPU, in float32 or bfloat16, and runs its forward pass for one window.
 
-`pack_linears` changes a transformers MusicGen decoder in place; its own `forward` goes on working. `last_hidden_state` is the
-same forward for one unpadded window, without what such a window does not need. Knows nothing of audio, delays or metrics.
+`pack_linears` changes a transformers MusicGen decoder in place, and its `forward` still works. `last_hidden_state` computes the
+same forward pass for one window without padding.
 """
 
 from __future__ import annotations
@@ -22,32 +22,36 @@ from musicgen_eval.models.processor import has_fast_mkl
 
 
 def pack_linears(decoder: nn.Module, dtype: torch.dtype = torch.float32, *, few_rows: bool = True) -> bool:
-    """Replace every `nn.Linear` of a MusicGen decoder by packed weights, in place; the old parameters are let go.
+    """Replaces every `nn.Linear` of a MusicGen decoder by packed weights, in place, and frees the old parameters.
 
-    A decoder that is already packed in `dtype` is laid out again if `few_rows` asks for it; no weight changes.
+    If the decoder is already packed in `dtype`, only the memory layout of its weights is adapted to `few_rows`.
 
-    The output heads stay float32 whatever `dtype` is: they cost 2% of the work, and logits rounded to bfloat16 would move an nll
-    by hundredths of a nat. Pack last: packed weights are in no `state_dict`, and `.to()` does not move or cast them.
+    The output heads stay in float32, because they take only 2% of the work, and rounding logits to bfloat16 would change an nll by
+    hundredths of a nat. Call this after any other change of the model, because packed weights are not part of a `state_dict`, and
+    `.to()` does not move or cast them.
 
     Args:
-        decoder: `MusicgenForCausalLM` or another decoder with `lm_heads`, float32, on a CPU, in eval mode.
-        dtype: float32, or bfloat16: products of bfloat16 numbers added up in float32. The residual stream is what the decoder's
-            embeddings are: float32, unless the decoder has been cast.
-        few_rows: whether the decoder will also read few rows at a time, as in decoding steps. If it will not, float32 weights stay
-            as torch's own BLAS reads them where that is faster (`has_fast_mkl`).
+        decoder: `MusicgenForCausalLM` or another decoder with `lm_heads`, in float32, on a CPU, in eval mode.
+        dtype: float32, or bfloat16 with sums in float32. The residual stream has the dtype of the decoder's embeddings, which is
+            float32 unless the decoder was cast.
+        few_rows: whether the decoder will also be used with few rows, as in decoding steps. If not, float32 weights keep torch's
+            layout if MKL is faster on this processor (`has_fast_mkl`).
 
     Returns:
-        Whether the decoder is packed; False, and nothing done, where this torch, processor or device cannot.
+        Whether the decoder is packed. If torch, the processor or the device does not support it, the decoder is not changed.
 
     Raises:
-        ValueError: another dtype, linears that are neither float32 nor `dtype`, or a decoder already packed in another one.
+        ValueError: if `dtype` is not supported, the weights are neither float32 nor `dtype`, or the decoder is already packed in
+            another dtype.
     """
     if dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"dtype: expected torch.float32 or torch.bfloat16, got {dtype}")
+        raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
     heads = set(cast(nn.Module, decoder.lm_heads).modules())
     packed = {m.dtype for m in decoder.modules() if isinstance(m, PackedLinear) and m not in heads}
     if packed - {dtype}:
-        raise ValueError(f"decoder: already packed in {packed.pop()}, asked for {dtype}; load it afresh")
+        raise ValueError(
+            f"the decoder is already packed in {packed.pop()} and cannot be packed in {dtype}; load it again"
+        )
     lay_out = few_rows or dtype == torch.bfloat16 or not has_fast_mkl()
     if packed:
         for module in decoder.modules():
@@ -73,7 +77,7 @@ def pack_linears(decoder: nn.Module, dtype: torch.dtype = torch.float32, *, few_
 
 
 def _fuse_projections(attention: MusicgenAttention, dtype: torch.dtype, *, lay_out: bool) -> None:
-    """One packed matrix in place of three that read the same input: `qkv`, whose parts stand where the projections stood."""
+    """Replaces the query, key and value projections by parts of one packed matrix, `qkv`."""
     projections = [attention.q_proj, attention.k_proj, attention.v_proj]
     for projection in projections:
         _require_packable(projection, dtype)
@@ -89,11 +93,11 @@ def _fuse_projections(attention: MusicgenAttention, dtype: torch.dtype, *, lay_o
 
 def _require_packable(linear: nn.Linear, dtype: torch.dtype) -> None:
     if linear.weight.dtype not in (torch.float32, dtype):
-        raise ValueError(f"decoder: expected float32 weights to pack from, got {linear.weight.dtype}")
+        raise ValueError(f"the decoder must have float32 weights to be packed, got {linear.weight.dtype}")
 
 
 def project(attention: MusicgenAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values (..., D) of an attention, packed or not."""
+    """Returns the queries, keys and values (..., D) of an attention layer, packed or not."""
     if isinstance(attention.q_proj, _Part):
         q, k, v = attention.q_proj.whole(x).chunk(3, dim=-1)
         return q, k, v
@@ -101,12 +105,12 @@ def project(attention: MusicgenAttention, x: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def is_packed(decoder: nn.Module) -> bool:
-    """Whether `pack_linears` has changed this decoder."""
+    """Returns whether `pack_linears` has packed this decoder."""
     return any(isinstance(head, PackedLinear) for head in cast(nn.ModuleList, decoder.lm_heads))
 
 
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this torch and processor have oneDNN's packed products in `dtype`; tried on x86 alone."""
+    """Returns whether torch and the processor support oneDNN's packed products in `dtype`. Only x86 has been tested."""
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
         return False
     if not all(hasattr(torch.ops.mkldnn, op) for op in ("_reorder_linear_weight", "_linear_pointwise")):
@@ -115,7 +119,7 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 KeepKeysValues = Callable[[int, Tensor, Tensor], None]
-"""Takes a layer's number and its (S, D) keys and values."""
+"""Callback that receives the number of a layer and its (S, D) keys and values."""
 
 
 def last_hidden_state(
@@ -125,23 +129,26 @@ def last_hidden_state(
     *,
     keep: KeepKeysValues | None = None,
 ) -> Tensor:
-    """What `decoder.model.decoder(...)` leaves for its heads, for one window alone.
+    """Computes the last hidden state of `decoder.model.decoder(...)` for one window.
 
-    The same sums as transformers' forward (5.17, `MusicgenDecoder.forward`); what a lone, unpadded window does not need (masks,
-    caches, dropout, a batch) is not there, and causal attention skips the upper triangle. Works on plain and packed decoders.
+    It computes the same sums as transformers, but without masks, caches, dropout and a batch dimension, which a single window
+    without padding does not need. Causal attention skips the upper triangle. The decoder may be plain or packed.
 
     Args:
-        decoder: in eval mode.
+        decoder: decoder in eval mode.
         input_ids: (K, S) int64 delayed codes.
-        text_states: (L, D) projected text, unpadded; None: the null condition, for which cross attention adds nothing.
-        keep: is given each layer's keys and values, for who goes on from here step by step.
+        text_states: (L, D) projected text states without padding. None means the null condition, for which cross attention adds
+            nothing.
+        keep: callback that receives each layer's keys and values, for step-by-step decoding.
 
     Returns:
-        (S, D) in the decoder's dtype; float32 where it is packed.
+        (S, D) in the decoder's dtype, or in float32 if the decoder is packed.
+
+    Source: transformers 5.17, `MusicgenDecoder.forward`.
     """
     stack = decoder.model.decoder
     if text_states is not None:
-        text_states = text_states.to(decoder.dtype)  # a decoder that has been cast needs its own dtype
+        text_states = text_states.to(decoder.dtype)  # the decoder may have been cast
     x = stack.embed_positions(input_ids[None], 0)
     for embed, ids in zip(stack.embed_tokens, input_ids, strict=True):
         x = x + embed(ids)
@@ -154,13 +161,13 @@ Activation = Literal["none", "gelu"]
 
 
 class PackedMatrix:
-    """`x @ weight.T + bias`, with the weight laid out once for oneDNN; plain where torch has no oneDNN.
+    """Computes `x @ weight.T + bias`, with a weight that is packed for oneDNN if torch supports it.
 
     Args:
-        weight: (D_out, D_in), float32 or bfloat16, on a CPU; not kept where it could be laid out.
+        weight: (D_out, D_in), float32 or bfloat16, on a CPU. It is copied.
         bias: (D_out,), or None.
-        num_rows: about how many rows of x a call will bring; a hint for the layout.
-        lay_out: False: keep the weight plain, which is faster with many rows where `has_fast_mkl`.
+        num_rows: approximate number of rows of x per call, which may affect the packed layout.
+        lay_out: whether to pack the weight. For many rows, a plain weight is faster if `has_fast_mkl`.
     """
 
     def __init__(
@@ -170,12 +177,12 @@ class PackedMatrix:
         self.shape = tuple(weight.shape)
         self.num_rows = num_rows
         self.is_packed = False
-        # A clone: oneDNN keeps a weight that needs no other layout as it is, and would share it with the module.
+        # Cloned, because oneDNN does not copy a weight that already has the right layout, and would share it with the module.
         self.weight = weight.detach().clone(memory_format=torch.contiguous_format)
         self.lay_out(lay_out)
 
     def lay_out(self, packed: bool) -> None:
-        """Lays the weight out for oneDNN if it can be, or makes it plain again; exact in both directions."""
+        """Packs the weight for oneDNN if possible, or unpacks it. Both are exact."""
         packed = packed and can_pack(self.weight.dtype)
         if packed and not self.is_packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, self.num_rows)
@@ -184,14 +191,14 @@ class PackedMatrix:
         self.is_packed = packed
 
     def plain_weight(self) -> Tensor:
-        """(D_out, D_in): the products with the identity, which are exact, since all other terms are zero."""
+        """Returns the weight (D_out, D_in). A packed weight is multiplied by the identity, which is exact."""
         if not self.is_packed:
             return self.weight
         identity = torch.eye(self.shape[1], dtype=self.weight.dtype)
         return torch.ops.mkldnn._linear_pointwise(identity, self.weight, None, "none", [], "").t().contiguous()
 
     def __call__(self, x: Tensor, *, add: Tensor | None = None, activation: Activation = "none") -> Tensor:
-        """(..., D_in) -> (..., D_out), through the activation, or plus `add` of the result's shape."""
+        """(..., D_in) -> (..., D_out). Applies the activation, or adds `add` (..., D_out)."""
         if self.is_packed and add is None:
             how = "none" if activation == "gelu" else ""
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, activation, [], how)
@@ -202,20 +209,20 @@ class PackedMatrix:
         return y if add is None else y.add_(add)
 
     def add_to(self, total: Tensor, x: Tensor) -> Tensor:
-        """(N, D_out) total plus the product of x (N, D_in), without the bias; the total's memory may be reused."""
+        """Adds the product of x (N, D_in), without the bias, to `total` (N, D_out), which may be overwritten."""
         if self.is_packed:
             return torch.ops.mkldnn._linear_pointwise.binary(x, total, self.weight, None, "add")
         return total.addmm_(x, self.weight.t())
 
 
 class PackedLinear(nn.Module):
-    """An `nn.Linear` for inference, its weight packed; inputs are cast to `dtype`, and that is what comes out.
+    """An `nn.Linear` for inference, with a packed weight.
 
     Args:
-        linear: on a CPU; its parameters are not kept.
-        dtype: of the product.
-        activation: applied to the result.
-        lay_out: see `PackedMatrix`.
+        linear: linear layer on a CPU. Its parameters are copied.
+        dtype: dtype of the weight and the result. Inputs are cast to it.
+        activation: activation that is applied to the result.
+        lay_out: whether to pack the weight, as in `PackedMatrix`.
     """
 
     def __init__(
@@ -233,17 +240,17 @@ class PackedLinear(nn.Module):
         return self.matrix(x.to(self.dtype), activation=self.activation)
 
     def extra_repr(self) -> str:
-        """What `print` shows, as of an `nn.Linear`."""
+        """Returns the text that `print` shows for this module, similar to `nn.Linear`."""
         return f"{self.in_features}, {self.out_features}, {self.dtype}, activation={self.activation}"
 
 
 class _Part(nn.Module):
-    """Some outputs of a `PackedLinear`, for transformers' own forward, which asks for them one by one.
+    """Some outputs of a `PackedLinear`, for transformers' forward, which uses separate projections.
 
     Args:
-        whole: not registered: it is its owner's.
+        whole: the linear layer. It is not registered as a submodule, because it belongs to another module.
         start: first output.
-        num: how many.
+        num: number of outputs.
     """
 
     def __init__(self, whole: PackedLinear, start: int, num: int) -> None:
@@ -255,20 +262,20 @@ class _Part(nn.Module):
     whole: PackedLinear
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D_in) -> (..., num) in the whole's dtype."""
+        """(..., D_in) -> (..., num) in the dtype of the linear layer."""
         return self.whole(x).narrow(-1, self.start, self.num)
 
 
 QUERY_BLOCK = 192
-"""Queries a block of causal attention: half a block a row of keys is wasted on the diagonal, and smaller products are slower."""
+"""Queries per block of causal attention. Larger blocks waste more work above the diagonal, and smaller products are slower."""
 FFN_ROWS = 512
-"""Rows of the feed-forward network's inner layer at a time."""
+"""Number of rows for which the feed-forward network is computed at a time."""
 
 
 def _layer(
     layer: MusicgenDecoderLayer, x: Tensor, text_states: Tensor | None, keep: Callable[[Tensor, Tensor], None] | None
 ) -> Tensor:
-    """(S, D) -> (S, D)."""
+    """Runs one layer, (S, D) -> (S, D)."""
     h = _cast_for(layer.self_attn.q_proj, layer.self_attn_layer_norm(x))
     x = x + _self_attention(layer.self_attn, h, keep)
     if text_states is not None:
@@ -281,12 +288,12 @@ def _layer(
 
 
 def _cast_for(linear: nn.Module, x: Tensor) -> Tensor:
-    """Cast once what several linears of one dtype will read."""
+    """Casts an input to the dtype of a packed linear layer, once for all layers that read it."""
     return x.to(linear.dtype) if isinstance(linear, PackedLinear | _Part) else x
 
 
 def _self_attention(attention: MusicgenAttention, x: Tensor, keep: Callable[[Tensor, Tensor], None] | None) -> Tensor:
-    """(S, D) -> (S, D), each step on itself and the steps before it."""
+    """(S, D) -> (S, D). Each step attends to itself and to earlier steps."""
     q, k, v = project(attention, x)
     if keep is not None:
         keep(k, v)
@@ -299,7 +306,7 @@ def _self_attention(attention: MusicgenAttention, x: Tensor, keep: Callable[[Ten
 
 
 def _cross_attention(attention: MusicgenAttention, x: Tensor, text_states: Tensor) -> Tensor:
-    """(S, D), (L, D) -> (S, D), each step on the whole text."""
+    """(S, D), (L, D) -> (S, D). Each step attends to the whole text."""
     q, k, v = attention.q_proj(x), attention.k_proj(text_states), attention.v_proj(text_states)
     q, k, v = (_heads(t, attention.num_heads)[None] for t in (q, k, v))
     mixed = functional.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).flatten(1)
@@ -307,19 +314,19 @@ def _cross_attention(attention: MusicgenAttention, x: Tensor, text_states: Tenso
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int) -> Tensor:
-    r"""Causal attention over one sequence, as oneDNN products of a block of queries and the keys up to it.
+    r"""Computes causal attention over one sequence, with one oneDNN product per block of queries.
 
         keys       0 ........... a .... b ......... S
-        block a:b  [ all of them | \ mask ] never computed
+        block a:b  [ no mask     | \ mask ] not computed
 
-    Scores and softmax are float32 whatever v's dtype is. torch's own kernel multiplies with MKL, which is half as fast as oneDNN
-    on processors that are not Intel's, and it is no faster in bfloat16 than in float32.
+    Scores and softmax are always float32. torch's kernel multiplies with MKL, which is half as fast as oneDNN on processors that
+    are not from Intel, and it is not faster in bfloat16 than in float32.
 
     Args:
-        q: (S, D), any float dtype.
-        k: (S, D).
-        v: (S, D); its dtype is that of the weighted sums, and of the result.
-        num_heads: D is split into as many.
+        q: (S, D), of any float dtype.
+        k: (S, D), of any float dtype.
+        v: (S, D). Its dtype is also the dtype of the weighted sums and of the result.
+        num_heads: number of heads, which divides D.
 
     Returns:
         (S, D).
@@ -336,7 +343,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int) -> Tens
         for a in range(0, num_steps, QUERY_BLOCK):
             b = min(a + QUERY_BLOCK, num_steps)
             scores = product(q[head, a:b], k[head, :b], None, "none", [], "")
-            scores[:, a:] += future[: b - a, : b - a]  # a third of the time that masked_fill_ takes
+            scores[:, a:] += future[: b - a, : b - a]  # takes a third of the time of masked_fill_
             weights = torch.softmax(scores, dim=-1, out=scores)
             mixed[a:b, head] = product(weights.to(v.dtype), v[head, :, :b].contiguous(), None, "none", [], "")
     return mixed.flatten(1)

@@ -1,8 +1,8 @@
-"""Draws codes from logits with numbers that were drawn beforehand.
+"""Draws codes from logits with given uniform random numbers.
 
-    logits --temperature, top_k, top_p--> probabilities, likeliest first --cumulative sum--> the first that reaches u
+    logits --temperature, top_k, top_p--> probabilities, largest first --cumulative sum--> first code whose sum reaches u
 
-The same uniform number and the same logits give the same code, on any device and in any batch. Knows nothing of models.
+The same uniform number u and the same logits give the same code, on any device and in any batch.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ import torch
 from torch import Tensor
 
 DEFAULT_TOP_K = 250
-"""audiocraft's and transformers'."""
+"""The default of audiocraft and transformers."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How codes are drawn from logits; the fields are the arguments of `draw_codes`."""
+    """Sampling settings. The fields are the arguments of `draw_codes`."""
 
     temperature: float = 1.0
     top_k: int | None = DEFAULT_TOP_K
     top_p: float | None = None
 
     def draw(self, logits: Tensor, uniforms: Tensor | None) -> Tensor:
-        """(..., V) logits, (...) uniforms -> (...) codes."""
+        """(..., V) logits and (...) uniform numbers -> (...) codes."""
         return draw_codes(logits, uniforms, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
     def check(self, codebook_size: int) -> None:
-        """Raises ValueError for a setting out of its range (see `check_sampling`)."""
+        """Raises a ValueError if a setting is out of range (see `check_sampling`)."""
         check_sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, codebook_size=codebook_size)
 
 
@@ -46,16 +46,17 @@ def draw_codes(
 
     Args:
         logits: (..., V) float.
-        uniforms: (...) in [0, 1), one number a row; not needed at temperature 0.
-        temperature: divides the logits; 0 takes the likeliest code.
-        top_k: only so many of the likeliest codes; None: all.
-        top_p: only the likeliest codes, until their probabilities, after top_k, reach this; None: all.
+        uniforms: (...) in [0, 1), one number per row. Not needed at temperature 0.
+        temperature: divisor of the logits. 0 selects the likeliest code.
+        top_k: number of likeliest codes to draw from. None means all codes.
+        top_p: draw from the smallest set of likeliest codes whose total probability, after top_k, reaches this value. None means
+            all codes.
 
     Returns:
         (...) int64 in [0, V).
 
     Raises:
-        ValueError: a setting out of its range (see `check_sampling`), or no numbers to draw with.
+        ValueError: if a setting is out of range (see `check_sampling`), or if uniforms are needed but not given.
 
     >>> draw_codes(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([0.99]), top_k=2).tolist()
     [2]
@@ -67,8 +68,8 @@ def draw_codes(
         return logits.argmax(-1)
     if uniforms is None:
         raise ValueError(
-            f"temperature={temperature:g} draws at random: pass uniforms, such as torch.rand(..., generator=...), or "
-            "temperature=0"
+            f"uniforms must be given unless temperature is 0, got temperature={temperature:g}; pass uniforms, such as "
+            "torch.rand(..., generator=...), or set temperature=0"
         )
     likeliest, codes = logits.float().topk(top_k or logits.shape[-1], dim=-1)
     probabilities = torch.softmax(likeliest / temperature, dim=-1)
@@ -77,16 +78,16 @@ def draw_codes(
         probabilities = probabilities.masked_fill(cumulative - probabilities >= top_p, 0.0)
         cumulative = _cumulative_sum(probabilities)
     reach = uniforms.unsqueeze(-1) * cumulative[..., -1:]
-    # strictly below: a product that rounds up to the last sum still finds a code that was kept
+    # Strictly less, so that a product that rounds up to the last sum still selects an allowed code.
     rank = (cumulative < reach).sum(-1, keepdim=True)
     return codes.gather(-1, rank).squeeze(-1)
 
 
 def _cumulative_sum(probabilities: Tensor) -> Tensor:
-    """(..., n) sums of the first 1, 2, ... n numbers.
+    """Returns the cumulative sums over the last dimension, (..., n) -> (..., n).
 
-    An accelerator multiplies with a triangular matrix: CUDA's cumsum of floats is not deterministic, and torch refuses it under
-    `use_deterministic_algorithms`. In float64 neither autocast nor TF32 reaches the product.
+    On an accelerator, it multiplies by a triangular matrix, because CUDA's cumsum of floats is not deterministic, and torch raises
+    an error for it under `use_deterministic_algorithms`. The product is in float64, because autocast and TF32 do not affect it.
     """
     if probabilities.device.type == "cpu":
         return probabilities.cumsum(-1)
@@ -96,14 +97,14 @@ def _cumulative_sum(probabilities: Tensor) -> Tensor:
 
 
 def check_sampling(*, temperature: float, top_k: int | None, top_p: float | None, codebook_size: int) -> None:
-    """Refuses settings that mean nothing.
+    """Checks the sampling settings.
 
     Raises:
-        ValueError: a negative temperature, top_k outside [1, V], or top_p outside (0, 1].
+        ValueError: if temperature is negative or not finite, top_k is outside [1, V], or top_p is outside (0, 1].
     """
     if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be a number from 0 (the likeliest code) on, got {temperature}")
-    is_default = temperature == 0 and top_k == DEFAULT_TOP_K  # nothing is drawn, and nobody asked for it
+        raise ValueError(f"temperature must be a finite number of at least 0, got {temperature}")
+    is_default = temperature == 0 and top_k == DEFAULT_TOP_K  # top_k is not used, and was probably not set by the user
     if top_k is not None and not 1 <= top_k <= codebook_size and not is_default:
         raise ValueError(f"top_k must be 1 to {codebook_size}, the checkpoint's codebook size, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
@@ -113,16 +114,16 @@ def check_sampling(*, temperature: float, top_k: int | None, top_p: float | None
 def continuation_uniforms(
     num_codebooks: int, num_frames: int, *, seed: int, track: str, continuation: int = 0
 ) -> Tensor:
-    """The numbers that one continuation is drawn with; they depend on these arguments alone, so not on batch or device.
+    """Returns the uniform numbers for drawing one continuation. They depend only on the arguments, not on batch or device.
 
-    A longer continuation begins with the numbers of a shorter one.
+    The numbers of a longer continuation start with those of a shorter one.
 
     Args:
         num_codebooks: K.
         num_frames: T.
-        seed: of the run.
+        seed: seed of the run.
         track: id of the track.
-        continuation: its number among the track's continuations, from 0.
+        continuation: number of the continuation among those of the track, from 0.
 
     Returns:
         (K, T) float32 in [0, 1), on the CPU.

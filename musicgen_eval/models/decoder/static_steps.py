@@ -1,13 +1,13 @@
-"""Draws codes on an accelerator, step by step, with kernels, shapes and addresses that do not depend on the step's number.
+"""Draws codes on an accelerator, step by step, with kernels, shapes and addresses that do not depend on the step number.
 
     step t:  feed column t -> write keys and values at `starts + t` -> hidden states -> logits -> draw column t + 1
 
-Everything that changes between steps lies in tensors at fixed addresses: the number of the step, each row's position, keys and
-values, the columns, and the random numbers to draw with. A step can therefore be captured as a CUDA graph and replayed. Attention
-reads the cache up to a multiple of `BUCKET` keys, so there is one graph per bucket; keys that are not written yet are marked as
-hidden (`fused_decoder.py`). The first step of a bucket runs eagerly, which warms up its kernels; then the step is captured.
+All values that change between steps are in tensors at fixed addresses: the step number, each row's position, keys and values, the
+columns, and the uniform numbers. Therefore, a step can be captured as a CUDA graph and replayed. Attention reads the cache up to a
+multiple of `BUCKET` keys, so there is one graph per bucket. Keys that have not been written are hidden by marks
+(`fused_decoder.py`). The first step of a bucket runs eagerly, which warms up its kernels. Then the step is captured.
 
-If a capture fails, one warning is given, and all steps run eagerly, with the same kernels.
+If a capture fails, a warning is issued, and all further steps run eagerly with the same kernels.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from musicgen_eval.records import StepKernels
 BUCKET = 256
 """Attention reads the cache up to a multiple of this number of keys."""
 MAX_COMPILED = 1 << 16
-"""Combinations of sizes and buckets that one process may compile."""
+"""Maximum number of combinations of sizes and buckets that a process compiles."""
 MIN_REPLAYS = 8
-"""Steps that must be left in a bucket for a capture to be worth its time."""
+"""Minimum number of remaining steps in a bucket for which a capture saves time."""
 STEPS_AT_ONCE = 1 << 15
-"""Steps of prompts that one pass reads; bounds the memory of a pass."""
+"""Maximum number of prompt steps per pass, over all rows. It limits the memory."""
 
 
 @dataclass(frozen=True)
 class StepSizes:
-    """What the addresses and shapes of a step depend on.
+    """The sizes and settings that determine the addresses, shapes and kernels of a step.
 
     Attributes:
         num_rows: B.
-        num_texts: rows with a text.
-        text_length: keys per text, padding included.
-        num_steps: steps that the longest row may have, prompt included; a multiple of `BUCKET`, so that rows of about equal length
-            share a cache and its graphs.
-        guidance_scale: scale of classifier-free guidance; 1 is none.
-        sampling: how codes are drawn.
-        kernels: how a step runs.
+        num_texts: number of rows with a text.
+        text_length: number of keys per text, including padding.
+        num_steps: maximum number of steps of a row, including its prompt. It is a multiple of `BUCKET`, so that batches of similar
+            length can use the same cache and graphs.
+        guidance_scale: scale of classifier-free guidance. 1 means no guidance.
+        sampling: sampling settings.
+        kernels: execution mode of a step.
     """
 
     num_rows: int
@@ -62,7 +62,7 @@ class StepSizes:
 
 
 def static_steps(decoder: FusedDecoder, sizes: StepSizes) -> StaticSteps:
-    """Returns the steps of the last batch if they have the same sizes, because their graphs are captured, or new ones."""
+    """Returns the static steps of the last batch, with their graphs, if they have the same sizes. Otherwise, creates new ones."""
     if decoder.last_steps is None or decoder.last_steps.sizes != sizes:
         decoder.last_steps = None  # frees the memory of the old cache before the new one is allocated
         decoder.last_steps = StaticSteps(decoder, sizes)
@@ -71,7 +71,7 @@ def static_steps(decoder: FusedDecoder, sizes: StepSizes) -> StaticSteps:
 
 
 def rounded_up(num_keys: int) -> int:
-    """The next multiple of `BUCKET`."""
+    """Rounds a number of keys up to a multiple of `BUCKET`."""
     return -(-num_keys // BUCKET) * BUCKET
 
 
@@ -80,8 +80,8 @@ class CudaGraph:
 
     Args:
         device: device of the tensors.
-        pool: memory pool that graphs share; they are never replayed at the same time.
-        stream: stream of the captures, which graphs of one pool share, too.
+        pool: memory pool, which graphs may share if they are not replayed at the same time.
+        stream: stream of the capture, which graphs of one pool share.
     """
 
     def __init__(self, device: torch.device, pool: Any, stream: Any) -> None:
@@ -92,11 +92,11 @@ class CudaGraph:
         """Records the kernels that the function launches, without running them.
 
         Raises:
-            RuntimeError: the function waits for the device, or calls what cannot be captured.
+            RuntimeError: if the function synchronises with the device, or calls an operator that cannot be captured.
         """
         before = torch.cuda.current_stream(self._device)
         try:
-            # Only this thread may not allocate: others may pin memory for the next batch or write a journal meanwhile.
+            # "thread_local" restricts only this thread. Others may still pin memory for the next batch.
             with (
                 torch.cuda.device(self._device),
                 torch.cuda.graph(self._graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
@@ -112,11 +112,11 @@ class CudaGraph:
 
 
 class StaticSteps:
-    """The tensors of a step, created once and filled for each window.
+    """The tensors of a step, which are created once and filled for each window.
 
     Args:
         decoder: the decoder.
-        sizes: sizes and settings that a step depends on.
+        sizes: sizes and settings of a step.
     """
 
     def __init__(self, decoder: FusedDecoder, sizes: StepSizes) -> None:
@@ -143,7 +143,8 @@ class StaticSteps:
         self._is_drawn = zeros(B, K, S, dtype=torch.bool)
         self._numbers = None if sizes.sampling.temperature == 0 else zeros(B, K, S, dtype=torch.float32)
         self._hidden = zeros(R, decoder.width, dtype=torch.float32)
-        # An unbound function: a bound one would be a cycle, which keeps the cache alive until Python's garbage collector runs.
+        # An unbound function, because a bound method would create a reference cycle, which would keep the cache in memory until
+        # Python's garbage collector runs.
         self._run_step: Callable[[StaticSteps, int], None] = StaticSteps._step_eagerly
         if sizes.kernels == "compiled":
             self._run_step = _compiled(StaticSteps._step_eagerly)
@@ -156,11 +157,11 @@ class StaticSteps:
         """Reads the prompts of a window and draws its codes.
 
         Args:
-            window: what to read and to draw.
+            window: the window.
             texts: keys and values of the rows with a text.
 
         Returns:
-            (B, K, C) int64 columns, the drawn codes in their places. They are overwritten by the next window.
+            (B, K, C) int64 columns that contain the drawn codes. The next window overwrites them.
         """
         with torch.autocast(self.decoder.device.type, enabled=False):
             self._fill(window, texts)
@@ -173,13 +174,13 @@ class StaticSteps:
         return self._columns[:, :, : last + 1]
 
     def failed_rows(self) -> list[int]:
-        """Returns the rows whose hidden states are not finite after the last step; NaN stays in the keys of its row."""
+        """Returns the rows whose last hidden states are not finite. A NaN stays in the keys and values of its row."""
         finite: list[bool] = self._hidden.isfinite().all(1).tolist()
         return sorted({row % self.sizes.num_rows for row, is_finite in enumerate(finite) if not is_finite})
 
     def _fill(self, window: WindowDraw, texts: TextKeys | None) -> None:
         """Copies a window into the existing tensors."""
-        self._cache.zero_()  # a NaN of an earlier batch would pass through a weight of zero
+        self._cache.zero_()  # a NaN of an earlier batch would propagate even with a weight of zero
         twins = self.num_rows - self.sizes.num_rows
         device, C = self.decoder.device, window.columns.shape[2]
         self._step.zero_()
@@ -195,12 +196,12 @@ class StaticSteps:
                 kept.copy_(given)
 
     def _read_prompts(self, window: WindowDraw, texts: TextKeys | None) -> None:
-        """Fills the cache with the prompts' keys and values, and the hidden states after their last steps."""
+        """Computes the prompts' keys and values, and the hidden states after their last steps."""
         decoder, S = self.decoder, window.prompts.shape[2]
         rows_at_once = max(1, STEPS_AT_ONCE // S)
         num_texts = self.sizes.num_texts
         order = [*range(len(window.starts)), *range(self.num_rows - len(window.starts))]
-        # Rows with a text and rows without one go through in passes of their own.
+        # Rows with a text and rows without a text are read in separate passes.
         for first, last in ((0, num_texts), (num_texts, self.num_rows)):
             for a in range(first, last, rows_at_once):
                 b = min(a + rows_at_once, last)
@@ -218,7 +219,7 @@ class StaticSteps:
         marks.masked_fill_(~is_written[None, :, None, :], HIDDEN)
 
     def _advance(self, num_keys: int, *, num_left: int) -> None:
-        """Takes one step, from its graph if there is one; `num_left` further steps will read as many keys."""
+        """Runs one step, by replaying its graph if there is one. `num_left` further steps will read the same number of keys."""
         graph = self._graphs.get(num_keys)
         if graph is not None:
             graph.replay()
@@ -243,7 +244,7 @@ class StaticSteps:
             self._graphs[num_keys] = graph
 
     def _step_eagerly(self, num_keys: int) -> None:
-        """Feeds column `step`, increments `step`, and draws that column."""
+        """Feeds column `step`, increments `step`, and draws the next column."""
         decoder = self.decoder
         ids = self._columns.gather(2, self._step.expand(*self._columns.shape[:2], 1)).squeeze(2)
         ids = torch.cat([ids, ids[: self.num_rows - self.sizes.num_rows]])
@@ -260,7 +261,7 @@ class StaticSteps:
         self._draw_column()
 
     def _attend(self, x: Tensor, layer: FusedLayer, cache: Tensor, at: Tensor, num_keys: int) -> Tensor:
-        """(R, D) plus self attention to the cache (2, R, H, S, w), into which this step's keys and values are written first."""
+        """Writes this step's keys and values to the cache (2, R, H, S, w), and adds self attention to x (R, D)."""
         R, _, H, _ = self._qkv.shape
         d = self.decoder.head_width
         self._qkv[..., :d].copy_(functional.linear(layer.self_norm(x), layer.qkv).view(R, 3, H, d))
@@ -280,7 +281,7 @@ class StaticSteps:
 
 
 def _compiled(step: Callable[[StaticSteps, int], None]) -> Callable[[StaticSteps, int], None]:
-    """Compiles a step, once for each number of keys and all sizes of a batch: torch by itself would raise at the ninth."""
+    """Compiles a step for each number of keys and each size of a batch. By default, torch fails at the ninth recompilation."""
     import torch._dynamo
 
     unlimited = torch._dynamo.config.patch(recompile_limit=MAX_COMPILED, accumulated_recompile_limit=MAX_COMPILED)

@@ -1,11 +1,11 @@
-"""A MusicGen decoder that reads a prompt once and continues it step by step on a CPU, with cached keys and values.
+"""A MusicGen decoder that reads prompts and continues them step by step on a CPU, with cached keys and values.
 
-    read(row, steps 0..P) -> hidden state of step P      a prompt, each row alone, as long as it is
+    read(row, steps 0..P) -> hidden state of step P      the prompt of one row, without padding
     step(ids of step P + i, i) -> hidden states          one step of all rows, each at its own position
 
-Rows with a text come first. Memory for keys and values is allocated once, and cross attention's keys and values are computed once.
-In a step products are made in the decoder's dtype and everything between them in float32. Accelerators have steps of their own
-(`static_steps.py`).
+Rows with a text come first. Memory for keys and values is allocated once, and the keys and values of cross attention are computed
+once. In a step, matrix products use the decoder's dtype, and all other operations use float32. Accelerators use
+`static_steps.py`.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from transformers import MusicgenForCausalLM
 from musicgen_eval.models.decoder.packing import PackedLinear, last_hidden_state
 
 Function = Callable[[Tensor], Tensor]
-Hearing = Callable[[Tensor], None]
+CrossAttention = Callable[[Tensor], None]
 Addition = Callable[[Tensor, Tensor], Tensor]
 SMALL_STEP = 8_000_000
-"""Multiplications in a step for which one thread is enough."""
+"""Number of multiplications in a step below which one thread is fastest."""
 SMALL_PRODUCT = 400_000
-"""Multiplications in a product up to which torch's own is faster than a packed one, which takes 20 us to begin."""
+"""Number of multiplications below which torch's product is faster than a packed one, which has an overhead of 20 us."""
 FOLDED_WIDTH = 512
-"""Widest decoder whose text projections are folded into its texts."""
+"""Maximum width of a decoder whose projections are folded into the keys and values of texts."""
 
 
 class StepDecoder:
     """Decodes a batch of rows, each from its own prompt.
 
     Args:
-        decoder: a transformers `MusicgenForCausalLM` in eval mode, plain or packed; autocast's dtype is taken for the weights
-            of a plain one, once.
+        decoder: transformers' `MusicgenForCausalLM` in eval mode, plain or packed. The weights of a plain decoder are cast to the
+            autocast dtype at construction, if autocast is enabled.
         num_rows: R.
-        num_steps: the longest row, prompt and continuation together, in steps.
-        text_states: (L_i, D) each, for the first rows; the others hear the null condition.
+        num_steps: length of the longest row (prompt and continuation), in steps.
+        text_states: (L_i, D) text states of the first rows. The other rows have the null condition.
     """
 
     def __init__(
@@ -69,20 +69,20 @@ class StepDecoder:
         self.columns = torch.arange(num_steps)
         width = self.positions.shape[1]
         self.last_read = torch.zeros((num_rows, width), dtype=torch.float32)
-        # torch multiplies batches of single rows slower in bfloat16 than in float32, and keys that lie along the steps faster than
-        # keys that lie along their width. Zeros: a key that a row has not reached has weight zero, which does not silence a NaN.
+        # For batches of single rows, torch's products are faster in float32 than in bfloat16, and faster if steps are the last
+        # dimension of the keys. The caches start with zeros, because a NaN would propagate even with a weight of zero.
         H, d = self.num_heads, width // self.num_heads
         self.keys = [torch.zeros((num_rows, H, d, num_steps), dtype=torch.float32) for _ in self.layers]
         self.values = [torch.zeros((num_rows, H, num_steps, d), dtype=torch.float32) for _ in self.layers]
         with torch.autocast("cpu", enabled=False):
-            self._heard = self._hear_texts()
+            self._cross_attentions = self._prepare_texts()
 
     def read(self, row: int, input_ids: Tensor) -> None:
-        """Reads a row's prompt, over whatever the row held before.
+        """Reads the prompt of a row, and replaces its earlier keys and values.
 
         Args:
-            row: from 0.
-            input_ids: (K, S) int64, delayed. The hidden state after its last step goes into `last_read[row]`.
+            row: number of the row, from 0.
+            input_ids: (K, S) int64 delayed codes. The hidden state after the last step is stored in `last_read[row]`.
         """
         num_steps = input_ids.shape[1]
 
@@ -94,7 +94,7 @@ class StepDecoder:
         self.last_read[row] = last_hidden_state(self.decoder, input_ids, states, keep=keep)[-1]
 
     def begin(self, starts: Sequence[int]) -> None:
-        """Says at which position each row's step 0 stands: (R,), the number of steps that were read."""
+        """Sets the position (R,) of step 0 in each row, which is the number of steps in its prompt."""
         self._starts = torch.tensor(starts)
         self._rows = torch.arange(len(starts))
         self._together = len(set(starts)) == 1
@@ -105,35 +105,36 @@ class StepDecoder:
 
         Args:
             input_ids: (R, K) int64.
-            number: of the step, from 0 at each row's own start; a row that has reached the end stays on its last position.
+            number: number of the step, from 0 at the start of each row. A row that has reached the end stays at its last position.
 
         Returns:
             (R, D) float32 hidden states.
         """
-        if torch.is_autocast_enabled("cpu"):  # its dtype has been taken for the weights
+        if torch.is_autocast_enabled("cpu"):  # the weights already have its dtype
             with torch.autocast("cpu", enabled=False):
                 return self.step(input_ids, number)
         num_keys = min(self._longest + number + 1, self.num_steps)
         at: int | Tensor = num_keys - 1
-        unseen = None
+        mask = None
         if not self._together:
             at = (self._starts + number).clamp_(max=self.num_steps - 1)
-            unseen = (self.columns[:num_keys] > at.unsqueeze(1)).unsqueeze(1)
+            mask = (self.columns[:num_keys] > at.unsqueeze(1)).unsqueeze(1)
         x = self.positions[at] + functional.embedding_bag(input_ids + self.first_rows, self.embeddings, mode="sum")
         for number_of_layer, layer in enumerate(self.layers):
-            mixed = self._attend(number_of_layer, layer.qkv(layer.self_norm(x)), at, num_keys, unseen)
+            mixed = self._attend(number_of_layer, layer.qkv(layer.self_norm(x)), at, num_keys, mask)
             x = layer.out(mixed, x)
             if self.text_states:
-                self._heard[number_of_layer](x[: len(self.text_states)])
+                self._cross_attentions[number_of_layer](x[: len(self.text_states)])
             x = layer.fc2(layer.fc1(layer.ffn_norm(x)), x)
         return self.final_norm(x)
 
     @property
     def suitable_threads(self) -> int | None:
-        """How many threads to step with: one where there is little to do; None, as many as there are, where there is more.
+        """The number of threads for steps: one for small steps, and None (all threads) for larger ones.
 
-        A thread is woken for less work than waking it costs: the demo's step of two rows took 0.9 ms on one thread, 3.6 ms on
-        two, and hundreds where the other core was busy; its step of sixteen rows 2.5 ms on one and 1.7 ms on two.
+        In small steps, waking a thread takes longer than its work. With the demo model, a step of two rows took 0.9 ms on one
+        thread and 3.6 ms on two, and hundreds of milliseconds if the other core was busy. A step of sixteen rows took 2.5 ms on one
+        thread and 1.7 ms on two.
         """
         config = self.decoder.config
         width: int = config.hidden_size
@@ -145,15 +146,15 @@ class StepDecoder:
         with torch.autocast("cpu", enabled=False):
             return self.heads(hidden)
 
-    def _attend(self, layer: int, qkv: Tensor, at: int | Tensor, num_keys: int, unseen: Tensor | None) -> Tensor:
-        """Keeps this step's keys and values, and attends to all up to it.
+    def _attend(self, layer: int, qkv: Tensor, at: int | Tensor, num_keys: int, mask: Tensor | None) -> Tensor:
+        """Stores this step's keys and values, and computes attention to all keys up to this step.
 
         Args:
-            layer: its number.
-            qkv: (R, 3 D).
-            at: the position of all rows, or (R,) each row's own.
-            num_keys: the furthest row's position, and one.
-            unseen: (R, 1, num_keys) bool, True where a row must not look yet; None: every row sees all.
+            layer: number of the layer.
+            qkv: (R, 3 D) queries, keys and values.
+            at: position of all rows, or (R,) position of each row.
+            num_keys: largest position plus one.
+            mask: (R, 1, num_keys) bool, True for keys that a row must not attend to. None means that all keys are visible.
 
         Returns:
             (R, D) in the layer's dtype.
@@ -165,52 +166,52 @@ class StepDecoder:
             keys[..., at], values[:, :, at] = k, v
         else:
             keys[self._rows, ..., at], values[self._rows, :, at] = k, v
-        return attend(q, keys[..., :num_keys], values[:, :, :num_keys], unseen).to(qkv.dtype)
+        return attend(q, keys[..., :num_keys], values[:, :, :num_keys], mask).to(qkv.dtype)
 
-    def _hear_texts(self) -> list[Hearing]:
-        """For each layer what adds to (rows, D) float32, in place, what cross attention hears of the texts."""
+    def _prepare_texts(self) -> list[CrossAttention]:
+        """Returns one function per layer that adds the cross-attention output to (rows, D) float32 in place."""
         if not self.text_states:
             return []
         lengths = [len(states) for states in self.text_states]
         states = nn.utils.rnn.pad_sequence(self.text_states, batch_first=True)
-        unseen = None
+        mask = None
         if len(set(lengths)) > 1:
-            unseen = (torch.arange(max(lengths)) >= torch.tensor(lengths).unsqueeze(1)).unsqueeze(1)
+            mask = (torch.arange(max(lengths)) >= torch.tensor(lengths).unsqueeze(1)).unsqueeze(1)
         width = states.shape[-1]
-        # Folded, a product with the projection becomes one with as many rows as the text has keys: fewer, if the text is short.
-        # The projections must be unpacked for it, which pays where they are small.
-        folds = self.num_heads * states.shape[1] <= width <= FOLDED_WIDTH
-        hear = _fold_text if folds else _hear_text
-        return [hear(layer, states, self.num_heads, unseen) for layer in self.layers]
+        # Folding replaces a product with a projection by a product with the keys of the text, which is smaller if the text is
+        # short. It requires unpacked projections, so it is faster only if they are small.
+        is_folded = self.num_heads * states.shape[1] <= width <= FOLDED_WIDTH
+        prepare = _folded_cross_attention if is_folded else _cross_attention
+        return [prepare(layer, states, self.num_heads, mask) for layer in self.layers]
 
 
-def attend(q: Tensor, keys: Tensor, values: Tensor, unseen: Tensor | None) -> Tensor:
-    """One query a row.
+def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Computes attention with one query per row.
 
     Args:
         q: (R, H, d).
         keys: (R, H, d, S).
         values: (R, H, S, d).
-        unseen: (R, 1, S) bool, True where a row must not look; None: it sees all.
+        mask: (R, 1, S) bool, True for keys that a row must not attend to. None means that all keys are visible.
 
     Returns:
         (R, H * d).
     """
     R, H, S, d = values.shape
-    # half the time of torch's own kernel for one query on a CPU
+    # takes half the time of torch's attention for one query on a CPU
     scores = torch.bmm(q.reshape(R * H, 1, d), keys.flatten(0, 1)).mul_(d**-0.5)
-    if unseen is not None:
-        scores.view(R, H, S).masked_fill_(unseen, -torch.inf)
+    if mask is not None:
+        scores.view(R, H, S).masked_fill_(mask, -torch.inf)
     return torch.bmm(torch.softmax(scores, dim=-1), values.flatten(0, 1)).view(R, -1)
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A decoder layer as functions. Norms take float32 and give `dtype`, as do products; those with a sum add it in float32.
+    """A decoder layer as functions. Norms convert float32 to `dtype`, and products return `dtype` unless they add a residual.
 
     Attributes:
-        dtype: of the products.
-        out, fc2: (x, add) -> product + add, float32.
+        dtype: dtype of the products.
+        out, fc2: (x, add) -> product + add, in float32.
     """
 
     dtype: torch.dtype
@@ -228,12 +229,12 @@ class _Layer:
 
     @classmethod
     def of(cls, layer: Any, dtype: torch.dtype | None, *, unpack: bool) -> _Layer:
-        """A transformers `MusicgenDecoderLayer`, its weights in `dtype`; None: in their own.
+        """Converts a transformers `MusicgenDecoderLayer`.
 
         Args:
-            layer: plain or packed.
-            dtype: of a plain layer's products.
-            unpack: whether packed float32 weights are taken out of their packing.
+            layer: the layer, plain or packed.
+            dtype: dtype of a plain layer's weights and products. None means the dtype of its weights.
+            unpack: whether packed float32 weights are unpacked.
         """
         attention, cross = layer.self_attn, layer.encoder_attn
         is_packed = hasattr(attention, "qkv")
@@ -256,43 +257,46 @@ class _Layer:
         )
 
 
-def _hear_text(layer: _Layer, states: Tensor, num_heads: int, unseen: Tensor | None) -> Hearing:
-    """Cross attention to (n, L, D) text states, as it stands."""
+def _cross_attention(layer: _Layer, states: Tensor, num_heads: int, mask: Tensor | None) -> CrossAttention:
+    """Returns a function that adds cross attention to (n, L, D) text states."""
 
     def per_head(x: Tensor) -> Tensor:
         return x.float().unflatten(-1, (num_heads, -1))
 
-    heard = states.to(layer.dtype)
-    keys = per_head(layer.cross_k(heard)).permute(0, 2, 3, 1).contiguous()
-    values = per_head(layer.cross_v(heard)).transpose(1, 2).contiguous()
+    states = states.to(layer.dtype)
+    keys = per_head(layer.cross_k(states)).permute(0, 2, 3, 1).contiguous()
+    values = per_head(layer.cross_v(states)).transpose(1, 2).contiguous()
 
-    def hear(rows: Tensor) -> None:
+    def add_attention(rows: Tensor) -> None:
         q = per_head(layer.cross_q(layer.cross_norm(rows)))
-        rows += layer.cross_out(attend(q, keys, values, unseen).to(layer.dtype))
+        rows += layer.cross_out(attend(q, keys, values, mask).to(layer.dtype))
 
-    return hear
+    return add_attention
 
 
-def _fold_text(layer: _Layer, states: Tensor, num_heads: int, unseen: Tensor | None) -> Hearing:
-    """The same with both projections multiplied into keys and values beforehand: (n, D, H L) and (n, H L, D)."""
+def _folded_cross_attention(layer: _Layer, states: Tensor, num_heads: int, mask: Tensor | None) -> CrossAttention:
+    """Works like `_cross_attention`, but multiplies the query projection into the keys, and the output projection into the values.
+
+    The folded keys are (n, D, H L), and the folded values are (n, H L, D).
+    """
     n, L, D = states.shape
     d = D // num_heads
     identity = torch.eye(D, dtype=layer.dtype)
-    # (D_in, D_out); MusicGen's have no bias
-    project, put_out = layer.cross_q(identity).float(), layer.cross_out(identity).float()
-    heard = states.to(layer.dtype)
-    keys = layer.cross_k(heard).float().unflatten(-1, (num_heads, d))
-    values = layer.cross_v(heard).float().unflatten(-1, (num_heads, d))
-    folded_keys = torch.einsum("nlhd,ihd->nihl", keys, project.view(D, num_heads, d)).flatten(2) * d**-0.5
-    folded_values = torch.einsum("nlhd,hdo->nhlo", values, put_out.view(num_heads, d, D)).flatten(1, 2)
+    # (D_in, D_out). MusicGen's projections have no bias.
+    query, output = layer.cross_q(identity).float(), layer.cross_out(identity).float()
+    states = states.to(layer.dtype)
+    keys = layer.cross_k(states).float().unflatten(-1, (num_heads, d))
+    values = layer.cross_v(states).float().unflatten(-1, (num_heads, d))
+    folded_keys = torch.einsum("nlhd,ihd->nihl", keys, query.view(D, num_heads, d)).flatten(2) * d**-0.5
+    folded_values = torch.einsum("nlhd,hdo->nhlo", values, output.view(num_heads, d, D)).flatten(1, 2)
 
-    def hear(rows: Tensor) -> None:
+    def add_attention(rows: Tensor) -> None:
         scores = torch.bmm(layer.cross_norm(rows).float().unsqueeze(1), folded_keys).view(n, num_heads, L)
-        if unseen is not None:
-            scores.masked_fill_(unseen, -torch.inf)
+        if mask is not None:
+            scores.masked_fill_(mask, -torch.inf)
         rows.unsqueeze(1).baddbmm_(torch.softmax(scores, dim=-1).view(n, 1, -1), folded_values)
 
-    return hear
+    return add_attention
 
 
 def _linear(module: nn.Module, dtype: torch.dtype, *, unpack: bool) -> Function:
@@ -318,7 +322,7 @@ def _addition(module: nn.Module, dtype: torch.dtype, *, unpack: bool) -> Additio
 
 
 def _fused(attention: Any, dtype: torch.dtype) -> Function:
-    """Queries, keys and values of a plain attention as one product."""
+    """Joins the query, key and value projections of a plain attention layer to one product."""
     projections = [attention.q_proj, attention.k_proj, attention.v_proj]
     weight = torch.cat([projection.weight.to(dtype) for projection in projections])
     biases = [projection.bias for projection in projections]
@@ -328,13 +332,13 @@ def _fused(attention: Any, dtype: torch.dtype) -> Function:
 
 def _activated(layer: Any, dtype: torch.dtype, *, unpack: bool) -> Function:
     first = _linear(layer.fc1, dtype, unpack=unpack)
-    if isinstance(layer.activation_fn, nn.Identity):  # it is part of the packed product
+    if isinstance(layer.activation_fn, nn.Identity):  # the packed product includes the activation
         return first
     return lambda x: cast(Tensor, layer.activation_fn(first(x)))
 
 
 def _all_heads(heads: Sequence[nn.Module], *, unpack: bool) -> Function:
-    """(R, D) -> (R, K, V) float32."""
+    """Returns a function that applies all output heads, (R, D) -> (R, K, V) float32."""
     weights = [
         head.matrix.plain_weight() if isinstance(head, PackedLinear) else cast(nn.Linear, head).weight.float()
         for head in heads
@@ -348,7 +352,7 @@ def _all_heads(heads: Sequence[nn.Module], *, unpack: bool) -> Function:
 
 
 def _norm(module: nn.LayerNorm, dtype: torch.dtype = torch.float32) -> Function:
-    """Computed in float32, given in `dtype`."""
+    """Returns a layer norm that computes in float32 and returns `dtype`."""
     shape, weight, bias, eps = module.weight.shape, module.weight.float(), module.bias.float(), module.eps
     if dtype == torch.float32:
         return lambda x: functional.layer_norm(x, shape, weight, bias, eps)

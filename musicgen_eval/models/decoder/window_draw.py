@@ -1,4 +1,4 @@
-"""What a decoder is given to draw one window of codes for every row of a batch, and classifier-free guidance."""
+"""The input of a decoder for drawing one window of codes, and classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class WindowDraw:
 
     Attributes:
         prompts: (B, K, S) int64 delayed ids, padded on the right.
-        starts: (B,) steps of each row's prompt, at least 1.
-        columns: (B, K, C) int64 ids; column c is fed at the row's step start + c. Entries that are not drawn are fed as they are.
-        is_drawn: (B, K, C) bool on the CPU, True where a code is drawn.
-        numbers: (B, K, C) float32 in [0, 1) to draw with; None at temperature 0.
-        is_idle: (B,) rows that are complete; whatever is drawn for them is not used.
+        starts: (B,) number of steps in each row's prompt, at least 1.
+        columns: (B, K, C) int64 ids. Column c is fed at step start + c of the row. Entries that are not drawn are fed unchanged.
+        is_drawn: (B, K, C) bool on the CPU, True for entries that are drawn.
+        numbers: (B, K, C) uniform numbers, float32 in [0, 1). None at temperature 0.
+        is_idle: (B,) bool, True for rows that are complete. Codes that are drawn for them are not used.
     """
 
     prompts: Tensor
@@ -31,15 +31,15 @@ class WindowDraw:
 
 
 def guided(logits: Tensor, num_rows: int, guidance_scale: float) -> Tensor:
-    """Classifier-free guidance.
+    """Applies classifier-free guidance.
 
     Args:
-        logits: (R, K, V); rows from `num_rows` on are the first rows again, without their text. Changed in place.
+        logits: (R, K, V), changed in place. Rows from `num_rows` on repeat the first rows without their text.
         num_rows: B.
-        guidance_scale: 1 is the logits with the text.
+        guidance_scale: scale of the guidance. 1 returns the logits with the text.
 
     Returns:
-        (B, K, V).
+        (B, K, V) guided logits.
 
     Source: MusicGen (arXiv 2306.05284), section 3.1; audiocraft 1.3.0, `LMModel._sample_next_token`.
     """

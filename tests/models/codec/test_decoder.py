@@ -1,4 +1,4 @@
-"""Audio in pieces against transformers' own decode in one piece."""
+"""Audio that is decoded in pieces is compared with transformers' decoding in one piece."""
 
 import threading
 
@@ -23,7 +23,7 @@ TINY = {
     "use_conv_shortcut": False,
     "num_lstm_layers": 2,
 }
-FACEBOOK = {  # facebook's 32 kHz codec, but for its widths
+FACEBOOK = {  # facebook's 32 kHz codec, with smaller widths
     **TINY,
     "target_bandwidths": [0.8],
     "sampling_rate": 32000,
@@ -47,7 +47,7 @@ VARIANTS = {
 
 
 def random_codec(**changes) -> EncodecModel:
-    """Loud random weights, so that a frame is heard in its neighbours, and codebooks that are not zero."""
+    """Returns a codec with random codebooks, and with weights large enough for a frame to affect its neighbours."""
     generator = torch.Generator().manual_seed(0)
     model = EncodecModel(EncodecConfig(**{**TINY, **changes})).eval()
     with torch.no_grad():
@@ -82,7 +82,7 @@ def assert_equal_to_one_piece(model: EncodecModel, codes: torch.Tensor) -> None:
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """The codecs are small; several threads would only wait for each other."""
+    """Uses one thread, because the codecs are too small to benefit from several."""
     with single_threaded():
         yield
 
@@ -104,7 +104,7 @@ def small_pieces(monkeypatch):
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("piece_frames", [1, 2, 7])
-def test_pieces_give_what_one_piece_gives(name, piece_frames, monkeypatch):
+def test_decoding_in_pieces_equals_decoding_in_one_piece(name, piece_frames, monkeypatch):
     monkeypatch.setattr(codec_decoder, "PIECE_FRAMES", piece_frames)
     model = random_codec(**VARIANTS[name])
     for num_frames in (1, 2, 3, 6, 7, 8, 13, 14, 15, 22):
@@ -112,8 +112,8 @@ def test_pieces_give_what_one_piece_gives(name, piece_frames, monkeypatch):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_pieces_differ_from_one_piece_by_rounding_alone(name, small_pieces, monkeypatch):
-    # In float64 an error of the view would stand out from rounding by eight orders of magnitude.
+def test_in_float64_pieces_equal_one_piece_up_to_rounding(name, small_pieces, monkeypatch):
+    # In float64, an incorrect view would exceed rounding errors by eight orders of magnitude.
     model = random_codec(**VARIANTS[name]).double()
     monkeypatch.setattr(SegmentDecoder, "_require_float32", lambda self: None)
     for num_frames in (1, 8, 22):
@@ -124,7 +124,7 @@ def test_pieces_differ_from_one_piece_by_rounding_alone(name, small_pieces, monk
 
 
 @pytest.mark.parametrize("num_frames", [1, 6, 7, 8, 20, 50])
-def test_pieces_give_what_one_piece_gives_on_checkpoints(num_frames, tiny_model, demo_model, small_pieces, generator):
+def test_the_codecs_of_checkpoints_decode_in_pieces(num_frames, tiny_model, demo_model, small_pieces, generator):
     for model in (tiny_model, demo_model):
         K = model.spec.num_codebooks
         codes = torch.randint(0, model.spec.codebook_size, (K, num_frames), generator=generator)
@@ -133,7 +133,7 @@ def test_pieces_give_what_one_piece_gives_on_checkpoints(num_frames, tiny_model,
         assert torch.equal(torch.cat(list(model.decode_pieces(codes)), dim=1), model.decode(codes))
 
 
-def test_pieces_cut_without_state_or_view_are_far_off(codec, small_pieces):
+def test_pieces_that_are_decoded_independently_differ_from_one_piece(codec, small_pieces):
     codes = random_codes(codec, 22)
     whole = in_one_piece(codec, codes)
     naive = torch.cat([in_one_piece(codec, piece) for piece in codes.split(7, dim=1)], dim=1)
@@ -147,7 +147,7 @@ def test_the_view_of_facebooks_codec_is_one_frame_on_either_side():
     assert after.view(100 * 640, 200 * 640, 1000) == (99, 201)
 
 
-def test_a_view_is_as_narrow_as_the_kernels_allow(codec):
+def test_output_depends_on_the_first_and_last_row_in_view_and_on_no_row_outside(codec):
     after = SegmentDecoder(codec)._planned().after
     x = torch.randn(32, 60, generator=torch.Generator().manual_seed(0))
     low, high = after.view(20 * 40, 30 * 40, 60)
@@ -162,7 +162,7 @@ def test_a_view_is_as_narrow_as_the_kernels_allow(codec):
             assert not torch.equal(after(changed, 0, 20 * 40, 30 * 40, 60), before)
 
 
-def test_blocks_joined_are_decode_bit_for_bit_and_bounded(codec, small_pieces):
+def test_the_blocks_have_a_maximum_size_and_together_equal_decode(codec, small_pieces):
     codes = random_codes(codec, 100)
     decoder = SegmentDecoder(codec)
     blocks = list(decoder.decode_pieces(codes))
@@ -170,29 +170,29 @@ def test_blocks_joined_are_decode_bit_for_bit_and_bounded(codec, small_pieces):
     assert torch.equal(torch.cat(blocks, dim=1), decoder.decode(codes))
 
 
-def test_an_hour_takes_the_memory_of_a_minute(codec, monkeypatch):
+def test_memory_use_does_not_depend_on_the_length(codec, monkeypatch):
     seen = []
-    hear = codec_decoder._Stream._hear
+    lstm_rows = codec_decoder._Stream._lstm_rows
 
     def spy(self, start, stop):
-        rows = hear(self, start, stop)
-        # The storage behind a view counts, not the view.
+        rows = lstm_rows(self, start, stop)
+        # Measures the storage, which may be larger than the view.
         seen.append((rows.untyped_storage().nbytes(), *(state.numel() for state in self.state)))
         return rows
 
-    monkeypatch.setattr(codec_decoder._Stream, "_hear", spy)
+    monkeypatch.setattr(codec_decoder._Stream, "_lstm_rows", spy)
     for num_frames in (20 * 60, 20 * 600):
         for block in SegmentDecoder(codec).decode_pieces(random_codes(codec, num_frames)):
             assert block.shape[1] <= codec_decoder.PIECE_FRAMES * 40
     assert max(seen[12:]) <= max(seen[:12])
 
 
-def test_blocks_are_made_when_they_are_asked_for(codec, small_pieces):
+def test_blocks_are_decoded_lazily(codec, small_pieces):
     pieces = SegmentDecoder(codec).decode_pieces(random_codes(codec, 10**6))  # 50,000 s
     assert next(pieces).shape == (1, 280)
 
 
-def test_stereo_from_a_mono_codec_is_each_side_alone(codec, small_pieces):
+def test_a_mono_codec_decodes_each_stereo_channel_alone(codec, small_pieces):
     codes = random_codes(codec, 22, lanes=2)
     audio = SegmentDecoder(codec, channels=2).decode(codes)
     assert audio.shape == (2, 22 * 40)
@@ -208,7 +208,7 @@ def test_stereo_from_a_mono_codec_is_each_side_alone(codec, small_pieces):
     [{"norm_type": "time_group_norm"}, {"normalize": True}, {"chunk_length_s": 1.0, "overlap": 0.01}],
     ids=["norm over time", "normalised", "chunked"],
 )
-def test_a_codec_without_a_finite_view_is_left_to_transformers(changes, small_pieces):
+def test_transformers_decodes_if_the_view_is_not_finite(changes, small_pieces):
     model = random_codec(**changes)
     codes = random_codes(model, 20)
     blocks = list(SegmentDecoder(model).decode_pieces(codes))
@@ -218,7 +218,7 @@ def test_a_codec_without_a_finite_view_is_left_to_transformers(changes, small_pi
 
 
 @pytest.mark.parametrize("changes", [{}, {"norm_type": "time_group_norm"}], ids=["pieces", "transformers"])
-def test_autocast_default_dtype_and_modes_change_nothing_and_weights_stay(changes, small_pieces):
+def test_the_callers_torch_modes_do_not_affect_decoding(changes, small_pieces):
     model = random_codec(**changes)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     codes = random_codes(model, 301)
@@ -237,7 +237,7 @@ def test_autocast_default_dtype_and_modes_change_nothing_and_weights_stay(change
     assert not plain.is_inference()
 
 
-def test_two_streams_at_once_do_not_disturb_each_other(codec, small_pieces):
+def test_two_threads_can_decode_at_the_same_time(codec, small_pieces):
     decoder = SegmentDecoder(codec)
     codes = [random_codes(codec, num_frames) for num_frames in (30, 44)]
     alone = [decoder.decode(each) for each in codes]
@@ -255,27 +255,27 @@ def test_two_streams_at_once_do_not_disturb_each_other(codec, small_pieces):
     assert all(torch.equal(results[i], alone[i]) for i in (0, 1))
 
 
-def test_wrong_codes_are_refused_before_the_first_block(codec):
+def test_invalid_codes_are_refused_before_the_first_block(codec):
     decoder = SegmentDecoder(codec)
     for codes, reason in (
         (torch.zeros(4, 0, dtype=torch.int64), "at least one frame, got none"),
-        (torch.tensor([[0, 16]]), "expected 0 to 15, got 0 to 16; the special token"),
-        (torch.tensor([[-1, 3]]), "expected 0 to 15, got -1 to 3"),
-        (torch.zeros(5, 3, dtype=torch.int64), "expected 1 to 4 codebooks, got 5"),
+        (torch.tensor([[0, 16]]), "from 0 to 15, got 0 to 16; use undelay_codes"),
+        (torch.tensor([[-1, 3]]), "from 0 to 15, got -1 to 3"),
+        (torch.zeros(5, 3, dtype=torch.int64), "1 to 4 codebooks, got 5"),
         (torch.zeros(3, dtype=torch.int64), r"\(K, T\) int64, got \(3,\) int64"),
         (torch.zeros(4, 3), r"\(K, T\) int64, got \(4, 3\) float32"),
     ):
         for call in (decoder.decode, decoder.decode_pieces):
-            with pytest.raises(ValueError, match=f"codes: .*{reason}"):
+            with pytest.raises(ValueError, match=f"codes must .*{reason}"):
                 call(codes)
-    with pytest.raises(ValueError, match="as many left as right, got 3"):
+    with pytest.raises(ValueError, match="with equal numbers for left and right, got 3"):
         SegmentDecoder(codec, channels=2).decode(torch.zeros(3, 5, dtype=torch.int64))
 
 
-def test_wrong_codecs_are_refused():
-    with pytest.raises(ValueError, match="the codec gives 1, got 3"):
+def test_unsupported_codecs_are_refused():
+    with pytest.raises(ValueError, match=r"channels is 3, but the codec has 1 channel"):
         SegmentDecoder(random_codec(), channels=3)
-    with pytest.raises(ValueError, match=r"expected float32 weights, got torch\.bfloat16"):
+    with pytest.raises(ValueError, match=r"must have float32 weights, got torch\.bfloat16"):
         SegmentDecoder(random_codec().bfloat16())
-    with pytest.raises(ValueError, match="expected transformers' EncodecModel, got Linear"):
+    with pytest.raises(ValueError, match="must be an EncodecModel from transformers, got Linear"):
         SegmentDecoder(torch.nn.Linear(1, 1))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The piecewise encoder against transformers' own, on random codecs of a few filters."""
+"""The encoder is compared with transformers' encoder, on small random codecs."""
 
 from itertools import product
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import EncodecConfig, EncodecModel
 
-from musicgen_eval.models.codec import encoder_kernels as encodec_products
+from musicgen_eval.models.codec import encoder_kernels
 from musicgen_eval.models.codec.encoder import SegmentEncoder, has_finite_view
 from musicgen_eval.models.decoder.packing import can_pack
 from musicgen_eval.models.threads import map_single_threaded, single_threaded
@@ -28,7 +28,10 @@ HOP = 40
 
 
 def random_codec(**changes) -> EncodecModel:
-    """Loud random weights, and codebooks drawn from the codec's own latents: a fresh one's are zero, and every code is 0."""
+    """Returns a codec with large random weights, and with codebooks drawn from its latents.
+
+    The codebooks of a new model are zero, so all of its codes would be 0.
+    """
     generator = torch.Generator().manual_seed(0)
     model = EncodecModel(EncodecConfig(**{**TINY, **changes})).eval()
     with torch.no_grad():
@@ -51,13 +54,13 @@ def random_audio(num_frames: int, *, channels: int = 1, hop: int = HOP, seed: in
     return torch.randn(channels, num_frames * hop, generator=torch.Generator().manual_seed(seed)) * 0.3
 
 
-def plan(model: EncodecModel) -> encodec_products.EncoderProducts:
-    return encodec_products.EncoderProducts(model, model.config.target_bandwidths[0])
+def plan(model: EncodecModel) -> encoder_kernels.EncoderProducts:
+    return encoder_kernels.EncoderProducts(model, model.config.target_bandwidths[0])
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """The references are small; several threads would only wait for each other."""
+    """Uses one thread, because the codecs are too small to benefit from several."""
     with single_threaded():
         yield
 
@@ -83,7 +86,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 49, 100, 101, 199])
-def test_codes_and_latents_are_transformers_own(name, num_frames):
+def test_codes_and_latents_equal_those_of_transformers(name, num_frames):
     model = random_codec(**VARIANTS[name])
     channels, hop = model.config.audio_channels, model.config.hop_length
     audio = random_audio(num_frames, channels=channels, hop=hop)
@@ -93,36 +96,36 @@ def test_codes_and_latents_are_transformers_own(name, num_frames):
     assert (ours - theirs).abs().max() < 2e-6 * theirs.abs().max()
     codes = SegmentEncoder(model, channels=channels).encode(audio)
     assert codes.shape == (4, num_frames)
-    # A latent within rounding of a cell's border may fall on either side of it.
+    # Rounding may change the code of a latent that is equally near to two vectors.
     differ = (codes != model.encode(audio[None]).audio_codes[0, 0]).any(dim=0).sum()
     assert differ <= (num_frames > 40)
     assert codes.dtype == torch.int64
 
 
-def test_the_codec_of_these_tests_tells_frames_apart(codec):
+def test_the_codec_of_these_tests_uses_many_different_codes(codec):
     assert all(row.unique().numel() > 8 for row in SegmentEncoder(codec).encode(random_audio(200)))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_pieces_give_what_the_whole_gives(name, monkeypatch):
+def test_encoding_in_pieces_equals_encoding_in_one_piece(name, monkeypatch):
     model = random_codec(**VARIANTS[name])
     audio = random_audio(17, channels=model.config.audio_channels, hop=model.config.hop_length).double()
-    # In float64 an error of the view would stand out from rounding by eight orders of magnitude.
+    # In float64, an incorrect view would exceed rounding errors by eight orders of magnitude.
     model.double()
-    monkeypatch.setattr(encodec_products, "PackedMatrix", Float64Matrix)
-    monkeypatch.setattr(encodec_products, "MIN_ROWS", 1)
+    monkeypatch.setattr(encoder_kernels, "PackedMatrix", Float64Matrix)
+    monkeypatch.setattr(encoder_kernels, "MIN_ROWS", 1)
     ours = plan(model)
     with torch.no_grad():
         whole = ours.latents([audio], piece_frames=17)[0]
         assert (whole - model.encoder(audio[None])[0].t()).abs().max() < 1e-12 * whole.abs().max()
         for piece_frames, cache_floats in product([1, 2, 7, 16], [64, 10**6]):
-            monkeypatch.setattr(encodec_products, "CACHE_FLOATS", cache_floats)
+            monkeypatch.setattr(encoder_kernels, "CACHE_FLOATS", cache_floats)
             pieces = ours.latents([audio], piece_frames=piece_frames)[0]
             assert (pieces - whole).abs().max() < 1e-13 * whole.abs().max(), (piece_frames, cache_floats)
 
 
 class Float64Matrix:
-    """The slow obvious twin of PackedMatrix, in any dtype."""
+    """A simple implementation of `PackedMatrix` for any dtype."""
 
     def __init__(self, weight, bias=None, *, lay_out=True):
         self.weight, self.bias = weight, bias
@@ -135,7 +138,7 @@ class Float64Matrix:
         return total + x @ self.weight.t()
 
 
-def test_a_view_is_as_narrow_as_the_kernels_allow(codec):
+def test_output_depends_on_the_first_and_last_row_in_view_and_on_no_row_outside(codec):
     ours, audio = plan(codec), random_audio(30)
     with torch.no_grad():
         before = ours._convolve(3, audio.t(), 10, 20)
@@ -151,7 +154,7 @@ def test_a_view_is_as_narrow_as_the_kernels_allow(codec):
             assert not torch.equal(ours._convolve(3, changed.t(), 10, 20), before)
 
 
-def test_bits_do_not_depend_on_threads_neighbours_or_order(codec):
+def test_codes_do_not_depend_on_threads_other_segments_or_order(codec):
     segments = [random_audio(n, seed=n) for n in (7, 120, 33, 120, 1)]
     found = torch.get_num_threads()
     try:
@@ -177,7 +180,7 @@ def test_bits_do_not_depend_on_threads_neighbours_or_order(codec):
         torch.set_num_threads(found)
 
 
-def test_stereo_is_interleaved_as_transformers_prepares_its_prompts(codec):
+def test_stereo_codebooks_are_interleaved_as_by_transformers(codec):
     from transformers import MusicgenForConditionalGeneration
 
     audio = random_audio(30, channels=2)
@@ -200,7 +203,7 @@ def test_stereo_is_interleaved_as_transformers_prepares_its_prompts(codec):
     [{"norm_type": "time_group_norm"}, {"normalize": True}, {"chunk_length_s": 1.0, "overlap": 0.01}],
     ids=["norm over time", "normalised", "chunked"],
 )
-def test_a_codec_without_a_finite_view_is_left_to_transformers(changes):
+def test_transformers_encodes_if_the_view_is_not_finite(changes):
     model = random_codec(**changes)
     assert not has_finite_view(model)
     audio = random_audio(20)
@@ -208,29 +211,29 @@ def test_a_codec_without_a_finite_view_is_left_to_transformers(changes):
 
 
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_an_lstm_in_lockstep_is_the_lstm_and_each_sequence_has_the_bits_it_has_alone(has_bias, generator, monkeypatch):
+def test_an_lstm_in_lockstep_equals_the_lstm_and_sequences_are_independent(has_bias, generator, monkeypatch):
     lstm = torch.nn.LSTM(16, 16, 2, bias=has_bias)
     sequences = [torch.randn(n, 16, generator=generator) for n in (300, 300, 129, 128, 128, 65, 64, 1)]
-    monkeypatch.setattr(encodec_products, "CACHE_FLOATS", 1)
+    monkeypatch.setattr(encoder_kernels, "CACHE_FLOATS", 1)
     with torch.no_grad():
         for parameter in lstm.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-        lockstep = encodec_products._Lstm(lstm)
+        lockstep = encoder_kernels._Lstm(lstm)
         together = lockstep(sequences)
         for sequence, output in zip(sequences, together, strict=True):
             assert (output - lstm(sequence)[0]).abs().max() < 1e-5
-        assert lockstep.max_lanes in (1, encodec_products.MAX_LANES)
-        if lockstep.max_lanes == encodec_products.MAX_LANES:
+        assert lockstep.max_lanes in (1, encoder_kernels.MAX_LANES)
+        if lockstep.max_lanes == encoder_kernels.MAX_LANES:
             for i, sequence in enumerate(sequences):
                 assert torch.equal(lockstep([sequence])[0], together[i])
                 assert torch.equal(lockstep(sequences[i:])[0], together[i])
 
 
-def test_segments_in_lots_have_the_codes_they_have_alone(codec, monkeypatch):
+def test_segments_in_groups_have_the_same_codes_as_alone(codec, monkeypatch):
     segments = [random_audio(n, seed=n) for n in (30, 140, 3, 129, 1, 140, 60)]
     encoder = SegmentEncoder(codec, num_workers=1)
     with monkeypatch.context() as patch:
-        patch.setattr(encodec_products, "CACHE_FLOATS", 64)
+        patch.setattr(encoder_kernels, "CACHE_FLOATS", 64)
         plan = encoder._planned()
     assert plan.lstm.layers or not can_pack(torch.float32)
     alone = [encoder.encode(audio) for audio in segments]
@@ -240,7 +243,7 @@ def test_segments_in_lots_have_the_codes_they_have_alone(codec, monkeypatch):
     assert encoder.encode_all([]) == []
 
 
-def test_weights_are_read_only_and_autocast_changes_nothing(codec):
+def test_encoding_does_not_change_weights_and_ignores_autocast(codec):
     before = {name: tensor.clone() for name, tensor in codec.state_dict().items()}
     encoder, audio = SegmentEncoder(codec), random_audio(60)
     codes = encoder.encode(audio)
@@ -249,19 +252,19 @@ def test_weights_are_read_only_and_autocast_changes_nothing(codec):
     assert all(torch.equal(tensor, before[name]) for name, tensor in codec.state_dict().items())
 
 
-def test_what_cannot_be_encoded_is_refused(codec):
+def test_invalid_audio_and_unsupported_codecs_are_refused(codec):
     encoder = SegmentEncoder(codec)
     with pytest.raises(ValueError, match="whole frames of 40 samples, got 41"):
         encoder.encode(torch.zeros(1, 41))
     with pytest.raises(ValueError, match="whole frames"):
         encoder.encode(torch.zeros(1, 0))
-    with pytest.raises(ValueError, match=r"expected \(1, N\) float32, got \(2, 40\) float32"):
+    with pytest.raises(ValueError, match=r"must be \(1, N\) float32, got \(2, 40\) float32"):
         encoder.encode(torch.zeros(2, 40))
     with pytest.raises(ValueError, match="float64"):
         encoder.encode(torch.zeros(1, 40, dtype=torch.float64))
     with pytest.raises(ValueError, match="channels"):
         SegmentEncoder(codec, channels=3)
-    with pytest.raises(ValueError, match="expected float32 weights"):
+    with pytest.raises(ValueError, match="must have float32 weights"):
         SegmentEncoder(random_codec().bfloat16())
     with pytest.raises(ValueError, match="EncodecModel"):
         SegmentEncoder(torch.nn.Linear(1, 1))

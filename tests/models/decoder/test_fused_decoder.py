@@ -1,4 +1,4 @@
-"""The fused forward pass against transformers' own, and the marks of its keys against masks."""
+"""The fused forward pass is compared with that of transformers, and the marks of hidden keys with masks."""
 
 import copy
 
@@ -24,7 +24,7 @@ def texts(tiny_model, generator):
 
 
 @torch.inference_mode()
-def test_a_padded_batch_gives_each_row_the_states_that_transformers_gives_it_alone(tiny_model, steps, texts):
+def test_rows_of_a_padded_batch_have_the_hidden_states_of_transformers(tiny_model, steps, texts):
     fused = FusedDecoder(tiny_model.decoder, torch.float32)
     found = fused.hidden_states(steps, fused.text_keys(texts))
     for row, text in enumerate(texts):
@@ -33,7 +33,7 @@ def test_a_padded_batch_gives_each_row_the_states_that_transformers_gives_it_alo
 
 
 @torch.inference_mode()
-def test_rows_behind_the_texts_are_under_the_null_condition(tiny_model, steps, texts):
+def test_rows_without_a_text_have_the_null_condition(tiny_model, steps, texts):
     fused = FusedDecoder(tiny_model.decoder, torch.float32)
     found = fused.hidden_states(steps, fused.text_keys(texts[:1]))
     expected = hidden_states(tiny_model.decoder, steps[1:], None, None)
@@ -42,7 +42,7 @@ def test_rows_behind_the_texts_are_under_the_null_condition(tiny_model, steps, t
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_mark_hides_a_key_as_a_mask_does(dtype, generator):
+def test_a_mark_hides_a_key_like_a_mask(dtype, generator):
     q, k, v = (torch.randn(2, 3, n, 64, generator=generator).to(dtype) for n in (1, 40, 40))
     is_hidden = torch.arange(40) >= torch.tensor([40, 17])[:, None]
     bias = torch.zeros(2, 1, 1, 40, dtype=dtype).masked_fill(is_hidden[:, None, None], -torch.inf)
@@ -56,7 +56,7 @@ def test_a_mark_hides_a_key_as_a_mask_does(dtype, generator):
     assert not marked[..., 64:].any()
 
 
-def test_padding_of_a_text_is_hidden_and_lengths_are_rounded_up(tiny_model, texts):
+def test_text_padding_is_hidden_and_lengths_are_rounded_up(tiny_model, texts):
     keys = FusedDecoder(tiny_model.decoder, torch.float32).text_keys(texts)
     assert keys.length == TEXT_LENGTH_MULTIPLE
     mark = keys.keys[0][:, 0, :, tiny_model.decoder.config.hidden_size // 4]
@@ -66,7 +66,7 @@ def test_padding_of_a_text_is_hidden_and_lengths_are_rounded_up(tiny_model, text
 
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_in_place_exist_once_and_keep_the_decoder_working(tiny_model, steps, dtype):
+def test_weights_joined_in_place_are_shared_with_the_decoder(tiny_model, steps, dtype):
     decoder = copy.deepcopy(tiny_model.decoder)
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
         expected = decoder(steps.reshape(12, 30), use_cache=False).logits
@@ -81,5 +81,5 @@ def test_weights_in_place_exist_once_and_keep_the_decoder_working(tiny_model, st
 def test_a_decoder_with_biases_is_refused(tiny_model):
     decoder = copy.deepcopy(tiny_model.decoder)
     decoder.model.decoder.layers[0].fc1.bias = torch.nn.Parameter(torch.zeros(decoder.config.ffn_dim))
-    with pytest.raises(ValueError, match="without a bias"):
+    with pytest.raises(ValueError, match="has linear layers with a bias"):
         FusedDecoder(decoder, torch.float32)

@@ -1,4 +1,4 @@
-"""Packed decoders against plain ones, on random networks whose logits are far from uniform."""
+"""Packed decoders are compared with plain ones, on random decoders whose logits are far from uniform."""
 
 import copy
 import gc
@@ -11,7 +11,7 @@ from transformers import MusicgenForCausalLM
 from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
 
 from musicgen_eval.models import processor
-from musicgen_eval.models.decoder import packing as packed
+from musicgen_eval.models.decoder import packing
 from musicgen_eval.models.decoder.packing import (
     PackedLinear,
     PackedMatrix,
@@ -58,7 +58,7 @@ def text(num_tokens: int | None) -> torch.Tensor | None:
 
 
 def hidden_of(decoder: MusicgenForCausalLM, input_ids: torch.Tensor, states: torch.Tensor | None) -> torch.Tensor:
-    """The slow twin: transformers' own forward."""
+    """Computes the hidden states with transformers' forward pass."""
     states = None if states is None else states[None]
     return decoder.model.decoder(input_ids=input_ids, encoder_hidden_states=states, use_cache=False).last_hidden_state[
         0
@@ -77,7 +77,7 @@ def nll(decoder: MusicgenForCausalLM, hidden: torch.Tensor, input_ids: torch.Ten
 
 @pytest.mark.parametrize("num_tokens", [None, 1, 9])
 @pytest.mark.parametrize("num_steps", [1, 2, 191, 192, 193, 600])
-def test_float32_scores_are_the_plain_ones(plain, num_steps, num_tokens):
+def test_float32_scores_equal_those_of_the_plain_decoder(plain, num_steps, num_tokens):
     decoder = copy.deepcopy(plain)
     assert pack_linears(decoder)
     ids, states = steps(num_steps), text(num_tokens)
@@ -93,7 +93,7 @@ def test_float32_scores_are_the_plain_ones(plain, num_steps, num_tokens):
 
 @needs_bfloat16
 @pytest.mark.parametrize("num_tokens", [None, 9])
-def test_bfloat16_scores_are_as_near_as_autocast_comes(plain, num_tokens):
+def test_bfloat16_scores_are_about_as_accurate_as_with_autocast(plain, num_tokens):
     decoder = copy.deepcopy(plain)
     assert pack_linears(decoder, torch.bfloat16)
     ids, states = steps(600), text(num_tokens)
@@ -107,7 +107,7 @@ def test_bfloat16_scores_are_as_near_as_autocast_comes(plain, num_tokens):
 
 
 @needs_bfloat16
-def test_the_heads_stay_float32():
+def test_the_output_heads_stay_in_float32():
     decoder = random_decoder()
     pack_linears(decoder, torch.bfloat16)
     assert {head.dtype for head in decoder.lm_heads} == {torch.float32}
@@ -116,7 +116,7 @@ def test_the_heads_stay_float32():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)])
-def test_windows_side_by_side_have_the_bits_they_have_alone(plain, dtype):
+def test_windows_computed_in_parallel_are_bit_identical_to_windows_alone(plain, dtype):
     decoder = copy.deepcopy(plain)
     pack_linears(decoder, dtype)
     windows = [(steps(n, seed=n), text(tokens)) for n, tokens in ((250, 5), (31, None), (193, 2), (250, None))]
@@ -128,7 +128,7 @@ def test_windows_side_by_side_have_the_bits_they_have_alone(plain, dtype):
         assert all(torch.equal(a, b) for a, b in zip(together[::-1], alone, strict=True))
 
 
-def test_old_parameters_are_let_go():
+def test_packing_frees_the_old_parameters():
     decoder = random_decoder()
     weights = [weakref.ref(module.weight) for module in decoder.modules() if isinstance(module, torch.nn.Linear)]
     assert pack_linears(decoder)
@@ -137,23 +137,23 @@ def test_old_parameters_are_let_go():
     assert not [ref for ref in weights if ref() is not None]
 
 
-def test_packing_again_changes_nothing_and_another_dtype_is_refused():
+def test_packing_again_has_no_effect_and_another_dtype_is_refused():
     decoder = random_decoder()
     assert pack_linears(decoder)
     head = decoder.lm_heads[0]
     assert pack_linears(decoder)
     assert decoder.lm_heads[0] is head
-    with pytest.raises(ValueError, match=r"already packed in torch.float32, asked for torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"already packed in torch.float32 and cannot be packed in torch.bfloat16"):
         pack_linears(decoder, torch.bfloat16)
     with pytest.raises(ValueError, match="float16"):
         pack_linears(random_decoder(), torch.float16)
-    with pytest.raises(ValueError, match="to pack from"):
+    with pytest.raises(ValueError, match="must have float32 weights to be packed"):
         pack_linears(random_decoder().double())
 
 
-def test_a_decoder_is_left_alone_where_nothing_can_be_packed(plain, monkeypatch):
+def test_a_decoder_is_not_changed_if_packing_is_not_supported(plain, monkeypatch):
     decoder = copy.deepcopy(plain)
-    monkeypatch.setattr(packed, "can_pack", lambda dtype: False)
+    monkeypatch.setattr(packing, "can_pack", lambda dtype: False)
     assert not pack_linears(decoder)
     ids = steps(50)
     assert torch.equal(hidden_of(decoder, ids, None), hidden_of(plain, ids, None))
@@ -166,7 +166,7 @@ def test_a_decoder_is_left_alone_where_nothing_can_be_packed(plain, monkeypatch)
 
 
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_a_packed_linear_is_the_linear(has_bias, generator):
+def test_a_packed_linear_layer_equals_the_linear_layer(has_bias, generator):
     linear = torch.nn.Linear(24, 40, bias=has_bias)
     x = torch.randn(2, 7, 24, generator=generator)
     assert torch.allclose(PackedLinear(linear, torch.float32)(x), linear(x), atol=1e-6)
@@ -179,7 +179,7 @@ def test_a_packed_linear_is_the_linear(has_bias, generator):
 
 
 @pytest.mark.parametrize("num_steps", [1, 5, 191, 192, 193, 385])
-def test_causal_attention_is_attention_under_a_mask(num_steps, generator):
+def test_causal_attention_equals_attention_with_a_mask(num_steps, generator):
     q, k, v = (torch.randn(num_steps, 48, generator=generator) for _ in range(3))
     heads = [t.view(num_steps, 3, 16).transpose(0, 1).double() for t in (q, k, v)]
     scores = heads[0] @ heads[1].mT / 4
@@ -189,7 +189,7 @@ def test_causal_attention_is_attention_under_a_mask(num_steps, generator):
 
 
 @pytest.mark.skipif(not can_pack(torch.float32), reason="this processor has no oneDNN")
-def test_a_weight_keeps_its_bits_through_every_layout(generator):
+def test_packing_and_unpacking_a_weight_is_exact(generator):
     weight, bias = torch.randn(40, 24, generator=generator), torch.randn(40, generator=generator)
     x, total = torch.randn(7, 24, generator=generator), torch.randn(7, 40, generator=generator)
     matrix = PackedMatrix(weight, bias)
@@ -207,8 +207,8 @@ def test_a_weight_keeps_its_bits_through_every_layout(generator):
 
 @pytest.mark.skipif(not can_pack(torch.float32), reason="this processor has no oneDNN")
 @pytest.mark.parametrize("fast_mkl", [False, True])
-def test_float32_weights_stay_plain_for_many_rows_where_mkl_is_faster(plain, fast_mkl, monkeypatch):
-    monkeypatch.setattr(packed, "has_fast_mkl", lambda: fast_mkl)
+def test_float32_weights_stay_plain_for_many_rows_if_mkl_is_faster(plain, fast_mkl, monkeypatch):
+    monkeypatch.setattr(packing, "has_fast_mkl", lambda: fast_mkl)
     ids, states = steps(50), text(5)
 
     def prepared(*calls: bool) -> torch.Tensor:

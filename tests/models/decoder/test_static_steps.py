@@ -1,4 +1,4 @@
-"""Static steps against the CPU's own steps: the same codes, whatever the batch, the bucket and the sampling."""
+"""Static steps draw the same codes as CPU steps, for any batch, bucket size and sampling."""
 
 import gc
 import weakref
@@ -37,7 +37,7 @@ def continued(decoder, prompts, totals, texts, *, sampling=TOP_K, guidance_scale
 
 @pytest.fixture
 def rows(tiny_model, generator):
-    """Prompts, totals and texts of a batch of unlike rows."""
+    """Prompts, total numbers of frames and texts of a batch with different rows."""
     width = tiny_model.decoder.config.hidden_size
     prompts = [torch.randint(0, 64, (4, frames), generator=generator) for frames in (12, 0, 30, 50, 7)]
     texts = [torch.randn(length, width, generator=generator) if length else None for length in (5, 0, 2, 0, 9)]
@@ -48,7 +48,9 @@ def rows(tiny_model, generator):
 @pytest.mark.parametrize("bucket", [8, 256])
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize("sampling", [GREEDY, TOP_K, TOP_P])
-def test_a_mixed_batch_has_the_codes_of_the_cpu_steps(tiny_model, rows, sampling, guidance_scale, bucket, monkeypatch):
+def test_a_mixed_batch_has_the_same_codes_as_with_cpu_steps(
+    tiny_model, rows, sampling, guidance_scale, bucket, monkeypatch
+):
     monkeypatch.setattr(static_steps, "BUCKET", bucket)
     settings = {"sampling": sampling, "guidance_scale": guidance_scale}
     expected = continued(tiny_model.decoder, *rows, **settings)
@@ -56,7 +58,7 @@ def test_a_mixed_batch_has_the_codes_of_the_cpu_steps(tiny_model, rows, sampling
 
 
 @torch.inference_mode()
-def test_sliding_windows_have_the_codes_of_the_cpu_steps(tiny_model, rows):
+def test_sliding_windows_have_the_same_codes_as_with_cpu_steps(tiny_model, rows):
     settings = {"max_frames": 40, "stride_frames": 24}
     expected = continued(tiny_model.decoder, *rows, **settings)
     fused = FusedDecoder(tiny_model.decoder, torch.float32)
@@ -64,7 +66,7 @@ def test_sliding_windows_have_the_codes_of_the_cpu_steps(tiny_model, rows):
 
 
 @torch.inference_mode()
-def test_the_steps_of_a_batch_serve_the_next_batch_of_the_same_sizes(tiny_model, rows):
+def test_static_steps_are_reused_for_a_batch_of_the_same_sizes(tiny_model, rows):
     fused = FusedDecoder(tiny_model.decoder, torch.float32)
     first = continued(fused, *rows)
     kept = fused.last_steps
@@ -79,7 +81,7 @@ def test_the_steps_of_a_batch_serve_the_next_batch_of_the_same_sizes(tiny_model,
 
 
 @torch.inference_mode()
-def test_rows_of_about_equal_length_share_a_cache(tiny_model, rows):
+def test_batches_of_similar_length_use_the_same_cache(tiny_model, rows):
     prompts, _, texts = rows
     fused = FusedDecoder(tiny_model.decoder, torch.float32)
     continued(fused, prompts, [60, 33, 95, 51, 7], texts)
@@ -118,7 +120,7 @@ def test_long_prompts_are_read_in_several_passes(tiny_model, rows, monkeypatch):
 
 
 @torch.inference_mode()
-def test_a_row_of_nans_leaves_nothing_to_the_next_batch(tiny_model, rows):
+def test_a_row_of_nans_does_not_affect_the_next_batch(tiny_model, rows):
     prompts, totals, texts = rows
     fused = FusedDecoder(tiny_model.decoder, torch.float32)
     broken = [torch.full_like(texts[0], float("nan")), *texts[1:]]
@@ -128,7 +130,7 @@ def test_a_row_of_nans_leaves_nothing_to_the_next_batch(tiny_model, rows):
 
 
 @torch.inference_mode()
-def test_half_precision_steps_are_near_those_of_float32(tiny_model, rows):
+def test_half_precision_steps_mostly_draw_the_codes_of_float32(tiny_model, rows):
     expected = continued(tiny_model.decoder, *rows, sampling=GREEDY)
     found = continued(FusedDecoder(tiny_model.decoder, torch.bfloat16), *rows, sampling=GREEDY)
     assert 0.5 < (found == expected).float().mean() <= 1
@@ -136,7 +138,7 @@ def test_half_precision_steps_are_near_those_of_float32(tiny_model, rows):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("sampling", [TOP_K, TOP_P])
-def test_a_turn_compiles_as_one_graph_for_any_number_of_buckets(tiny_model, rows, sampling, monkeypatch):
+def test_a_step_compiles_to_one_graph_for_any_number_of_buckets(tiny_model, rows, sampling, monkeypatch):
     monkeypatch.setattr(static_steps, "BUCKET", 32)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     torch._dynamo.reset()

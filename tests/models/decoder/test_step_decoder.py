@@ -1,11 +1,11 @@
-"""Steps over kept keys and values against the whole sequence through transformers' forward."""
+"""Steps with cached keys and values are compared with transformers' forward pass over whole sequences."""
 
 import copy
 
 import pytest
 import torch
 
-from musicgen_eval.models.decoder import step_decoder as stepping
+from musicgen_eval.models.decoder import step_decoder
 from musicgen_eval.models.decoder.packing import can_pack, pack_linears
 from musicgen_eval.models.decoder.step_decoder import StepDecoder
 
@@ -16,14 +16,14 @@ def texts(tiny_model, generator):
 
 
 def whole(decoder, steps, text):
-    """(S, K, V) logits of every step of one row, no cache."""
+    """Returns the (S, K, V) logits of all steps of one row, computed without a cache."""
     states = None if text is None else text[None]
     return decoder(steps, encoder_hidden_states=states, use_cache=False).logits.float().transpose(0, 1)
 
 
 @torch.inference_mode()
 def stepped(decoder, steps, texts, starts):
-    """(R, K, V) logits of each row at its own start and at every step after it."""
+    """Returns the logits of each row from its start on, (R, steps, K, V)."""
     R, _, S = steps.shape
     cached = StepDecoder(decoder, num_rows=R, num_steps=S, text_states=texts)
     for row, start in enumerate(starts):
@@ -45,9 +45,9 @@ def steps(generator):
 @pytest.mark.parametrize("starts", [(12, 12, 12), (5, 20, 1)])
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
-def test_every_step_is_the_step_of_the_whole(tiny_model, steps, texts, starts, packed, small, monkeypatch):
-    monkeypatch.setattr(stepping, "SMALL_PRODUCT", 10**9 if small else 0)
-    monkeypatch.setattr(stepping, "FOLDED_WIDTH", 512 if small else 0)
+def test_every_step_equals_that_of_the_whole_sequence(tiny_model, steps, texts, starts, packed, small, monkeypatch):
+    monkeypatch.setattr(step_decoder, "SMALL_PRODUCT", 10**9 if small else 0)
+    monkeypatch.setattr(step_decoder, "FOLDED_WIDTH", 512 if small else 0)
     decoder = copy.deepcopy(tiny_model.decoder)
     if packed and not pack_linears(decoder):
         pytest.skip("this processor has no packed products")
@@ -57,7 +57,7 @@ def test_every_step_is_the_step_of_the_whole(tiny_model, steps, texts, starts, p
         torch.testing.assert_close(found[row, : len(expected)], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_rows_read_again_forget_what_they_held(tiny_model, steps, texts):
+def test_reading_a_row_again_replaces_its_keys_and_values(tiny_model, steps, texts):
     cached = StepDecoder(tiny_model.decoder, num_rows=3, num_steps=30, text_states=texts)
     with torch.inference_mode():
         cached.read(0, steps[1])
@@ -69,8 +69,10 @@ def test_rows_read_again_forget_what_they_held(tiny_model, steps, texts):
 
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("how", ["packed", "autocast", "cast"])
-def test_bfloat16_steps_err_no_more_than_transformers_own(tiny_model, steps, texts, how, small, monkeypatch):
-    monkeypatch.setattr(stepping, "FOLDED_WIDTH", 512 if small else 0)
+def test_bfloat16_steps_are_about_as_accurate_as_those_of_transformers(
+    tiny_model, steps, texts, how, small, monkeypatch
+):
+    monkeypatch.setattr(step_decoder, "FOLDED_WIDTH", 512 if small else 0)
     exact = whole(tiny_model.decoder, steps[0], texts[0])[11:]
     half = copy.deepcopy(tiny_model.decoder)
     with torch.autocast("cpu", torch.bfloat16):
@@ -86,14 +88,14 @@ def test_bfloat16_steps_err_no_more_than_transformers_own(tiny_model, steps, tex
     assert 0 < ours < 1.5 * theirs
 
 
-def test_positions_grow_beyond_the_table(tiny_model, generator):
+def test_the_table_of_positions_is_extended_if_it_is_too_short(tiny_model, generator):
     decoder = copy.deepcopy(tiny_model.decoder)
     num_steps = decoder.model.decoder.embed_positions.weights.shape[0] + 5
     StepDecoder(decoder, num_rows=1, num_steps=num_steps)
     assert decoder.model.decoder.embed_positions.weights.shape[0] >= num_steps
 
 
-def test_a_default_dtype_changes_no_bit(tiny_model, steps, texts):
+def test_steps_do_not_depend_on_the_default_dtype(tiny_model, steps, texts):
     decoder = copy.deepcopy(tiny_model.decoder)
     pack_linears(decoder)
     expected = stepped(decoder, steps, texts, (12, 12, 12))
