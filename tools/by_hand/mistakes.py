@@ -213,6 +213,25 @@ def tail_on_padding(demo: Demo) -> Figure:
     return figure(demo.over_windows(nll))
 
 
+@mistake("`decoder_inputs_embeds=` given the sums of embeddings", group="Codes")
+def embeddings_fed(demo: Demo) -> Figure:
+    """Probing and gradients need embeddings, so they are summed by hand and passed as `decoder_inputs_embeds`. Transformers
+    5.17 then takes the length of the sequence from a tensor whose last axis is 1, and gives every frame position 0.
+    """
+
+    def nll(piece: Piece) -> Tensor:
+        steps = delayed(demo.model, piece.codes)
+        # right: logits = read(demo.model, demo.processor, steps, piece.text)
+        embeds = sum(
+            embed(row) for embed, row in zip(demo.model.decoder.model.decoder.embed_tokens, steps, strict=True)
+        )
+        inputs = demo.processor(text=[piece.text], return_tensors="pt")
+        logits = demo.model(**inputs, decoder_inputs_embeds=embeds[None]).logits  # the mistake
+        return nats(realigned(logits, piece.codes.shape[1]), piece.codes)
+
+    return figure(demo.over_windows(nll))
+
+
 @mistake('"" for no text', group="Text", with_text=False)
 def empty_text(demo: Demo) -> Figure:
     """An empty text seems to mean no text. But the processor converts it to an end token, and the model receives a
