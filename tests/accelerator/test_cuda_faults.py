@@ -223,7 +223,7 @@ def test_codes_out_of_range_are_refused_before_they_reach_a_kernel(tiny_model, p
         decoder = copy.deepcopy(tiny_model.decoder).to(device)
         with pytest.raises(ValueError, match=r"codes must be in \[0, 64\)"):
             scoring.score_codes(decoder, prompt.to(device), delays=DELAYS)
-        with pytest.raises(ValueError, match="row 1 does not"):
+        with pytest.raises(ValueError, match="row 1: prompt must be in"):
             continued(decoder, prompt.to(device))
 
 
