@@ -1,0 +1,1 @@
+"""One run: Lightning modules, callbacks, processes, run folder, resume."""

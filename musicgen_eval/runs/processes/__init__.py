@@ -1,0 +1,1 @@
+"""Processes of a run: strategy, signals, messages between ranks."""
