@@ -1,44 +1,58 @@
-"""The commands of `musicgen-eval`, as functions whose signatures are the options."""
+"""The commands of `musicgen-eval`, as functions whose signatures are the options.
+
+The functions import torch, Lightning and transformers when they are called, so that help texts and refused arguments do not wait
+for these imports. Two habits of jsonargparse restrict this module. It executes imports under `TYPE_CHECKING` to resolve signatures.
+It also looks up the name of each function in the package `musicgen_eval`, where `generate` would import `api.py`.
+"""
 
 from __future__ import annotations
 
 import re
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import ArgumentError, ArgumentParser
-from rich.console import Console
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
-from musicgen_eval.api import continuation_seconds
 from musicgen_eval.cli.arguments import full_option, utf8_text, with_resumed, with_values
-from musicgen_eval.cli.lightning import EvaluationCLI
-from musicgen_eval.records import ContinuationSettings
-from musicgen_eval.runs.continuation_files import AudioSettings
-from musicgen_eval.runs.datamodule import WindowDataModule
-from musicgen_eval.runs.folder import RunFolder, resume_line
-from musicgen_eval.runs.module import MusicGenEvaluation
-from musicgen_eval.runs.progress_bar import EvaluationProgress
-from musicgen_eval.runs.runner import Resume, run_continuation, run_evaluation
+from musicgen_eval.cli.version import PrintVersion
 
 AUDIO_HELP = (
     "one or more files, folders, globs or manifests (csv, jsonl, parquet), such as --audio *.wav; `demo` for the clips of the "
     "package"
 )
 RESUME_OPTIONS = ("--resume", "--max_failures", "--retry_failures", "--allow_other_machine")
+EXAMPLES = {
+    "evaluate": (
+        "musicgen-eval evaluate --audio demo",
+        "musicgen-eval evaluate --audio songs/*.flac --checkpoint facebook/musicgen-small",
+        "musicgen-eval evaluate --resume runs/20260102-030405-evaluate",
+    ),
+    "generate": (
+        'musicgen-eval generate --audio demo --text "EDM" --limit 1',
+        "musicgen-eval generate --audio song.mp3 --context 10 --duration 5 --format wav",
+        "musicgen-eval generate --resume runs/20260102-030405-generate",
+    ),
+}
 
 
-def run_command(args: Sequence[str]) -> None:
-    """Runs a command of `musicgen-eval`; options may be written with dashes."""
-    parser = ArgumentParser(
-        prog="musicgen-eval", description="Exact evaluation of MusicGen checkpoints.", exit_on_error=False
-    )
-    commands = parser.add_subcommands()
-    for name, command in COMMANDS.items():
-        subparser = ArgumentParser(exit_on_error=False, description=(command.__doc__ or "").splitlines()[0])
-        subparser.add_argument("--audio", type=str, nargs="+", required=True, metavar="AUDIO", help=AUDIO_HELP)
-        subparser.add_function_arguments(command, as_group=False, skip={"audio"})
-        commands.add_subcommand(name, subparser, help=(command.__doc__ or "").splitlines()[0])
+class ExamplesFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Formats help texts like jsonargparse, but keeps the line breaks of the examples."""
+
+
+def parse_command(args: Sequence[str]) -> Callable[[], None]:
+    """Parses the arguments of `musicgen-eval`, in which options may be written with dashes.
+
+    Returns:
+        A function that runs the command.
+
+    Raises:
+        ArgumentError: the arguments are wrong.
+        RunError: the folder after `--resume` contains no run.
+        SystemExit: a help text or the version was printed.
+    """
     full = with_values([full_option(arg) for arg in args])
     options = [arg.partition("=")[0] for arg in full]
     if options.count("--audio") > 1:
@@ -46,14 +60,34 @@ def run_command(args: Sequence[str]) -> None:
     if "--resume" in options:
         if full[0] not in COMMANDS:
             raise ArgumentError(None, "--resume follows a command: musicgen-eval evaluate --resume runs/x")
-        _resume_everyday(full)
-        return
-    parsed = parser.parse_args(full)
+        return _resumed_command(full)
+    parsed = _parser().parse_args(full)
     settings = parsed[parsed.subcommand].as_dict()
-    COMMANDS[parsed.subcommand](**{**settings, "text": utf8_text(settings["text"], option="--text")})
+    return partial(COMMANDS[parsed.subcommand], **{**settings, "text": utf8_text(settings["text"], option="--text")})
 
 
-def evaluate(
+def _parser() -> ArgumentParser:
+    """Returns the parser of all commands."""
+    parser = ArgumentParser(
+        prog="musicgen-eval", description="Exact evaluation of MusicGen checkpoints.", exit_on_error=False
+    )
+    parser.add_argument("--version", action=PrintVersion)
+    commands = parser.add_subcommands()
+    for name, command in COMMANDS.items():
+        summary = (command.__doc__ or "").splitlines()[0]
+        subparser = ArgumentParser(
+            exit_on_error=False,
+            description=summary,
+            epilog="\n  ".join(["examples:", *EXAMPLES[name]]),
+        )
+        subparser.add_argument("--audio", type=str, nargs="+", required=True, metavar="AUDIO", help=AUDIO_HELP)
+        subparser.add_function_arguments(command, as_group=False, skip={"audio"})
+        commands.add_subcommand(name, subparser, help=summary)
+        subparser.formatter_class = ExamplesFormatter  # add_subcommand sets the formatter of the main parser
+    return parser
+
+
+def evaluate_command(
     audio: list[str],
     text: str | None = None,
     checkpoint: str = "demo",
@@ -99,6 +133,14 @@ def evaluate(
         retry_failures: when a run is resumed, measure its failed tracks again.
         allow_other_machine: resume a run that was begun on another machine.
     """
+    from rich.console import Console
+
+    from musicgen_eval.runs.datamodule import WindowDataModule
+    from musicgen_eval.runs.folder import RunFolder, resume_line
+    from musicgen_eval.runs.module import MusicGenEvaluation
+    from musicgen_eval.runs.progress_bar import EvaluationProgress
+    from musicgen_eval.runs.runner import Resume, run_evaluation
+
     module = MusicGenEvaluation(checkpoint, revision, tail=tail, save_nll=save_nll)
     data = WindowDataModule(
         source=_source(audio),
@@ -121,11 +163,15 @@ def evaluate(
         callbacks=[EvaluationProgress()],
         progress=True,
         console=Console(),
-        resume=_resume("evaluate", retry_failures, allow_other_machine),
+        resume=Resume(
+            partial(resume_line, "evaluate"),
+            retry_failures=retry_failures,
+            allow_other_machine=allow_other_machine,
+        ),
     )
 
 
-def generate(
+def generate_command(
     audio: list[str],
     text: str | None = None,
     checkpoint: str = "demo",
@@ -193,6 +239,17 @@ def generate(
         retry_failures: when a run is resumed, continue its failed tracks again.
         allow_other_machine: resume a run that was begun on another machine.
     """
+    from rich.console import Console
+
+    from musicgen_eval.api import continuation_seconds
+    from musicgen_eval.records import ContinuationSettings
+    from musicgen_eval.runs.continuation_files import AudioSettings
+    from musicgen_eval.runs.datamodule import WindowDataModule
+    from musicgen_eval.runs.folder import RunFolder, resume_line
+    from musicgen_eval.runs.module import MusicGenEvaluation
+    from musicgen_eval.runs.progress_bar import EvaluationProgress
+    from musicgen_eval.runs.runner import Resume, run_continuation
+
     continuation = ContinuationSettings(
         stride_s=stride_s,
         guidance_scale=guidance_scale,
@@ -223,13 +280,17 @@ def generate(
         callbacks=[EvaluationProgress()],
         progress=True,
         console=Console(),
-        resume=_resume("generate", retry_failures, allow_other_machine),
+        resume=Resume(
+            partial(resume_line, "generate"),
+            retry_failures=retry_failures,
+            allow_other_machine=allow_other_machine,
+        ),
         audio=AudioSettings(format=format, hold=hold, originals=originals),
         return_continuations=False,
     )
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"evaluate": evaluate, "generate": generate}
+COMMANDS: dict[str, Callable[..., None]] = {"evaluate": evaluate_command, "generate": generate_command}
 
 
 def _source(audio: list[str]) -> str | list[str]:
@@ -237,19 +298,18 @@ def _source(audio: list[str]) -> str | list[str]:
     return audio[0] if len(audio) == 1 else audio
 
 
-def _resume(command: str, retry_failures: bool, allow_other_machine: bool) -> Resume:
-    return Resume(
-        lambda run_dir: resume_line(command, run_dir),
-        retry_failures=retry_failures,
-        allow_other_machine=allow_other_machine,
-    )
-
-
-def _resume_everyday(args: Sequence[str]) -> None:
-    """`musicgen-eval evaluate --resume runs/x`: the run as it was begun, by the other door, which knows every setting."""
+def _resumed_command(args: Sequence[str]) -> Callable[[], None]:
+    """Returns a function that resumes a run with LightningCLI, which has every setting of the run's config.yaml."""
     command, *options = args
     others = [arg for arg in options if arg.startswith("--") and arg.partition("=")[0] not in RESUME_OPTIONS]
     if others:
         raise ArgumentError(None, f"--resume takes every setting from the run; leave out {', '.join(others)}")
     full = [re.sub(r"^--max_failures", "--data.max_failures", arg) for arg in with_resumed(options)]
-    EvaluationCLI(args=["test" if command == "evaluate" else "predict", *full])
+    return partial(run_lightning, ["test" if command == "evaluate" else "predict", *full])
+
+
+def run_lightning(args: Sequence[str]) -> None:
+    """Runs LightningCLI, which takes seconds to import."""
+    from musicgen_eval.cli.lightning import EvaluationCLI
+
+    EvaluationCLI(args=list(args))

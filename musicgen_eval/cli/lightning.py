@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from musicgen_eval.cli.arguments import expand_home, refuse_other_encodings, utf8_text
+from musicgen_eval.cli.version import PrintVersion
 from musicgen_eval.data.sources import lasting_source
 from musicgen_eval.errors import EvaluationError, RunError
 from musicgen_eval.models.checkpoint import lasting_name
@@ -67,6 +68,11 @@ class EvaluationCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser that raises instead of printing its usage."""
         return super().init_parser(**{**kwargs, "exit_on_error": False})
+
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        """Adds `--version` to the parser of all commands."""
+        super().setup_parser(*args, **kwargs)
+        self.parser.add_argument("--version", action=PrintVersion)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the run folder, how continuations are written, and W&B."""

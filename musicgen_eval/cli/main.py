@@ -1,10 +1,10 @@
-"""The two command-line doors.
+"""The entry points of the two commands.
 
     python train_like_eval.py test --config configs/demo.yaml     LightningCLI: every setting of trainer, model and data
     musicgen-eval evaluate --audio song.mp3                       the everyday cases
     musicgen-eval generate --audio song.mp3 --text "EDM"
 
-Whatever is wrong is said in a line, with a non-zero exit.
+Every error is printed as one message, and the exit status is not zero.
 """
 
 from __future__ import annotations
@@ -14,50 +14,77 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from jsonargparse import ArgumentError
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from musicgen_eval.cli.arguments import with_resumed
-from musicgen_eval.cli.commands import run_command
-from musicgen_eval.cli.lightning import EvaluationCLI
+from musicgen_eval.cli.commands import parse_command, run_lightning
 from musicgen_eval.cli.parser_messages import one_line
 from musicgen_eval.cli.streams import tolerant_streams
+from musicgen_eval.cli.version import exit_with_version
 from musicgen_eval.errors import EvaluationError
 from musicgen_eval.files.redaction import redact
-from musicgen_eval.runs.library_output import quiet_libraries
-from musicgen_eval.runs.processes.rank_messages import StoppedElsewhere
-from musicgen_eval.runs.processes.signals import was_launched
 
 
 def lightning_main(args: Sequence[str] | None = None) -> int:
     """Runs `validate`, `test` or `predict` from arguments; returns the exit status."""
-    return _guarded(lambda: EvaluationCLI(args=with_resumed(sys.argv[1:] if args is None else args)))
+    return _guarded(lambda: _parse_lightning(sys.argv[1:] if args is None else args))
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs `musicgen-eval`; returns the exit status."""
-    return _guarded(lambda: run_command(sys.argv[1:] if args is None else args))
+    return _guarded(lambda: parse_command(sys.argv[1:] if args is None else args))
 
 
-def _guarded(run: Callable[[], object]) -> int:
-    """Runs a command; what is wrong becomes one message and a status: 2 for arguments, 1 for the rest, 143 for SIGTERM."""
+def _parse_lightning(args: Sequence[str]) -> Callable[[], None]:
+    if list(args[:1]) == ["--version"]:
+        exit_with_version()
+    return partial(run_lightning, with_resumed(args))
+
+
+def _guarded(parse: Callable[[], Callable[[], None]]) -> int:
+    """Parses and runs a command, and prints an error as one message.
+
+    Args:
+        parse: parses the arguments without importing torch or Lightning, and returns a function that runs the command.
+
+    Returns:
+        The exit status: 0 for success, 2 for wrong arguments, 143 for SIGTERM, 130 for an interrupt, 1 for other errors.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic LSTMs; read when CUDA starts
-    with tolerant_streams(), utf8_files(), quiet_libraries():
+    with tolerant_streams(), utf8_files():
         try:
-            run()
+            return _run(parse())
         except ArgumentError as error:
             return _fail(one_line(str(error)), 2)
-        except StoppedElsewhere:
-            return 0 if was_launched() else 1  # rank 0 says why, and would be ended for a status of its child's
-        except (EvaluationError, MisconfigurationException) as error:
+        except EvaluationError as error:
             return _fail(str(error), 1)
-        except SIGTERMException:
-            return _fail("stopped by SIGTERM, before the result", 143)
         except (KeyboardInterrupt, SystemExit) as stopped:
             if isinstance(stopped, SystemExit) and not isinstance(stopped.__context__, KeyboardInterrupt):
                 raise  # such as --help
             return _fail("interrupted, before the result", 130)
+
+
+def _run(command: Callable[[], None]) -> int:
+    """Runs a command; returns the exit status, also after an exception of Lightning."""
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+
+    from musicgen_eval.runs.library_output import quiet_libraries
+    from musicgen_eval.runs.processes.rank_messages import StoppedElsewhere
+    from musicgen_eval.runs.processes.signals import was_launched
+
+    with quiet_libraries():
+        try:
+            command()
+        except StoppedElsewhere:
+            return (
+                0 if was_launched() else 1
+            )  # rank 0 reports the error, and would be ended for a status of its child's
+        except MisconfigurationException as error:
+            return _fail(str(error), 1)
+        except SIGTERMException:
+            return _fail("stopped by SIGTERM, before the result", 143)
     return 0
 
 

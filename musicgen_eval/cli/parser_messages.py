@@ -6,9 +6,6 @@ import re
 from collections.abc import Sequence
 from types import ModuleType
 
-import torchmetrics
-
-from musicgen_eval import metrics
 from musicgen_eval.errors import near_matches
 
 CLASS = r"[\w.]+"
@@ -37,6 +34,10 @@ def _unknown_metric(message: str) -> str | None:
     unknown = re.search(rf"(?:given class_path '|dot import path string: )({CLASS})", message)
     if unknown is None or "model.metrics" not in message or "arguments are required" in message:
         return None
+    import torchmetrics
+
+    from musicgen_eval import metrics
+
     wanted = unknown.group(1)
     known = [f"{module.__name__}.{name}" for module in (metrics, torchmetrics) for name in _metric_names(module)]
     return (

@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from musicgen_eval.errors import RunError
 from musicgen_eval.files.redaction import redact, redact_rows, redact_tree
-from musicgen_eval.results.summary import EvaluationResult
+
+if TYPE_CHECKING:  # a wrong run folder is reported without an import of torch
+    from torch import Tensor
+
+    from musicgen_eval.results.summary import EvaluationResult
 
 RESULT_FILES = ("summary.json", "tracks.csv", "windows.csv", "nll.safetensors")
 

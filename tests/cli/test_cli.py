@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from musicgen_eval import perplexity
-from musicgen_eval.cli import commands as everyday
 from musicgen_eval.cli.main import lightning_main, main
+from musicgen_eval.runs import runner
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -189,7 +189,7 @@ def test_audio_takes_several_files(monkeypatch, command):
     """As the shell gives them in place of a glob."""
     sources = []
     run = "run_evaluation" if command == "evaluate" else "run_continuation"
-    monkeypatch.setattr(everyday, run, lambda module, data, **settings: sources.append(data.settings.source))
+    monkeypatch.setattr(runner, run, lambda module, data, **settings: sources.append(data.settings.source))
     assert main([command, "--audio", "a.wav", "b.wav", "[c].wav", "--limit", "2"]) == 0
     assert main([command, "--audio", "[c].wav"]) == 0
     assert sources == [["a.wav", "b.wav", "[c].wav"], "[c].wav"]

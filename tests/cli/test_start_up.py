@@ -1,0 +1,126 @@
+"""Help texts, the version and wrong arguments do not wait for the import of torch, Lightning and transformers."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from musicgen_eval.cli import commands
+from musicgen_eval.cli.main import lightning_main, main
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "torchaudio", "torchmetrics", "lightning", "transformers", "wandb")
+START = f"""
+import sys
+from musicgen_eval.cli.main import lightning_main, main
+try:
+    status = (lightning_main if sys.argv[1] == "lightning" else main)(sys.argv[2:])
+except SystemExit as stopped:
+    status = stopped.code
+print("status", status, "imported", [name for name in {HEAVY} if name in sys.modules])
+"""
+EXAMPLES = [example for examples in commands.EXAMPLES.values() for example in examples]
+
+
+def start(*arguments: str, folder: Path, command: str = "everyday") -> tuple[str, str]:
+    """Returns what a command prints in a process of its own, and its exit status with the heavy libraries it imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", START, command, *arguments],
+        capture_output=True, text=True, check=True, timeout=120, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    *printed, last = done.stdout.splitlines()
+    return "\n".join(printed) + done.stderr, last
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "expected"),
+    [
+        (["--help"], 0, "Exact evaluation of MusicGen checkpoints."),
+        (["--version"], 0, f"musicgen-eval {version('musicgen-eval')}"),
+        (["evaluate", "--help"], 0, "musicgen-eval evaluate --audio demo"),
+        (["generate", "--help"], 0, "musicgen-eval generate --audio demo"),
+        (["evalute"], 2, "error: argument subcommand: invalid choice: 'evalute'"),
+        (["evaluate"], 2, "error: --audio is required"),
+        (["evaluate", "--audio", "x", "--batchsize", "4"], 2, "error: unrecognized arguments: --batchsize 4"),
+        (["generate", "--audio", "x", "--top-k", "many"], 2, "error: top_k: expected int"),
+        (["generate", "--audio", "x", "--format", "ogg"], 2, "error: format: expected one of 'flac', 'wav', 'mp3'"),
+        (["evaluate", "--resume", "nowhere"], 1, "nowhere, which does not exist"),
+        (["evaluate", "--resume", "x", "--limit", "2"], 2, "error: --resume takes every setting from the run"),
+    ],
+)
+def test_help_and_wrong_arguments_import_nothing_heavy(tmp_path, arguments, status, expected):
+    printed, last = start(*arguments, folder=tmp_path)
+    assert expected in printed
+    assert last == f"status {status} imported []"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "expected"),
+    [(["--version"], 0, "musicgen-eval "), (["test", "--resume", "nowhere"], 1, "nowhere, which does not exist")],
+)
+def test_the_version_and_a_wrong_run_folder_of_the_lightning_command_import_nothing_heavy(
+    tmp_path, arguments, status, expected
+):
+    printed, last = start(*arguments, folder=tmp_path, command="lightning")
+    assert expected in printed
+    assert last == f"status {status} imported []"
+
+
+@pytest.mark.parametrize("command", [main, lightning_main])
+def test_the_version_is_that_of_the_installed_package(capsys, command):
+    with pytest.raises(SystemExit) as stopped:
+        command(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"musicgen-eval {version('musicgen-eval')}\n"
+
+
+def test_the_help_of_the_lightning_command_names_the_version_option(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        lightning_main(["--help"])
+    assert stopped.value.code == 0
+    assert "--version" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [main, lightning_main])
+def test_an_unknown_version_is_an_error_that_says_how_to_install(capsys, monkeypatch, command):
+    monkeypatch.setattr("importlib.metadata.distribution", not_found)
+    assert command(["--version"]) == 1
+    assert capsys.readouterr().err == (
+        "error: musicgen-eval is not installed, so its version is unknown; run pip install .\n"
+    )
+
+
+def not_found(name: str):
+    from importlib.metadata import PackageNotFoundError
+
+    raise PackageNotFoundError(name)
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_the_help_of_a_command_ends_with_its_examples(capsys, name):
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    end = capsys.readouterr().out.rpartition("examples:\n")[2]
+    assert [line.strip() for line in end.splitlines()] == list(commands.EXAMPLES[name])
+    assert all(shlex.split(example)[:2] == ["musicgen-eval", name] for example in commands.EXAMPLES[name])
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_example_parses(tmp_path, monkeypatch, example):
+    monkeypatch.chdir(tmp_path)
+    resumed = re.search(r"--resume (\S+)", example)
+    if resumed:
+        Path(resumed[1]).mkdir(parents=True)
+        for name in ("run.json", "config.yaml"):
+            (Path(resumed[1]) / name).write_text("{}")
+    command = commands.parse_command(shlex.split(example)[1:])
+    if resumed:
+        assert command.args[0][1:] == ["--config", f"{resumed[1]}/config.yaml", "--run_dir", resumed[1]]
+    else:
+        assert command.keywords["audio"] == [shlex.split(example)[3]]
