@@ -19,15 +19,8 @@ import torch
 from torch import Tensor
 
 from musicgen_eval.audio.reader import TrackAudio
-from musicgen_eval.metrics.plugin.bank import MetricBank
-from musicgen_eval.runs.datamodule import WindowAudio
-from musicgen_eval.errors import AudioError, NonFiniteError
-from musicgen_eval.metrics.plugin.states import State
-from musicgen_eval.models.musicgen import MusicGen
-from musicgen_eval.models.threads import single_threaded, torch_threads
-from musicgen_eval.metrics.plugin.inputs import ContinuationAudio, Offer, fetch
 from musicgen_eval.data.plan import Plan
-from musicgen_eval.records import CodecSpec, Continuation, ContinuationSettings
+from musicgen_eval.errors import AudioError, NonFiniteError
 from musicgen_eval.inference.batch_continuation import (
     ContinuedCodes,
     continue_windows,
@@ -35,6 +28,13 @@ from musicgen_eval.inference.batch_continuation import (
     score_continuations,
     unscored,
 )
+from musicgen_eval.metrics.plugin.bank import MetricBank
+from musicgen_eval.metrics.plugin.inputs import ContinuationAudio, Offer, fetch
+from musicgen_eval.metrics.plugin.states import State
+from musicgen_eval.models.musicgen import MusicGen
+from musicgen_eval.models.threads import single_threaded, torch_threads
+from musicgen_eval.records import CodecSpec, Continuation, ContinuationSettings
+from musicgen_eval.runs.datamodule import WindowAudio
 
 PIECE_S = 20  # of a track's own audio at a time
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from multiprocessing import resource_sharer
 from dataclasses import dataclass, replace
+from multiprocessing import resource_sharer
 from pathlib import Path
 from typing import Literal
 
@@ -21,18 +21,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from musicgen_eval.runs.argument_types import check_arguments, check_text
-from musicgen_eval.errors import AudioError, RunError
-from musicgen_eval.results.journal.reader import failed_tracks
-from musicgen_eval.models.transfers import upload
-from musicgen_eval.data.notes import print_notes
 from musicgen_eval.data.batches import RankBatches, num_batches
 from musicgen_eval.data.continuation_plan import plan_continuation
+from musicgen_eval.data.index_builder import Opening
+from musicgen_eval.data.notes import print_notes
 from musicgen_eval.data.plan import Plan
 from musicgen_eval.data.planning import DataSettings, plan_evaluation
-from musicgen_eval.data.index_builder import Opening
-from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0
+from musicgen_eval.errors import AudioError, RunError
+from musicgen_eval.models.transfers import upload
 from musicgen_eval.records import CodecSpec, ContinuationSettings, Task, Window
+from musicgen_eval.results.journal.reader import failed_tracks
+from musicgen_eval.runs.argument_types import check_arguments, check_text
+from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0
 from musicgen_eval.runs.processes.strategy import share_of_data
 
 

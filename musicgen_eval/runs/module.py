@@ -23,17 +23,17 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torchmetrics import Metric
 
-from musicgen_eval.runs.argument_types import check_arguments
+from musicgen_eval.data.continuation_plan import check_continuation, settle_stride
+from musicgen_eval.data.notes import demo_notes, print_notes
+from musicgen_eval.data.planning import Plan, refuse_failures
+from musicgen_eval.errors import EvaluationError, RunError
+from musicgen_eval.inference.readings import CodedWindow, score_readings
+from musicgen_eval.metrics import CodebookPerplexity
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.contract import InstalledMetric, MetricEntry
 from musicgen_eval.metrics.plugin.entries import metric_entries
-from musicgen_eval.runs.continuation_step import BatchContinuation, Continuations, ContinuationSink
-from musicgen_eval.runs.datamodule import Batch, WindowAudio, WindowDataModule
-from musicgen_eval.errors import EvaluationError, RunError
-from musicgen_eval.results.record_store import Keeper, MemoryKeeper
-from musicgen_eval.results.measurements import Measurements, WindowRecord
+from musicgen_eval.metrics.plugin.inputs import Offer, fetch
 from musicgen_eval.metrics.plugin.states import State
-from musicgen_eval.metrics import CodebookPerplexity
 from musicgen_eval.models.checkpoint import Checkpoint, find_checkpoint, refuse_other_types
 from musicgen_eval.models.loading import require_files
 from musicgen_eval.models.musicgen import MusicGen, load_model, unreadable_texts
@@ -41,17 +41,17 @@ from musicgen_eval.models.numerics import float32_by_default, full_precision, nu
 from musicgen_eval.models.out_of_memory import out_of_memory_explained
 from musicgen_eval.models.sharding import shard_decoder
 from musicgen_eval.models.threads import single_threaded
-from musicgen_eval.data.notes import demo_notes, print_notes
-from musicgen_eval.metrics.plugin.inputs import Offer, fetch
-from musicgen_eval.data.continuation_plan import check_continuation, settle_stride
-from musicgen_eval.data.planning import Plan, refuse_failures
-from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0, gather_on_rank_0, part
-from musicgen_eval.inference.readings import CodedWindow, score_readings
-from musicgen_eval.runs.recipe import run_recipe
 from musicgen_eval.records import CodecSpec, Continuation, ContinuationSettings, Failure, Task
-from musicgen_eval.results.summary import EvaluationResult, summarise
+from musicgen_eval.results.measurements import Measurements, WindowRecord
+from musicgen_eval.results.record_store import Keeper, MemoryKeeper
 from musicgen_eval.results.running_totals import RunningTotals
+from musicgen_eval.results.summary import EvaluationResult, summarise
+from musicgen_eval.runs.argument_types import check_arguments
+from musicgen_eval.runs.continuation_step import BatchContinuation, Continuations, ContinuationSink
+from musicgen_eval.runs.datamodule import Batch, WindowAudio, WindowDataModule
+from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0, gather_on_rank_0, part
 from musicgen_eval.runs.processes.strategy import keeps_records, refuse_strategy, shares_model
+from musicgen_eval.runs.recipe import run_recipe
 
 DEFAULT_CONTINUATION = ContinuationSettings()
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")

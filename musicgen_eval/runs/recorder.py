@@ -20,6 +20,16 @@ import lightning as L
 import torch
 from rich.console import Console
 
+from musicgen_eval.data.batches import batch_rows
+from musicgen_eval.data.continuation_plan import settle_stride
+from musicgen_eval.data.planning import refuse_failures
+from musicgen_eval.errors import RunError
+from musicgen_eval.files.redaction import redact
+from musicgen_eval.records import Failure
+from musicgen_eval.results.files import summary, to_json, write_result
+from musicgen_eval.results.journal.reader import JournalReader
+from musicgen_eval.results.record_store import Done, JournalKeeper, read_done
+from musicgen_eval.results.terminal import print_result
 from musicgen_eval.runs.continuation_files import (
     AudioSettings,
     ContinuationFolder,
@@ -29,20 +39,10 @@ from musicgen_eval.runs.continuation_files import (
     written_continuations,
 )
 from musicgen_eval.runs.datamodule import WindowDataModule, comes_from_a_dead_worker
-from musicgen_eval.errors import RunError
 from musicgen_eval.runs.fingerprint import differences, machine, metric_settings, weights_digest
-from musicgen_eval.results.record_store import Done, JournalKeeper, read_done
-from musicgen_eval.results.journal.reader import JournalReader
-from musicgen_eval.runs.module import MusicGenEvaluation, Settled
-from musicgen_eval.data.batches import batch_rows
-from musicgen_eval.data.continuation_plan import settle_stride
-from musicgen_eval.data.planning import refuse_failures
-from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0, gather_on_rank_0
-from musicgen_eval.records import Failure
-from musicgen_eval.files.redaction import redact
-from musicgen_eval.results.files import summary, to_json, write_result
 from musicgen_eval.runs.folder import RunFolder, run_record, start_record
-from musicgen_eval.results.terminal import print_result
+from musicgen_eval.runs.module import MusicGenEvaluation, Settled
+from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0, gather_on_rank_0
 
 UNLIKE = "{begun} on another machine, whose last bits may differ; --allow_other_machine lets it go on, and the result will say so:"
 MAX_LISTED = 8  # continuations that are named one by one

@@ -20,18 +20,18 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from musicgen_eval.data.sources import lasting_source
-from musicgen_eval.runs.continuation_files import AudioSettings, continuation_path, read_table
-from musicgen_eval.runs.datamodule import WindowDataModule, dead_workers_named
 from musicgen_eval.errors import RunError
 from musicgen_eval.models.checkpoint import lasting_name
 from musicgen_eval.models.out_of_memory import out_of_memory_explained
-from musicgen_eval.runs.module import PRECISIONS, MusicGenEvaluation
-from musicgen_eval.runs.processes.one_process import OneProcess, one_device
-from musicgen_eval.runs.library_output import quiet_libraries
 from musicgen_eval.records import Continuation
 from musicgen_eval.results.files import to_json
 from musicgen_eval.results.summary import EvaluationResult
+from musicgen_eval.runs.continuation_files import AudioSettings, continuation_path, read_table
+from musicgen_eval.runs.datamodule import WindowDataModule, dead_workers_named
 from musicgen_eval.runs.folder import RunFolder
+from musicgen_eval.runs.library_output import quiet_libraries
+from musicgen_eval.runs.module import PRECISIONS, MusicGenEvaluation
+from musicgen_eval.runs.processes.one_process import OneProcess, one_device
 from musicgen_eval.runs.processes.signals import StopAfterBatch
 from musicgen_eval.runs.recorder import RunWriter
 

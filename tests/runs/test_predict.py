@@ -16,18 +16,18 @@ from torchmetrics.audio import ScaleInvariantSignalDistortionRatio, SignalNoiseR
 
 from musicgen_eval.api import generate
 from musicgen_eval.audio.writer import AudioWriter
-from musicgen_eval.metrics.plugin.contract import MetricEntry
-from musicgen_eval.inference.continuation import continue_codes
-from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.errors import MetricError, RunError, WindowError
+from musicgen_eval.inference.continuation import continue_codes
+from musicgen_eval.inference.scoring import score_codes
 from musicgen_eval.metrics import CodebookPerplexity, SeamDiscontinuity
+from musicgen_eval.metrics.plugin.contract import MetricEntry
+from musicgen_eval.models.decoder.sampling import continuation_uniforms
 from musicgen_eval.models.musicgen import load_model
 from musicgen_eval.models.threads import single_threaded
-from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.records import ContinuationSettings
+from musicgen_eval.runs.datamodule import WindowDataModule
+from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_continuation
-from musicgen_eval.models.decoder.sampling import continuation_uniforms
-from musicgen_eval.inference.scoring import score_codes
 
 HOP, RATE = 640, 32000
 TEXTS = {"song 0": "drums", "song 1": None, "song 2": "slow piano with many strings", "song 3": "drums"}
@@ -324,9 +324,13 @@ def test_what_is_heard_is_what_fits_beside_the_stride(songs, long_song, short_mo
 def test_a_context_that_could_not_be_heard_whole_is_refused(long_song, short_model):
     with pytest.raises(WindowError, match=r"context_s=1 and a continuation of .* s exceed .* must be at most 0\.4 s"):
         continued(long_song, short_model, context_s=1.0, stride_s=0.6)
-    with pytest.raises(WindowError, match=r"context_s=0\.8 and a continuation of 3\.2 s exceed .* must be at most 0\.4 s"):
+    with pytest.raises(
+        WindowError, match=r"context_s=0\.8 and a continuation of 3\.2 s exceed .* must be at most 0\.4 s"
+    ):
         continued(long_song, short_model, context_s=0.8, stride_s=0.6)
-    with pytest.raises(WindowError, match=r"context_s=0\.42 and a continuation of 1 s exceed .* must be at most 0\.4 s"):
+    with pytest.raises(
+        WindowError, match=r"context_s=0\.42 and a continuation of 1 s exceed .* must be at most 0\.4 s"
+    ):
         continued(long_song, short_model, context_s=0.42, duration_s=1.0)
     (one,) = continued(long_song, short_model, context_s=0.4, duration_s=1.0).continuations
     assert (one.window.start_frame, one.window.context_frames, one.window.target_frames) == (0, 20, 50)

@@ -12,15 +12,15 @@ import soundfile
 import torch
 from torchmetrics import CatMetric
 
-from musicgen_eval.runs import module
 from musicgen_eval.api import generate, perplexity
-from musicgen_eval.metrics.plugin.contract import MetricEntry
 from musicgen_eval.cli.main import lightning_main, main
 from musicgen_eval.errors import RunError
+from musicgen_eval.metrics import CodebookAccuracy
+from musicgen_eval.metrics.plugin.contract import MetricEntry
+from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.results.journal.reader import JournalReader
 from musicgen_eval.results.journal.writer import JournalWriter
-from musicgen_eval.metrics import CodebookAccuracy
-from musicgen_eval.models.musicgen import MusicGen
+from musicgen_eval.runs import module
 
 FRAMES = {"a": 61, "b": 25, "c": 90, "d": 33, "e": 47}
 RESULTS = ("summary.json", "tracks.csv", "windows.csv", "nll.safetensors")
@@ -334,10 +334,10 @@ def test_more_failures_than_allowed_are_said_before_anything_is_measured_again(s
     samples, _ = soundfile.read(path, dtype="float32")
     samples[-10] = np.nan
     soundfile.write(path, samples, 32000, subtype="FLOAT")
-    with pytest.raises(RunError, match="1 track failed but data.max_failures is 0"):
+    with pytest.raises(RunError, match=r"1 track failed but data.max_failures is 0"):
         evaluated(songs, checkpoint, tmp_path / "x", batch_size=3)
     encoded.clear()
-    with pytest.raises(RunError, match="1 track failed but data.max_failures is 0"):
+    with pytest.raises(RunError, match=r"1 track failed but data.max_failures is 0"):
         evaluated(songs, checkpoint, tmp_path / "x", batch_size=3)
     assert encoded == []
     evaluated(songs, checkpoint, tmp_path / "x", batch_size=3, max_failures=1)
