@@ -32,7 +32,8 @@ from torch import Tensor
 from benchmarks.limits import Limits, spread
 from benchmarks.models import DECODERS, Shape, heading, load, require_causal
 from musicgen_eval.inference.continuation import continue_codes
-from musicgen_eval.models.decoder.packing import can_pack, pack_linears
+from musicgen_eval.models.decoder.packing import pack_linears
+from musicgen_eval.models.packed_matrix import can_pack
 
 FRAMES_PER_S = 50
 WARM_UP_FRAMES = 8

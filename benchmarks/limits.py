@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from musicgen_eval.models.decoder.packing import PackedMatrix, can_pack
+from musicgen_eval.models.packed_matrix import PackedMatrix, can_pack
 from musicgen_eval.models.threads import map_single_threaded
 
 PRODUCT = (1536, 1024, 4096)

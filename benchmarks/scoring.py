@@ -33,8 +33,10 @@ from benchmarks.models import DECODERS, Shape, heading, load, noise, require_cau
 from musicgen_eval.inference.scoring import score_codes
 from musicgen_eval.models.codec.encoder import SegmentEncoder
 from musicgen_eval.models.codec.encoder_kernels import CACHE_FLOATS, MAX_LANES
-from musicgen_eval.models.decoder.packing import can_pack, last_hidden_state, pack_linears
+from musicgen_eval.models.decoder.forward import last_hidden_state
+from musicgen_eval.models.decoder.packing import pack_linears
 from musicgen_eval.models.delay import delay_codes, realign
+from musicgen_eval.models.packed_matrix import can_pack
 from musicgen_eval.models.threads import map_single_threaded
 
 HiddenState = Callable[[Any, Tensor, Tensor | None], Tensor]

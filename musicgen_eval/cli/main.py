@@ -78,9 +78,8 @@ def _run(command: Callable[[], None]) -> int:
         try:
             command()
         except StoppedElsewhere:
-            return (
-                0 if was_launched() else 1
-            )  # rank 0 reports the error, and would be ended for a status of its child's
+            # Rank 0 reports the error. Lightning would kill it if a process that it has launched returned another status.
+            return 0 if was_launched() else 1
         except MisconfigurationException as error:
             return _fail(str(error), 1)
         except SIGTERMException:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import MusicgenForCausalLM
 
+from musicgen_eval.models.decoder.forward import last_hidden_state
 from musicgen_eval.models.decoder.fused_decoder import FusedDecoder, TextKeys
-from musicgen_eval.models.decoder.packing import is_packed, last_hidden_state
+from musicgen_eval.models.decoder.packing import is_packed
 from musicgen_eval.models.delay import delay_codes, realign, tail_mask
 from musicgen_eval.models.numerics import full_precision
 from musicgen_eval.models.transfers import upload

@@ -262,7 +262,7 @@ class MusicGen(nn.Module):
         return [None if text is None else known[text] for text in plain]
 
     def can_read(self, text: str) -> bool:
-        """Returns whether the tokenizer knows any part of a text. Otherwise, the model receives only unknown tokens."""
+        """Returns whether the tokenizer knows any part of a text. If it does not, the model receives unknown tokens only."""
         return not self._empty_ids.issuperset(self.tokenizer(text).input_ids)
 
     def __getstate__(self) -> NoReturn:
@@ -307,7 +307,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def unreadable_texts(model: MusicGen, texts: Sequence[str | None]) -> tuple[str, ...]:
-    """Returns a note if the tokenizer knows no part of some of the first `MAX_CHECKED_TEXTS` texts."""
+    """Returns a note about texts of which the tokenizer knows no part. Only the first `MAX_CHECKED_TEXTS` texts are checked."""
     checked = [text for text in dict.fromkeys(islice(texts, MAX_CHECKED_TEXTS)) if text and text.strip()]
     unreadable = [text for text in checked if not model.can_read(text)]
     if not unreadable:

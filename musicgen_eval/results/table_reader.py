@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan, nan
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Generic, TypeVar, overload
 
 import numpy as np
 
@@ -91,11 +91,6 @@ class TableRecords(Sequence[Record], Generic[Record]):
         if isinstance(row, slice):
             return [self._make(self._table.row(number)) for number in range(*row.indices(len(self)))]
         return self._make(self._table.row(range(len(self))[row]))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(map(_equal, self, other))
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"[{', '.join(map(repr, self[:3]))}{', ...' * (len(self) > 3)}]"
@@ -178,7 +173,3 @@ def _no_number(path: Path, row: int, column: str, found: str, remedy: str) -> Ru
 
 def _given(number: float) -> float | None:
     return None if isnan(number) else number
-
-
-def _equal(one: Any, other: Any) -> bool:
-    return bool(one == other)

@@ -248,7 +248,10 @@ def dead_workers_named() -> Iterator[None]:
 
 
 def comes_from_a_dead_worker(error: BaseException) -> bool:
-    """Whether torch found a worker dead, or lost the connection over which the worker was handing over a tensor."""
+    """Returns whether an error is caused by a dead DataLoader worker.
+
+    torch finds the worker dead, or loses the connection over which the worker was sending a tensor.
+    """
     if isinstance(error, RuntimeError):
         return str(error).startswith("DataLoader worker")
     frames = traceback.walk_tb(error.__traceback__)

@@ -10,8 +10,7 @@ import musicgen_eval
 from musicgen_eval.errors import CheckpointError, MetricError, RunError
 from musicgen_eval.inference import scoring
 from musicgen_eval.inference.continuation import continue_codes
-from musicgen_eval.models.decoder import fused_decoder
-from musicgen_eval.models.decoder import packing as packed
+from musicgen_eval.models.decoder import forward, fused_decoder
 from musicgen_eval.models.decoder.sampling import draw_codes
 from musicgen_eval.models.musicgen import load_model
 from musicgen_eval.models.out_of_memory import out_of_memory_explained
@@ -56,7 +55,7 @@ def test_heads_that_are_no_multiple_of_8_wide_are_continued_in_half_precision(pr
 
 
 def test_text_states_take_the_dtype_of_a_cast_decoder(tiny_model, prompt, generator, monkeypatch):
-    monkeypatch.setattr(packed, "can_pack", lambda dtype: False)
+    monkeypatch.setattr(forward, "can_pack", lambda dtype: False)
     decoder = copy.deepcopy(tiny_model.decoder).to(torch.bfloat16)
     states = torch.randn(2, 3, decoder.config.hidden_size, generator=generator)
     codes = continued(decoder, prompt, encoder_hidden_states=states)

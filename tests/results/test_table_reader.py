@@ -53,8 +53,7 @@ def test_records_are_made_when_they_are_asked_for(tmp_path):
     records = TableRecords(read(path), lambda row: made.append(row.texts["id"]) or row.texts["id"])
     assert (len(records), made) == (3, [])
     assert (records[-1], records[:2], made) == ("c", ["a", "b"], ["c", "a", "b"])
-    assert records == ["a", "b", "c"]
-    assert records != ["a", "b"]
+    assert list(records) == ["a", "b", "c"]
 
 
 def test_blank_lines_are_no_rows(tmp_path):

@@ -44,7 +44,7 @@ class InputRequest:
 
     @property
     def on_device(self) -> bool:
-        """Whether the input is computed from logits, which stay on the model's device."""
+        """True if the input is computed from logits, which stay on the model's device."""
         return self.provider.device == "model"
 
     @property
@@ -54,7 +54,7 @@ class InputRequest:
 
     @property
     def needs_scores(self) -> bool:
-        """Whether the reading must be scored."""
+        """True if the reading must be scored."""
         return self.flat or self.provider.needs_scores
 
 

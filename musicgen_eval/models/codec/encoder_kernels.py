@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import EncodecModel
 from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecLSTM, EncodecResnetBlock
 
-from musicgen_eval.models.decoder.packing import PackedMatrix, can_pack
+from musicgen_eval.models.packed_matrix import PackedMatrix, can_pack
 from musicgen_eval.models.processor import has_fast_mkl
 
 PIECE_FRAMES = 256

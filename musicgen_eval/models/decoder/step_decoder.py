@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import MusicgenForCausalLM
 
-from musicgen_eval.models.decoder.packing import PackedLinear, last_hidden_state
+from musicgen_eval.models.decoder.forward import last_hidden_state
+from musicgen_eval.models.decoder.packing import PackedLinear
 
 Function = Callable[[Tensor], Tensor]
 CrossAttention = Callable[[Tensor], None]

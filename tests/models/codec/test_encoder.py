@@ -9,7 +9,7 @@ from transformers import EncodecConfig, EncodecModel
 
 from musicgen_eval.models.codec import encoder_kernels
 from musicgen_eval.models.codec.encoder import SegmentEncoder, has_finite_view
-from musicgen_eval.models.decoder.packing import can_pack
+from musicgen_eval.models.packed_matrix import can_pack
 from musicgen_eval.models.threads import map_single_threaded, single_threaded
 
 TINY = {

@@ -10,16 +10,11 @@ from torch.nn import functional
 from transformers import MusicgenForCausalLM
 from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
 
-from musicgen_eval.models import processor
-from musicgen_eval.models.decoder import packing
-from musicgen_eval.models.decoder.packing import (
-    PackedLinear,
-    PackedMatrix,
-    can_pack,
-    causal_attention,
-    last_hidden_state,
-    pack_linears,
-)
+from musicgen_eval.models import packed_matrix, processor
+from musicgen_eval.models.decoder import forward, packing
+from musicgen_eval.models.decoder.forward import causal_attention, last_hidden_state
+from musicgen_eval.models.decoder.packing import PackedLinear, pack_linears
+from musicgen_eval.models.packed_matrix import PackedMatrix, can_pack
 from musicgen_eval.models.threads import map_single_threaded, single_threaded
 
 needs_bfloat16 = pytest.mark.skipif(not can_pack(torch.bfloat16), reason="this processor has no oneDNN in bfloat16")
@@ -153,7 +148,8 @@ def test_packing_again_has_no_effect_and_another_dtype_is_refused():
 
 def test_a_decoder_is_not_changed_if_packing_is_not_supported(plain, monkeypatch):
     decoder = copy.deepcopy(plain)
-    monkeypatch.setattr(packing, "can_pack", lambda dtype: False)
+    for module in (packing, forward, packed_matrix):
+        monkeypatch.setattr(module, "can_pack", lambda dtype: False)
     assert not pack_linears(decoder)
     ids = steps(50)
     assert torch.equal(hidden_of(decoder, ids, None), hidden_of(plain, ids, None))
@@ -208,7 +204,8 @@ def test_packing_and_unpacking_a_weight_is_exact(generator):
 @pytest.mark.skipif(not can_pack(torch.float32), reason="this processor has no oneDNN")
 @pytest.mark.parametrize("fast_mkl", [False, True])
 def test_float32_weights_stay_plain_for_many_rows_if_mkl_is_faster(plain, fast_mkl, monkeypatch):
-    monkeypatch.setattr(packing, "has_fast_mkl", lambda: fast_mkl)
+    for module in (packing, forward):
+        monkeypatch.setattr(module, "has_fast_mkl", lambda: fast_mkl)
     ids, states = steps(50), text(5)
 
     def prepared(*calls: bool) -> torch.Tensor:

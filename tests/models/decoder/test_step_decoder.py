@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from musicgen_eval.models.decoder import step_decoder
-from musicgen_eval.models.decoder.packing import can_pack, pack_linears
+from musicgen_eval.models.decoder.packing import pack_linears
 from musicgen_eval.models.decoder.step_decoder import StepDecoder
+from musicgen_eval.models.packed_matrix import can_pack
 
 
 @pytest.fixture

@@ -1,0 +1,76 @@
+"""Matrix products on a CPU with a weight that is laid out once, by oneDNN or by torch's own BLAS."""
+
+from __future__ import annotations
+
+import platform
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Activation = Literal["none", "gelu"]
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Returns whether torch and the processor support oneDNN's packed products in `dtype`. Only x86 has been tested."""
+    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+        return False
+    if not all(hasattr(torch.ops.mkldnn, op) for op in ("_reorder_linear_weight", "_linear_pointwise")):
+        return False
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class PackedMatrix:
+    """Computes `x @ weight.T + bias`, with a weight that is packed for oneDNN if torch supports it.
+
+    Args:
+        weight: (D_out, D_in), float32 or bfloat16, on a CPU. It is copied.
+        bias: (D_out,), or None.
+        num_rows: approximate number of rows of x per call, which may affect the packed layout.
+        lay_out: whether to pack the weight. For many rows, a plain weight is faster if `has_fast_mkl`.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None = None, *, num_rows: int = 1024, lay_out: bool = True
+    ) -> None:
+        self.bias = None if bias is None else bias.detach()
+        self.shape = tuple(weight.shape)
+        self.num_rows = num_rows
+        self.is_packed = False
+        # Cloned, because oneDNN does not copy a weight that already has the right layout, and would share it with the module.
+        self.weight = weight.detach().clone(memory_format=torch.contiguous_format)
+        self.lay_out(lay_out)
+
+    def lay_out(self, packed: bool) -> None:
+        """Packs the weight for oneDNN if possible, or unpacks it. Both are exact."""
+        packed = packed and can_pack(self.weight.dtype)
+        if packed and not self.is_packed:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, self.num_rows)
+        elif self.is_packed and not packed:
+            self.weight = self.plain_weight()
+        self.is_packed = packed
+
+    def plain_weight(self) -> Tensor:
+        """Returns the weight (D_out, D_in). A packed weight is multiplied by the identity, which is exact."""
+        if not self.is_packed:
+            return self.weight
+        identity = torch.eye(self.shape[1], dtype=self.weight.dtype)
+        return torch.ops.mkldnn._linear_pointwise(identity, self.weight, None, "none", [], "").t().contiguous()
+
+    def __call__(self, x: Tensor, *, add: Tensor | None = None, activation: Activation = "none") -> Tensor:
+        """(..., D_in) -> (..., D_out). Applies the activation, or adds `add` (..., D_out)."""
+        if self.is_packed and add is None:
+            how = "none" if activation == "gelu" else ""
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, activation, [], how)
+        if self.is_packed:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, add, self.weight, self.bias, "add")
+        y = functional.linear(x, self.weight, self.bias)
+        y = functional.gelu(y) if activation == "gelu" else y
+        return y if add is None else y.add_(add)
+
+    def add_to(self, total: Tensor, x: Tensor) -> Tensor:
+        """Adds the product of x (N, D_in), without the bias, to `total` (N, D_out), which may be overwritten."""
+        if self.is_packed:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, total, self.weight, None, "add")
+        return total.addmm_(x, self.weight.t())
