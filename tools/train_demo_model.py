@@ -16,7 +16,6 @@ import sys
 import time
 from pathlib import Path
 
-MODEL, CLIPS = "models/demo", "data/demo"
 STAGES = ("codec", "codes", "decoder", "export", "clips", "checks")
 # `halves.py` shares the work between threads, not OpenMP, and freed memory is kept: read when the process starts
 ENVIRONMENT = {
@@ -32,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for what the stages leave to each other")
     parser.add_argument(
-        "--out", type=Path, help="the package's folder; default: this one, with --quick: one in the work folder"
+        "--out", type=Path, help="folder of the package (default: this one; with --quick: one in the work folder)"
     )
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--threads", type=int, default=2)
@@ -57,6 +56,7 @@ def run_stage(stage: str, *, work: Path, out: Path, threads: int, quick: bool) -
     """Runs one stage; what it reads and writes lies in the work folder, the checkpoint and clips in `out`."""
     import torch
     from demo_model import card, checks, clips, codec, codes, decoder, export
+    from demo_model.places import CLIPS, MODEL
     from safetensors.torch import load_file, save_file
     from transformers import MusicgenForConditionalGeneration
 

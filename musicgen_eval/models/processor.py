@@ -16,7 +16,7 @@ def has_fast_mkl() -> bool:
     """Returns whether torch uses MKL on an Intel processor, for float32 products and for attention.
 
     On Intel processors, MKL multiplies large float32 matrices 8% faster than oneDNN with packed weights. torch's causal attention
-    takes two thirds (float32) or one third (bfloat16) of the time of attention that is built from oneDNN products. On other
+    takes 60% (float32) or one third (bfloat16) of the time of attention that is built from oneDNN products. On other
     processors, MKL is half as fast as oneDNN. For few rows, as in a decoding step, packed weights are faster on all processors.
     """
     return torch.backends.mkl.is_available() and _is_intel()

@@ -7,22 +7,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from demo_model import checks, codec, decoder
+from demo_model.places import CARD, CLIPS, MODEL
 
 
 def write_card(
     folder: Path, figures: list[checks.Figure], costs: list[checks.ClipCost], seconds: dict[str, int]
 ) -> None:
-    """Writes `README.md` into the demo's folder.
+    """Writes the README.md beside the demo's weights.
 
     Args:
-        folder: the demo's; `model` and `clips` lie in it.
+        folder: folder of the package.
         figures: what `run_checks` measured.
         costs: what `clip_costs` measured.
         seconds: wall-clock seconds of each stage, on two shared CPU cores.
     """
     sizes = {
-        name: sum(file.stat().st_size for file in (folder / place).iterdir())
-        for name, place in (("model", "models/demo"), ("clips", "data/demo"))
+        place: sum(file.stat().st_size for file in (folder / place).iterdir() if file.name != CARD)
+        for place in (MODEL, CLIPS)
     }
     codec_plan, decoder_plan = codec.CodecPlan(), decoder.DecoderPlan()
     steps = codec_plan.wave_steps + codec_plan.spectrum_steps + codec_plan.codebook_steps + codec_plan.decoder_steps
@@ -33,7 +34,7 @@ def write_card(
     )
     text = f"""# The demo model
 
-A trained MusicGen model of {sizes["model"] / 1e6:.1f} MB, with held-out clips of {sizes["clips"] / 1e6:.1f} MB, for trying all functions of the
+A trained MusicGen model of {sizes[MODEL] / 1e6:.1f} MB, with held-out clips of {sizes[CLIPS] / 1e6:.1f} MB, for trying all functions of the
 package offline on a CPU. It was trained only on the synthetic songs of `tools/demo_model/music.py`. Its figures show
 that the package works, and say nothing about real music.
 
@@ -44,7 +45,7 @@ that the package works, and say nothing about real music.
   Its limit is {decoder.MAX_FRAMES} frames (`max_length` of the generation config). Later positions were not trained.
 - **Texts** describe mood, key, tempo, chords, melody, bass and drums: `dark music in c minor , at 125 bpm , piano chords ,
   bell melody , deep bass , house drums`. All other words are unknown tokens.
-- **Clips**: `data/demo/manifest.csv` (path, id, text) lists songs that were not used for training, in four formats and at
+- **Clips**: `{CLIPS}/manifest.csv` (path, id, text) lists songs that were not used for training, in four formats and at
   three sample rates, in mono and stereo.
 
 ## Results
@@ -70,4 +71,4 @@ the generated music.
 `python tools/train_demo_model.py --work <folder>` creates songs, codec, decoder, checkpoint, clips and this page. Minutes
 per stage on two CPU cores: {times}.
 """
-    (folder / "README.md").write_text(text)
+    (folder / MODEL / CARD).write_text(text)

@@ -16,6 +16,7 @@ from transformers import AutoProcessor, MusicgenForConditionalGeneration
 from demo_model import codes as coding
 from demo_model import listening, music
 from demo_model.decoder import MAX_FRAMES
+from demo_model.places import CLIPS, MODEL
 from musicgen_eval.api import perplexity
 from musicgen_eval.audio.reader import open_track
 from musicgen_eval.inference.scoring import score_codes
@@ -119,21 +120,21 @@ class ClipCost:
 
 
 def clip_costs(folder: Path) -> list[ClipCost]:
-    """Measures every clip of the demo's folder, the perplexities as the package does, each window encoded alone."""
-    listener = Listener(folder / "models/demo")
+    """Measures every clip of the demo. Perplexities are measured by the package, with each window encoded alone."""
+    listener = Listener(folder / MODEL)
     generator = torch.Generator().manual_seed(9)
     costs = []
-    with (folder / "data/demo" / "manifest.csv").open(newline="") as file:
+    with (folder / CLIPS / "manifest.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
-        track = open_track(folder / "data/demo" / row["path"])
+        track = open_track(folder / CLIPS / row["path"])
         num_frames = track.num_frames(50)
         audio = track.read(0, num_frames * music.HOP_SAMPLES, sample_rate_hz=32_000, channels=1)
         codes, texts = listener.encode(audio), [row["text"]]
         ce, none = (
             perplexity(
-                folder / "data/demo" / row["path"],
-                folder / "models/demo",
+                folder / CLIPS / row["path"],
+                folder / MODEL,
                 text=text,
                 context_s=5,
                 target_s=5,

@@ -11,6 +11,7 @@ from transformers import EncodecFeatureExtractor, GenerationConfig, MusicgenProc
 
 from demo_model import text
 from demo_model.decoder import MAX_FRAMES, SPECIAL_TOKEN
+from demo_model.places import CARD
 
 
 def export(model: Any, folder: Path) -> None:
@@ -18,7 +19,7 @@ def export(model: Any, folder: Path) -> None:
 
     Args:
         model: the trained `MusicgenForConditionalGeneration`; it becomes float16.
-        folder: the checkpoint's folder, replaced as a whole.
+        folder: the checkpoint's folder, replaced as a whole, except for its card.
     """
     beside = folder.with_name(folder.name + ".part")
     shutil.rmtree(beside, ignore_errors=True)
@@ -40,6 +41,8 @@ def export(model: Any, folder: Path) -> None:
     for file in beside.iterdir():
         file.chmod(0o644)  # save_pretrained leaves the weights to their owner alone
     beside.chmod(0o755)
+    if (folder / CARD).exists():
+        shutil.copyfile(folder / CARD, beside / CARD)  # the stage `checks` writes it again
     former = folder.with_name(folder.name + ".former")
     shutil.rmtree(former, ignore_errors=True)
     if folder.exists():

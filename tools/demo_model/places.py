@@ -1,0 +1,5 @@
+"""Where the demo lies in the package."""
+
+MODEL = "models/demo"
+CLIPS = "data/demo"
+CARD = "README.md"  # beside the weights
