@@ -2,8 +2,8 @@
 
     test_step             audio -> codes -> readings, in the trainer's precision
                           readings -> the bank -> a state a window, outside of autocast, on one thread
-    predict_step          contexts -> continuations -> sink and bank (`continuing.py`)
-    on_..._epoch_end      what all ranks kept (`keeping.py`) -> rank 0 -> `result`
+    predict_step          contexts -> continuations -> sink and bank (`continuation_step.py`)
+    on_..._epoch_end      records of all ranks (`results/record_store.py`) -> rank 0 -> `result`
 
 `validate` does the same as `test`. Knows the model, the bank and Lightning; files are written by callbacks and sinks. Longer than
 most files, since Lightning calls all of these hooks on one class.

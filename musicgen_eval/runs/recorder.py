@@ -1,10 +1,10 @@
-"""The callback that makes an evaluation a run in a folder: begun or gone on with, kept as it is measured, written and printed.
+"""The callback that stores a run in a folder: starts or resumes it, keeps its records, writes and prints its result.
 
     setup   rank 0: fingerprint compared, journal read --> all ranks: which batches are done, where to keep the others
     end     rank 0: result --> files and a table
 
-Knows when; what is compared is `fingerprint.py`'s, what is kept `keeping.py`'s, what is printed `tables.py`'s, what is written
-`run_folder.py`'s, `result_files.py`'s and `continuation_files.py`'s.
+It decides when these steps happen. `fingerprint.py` compares runs, `results/record_store.py` keeps records, `results/terminal.py`
+prints tables, and `folder.py`, `results/files.py` and `continuation_files.py` write files.
 """
 
 from __future__ import annotations

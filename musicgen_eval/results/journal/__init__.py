@@ -8,6 +8,6 @@ Each process appends to files of its own, a batch at a time: first the side-car 
 that a row speaks only of what is there. Rows and side-car carry checksums. A batch counts when all of its rows do, and where it was
 measured again the last one counts.
 
-`rows.py` is a line and what it names, `writing.py` and `reading.py` the files, `keeping.py` where a run keeps its records,
-`measurements.py` and `state_table.py` what has been read, in canonical order.
+`format.py` defines the rows, `writer.py` and `reader.py` the files. `results/record_store.py` uses them, and
+`results/measurements.py` and `results/state_table.py` hold the records in canonical order.
 """
