@@ -26,7 +26,7 @@ from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.processes.signals import StopAfterBatch
 from musicgen_eval.runs.processes.strategy import refuse_strategy
 from musicgen_eval.runs.progress_bar import EvaluationProgress
-from musicgen_eval.runs.recorder import RunWriter
+from musicgen_eval.runs.recorder import RunRecorder
 from musicgen_eval.runs.result_logger import ResultLogger
 from musicgen_eval.runs.runner import check_precision
 from musicgen_eval.runs.wandb_logger import WandbSettings, wandb_logger
@@ -150,7 +150,7 @@ class EvaluationCLI(LightningCLI):
         callbacks: list[L.Callback] = []
         if trainer_config.enable_progress_bar is not False:
             callbacks.append(EvaluationProgress())
-        writer = RunWriter(
+        writer = RunRecorder(
             self.folder,
             command=command,
             config_yaml=config_yaml,

@@ -28,7 +28,7 @@ from musicgen_eval.metrics.plugin.bank import MetricBank, MetricEntry, named_met
 from musicgen_eval.runs.continuation_step import BatchContinuation, Continuations, ContinuationSink
 from musicgen_eval.runs.datamodule import Batch, WindowAudio, WindowDataModule
 from musicgen_eval.errors import EvaluationError, RunError
-from musicgen_eval.results.record_store import Keeper, MemoryKeeper
+from musicgen_eval.results.record_store import RecordStore, MemoryStore
 from musicgen_eval.results.measurements import Measurements, WindowRecord
 from musicgen_eval.metrics.plugin.states import State
 from musicgen_eval.metrics import CodebookPerplexity
@@ -43,7 +43,7 @@ from musicgen_eval.data.notes import demo_notes, print_notes
 from musicgen_eval.metrics.plugin.inputs import Offer, fetch
 from musicgen_eval.data.continuation_plan import check_continuation, settle_stride
 from musicgen_eval.data.planning import Plan, refuse_failures
-from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0, gather_on_rank_0, part
+from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0, gather_on_rank_0, leave_process_group
 from musicgen_eval.inference.readings import CodedWindow, score_readings
 from musicgen_eval.runs.recipe import run_recipe
 from musicgen_eval.records import CodecSpec, Continuation, ContinuationSettings, Failure, Task
@@ -120,10 +120,10 @@ class MusicGenEvaluation(L.LightningModule):
         self.model: MusicGen | None = None
         self.result: EvaluationResult | None = None
         self.running: RunningTotals
-        self.keeper: Keeper | None = None
+        self.keeper: RecordStore | None = None
         self.measured: Measurements | None = None
         self.settled: Settled = Settled()
-        self._keeper: Keeper
+        self._keeper: RecordStore
         self._stopped: str | None = None
         self._text_notes: tuple[str, ...] = ()
         self._banks: dict[Task, MetricBank] = {}
@@ -217,7 +217,7 @@ class MusicGenEvaluation(L.LightningModule):
 
     def on_test_start(self) -> None:
         """Starts afresh; what an earlier start of the run has measured is the keeper's."""
-        self._keeper, self.keeper = self.keeper or MemoryKeeper(self._plan, self.bank.metrics), None
+        self._keeper, self.keeper = self.keeper or MemoryStore(self._plan, self.bank.metrics), None
         self._stopped = None
         self.result = self.measured = None
         self.running = RunningTotals(self.spec)
@@ -279,7 +279,7 @@ class MusicGenEvaluation(L.LightningModule):
 
     def teardown(self, stage: str) -> None:
         """Ends what ranks tell each other, and what belongs to this run alone."""
-        part(self.trainer)
+        leave_process_group(self.trainer)
         self.keeper, self.sink, self.settled = None, None, Settled()
 
     on_validation_start = on_test_start

@@ -31,7 +31,7 @@ from musicgen_eval.runs.continuation_files import (
 from musicgen_eval.runs.datamodule import WindowDataModule, comes_from_a_dead_worker
 from musicgen_eval.errors import RunError
 from musicgen_eval.runs.fingerprint import differences, machine, metric_settings, weights_digest
-from musicgen_eval.results.record_store import Done, JournalKeeper, read_done
+from musicgen_eval.results.record_store import MeasuredBatches, JournalStore, read_measured
 from musicgen_eval.results.journal.reader import JournalReader
 from musicgen_eval.runs.module import MusicGenEvaluation, Settled
 from musicgen_eval.data.batches import batch_rows
@@ -64,12 +64,12 @@ class Start:
 
     path: Path
     number: int
-    done: Done
+    done: MeasuredBatches
     settled: Settled
     machine: Mapping[str, Any]
 
 
-class RunWriter(L.Callback):
+class RunRecorder(L.Callback):
     """Keeps a run in a folder, and prints its result on rank 0.
 
     A run that ends early leaves what it has measured, and goes on from there when it is started again; one that has measured
@@ -111,7 +111,7 @@ class RunWriter(L.Callback):
         self.continuations: list[dict[str, str]] = []
         self._written: ContinuationFolder | None = None
         self._start: Start | None = None
-        self._keeper: JournalKeeper | None = None
+        self._keeper: JournalStore | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Begins the run, or goes on with it: tells every rank what is left, and gives it somewhere to keep what it measures."""
@@ -127,7 +127,7 @@ class RunWriter(L.Callback):
         assert data.plan is not None
         data.done = frozenset(start.done.batches)
         pl_module.settled = start.settled
-        pl_module.keeper = self._keeper = JournalKeeper(
+        pl_module.keeper = self._keeper = JournalStore(
             start.path / folder.journal.name,  # curves are read from it later, from wherever that is
             data.plan,
             pl_module.bank.metrics,
@@ -223,7 +223,7 @@ class RunWriter(L.Callback):
                 )
             folder.unlock()
         else:
-            folder.take_back()
+            folder.remove_if_empty()
 
     def _begin(
         self, folder: RunFolder, trainer: L.Trainer, module: MusicGenEvaluation, data: WindowDataModule
@@ -241,7 +241,7 @@ class RunWriter(L.Callback):
             folder.write("config.yaml", self.config_yaml)
         else:
             self._compare(folder, run, asked)
-        done = read_done(folder.journal, data.plan, data.settings.batch_size, retry_failures=data.retry_failures)
+        done = read_measured(folder.journal, data.plan, data.settings.batch_size, retry_failures=data.retry_failures)
         number = max(len(run["starts"]), done.starts)
         for note in done.notes:
             self._say(f"journal: {note}")
@@ -271,7 +271,7 @@ class RunWriter(L.Callback):
         """Of a CPU, for drawing and decoding: they are part of the last bits, and so of the whole run."""
         return (module.continuation.threads or torch.get_num_threads()) if trainer.state.fn == "predict" else None
 
-    def _leave_out_lost(self, folder: RunFolder, done: Done, data: WindowDataModule) -> None:
+    def _leave_out_lost(self, folder: RunFolder, done: MeasuredBatches, data: WindowDataModule) -> None:
         """Continuations whose files or rows are gone are generated again, with their batches."""
         plan, there = data.plan, written_continuations(folder.path)
         assert plan is not None

@@ -15,7 +15,7 @@ from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.files.redaction import redact
 from musicgen_eval.results.files import to_json
 from musicgen_eval.results.summary import EvaluationResult
-from musicgen_eval.runs.recorder import RunWriter
+from musicgen_eval.runs.recorder import RunRecorder
 
 ONLY_STEP = 0  # an evaluation has no training steps
 
@@ -31,7 +31,7 @@ class ResultLogger(L.Callback):
         excluded: a logger that somebody else fills.
     """
 
-    def __init__(self, config: Mapping[str, Any], writer: RunWriter, *, excluded: Logger | None = None) -> None:
+    def __init__(self, config: Mapping[str, Any], writer: RunRecorder, *, excluded: Logger | None = None) -> None:
         self.config = config
         self.writer = writer
         self.excluded = excluded

@@ -33,7 +33,7 @@ from musicgen_eval.results.files import to_json
 from musicgen_eval.results.summary import EvaluationResult
 from musicgen_eval.runs.folder import RunFolder
 from musicgen_eval.runs.processes.signals import StopAfterBatch
-from musicgen_eval.runs.recorder import RunWriter
+from musicgen_eval.runs.recorder import RunRecorder
 
 
 def same_call(run_dir: Path) -> str:
@@ -105,7 +105,7 @@ def run_evaluation(
     folder = RunFolder(run_dir) if isinstance(run_dir, str | Path) else run_dir
     config = _config(module, data, precision=precision, accelerator=accelerator)
     config_yaml = _config_yaml(config, notes)
-    writer = RunWriter(
+    writer = RunRecorder(
         folder,
         command="evaluate",
         config_yaml=config_yaml,
@@ -160,7 +160,7 @@ def run_continuation(
     if not module.prepare("continue").metrics:
         config["model"] = {**config["model"], "metrics": {}}
     config_yaml = _config_yaml(config, notes)
-    writer = RunWriter(
+    writer = RunRecorder(
         folder,
         command="generate",
         config_yaml=config_yaml,

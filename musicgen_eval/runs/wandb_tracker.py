@@ -21,7 +21,7 @@ from musicgen_eval.runs.result_logger import summary_numbers
 from musicgen_eval.results.summary import EvaluationResult
 from musicgen_eval.runs.folder import RunFolder, git_commit
 from musicgen_eval.runs.wandb_logger import DispensableWandbLogger, audio_player, new_table
-from musicgen_eval.runs.recorder import RunWriter
+from musicgen_eval.runs.recorder import RunRecorder
 
 MAX_TABLE_ROWS = 10_000  # W&B cuts longer tables without a word
 RUN_ID = "wandb_run_id"
@@ -37,7 +37,7 @@ class WandbTracker(L.Callback):
         max_logged: number of continuations that are logged with players.
     """
 
-    def __init__(self, config: Mapping[str, Any], writer: RunWriter, max_logged: int = 16) -> None:
+    def __init__(self, config: Mapping[str, Any], writer: RunRecorder, max_logged: int = 16) -> None:
         self.config = config
         self.writer = writer
         self.max_logged = max_logged
