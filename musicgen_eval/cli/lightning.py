@@ -157,6 +157,7 @@ class EvaluationCLI(LightningCLI):
             resume=lambda run_dir: resume_line(self.folder.begun_with or command, run_dir),
             console=console,
             audio=AudioSettings(**settings.audio.as_dict()),
+            retry_failures=settings.retry_failures,
             allow_other_machine=settings.allow_other_machine,
         )
         self.stop = StopAfterBatch(say=_print_on_stderr if console is not None else None)
@@ -188,8 +189,6 @@ class EvaluationCLI(LightningCLI):
         self.model.prepare(task)
         if _is_rank_0():
             self.folder.claim()
-            self.datamodule.index_path = self.folder.index
-            self.datamodule.retry_failures = self._settings.retry_failures
 
     def after_test(self) -> None:
         """A metric that could not be computed is an error, though the others' results are written."""

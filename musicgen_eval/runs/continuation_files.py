@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 
 from musicgen_eval.audio.writer import AudioWriter
-from musicgen_eval.runs.continuation_step import Sound
 from musicgen_eval.errors import AudioError, RunError
-from musicgen_eval.records import Continuation, ContinuationSettings
 from musicgen_eval.files.redaction import redact, redact_tree
+from musicgen_eval.records import Continuation, ContinuationSettings
 from musicgen_eval.results.files import cells
+from musicgen_eval.runs.continuation_audio import Sound
 
 CROSSFADE_S = 0.04
 NUM_DIGITS = 16  # of a digest: of 100,000 ids two meet with a chance of 3e-10; with 8 digits it would be 0.69

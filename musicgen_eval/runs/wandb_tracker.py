@@ -14,14 +14,14 @@ from typing import Any
 
 import lightning as L
 
-from musicgen_eval.runs.fingerprint import library_versions
-from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.files.redaction import redact_tree
-from musicgen_eval.runs.result_logger import summary_numbers
 from musicgen_eval.results.summary import EvaluationResult
+from musicgen_eval.runs.fingerprint import library_versions
 from musicgen_eval.runs.folder import RunFolder, git_commit
-from musicgen_eval.runs.wandb_logger import DispensableWandbLogger, audio_player, new_table
+from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.recorder import RunRecorder
+from musicgen_eval.runs.result_logger import summary_numbers
+from musicgen_eval.runs.wandb_logger import DispensableWandbLogger, audio_player, new_table
 
 MAX_TABLE_ROWS = 10_000  # W&B cuts longer tables without a word
 RUN_ID = "wandb_run_id"
@@ -46,7 +46,7 @@ class WandbTracker(L.Callback):
         """Opens the W&B run, logs the configuration and sets the running perplexity's own axis."""
         assert isinstance(pl_module, MusicGenEvaluation)
         folder = self.writer.folder
-        if not trainer.is_global_zero or folder is None or self.writer.finds_result(pl_module.data):
+        if not trainer.is_global_zero or folder is None or self.writer.finds_result:
             return
         for logger in _loggers(trainer):
             run_id, is_resumed = _run_id(folder)
@@ -63,7 +63,7 @@ class WandbTracker(L.Callback):
     def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         """Logs what this process has measured so far."""
         assert isinstance(pl_module, MusicGenEvaluation)
-        running = pl_module.running
+        running = pl_module.context.totals
         if running.tracks:
             ppl = {"running/ppl": running.ppl} if isfinite(running.ppl) else {}  # predict need not score
             row = {RUNNING_AXIS: running.scored_seconds, "running/tracks": len(running.tracks), **ppl}
