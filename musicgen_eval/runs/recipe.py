@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from musicgen_eval.data.planning import DataSettings, Plan
 from musicgen_eval.data.sources import lasting_source
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.models.checkpoint import Checkpoint
-from musicgen_eval.data.planning import DataSettings, Plan
 
 
 def run_recipe(

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from musicgen_eval.api import generate, perplexity
-from musicgen_eval.runs.argument_types import check_arguments, checked_arguments
-from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.errors import CheckpointError, EvaluationError, RunError
 from musicgen_eval.models.musicgen import load_model
+from musicgen_eval.runs.argument_types import check_arguments, checked_arguments
+from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 
 AUDIO = torch.zeros(32000) + 0.01

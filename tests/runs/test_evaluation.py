@@ -16,15 +16,15 @@ import torch
 from torchmetrics import MeanMetric
 
 from musicgen_eval.api import perplexity
-from musicgen_eval.metrics.plugin.bank import MetricEntry
-from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.errors import AudioError, EvaluationError, MetricError, RunError
+from musicgen_eval.inference.scoring import score_codes
 from musicgen_eval.metrics import CodebookPerplexity, ContextGain, TextGain
+from musicgen_eval.metrics.plugin.bank import MetricEntry
 from musicgen_eval.models.musicgen import load_model
 from musicgen_eval.models.threads import single_threaded
+from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_evaluation
-from musicgen_eval.inference.scoring import score_codes
 
 ROOT = Path(__file__).parents[2]
 DURATIONS_S = (1.0, 2.3, 0.7, 3.1, 0.02, 1.5, 2.0)

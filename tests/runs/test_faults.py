@@ -20,8 +20,8 @@ import pytest
 import soundfile
 
 from musicgen_eval.api import perplexity
-from musicgen_eval.runs.datamodule import WindowDataModule, dead_workers_named
 from musicgen_eval.errors import RunError
+from musicgen_eval.runs.datamodule import WindowDataModule, dead_workers_named
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_evaluation
 

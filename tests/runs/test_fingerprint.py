@@ -19,11 +19,11 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from musicgen_eval.metrics.plugin.bank import MetricBank, MetricEntry
-from musicgen_eval.runs.fingerprint import SAMPLE_BYTES, differences, library_versions, metric_settings, weights_digest
 from musicgen_eval.metrics import CodebookAccuracy, CodebookPerplexity
+from musicgen_eval.metrics.plugin.bank import MetricBank, MetricEntry
 from musicgen_eval.models.checkpoint import Checkpoint
 from musicgen_eval.records import CodecSpec
+from musicgen_eval.runs.fingerprint import SAMPLE_BYTES, differences, library_versions, metric_settings, weights_digest
 
 SPEC = CodecSpec(32000, 50, 640, 2, 16, 1, (0, 1), 20)
 

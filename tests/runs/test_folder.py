@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from musicgen_eval.runs import folder as run_folder
 from musicgen_eval.errors import RunError
+from musicgen_eval.runs import folder as run_folder
 from musicgen_eval.runs.folder import LOCK, RunFolder, default_run_dirs, expanded_path, resumed_arguments, run_record
 
 

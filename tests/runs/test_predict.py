@@ -16,18 +16,18 @@ from torchmetrics.audio import ScaleInvariantSignalDistortionRatio, SignalNoiseR
 
 from musicgen_eval.api import generate
 from musicgen_eval.audio.writer import AudioWriter
-from musicgen_eval.metrics.plugin.bank import MetricEntry
-from musicgen_eval.inference.continuation import continue_codes
-from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.errors import MetricError, RunError, WindowError
+from musicgen_eval.inference.continuation import continue_codes
+from musicgen_eval.inference.scoring import score_codes
 from musicgen_eval.metrics import CodebookPerplexity, SeamDiscontinuity
+from musicgen_eval.metrics.plugin.bank import MetricEntry
+from musicgen_eval.models.decoder.sampling import continuation_uniforms
 from musicgen_eval.models.musicgen import load_model
 from musicgen_eval.models.threads import single_threaded
-from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.records import ContinuationSettings
+from musicgen_eval.runs.datamodule import WindowDataModule
+from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_continuation
-from musicgen_eval.models.decoder.sampling import continuation_uniforms
-from musicgen_eval.inference.scoring import score_codes
 
 HOP, RATE = 640, 32000
 TEXTS = {"song 0": "drums", "song 1": None, "song 2": "slow piano with many strings", "song 3": "drums"}

@@ -4,12 +4,12 @@ import lightning as L
 import pytest
 import torch
 
-from musicgen_eval.runs.datamodule import WindowDataModule
-from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.metrics.plugin.inputs import Offer
-from musicgen_eval.runs.progress_bar import EvaluationProgress
 from musicgen_eval.records import CodecSpec, ScoredWindow, Window
 from musicgen_eval.results.running_totals import RunningTotals
+from musicgen_eval.runs.datamodule import WindowDataModule
+from musicgen_eval.runs.module import MusicGenEvaluation
+from musicgen_eval.runs.progress_bar import EvaluationProgress
 
 SPEC = CodecSpec(32000, 50, 640, 2, 64, 1, (0, 1), 1500)
 

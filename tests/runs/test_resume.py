@@ -12,15 +12,15 @@ import soundfile
 import torch
 from torchmetrics import CatMetric
 
-from musicgen_eval.runs import module
 from musicgen_eval.api import generate, perplexity
-from musicgen_eval.metrics.plugin.bank import MetricEntry
 from musicgen_eval.cli.main import lightning_main, main
 from musicgen_eval.errors import RunError
+from musicgen_eval.metrics import CodebookAccuracy
+from musicgen_eval.metrics.plugin.bank import MetricEntry
+from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.results.journal.reader import JournalReader
 from musicgen_eval.results.journal.writer import JournalWriter
-from musicgen_eval.metrics import CodebookAccuracy
-from musicgen_eval.models.musicgen import MusicGen
+from musicgen_eval.runs import module
 
 FRAMES = {"a": 61, "b": 25, "c": 90, "d": 33, "e": 47}
 RESULTS = ("summary.json", "tracks.csv", "windows.csv", "nll.safetensors")

@@ -20,8 +20,8 @@ from lightning.pytorch.strategies import (
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from musicgen_eval.errors import RunError
-from musicgen_eval.runs.processes.rank_messages import StoppedElsewhere
 from musicgen_eval.records import Task
+from musicgen_eval.runs.processes.rank_messages import StoppedElsewhere
 
 
 def share_of_data(trainer: L.Trainer) -> tuple[int, int]:
