@@ -21,7 +21,10 @@ from musicgen_eval.runs.fingerprint import differences, machine, metric_settings
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0, gather_on_rank_0
 
-OTHER_MACHINE = "{begun} on another machine, whose last bits may differ; --allow_other_machine lets it go on, and the result will say so:"
+OTHER_MACHINE = (
+    "{begun} on another machine, whose last bits may differ; --allow_other_machine lets it go on, and the result will "
+    "say so:"
+)
 NOT_IN_FINGERPRINT = ("source", "arithmetic", "other_machines", "resamplers", "notes")
 """Parts of the recipe that may differ when a run is resumed: the place of the same tracks, and what follows from the rest."""
 
