@@ -18,37 +18,59 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import soundfile
 import torch
 
 from musicgen_eval.metrics.plugin.inputs import Offer
+from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.records import ScoredWindow
 from musicgen_eval.runs.datamodule import WindowAudio, WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_evaluation
+from musicgen_eval.runs.scoring_step import ScoringStep, Step
 
 SECONDS = 2  # of each track: three windows
 
 
-class FormulaEvaluation(MusicGenEvaluation):
-    """An evaluation whose codes and nll are a formula of the window's place."""
+class FormulaStep(ScoringStep):
+    """A scoring step whose codes and nll are a formula of the window's place."""
 
-    def configure_model(self) -> None:
-        """There is none to load."""
-
-    def _offers(self, windows: Sequence[WindowAudio]) -> list[Offer]:
-        return [Offer({"": self._scored(window)}, self.spec.frame_rate_hz) for window in windows]
+    def score(self, windows: Sequence[WindowAudio]) -> list[Offer]:
+        """Returns the inputs that the formula gives."""
+        return [Offer({"": self._scored(window)}, self.model.spec.frame_rate_hz) for window in windows]
 
     def _scored(self, window: WindowAudio) -> ScoredWindow:
         frames = window.window.num_frames
-        steps = torch.arange(self.spec.num_codebooks * frames, dtype=torch.float32).reshape(-1, frames)
+        steps = torch.arange(self.model.spec.num_codebooks * frames, dtype=torch.float32).reshape(-1, frames)
         nll = ((steps + window.row) * 0.61803).remainder(1.0) * 4
         nll[:, : window.window.context_frames] = float("nan")
         scored = ~nll.isnan()
         codes = torch.zeros(nll.shape, dtype=torch.int64)
         return ScoredWindow(window.window, codes, scored, nll, codes.masked_fill(~scored, -1))
+
+
+class FormulaEvaluation(MusicGenEvaluation):
+    """An evaluation without a model."""
+
+    def configure_model(self) -> None:
+        """Loads nothing."""
+
+    def make_step(self) -> Step:
+        """Returns a step that needs no model."""
+        model = SimpleNamespace(spec=self.spec, device=torch.device("cpu"))
+        return FormulaStep(
+            cast(MusicGen, model),
+            self.bank,
+            tail=self.tail,
+            seed=self.seed,
+            save_nll=self.save_nll,
+            precision=str(self.trainer.precision),
+            totals=self.context.totals,
+        )
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ import lightning as L
 from benchmarks.models import heading
 from musicgen_eval.metrics import CodebookAccuracy, CodebookPerplexity
 from musicgen_eval.models.musicgen import MusicGen, load_model
+from musicgen_eval.results.record_store import MemoryStore
 from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_evaluation
@@ -35,7 +36,8 @@ class _WithoutJournal(L.Callback):
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, MusicGenEvaluation)
-        pl_module.keeper = None
+        context = pl_module.context
+        context.store = MemoryStore(context.plan, pl_module.bank.metrics)
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.processes.signals import StopAfterBatch
 from musicgen_eval.runs.processes.strategy import refuse_strategy
 from musicgen_eval.runs.progress_bar import EvaluationProgress
-from musicgen_eval.runs.recorder import RunWriter
+from musicgen_eval.runs.recorder import RunRecorder
 from musicgen_eval.runs.result_logger import ResultLogger
 from musicgen_eval.runs.runner import check_precision
 from musicgen_eval.runs.wandb_logger import WandbSettings, wandb_logger
@@ -156,13 +156,14 @@ class EvaluationCLI(LightningCLI):
         callbacks: list[L.Callback] = []
         if trainer_config.enable_progress_bar is not False:
             callbacks.append(EvaluationProgress())
-        writer = RunWriter(
+        writer = RunRecorder(
             self.folder,
             command=command,
             config_yaml=config_yaml,
             resume=lambda run_dir: resume_line(self.folder.begun_with or command, run_dir),
             console=console,
             audio=AudioSettings(**settings.audio.as_dict()),
+            retry_failures=settings.retry_failures,
             allow_other_machine=settings.allow_other_machine,
         )
         self.stop = StopAfterBatch(say=_print_on_stderr if console is not None else None)
@@ -194,8 +195,6 @@ class EvaluationCLI(LightningCLI):
         self.model.prepare(task)
         if _is_rank_0():
             self.folder.claim()
-            self.datamodule.index_path = self.folder.index
-            self.datamodule.retry_failures = self._settings.retry_failures
 
     def after_test(self) -> None:
         """A metric that could not be computed is an error, though the others' results are written."""

@@ -1,7 +1,7 @@
 """Where the records of a run are kept until its end: in memory, or in a journal, from which it can go on.
 
-    module --keep(batch)--> MemoryKeeper   records of all ranks --gather--> rank 0 --> Measurements
-                            JournalKeeper  files of all ranks and starts --read--> rank 0 --> Measurements
+    module --keep(batch)--> MemoryStore   records of all ranks --gather--> rank 0 --> Measurements
+                            JournalStore  files of all ranks and starts --read--> rank 0 --> Measurements
 
 Knows plans, batches and records; nothing of Lightning.
 """
@@ -23,7 +23,7 @@ from musicgen_eval.results.measurements import Measurements, WindowRecord, entri
 from musicgen_eval.results.state_table import layout_of
 
 
-class Keeper(Protocol):
+class RecordStore(Protocol):
     """Keeps what windows leave."""
 
     failed: dict[int, str]
@@ -42,7 +42,7 @@ class Keeper(Protocol):
         ...
 
 
-class MemoryKeeper:
+class MemoryStore:
     """Keeps records in memory; they go with the process.
 
     Args:
@@ -73,7 +73,7 @@ class MemoryKeeper:
         return measured
 
 
-class JournalKeeper:
+class JournalStore:
     """Keeps records in a journal, where they survive the process.
 
     Args:
@@ -142,7 +142,7 @@ class JournalKeeper:
 
 
 @dataclass
-class Done:
+class MeasuredBatches:
     """What earlier starts of a run have measured.
 
     Attributes:
@@ -165,7 +165,7 @@ class Done:
         self.windows = sum(len(batch_rows(number, num_windows, batch_size)) for number in self.batches)
 
 
-def read_done(folder: Path, plan: Plan, batch_size: int, *, retry_failures: bool = False) -> Done:
+def read_measured(folder: Path, plan: Plan, batch_size: int, *, retry_failures: bool = False) -> MeasuredBatches:
     """Finds which batches of a plan are in a journal, whole.
 
     Args:
@@ -176,7 +176,7 @@ def read_done(folder: Path, plan: Plan, batch_size: int, *, retry_failures: bool
     """
     numbers = batch_numbers(plan, batch_size)
     reader = JournalReader(folder)
-    done, unknown = Done(starts=reader.num_starts), 0
+    done, unknown = MeasuredBatches(starts=reader.num_starts), 0
     failures: dict[int, list[tuple[int, str]]] = {}
     for key, rows in reader.batches():
         if key not in numbers:

@@ -29,7 +29,7 @@ from musicgen_eval.errors import AudioError, RunError
 from musicgen_eval.files.redaction import redact, redact_tree
 from musicgen_eval.records import Continuation, ContinuationSettings
 from musicgen_eval.results.files import cells
-from musicgen_eval.runs.continuation_step import Sound
+from musicgen_eval.runs.continuation_audio import Sound
 
 CROSSFADE_S = 0.04
 NUM_DIGITS = 16  # of a digest: of 100,000 ids two meet with a chance of 3e-10; with 8 digits it would be 0.69
@@ -122,7 +122,7 @@ class ContinuationFolder:
             )
             self._append(continuation, sound)
         except BaseException as error:
-            _take_back(written, folder)
+            _remove_written(written, folder)
             if isinstance(error, _Unreadable):
                 raise AudioError(str(error)) from error
             if isinstance(error, OSError | AudioError):
@@ -231,7 +231,7 @@ def written_continuations(path: Path) -> set[str]:
     }
 
 
-def sweep(path: Path) -> None:
+def remove_partial_files(path: Path) -> None:
     """Removes what a process that was killed had not finished writing below a run folder; before any process writes."""
     for unfinished in (path / "audio").glob("*/.*.tmp"):
         unfinished.unlink(missing_ok=True)
@@ -281,7 +281,7 @@ def joined_pieces(sound: Sound) -> Iterator[Tensor]:
     yield from sound.generated
 
 
-def _take_back(written: Sequence[Path], folder: Path) -> None:
+def _remove_written(written: Sequence[Path], folder: Path) -> None:
     """Removes files that no row will name, and folders that are empty then."""
     with suppress(OSError):
         for path in written:

@@ -1,11 +1,10 @@
-"""What predict does with a batch of contexts: continue them, write what came of them, and offer it to the metrics.
+"""Continues a batch of prompts in predict.
 
-    contexts --encode--> codes --continue--> codes --score, where a metric asks--> readings
-                                              |
-                                              +--decode, piece by piece--> sink (files) and, where a metric asks, the bank
+    contexts --encode--> prompts --continue--> codes --score, if a metric needs it--> readings
+                                                 |
+                                                 +--decode, piece by piece--> sink, and metrics that need audio
 
-One continuation after the other is decoded, written and measured, so that no audio outlives its own. Knows the model, the bank and
-the plan; what a sink does with audio is the sink's business.
+The continuations are decoded, written and measured one after the other, so that the audio of at most one is in memory.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,46 +28,21 @@ from musicgen_eval.inference.batch_continuation import (
 )
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.inputs import ContinuationAudio, Offer, fetch
-from musicgen_eval.metrics.plugin.states import State
 from musicgen_eval.models.musicgen import MusicGen
+from musicgen_eval.models.numerics import float32_by_default, full_precision
 from musicgen_eval.models.threads import single_threaded, torch_threads
 from musicgen_eval.records import CodecSpec, Continuation, ContinuationSettings
-from musicgen_eval.runs.datamodule import WindowAudio
-
-PIECE_S = 20  # of a track's own audio at a time
-
-
-class ContinuationSink(Protocol):
-    """Takes continuations as they come."""
-
-    def write(self, continuation: Continuation, sound: Sound) -> Continuation:
-        """Stores a continuation; `sound.generated` can be gone through once. Returns it with the paths of its files."""
-        ...
-
-
-@dataclass(frozen=True)
-class Continued:
-    """What became of one window of a batch.
-
-    Attributes:
-        window: as it was read.
-        continuation: what was generated; None where the window failed.
-        failure: why it failed.
-        offer: what the metrics were offered, without its audio.
-        states: metric name -> the state that the window left.
-    """
-
-    window: WindowAudio
-    continuation: Continuation | None = None
-    failure: str | None = None
-    offer: Offer | None = None
-    states: dict[str, State] | None = None
+from musicgen_eval.results.measurements import WindowRecord
+from musicgen_eval.results.running_totals import RunningTotals
+from musicgen_eval.runs.continuation_audio import ContinuationSink, Sound
+from musicgen_eval.runs.datamodule import Batch, WindowAudio
+from musicgen_eval.runs.scoring_step import readable_windows
 
 
 class Continuations:
-    """The continuations of one step, to be iterated over.
+    """The continuations of one batch, to be iterated over.
 
-    Neither a list nor a dataclass: Lightning goes through those that predict returns, and stops at frozen records.
+    Neither a list nor a dataclass, because Lightning walks through those that `predict_step` returns and fails at frozen records.
     """
 
     def __init__(self, continuations: Sequence[Continuation]) -> None:
@@ -83,84 +56,33 @@ class Continuations:
 
 
 @dataclass(frozen=True)
-class _Ready:
-    """A window whose context is encoded, and its reference where that is wanted."""
+class _Prompt:
+    """A window with its encoded context.
+
+    Attributes:
+        window: the window.
+        codes: (K, context_frames) int64 codes of the context.
+        reference: (K, context_frames + R) int64 codes of prompt and reference. None means that there are none, or that no metric
+            needs them.
+    """
 
     window: WindowAudio
-    heard: Tensor
+    codes: Tensor
     reference: Tensor | None
 
 
-class Sound:
-    """The audio around one continuation, at the codec's rate, as (C, n) float32 pieces on the CPU.
-
-    Attributes:
-        sample_rate_hz: of all of it.
-        num_channels: C.
-        context_decoded: (C, N) what was heard, as the codec decodes it.
-        generated: what follows, as the codec decodes it; can be gone through once.
-        num_context_samples: how much of the track lies before the joint.
-        num_reference_samples: how much of it lies after the joint, up to the length of the continuation.
-        num_generated_samples: how much is generated.
-    """
-
-    def __init__(self, track: TrackAudio, continuation: Continuation, reference_frames: int, model: MusicGen) -> None:
-        spec, window = model.spec, continuation.window
-        self.sample_rate_hz = spec.sample_rate_hz
-        self.num_channels = spec.channels
-        self.num_context_samples = window.scored_from_frame * spec.hop_samples
-        self.num_reference_samples = reference_frames * spec.hop_samples
-        self.num_generated_samples = window.target_frames * spec.hop_samples
-        self._track = track
-        self.context_decoded, self.generated = split_pieces(
-            (_finite(piece.cpu()) for piece in model.decode_pieces(continuation.codes)),
-            window.context_frames * spec.hop_samples,
-        )
-
-    def context(self) -> Iterator[Tensor]:
-        """The track from its start to the joint."""
-        return self._read(0, self.num_context_samples)
-
-    def reference(self) -> Iterator[Tensor]:
-        """The track from the joint on, up to the length of the continuation."""
-        return self._read(self.num_context_samples, self.num_context_samples + self.num_reference_samples)
-
-    def _read(self, start: int, end: int) -> Iterator[Tensor]:
-        step = PIECE_S * self.sample_rate_hz
-        for first in range(start, end, step):
-            num_samples = min(step, end - first)
-            yield self._track.read(first, num_samples, sample_rate_hz=self.sample_rate_hz, channels=self.num_channels)
-
-
-def split_pieces(pieces: Iterator[Tensor], num_samples: int) -> tuple[Tensor, Iterator[Tensor]]:
-    """The first samples of a stream of (C, n) pieces as one (C, num_samples) tensor, and the rest of the stream."""
-    first: list[Tensor] = []
-    missing, rest = num_samples, None
-    while missing > 0:
-        piece = next(pieces)
-        first.append(piece[:, :missing])
-        rest = piece[:, missing:]
-        missing -= piece.shape[1]
-
-    def following() -> Iterator[Tensor]:
-        if rest is not None and rest.shape[1]:
-            yield rest
-        yield from pieces
-
-    return torch.cat(first, dim=1), following()
-
-
-class BatchContinuation:
-    """Continues batches of one run.
+class ContinuationStep:
+    """Continues batches of prompts.
 
     Args:
-        model: made ready for its precision.
-        bank: the metrics, for predict.
-        plan: of the run.
-        settings: how to draw.
-        stride_frames: by how much windows slide.
-        seed: of the numbers to draw with.
-        sink: where audio goes; None: it stays in the `Continuation`.
+        model: the model, prepared for its precision.
+        bank: the metrics of the task "continue".
+        plan: the plan of the run.
+        settings: sampling, guidance and the number of threads.
+        stride_frames: stride of the generation windows, in frames.
+        seed: seed of the random numbers.
+        sink: receives the audio. None means that it stays in the `Continuation`.
+        totals: running totals, which are updated.
     """
 
     def __init__(
@@ -173,6 +95,7 @@ class BatchContinuation:
         stride_frames: int,
         seed: int,
         sink: ContinuationSink | None,
+        totals: RunningTotals,
     ) -> None:
         self.model = model
         self.bank = bank
@@ -181,57 +104,94 @@ class BatchContinuation:
         self.stride_frames = stride_frames
         self.seed = seed
         self.sink = sink
+        self.totals = totals
+        self._continuations: list[Continuation] = []
+
+    def run(self, batch: Batch) -> list[WindowRecord]:
+        """Returns one record per window: its metric states and codes, or the reason why it failed."""
+        self._continuations = []
+        windows, records = readable_windows(batch)
+        if windows:
+            with float32_by_default(), full_precision():
+                prompts, failed = self._encode(windows)
+                records += failed
+                records += self._continue(prompts)
+        return records
+
+    def take_continuations(self) -> Continuations:
+        """Returns the continuations of the latest batch, and forgets them."""
+        taken, self._continuations = self._continuations, []
+        return Continuations(taken)
 
     @cached_property
-    def _wants_reference_codes(self) -> bool:
-        wants_reading = any(reading.target == "reference" for reading in self.bank.readings)
-        return wants_reading or "reference_decoded" in self.bank.audio_names
+    def _needs_reference_codes(self) -> bool:
+        has_reading = any(reading.target == "reference" for reading in self.bank.readings)
+        return has_reading or "reference_decoded" in self.bank.audio_names
 
-    def run(self, windows: Sequence[WindowAudio]) -> Iterator[Continued]:
-        """Continues windows whose context was read, together, and gives them one by one."""
+    def _encode(self, windows: Sequence[WindowAudio]) -> tuple[list[_Prompt], list[WindowRecord]]:
+        """Encodes contexts and references, and returns records of the windows whose reference cannot be read."""
         contexts = {window.track_row: window.audio for window in windows if window.audio is not None}
         encoded = dict(zip(contexts, self.model.encode(list(contexts.values())), strict=True))
         references: dict[int, Tensor | AudioError | None] = {}
-        ready: list[_Ready] = []
-        for window in windows:  # continuations of one track hear the same, and are held against the same
+        prompts: list[_Prompt] = []
+        failed: list[WindowRecord] = []
+        for window in windows:  # all continuations of a track have the same prompt and the same reference
             row = window.track_row
             if row not in references:
                 try:
-                    references[row] = self._reference(window, encoded[row])
+                    references[row] = self._encode_reference(window, encoded[row])
                 except AudioError as error:
                     references[row] = error
             reference = references[row]
             if isinstance(reference, AudioError):
-                yield Continued(window, failure=str(reference))
+                failed.append(_failure(window, str(reference)))
             else:
-                ready.append(_Ready(window, encoded[row], reference))
-        if ready:
-            yield from self._continue(ready)
+                prompts.append(_Prompt(window, encoded[row], reference))
+        return prompts, failed
 
-    def _continue(self, ready: Sequence[_Ready]) -> Iterator[Continued]:
-        """Continues what is ready, in one batch."""
-        windows = [item.window for item in ready]
+    def _encode_reference(self, window: WindowAudio, prompt: Tensor) -> Tensor | None:
+        """Returns (K, context_frames + R) codes of prompt and reference, or None if no metric needs them or there is no reference.
+
+        Raises:
+            AudioError: the track cannot be read.
+        """
+        num_frames = self._reference_frames(window)
+        if not self._needs_reference_codes or num_frames == 0:
+            return None
+        read = _reader(self.plan.open_track(window.track_row), window, self.model.spec)
+        return encode_reference(self.model, prompt, read, num_frames, stride_frames=self.stride_frames)
+
+    def _reference_frames(self, window: WindowAudio) -> int:
+        after_boundary = int(self.plan.num_frames[window.track_row]) - window.window.scored_from_frame
+        return max(0, min(window.window.target_frames, after_boundary))
+
+    def _continue(self, prompts: Sequence[_Prompt]) -> list[WindowRecord]:
+        """Continues prompts in one batch. If the decoder fails for some of them, the others are continued without these."""
+        if not prompts:
+            return []
         try:
             codes = continue_windows(
                 self.model,
-                [item.heard for item in ready],
-                [window.window for window in windows],
-                texts=[window.text for window in windows],
+                [prompt.codes for prompt in prompts],
+                [prompt.window.window for prompt in prompts],
+                texts=[prompt.window.text for prompt in prompts],
                 settings=self.settings,
                 stride_frames=self.stride_frames,
                 seed=self.seed,
             )
         except NonFiniteError as error:
-            for row in error.rows:
-                yield Continued(windows[row], failure="the decoder gave no finite logits; try bf16-mixed or 32-true")
-            good = [item for row, item in enumerate(ready) if row not in error.rows]
-            if good:
-                yield from self._continue(good)
-            return
+            reason = "the decoder gave no finite logits; try bf16-mixed or 32-true"
+            failed = [_failure(prompts[row].window, reason) for row in error.rows]
+            return failed + self._continue([prompt for row, prompt in enumerate(prompts) if row not in error.rows])
+        windows = [prompt.window for prompt in prompts]
         items = [
-            ContinuedCodes(item.window.window, row, item.reference, item.window.text, item.window.other_text)
-            for item, row in zip(ready, codes, strict=True)
+            ContinuedCodes(prompt.window.window, row, prompt.reference, prompt.window.text, prompt.window.other_text)
+            for prompt, row in zip(prompts, codes, strict=True)
         ]
+        return [self._measure(*results) for results in zip(windows, items, self._score(items), strict=True)]
+
+    def _score(self, items: Sequence[ContinuedCodes]) -> list[Offer]:
+        """Scores the readings that metrics need. Returns one set of metric inputs per continuation, without its audio."""
         readings = score_continuations(
             self.model,
             items,
@@ -240,63 +200,66 @@ class BatchContinuation:
             seed=self.seed,
             with_logits=self.bank.readings_with_logits,
         )
-        offers = fetch(
+        return fetch(
             [
                 Offer({**read, "": read.get("") or unscored(item.window, item.codes)}, self.model.spec.frame_rate_hz)
                 for item, read in zip(items, readings, strict=True)
             ]
         )
-        for window, item, offer in zip(windows, items, offers, strict=True):
-            if not _is_finite(offer):
-                yield Continued(window, failure="the decoder gave no finite nll; try bf16-mixed or 32-true")
-            else:
-                yield self._finish(window, item, offer)
 
-    def _finish(self, window: WindowAudio, item: ContinuedCodes, offer: Offer) -> Continued:
+    def _measure(self, window: WindowAudio, item: ContinuedCodes, offer: Offer) -> WindowRecord:
         """Decodes, writes and measures one continuation."""
-        spec = self.model.spec
-        plain = offer.on_cpu.readings[""]
-        assert plain is not None
-        with torch.inference_mode(False):
-            codes = plain.codes.clone()  # an ordinary tensor, as its audio
-        continuation = Continuation(
-            window=window.window,
-            codes=codes,
-            sample_rate_hz=spec.sample_rate_hz,
-            text=window.text,
-            seed=self.seed,
-        )
+        if not _is_finite(offer):
+            return _failure(window, "the decoder gave no finite nll; try bf16-mixed or 32-true")
+        continuation = self._continuation(window, offer)
         try:
             track = self.plan.open_track(window.track_row)
             with torch_threads(self.settings.threads if self.model.device.type == "cpu" else None):
                 sound = Sound(track, continuation, self._reference_frames(window), self.model)
-                continuation, audio = self._sounding(continuation, sound, item)
+                continuation, audio = self._write(continuation, sound, item)
         except AudioError as error:
-            return Continued(window, failure=str(error))
+            return _failure(window, str(error))
         with single_threaded(), torch.autocast(self.model.device.type, enabled=False):
             states = self.bank.update([replace(offer, audio=audio)])[0]
-        return Continued(window, continuation, offer=offer, states=states)
+        self._continuations.append(continuation)
+        self.totals.add([window.track_row], [offer])
+        return WindowRecord(window.row, window.track_row, states, tensors={"codes": _compact(continuation.codes)})
 
-    def _sounding(
+    def _continuation(self, window: WindowAudio, offer: Offer) -> Continuation:
+        plain = offer.on_cpu.readings[""]
+        assert plain is not None
+        with torch.inference_mode(False):
+            codes = plain.codes.clone()  # an ordinary tensor, as its audio
+        return Continuation(
+            window=window.window,
+            codes=codes,
+            sample_rate_hz=self.model.spec.sample_rate_hz,
+            text=window.text,
+            seed=self.seed,
+        )
+
+    def _write(
         self, continuation: Continuation, sound: Sound, item: ContinuedCodes
     ) -> tuple[Continuation, ContinuationAudio]:
-        """Hands the audio on as it is decoded, and keeps what the metrics want, or all of it where there is no sink."""
-        wanted = self.bank.audio_names
-        kept: list[Tensor] = []
+        """Passes the audio to the sink as it is decoded.
+
+        Returns:
+            The continuation, with the paths of its files or with its audio, and the audio that metrics need.
+        """
+        needed = self.bank.audio_names
         if self.sink is not None:
-            if "generated" in wanted:
-                sound.generated = _kept(sound.generated, kept)
+            kept = sound.keep_generated() if "generated" in needed else []
             continuation = self.sink.write(continuation, sound)
         else:
             kept = list(sound.generated)
         generated = _whole(kept)
-        context = _whole(sound.context()) if self.sink is None or "context" in wanted else None
-        reference = _whole(sound.reference()) if self.sink is None or "reference" in wanted else None
+        context = _whole(sound.context()) if self.sink is None or "context" in needed else None
+        reference = _whole(sound.reference()) if self.sink is None or "reference" in needed else None
         if self.sink is None:
             continuation = replace(continuation, generated=generated, context=context, reference=reference)
-        decoded = None
-        if "reference_decoded" in wanted and item.reference is not None:
-            decoded = self.model.decode(item.reference)[:, sound.context_decoded.shape[1] :].cpu()
+        reference_decoded = None
+        if "reference_decoded" in needed and item.reference is not None:
+            reference_decoded = self.model.decode(item.reference)[:, sound.context_decoded.shape[1] :].cpu()
         return continuation, ContinuationAudio(
             sample_rate_hz=sound.sample_rate_hz,
             text=continuation.text,
@@ -304,30 +267,12 @@ class BatchContinuation:
             context=context,
             reference=reference,
             context_decoded=sound.context_decoded,
-            reference_decoded=decoded,
+            reference_decoded=reference_decoded,
         )
-
-    def _reference(self, window: WindowAudio, heard: Tensor) -> Tensor | None:
-        """The reference's codes behind those heard, where some metric wants them and there are any.
-
-        Raises:
-            AudioError: the track cannot be read.
-        """
-        num_frames = self._reference_frames(window)
-        if not self._wants_reference_codes or num_frames == 0:
-            return None
-        track = self.plan.open_track(window.track_row)
-        return encode_reference(
-            self.model, heard, _reader(track, window, self.model.spec), num_frames, stride_frames=self.stride_frames
-        )
-
-    def _reference_frames(self, window: WindowAudio) -> int:
-        behind = int(self.plan.num_frames[window.track_row]) - window.window.scored_from_frame
-        return max(0, min(window.window.target_frames, behind))
 
 
 def _reader(track: TrackAudio, window: WindowAudio, spec: CodecSpec) -> Callable[[int, int], Tensor]:
-    """Reads frames of a track, counted from where hearing began."""
+    """Returns a function that reads frames of a track, counted from the start of the prompt."""
     first_frame, hop = window.window.start_frame, spec.hop_samples
 
     def read(start: int, num_frames: int) -> Tensor:
@@ -338,27 +283,23 @@ def _reader(track: TrackAudio, window: WindowAudio, spec: CodecSpec) -> Callable
     return read
 
 
-def _kept(pieces: Iterator[Tensor], kept: list[Tensor]) -> Iterator[Tensor]:
-    """The same pieces, each also put into `kept`."""
-    for piece in pieces:
-        kept.append(piece)
-        yield piece
-
-
 def _whole(pieces: Iterable[Tensor]) -> Tensor | None:
-    """Pieces as one ordinary tensor, which its owner may change; None where there are none."""
+    """Returns the pieces as one ordinary tensor, which its owner may change, or None if there are no pieces."""
     found = list(pieces)
     with torch.inference_mode(False):
         return torch.cat(found, dim=1) if found else None
 
 
 def _is_finite(offer: Offer) -> bool:
-    """Whether every scored code of every reading has a finite nll."""
+    """Returns True if every scored code of every reading has a finite nll."""
     reads = [read for read in offer.on_cpu.readings.values() if read is not None]
     return all(bool(read.nll[read.scored].isfinite().all()) for read in reads)
 
 
-def _finite(piece: Tensor) -> Tensor:
-    if not piece.isfinite().all():
-        raise AudioError("the codec made NaN or infinite samples of the continuation's codes")
-    return piece
+def _failure(window: WindowAudio, reason: str) -> WindowRecord:
+    return WindowRecord(window.row, window.track_row, failure=reason)
+
+
+def _compact(codes: Tensor) -> Tensor:
+    """Returns codes in the smallest integer type of the journal, int16 or int32."""
+    return codes.to(torch.int16 if int(codes.max()) < 1 << 15 else torch.int32)

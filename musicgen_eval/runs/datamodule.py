@@ -9,19 +9,18 @@ steps; the surplus ones carry an empty batch. Knows files and frames; what is do
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import resource_sharer
-from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, cast
 
 import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from musicgen_eval.data.batches import RankBatches, num_batches
+from musicgen_eval.data.batches import RankBatches
 from musicgen_eval.data.continuation_plan import plan_continuation
 from musicgen_eval.data.index_builder import Opening
 from musicgen_eval.data.notes import print_notes
@@ -32,6 +31,7 @@ from musicgen_eval.models.transfers import upload
 from musicgen_eval.records import CodecSpec, ContinuationSettings, Task, Window
 from musicgen_eval.results.journal.reader import failed_tracks
 from musicgen_eval.runs.argument_types import check_arguments, check_text
+from musicgen_eval.runs.context import RunContext, context_provider
 from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0
 from musicgen_eval.runs.processes.strategy import share_of_data
 
@@ -105,10 +105,6 @@ class WindowDataModule(L.LightningDataModule):
 
     Attributes:
         plan: what will be measured, once it is known.
-        done: numbers of the batches that an earlier start of the run has measured.
-        index_path: where it is kept what the files held when they were first opened, so that a run that goes on finds the same
-            plan; None: nowhere. To be set before `setup`.
-        retry_failures: tracks that could not be opened when the run began are tried again. To be set before `setup`.
     """
 
     def __init__(
@@ -144,19 +140,6 @@ class WindowDataModule(L.LightningDataModule):
             raise RunError(f"num_workers must be at least 0, got {num_workers}")
         self.num_workers = num_workers
         self.plan: Plan | None = None
-        self.done: frozenset[int] = frozenset()
-        self.index_path: Path | None = None
-        self.retry_failures = False
-
-    @property
-    def all_done(self) -> bool:
-        """Whether every batch has been measured in an earlier start of the run."""
-        return self.plan is not None and self.plan_is_done(self.done)
-
-    def plan_is_done(self, batches: Collection[int]) -> bool:
-        """Whether these batches are all there are."""
-        assert self.plan is not None
-        return len(batches) == num_batches(len(self.plan.windows), self.settings.batch_size)
 
     def setup(self, stage: str) -> None:
         """Plans on rank 0 and tells the others, errors included, so that no rank waits for one that has given up."""
@@ -166,25 +149,25 @@ class WindowDataModule(L.LightningDataModule):
             raise RunError(
                 "use_distributed_sampler would score windows twice; create the Trainer with use_distributed_sampler=False"
             )
-        self.done = frozenset()
         self.plan = decide_on_rank_0(trainer, lambda: self._plan_for(stage))
         if trainer.is_global_zero:
             print_notes(self.plan.notes)
 
     def test_dataloader(self) -> DataLoader[WindowAudio]:
-        """The windows of this rank, batch by batch."""
-        assert self.plan is not None
+        """Returns the windows of this rank that no earlier start has measured, in batches."""
         assert self.trainer is not None
+        evaluation = _evaluation(self.trainer)
+        plan = evaluation.context.plan
         share, num_shares = share_of_data(self.trainer)
         batches = RankBatches(
-            len(self.plan.windows),
+            len(plan.windows),
             batch_size=self.settings.batch_size,
             rank=share,
             world_size=num_shares,
-            done=self.done,
+            done=evaluation.context.measured.batches,
         )
         return DataLoader(
-            WindowDataset(self.plan, self._spec),
+            WindowDataset(plan, evaluation.spec),
             batch_sampler=batches,
             num_workers=self.num_workers,
             collate_fn=Batch,
@@ -207,26 +190,43 @@ class WindowDataModule(L.LightningDataModule):
 
     def _plan_for(self, stage: str) -> Plan:
         assert self.trainer is not None
-        prepare: Callable[[Task], object] = self.trainer.lightning_module.prepare  # type: ignore[assignment]
-        prepare("continue" if stage == "predict" else "score")  # before any audio is opened
+        evaluation = _evaluation(self.trainer)
+        evaluation.prepare("continue" if stage == "predict" else "score")  # before any audio is opened
+        provider = context_provider(self.trainer)
+        index_path, retry_failures = provider.index_path, provider.retry_failures
         opening = Opening(
-            index_path=self.index_path,
-            retry_failures=self.retry_failures,
-            failed_later=failed_tracks(self.index_path.parent)
-            if self.retry_failures and self.index_path
-            else frozenset(),
+            index_path=index_path,
+            retry_failures=retry_failures,
+            failed_later=failed_tracks(index_path.parent) if retry_failures and index_path else frozenset(),
             show_progress=self.trainer.progress_bar_callback is not None,
         )
         if stage != "predict":
-            return plan_evaluation(self.settings, self._spec, opening)
-        continuation: ContinuationSettings = self.trainer.lightning_module.continuation  # type: ignore[assignment]
-        return plan_continuation(self.settings, self._spec, continuation, opening)
+            return plan_evaluation(self.settings, evaluation.spec, opening)
+        return plan_continuation(self.settings, evaluation.spec, evaluation.continuation, opening)
+
+
+class Evaluation(Protocol):
+    """The members of `MusicGenEvaluation` that its data module uses."""
+
+    continuation: ContinuationSettings
 
     @property
-    def _spec(self) -> CodecSpec:
-        assert self.trainer is not None
-        spec: CodecSpec = self.trainer.lightning_module.spec  # type: ignore[assignment]
-        return spec
+    def spec(self) -> CodecSpec:
+        """The checkpoint's codec."""
+        ...
+
+    @property
+    def context(self) -> RunContext:
+        """The state of the current run, from the module's `setup` on."""
+        ...
+
+    def prepare(self, task: Task) -> object:
+        """Refuses a wrong checkpoint, metric or setting."""
+        ...
+
+
+def _evaluation(trainer: L.Trainer) -> Evaluation:
+    return cast(Evaluation, trainer.lightning_module)
 
 
 @contextmanager
@@ -248,10 +248,7 @@ def dead_workers_named() -> Iterator[None]:
 
 
 def comes_from_a_dead_worker(error: BaseException) -> bool:
-    """Returns whether an error is caused by a dead DataLoader worker.
-
-    torch finds the worker dead, or loses the connection over which the worker was sending a tensor.
-    """
+    """Returns True if torch found a worker dead, or lost the connection over which the worker was passing a tensor."""
     if isinstance(error, RuntimeError):
         return str(error).startswith("DataLoader worker")
     frames = traceback.walk_tb(error.__traceback__)

@@ -164,7 +164,7 @@ class RunFolder:
             (self.path / LOCK).unlink()
         self._let_go()
 
-    def take_back(self) -> None:
+    def remove_if_empty(self) -> None:
         """The folder as it was found, where a run ended before it had measured anything."""
         if self._lock is None:
             return

@@ -76,7 +76,7 @@ class EvaluationProgress(TQDMProgressBar):
         )
 
     def _totals(self, module: MusicGenEvaluation) -> dict[str, str]:
-        running = module.running
+        running = module.context.totals
         elapsed_s = max(monotonic() - self._started, 1e-9)
         totals = {"tracks": str(len(running.tracks)), "audio s/s": f"{running.scored_seconds / elapsed_s:.1f}"}
         return totals if isnan(running.ppl) else {**totals, "ppl": f"{running.ppl:.2f}"}

@@ -15,7 +15,7 @@ from musicgen_eval.files.redaction import redact
 from musicgen_eval.results.files import to_json
 from musicgen_eval.results.summary import EvaluationResult
 from musicgen_eval.runs.module import MusicGenEvaluation
-from musicgen_eval.runs.recorder import RunWriter
+from musicgen_eval.runs.recorder import RunRecorder
 
 ONLY_STEP = 0  # an evaluation has no training steps
 
@@ -31,7 +31,7 @@ class ResultLogger(L.Callback):
         excluded: a logger that somebody else fills.
     """
 
-    def __init__(self, config: Mapping[str, Any], writer: RunWriter, *, excluded: Logger | None = None) -> None:
+    def __init__(self, config: Mapping[str, Any], writer: RunRecorder, *, excluded: Logger | None = None) -> None:
         self.config = config
         self.writer = writer
         self.excluded = excluded
@@ -39,7 +39,7 @@ class ResultLogger(L.Callback):
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the hyperparameters, when the recipe is settled."""
         assert isinstance(pl_module, MusicGenEvaluation)
-        settings = json.loads(to_json({**self.config, "recipe": pl_module.recipe()}))
+        settings = json.loads(to_json({**self.config, "recipe": pl_module.recipe(pl_module.context.constants)}))
         self._to_each_logger(trainer, pl_module, lambda logger: logger.log_hyperparams(settings))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -61,7 +61,7 @@ class ResultLogger(L.Callback):
     on_predict_end = on_test_end
 
     def _to_each_logger(self, trainer: L.Trainer, module: MusicGenEvaluation, log: Callable[[Logger], object]) -> None:
-        if not trainer.is_global_zero or self.writer.finds_result(module.data):
+        if not trainer.is_global_zero or self.writer.finds_result:
             return
         for logger in trainer.loggers:
             if logger is self.excluded:

@@ -33,7 +33,7 @@ from musicgen_eval.runs.library_output import quiet_libraries
 from musicgen_eval.runs.module import PRECISIONS, MusicGenEvaluation
 from musicgen_eval.runs.processes.one_process import OneProcess, one_device
 from musicgen_eval.runs.processes.signals import StopAfterBatch
-from musicgen_eval.runs.recorder import RunWriter
+from musicgen_eval.runs.recorder import RunRecorder
 
 
 def same_call(run_dir: Path) -> str:
@@ -105,16 +105,16 @@ def run_evaluation(
     folder = RunFolder(run_dir) if isinstance(run_dir, str | Path) else run_dir
     config = _config(module, data, precision=precision, accelerator=accelerator)
     config_yaml = _config_yaml(config, notes)
-    writer = RunWriter(
+    recorder = RunRecorder(
         folder,
         command="evaluate",
         config_yaml=config_yaml,
         resume=resume.resume,
         console=console,
+        retry_failures=resume.retry_failures,
         allow_other_machine=resume.allow_other_machine,
     )
-    data.retry_failures = resume.retry_failures
-    with _run(folder, data, [*callbacks, writer], precision, accelerator, progress=progress) as trainer:
+    with _run(folder, data, [*callbacks, recorder], precision, accelerator, progress=progress) as trainer:
         trainer.test(module, datamodule=data, verbose=False)
     assert module.result is not None
     return module.result
@@ -160,17 +160,17 @@ def run_continuation(
     if not module.prepare("continue").metrics:
         config["model"] = {**config["model"], "metrics": {}}
     config_yaml = _config_yaml(config, notes)
-    writer = RunWriter(
+    recorder = RunRecorder(
         folder,
         command="generate",
         config_yaml=config_yaml,
         resume=resume.resume,
         console=console,
         audio=audio,
+        retry_failures=resume.retry_failures,
         allow_other_machine=resume.allow_other_machine,
     )
-    data.retry_failures = resume.retry_failures
-    with _run(folder, data, [*callbacks, writer], precision, accelerator, progress=progress) as trainer:
+    with _run(folder, data, [*callbacks, recorder], precision, accelerator, progress=progress) as trainer:
         batches = trainer.predict(module, datamodule=data, return_predictions=return_continuations)
     assert module.result is not None
     continuations = [continuation for batch in batches or [] for continuation in batch]
@@ -240,7 +240,6 @@ def _run(
             raise RunError(f"accelerator {accelerator!r}: {error}") from error
         if folder is not None:
             folder.claim()
-            data.index_path = folder.index
         try:
             with dead_workers_named(), out_of_memory_explained(data.settings.batch_size, "moving data to it"):
                 yield trainer

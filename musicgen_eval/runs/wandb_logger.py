@@ -139,7 +139,7 @@ class DispensableWandbLogger(WandbLogger):
             run = super().experiment
         except Exception as error:
             self.turn_off(error)
-            _take_back(folder, before)
+            _remove_new_files(folder, before)
             return DummyExperiment()
         if run.url:
             print(f"W&B: {run.url}", file=sys.stderr)
@@ -203,7 +203,7 @@ class DispensableWandbLogger(WandbLogger):
             raise RunError("no API key; set WANDB_API_KEY or run `wandb login`")
 
 
-def _take_back(folder: Path, before: set[Path] | None) -> None:
+def _remove_new_files(folder: Path, before: set[Path] | None) -> None:
     """Removes what a run that never began has left, and nothing that lay there before."""
     if before is None:
         shutil.rmtree(folder, ignore_errors=True)

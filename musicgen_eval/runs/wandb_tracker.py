@@ -19,7 +19,7 @@ from musicgen_eval.results.summary import EvaluationResult
 from musicgen_eval.runs.fingerprint import library_versions
 from musicgen_eval.runs.folder import RunFolder, git_commit
 from musicgen_eval.runs.module import MusicGenEvaluation
-from musicgen_eval.runs.recorder import RunWriter
+from musicgen_eval.runs.recorder import RunRecorder
 from musicgen_eval.runs.result_logger import summary_numbers
 from musicgen_eval.runs.wandb_logger import DispensableWandbLogger, audio_player, new_table
 
@@ -37,7 +37,7 @@ class WandbTracker(L.Callback):
         max_logged: number of continuations that are logged with players.
     """
 
-    def __init__(self, config: Mapping[str, Any], writer: RunWriter, max_logged: int = 16) -> None:
+    def __init__(self, config: Mapping[str, Any], writer: RunRecorder, max_logged: int = 16) -> None:
         self.config = config
         self.writer = writer
         self.max_logged = max_logged
@@ -46,7 +46,7 @@ class WandbTracker(L.Callback):
         """Opens the W&B run, logs the configuration and sets the running perplexity's own axis."""
         assert isinstance(pl_module, MusicGenEvaluation)
         folder = self.writer.folder
-        if not trainer.is_global_zero or folder is None or self.writer.finds_result(pl_module.data):
+        if not trainer.is_global_zero or folder is None or self.writer.finds_result:
             return
         for logger in _loggers(trainer):
             run_id, is_resumed = _run_id(folder)
@@ -63,7 +63,7 @@ class WandbTracker(L.Callback):
     def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         """Logs what this process has measured so far."""
         assert isinstance(pl_module, MusicGenEvaluation)
-        running = pl_module.running
+        running = pl_module.context.totals
         if running.tracks:
             ppl = {"running/ppl": running.ppl} if isfinite(running.ppl) else {}  # predict need not score
             row = {RUNNING_AXIS: running.scored_seconds, "running/tracks": len(running.tracks), **ppl}

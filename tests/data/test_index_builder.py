@@ -24,6 +24,8 @@ from musicgen_eval.data.track_index import load_index
 from musicgen_eval.errors import AudioError, RunError
 from musicgen_eval.records import CodecSpec
 from musicgen_eval.runs.datamodule import WindowDataModule, WindowDataset
+from musicgen_eval.runs.folder import RunFolder
+from musicgen_eval.runs.recorder import RunRecorder
 
 SPEC = CodecSpec(32000, 50, 640, 4, 2048, 1, (0, 1, 2, 3), 1500)
 DATA = Path(__file__).parent.parent / "data" / "audio"
@@ -337,28 +339,29 @@ def test_a_pickled_plan_is_complete_and_small(folder):
         assert column.dtype == np.int64
 
 
-def test_the_data_module_saves_the_index_at_index_path(folder, opened, capsys):
-    def set_up(**given) -> Plan:
+def test_the_data_module_keeps_the_index_in_the_folder_of_the_recorder(folder, opened, capsys):
+    def set_up(recorder: RunRecorder | None = None) -> Plan:
         data = WindowDataModule(str(folder / "m.jsonl"), max_failures=1)
         data.trainer = SimpleNamespace(
             world_size=1,
             is_global_zero=True,
             lightning_module=SimpleNamespace(spec=SPEC, prepare=lambda task: None),
             progress_bar_callback=None,
+            callbacks=[recorder] if recorder is not None else [],
         )
-        for name, value in given.items():
-            setattr(data, name, value)
         data.setup("test")
         assert data.plan is not None
         return data.plan
 
     assert set_up().status == ["ok", "ok", "failed", "ok"]
     assert len(opened) == 4
-    assert not (folder / "index.npz").exists()
-    set_up(index_path=folder / "index.npz")
+    run_folder = RunFolder(folder)
+    assert not run_folder.index.exists()
+    run_folder.journal.mkdir()
+    set_up(RunRecorder(run_folder, command="test", config_yaml=""))
     opened.clear()
-    set_up(index_path=folder / "index.npz")
+    set_up(RunRecorder(run_folder, command="test", config_yaml=""))
     assert opened == []
-    set_up(index_path=folder / "index.npz", retry_failures=True)
+    set_up(RunRecorder(run_folder, command="test", config_yaml="", retry_failures=True))
     assert opened == ["c.wav"]
     assert capsys.readouterr().err == ""

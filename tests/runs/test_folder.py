@@ -29,11 +29,11 @@ def test_a_run_that_measured_nothing_leaves_the_folder_as_it_was_found(tmp_path)
     folder.claim()
     folder.write("config.yaml", "a: 1\n")
     folder.write_run({"command": "test"})
-    folder.take_back()
+    folder.remove_if_empty()
     assert list(tmp_path.iterdir()) == []
     kept = RunFolder(tmp_path)
     kept.claim()
-    kept.take_back()
+    kept.remove_if_empty()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -46,7 +46,7 @@ def test_what_was_begun_before_is_never_taken_back(tmp_path):
     again = RunFolder(tmp_path / "x")
     again.claim()
     assert again.state == "unfinished"
-    again.take_back()
+    again.remove_if_empty()
     assert sorted(path.name for path in again.path.iterdir()) == ["journal", "run.json"]
     assert (again.journal / "000-r0.jsonl").exists()
 
@@ -90,7 +90,7 @@ def test_a_folder_of_somebody_else_is_refused_whatever_its_names(tmp_path):
     folder = RunFolder(tmp_path)
     with pytest.raises(RunError, match="and no run; choose an empty"):
         folder.claim()
-    folder.take_back()
+    folder.remove_if_empty()
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4
 
 
@@ -99,7 +99,7 @@ def test_a_process_does_not_take_a_folder_twice(tmp_path):
     first.claim()
     with pytest.raises(RunError, match="belongs to a run that is going on"):
         RunFolder(tmp_path / "y" / ".." / "x").claim()
-    first.take_back()
+    first.remove_if_empty()
     RunFolder(tmp_path / "x").claim()
 
 
@@ -108,7 +108,7 @@ def test_what_was_learnt_of_files_for_long_is_not_taken_back(tmp_path, monkeypat
     folder = RunFolder(tmp_path / "x")
     folder.claim()
     folder.index.write_bytes(b"an hour of opening files")
-    folder.take_back()
+    folder.remove_if_empty()
     again = RunFolder(tmp_path / "x")
     again.claim()
     assert again.state == "new"
@@ -184,7 +184,7 @@ def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path, m
     assert [folder.path.name.removeprefix("20260102-030405-") for folder in folders] == ["test", "test-2", "test-4"]
     assert all((folder.path / "journal").is_dir() for folder in folders)
     for folder in folders:
-        folder.take_back()
+        folder.remove_if_empty()
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["20260102-030405-test-3"]
 
 

@@ -257,7 +257,7 @@ def test_another_machine_is_refused_unless_that_is_meant_and_the_result_says_so(
 def test_ranks_that_do_not_see_the_folder_or_are_unlike_rank_0_are_refused(
     songs, checkpoint, tmp_path, monkeypatch, other
 ):
-    from musicgen_eval.runs import recorder as writer
+    from musicgen_eval.runs import resume_check
 
     def with_another(trainer, part):
         sees, machine = part
@@ -266,7 +266,7 @@ def test_ranks_that_do_not_see_the_folder_or_are_unlike_rank_0_are_refused(
             (other != "blind" and sees, {**machine, "device": machine["device"] + " of 1999" * (other != "blind")}),
         ]
 
-    monkeypatch.setattr(writer, "gather_on_rank_0", with_another)
+    monkeypatch.setattr(resume_check, "gather_on_rank_0", with_another)
     expected = "is not seen by rank 1" if other == "blind" else r"rank 1 is on another machine.*\n.*of 1999"
     with pytest.raises(RunError, match=expected):
         evaluated(songs, checkpoint, tmp_path / "x")

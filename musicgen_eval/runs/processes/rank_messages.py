@@ -91,7 +91,7 @@ def _group(trainer: L.Trainer) -> Any:
     return _groups[trainer]
 
 
-def part(trainer: L.Trainer) -> None:
+def leave_process_group(trainer: L.Trainer) -> None:
     """Ends what this process tells the others, at the end of a run."""
     group = _groups.pop(trainer, None)
     if group is not None and dist.is_initialized():

@@ -27,7 +27,7 @@ from musicgen_eval.metrics.plugin.contract import MetricEntry
 from musicgen_eval.metrics.plugin.inputs import Offer
 from musicgen_eval.records import CodecSpec, ScoredWindow
 from musicgen_eval.results.measurements import Measurements, WindowRecord
-from musicgen_eval.results.record_store import Done, JournalKeeper, MemoryKeeper, batch_numbers, read_done
+from musicgen_eval.results.record_store import JournalStore, MeasuredBatches, MemoryStore, batch_numbers, read_measured
 from musicgen_eval.results.summary import EvaluationResult, summarise
 
 SPEC = CodecSpec(32000, 50, 640, 2, 16, 1, (0, 1), 20)
@@ -109,8 +109,8 @@ def failing(records: Sequence[WindowRecord], *rows: int) -> list[WindowRecord]:
     ]
 
 
-def keeper(folder: Path, plan: Plan, bank: MetricBank, start: int = 0, rank: int = 0, **kwargs) -> JournalKeeper:
-    return JournalKeeper(
+def keeper(folder: Path, plan: Plan, bank: MetricBank, start: int = 0, rank: int = 0, **kwargs) -> JournalStore:
+    return JournalStore(
         folder, plan, bank.metrics, batch_size=BATCH, frame_rate_hz=50, start=start, rank=rank, **kwargs
     )
 
@@ -118,9 +118,9 @@ def keeper(folder: Path, plan: Plan, bank: MetricBank, start: int = 0, rank: int
 def one_start(
     folder: Path, plan: Plan, bank: MetricBank, records: Sequence[WindowRecord], *, world: int = 1,
     steps: int | None = None, start: int = 0, retry_failures: bool = False,
-) -> Done:  # fmt: skip
+) -> MeasuredBatches:  # fmt: skip
     """A start of a run: measures what is left, on some processes, for some steps; gives what it found done."""
-    done = read_done(folder, plan, BATCH, retry_failures=retry_failures)
+    done = read_measured(folder, plan, BATCH, retry_failures=retry_failures)
     for rank in range(world):
         kept = keeper(folder, plan, bank, start, rank, failed=done.failed)
         dealt = RankBatches(len(plan.windows), batch_size=BATCH, rank=rank, world_size=world, done=done.batches)
@@ -137,11 +137,11 @@ def from_journal(folder: Path, plan: Plan, bank: MetricBank) -> Measurements:
 def from_memory(plan: Plan, bank: MetricBank, records: Sequence[WindowRecord], world: int = 1) -> Measurements:
     parts = []
     for rank in range(world):
-        kept = MemoryKeeper(plan, bank.metrics)
+        kept = MemoryStore(plan, bank.metrics)
         for rows in RankBatches(len(plan.windows), batch_size=BATCH, rank=rank, world_size=world):
             kept.keep([records[row] for row in rows])
         parts.append(kept.close())
-    return MemoryKeeper(plan, bank.metrics).measurements(parts)
+    return MemoryStore(plan, bank.metrics).measurements(parts)
 
 
 def everything(measured: Measurements, bank: MetricBank) -> tuple[object, ...]:
@@ -207,7 +207,7 @@ def test_a_run_that_ends_anywhere_and_goes_on_gives_the_numbers_of_one_that_did_
                 if cut is not None:  # killed while it wrote
                     held = file.read_bytes()
                     file.write_bytes(held[: max(0, len(held) - cut % 700)])
-        assert len(read_done(folder, plan, BATCH).batches) == num_batches(len(plan.windows), BATCH)
+        assert len(read_measured(folder, plan, BATCH).batches) == num_batches(len(plan.windows), BATCH)
         measured = from_journal(folder, plan, bank)
         expected = from_memory(plan, bank, measured_rows)
         assert measured.failures == expected.failures
@@ -273,7 +273,7 @@ def test_where_the_later_of_two_measurements_is_damaged_the_earlier_counts_for_a
     one_start(tmp_path, plan, bank, first)
     one_start(tmp_path, plan, bank, records, start=1, retry_failures=True)
     (tmp_path / "001-r0.states").unlink()
-    found = read_done(tmp_path, plan, BATCH)
+    found = read_measured(tmp_path, plan, BATCH)
     assert found.failed == {int(plan.windows.track[4]): "gone 4"}
     measured = from_journal(tmp_path, plan, bank)
     assert everything(measured, bank) == everything(from_memory(plan, bank, first), bank)
@@ -283,7 +283,7 @@ def test_where_the_later_of_two_measurements_is_damaged_the_earlier_counts_for_a
 
 
 def test_nothing_is_done_where_there_is_no_journal(tmp_path, plan):
-    assert read_done(tmp_path / "nowhere", plan, BATCH) == Done()
+    assert read_measured(tmp_path / "nowhere", plan, BATCH) == MeasuredBatches()
 
 
 @given(st.sets(st.integers(0, 12), max_size=13), st.sets(st.integers(0, 40), max_size=3), st.booleans())
@@ -297,7 +297,7 @@ def test_what_is_done_is_what_was_kept_whole(plan, bank, records, numbers, fails
         for number in sorted(number % len(rows_of) for number in numbers):
             kept.keep([kept_rows[row] for row in rows_of[number]])
         kept.close()
-        found = read_done(Path(name), plan, BATCH, retry_failures=retry_failures)
+        found = read_measured(Path(name), plan, BATCH, retry_failures=retry_failures)
     known = {number % len(rows_of) for number in numbers}
     done = {number for number in known if not (retry_failures and fails & set(rows_of[number]))}
     reasons: dict[int, str] = {}
@@ -312,10 +312,10 @@ def test_what_is_done_is_what_was_kept_whole(plan, bank, records, numbers, fails
 
 def test_batches_of_another_batch_size_are_unknown_and_said(tmp_path, plan, bank, records):
     one_start(tmp_path, plan, bank, records)
-    found = read_done(tmp_path, plan, BATCH + 1)
+    found = read_measured(tmp_path, plan, BATCH + 1)
     assert (found.batches, found.windows, found.failed) == (set(), 0, {})
     assert found.notes == [f"{len(plan.windows)} rows of batches that are no part of the run, left out"]
-    other = JournalKeeper(tmp_path, plan, bank.metrics, batch_size=BATCH + 1, frame_rate_hz=50, start=1, rank=0)
+    other = JournalStore(tmp_path, plan, bank.metrics, batch_size=BATCH + 1, frame_rate_hz=50, start=1, rank=0)
     with pytest.raises(RunError, match=f"{len(plan.windows)} left no record"):
         other.measurements([]).check_complete()
 
@@ -325,7 +325,7 @@ def test_notes_of_torn_files_reach_the_user(tmp_path, plan, bank, records):
     file = tmp_path / "000-r0.jsonl"
     file.write_bytes(file.read_bytes()[:-10])
     num_last = len(plan.windows) - (num_batches(len(plan.windows), BATCH) - 1) * BATCH
-    found = read_done(tmp_path, plan, BATCH)
+    found = read_measured(tmp_path, plan, BATCH)
     assert found.notes[0] == "000-r0.jsonl: 1 torn or damaged line left out"
     assert len(found.notes) == 1 + (num_last > 1)
     assert found.windows == len(plan.windows) - num_last
@@ -335,7 +335,7 @@ def test_keys_do_not_depend_on_the_number_of_processes(tmp_path, plan, bank, rec
     for world in (1, 2, 3):
         (tmp_path / str(world)).mkdir()
         one_start(tmp_path / str(world), plan, bank, records, world=world)
-        assert len(read_done(tmp_path / str(world), plan, BATCH).batches) == len(batch_numbers(plan, BATCH))
+        assert len(read_measured(tmp_path / str(world), plan, BATCH).batches) == len(batch_numbers(plan, BATCH))
 
 
 def test_a_process_that_measured_nothing_leaves_no_file(tmp_path, plan, bank):
@@ -346,7 +346,7 @@ def test_a_process_that_measured_nothing_leaves_no_file(tmp_path, plan, bank):
 
 def test_both_keepers_know_what_failed_by_the_first_reason_of_a_track(tmp_path, plan, bank, records):
     failed = failing(records, 0, 1, 2)
-    for kept in (MemoryKeeper(plan, bank.metrics), keeper(tmp_path, plan, bank, failed={4: "earlier"})):
+    for kept in (MemoryStore(plan, bank.metrics), keeper(tmp_path, plan, bank, failed={4: "earlier"})):
         before = dict(kept.failed)
         kept.keep(failed[:3])
         kept.close()
@@ -363,4 +363,4 @@ def test_a_keeper_that_cannot_write_says_so_and_keeps_what_it_had(tmp_path, plan
     with pytest.raises(RunError, match="File exists"):
         second.keep(records[3:6])
     first.close()
-    assert read_done(tmp_path, plan, BATCH).batches == {0}
+    assert read_measured(tmp_path, plan, BATCH).batches == {0}

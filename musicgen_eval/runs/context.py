@@ -1,0 +1,109 @@
+"""The state of one run in one process.
+
+    RunRecorder.setup          opens a context on the run folder
+    MusicGenEvaluation.setup   takes this context, or makes one in memory if no recorder provides any
+
+The module holds the context from then on. The data module and the callbacks read it as `module.context`. `runs/module.py` shows
+the order of the hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from musicgen_eval.data.batches import num_batches
+from musicgen_eval.data.plan import Plan
+from musicgen_eval.errors import RunError
+from musicgen_eval.results.record_store import MeasuredBatches, RecordStore
+from musicgen_eval.results.running_totals import RunningTotals
+from musicgen_eval.runs.continuation_audio import ContinuationSink
+
+
+@dataclass(frozen=True)
+class RunConstants:
+    """Values that the first start of a run determines for all of its starts.
+
+    Attributes:
+        threads: number of CPU threads that generate and decode in predict. None means that no start has determined it.
+        arithmetic: implementation of the decoder's matrix products. None means that no start has loaded the model.
+        other_machines: further machines on which parts of the run were measured.
+    """
+
+    threads: int | None = None
+    arithmetic: str | None = None
+    other_machines: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass
+class RunContext:
+    """The state of one run in one process, from the `setup` hooks to `teardown`.
+
+    Attributes:
+        plan: tracks, windows and batches of the run.
+        batch_size: number of windows per batch.
+        store: store of this process's window records.
+        totals: running totals of this process, for progress displays.
+        measured: batches that earlier starts have measured.
+        constants: values that are the same in all starts.
+        sink: receives continuations in predict. None means that their audio stays in memory.
+    """
+
+    plan: Plan
+    batch_size: int
+    store: RecordStore
+    totals: RunningTotals
+    measured: MeasuredBatches = field(default_factory=MeasuredBatches)
+    constants: RunConstants = field(default_factory=RunConstants)
+    sink: ContinuationSink | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """True if earlier starts have measured every batch."""
+        return len(self.measured.batches) == num_batches(len(self.plan.windows), self.batch_size)
+
+    def settle_threads(self, threads: int) -> int:
+        """Returns the number of threads of the run. The first start sets it to `threads`."""
+        self.constants = replace(self.constants, threads=self.constants.threads or threads)
+        return self.constants.threads or threads
+
+    def settle_arithmetic(self, arithmetic: str) -> None:
+        """Sets the implementation of the matrix products, or compares it with that of the first start.
+
+        Raises:
+            RunError: the run was started with another implementation.
+        """
+        known = self.constants.arithmetic
+        if known not in (None, arithmetic):
+            raise RunError(
+                f"the run was started with {known} products and would resume with {arithmetic} products, which differ in the "
+                "last bits; resume it on the same type of device, and with the same strategy"
+            )
+        self.constants = replace(self.constants, arithmetic=arithmetic)
+
+
+class ContextProvider(L.Callback):
+    """Base class of the callback that opens the context of a run. A trainer has at most one.
+
+    Attributes:
+        context: context of the current run, from this callback's `setup` on. None means that the module makes one in memory.
+        retry_failures: measures tracks again that failed in earlier starts.
+    """
+
+    context: RunContext | None = None
+    retry_failures: bool = False
+
+    @property
+    def index_path(self) -> Path | None:
+        """File that keeps the properties of the source's files for later starts. None means that no file keeps them."""
+        return None
+
+
+def context_provider(trainer: L.Trainer) -> ContextProvider:
+    """Returns the trainer's provider, or one without a context if the trainer has none."""
+    found = (callback for callback in trainer.callbacks if isinstance(callback, ContextProvider))  # type: ignore[attr-defined]
+    return next(found, ContextProvider())

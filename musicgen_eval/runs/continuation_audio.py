@@ -1,0 +1,112 @@
+"""The audio around one continuation, decoded piece by piece, and the interface of whatever stores it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from musicgen_eval.audio.reader import TrackAudio
+from musicgen_eval.errors import AudioError
+from musicgen_eval.models.musicgen import MusicGen
+from musicgen_eval.records import Continuation
+
+PIECE_S = 20  # length of the pieces in which a track's own audio is read
+
+
+class ContinuationSink(Protocol):
+    """Stores continuations as they are generated."""
+
+    def write(self, continuation: Continuation, sound: Sound) -> Continuation:
+        """Stores a continuation, and returns it with the paths of its files. `sound.generated` can be iterated over once."""
+        ...
+
+
+class Sound:
+    """The audio around one continuation, as (C, n) float32 pieces on the CPU at the codec's rate.
+
+    The constructor decodes up to the boundary. Later pieces are decoded when they are iterated over.
+
+    Args:
+        track: the track that is continued.
+        continuation: its codes and window.
+        reference_frames: number of frames of the reference.
+        model: the model whose codec decodes.
+
+    Attributes:
+        sample_rate_hz: sample rate of all pieces.
+        num_channels: C.
+        context_decoded: (C, N) audio of the prompt, as the codec decodes it.
+        generated: pieces of the continuation, as the codec decodes them. They can be iterated over once.
+        num_context_samples: number of samples of the track before the boundary.
+        num_reference_samples: number of samples of the reference.
+        num_generated_samples: number of samples of the continuation.
+
+    Raises:
+        AudioError: the codec makes samples that are not finite.
+    """
+
+    def __init__(self, track: TrackAudio, continuation: Continuation, reference_frames: int, model: MusicGen) -> None:
+        spec, window = model.spec, continuation.window
+        self.sample_rate_hz = spec.sample_rate_hz
+        self.num_channels = spec.channels
+        self.num_context_samples = window.scored_from_frame * spec.hop_samples
+        self.num_reference_samples = reference_frames * spec.hop_samples
+        self.num_generated_samples = window.target_frames * spec.hop_samples
+        self._track = track
+        self.context_decoded, self.generated = split_pieces(
+            (_finite(piece.cpu()) for piece in model.decode_pieces(continuation.codes)),
+            window.context_frames * spec.hop_samples,
+        )
+
+    def context(self) -> Iterator[Tensor]:
+        """Reads the track from its start to the boundary."""
+        return self._read(0, self.num_context_samples)
+
+    def reference(self) -> Iterator[Tensor]:
+        """Reads the track after the boundary, up to the length of the continuation."""
+        return self._read(self.num_context_samples, self.num_context_samples + self.num_reference_samples)
+
+    def keep_generated(self) -> list[Tensor]:
+        """Returns a list that receives each piece of `generated` when it is iterated over."""
+        kept: list[Tensor] = []
+        self.generated = _copied_to(kept, self.generated)
+        return kept
+
+    def _read(self, start: int, end: int) -> Iterator[Tensor]:
+        step = PIECE_S * self.sample_rate_hz
+        for first in range(start, end, step):
+            num_samples = min(step, end - first)
+            yield self._track.read(first, num_samples, sample_rate_hz=self.sample_rate_hz, channels=self.num_channels)
+
+
+def split_pieces(pieces: Iterator[Tensor], num_samples: int) -> tuple[Tensor, Iterator[Tensor]]:
+    """Returns the first samples of a stream of (C, n) pieces as one (C, num_samples) tensor, and the rest of the stream."""
+    first: list[Tensor] = []
+    missing, rest = num_samples, None
+    while missing > 0:
+        piece = next(pieces)
+        first.append(piece[:, :missing])
+        rest = piece[:, missing:]
+        missing -= piece.shape[1]
+
+    def following() -> Iterator[Tensor]:
+        if rest is not None and rest.shape[1]:
+            yield rest
+        yield from pieces
+
+    return torch.cat(first, dim=1), following()
+
+
+def _copied_to(kept: list[Tensor], pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+    for piece in pieces:
+        kept.append(piece)
+        yield piece
+
+
+def _finite(piece: Tensor) -> Tensor:
+    if not piece.isfinite().all():
+        raise AudioError("the codec made NaN or infinite samples of the continuation's codes")
+    return piece

@@ -1,0 +1,146 @@
+"""Checks whether a run folder may be resumed, and which of its batches must be measured again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from musicgen_eval.data.batches import batch_rows
+from musicgen_eval.data.plan import Plan
+from musicgen_eval.errors import RunError
+from musicgen_eval.results.files import to_json
+from musicgen_eval.results.record_store import MeasuredBatches
+from musicgen_eval.runs.context import RunConstants
+from musicgen_eval.runs.continuation_files import AudioSettings, continuation_path, written_continuations
+from musicgen_eval.runs.fingerprint import differences, machine, metric_settings, weights_digest
+from musicgen_eval.runs.module import MusicGenEvaluation
+from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0, gather_on_rank_0
+
+OTHER_MACHINE = (
+    "{begun} on another machine, whose last bits may differ; --allow_other_machine lets it go on, and the result will "
+    "say so:"
+)
+NOT_IN_FINGERPRINT = ("source", "arithmetic", "other_machines", "resamplers", "notes")
+"""Parts of the recipe that may differ when a run is resumed: the place of the same tracks, and what follows from the rest."""
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """The values by which a run is recognised when it is resumed, as JSON has them.
+
+    Attributes:
+        fingerprint: settings, checkpoint, data and metrics. They must be equal.
+        machine: device and library versions. They must be equal unless `allow_other_machine` is set.
+    """
+
+    fingerprint: dict[str, Any]
+    machine: dict[str, Any]
+
+
+def run_identity(module: MusicGenEvaluation, audio: AudioSettings) -> RunIdentity:
+    """Returns the identity of the run that a module is about to start."""
+    return RunIdentity(_as_json(_fingerprint(module, audio)), _as_json(machine(module.device)))
+
+
+def refuse_other_run(
+    run_dir: Path, run: Mapping[str, Any], asked: RunIdentity, *, allow_other_machine: bool
+) -> dict[str, Any]:
+    """Compares the run in a folder with the one that is about to start.
+
+    Args:
+        run_dir: the run folder.
+        run: content of its run.json.
+        asked: the run that is about to start.
+        allow_other_machine: accepts another machine, and records it.
+
+    Returns:
+        The content of run.json, with the machine if it is new.
+
+    Raises:
+        RunError: names the differences.
+    """
+    if "fingerprint" not in run:
+        raise RunError(f"run_dir {run_dir} holds a run without a journal; choose another with --run_dir")
+    lines = differences(run["fingerprint"], asked.fingerprint)
+    if lines:
+        refusal = f"run_dir {run_dir} holds another run, begun with {run['command']}; choose another folder, or ask for the same:"
+        raise RunError("\n  ".join([refusal, *lines]))
+    others = run.get("other_machines", ())
+    if asked.machine in [run["machine"], *others]:
+        return dict(run)
+    if not allow_other_machine:
+        lines = differences(run["machine"], asked.machine)
+        raise RunError("\n  ".join([f"run_dir {run_dir} {OTHER_MACHINE.format(begun='was begun')}", *lines]))
+    return {**run, "other_machines": [*others, asked.machine]}
+
+
+def refuse_other_ranks(
+    trainer: L.Trainer,
+    module: MusicGenEvaluation,
+    *,
+    run_dir: Path,
+    machine_of_rank_0: Mapping[str, Any],
+    allow_other_machine: bool,
+) -> None:
+    """Refuses, on every rank, a folder that some rank does not see, and a rank on another machine.
+
+    Raises:
+        RunError: names the rank.
+    """
+    own = _as_json(machine(module.device))
+    ranks = gather_on_rank_0(trainer, ((run_dir / "run.json").is_file(), own))
+
+    def refuse() -> None:
+        for rank, (sees, found) in enumerate(ranks or []):
+            if not sees:
+                raise RunError(
+                    f"run_dir {run_dir} is not seen by rank {rank}; it must lie on a file system that all machines share"
+                )
+            if found != machine_of_rank_0 and not allow_other_machine:
+                lines = differences(machine_of_rank_0, found)
+                raise RunError("\n  ".join([f"rank {rank} {OTHER_MACHINE.format(begun='is')}", *lines]))
+
+    decide_on_rank_0(trainer, refuse)
+
+
+def batches_without_files(
+    run_dir: Path, plan: Plan, measured: MeasuredBatches, *, batch_size: int, audio: AudioSettings
+) -> set[int]:
+    """Returns the numbers of measured batches whose continuations have lost files or rows of continuations.csv."""
+    there = written_continuations(run_dir)
+    lost = set()
+    for number in measured.batches:
+        for row in batch_rows(number, len(plan.windows), batch_size):
+            window = plan.windows.window(row, plan.tracks.ids)
+            has_failed = int(plan.windows.track[row]) in measured.failed
+            if not has_failed and continuation_path(window.track, window.index, audio.format) not in there:
+                lost.add(number)
+    return lost
+
+
+def _fingerprint(module: MusicGenEvaluation, audio: AudioSettings) -> dict[str, Any]:
+    recipe, plan = module.recipe(RunConstants()), module.data.plan
+    assert plan is not None
+    readings = [replace(reading, change=None) for reading in module.bank.readings]
+    return {
+        **{name: value for name, value in recipe.items() if name not in NOT_IN_FINGERPRINT},
+        "threads": module.continuation.threads,
+        "weights": weights_digest(module.checkpoint),
+        "tracks": len(plan.tracks),
+        "data": plan.source_digest,
+        "save_nll": module.save_nll,
+        "readings": {reading.name: asdict(reading) for reading in readings},
+        "metrics": metric_settings(module.bank),
+        **({"audio": asdict(audio)} if plan.task == "continue" else {}),
+    }
+
+
+def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns values as they are read back from a JSON file, for comparison."""
+    read: dict[str, Any] = json.loads(to_json(values))
+    return read

@@ -1,0 +1,118 @@
+"""Measures a batch of windows in test and validate.
+
+audio --encode--> codes --score--> readings --metrics--> one record per window
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import torch
+
+from musicgen_eval.inference.readings import CodedWindow, score_readings
+from musicgen_eval.metrics.plugin.bank import MetricBank
+from musicgen_eval.metrics.plugin.inputs import Offer, fetch
+from musicgen_eval.metrics.plugin.states import State
+from musicgen_eval.models.musicgen import MusicGen
+from musicgen_eval.models.numerics import float32_by_default, full_precision
+from musicgen_eval.models.threads import single_threaded
+from musicgen_eval.results.measurements import WindowRecord
+from musicgen_eval.results.running_totals import RunningTotals
+from musicgen_eval.runs.datamodule import Batch, WindowAudio
+
+
+class Step(Protocol):
+    """Measures one batch after the other."""
+
+    def run(self, batch: Batch) -> list[WindowRecord]:
+        """Returns one record per window of the batch."""
+        ...
+
+
+class ScoringStep:
+    """Scores batches of windows under teacher forcing.
+
+    Args:
+        model: the model, prepared for `precision`.
+        bank: the metrics of the task "score".
+        tail: as in `MusicGenEvaluation`.
+        seed: seed of the readings that change codes.
+        save_nll: keeps the nll of every code in the records.
+        precision: precision of the decoder, for error messages.
+        totals: running totals, which are updated.
+    """
+
+    def __init__(
+        self,
+        model: MusicGen,
+        bank: MetricBank,
+        *,
+        tail: Literal["score", "drop"],
+        seed: int,
+        save_nll: bool,
+        precision: str,
+        totals: RunningTotals,
+    ) -> None:
+        self.model = model
+        self.bank = bank
+        self.tail: Literal["score", "drop"] = tail
+        self.seed = seed
+        self.save_nll = save_nll
+        self.precision = precision
+        self.totals = totals
+
+    def run(self, batch: Batch) -> list[WindowRecord]:
+        """Returns one record per window: its metric states, or the reason why it failed."""
+        windows, records = readable_windows(batch)
+        if not windows:
+            return records
+        with float32_by_default(), full_precision():
+            offers = self.score(windows)
+            with single_threaded(), torch.autocast(self.model.device.type, enabled=False):
+                states = self.bank.update(offers)
+        records += [self._record(*results) for results in zip(windows, offers, states, strict=True)]
+        self.totals.add([window.track_row for window in windows], offers)
+        return records
+
+    def score(self, windows: Sequence[WindowAudio]) -> list[Offer]:
+        """Encodes and scores windows whose audio was read. Returns one set of metric inputs per window."""
+        codes = self.model.encode([window.audio for window in windows if window.audio is not None])
+        coded = [
+            CodedWindow(window.window, window_codes, window.text, window.other_text)
+            for window, window_codes in zip(windows, codes, strict=True)
+        ]
+        readings = score_readings(
+            self.model,
+            coded,
+            self.bank.readings,
+            tail=self.tail,
+            seed=self.seed,
+            with_logits=self.bank.readings_with_logits,
+        )
+        return fetch([Offer(read, self.model.spec.frame_rate_hz) for read in readings])
+
+    def _record(self, window: WindowAudio, offer: Offer, states: dict[str, State]) -> WindowRecord:
+        """Returns the record of a window. A window whose nll is not finite fails, so that no sum leaves codes out silently."""
+        for name, read in offer.on_cpu.readings.items():
+            if read is not None and not read.nll[read.scored].isfinite().all():
+                reading = f"reading {name!r} of " if name else ""
+                reason = (
+                    f"{reading}window {window.window.index}: the decoder gave no finite nll in precision "
+                    f"{self.precision}; try bf16-mixed or 32-true"
+                )
+                return WindowRecord(window.row, window.track_row, failure=reason)
+        plain = offer.on_cpu.readings[""]
+        kept = {"nll": plain.nll} if self.save_nll and plain is not None else {}
+        return WindowRecord(window.row, window.track_row, states=states, tensors=kept)
+
+
+def readable_windows(batch: Batch) -> tuple[list[WindowAudio], list[WindowRecord]]:
+    """Returns the windows whose audio was read, and the records of the others."""
+    windows = [window for window in batch.windows if window.audio is not None]
+    failed = [
+        WindowRecord(window.row, window.track_row, failure=window.failure)
+        for window in batch.windows
+        if window.failure is not None
+    ]
+    return windows, failed
