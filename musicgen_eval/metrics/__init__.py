@@ -1,6 +1,6 @@
-"""Metrics as plug-ins: a pure idea of what to sum, under a thin `torchmetrics.Metric`.
+"""The metrics of the package, one per file.
 
-A metric is any `torchmetrics.Metric`; its `update()` names what it wants (see `bank.py` and docs/metrics.md). One file a metric.
+Any `torchmetrics.Metric` can be used as a metric. The parameters of its `update()` name its inputs (see docs/metrics.md).
 """
 
 from musicgen_eval.metrics.accuracy import CodebookAccuracy
