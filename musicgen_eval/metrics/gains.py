@@ -29,7 +29,7 @@ class _Gain(CodebookMeans):
 
 
 class TextGain(_Gain):
-    """Nats per second that a track's text saves over the null condition; only tracks with a text count."""
+    """Decrease of nll due to the text of a track, in nats per second. Only tracks with a text are counted."""
 
     def update(self, nll: Tensor, nll__no_text: Tensor) -> None:
         """Adds the (K, T) nats of a window with and without its text."""
@@ -37,10 +37,7 @@ class TextGain(_Gain):
 
 
 class ContextGain(_Gain):
-    """Nats per second that the context saves over hearing the target alone; only windows with a context count.
-
-    This is the normalised likelihood: what is easy without any context gains nothing from it.
-    """
+    """Decrease of nll due to the context of a window, in nats per second. Only windows with a context are counted."""
 
     def update(self, nll: Tensor, nll__no_context: Tensor) -> None:
         """Adds the (K, T) nats of a window with its context, and without it from position 0."""

@@ -63,7 +63,7 @@ class SeamDiscontinuity(Metric):
         return MetricRecipe(
             units={"flux": "ratio", "change": "ratio"},
             higher_is_better=False,
-            source="spectral flux (Dixon 2006) and novelty (Foote 2000) at the joint, relative to other places within 3 s",
+            source="spectral flux (Dixon 2006) and novelty (Foote 2000) at the boundary, relative to other places within 3 s",
             settings={
                 "hop_s": HOP_S,
                 "frame_s": FRAME_HOPS * HOP_S,
