@@ -1,6 +1,6 @@
-"""The metrics of the package, one file per metric, and in `plugin` the contract that any `torchmetrics.Metric` can meet.
+"""The metrics of the package, one per file, and `plugin`, the contract between a metric and a run.
 
-The parameters of a metric's `update()` name its inputs (`plugin/providers.py`, docs/metrics.md).
+Any `torchmetrics.Metric` can be used as a metric. The parameters of its `update()` name its inputs (see docs/metrics.md).
 """
 
 from musicgen_eval.metrics.accuracy import CodebookAccuracy

@@ -1,4 +1,4 @@
-"""How often the true code is among the model's first guesses."""
+"""Top-k accuracy of codes."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from musicgen_eval.metrics.plugin.contract import MetricRecipe
 
 
 class CodebookAccuracy(CodebookMeans):
-    """Share of scored codes whose true code is among the `top_k` likeliest, per codebook and in all.
+    """Share of scored codes that are among the model's `top_k` most likely codes.
 
-    Results: `accuracy` (mean over codebooks), `accuracy_q1`..., in [0, 1].
+    Results: `accuracy` (mean over codebooks) and `accuracy_q1`..., in [0, 1].
 
     Args:
-        top_k: how many guesses count.
-        num_codebooks, frame_rate_hz: as `CodebookMeans`.
+        top_k: Number of most likely codes that count as correct.
+        num_codebooks, frame_rate_hz: See `CodebookMeans`.
 
     >>> import torch
     >>> metric = CodebookAccuracy(top_k=2, num_codebooks=1)
@@ -24,7 +24,7 @@ class CodebookAccuracy(CodebookMeans):
     >>> round(metric.compute()["accuracy"].item(), 4)
     0.6667
 
-    Source: top-k accuracy as usual, from the rank that scoring gives; ties count for the true code.
+    Source: the usual top-k accuracy, computed from code ranks. In a tie, the true code ranks first.
     """
 
     higher_is_better = True
@@ -37,18 +37,18 @@ class CodebookAccuracy(CodebookMeans):
 
     @property
     def recipe(self) -> MetricRecipe:
-        """Units, direction and settings."""
+        """Units, direction, source and settings."""
         settings: dict[str, Any] = {"top_k": self.top_k}
         return MetricRecipe(
             units={"accuracy": "share"}, higher_is_better=True, source="top-k accuracy of codes", settings=settings
         )
 
     def update(self, rank: Tensor) -> None:
-        """Adds (K, T) or (B, K, T) ranks from 0; -1 is not counted."""
+        """Adds (K, T) or (B, K, T) code ranks, which start at 0. Ranks of -1 are ignored."""
         hits = (rank < self.top_k).double()
         self.add(hits.masked_fill(rank < 0, float("nan")))
 
     def compute(self) -> dict[str, Tensor]:
-        """The results, float64."""
+        """Returns `accuracy` and `accuracy_q1`..., float64."""
         per_codebook = self.means()
         return self.by_codebook("accuracy", per_codebook, per_codebook.mean())

@@ -1,7 +1,6 @@
-"""The state that most of our metrics share: a sum and a count for each codebook, in float64 and int64.
+"""The base class of most metrics: a float64 sum and an int64 count per codebook.
 
-Knows how to add values that are NaN where nothing is to be counted, one window or a batch of them at a time; what the
-values are, and what the means are called, is a metric's own business.
+NaN values are not counted. Subclasses define the values and name the results.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from musicgen_eval.records import CodecSpec
 
 
 class CodebookMeans(Metric):
-    """Base of metrics that average something over codes, codebook by codebook.
+    """Base class of metrics that average a value over the codes of each codebook.
 
-    A subclass defines `update(...)`, which calls `add` with (K, T) values, and `compute()` from `means()`.
+    A subclass defines `update(...)`, which calls `add` with (K, T) values, and `compute()`, which uses `means()`.
 
     Args:
-        num_codebooks: K.
-        frame_rate_hz: frames a second.
+        num_codebooks: Number of codebooks K.
+        frame_rate_hz: Frames per second.
 
-    `configure` overrides both with what the checkpoint says; a metric used alone is given them.
+    In a run, `configure` replaces both by the values of the checkpoint.
     """
 
     is_differentiable = False
@@ -40,7 +39,7 @@ class CodebookMeans(Metric):
         self._set_up(num_codebooks, frame_rate_hz)
 
     def configure(self, spec: CodecSpec) -> None:
-        """Takes codebooks and frame rate from the checkpoint."""
+        """Sets the number of codebooks and the frame rate to those of the checkpoint, and resets the states."""
         self._set_up(spec.num_codebooks, spec.frame_rate_hz)
 
     def _set_up(self, num_codebooks: int, frame_rate_hz: float) -> None:
@@ -50,12 +49,16 @@ class CodebookMeans(Metric):
         self.add_state("count", torch.zeros(num_codebooks, dtype=torch.int64), dist_reduce_fx="sum")
 
     def add(self, values: Tensor) -> None:
-        """Adds (K, T) or (B, K, T) values; NaN is not counted."""
+        """Adds (K, T) or (B, K, T) values. NaN values are not counted.
+
+        Raises:
+            MetricError: If the values have another shape.
+        """
         if values.dim() not in (2, 3) or values.shape[-2] != self.num_codebooks:
-            hint = f". Pass num_codebooks={values.shape[-2]}" if values.dim() in (2, 3) else ""
+            hint = f"; set num_codebooks={values.shape[-2]}" if values.dim() in (2, 3) else ""
             raise MetricError(
-                f"{type(self).__name__} was made for {self.num_codebooks} codebooks and got values of shape "
-                f"{tuple(values.shape)}; expected (K, T) or (B, K, T){hint}"
+                f"{type(self).__name__}: values have shape {tuple(values.shape)}, expected (K, T) or (B, K, T) with "
+                f"K={self.num_codebooks} codebooks{hint}"
             )
         batch = values if values.dim() == 3 else values.unsqueeze(0)
         sums, counts = sums_and_counts(batch)
@@ -63,24 +66,24 @@ class CodebookMeans(Metric):
         self.count = self.count + counts.sum(0)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> Module:
-        """Moves the states and keeps their dtypes: a module cast to bf16 would leave a sum of 1400 at 256."""
+        """Moves the states to another device without changing their dtypes. In bf16 a sum of 1400 ones would stall at 256."""
         device = fn(torch.empty(0, device=self.total.device)).device
         return super()._apply(lambda tensor: tensor.to(device), exclude_state)
 
     def means(self) -> Tensor:
-        """(K,) float64: the mean of each codebook; NaN where nothing was counted."""
+        """Returns the (K,) float64 means of the codebooks, NaN for codebooks without counted values."""
         return self.total / self.count
 
     def by_codebook(self, name: str, per_codebook: Tensor, total: Tensor) -> dict[str, Tensor]:
-        """A result's keys: `name` for the whole, `name_q1` ... `name_qK` for the codebooks."""
+        """Returns the total under `name`, and the values per codebook under `name_q1` ... `name_qK`."""
         return {name: total, **{f"{name}_q{k}": value for k, value in enumerate(per_codebook, start=1)}}
 
 
 def sums_and_counts(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of what is not NaN.
+    """Computes sums and counts over the last dimension, without NaN values.
 
     Args:
-        values: (B, K, T) floating point.
+        values: (B, K, T) floating-point values.
 
     Returns:
         (B, K) float64 sums and (B, K) int64 counts.
@@ -90,7 +93,7 @@ def sums_and_counts(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pad_values(values: Sequence[Tensor]) -> Tensor:
-    """(K, T_i) values of several windows as one (B, K, T) tensor, NaN where padded."""
+    """Stacks the (K, T_i) values of several windows to one (B, K, T) tensor, padded with NaN."""
     longest = max(window.shape[-1] for window in values)
     return torch.stack(
         [torch.nn.functional.pad(window, (0, longest - window.shape[-1]), value=float("nan")) for window in values]

@@ -1,6 +1,6 @@
-"""What a condition saves: the nll without it minus the nll with it, in nats per second of music.
+"""Likelihood gains: the nll without a text or context minus the nll with it, in nats per second.
 
-Gains compare two readings of the same codes, so what makes music easy in itself (silence, repetition) cancels.
+Both readings score the same codes. Therefore effects of the music alone, such as silence or repetition, cancel.
 """
 
 from torch import Tensor
@@ -10,7 +10,7 @@ from musicgen_eval.metrics.plugin.contract import MetricRecipe
 
 
 class _Gain(CodebookMeans):
-    """Sums the difference of two readings over the codes that both scored."""
+    """Base class of gains: the mean nll difference of two readings, over the codes that both scored."""
 
     higher_is_better = True
 
@@ -20,29 +20,26 @@ class _Gain(CodebookMeans):
         return MetricRecipe(units={"nats_per_second": "nats/s"}, higher_is_better=True, source=type(self).__doc__ or "")
 
     def add_gain(self, without: Tensor, plain: Tensor) -> None:
-        """Adds (K, T) nats saved; NaN in either is not counted."""
+        """Adds the differences of two (K, T) readings in nats. Codes that are NaN in either reading are not counted."""
         self.add(without.double() - plain.double())
 
     def compute(self) -> dict[str, Tensor]:
-        """`nats_per_second`, summed over codebooks, and `nats_per_second_q1`..., float64."""
+        """Returns `nats_per_second`, summed over codebooks, and `nats_per_second_q1`..., float64."""
         per_codebook = self.means() * self.frame_rate_hz
         return self.by_codebook("nats_per_second", per_codebook, per_codebook.sum())
 
 
 class TextGain(_Gain):
-    """Nats per second that a track's text saves over the null condition; only tracks with a text count."""
+    """Decrease of nll due to the text of a track, in nats per second. Only tracks with a text are counted."""
 
     def update(self, nll: Tensor, nll__no_text: Tensor) -> None:
-        """Adds one window: (K, T) nats with its text, and without."""
+        """Adds the (K, T) nats of a window with and without its text."""
         self.add_gain(nll__no_text, nll)
 
 
 class ContextGain(_Gain):
-    """Nats per second that the context saves over hearing the target alone; only windows with a context count.
-
-    This is the normalised likelihood: what is easy without any context gains nothing from it.
-    """
+    """Decrease of nll due to the context of a window, in nats per second. Only windows with a context are counted."""
 
     def update(self, nll: Tensor, nll__no_context: Tensor) -> None:
-        """Adds one window: (K, T) nats after its context, and from position 0 without."""
+        """Adds the (K, T) nats of a window with its context, and without it from position 0."""
         self.add_gain(nll__no_context, nll)

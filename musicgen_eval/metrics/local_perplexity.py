@@ -1,4 +1,4 @@
-"""Perplexity near the joint: only the first seconds after the context."""
+"""Perplexity of the first seconds after the context."""
 
 from typing import Any
 
@@ -11,13 +11,15 @@ from musicgen_eval.records import Window
 
 
 class LocalPerplexity(MeanNll):
-    """As `CodebookPerplexity`, over the first `duration_s` seconds after the context; windows without one do not count.
+    """Perplexity as in `CodebookPerplexity`, over the first `duration_s` seconds after the context.
+
+    Windows without a context are not counted.
 
     Args:
-        duration_s: how much of the target is counted.
-        num_codebooks, frame_rate_hz: as `CodebookMeans`.
+        duration_s: Length of the counted part of the target, in seconds.
+        num_codebooks, frame_rate_hz: See `CodebookMeans`.
 
-    Source: local likelihoods agree better with listeners than whole-sequence ones (arXiv 2601.06329).
+    Source: local likelihoods agree with listeners better than whole-sequence likelihoods (arXiv 2601.06329).
     """
 
     def __init__(self, duration_s: float = 1.0, num_codebooks: int = 4, frame_rate_hz: float = 50) -> None:
@@ -38,7 +40,7 @@ class LocalPerplexity(MeanNll):
         )
 
     def update(self, nll: Tensor, window: Window) -> None:
-        """Adds one window of (K, T) nats."""
+        """Adds the (K, T) nats of a window."""
         if window.context_frames == 0:
             return
         last = window.context_frames + max(1, round(self.duration_s * self.frame_rate_hz))

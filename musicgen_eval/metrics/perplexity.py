@@ -1,7 +1,4 @@
-"""Perplexity of codes: the number this package exists for.
-
-Knows nll; not where it comes from.
-"""
+"""Cross entropy, perplexity and bits per second of codes."""
 
 from collections.abc import Mapping, Sequence
 from math import log
@@ -15,12 +12,12 @@ UNITS = {"ppl": "", "ce": "nats", "bits_per_second": "bit/s"}
 
 
 class MeanNll(CodebookMeans):
-    """Base of the perplexities: what is computed once sums and counts of nll are there."""
+    """Base class of the perplexities. It computes the results from sums and counts of nll."""
 
     higher_is_better = False
 
     def compute(self) -> dict[str, Tensor]:
-        """`ppl`, `ce` (nats), `bits_per_second`, `ppl_q1`..., `ce_q1`..., float64."""
+        """Returns `ppl`, `ce` (nats), `bits_per_second`, `ppl_q1`..., `ce_q1`..., float64."""
         per_codebook = self.means()
         ce = per_codebook.mean()
         return {
@@ -31,10 +28,10 @@ class MeanNll(CodebookMeans):
 
 
 class CodebookPerplexity(MeanNll):
-    """Cross entropy, perplexity and bits per second, per codebook and in all.
+    """Cross entropy, perplexity and bits per second, in total and per codebook.
 
-    CE_k is the mean nll of codebook k's scored codes; `ce` the mean of CE_k over codebooks, `ppl` = exp(ce), computed once
-    from sums over everything seen. It is neither a mean of batch perplexities nor a mean of codebook perplexities.
+    CE_k is the mean nll of the scored codes of codebook k. `ce` is the mean of CE_k over codebooks, and `ppl` = exp(`ce`). Both
+    are computed once, from sums over all updates. `ppl` is not a mean of batch perplexities or of codebook perplexities.
 
     Results: `ppl`, `ce` (nats), `bits_per_second` = frame rate * sum_k CE_k / ln 2, `ppl_q1`..., `ce_q1`....
 
@@ -55,10 +52,10 @@ class CodebookPerplexity(MeanNll):
         return MetricRecipe(units=UNITS, higher_is_better=False, source=source)
 
     def update(self, nll: Tensor) -> None:
-        """Adds (K, T) or (B, K, T) nats; NaN is not counted."""
+        """Adds (K, T) or (B, K, T) nats. NaN values are not counted."""
         self.add(nll)
 
     def window_states(self, batch: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """States of several windows at once, as single updates would leave them: (B, K) each."""
+        """Returns the (B, K) states of several windows at once. They equal the states after single updates."""
         total, count = sums_and_counts(pad_values([window["nll"] for window in batch]))
         return {"total": total, "count": count}

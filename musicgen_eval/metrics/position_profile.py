@@ -1,6 +1,6 @@
-"""Perplexity by position in the window: how it falls as the model hears more, and what happens past the checkpoint's limit.
+"""Perplexity by position in the window, also beyond the checkpoint's limit.
 
-Knows nll and positions, which are counted in frames from the window's first, as the decoder's position table counts them.
+Positions are frames from the start of the window, as in the position table of the decoder.
 """
 
 from typing import Any
@@ -15,22 +15,21 @@ from musicgen_eval.records import CodecSpec, Window
 
 
 class PositionProfile(CodebookMeans):
-    """Cross entropy and perplexity of the codes in each stretch of the window, and on either side of the limit.
+    """Cross entropy and perplexity of each bin of the window, and of the positions within and beyond the limit.
 
         0 s        1 s        2 s             limit           end_s
         |- ce_0s --|- ce_1s --|- ...            |                |
         |-------------- ppl_within -------------|-- ppl_beyond --|
 
-    Results: `ce_<from>s` (nats, mean over codebooks of each codebook's mean) and `ppl_<from>s` = exp of it, by the second
-    at which the stretch begins; `ppl_within` and `ppl_beyond`, of the positions below the checkpoint's limit and of those
-    from it on. A stretch in which some codebook has no code is NaN.
+    Results: `ce_<start>s` in nats and `ppl_<start>s` = exp(`ce_<start>s`) for each bin, named by the second at which it starts.
+    `ce` is the mean over codebooks of the codebook means. `ppl_within` covers the positions below the checkpoint's limit, and
+    `ppl_beyond` the others. If a codebook has no scored codes in a bin, the values of the bin are NaN.
 
     Args:
-        bin_s: how long a stretch is, a whole number of frames.
-        end_s: where the profile ends, a whole number of stretches; codes from here on count for `ppl_within` and
-            `ppl_beyond` alone.
-        max_frames: the limit, where there is no checkpoint to say it.
-        num_codebooks, frame_rate_hz: as `CodebookMeans`.
+        bin_s: Length of a bin in seconds, a whole number of frames.
+        end_s: End of the profile in seconds, a whole number of bins. Later codes count only for `ppl_within` and `ppl_beyond`.
+        max_frames: Limit in frames. In a run, the checkpoint's limit replaces it.
+        num_codebooks, frame_rate_hz: See `CodebookMeans`.
 
     >>> import torch
     >>> metric = PositionProfile(end_s=2, max_frames=50, num_codebooks=1)
@@ -38,7 +37,7 @@ class PositionProfile(CodebookMeans):
     >>> round(metric.compute()["ppl_1s"].item(), 4), round(metric.compute()["ppl_within"].item(), 4)
     (8.0, 8.0)
 
-    Source: the definition of `CodebookPerplexity`, stretch by stretch.
+    Source: the definition of `CodebookPerplexity`, applied to each bin.
     """
 
     higher_is_better = False
@@ -55,12 +54,12 @@ class PositionProfile(CodebookMeans):
         super().__init__(num_codebooks, frame_rate_hz)
 
     def configure(self, spec: CodecSpec) -> None:
-        """Takes codebooks, frame rate and limit from the checkpoint."""
+        """Sets the number of codebooks, the frame rate and the limit to those of the checkpoint, and resets the states."""
         self.max_frames = spec.max_frames
         super().configure(spec)
 
     def _set_up(self, num_codebooks: int, frame_rate_hz: float) -> None:
-        """Lays the stretches: one column of the states each, then one for each side of the limit."""
+        """Creates the states, with one column per bin, one for the positions within the limit and one for those beyond."""
         if not (0 < self.bin_s < float("inf") and 0 < self.end_s < float("inf")):
             raise MetricError(
                 f"PositionProfile: bin_s and end_s must be above 0 and finite, got {self.bin_s} and {self.end_s}"
@@ -69,11 +68,12 @@ class PositionProfile(CodebookMeans):
         if round(bin_frames) < 1 or abs(bin_frames - round(bin_frames)) > 1e-6:
             raise MetricError(
                 f"PositionProfile: bin_s={self.bin_s} s is {bin_frames:g} frames at {frame_rate_hz:g} Hz; "
-                f"choose a multiple of {1 / frame_rate_hz:g} s"
+                f"set bin_s to a multiple of {1 / frame_rate_hz:g} s"
             )
         if round(num_bins) < 1 or abs(num_bins - round(num_bins)) > 1e-6:
             raise MetricError(
-                f"PositionProfile: end_s={self.end_s} s is {num_bins:g} stretches of bin_s={self.bin_s} s; choose a multiple"
+                f"PositionProfile: end_s={self.end_s} s is {num_bins:g} bins of bin_s={self.bin_s} s; set end_s to a multiple of "
+                "bin_s"
             )
         self.bin_frames, self.num_bins = round(bin_frames), round(num_bins)
         self.num_codebooks, self.frame_rate_hz = num_codebooks, frame_rate_hz
@@ -93,11 +93,15 @@ class PositionProfile(CodebookMeans):
         )
 
     def update(self, nll: Tensor, window: Window) -> None:
-        """Adds one window of (K, T) nats, context included; NaN is not counted."""
+        """Adds the (K, T) nats of a window, context included. NaN values are not counted.
+
+        Raises:
+            MetricError: If T is not the number of frames of the window, or K is not the number of codebooks.
+        """
         if nll.shape != (self.num_codebooks, window.num_frames):
             raise MetricError(
-                f"PositionProfile got values of shape {tuple(nll.shape)}; expected "
-                f"({self.num_codebooks}, {window.num_frames}): codebooks and frames of the window"
+                f"PositionProfile: nll has shape {tuple(nll.shape)}, expected ({self.num_codebooks}, {window.num_frames}), "
+                "the numbers of codebooks and of frames of the window"
             )
         missing = self.bin_frames * self.num_bins - window.num_frames  # negative: the window is longer than the profile
         profile = torch.nn.functional.pad(nll, (0, missing), value=float("nan"))
@@ -108,7 +112,7 @@ class PositionProfile(CodebookMeans):
         self.count = self.count + torch.cat(counts, dim=1)
 
     def compute(self) -> dict[str, Tensor]:
-        """The results, float64."""
+        """Returns the results, float64."""
         ce = self.means().mean(0)  # (bins + 2,)
         ppl = ce.exp()
         return {

@@ -1,7 +1,4 @@
-"""How sure a number is: the bootstrap over tracks.
-
-Knows per-track sums; not what they are sums of.
-"""
+"""Confidence intervals by a percentile bootstrap over tracks."""
 
 from collections.abc import Iterator
 
@@ -12,16 +9,16 @@ from torch import Tensor
 NUM_RESAMPLES = 2000
 SEED = 20240
 CONFIDENCE = 0.95
-MAX_WEIGHTS = 1 << 22  # drawn at a time, 32 MB
+MAX_WEIGHTS = 1 << 22  # weights in memory at once: 32 MB
 
 
 def bootstrap_sums(per_track: Tensor, *, num_resamples: int = NUM_RESAMPLES, seed: int = SEED) -> Tensor:
-    """Sums of tracks drawn with replacement, for every resample, as one matrix product.
+    """Returns the sums over tracks for each bootstrap resample, computed as matrix products.
 
     Args:
-        per_track: (N, D) float64, one row a track. Integers below 2^53 stay exact.
-        num_resamples: R.
-        seed: of the draw; the same seed and N draw the same tracks.
+        per_track: (N, D) float64, one row per track. Integers stay exact if their sums are below 2^53.
+        num_resamples: Number of resamples R.
+        seed: Seed of the random generator. The same seed and N give the same resamples.
 
     Returns:
         (R, D) float64.
@@ -34,7 +31,9 @@ def bootstrap_sums(per_track: Tensor, *, num_resamples: int = NUM_RESAMPLES, see
 
 
 def percentile_interval(values: Tensor, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The middle `confidence` of (R,) values; NaN resamples are left out, and NaN when nothing remains.
+    """Returns the limits of the central `confidence` share of (R,) values, ignoring NaN.
+
+    Both limits are NaN if all values are NaN.
 
     >>> percentile_interval(torch.arange(101.0), confidence=0.5)
     (25.0, 75.0)
@@ -48,7 +47,7 @@ def percentile_interval(values: Tensor, *, confidence: float = CONFIDENCE) -> tu
 
 
 def _weights(num_tracks: int, num_resamples: int, draws: np.random.Generator) -> Iterator[Tensor]:
-    """How often each track is drawn, (r, N) float64 at a time, so that memory stays bounded for many tracks."""
+    """Yields the draw counts of all tracks as (r, N) float64 blocks of at most `MAX_WEIGHTS` numbers, to bound memory."""
     rows = max(1, min(num_resamples, MAX_WEIGHTS // num_tracks))
     share = np.full(num_tracks, 1 / num_tracks)
     for first in range(0, num_resamples, rows):

@@ -1,7 +1,6 @@
-"""The files that hold a result: summary.json, tracks.csv, windows.csv, nll.safetensors.
+"""Writes the files of a result: summary.json, tracks.csv, windows.csv and nll.safetensors.
 
-Each is written under another name first, and all are renamed together, so that a folder holds all of them or none. Knows results;
-nothing of how they came about.
+Each file is first written under a temporary name. When all are complete, they are renamed, summary.json last.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ RESULT_FILES = ("summary.json", "tracks.csv", "windows.csv", "nll.safetensors")
 
 
 def write_result(folder: Path, result: EvaluationResult) -> list[Path]:
-    """Writes everything: each file under another name first, then all renamed, summary.json last.
+    """Writes all files of a result.
 
     Args:
-        folder: where to; it exists.
-        result: what was found.
+        folder: Existing folder.
+        result: Result to write.
 
     Returns:
-        The files, in the order of interest.
+        Paths of the files, summary.json first.
 
     Raises:
-        RunError: a file could not be written; none is left.
+        RunError: If a file cannot be written. All result files are then removed.
     """
     metric_keys = [(name, key) for name, values in result.metrics.items() for key in values]
     writers: dict[str, Callable[[Path], object]] = {
@@ -55,7 +54,7 @@ def write_result(folder: Path, result: EvaluationResult) -> list[Path]:
         for name, write in writers.items():
             write(partial[name])
             _sync(partial[name])
-        (folder / "summary.json").unlink(missing_ok=True)  # a run is finished where it stands, beside files of its own
+        (folder / "summary.json").unlink(missing_ok=True)  # a folder with summary.json counts as finished
         for name, path in partial.items():
             path.replace(folder / name)
         _sync(folder)
@@ -63,12 +62,12 @@ def write_result(folder: Path, result: EvaluationResult) -> list[Path]:
         for name, path in partial.items():
             path.unlink(missing_ok=True)
             (folder / name).unlink(missing_ok=True)
-        raise RunError(f"run_dir {folder}: the results could not be written ({error})") from error
+        raise RunError(f"run_dir {folder}: the result files could not be written ({error})") from error
     return [folder / name for name in reversed(writers)]
 
 
 def summary(result: EvaluationResult) -> dict[str, Any]:
-    """What summary.json holds."""
+    """Returns the content of summary.json."""
     return {
         "metrics": {
             name: {key: asdict(value) for key, value in values.items()} for name, values in result.metrics.items()
@@ -81,7 +80,7 @@ def summary(result: EvaluationResult) -> dict[str, Any]:
 
 
 def to_json(value: Any) -> str:
-    """JSON without secrets, and with null for what is not a finite number, which JSON has no word for."""
+    """Returns a value as indented JSON, with secrets redacted and with null for NaN and infinities."""
     return json.dumps(redact_tree(_plain(value)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -126,12 +125,12 @@ def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
 
 
 def cells(row: Iterable[Any]) -> list[Any]:
-    """A row for the csv writer, which quotes newlines, but no carriage return, at which readers end a row."""
+    """Escapes carriage returns in a row. `csv.writer` would not quote them, and readers would end the row there."""
     return [cell.replace("\r", "\\r") if isinstance(cell, str) else cell for cell in row]
 
 
 def _sync(path: Path) -> None:
-    """Brings a file, or the names in a folder, to the disk."""
+    """Flushes a file, or the names in a folder, to disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -140,9 +139,9 @@ def _sync(path: Path) -> None:
 
 
 def _write_curves(path: Path, curves: Mapping[str, Tensor]) -> None:
-    """A safetensors file of float32 curves, one in memory at a time.
+    """Writes float32 curves to a safetensors file, with one curve in memory at a time.
 
-    Source: the format as safetensors 0.6 documents it: length of the header, header in json, tensors one after the other.
+    Source: file format of safetensors 0.6 (length of the header, JSON header, tensors).
     """
     header: dict[str, Any] = {}
     at = 0

@@ -1,10 +1,8 @@
-"""What the windows of a plan have left, from wherever it was kept, in canonical (track, window) order.
+"""Collects the window records of a run in canonical (track, window) order.
 
-    records in memory --+
-                        +--> a place in canonical order --> a StateTable a metric, failures, tensors read when asked for
-    rows of a journal --+
-
-Knows the plan and the metrics; computes nothing of them.
+records in memory --+                               +--> one StateTable per metric
++--> place in canonical order --+--> failures
+rows of a journal --+                               +--> tensors, read from the journal on access
 """
 
 from __future__ import annotations
@@ -20,21 +18,21 @@ from torchmetrics import Metric
 from musicgen_eval.data.planning import Plan
 from musicgen_eval.errors import RunError
 from musicgen_eval.metrics.plugin.states import State
-from musicgen_eval.results.journal.format import Beside, Entry, Row
+from musicgen_eval.results.journal.format import JournalEntry, JournalRow, SideFileRef
 from musicgen_eval.results.state_table import StateTable
 
 
 @dataclass(frozen=True)
 class WindowRecord:
-    """What one window left behind.
+    """The outcome of one window.
 
     Attributes:
-        row: its row in the plan.
-        track_row: its track's row.
-        states: metric name -> state, of those that it left one in; empty where it failed.
-        failure: why it failed.
-        tensors: what else is kept: `nll` (K, T) float32 nats of the whole window, NaN where not scored; `codes` (K, T) int16 or
-            int32 of a continuation.
+        row: Row of the window in the plan.
+        track_row: Row of its track in the plan.
+        states: Metric name -> state. Contains only metrics that were updated on this window, and is empty if it failed.
+        failure: Reason of the failure. None means that the window was measured.
+        tensors: Further tensors: `nll`, (K, T) float32 nats of the whole window, NaN where not scored; `codes`, (K, T) int16
+            or int32, of a continuation.
     """
 
     row: int
@@ -45,16 +43,16 @@ class WindowRecord:
 
 
 class Measurements:
-    """What windows left.
+    """The states, failures and tensors of all windows of a plan.
 
     Args:
-        plan: of the run.
-        metrics: by name.
+        plan: Plan of the run.
+        metrics: Metrics by name.
 
     Attributes:
-        order: (windows,) rows of the plan in canonical order; a place is a position in it.
-        failures: place -> why that window failed.
-        tables: metric name -> states.
+        order: (windows,) rows of the plan in canonical order. A *place* is a position in this array.
+        failures: Place -> reason of the failure.
+        tables: Metric name -> table of window states.
     """
 
     def __init__(self, plan: Plan, metrics: Mapping[str, Metric]) -> None:
@@ -65,10 +63,10 @@ class Measurements:
         self._times = np.zeros(len(self.order), dtype=np.int64)
         self._place_of = np.empty_like(self.order)
         self._place_of[self.order] = np.arange(len(self.order))
-        self._with_tensors: dict[int, WindowRecord | Beside] = {}
+        self._with_tensors: dict[int, WindowRecord | SideFileRef] = {}
 
     def add(self, records: Iterable[WindowRecord]) -> None:
-        """Adds records; each window has one."""
+        """Adds window records. Each window must occur once."""
         for record in records:
             place = self._place(record.row, record.failure)
             for name, table in self.tables.items():
@@ -77,14 +75,19 @@ class Measurements:
             if record.tensors:
                 self._with_tensors[place] = record
 
-    def add_batch(self, plan_rows: Sequence[int], rows: Sequence[Row]) -> None:
-        """Adds a batch of a journal, whose rows are in the order of the plan's; where it was measured before, this counts."""
+    def add_batch(self, plan_rows: Sequence[int], rows: Sequence[JournalRow]) -> None:
+        """Adds a batch from a journal. It replaces an earlier measurement of the same batch.
+
+        Args:
+            plan_rows: Rows of the batch's windows in the plan.
+            rows: Journal rows of the same windows, in the same order.
+        """
         for plan_row, row in zip(plan_rows, rows, strict=True):
-            assert row.window == self.plan.windows.index[plan_row], "a batch's key names its windows"
+            assert row.window == self.plan.windows.index[plan_row], "the key of a batch must identify its windows"
             again = bool(self._times[self._place_of[plan_row]])
             place = self._place(plan_row, row.failure)
             self._times[place] = 1
-            others = row.beside_states()
+            others = row.side_file_states()
             for name, table in self.tables.items():
                 if name in row.numbers or name in others:
                     if row.layouts.get(name) == table.layout:
@@ -92,33 +95,33 @@ class Measurements:
                     else:
                         table.add(place, row.states()[name])
                 elif again:
-                    table.forget(place)
+                    table.remove(place)
             self._with_tensors.pop(place, None)
-            if row.beside is not None and row.beside.tensors:
-                self._with_tensors[place] = row.beside
+            if row.side_file is not None and row.side_file.tensors:
+                self._with_tensors[place] = row.side_file
 
     def check_complete(self) -> None:
-        """Every window of the plan once, or the sums would be of something else than they say.
+        """Checks that every window of the plan has exactly one record.
 
         Raises:
-            RunError: says how many are missing or come twice.
+            RunError: If windows have no record or several.
         """
         missing, repeated = int((self._times == 0).sum()), int((self._times > 1).sum())
         if missing or repeated:
             raise RunError(
-                f"of {len(self.order)} planned windows {missing} left no record and {repeated} more than one; data.limit leaves "
-                "out whole tracks where a Trainer's limits leave out windows, and a run whose journal was damaged is resumed"
+                f"{missing} of {len(self.order)} windows have no record and {repeated} have several; use data.limit instead of "
+                "the Trainer's limit_*_batches, and if the journal was damaged, resume the run"
             )
 
     def has_tensor(self, place: int, name: str) -> bool:
-        """Whether more was kept of a window, by that name."""
+        """Returns True if the window at this place has a tensor of this name."""
         kept = self._with_tensors.get(place)
         return kept is not None and name in kept.tensors
 
     def tensor(self, place: int, name: str) -> Tensor:
-        """It; read now where a journal holds it."""
+        """Returns a tensor of the window at this place, and reads it from the journal if necessary."""
         kept = self._with_tensors[place]
-        return kept.read()[1][name] if isinstance(kept, Beside) else kept.tensors[name]
+        return kept.read()[1][name] if isinstance(kept, SideFileRef) else kept.tensors[name]
 
     def _place(self, plan_row: int, failure: str | None) -> int:
         place = int(self._place_of[plan_row])
@@ -130,11 +133,11 @@ class Measurements:
         return place
 
 
-def entries_of(records: Sequence[WindowRecord], plan: Plan, frame_rate_hz: int) -> list[Entry]:
-    """Records as a journal keeps them: by the ids of tracks, in the order of the plan's rows."""
+def entries_of(records: Sequence[WindowRecord], plan: Plan, frame_rate_hz: int) -> list[JournalEntry]:
+    """Converts records to journal entries, which name tracks by id. The entries are in the order of the plan's rows."""
     entries = []
     for record in sorted(records, key=lambda record: record.row):
         window = plan.windows.window(record.row, plan.tracks.ids)
         seconds = window.target_frames / frame_rate_hz
-        entries.append(Entry(window.track, window.index, seconds, record.failure, record.states, record.tensors))
+        entries.append(JournalEntry(window.track, window.index, seconds, record.failure, record.states, record.tensors))
     return entries

@@ -1,6 +1,6 @@
-"""Numbers by metric and key for many tracks or windows, in columns: a number costs eight bytes.
+"""A compact table of metric values for many tracks or windows.
 
-Knows numbers and their names alone.
+Values are stored in columns, at nine bytes per number.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Numbers = dict[str, dict[str, float]]
 
 
 class NumberTable:
-    """Rows of `{metric: {key: number}}`, of which any may miss any.
+    """A sequence of rows `{metric: {key: number}}`. A row may lack any metric or key.
 
     >>> table = NumberTable()
     >>> table.append({"perplexity": {"ppl": 2.5}})
@@ -26,7 +26,7 @@ class NumberTable:
 
     def __init__(self) -> None:
         self._num_rows = 0
-        self._columns: dict[str, dict[str, tuple[array[float], array[int]]]] = {}  # numbers, and whether there is one
+        self._columns: dict[str, dict[str, tuple[array[float], array[int]]]] = {}  # numbers, and 1 where present
 
     def __len__(self) -> int:
         return self._num_rows
@@ -42,20 +42,20 @@ class NumberTable:
         return (self[row] for row in range(len(self)))
 
     def append(self, row: Mapping[str, Mapping[str, float]]) -> None:
-        """Adds a row."""
+        """Appends a row."""
         for metric, values in row.items():
             columns = self._columns.setdefault(metric, {})
             for key, number in values.items():
                 numbers, given = columns.setdefault(key, (array("d"), array("b")))
-                behind = self._num_rows - len(given)
-                numbers.extend([0.0] * behind)
-                given.extend([0] * behind)
+                num_missing = self._num_rows - len(given)
+                numbers.extend([0.0] * num_missing)
+                given.extend([0] * num_missing)
                 numbers.append(number)
                 given.append(1)
         self._num_rows += 1
 
     def is_number(self, metric: str, key: str) -> NDArray[np.bool_]:
-        """(rows,) Whether there is a number, which is not NaN."""
+        """Returns a (rows,) mask of the rows that have a number other than NaN for this key."""
         found = np.zeros(len(self), dtype=bool)
         if key in self._columns.get(metric, {}):
             numbers, given = self._columns[metric][key]
@@ -63,7 +63,7 @@ class NumberTable:
         return found
 
     def has_numbers(self, metric: str) -> NDArray[np.bool_]:
-        """(rows,) Whether any of a metric's keys has a number."""
+        """Returns a (rows,) mask of the rows that have a number other than NaN for any key of a metric."""
         found = np.zeros(len(self), dtype=bool)
         for key in self._columns.get(metric, {}):
             found |= self.is_number(metric, key)

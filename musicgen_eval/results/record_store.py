@@ -1,9 +1,9 @@
-"""Where the records of a run are kept until its end: in memory, or in a journal, from which it can go on.
+"""Stores the window records of a run in memory, or in a journal from which the run can be resumed.
 
-    module --keep(batch)--> MemoryStore   records of all ranks --gather--> rank 0 --> Measurements
-                            JournalStore  files of all ranks and starts --read--> rank 0 --> Measurements
+    step --keep(batch)--> MemoryStore   records of all ranks --gather--> rank 0 --> Measurements
+                          JournalStore  files of all ranks and starts --read--> rank 0 --> Measurements
 
-Knows plans, batches and records; nothing of Lightning.
+`results/journal/` defines the files.
 """
 
 from __future__ import annotations
@@ -24,30 +24,34 @@ from musicgen_eval.results.state_table import layout_of
 
 
 class RecordStore(Protocol):
-    """Keeps what windows leave."""
+    """A store of window records."""
 
     failed: dict[int, str]
-    """Row of a track -> why it failed, as far as this process knows."""
+    """Row of the track -> reason of the failure, for the failures that this process knows."""
 
     def keep(self, records: Sequence[WindowRecord]) -> None:
-        """Keeps a whole batch."""
+        """Stores the records of a complete batch."""
         ...
 
     def close(self) -> list[WindowRecord]:
-        """Ends keeping; returns what rank 0 cannot read for itself."""
+        """Closes the store, and returns the records that rank 0 cannot read from files."""
         ...
 
     def measurements(self, parts: Sequence[list[WindowRecord]]) -> Measurements:
-        """On rank 0, everything: what `close` returned on every rank, and what can be read."""
+        """Returns the records of all ranks. Called on rank 0 only.
+
+        Args:
+            parts: Results of `close`, one per rank.
+        """
         ...
 
 
 class MemoryStore:
-    """Keeps records in memory; they go with the process.
+    """Stores records in memory. They are lost when the process ends.
 
     Args:
-        plan: of the run.
-        metrics: by name.
+        plan: Plan of the run.
+        metrics: Metrics by name.
     """
 
     def __init__(self, plan: Plan, metrics: Mapping[str, Metric]) -> None:
@@ -57,16 +61,16 @@ class MemoryStore:
         self._records: list[WindowRecord] = []
 
     def keep(self, records: Sequence[WindowRecord]) -> None:
-        """Keeps a whole batch."""
+        """Stores the records of a complete batch."""
         self._records += records
         _note_failures(self.failed, records)
 
     def close(self) -> list[WindowRecord]:
-        """All records of this process."""
+        """Returns all records of this process."""
         return self._records
 
     def measurements(self, parts: Sequence[list[WindowRecord]]) -> Measurements:
-        """The records of all processes."""
+        """Returns the records of all ranks."""
         measured = Measurements(self.plan, self.metrics)
         for records in parts:
             measured.add(records)
@@ -74,17 +78,17 @@ class MemoryStore:
 
 
 class JournalStore:
-    """Keeps records in a journal, where they survive the process.
+    """Stores records in a journal, where they survive the process.
 
     Args:
-        folder: the journal's; it exists.
-        plan: of the run.
-        metrics: by name.
-        batch_size: windows a batch.
-        frame_rate_hz: of the codes.
-        start: which start of the run this is, from 0.
-        rank: of this process.
-        failed: what failed in earlier starts, by row of the track.
+        folder: Existing folder of the journal.
+        plan: Plan of the run.
+        metrics: Metrics by name.
+        batch_size: Windows per batch.
+        frame_rate_hz: Frame rate of the codes.
+        start: Number of this start of the run, from 0.
+        rank: Rank of this process.
+        failed: Failures of earlier starts: row of the track -> reason.
     """
 
     def __init__(
@@ -109,13 +113,13 @@ class JournalStore:
         self._writer: JournalWriter | None = None
 
     def keep(self, records: Sequence[WindowRecord]) -> None:
-        """Appends a whole batch.
+        """Appends the records of a complete batch to the journal.
 
         Raises:
-            RunError: the journal cannot be written to; earlier batches stay.
+            RunError: If the journal cannot be written. Earlier batches are kept.
         """
         if not records:
-            return  # a surplus step
+            return  # this rank has fewer batches than others
         if self._writer is None:
             start, rank = self._place
             layouts = {name: layout_of(metric) for name, metric in self.metrics.items()}
@@ -126,13 +130,13 @@ class JournalStore:
         _note_failures(self.failed, records)
 
     def close(self) -> list[WindowRecord]:
-        """Brings everything to the disk; there is nothing that rank 0 cannot read there."""
+        """Flushes the journal to disk, and returns no records, because rank 0 reads the journal."""
         if self._writer is not None:
             self._writer.close()
         return []
 
     def measurements(self, parts: Sequence[list[WindowRecord]]) -> Measurements:
-        """What the journal holds of all processes and starts."""
+        """Returns the records of all ranks and starts, read from the journal."""
         numbers = batch_numbers(self.plan, self.batch_size)
         measured = Measurements(self.plan, self.metrics)
         for key, rows in JournalReader(self.folder).batches():
@@ -143,14 +147,14 @@ class JournalStore:
 
 @dataclass
 class MeasuredBatches:
-    """What earlier starts of a run have measured.
+    """The batches that earlier starts of a run have measured.
 
     Attributes:
-        batches: their numbers.
-        windows: how many windows they hold.
-        failed: row of the track -> why it failed.
-        starts: how many starts there were.
-        notes: what was found wanting in the journal, a line each.
+        batches: Numbers of the measured batches.
+        windows: Number of windows in these batches.
+        failed: Row of the track -> reason of the failure.
+        starts: Number of earlier starts.
+        notes: Problems found in the journal, one line each.
     """
 
     batches: set[int] = field(default_factory=set)
@@ -160,19 +164,25 @@ class MeasuredBatches:
     notes: list[str] = field(default_factory=list)
 
     def leave_out(self, batches: Collection[int], num_windows: int, batch_size: int) -> None:
-        """Takes some as not done after all."""
+        """Removes batches from the set of measured ones.
+
+        Args:
+            batches: Numbers of the batches to remove.
+            num_windows: Number of windows in the plan.
+            batch_size: Windows per batch.
+        """
         self.batches.difference_update(batches)
         self.windows = sum(len(batch_rows(number, num_windows, batch_size)) for number in self.batches)
 
 
 def read_measured(folder: Path, plan: Plan, batch_size: int, *, retry_failures: bool = False) -> MeasuredBatches:
-    """Finds which batches of a plan are in a journal, whole.
+    """Finds the batches of a plan that are complete in a journal.
 
     Args:
-        folder: the journal's; one that does not exist is empty.
-        plan: of the run.
-        batch_size: windows a batch.
-        retry_failures: a batch with a failed window is not done, so that it is measured again, whole.
+        folder: Folder of the journal. A missing folder is an empty journal.
+        plan: Plan of the run.
+        batch_size: Windows per batch.
+        retry_failures: Whether to leave out batches with a failed window, so that these batches are measured again.
     """
     numbers = batch_numbers(plan, batch_size)
     reader = JournalReader(folder)
@@ -198,13 +208,13 @@ def read_measured(folder: Path, plan: Plan, batch_size: int, *, retry_failures: 
     done.windows = sum(len(batch_rows(number, len(plan.windows), batch_size)) for number in done.batches)
     done.notes = [
         *reader.notes,
-        *([f"{unknown} rows of batches that are no part of the run, left out"] if unknown else []),
+        *([f"skipped {unknown} row{'s' * (unknown > 1)} of batches that are not part of this run"] if unknown else []),
     ]
     return done
 
 
 def batch_numbers(plan: Plan, batch_size: int) -> dict[str, int]:
-    """The number of each batch of a plan, by its key."""
+    """Returns the number of each batch of a plan, by the key of the batch."""
     num_windows = len(plan.windows)
     return {
         batch_key(plan, batch_rows(number, num_windows, batch_size)): number

@@ -1,4 +1,4 @@
-"""What a process has measured so far, for progress displays; results do not come from here."""
+"""Running totals of one process, for progress displays only. Results are computed elsewhere."""
 
 from collections.abc import Sequence
 
@@ -11,9 +11,12 @@ from musicgen_eval.records import CodecSpec
 class RunningTotals:
     """Tracks, seconds and perplexity of the windows that this process has scored.
 
+    Args:
+        spec: Codec specification of the checkpoint.
+
     Attributes:
-        tracks: rows of the tracks seen.
-        scored_seconds: seconds of audio scored; in predict, generated.
+        tracks: Rows of the tracks with at least one scored window.
+        scored_seconds: Scored audio, in seconds. In `predict`, generated audio.
     """
 
     def __init__(self, spec: CodecSpec) -> None:
@@ -23,7 +26,7 @@ class RunningTotals:
 
     @property
     def ppl(self) -> float:
-        """Perplexity of all windows so far; NaN before the first."""
+        """Perplexity of all windows so far, NaN before the first one."""
         state: State = {"total": self._perplexity.total, "count": self._perplexity.count}
         return compute_from(self._perplexity, state)["ppl"]
 

@@ -1,7 +1,7 @@
-"""The states that many windows left in one metric, in columns: a window costs what its numbers do.
+"""A compact table of one metric's states, one per window.
 
-A million small tensors take gigabytes, the same numbers in an array some megabytes. States that are no few numbers, such as lists,
-are kept as they come. Knows states and how they merge; not where they were kept.
+A million small tensors take gigabytes, while the same numbers in an array take megabytes. Therefore small tensor states are stored
+in columns. Other states, such as lists, are kept as they are.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from torchmetrics import Metric
 from musicgen_eval.metrics.plugin.states import State, merge_column, merge_states
 
 MAX_NUMBERS = 64
-"""Of a state that is kept as plain numbers."""
+"""Largest number of elements of a state that is stored as plain numbers."""
 Shape = tuple[str, Sequence[int]]
+"""Dtype name and shape of a tensor."""
 Layout = Mapping[str, Shape]
-"""State -> (dtype, shape), of those that are kept as plain numbers."""
+"""State name -> dtype and shape, for the states that are stored as plain numbers."""
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool,
 )}  # fmt: skip
 
 
 class StateTable:
-    """States of one metric, added in any order, merged in canonical order.
+    """The states of one metric. They can be added in any order, and are merged in canonical order.
 
     Args:
-        metric: gives states and reductions.
+        metric: Metric whose states are stored. It defines their defaults and reductions.
     """
 
     def __init__(self, metric: Metric) -> None:
@@ -39,26 +40,32 @@ class StateTable:
         self._is_flat = len(self.layout) == len(metric._defaults)
         self._places = array("q")
         self._columns = {name: array("d" if _is_float(shape) else "q") for name, shape in self.layout.items()}
-        self._kept: dict[int, State] = {}  # by entry, where columns do not hold it
-        self._nothing: set[int] = set()  # entries that say that there is none
-        self._settled: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+        self._kept: dict[int, State] = {}  # entry -> state that does not fit the columns
+        self._removals: set[int] = set()  # entries that remove the state of their place
+        self._sorted: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
         return len(self._places)
 
     def add(self, place: int, state: State) -> None:
-        """Adds the state of a window; where it had one, the later counts.
+        """Adds the state of a window, and replaces the window's earlier state if there is one.
 
         Args:
-            place: of the window in canonical order.
-            state: what it left.
+            place: Place of the window in canonical order.
+            state: State of the metric after this window.
         """
         numbers = numbers_of(state, self.layout)
         self.add_numbers(place, numbers, {name: state[name] for name in state if name not in numbers})
 
     def add_numbers(self, place: int, numbers: Mapping[str, Sequence[float]], others: State) -> None:
-        """As `add`, for a state of which some parts are plain numbers as `layout` says."""
-        self._settled = None
+        """Adds a state like `add`, with the states of `layout` given as flat numbers.
+
+        Args:
+            place: Place of the window in canonical order.
+            numbers: State name -> flat numbers, for states of `layout`.
+            others: All other states.
+        """
+        self._sorted = None
         if others or len(numbers) < len(self.layout) or not self._is_flat:
             self._kept[len(self._places)] = {
                 **{name: tensor_of(values, self.layout[name]) for name, values in numbers.items()},
@@ -69,32 +76,32 @@ class StateTable:
             column.extend(numbers.get(name) or [0] * _numel(self.layout[name]))  # type: ignore[arg-type]
         self._places.append(place)
 
-    def forget(self, place: int) -> None:
-        """Takes back what a window left, where it was measured again and left nothing."""
-        self._nothing.add(len(self._places))
+    def remove(self, place: int) -> None:
+        """Removes the state of a window that was measured again and has no state now."""
+        self._removals.add(len(self._places))
         self.add_numbers(place, {}, {})
 
     def merged(self, first: int, last: int) -> State | None:
-        """The states of the places first <= place < last as one; None where there are none."""
+        """Returns the merged states of the places first <= place < last, or None if there are none."""
         places, entries = self._in_order()
         low, high = np.searchsorted(places, (first, last)).tolist()
         return self._merge(entries[low:high])
 
     def merged_at(self, counted: NDArray[np.bool_]) -> State | None:
-        """The states of all places that are marked in (places,) as one; None where there are none."""
+        """Returns the merged states of all places that are True in the (places,) mask, or None if there are none."""
         places, entries = self._in_order()
         return self._merge(entries[counted[places]])
 
     def _in_order(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Places in ascending order, and the entry of each: the last one added."""
-        if self._settled is None:
+        """Returns the places in ascending order, and for each the entry that was added last."""
+        if self._sorted is None:
             places = np.frombuffer(self._places, dtype=np.int64)
             order = np.argsort(places, kind="stable")
             counts = np.append(places[order][1:] != places[order][:-1], True)[: len(order)]
-            if self._nothing:
-                counts &= ~np.isin(order, list(self._nothing))
-            self._settled = places[order][counts], order[counts]
-        return self._settled
+            if self._removals:
+                counts &= ~np.isin(order, list(self._removals))
+            self._sorted = places[order][counts], order[counts]
+        return self._sorted
 
     def _merge(self, entries: NDArray[np.int64]) -> State | None:
         if not len(entries):
@@ -118,7 +125,7 @@ class StateTable:
 
 
 def layout_of(metric: Metric) -> Layout:
-    """The states of a metric that are few numbers, by what they are before anything is measured."""
+    """Returns the layout of a metric's small tensor states, from their default values."""
     shapes = {
         name: shape_of(default) for name, default in metric._defaults.items() if isinstance(default, torch.Tensor)
     }
@@ -126,13 +133,13 @@ def layout_of(metric: Metric) -> Layout:
 
 
 def shape_of(value: torch.Tensor) -> Shape | None:
-    """Dtype and shape of a tensor that plain numbers can stand for; None for another."""
+    """Returns the dtype and shape of a tensor, or None if its dtype cannot be stored as plain numbers."""
     dtype = str(value.dtype).removeprefix("torch.")
     return (dtype, list(value.shape)) if dtype in _DTYPES else None
 
 
 def numbers_of(state: State, layout: Layout) -> dict[str, list[float]]:
-    """The states that are as the layout says, each as flat numbers."""
+    """Returns the states whose dtype and shape match the layout, each as flat numbers."""
     return {
         name: value.flatten().tolist()
         for name, value in state.items()
@@ -141,7 +148,7 @@ def numbers_of(state: State, layout: Layout) -> dict[str, list[float]]:
 
 
 def tensor_of(numbers: Sequence[float], shape: Shape) -> torch.Tensor:
-    """The tensor that flat numbers stand for, bit for bit."""
+    """Converts flat numbers back to the tensor, bit for bit."""
     dtype = _DTYPES[shape[0]]
     exact = torch.tensor(numbers, dtype=torch.float64 if dtype.is_floating_point else torch.int64)
     return exact.to(dtype).reshape(list(shape[1]))

@@ -1,9 +1,9 @@
-"""From what windows left behind to results: in all, per track, per window, with intervals.
+"""Computes results from window records: totals with intervals, and values per track and per window.
 
     measurements --drop failed tracks--> merged states --compute--> EvaluationResult
 
-Numbers of tracks and windows are columns, and records of them views of a row, so that a hundred thousand tracks are some megabytes.
-Knows the plan, the bank and statistics; nothing of models, files or Lightning.
+Values of tracks and windows are stored in columns, and their result objects are created on access. Thus the results of 100,000
+tracks take only some megabytes.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True)
 class Value:
-    """A number with what it needs beside it.
+    """A value with its unit and confidence interval.
 
     Attributes:
-        value: the number.
-        unit: its unit; "" where it has none.
-        low, high: 95% percentile bootstrap over tracks; None where it cannot be given.
-        num_tracks: tracks that it speaks of.
+        value: The value.
+        unit: Unit of the value, "" if it has none.
+        low, high: Limits of the 95% confidence interval, by a percentile bootstrap over tracks. None means that there is no
+            interval.
+        num_tracks: Number of tracks that have this value.
     """
 
     value: float
@@ -53,7 +54,18 @@ class Value:
 
 @dataclass(frozen=True)
 class TrackResult:
-    """One track: what became of it, and its numbers by metric and key."""
+    """The outcome of one track.
+
+    Attributes:
+        id: Id of the track.
+        path: Path of the audio file.
+        text: Text of the track. None means no text.
+        status: Outcome of the track.
+        reason: Reason if the status is not "ok", otherwise "".
+        duration_s: Length of the track in whole frames, in seconds.
+        num_windows: Number of counted windows.
+        metrics: Metric name -> key -> value.
+    """
 
     id: str
     path: str
@@ -67,7 +79,12 @@ class TrackResult:
 
 @dataclass(frozen=True)
 class WindowResult:
-    """One window and its numbers by metric and key."""
+    """The values of one window.
+
+    Attributes:
+        window: The window.
+        metrics: Metric name -> key -> value.
+    """
 
     window: Window
     metrics: Mapping[str, Mapping[str, float]]
@@ -75,19 +92,19 @@ class WindowResult:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """All that a run found.
+    """The result of a run.
 
     Attributes:
-        metrics: metric name -> key -> value.
-        tracks: every track of the plan, in its order.
-        windows: every counted window, in (track, window) order.
-        counts: tracks and windows by what became of them, seconds of audio and codes scored.
-        failures: the tracks that failed, and why.
-        recipe: all that the numbers depend on.
-        spec: the checkpoint's codes.
-        nll: track id -> (K, T) float32 nats over the whole track, NaN where not scored; only when curves were kept. Of a run in a
-            folder they are read from its journal when they are asked for.
-        metric_errors: metric name -> why it could not be computed; its `metrics` are empty.
+        metrics: Metric name -> key -> value.
+        tracks: All tracks of the plan, in its order.
+        windows: All counted windows, in (track, window) order.
+        counts: Numbers of tracks by outcome, of ignored files and of windows, and the scored or generated audio in seconds.
+        failures: Failed tracks, with reasons.
+        recipe: Everything that determines the numbers.
+        spec: Codec specification of the checkpoint.
+        nll: Track id -> (K, T) float32 nats over the whole track, NaN where not scored. Empty unless the run kept the nll.
+            For a run with a folder, each tensor is read from the journal on access.
+        metric_errors: Metric name -> error that prevented its computation. The `metrics` of these names are empty.
     """
 
     metrics: Mapping[str, Mapping[str, Value]]
@@ -102,7 +119,7 @@ class EvaluationResult:
 
 
 class _Rows(Sequence[Record]):
-    """A sequence whose records are made when they are asked for."""
+    """A sequence whose items are created on access."""
 
     @overload
     def __getitem__(self, row: int) -> Record: ...
@@ -123,7 +140,7 @@ class _Rows(Sequence[Record]):
 
 
 class _TrackResults(_Rows[TrackResult]):
-    """The tracks of a plan, in its order."""
+    """The results of all tracks, in the order of the plan."""
 
     def __init__(
         self,
@@ -155,7 +172,7 @@ class _TrackResults(_Rows[TrackResult]):
 
 
 class _WindowResults(_Rows[WindowResult]):
-    """The counted windows, in canonical order."""
+    """The results of the counted windows, in canonical order."""
 
     def __init__(self, plan: Plan, rows: NDArray[np.int64], numbers: NumberTable) -> None:
         self._plan, self._rows, self._numbers = plan, rows, numbers
@@ -168,7 +185,7 @@ class _WindowResults(_Rows[WindowResult]):
 
 
 class _Curves(Mapping[str, Tensor]):
-    """The nll of whole tracks, put together when a track's is asked for."""
+    """The nll of whole tracks, assembled from their windows on access."""
 
     def __init__(self, measured: Measurements, places: Mapping[str, tuple[int, range]], spec: CodecSpec) -> None:
         self._measured, self._places, self._spec = measured, places, spec
@@ -187,12 +204,18 @@ class _Curves(Mapping[str, Tensor]):
 def summarise(
     measured: Measurements, *, bank: MetricBank, recipe: Mapping[str, Any], max_failures: int
 ) -> EvaluationResult:
-    """Merges what all windows left, in canonical order, into results.
+    """Computes the result of a run from its window records.
 
-    A track with a failed window leaves none of its windows in any number.
+    If one window of a track failed, none of the track's windows contribute to any number.
+
+    Args:
+        measured: Records of all windows of the plan.
+        bank: Metrics of the run.
+        recipe: Everything that determines the numbers, copied to the result.
+        max_failures: Number of tracks that may fail.
 
     Raises:
-        RunError: more tracks failed than allowed, or not every window of the plan has been measured once.
+        RunError: If more than `max_failures` tracks failed, if no track was measured, or if windows have no record or several.
     """
     measured.check_complete()
     plan = measured.plan
@@ -203,7 +226,7 @@ def summarise(
     is_ok = status.codes == STATUSES.index("ok")
     counted = is_ok[track_of]
     if not counted.any():
-        raise RunError(f"no track could be measured: {next(iter(reasons.values()), 'no windows')}")
+        raise RunError(f"no track could be measured: {next(iter(reasons.values()), 'there are no windows')}")
     first_place = np.searchsorted(track_of, np.arange(len(status) + 1))
     num_windows = np.where(is_ok, np.diff(first_place), 0)
 
@@ -219,7 +242,7 @@ def summarise(
     for name in bank.metrics:
         try:
             metrics[name] = _values(name, bank, measured, counted, first_place, per_track)
-        except Exception as error:  # a stranger's metric may raise anything; the others' results stay
+        except Exception as error:  # a third-party metric may raise anything; keep the other results
             metrics[name], metric_errors[name] = {}, repr(error)
     counted_rows = measured.order[counted]
     curves = {
@@ -241,11 +264,13 @@ def summarise(
 
 
 def interval(metric: Metric, per_track: Sequence[State]) -> dict[str, tuple[float, float]]:
-    """95% percentile bootstrap interval over tracks, by key, for a metric whose states all sum; {} under two tracks.
+    """Returns the 95% confidence interval of each key, by a percentile bootstrap over tracks.
+
+    The result is empty for fewer than two tracks, and for metrics with states that are not reduced by a sum.
 
     Args:
-        metric: gives the computation.
-        per_track: one merged state a track.
+        metric: Metric that computes the values.
+        per_track: Merged states, one per track.
     """
     if len(per_track) < 2 or not is_sum_metric(metric):
         return {}
@@ -271,7 +296,10 @@ def interval(metric: Metric, per_track: Sequence[State]) -> dict[str, tuple[floa
 
 
 def _outcomes(measured: Measurements) -> tuple[StatusColumn, dict[int, str]]:
-    """What became of each track, and why, by row: in the order of the plan's rows, as the first failed window says."""
+    """Returns the status of each track, and the reasons by track row.
+
+    If several windows of a track failed, the reason is that of the first one in the order of the plan's rows.
+    """
     plan = measured.plan
     reasons = dict(plan.reasons)
     codes = plan.status.codes.copy()
@@ -284,13 +312,13 @@ def _outcomes(measured: Measurements) -> tuple[StatusColumn, dict[int, str]]:
 
 
 def _compute_part(measured: Measurements, bank: MetricBank, first: int, last: int) -> dict[str, dict[str, float]]:
-    """The numbers of one track or window; a metric that cannot be computed from so little has no keys."""
+    """Computes the values of one track or window. A metric that cannot be computed from it has no keys."""
     results: dict[str, dict[str, float]] = {}
     for name, table in measured.tables.items():
         try:
             merged = table.merged(first, last)
             results[name] = {} if merged is None else bank.compute_one(name, merged)
-        except Exception:  # such as a correlation of a single value
+        except Exception:  # for example a correlation of a single value
             results[name] = {}
     return results
 
@@ -303,7 +331,10 @@ def _values(
     first_place: NDArray[np.int64],
     per_track: NumberTable,
 ) -> dict[str, Value]:
-    """One metric over all tracks; a track without a number of its own, such as a text gain without a text, is no part of it."""
+    """Computes the values of one metric over all tracks.
+
+    Intervals and `num_tracks` leave out tracks for which the metric has no value, such as the text gain of a track without text.
+    """
     metric, recipe, table = bank.metrics[name].cpu(), bank.recipe(name), measured.tables[name]
     everything = table.merged_at(counted)
     if everything is None:
@@ -333,7 +364,7 @@ def _counts(plan: Plan, status: StatusColumn, counted_rows: NDArray[np.int64], s
 
 
 def _curve(measured: Measurements, row: int, places: range, spec: CodecSpec) -> Tensor:
-    """A track's nll over its whole length from its windows' targets."""
+    """Returns the (K, T) nll of a whole track, assembled from the targets of its windows."""
     plan = measured.plan
     curve = torch.full((spec.num_codebooks, int(plan.num_frames[row])), float("nan"), dtype=torch.float32)
     for place in places:

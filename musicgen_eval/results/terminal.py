@@ -1,7 +1,4 @@
-"""Results as tables for a terminal.
-
-Knows results; writes to whatever console it is given.
-"""
+"""Prints results as tables on a terminal."""
 
 from collections.abc import Mapping, Sequence
 from math import isfinite, log, log2
@@ -18,7 +15,7 @@ MAX_TRACK_ROWS = 40
 
 
 def print_result(result: EvaluationResult, console: Console, *, files: Sequence[Path] = ()) -> None:
-    """Prints a result: perplexity per codebook and in all, other metrics, tracks, counts, and the files written."""
+    """Prints perplexity tables, other metrics, tracks, counts and the paths of the written files."""
     for name, values in result.metrics.items():
         if _is_perplexity(values):
             console.print(_perplexity_table(name, values, result))
@@ -94,7 +91,7 @@ def _track_table(result: EvaluationResult) -> Table:
         status = track.status if track.status == "ok" else escape(redact(f"{track.status}: {track.reason}"))
         table.add_row(escape(redact(track.id)), f"{track.duration_s:.2f}", str(track.num_windows), *numbers, status)
     if len(result.tracks) > MAX_TRACK_ROWS:
-        table.caption = f"the first {MAX_TRACK_ROWS} of {len(result.tracks)}; all stand in tracks.csv"
+        table.caption = f"the first {MAX_TRACK_ROWS} of {len(result.tracks)} tracks; tracks.csv lists all"
     return table
 
 

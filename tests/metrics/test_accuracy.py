@@ -7,7 +7,7 @@ from musicgen_eval.metrics import CodebookAccuracy
 
 
 @pytest.mark.parametrize("top_k", [1, 3])
-def test_accuracy_equals_torchmetrics_on_logits_codebook_by_codebook(top_k, generator):
+def test_accuracy_equals_torchmetrics_per_codebook(top_k, generator):
     logits = torch.randn(4, 50, 16, generator=generator)
     codes = torch.randint(16, (4, 50), generator=generator)
     true = logits.gather(-1, codes.unsqueeze(-1))
@@ -21,14 +21,14 @@ def test_accuracy_equals_torchmetrics_on_logits_codebook_by_codebook(top_k, gene
     assert found["accuracy"].item() == pytest.approx(sum(expected) / 4, rel=1e-6)
 
 
-def test_codes_that_are_not_scored_are_neither_right_nor_wrong():
+def test_unscored_codes_are_not_counted():
     metric = CodebookAccuracy(top_k=5, num_codebooks=1)
     metric.update(torch.tensor([[[-1, -1, 0, 9]]]))
     assert metric.compute()["accuracy"].item() == 0.5
     assert metric.count.item() == 2
 
 
-def test_top_k_is_in_the_recipe_and_at_least_one():
+def test_top_k_is_in_the_recipe_and_must_be_positive():
     assert CodebookAccuracy(top_k=7).recipe.settings == {"top_k": 7}
     with pytest.raises(MetricError, match="top_k must be at least 1, got 0"):
         CodebookAccuracy(top_k=0)

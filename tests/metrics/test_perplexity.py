@@ -13,7 +13,7 @@ from musicgen_eval.models.delay import delay_codes
 
 
 def brute_force(windows: list[Tensor], frame_rate_hz: float) -> dict[str, float]:
-    """The definition, number by number."""
+    """Computes the definition in a plain loop."""
     num_codebooks = windows[0].shape[0]
     ce = []
     for k in range(num_codebooks):
@@ -28,7 +28,7 @@ def brute_force(windows: list[Tensor], frame_rate_hz: float) -> dict[str, float]
 
 
 def random_windows(seed: int, num_windows: int, num_codebooks: int) -> list[Tensor]:
-    """(K, T_i) nats with NaN here and there, never everywhere."""
+    """Returns random (K, T_i) nats, of which some but not all are NaN."""
     generator = torch.Generator().manual_seed(seed)
     windows = []
     for _ in range(num_windows):
@@ -54,7 +54,7 @@ def test_perplexity_equals_brute_force(seed, num_windows, num_codebooks):
 
 @settings(max_examples=30)
 @given(st.integers(0, 1000), st.integers(1, 6))
-def test_states_of_several_windows_at_once_are_those_of_single_updates(seed, num_windows):
+def test_window_states_equal_the_states_of_single_updates(seed, num_windows):
     windows = random_windows(seed, num_windows, 4)
     at_once = CodebookPerplexity().window_states([{"nll": window} for window in windows])
     for row, window in enumerate(windows):
@@ -65,7 +65,7 @@ def test_states_of_several_windows_at_once_are_those_of_single_updates(seed, num
     assert set(at_once) == set(CodebookPerplexity()._defaults)
 
 
-def test_it_is_the_exp_of_the_mean_over_codebooks_and_no_other_average():
+def test_perplexity_is_the_exponential_of_the_mean_over_codebooks():
     nll = torch.tensor([[1.0, 1.0, 1.0, float("nan")], [5.0, float("nan"), float("nan"), float("nan")]])
     metric = CodebookPerplexity(num_codebooks=2)
     metric.update(nll)
@@ -75,7 +75,7 @@ def test_it_is_the_exp_of_the_mean_over_codebooks_and_no_other_average():
     assert abs(ppl - exp((3 * 1 + 5) / 4)) > 1  # micro average
 
 
-def test_it_does_not_depend_on_how_the_data_fall_into_batches():
+def test_perplexity_does_not_depend_on_batches():
     codes = torch.tensor([[[1.0, 2.0]], [[6.0, 7.0]]])
     apart, together = CodebookPerplexity(num_codebooks=1), CodebookPerplexity(num_codebooks=1)
     together.update(codes)
@@ -94,27 +94,27 @@ def test_sums_and_counts_do_not_stall_at_2_to_the_24():
     assert metric.compute()["ce"].item() == (2.0**24 * 3 + 21) / (2**24 + 3)
 
 
-def test_nats_in_half_precision_are_added_in_float64():
+def test_half_precision_nats_are_added_in_float64():
     nll = torch.full((1, 5000), 2.5, dtype=torch.bfloat16)
     metric = CodebookPerplexity(num_codebooks=1)
     metric.update(nll)
     assert metric.compute()["ce"].item() == 2.5
 
 
-def test_nothing_counted_is_nan_and_not_one():
+def test_perplexity_without_counted_codes_is_nan():
     metric = CodebookPerplexity()
     metric.update(torch.full((4, 3), float("nan")))
     assert metric.compute()["ppl"].isnan()
 
 
-def test_a_uniform_guess_costs_the_ceiling():
+def test_a_uniform_guess_reaches_the_ceiling():
     metric = CodebookPerplexity()
     metric.update(torch.full((4, 9), 2048.0).log())
     assert metric.compute()["ppl"].item() == pytest.approx(2048, rel=1e-6)
     assert metric.compute()["bits_per_second"].item() == pytest.approx(2200, rel=1e-6)
 
 
-def test_alone_from_a_decoders_own_logits_it_gives_what_scoring_gives(tiny_model, generator):
+def test_perplexity_from_the_decoders_logits_equals_scoring(tiny_model, generator):
     decoder, delays = tiny_model.decoder, tiny_model.spec.delays
     codes = torch.randint(64, (2, 4, 20), generator=generator)
     steps = delay_codes(codes, delays=delays, special_token=64)
@@ -136,11 +136,11 @@ def test_alone_from_a_decoders_own_logits_it_gives_what_scoring_gives(tiny_model
     found = {key: value.item() for key, value in metric.compute().items()}
     assert found == pytest.approx(expected, rel=1e-6)
     assert found == pytest.approx(brute_force(list(by_window), 50), rel=1e-6)
-    assert abs(found["ce"] - log(64)) > 0.05  # far from a uniform guess, so that an error of a step would show
+    assert abs(found["ce"] - log(64)) > 0.05  # far from a uniform guess, so that a shift by one step would be detected
 
 
 class Training(L.LightningModule):
-    """Anybody's module, which measures as it validates."""
+    """A module of a user, with a metric as submodule."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class Training(L.LightningModule):
         self.ppl = CodebookPerplexity(num_codebooks=1)
 
 
-def test_in_a_lightning_module_cast_to_bf16_it_stays_exact():
+def test_perplexity_stays_exact_in_a_lightning_module_cast_to_bf16():
     module = Training().to(torch.bfloat16)
     assert module.layer.weight.dtype == torch.bfloat16
     for _ in range(1400):

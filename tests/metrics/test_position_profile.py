@@ -34,7 +34,7 @@ def numbers(metric: PositionProfile) -> dict[str, float]:
 
 
 def brute_force(windows: list[Tensor], *, bin_frames: int, num_bins: int, max_frames: int) -> dict[str, list[float]]:
-    """Every code looked at, one by one: the ce of each bin, then of each side of the limit."""
+    """Computes the ce of each bin, and within and beyond the limit, in a plain loop over codes."""
     K = windows[0].shape[0]
     values: list[list[list[float]]] = [[[] for _ in range(K)] for _ in range(num_bins + 2)]
     for nll in windows:
@@ -51,7 +51,7 @@ def brute_force(windows: list[Tensor], *, bin_frames: int, num_bins: int, max_fr
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 4), st.integers(1, 4), st.integers(1, 70))
-def test_the_profile_equals_brute_force_and_merges(seed, num_windows, num_codebooks, max_frames):
+def test_the_profile_equals_brute_force_also_after_merging(seed, num_windows, num_codebooks, max_frames):
     generator = torch.Generator().manual_seed(seed)
 
     def make() -> PositionProfile:
@@ -77,7 +77,7 @@ def test_the_profile_equals_brute_force_and_merges(seed, num_windows, num_codebo
     assert compute_in_place(make(), merged) == pytest.approx(found, rel=1e-12, nan_ok=True)
 
 
-def test_positions_count_from_the_windows_first_frame_context_included():
+def test_positions_start_at_the_first_frame_of_the_context():
     metric = PositionProfile(end_s=3, max_frames=100, num_codebooks=1)
     nll = torch.full((1, 150), 2.0)
     nll[:, :60] = nan
@@ -95,7 +95,7 @@ def test_a_bin_without_codes_is_nan_and_keeps_its_key():
     assert isnan(found["ppl_beyond"])
 
 
-def test_what_lies_past_the_profile_still_counts_on_its_side_of_the_limit():
+def test_codes_after_the_profile_still_count_within_or_beyond_the_limit():
     metric, plain = PositionProfile(end_s=1, max_frames=60, num_codebooks=1), CodebookPerplexity(num_codebooks=1)
     nll = torch.arange(100.0).unsqueeze(0) / 100
     metric.update(nll, window(100))
@@ -104,7 +104,7 @@ def test_what_lies_past_the_profile_still_counts_on_its_side_of_the_limit():
     assert numbers(metric)["ppl_beyond"] == pytest.approx(plain.compute()["ppl"].item(), rel=1e-12)
 
 
-def test_a_checkpoint_sets_codebooks_rate_and_limit():
+def test_a_checkpoint_sets_codebooks_frame_rate_and_limit():
     spec = CodecSpec(16000, 25, 640, 2, 64, 1, (0, 1), 50)
     bank = MetricBank({"position": PositionProfile()}, spec=spec)  # passes the trial
     metric = bank.metrics["position"]
@@ -113,7 +113,7 @@ def test_a_checkpoint_sets_codebooks_rate_and_limit():
     assert metric.recipe.unit("ce_17s") == "nats"
 
 
-def test_the_yaml_of_the_docs_makes_a_profile():
+def test_the_yaml_example_of_the_docs_creates_a_profile():
     shown = re.search(r"<!-- tested: position -->\n```yaml\n(.*?)```", DOCS, re.DOTALL)[1]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--metrics", type=dict[str, Metric])
@@ -121,7 +121,7 @@ def test_the_yaml_of_the_docs_makes_a_profile():
     assert (made.bin_frames, made.num_bins) == (25, 60)
 
 
-def test_its_state_stays_far_below_what_a_window_may_leave():
+def test_the_state_is_far_smaller_than_the_limit():
     metric = PositionProfile(num_codebooks=8)
     num_bytes = sum(state.numel() * state.element_size() for state in (metric.total, metric.count))
     assert num_bytes < MAX_STATE_BYTES / 4
@@ -130,25 +130,25 @@ def test_its_state_stays_far_below_what_a_window_may_leave():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"bin_s": 0.33}, r"bin_s=0.33 s is 16.5 frames at 50 Hz; choose a multiple of 0.02 s"),
-        ({"bin_s": 0.001}, "choose a multiple of 0.02 s"),
+        ({"bin_s": 0.33}, r"bin_s=0.33 s is 16.5 frames at 50 Hz; set bin_s to a multiple of 0.02 s"),
+        ({"bin_s": 0.001}, "set bin_s to a multiple of 0.02 s"),
         ({"bin_s": 0.0}, "bin_s and end_s must be above 0"),
         ({"end_s": float("nan")}, "bin_s and end_s must be above 0"),
-        ({"bin_s": 2.0, "end_s": 7.0}, "end_s=7.0 s is 3.5 stretches of bin_s=2.0 s"),
+        ({"bin_s": 2.0, "end_s": 7.0}, "end_s=7.0 s is 3.5 bins of bin_s=2.0 s"),
     ],
 )
-def test_stretches_that_do_not_come_out_even_are_refused(arguments, message):
+def test_invalid_bins_are_refused(arguments, message):
     with pytest.raises(MetricError, match=message):
         PositionProfile(**arguments)
 
 
 @pytest.mark.parametrize("shape", [(2, 60), (4, 61), (1, 4, 60)])
-def test_values_that_do_not_fit_the_window_are_refused(shape):
+def test_values_of_another_shape_than_the_window_are_refused(shape):
     with pytest.raises(MetricError, match=r"expected \(4, 60\)"):
         PositionProfile().update(torch.zeros(shape), window(60))
 
 
-def test_the_demo_model_breaks_at_its_limit_and_not_before():
+def test_the_perplexity_of_the_demo_model_rises_at_its_limit():
     model = load_model("demo")
     metric = PositionProfile(end_s=14)
     metric.configure(model.spec)

@@ -9,7 +9,7 @@ from musicgen_eval.results.bootstrap import bootstrap_sums, percentile_interval
 
 
 def slow_bootstrap(per_track: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
-    """The same draws, track by track."""
+    """Computes the same sums track by track."""
     draws = np.random.default_rng(seed)
     num_tracks = len(per_track)
     sums = []
@@ -30,15 +30,15 @@ def test_bootstrap_sums_equal_a_slow_loop_with_the_same_draws():
     np.testing.assert_allclose(found.numpy(), slow_bootstrap(per_track, 40, 5), rtol=1e-12, atol=1e-12)
 
 
-def test_every_resample_draws_as_many_tracks_as_there_are():
+def test_every_resample_draws_the_full_number_of_tracks():
     sums = bootstrap_sums(torch.ones(11, 1, dtype=torch.float64), num_resamples=50)
     assert (sums == 11).all()
 
 
-def test_draws_in_pieces_are_the_draws_in_one(monkeypatch):
+def test_draws_in_blocks_equal_draws_at_once(monkeypatch):
     per_track = torch.randn(9, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     whole = bootstrap_sums(per_track, num_resamples=64)
-    rows_a_piece = []
+    rows_per_block = []
     original = np.random.Generator.multinomial
 
     class Counting:
@@ -46,24 +46,24 @@ def test_draws_in_pieces_are_the_draws_in_one(monkeypatch):
             self.draws = np.random.Generator(np.random.PCG64(seed))
 
         def multinomial(self, n, share, size):
-            rows_a_piece.append(size)
+            rows_per_block.append(size)
             return original(self.draws, n, share, size=size)
 
     monkeypatch.setattr(statistics, "MAX_WEIGHTS", 9 * 7)
     monkeypatch.setattr(np.random, "default_rng", Counting)
-    pieces = bootstrap_sums(per_track, num_resamples=64)
-    assert rows_a_piece == [7] * 9 + [1]
-    torch.testing.assert_close(pieces, whole, rtol=1e-14, atol=1e-14)
+    in_blocks = bootstrap_sums(per_track, num_resamples=64)
+    assert rows_per_block == [7] * 9 + [1]
+    torch.testing.assert_close(in_blocks, whole, rtol=1e-14, atol=1e-14)
 
 
-def test_the_same_seed_draws_the_same_tracks_and_another_draws_others():
+def test_resamples_depend_on_the_seed_only():
     per_track = torch.arange(20.0, dtype=torch.float64).reshape(10, 2)
     assert torch.equal(bootstrap_sums(per_track), bootstrap_sums(per_track))
     assert not torch.equal(bootstrap_sums(per_track), bootstrap_sums(per_track, seed=1))
     assert bootstrap_sums(per_track).shape == (2000, 2)
 
 
-def test_counts_stay_whole_numbers():
+def test_sums_of_integers_are_exact():
     counts = torch.tensor([[2.0**51 + 1], [3.0], [5.0]], dtype=torch.float64)
     sums = bootstrap_sums(counts, num_resamples=30)
     assert (sums == sums.round()).all()
@@ -72,20 +72,20 @@ def test_counts_stay_whole_numbers():
     }
 
 
-def test_the_interval_is_the_middle_of_the_sorted_values():
+def test_the_interval_is_bounded_by_quantiles():
     values = torch.arange(1000.0, dtype=torch.float64)[torch.randperm(1000, generator=torch.Generator().manual_seed(0))]
     expected = np.quantile(values.numpy(), [0.05, 0.95])
     assert percentile_interval(values, confidence=0.9) == pytest.approx(tuple(expected))
 
 
-def test_resamples_without_a_value_are_left_out():
+def test_nan_resamples_are_ignored():
     nan = float("nan")
     assert percentile_interval(torch.tensor([nan, 1.0, 3.0, nan]), confidence=1.0) == (1.0, 3.0)
     assert all(math.isnan(end) for end in percentile_interval(torch.tensor([nan, nan])))
 
 
-def test_the_interval_of_a_ratio_covers_the_truth_about_as_often_as_it_says():
-    """400 data sets of 60 tracks: nll a track is normal around 3 nats a code, and lengths differ."""
+def test_the_interval_of_a_ratio_has_the_nominal_coverage():
+    """Uses 400 data sets of 60 tracks of different length, with a mean nll per track that is normal around 3 nats."""
     draws = np.random.default_rng(7)
     covered = 0
     for _ in range(400):

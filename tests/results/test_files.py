@@ -30,7 +30,7 @@ def result():
     )
 
 
-def test_everything_stands_in_the_folder_and_nothing_half_written(tmp_path, result):
+def test_all_files_are_complete_and_no_partial_file_remains(tmp_path, result):
     files = write_result(tmp_path, result)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in files)
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -53,7 +53,7 @@ def test_everything_stands_in_the_folder_and_nothing_half_written(tmp_path, resu
     assert (window["start_s"], window["context_s"], window["target_s"]) == ("0.0", "0.5", "1.0")
 
 
-def test_json_has_null_for_what_is_no_number():
+def test_nan_and_infinity_become_null_in_json():
     assert json.loads(to_json({"a": float("nan"), "b": [float("inf"), 1], "c": (2,)})) == {
         "a": None,
         "b": [None, 1],
@@ -61,7 +61,7 @@ def test_json_has_null_for_what_is_no_number():
     }
 
 
-def test_results_that_cannot_be_written_leave_nothing(tmp_path, result, monkeypatch):
+def test_a_failed_write_leaves_no_files(tmp_path, result, monkeypatch):
     from musicgen_eval.results import files as result_files
 
     def full_disk(path, rows):
@@ -73,7 +73,7 @@ def test_results_that_cannot_be_written_leave_nothing(tmp_path, result, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_curves_are_a_safetensors_file_like_any_other(tmp_path, result):
+def test_safetensors_reads_the_written_curves(tmp_path, result):
     curves = {"a": torch.randn(2, 7), 'b/ü "x"\n.wav': torch.full((2, 3), float("nan")), "empty": torch.zeros(2, 0)}
     result.nll.update(curves)
     write_result(tmp_path, result)

@@ -1,6 +1,6 @@
-"""Records and rows of a journal, put in their places; and a journal's results against torchmetrics' own.
+"""Tests the order of records and journal rows, and compares results from a journal with those of torchmetrics.
 
-The cases, and the program of the two processes that synchronise, are those of tests/metrics/plugin/test_states.py.
+The metrics, and the program whose two processes synchronise, are defined in tests/metrics/plugin/test_states.py.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ from musicgen_eval.data.track_index import TrackIndex
 from musicgen_eval.data.windows import plan_windows
 from musicgen_eval.errors import RunError
 from musicgen_eval.metrics.plugin.states import State, compute_from, merge_states
-from musicgen_eval.results.journal.format import Beside, Entry, Row
+from musicgen_eval.results.journal.format import JournalEntry, JournalRow, SideFileRef
 from musicgen_eval.results.journal.reader import JournalReader
 from musicgen_eval.results.journal.writer import JournalWriter
 from musicgen_eval.results.measurements import Measurements, WindowRecord, entries_of
@@ -57,7 +57,7 @@ def plan() -> Plan:
 
 
 def record(plan: Plan, row: int, **changes) -> WindowRecord:
-    """A window that left ten times its track and its index."""
+    """Returns a record whose states hold ten times the track row plus the window index."""
     number = torch.tensor(10.0 * int(plan.windows.track[row]) + int(plan.windows.index[row]))
     states: dict[str, State] = {"sum": {"sum_value": number}, "cat": {"value": [number.reshape(1)] * row}}
     made = WindowRecord(
@@ -67,12 +67,12 @@ def record(plan: Plan, row: int, **changes) -> WindowRecord:
 
 
 def canonical(plan: Plan) -> list[int]:
-    """Rows of the plan in (track, window) order."""
+    """Returns the rows of the plan in (track, window) order."""
     return sorted(range(len(plan.windows)), key=lambda row: (plan.windows.track[row], plan.windows.index[row]))
 
 
 def journalled(folder: Path, plan: Plan, batches: list[list[WindowRecord]], layouts=None) -> Measurements:
-    """What comes of batches through a journal."""
+    """Writes batches to a journal and reads them back."""
     if layouts is None:
         layouts = {name: layout_of(metric) for name, metric in METRICS.items()}
     writer = JournalWriter(folder, start=0, rank=0, layouts=layouts)
@@ -88,7 +88,7 @@ def journalled(folder: Path, plan: Plan, batches: list[list[WindowRecord]], layo
 
 
 def values(measured: Measurements, name: str, key: str) -> list[object]:
-    """Of each place what one metric's state is, as lists."""
+    """Returns one state of a metric for each place, as lists."""
     merged = [measured.tables[name].merged(place, place + 1) for place in range(len(measured.order))]
     return [
         state and [part.tolist() for part in (state[key] if isinstance(state[key], list) else [state[key]])]
@@ -97,7 +97,7 @@ def values(measured: Measurements, name: str, key: str) -> list[object]:
 
 
 @pytest.mark.parametrize("way", ["memory", "journal", "journal of another layout"])
-def test_whatever_the_order_of_windows_each_comes_to_its_place(tmp_path, plan, way):
+def test_windows_in_any_order_come_to_their_canonical_places(tmp_path, plan, way):
     records = [record(plan, row) for row in range(len(plan.windows))]
     Random(3).shuffle(records)
     if way == "memory":
@@ -120,7 +120,7 @@ def test_whatever_the_order_of_windows_each_comes_to_its_place(tmp_path, plan, w
         assert torch.equal(measured.tensor(place, "nll"), torch.full((2, 3), float(row)))
 
 
-def test_failures_are_kept_by_place_and_the_later_measurement_counts(tmp_path, plan):
+def test_failures_are_stored_by_place_and_the_later_measurement_counts(tmp_path, plan):
     rows = range(3)
     first = [record(plan, 0, states={}, tensors={}, failure="gone"), record(plan, 1), record(plan, 2)]
     again = [record(plan, 0), record(plan, 1, states={}, tensors={}, failure="now this"), record(plan, 2, tensors={})]
@@ -132,25 +132,25 @@ def test_failures_are_kept_by_place_and_the_later_measurement_counts(tmp_path, p
     assert measured.tables["sum"].merged(place[0], place[0] + 1) is not None
 
 
-def test_a_batch_that_comes_twice_counts_once_and_a_record_that_does_is_an_error(tmp_path, plan):
+def test_a_repeated_batch_counts_once_and_a_repeated_record_is_an_error(tmp_path, plan):
     records = [record(plan, row) for row in range(len(plan.windows))]
     journalled(tmp_path, plan, [records, records]).check_complete()
     measured = Measurements(plan, METRICS)
     measured.add([*records, records[0]])
-    with pytest.raises(RunError, match="0 left no record and 1 more than one"):
+    with pytest.raises(RunError, match=f"0 of {len(records)} windows have no record and 1 have several"):
         measured.check_complete()
     measured = Measurements(plan, METRICS)
     measured.add(records[2:])
-    with pytest.raises(RunError, match=f"of {len(records)} planned windows 2 left no record and 0 more than one"):
+    with pytest.raises(RunError, match=f"2 of {len(records)} windows have no record and 0 have several"):
         measured.check_complete()
 
 
-def test_of_a_journal_only_where_its_tensors_lie_is_kept_in_memory(tmp_path, plan):
+def test_tensors_of_a_journal_are_not_kept_in_memory(tmp_path, plan):
     measured = journalled(tmp_path, plan, [[record(plan, row) for row in range(len(plan.windows))]])
-    assert {type(kept) for kept in measured._with_tensors.values()} == {Beside}
+    assert {type(kept) for kept in measured._with_tensors.values()} == {SideFileRef}
 
 
-def test_entries_name_tracks_and_seconds_in_the_order_of_the_plan(plan):
+def test_entries_have_track_ids_and_seconds_in_the_order_of_the_plan(plan):
     records = [record(plan, row) for row in range(len(plan.windows))]
     entries = entries_of(list(reversed(records)), plan, 50)
     for row, entry in enumerate(entries):
@@ -161,7 +161,7 @@ def test_entries_name_tracks_and_seconds_in_the_order_of_the_plan(plan):
     assert sum(entry.seconds for entry in entries) == pytest.approx(27 / 50)
 
 
-# Against torchmetrics
+# Comparison with torchmetrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:Metric `SpearmanCorrcoef` will save all:UserWarning")
 PROGRAM = Path(__file__).parents[1] / "metrics" / "plugin" / "test_states.py"
@@ -169,7 +169,7 @@ PROGRAM = Path(__file__).parents[1] / "metrics" / "plugin" / "test_states.py"
 
 @pytest.fixture(scope="module")
 def merging() -> ModuleType:
-    """The cases of tests/metrics/plugin/test_states.py."""
+    """The module tests/metrics/plugin/test_states.py, which defines the cases."""
     spec = importlib.util.spec_from_file_location("merging_cases", PROGRAM)
     assert spec is not None
     assert spec.loader is not None
@@ -180,7 +180,7 @@ def merging() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def synchronised(tmp_path_factory) -> dict[str, tuple[State, dict[str, float]]]:
-    """What torchmetrics made of all windows on two processes: by case, the states and the result."""
+    """The states and results of each case, as torchmetrics synchronises them between two processes."""
     folder = tmp_path_factory.mktemp("gloo")
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     processes = [
@@ -197,7 +197,7 @@ def synchronised(tmp_path_factory) -> dict[str, tuple[State, dict[str, float]]]:
 
 @pytest.fixture(scope="module")
 def from_journal(merging, tmp_path_factory) -> dict[str, dict[str, float]]:
-    """What comes of the same windows through a journal of two processes: by case, the result."""
+    """Results from a journal that two processes wrote, by metric."""
     folder, num = tmp_path_factory.mktemp("journal"), merging.NUM_WINDOWS
     plan = plan_of([5] * num)
     metrics = {name: make() for name, (make, _) in merging.CASES.items()}
@@ -207,13 +207,15 @@ def from_journal(merging, tmp_path_factory) -> dict[str, dict[str, float]]:
     for rank in (1, 0):
         writer = JournalWriter(folder, start=0, rank=rank, layouts=layouts)
         for rows in batches[rank::2]:
-            kept = [Entry(f"t{row}", 0, 0.1, states={name: states[name][row] for name in metrics}) for row in rows]
+            kept = [
+                JournalEntry(f"t{row}", 0, 0.1, states={name: states[name][row] for name in metrics}) for row in rows
+            ]
             writer.append(batch_key(plan, rows), kept)
         writer.close()
     rows_of = {batch_key(plan, rows): rows for rows in batches}
     measured = Measurements(plan, metrics)
     for key, found in JournalReader(folder).batches():
-        assert all(isinstance(row, Row) for row in found)
+        assert all(isinstance(row, JournalRow) for row in found)
         measured.add_batch(rows_of[key], found)
     measured.check_complete()
     results = {}
@@ -227,7 +229,7 @@ def from_journal(merging, tmp_path_factory) -> dict[str, dict[str, float]]:
     return results
 
 
-def test_results_through_a_journal_are_those_that_torchmetrics_synchronises(merging, synchronised, from_journal):
+def test_results_from_a_journal_equal_those_of_torchmetrics_synchronisation(merging, synchronised, from_journal):
     compared = [name for name in merging.CASES if name not in merging.DEPENDS_ON_PARTS]
     assert len(compared) > 10
     for name in compared:
@@ -235,7 +237,7 @@ def test_results_through_a_journal_are_those_that_torchmetrics_synchronises(merg
         assert from_journal[name] == pytest.approx(synchronised[name][1], rel=relative, abs=0), name
 
 
-def test_a_journal_moves_no_bit_of_any_result(merging, from_journal):
+def test_results_from_a_journal_and_from_memory_are_bit_identical(merging, from_journal):
     for name, (make, _) in merging.CASES.items():
         metric = make()
         in_memory = compute_from(metric, merge_states(metric, merging.states_of(name)))

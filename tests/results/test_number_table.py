@@ -1,4 +1,4 @@
-"""A table of numbers against a list of dictionaries."""
+"""Compares a NumberTable with a list of dictionaries."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ ROWS = st.lists(st.dictionaries(NAMES, st.dictionaries(NAMES, st.floats(width=64
 
 
 @given(ROWS)
-def test_a_table_is_a_list_of_dictionaries(rows):
+def test_a_table_equals_a_list_of_dictionaries(rows):
     table = NumberTable()
     for number, row in enumerate(rows):
         table.append(row)
@@ -30,14 +30,14 @@ def test_a_table_is_a_list_of_dictionaries(rows):
 
 
 def sorted_like(expected: dict[str, dict[str, float]], found: dict[str, dict[str, float]]) -> str:
-    """What a row should be, its keys in the order of the table's columns; NaN is like itself."""
+    """Returns the repr of the expected row, with keys in the order of the table's columns. The repr makes NaN equal to NaN."""
     assert {metric: values.keys() for metric, values in expected.items()} == {
         metric: values.keys() for metric, values in found.items()
     }
     return repr({metric: {key: expected[metric][key] for key in values} for metric, values in found.items()})
 
 
-def test_rows_are_counted_from_either_end_and_no_further():
+def test_rows_can_be_indexed_from_both_ends():
     table = NumberTable()
     table.append({"ppl": {"ppl": 1.0}})
     table.append({})

@@ -23,7 +23,7 @@ from musicgen_eval.results.measurements import Measurements, WindowRecord
 from musicgen_eval.results.summary import interval, summarise
 
 SPEC = CodecSpec(32000, 50, 640, 2, 16, 1, (0, 1), 20)
-FRAMES = [23, 7, 0, 15, 30, 0]  # of six tracks; the third failed to open, the last is too short
+FRAMES = [23, 7, 0, 15, 30, 0]  # frames per track; the third track cannot be opened, the last one is too short
 STATUS = ["ok", "ok", "failed", "ok", "ok", "too_short"]
 CONTEXT, TARGET = 4, 6
 TEXTS = ["EDM", None, "jazz", None, None, None]
@@ -63,7 +63,7 @@ def bank() -> MetricBank:
 
 
 def nats_of(plan: Plan, row: int, shift: float = 0.0) -> Tensor:
-    """(K, T) nats of a window, NaN on its context."""
+    """Returns random (K, T) nats of a window, NaN on its context."""
     window = plan.windows.window(row, plan.tracks.ids)
     generator = torch.Generator().manual_seed(1000 * int(plan.windows.track[row]) + window.index)
     nll = torch.rand((2, window.num_frames), generator=generator) * 5 + shift
@@ -84,7 +84,7 @@ def scored(plan: Plan, row: int, nll: Tensor) -> ScoredWindow:
 
 @pytest.fixture
 def records(plan, bank) -> list[WindowRecord]:
-    """One for each window, in scoring order."""
+    """One record per window, in scoring order."""
     made = []
     for row in range(len(plan.windows)):
         track = int(plan.windows.track[row])
@@ -96,7 +96,7 @@ def records(plan, bank) -> list[WindowRecord]:
 
 
 def brute_force(plan: Plan, tracks: set[int], windows: set[int] | None = None) -> dict[str, float]:
-    """Perplexity over the windows of some tracks, number by number."""
+    """Computes the perplexity over the windows of some tracks in a plain loop."""
     ce = []
     for k in range(2):
         counted = [
@@ -139,7 +139,7 @@ def test_totals_tracks_and_windows_equal_brute_force(records, plan, bank):
         assert window.metrics["ppl"] == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_order_of_the_records_does_not_move_a_bit(records, plan, bank):
+def test_results_do_not_depend_on_the_order_of_records(records, plan, bank):
     first = summarised(records, plan, bank)
     for seed in range(3):
         mixed = list(records)
@@ -151,11 +151,11 @@ def test_the_order_of_the_records_does_not_move_a_bit(records, plan, bank):
         assert [track.metrics["ppl"] for track in again.tracks if track.metrics] == [
             track.metrics["ppl"] for track in first.tracks if track.metrics
         ]
-        assert repr(again.windows) == repr(first.windows)  # NaN is like itself
+        assert repr(again.windows) == repr(first.windows)  # repr makes NaN equal to NaN
         assert (again.counts, again.failures) == (first.counts, first.failures)
 
 
-def test_a_failed_window_takes_its_whole_track_out_of_every_number(records, plan, bank):
+def test_a_failed_window_excludes_its_whole_track_from_every_number(records, plan, bank):
     row = next(row for row in range(len(plan.windows)) if plan.windows.track[row] == 4 and plan.windows.index[row] == 2)
     records[row] = WindowRecord(row, 4, failure="t4.wav: cut short")
     result = summarised(records, plan, bank, max_failures=2)
@@ -169,7 +169,7 @@ def test_a_failed_window_takes_its_whole_track_out_of_every_number(records, plan
     assert result.metrics["ppl"]["ppl"].num_tracks == 3
 
 
-def test_too_many_failed_tracks_end_the_run_and_name_the_setting(records, plan, bank):
+def test_too_many_failed_tracks_raise_an_error_that_names_the_setting(records, plan, bank):
     for row, record in enumerate(records):
         if record.track_row == 0:
             records[row] = WindowRecord(row, 0, failure="t0.wav: cut short")
@@ -180,20 +180,20 @@ def test_too_many_failed_tracks_end_the_run_and_name_the_setting(records, plan, 
     summarised(records, plan, bank, max_failures=2)
 
 
-def test_when_every_track_failed_there_is_an_error_and_no_empty_result(records, plan, bank):
+def test_an_error_is_raised_if_every_track_failed(records, plan, bank):
     failed = [WindowRecord(record.row, record.track_row, failure="gone") for record in records]
     with pytest.raises(RunError, match="no track could be measured: "):
         summarised(failed, plan, bank, max_failures=6)
 
 
-def test_a_lost_or_repeated_window_is_an_error_and_not_another_number(records, plan, bank):
-    with pytest.raises(RunError, match=f"of {len(records)} planned windows 1 left no record and 0 more than one"):
+def test_a_missing_or_repeated_window_is_an_error(records, plan, bank):
+    with pytest.raises(RunError, match=f"1 of {len(records)} windows have no record and 0 have several"):
         summarised(records[1:], plan, bank)
-    with pytest.raises(RunError, match="0 left no record and 1 more than one"):
+    with pytest.raises(RunError, match=f"0 of {len(records)} windows have no record and 1 have several"):
         summarised([*records, records[3]], plan, bank)
 
 
-def test_counts_say_what_became_of_everything(records, plan, bank):
+def test_counts_include_tracks_by_outcome_windows_and_seconds(records, plan, bank):
     assert summarised(records, plan, bank).counts == {
         "tracks_in_source": 9,
         "tracks": 6,
@@ -207,7 +207,7 @@ def test_counts_say_what_became_of_everything(records, plan, bank):
     }
 
 
-def test_curves_lay_the_targets_of_all_windows_side_by_side(records, plan, bank):
+def test_curves_join_the_targets_of_all_windows(records, plan, bank):
     result = summarised(records, plan, bank)
     assert list(result.nll) == ["t0", "t1", "t3", "t4"]
     for track, curve in result.nll.items():
@@ -227,7 +227,7 @@ def test_curves_lay_the_targets_of_all_windows_side_by_side(records, plan, bank)
     assert summarised(without, plan, bank).nll.keys() == set()
 
 
-def test_curves_are_nan_where_nothing_was_scored(plan, bank):
+def test_curves_are_nan_at_unscored_frames(plan, bank):
     skipping = replace(plan, windows=plan_windows(FRAMES, CONTEXT, TARGET, "skip").in_scoring_order())
     made = []
     for row in range(len(skipping.windows)):
@@ -239,7 +239,7 @@ def test_curves_are_nan_where_nothing_was_scored(plan, bank):
         assert not curve[:, CONTEXT:].isnan().any()
 
 
-def test_intervals_are_the_bootstrap_over_tracks(records, plan, bank):
+def test_intervals_equal_a_bootstrap_over_tracks(records, plan, bank):
     value = summarised(records, plan, bank).metrics["ppl"]["ppl"]
     per_track = []
     for row in (0, 1, 3, 4):
@@ -253,7 +253,7 @@ def test_intervals_are_the_bootstrap_over_tracks(records, plan, bank):
     assert (value.unit, value.num_tracks) == ("", 4)
 
 
-def test_there_is_no_interval_for_what_does_not_sum_or_under_two_tracks(records, plan, bank):
+def test_there_is_no_interval_for_other_reductions_or_fewer_than_two_tracks(records, plan, bank):
     worst = summarised(records, plan, bank).metrics["worst"]["value"]
     assert worst.value == max(nats_of(plan, row).nan_to_num(-1).max().item() for row in range(len(plan.windows)))
     assert (worst.low, worst.high, worst.num_tracks) == (None, None, 4)
@@ -267,7 +267,7 @@ def test_there_is_no_interval_for_what_does_not_sum_or_under_two_tracks(records,
     assert interval(bank.metrics["ppl"], [merge_states(bank.metrics["ppl"], states)]) == {}
 
 
-def test_a_metric_speaks_of_the_tracks_that_gave_it_a_number(records, plan, bank):
+def test_num_tracks_counts_only_tracks_with_a_value(records, plan, bank):
     result = summarised(records, plan, bank)
     gain = result.metrics["text_gain"]["nats_per_second"]
     assert gain.value == pytest.approx(0.5 * 2 * 50, rel=1e-6)
@@ -279,7 +279,7 @@ def test_a_metric_speaks_of_the_tracks_that_gave_it_a_number(records, plan, bank
     assert result.tracks[1].metrics["text_mean"] == {}
 
 
-def test_a_metric_that_never_had_a_row_has_no_numbers(records, plan, bank):
+def test_a_metric_without_states_has_no_values(records, plan, bank):
     without = [
         replace(record, states={name: state for name, state in record.states.items() if name != "text_mean"})
         for record in records

@@ -31,25 +31,25 @@ def printed(num_tracks=1, track="song [live].mp3", metrics=None, errors=None):
     return out.getvalue()
 
 
-def test_names_are_printed_as_they_are_and_not_as_markup():
+def test_names_are_not_interpreted_as_markup():
     text = printed()
     assert "song [live].mp3" in text
     assert "[b]odd[/b]" in text
     assert "a [/b].wav" in printed(track="a [/b].wav")
 
 
-def test_perplexity_stands_beside_its_ceiling_and_interval():
+def test_perplexity_is_printed_with_its_ceiling_and_interval():
     text = printed()
     assert "300" in text  # 50 frames x log2(64) bits
     assert "2.00 to 3.00" in text
 
 
-def test_a_metric_with_keys_of_its_own_is_listed_and_its_error_said():
+def test_other_metrics_and_metric_errors_are_printed():
     text = printed(metrics={"odd": {"ppl": Value(7.125, "", None, None, 1)}}, errors={"broken": "ValueError('no')"})
     assert "odd/ppl" in text
     assert "7.1250" in text
     assert "metric broken could not be computed: ValueError('no')" in text
 
 
-def test_many_tracks_are_cut_and_said_so():
+def test_a_long_track_table_is_shortened_with_a_note():
     assert f"the first {MAX_TRACK_ROWS} of {MAX_TRACK_ROWS + 5}" in printed(MAX_TRACK_ROWS + 5)

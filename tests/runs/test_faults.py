@@ -232,7 +232,9 @@ def test_a_disk_that_fills_up_keeps_whole_batches_and_the_run_goes_on_when_there
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, hard))
     try:
-        with pytest.raises(RunError, match=r"the journal could not be written .*File too large.*make room and resume"):
+        with pytest.raises(
+            RunError, match=r"the journal could not be written .*File too large.*free disk space and resume the run"
+        ):
             perplexity(songs, checkpoint, run_dir=tmp_path / "x", **settings)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

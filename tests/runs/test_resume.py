@@ -176,7 +176,7 @@ def test_a_torn_journal_costs_what_it_tore(songs, checkpoint, tmp_path, encoded,
     encoded.clear()
     assert main(["evaluate", "--resume", str(tmp_path / "x")]) == 0
     said = capsys.readouterr().err
-    assert "000-r0.jsonl: 1 torn or damaged line left out" in said
+    assert "000-r0.jsonl: skipped 1 truncated or damaged line" in said
     assert sum(encoded) in (1, 2)  # the last batch, whole
     assert files(tmp_path / "x") == before
 
@@ -546,4 +546,4 @@ def test_rows_that_are_damaged_later_are_named(songs, checkpoint, tmp_path):
     reader = JournalReader(tmp_path / "x" / "journal")
     num_rows = sum(len(rows) for _, rows in reader.batches())
     assert num_rows == len((side_car.with_suffix(".jsonl")).read_text().splitlines()) - 1 - 2
-    assert "whose side-car is not whole" in reader.notes[-1]
+    assert "missing or damaged data in the side file" in reader.notes[-1]

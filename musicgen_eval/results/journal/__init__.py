@@ -1,13 +1,13 @@
-"""What has been measured, on disk, window by window, so that a run which ends anywhere goes on from there.
+"""Keeps window records on disk, so that an interrupted run can be resumed after its last complete batch.
 
-    journal/ 000-r0.jsonl  000-r0.states      of start 0, rank 0: a header and a row a window; what is too large for a row
-             000-r1.jsonl  ...                of start 0, rank 1
-             001-r0.jsonl  ...                of the run that was started again
+    journal/ 000-r0.jsonl    start 0, rank 0: a header, then one row per window
+             000-r0.states   side file: states and tensors that are too large for a row
+             000-r1.jsonl    start 0, rank 1
+             001-r0.jsonl    start 1, after the run was resumed
 
-Each process appends to files of its own, a batch at a time: first the side-car (`.states`), then the rows that name its bytes, so
-that a row speaks only of what is there. Rows and side-car carry checksums. A batch counts when all of its rows do, and where it was
-measured again the last one counts.
+Each process appends to its own files, one batch at a time. It writes to the side file first, and then writes the rows that refer
+to these bytes. Rows and side files have checksums. A batch is complete if all of its rows and their bytes are intact. If a batch
+was measured several times, the last complete measurement counts.
 
-`format.py` defines the rows, `writer.py` and `reader.py` the files. `results/record_store.py` uses them, and
-`results/measurements.py` and `results/state_table.py` hold the records in canonical order.
+`format.py` defines the rows and the side file, `writer.py` and `reader.py` write and read them.
 """

@@ -1,6 +1,4 @@
-"""The rows of a journal: a line of json a window, and the bytes of a side-car that it names. Knows states and lines, not when they
-are written.
-"""
+"""The format of a journal: one JSON line per window, and the side file with the bytes that a line refers to."""
 
 from __future__ import annotations
 
@@ -22,20 +20,20 @@ if TYPE_CHECKING:  # `load_run` reads rows without torch
 
 VERSION = 1
 Layouts = Mapping[str, "Layout"]
-"""Metric -> the states of it that stand in rows, as plain numbers."""
+"""Metric name -> layout of the states that are stored in rows, as plain numbers."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What one window left.
+class JournalEntry:
+    """The outcome of one window, to be written to a journal.
 
     Attributes:
-        track: id of the track.
-        window: its number in the track.
-        seconds: of audio that it scored or generated.
-        failure: why it failed; None where it did not.
-        states: metric name -> state.
-        tensors: what else is kept, such as the nll of its codes.
+        track: Id of the track.
+        window: Index of the window in the track.
+        seconds: Scored or generated audio, in seconds.
+        failure: Reason of the failure. None means that the window was measured.
+        states: Metric name -> state.
+        tensors: Further tensors by name, such as the nll of the codes.
     """
 
     track: str
@@ -47,17 +45,17 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Row:
-    """An entry as it stands in a file.
+class JournalRow:
+    """The outcome of one window, as read from a journal.
 
     Attributes:
-        track: id of the track.
-        window: its number in the track.
-        seconds: of audio that it scored or generated.
-        failure: why it failed, or None.
-        numbers: metric name -> state -> flat numbers, as the layouts say.
-        layouts: of the file.
-        beside: where more of it lies, or None.
+        track: Id of the track.
+        window: Index of the window in the track.
+        seconds: Seconds of audio that were scored or generated.
+        failure: Reason of the failure. None means that the window was measured.
+        numbers: Metric name -> state name -> flat numbers, for the states of `layouts`.
+        layouts: Layouts from the header of the file.
+        side_file: Location of the other states and tensors. None means that there are none.
     """
 
     track: str
@@ -66,40 +64,41 @@ class Row:
     failure: str | None
     numbers: Mapping[str, Mapping[str, Sequence[float]]]
     layouts: Layouts
-    beside: Beside | None
+    side_file: SideFileRef | None
 
     def states(self) -> dict[str, State]:
-        """All states of the window."""
+        """Returns all states of the window, by metric."""
         from musicgen_eval.results.state_table import tensor_of
 
         states: dict[str, State] = {
             metric: {name: tensor_of(values, self.layouts[metric][name]) for name, values in of_metric.items()}
             for metric, of_metric in self.numbers.items()
         }
-        for metric, of_metric in self.beside_states().items():
+        for metric, of_metric in self.side_file_states().items():
             states.setdefault(metric, {}).update(of_metric)
         return states
 
-    def beside_states(self) -> dict[str, State]:
-        """Those that stand in the side-car."""
-        return {} if self.beside is None or not self.beside.holds_states else self.beside.read()[0]
+    def side_file_states(self) -> dict[str, State]:
+        """Returns the states that are stored in the side file, by metric."""
+        return {} if self.side_file is None or not self.side_file.holds_states else self.side_file.read()[0]
 
     def tensors(self) -> dict[str, Tensor]:
-        """What else is kept of the window."""
-        return {} if self.beside is None else self.beside.read()[1]
+        """Returns the further tensors of the window, by name."""
+        return {} if self.side_file is None else self.side_file.read()[1]
 
 
 @dataclass(frozen=True)
-class Beside:
-    """Bytes of a side-car.
+class SideFileRef:
+    """A reference to bytes of a side file.
 
     Attributes:
-        path: the side-car.
-        start, num_bytes: where they lie.
-        checksum: crc32.
-        lists: (metric, state, parts) of the list states.
-        tensors: names of what they hold beside states.
-        holds_states: whether there are states among what they hold.
+        path: Path of the side file.
+        start: Offset of the first byte.
+        num_bytes: Number of bytes.
+        checksum: CRC-32 of the bytes.
+        lists: (metric, state, number of parts) of each list state.
+        tensors: Names of the tensors that are not states.
+        holds_states: Whether the bytes contain states.
     """
 
     path: Path
@@ -111,17 +110,17 @@ class Beside:
     holds_states: bool
 
     def read(self) -> tuple[dict[str, State], dict[str, Tensor]]:
-        """States by metric, and other tensors by name.
+        """Reads the states, by metric, and the other tensors, by name.
 
         Raises:
-            RunError: the side-car has been damaged since the run began.
+            RunError: If the side file was removed or damaged after the run started.
         """
         from safetensors.torch import load
 
-        with SideCar(self.path) as side_car:
-            held = side_car.bytes_of(self)
+        with SideFile(self.path) as side_file:
+            held = side_file.bytes_of(self)
         if held is None:
-            raise RunError(f"{self.path}: damaged; remove it and resume the run, which measures what it held again")
+            raise RunError(f"{self.path} is damaged; remove it and resume the run, which measures its windows again")
         states: dict[str, State] = {}
         tensors: dict[str, Tensor] = {}
         for metric, name, _ in self.lists:
@@ -137,18 +136,18 @@ class Beside:
         return states, tensors
 
 
-class SideCar:
-    """A side-car that is open while the rows which name its bytes are read.
+class SideFile:
+    """A side file, opened for reading within a `with` block.
 
     Args:
-        path: it; one that is not there holds nothing.
+        path: Path of the side file. A missing file is treated as empty.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: BinaryIO | None = None
 
-    def __enter__(self) -> SideCar:
+    def __enter__(self) -> SideFile:
         with suppress(FileNotFoundError):
             self._file = self.path.open("rb")
         return self
@@ -157,30 +156,30 @@ class SideCar:
         if self._file is not None:
             self._file.close()
 
-    def holds(self, beside: Beside) -> bool:
-        """Whether these bytes are there, undamaged."""
-        return self.bytes_of(beside) is not None
+    def holds(self, ref: SideFileRef) -> bool:
+        """Returns True if the referenced bytes exist and match their checksum."""
+        return self.bytes_of(ref) is not None
 
-    def bytes_of(self, beside: Beside) -> bytes | None:
-        """The bytes; None where they are not all there, or damaged."""
+    def bytes_of(self, ref: SideFileRef) -> bytes | None:
+        """Returns the referenced bytes, or None if they are missing or damaged."""
         if self._file is None:
             return None
         try:
-            self._file.seek(beside.start)
-            held = self._file.read(beside.num_bytes)
+            self._file.seek(ref.start)
+            held = self._file.read(ref.num_bytes)
         except OSError:
             return None
-        return held if len(held) == beside.num_bytes and crc32(held) == beside.checksum else None
+        return held if len(held) == ref.num_bytes and crc32(held) == ref.checksum else None
 
 
 def row_line(content: Mapping[str, Any]) -> bytes:
-    """A line of json whose last field is the checksum of the line without it."""
+    """Returns a JSON line. Its last field is the CRC-32 of the JSON without this field."""
     body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
     return b'%s,"crc":"%08x"}\n' % (body[:-1], crc32(body))
 
 
 def parse_line(line: bytes) -> dict[str, Any] | None:
-    """A line's content; None where it is torn or damaged."""
+    """Returns the content of a line, or None if the line is truncated or damaged."""
     body, separator, checksum = line.rpartition(b',"crc":"')
     if not separator or checksum != b'%08x"}\n' % crc32(body + b"}"):
         return None
@@ -189,7 +188,7 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
 
 
 def layouts_of(header: Mapping[str, Any]) -> Layouts | None:
-    """The layouts that a header states; None where it is another version's."""
+    """Returns the layouts from a header, or None if the header is of another format version."""
     if header["journal"] != VERSION:
         return None
     return {
@@ -198,19 +197,19 @@ def layouts_of(header: Mapping[str, Any]) -> Layouts | None:
     }
 
 
-def row_of(found: Mapping[str, Any], layouts: Layouts, side_car: Path) -> Row:
-    """The row that a line holds."""
-    beside = None
+def row_of(found: Mapping[str, Any], layouts: Layouts, side_file: Path) -> JournalRow:
+    """Returns the row from the content of a line."""
+    ref = None
     if "beside" in found:
         start, num_bytes, checksum = found["beside"]
         lists = [(metric, name, num) for metric, name, num in found["lists"]]
-        beside = Beside(side_car, start, num_bytes, checksum, lists, found["tensors"], found["holds_states"])
-    return Row(
+        ref = SideFileRef(side_file, start, num_bytes, checksum, lists, found["tensors"], found["holds_states"])
+    return JournalRow(
         track=found["track"],
         window=found["window"],
         seconds=found["seconds"],
         failure=found.get("reason"),
         numbers=found.get("states", {}),
         layouts=layouts,
-        beside=beside,
+        side_file=ref,
     )

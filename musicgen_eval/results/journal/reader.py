@@ -1,4 +1,4 @@
-"""Reads the journals of all processes and starts, and leaves out whatever is not whole. Knows files and rows."""
+"""Reads the journal files of all ranks and starts, and skips incomplete batches."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from musicgen_eval.errors import RunError
-from musicgen_eval.results.journal.format import Layouts, Row, SideCar, layouts_of, parse_line, row_of
+from musicgen_eval.results.journal.format import JournalRow, Layouts, SideFile, layouts_of, parse_line, row_of
 
 _FILE = re.compile(r"(\d+)-r(\d+)\.(jsonl|states)")
 
 
 @dataclass
 class JournalReader:
-    """Reads what all processes of all starts have left.
+    """Reads the complete batches of a journal.
 
     Args:
-        folder: the journal's; one that does not exist is empty.
+        folder: Folder of the journal. A missing folder is an empty journal.
 
     Attributes:
-        notes: what was found wanting, a line each; filled as batches are read.
+        notes: Problems found in the files, one line each. Filled while batches are read.
     """
 
     folder: Path
@@ -29,34 +29,34 @@ class JournalReader:
 
     @property
     def num_starts(self) -> int:
-        """How many starts have left files."""
+        """Number of starts, from the names of the files."""
         return max((start + 1 for start, _, _ in self._files()), default=0)
 
-    def batches(self) -> Iterator[tuple[str, list[Row]]]:
-        """The complete batches, (key, rows), in the order of starts; where a key comes again, the later one counts.
+    def batches(self) -> Iterator[tuple[str, list[JournalRow]]]:
+        """Yields the (key, rows) of each complete batch, in the order of starts. If a key occurs again, the later batch counts.
 
         Raises:
-            RunError: a file cannot be opened or read.
+            RunError: If a file cannot be read.
         """
         for _, _, path in self._files():
             if path.suffix == ".jsonl":
                 try:
                     yield from self._of_file(path)
                 except OSError as error:
-                    raise RunError(f"{path}: the journal cannot be read ({error})") from error
+                    raise RunError(f"{path}: the journal file cannot be read ({error})") from error
             elif not path.with_suffix(".jsonl").exists():
-                self.notes.append(f"{path.name}: no rows belong to it, left out")
+                self.notes.append(f"{path.name}: skipped, because {path.stem}.jsonl is missing")
 
     def _files(self) -> list[tuple[int, int, Path]]:
-        """(start, rank, path) in this order; other files are none of the journal's."""
+        """Returns (start, rank, path) of each journal file, sorted. Files with other names are ignored."""
         found = [(path, _FILE.fullmatch(path.name)) for path in self.folder.glob("*")]
         return sorted((int(match[1]), int(match[2]), path) for path, match in found if match is not None)
 
-    def _of_file(self, path: Path) -> Iterator[tuple[str, list[Row]]]:
+    def _of_file(self, path: Path) -> Iterator[tuple[str, list[JournalRow]]]:
         layouts: Layouts | None = None
-        batch, of, rows = "", 0, list[Row]()
-        damaged = unfinished = without = nameless = 0
-        with path.open("rb") as lines, SideCar(path.with_suffix(".states")) as side_car:
+        batch, of, rows = "", 0, list[JournalRow]()
+        damaged = incomplete = without_bytes = without_header = 0
+        with path.open("rb") as lines, SideFile(path.with_suffix(".states")) as side_file:
             for line in lines:
                 found = parse_line(line)
                 if found is None:
@@ -66,30 +66,30 @@ class JournalReader:
                     layouts = layouts_of(found)
                     continue
                 if layouts is None:
-                    nameless += 1
+                    without_header += 1
                     continue
                 if found["batch"] != batch:
-                    unfinished += len(rows)
+                    incomplete += len(rows)
                     batch, of, rows = found["batch"], found["of"], []
-                rows.append(row_of(found, layouts, side_car.path))
+                rows.append(row_of(found, layouts, side_file.path))
                 if len(rows) < of:
                     continue
-                if all(row.beside is None or side_car.holds(row.beside) for row in rows):
+                if all(row.side_file is None or side_file.holds(row.side_file) for row in rows):
                     yield batch, rows
                 else:
-                    without += len(rows)
+                    without_bytes += len(rows)
                 batch, rows = "", []
-        self._note(path, damaged, "torn or damaged line", "left out")
-        self._note(path, nameless, "row", "without a header that this version can read, left out")
-        self._note(path, without, "row", "whose side-car is not whole, left out")
-        self._note(path, unfinished + len(rows), "row", "of an unfinished batch, left out")
+        self._note(path, damaged, "truncated or damaged line")
+        self._note(path, without_header, "row", " without a header that this version can read")
+        self._note(path, without_bytes, "row", " with missing or damaged data in the side file")
+        self._note(path, incomplete + len(rows), "row", " of incomplete batches")
 
-    def _note(self, path: Path, num: int, what: str, fate: str) -> None:
+    def _note(self, path: Path, num: int, noun: str, defect: str = "") -> None:
         if num:
-            self.notes.append(f"{path.name}: {num} {what}{'s' * (num > 1)} {fate}")
+            self.notes.append(f"{path.name}: skipped {num} {noun}{'s' * (num > 1)}{defect}")
 
 
 def failed_tracks(folder: Path) -> frozenset[str]:
-    """Ids, without secrets, of the tracks of which a journal holds a failed window."""
+    """Returns the redacted ids of the tracks with a failed window in a journal."""
     rows = (row for _, batch in JournalReader(folder).batches() for row in batch)
     return frozenset(row.track for row in rows if row.failure is not None)

@@ -1,4 +1,4 @@
-"""Appends what has been measured to the files of one process, so that it outlives the process. Knows files and rows."""
+"""Appends measured batches to the journal files of one process."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from torch import Tensor
 
 from musicgen_eval.errors import MetricError, RunError
 from musicgen_eval.files.redaction import redactor
-from musicgen_eval.results.journal.format import VERSION, Entry, Layouts, row_line
+from musicgen_eval.results.journal.format import VERSION, JournalEntry, Layouts, row_line
 from musicgen_eval.results.state_table import numbers_of
 
 SYNC_EVERY_S = 1.0
 
 
 class JournalWriter:
-    """Appends the batches of one process.
+    """Appends the batches of one process to a journal.
 
     Args:
-        folder: the journal's; it exists.
-        start: which start of the run this is, from 0.
-        rank: of the process.
-        layouts: of each metric, the states that stand in rows.
+        folder: Existing folder of the journal.
+        start: Number of this start of the run, from 0.
+        rank: Rank of this process.
+        layouts: Metric name -> layout of the states that are stored in rows.
 
     Raises:
-        RunError: the folder cannot be written to.
+        RunError: If the folder cannot be written to.
     """
 
     def __init__(self, folder: Path, *, start: int, rank: int, layouts: Layouts) -> None:
@@ -54,15 +54,16 @@ class JournalWriter:
 
         self._guarded(begin)
 
-    def append(self, batch: str, entries: Sequence[Entry]) -> None:
-        """Makes a batch last: it survives the process when this returns, and the machine about a second later.
+    def append(self, batch: str, entries: Sequence[JournalEntry]) -> None:
+        """Appends a batch. It survives a crash of the process at once, and a power failure after about a second.
 
         Args:
-            batch: its key, the same whenever and wherever it is measured.
-            entries: of all of its windows.
+            batch: Key of the batch, independent of the process and the start that measure it.
+            entries: Entries of all windows of the batch.
 
         Raises:
-            RunError: the disk is full or the folder cannot be written to; earlier batches stay.
+            MetricError: If the dtype of a state cannot be stored.
+            RunError: If the disk is full or the folder cannot be written to. Earlier batches are kept.
         """
 
         def write() -> None:
@@ -71,7 +72,7 @@ class JournalWriter:
             at = 0 if self._states is None else self._states.num_bytes
             rows, held = [], list[bytes]()
             for entry in entries:
-                numbers, beside, lists = self._parts(entry)
+                numbers, tensors, lists = self._parts(entry)
                 row: dict[str, Any] = {
                     "batch": batch, "of": len(entries), "track": self._redact(entry.track), "window": entry.window,
                     "status": "ok" if entry.failure is None else "failed", "seconds": entry.seconds,
@@ -80,11 +81,11 @@ class JournalWriter:
                     row["reason"] = self._redact(entry.failure)
                 if numbers:
                     row["states"] = numbers
-                if beside or lists:
-                    packed = _packed(beside)
+                if tensors or lists:
+                    packed = _packed(tensors)
                     row["beside"] = [at, len(packed), crc32(packed)]
                     row["lists"], row["tensors"] = lists, list(entry.tensors)
-                    row["holds_states"] = bool(lists) or any(len(json.loads(key)) > 1 for key in beside)
+                    row["holds_states"] = bool(lists) or any(len(json.loads(key)) > 1 for key in tensors)
                     held.append(packed)
                     at += len(packed)
                 rows.append(row_line(row))
@@ -93,19 +94,19 @@ class JournalWriter:
                     self._states = _AppendFile(self._rows.path.with_suffix(".states"))
                 self._states.append(b"".join(held))
             self._rows.append(b"".join(rows))
-            self._sync_now_and_then()
+            self._sync_periodically()
 
         self._guarded(write)
 
     def close(self) -> None:
-        """Brings everything to the disk and closes the files; a second time does nothing."""
+        """Flushes the files to disk and closes them. Further calls do nothing."""
         self._sync.shutdown()
         files = [file for file in (self._states, self._rows) if file is not None]
 
         def close() -> None:
             try:
                 if self._syncing is not None:
-                    self._syncing.result()  # a disk reports an error once, to whoever asked first
+                    self._syncing.result()  # fsync reports a disk error only once
                 _sync_all(files)
             finally:
                 for file in files:
@@ -113,22 +114,22 @@ class JournalWriter:
 
         self._guarded(close)
 
-    def _parts(self, entry: Entry) -> tuple[dict[str, Any], dict[str, Tensor], list[tuple[str, str, int]]]:
-        """Numbers for the row, tensors for the side-car, and which states are lists."""
+    def _parts(self, entry: JournalEntry) -> tuple[dict[str, Any], dict[str, Tensor], list[tuple[str, str, int]]]:
+        """Returns the numbers for the row, the tensors for the side file, and (metric, state, parts) of list states."""
         numbers: dict[str, Any] = {}
-        beside = {json.dumps([name]): _owned(tensor) for name, tensor in entry.tensors.items()}
+        tensors = {json.dumps([name]): _owned(tensor) for name, tensor in entry.tensors.items()}
         lists: list[tuple[str, str, int]] = []
         for metric, state in entry.states.items():
             numbers[metric] = numbers_of(state, self.layouts.get(metric, {}))
             for name, value in state.items():
                 if isinstance(value, list):
                     lists.append((metric, name, len(value)))
-                    beside |= {json.dumps([metric, name, part]): _owned(item) for part, item in enumerate(value)}
+                    tensors |= {json.dumps([metric, name, part]): _owned(item) for part, item in enumerate(value)}
                 elif name not in numbers[metric]:
-                    beside[json.dumps([metric, name])] = _owned(value)
-        return numbers, beside, lists
+                    tensors[json.dumps([metric, name])] = _owned(value)
+        return numbers, tensors, lists
 
-    def _sync_now_and_then(self) -> None:
+    def _sync_periodically(self) -> None:
         if monotonic() - self._synced < SYNC_EVERY_S or not (self._syncing is None or self._syncing.done()):
             return
         self._synced = monotonic()
@@ -140,17 +141,18 @@ class JournalWriter:
             write()
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            remedy = "free disk space" if full else "fix the cause"
             raise RunError(
-                f"{self.folder}: the journal could not be written ({error}); what was measured before stays, "
-                f"{'make room and ' * full}resume"
+                f"{self.folder}: the journal could not be written ({error}). Completed batches are kept; "
+                f"{remedy} and resume the run"
             ) from error
 
 
 class _AppendFile:
-    """A new file that only grows, by whole pieces.
+    """A new file to which blocks of bytes are appended, each one completely or not at all.
 
     Raises:
-        OSError: there is such a file already, or the disk is full.
+        OSError: If the file exists already or cannot be created.
     """
 
     def __init__(self, path: Path) -> None:
@@ -159,9 +161,9 @@ class _AppendFile:
         self.num_bytes = 0
         _sync_name(path)
 
-    def append(self, piece: bytes) -> None:
-        """Adds a piece, or nothing of it."""
-        view = memoryview(piece)
+    def append(self, block: bytes) -> None:
+        """Appends a block. If an error occurs, the file is truncated to its earlier length."""
+        view = memoryview(block)
         try:
             while view:
                 written = self._file.write(view)
@@ -172,20 +174,20 @@ class _AppendFile:
             self._file.seek(self.num_bytes)
             self._file.truncate()
             raise
-        self.num_bytes += len(piece)
+        self.num_bytes += len(block)
 
     def sync(self) -> None:
-        """Brings it to the disk, unless that has been done."""
+        """Flushes the file to disk, unless it is closed."""
         if not self._file.closed:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Closes it."""
+        """Closes the file."""
         self._file.close()
 
 
 def _sync_name(path: Path) -> None:
-    """Makes the name of a new file last as its content does; some systems have no such thing to ask for."""
+    """Flushes the name of a new file to disk, on systems that support it."""
     with suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -204,9 +206,9 @@ def _packed(tensors: dict[str, Tensor]) -> bytes:
         return save(tensors)
     except (KeyError, RuntimeError, SafetensorError) as error:
         raise MetricError(
-            f"{', '.join(tensors)}: a state that cannot be kept ({error!r}); let the metric keep floats or integers"
+            f"a state of {', '.join(tensors)} cannot be stored ({error!r}); use states of floats or integers in the metric"
         ) from error
 
 
 def _owned(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous().clone()  # views of one storage cannot be saved side by side
+    return tensor.detach().cpu().contiguous().clone()  # safetensors refuses tensors that share storage

@@ -1,4 +1,4 @@
-"""What a journal gives back is what was written, whatever became of its files; held against the lists that were written."""
+"""Compares the batches read from a journal with those written, for intact and for damaged files."""
 
 import errno
 import io
@@ -19,7 +19,7 @@ from musicgen_eval.errors import MetricError, RunError
 from musicgen_eval.metrics.plugin.states import State
 from musicgen_eval.results.journal import format as journal_rows
 from musicgen_eval.results.journal import writer as writing
-from musicgen_eval.results.journal.format import Entry, Row
+from musicgen_eval.results.journal.format import JournalEntry, JournalRow
 from musicgen_eval.results.journal.reader import JournalReader
 from musicgen_eval.results.journal.writer import JournalWriter
 
@@ -36,7 +36,7 @@ def _without_waiting_for_disks() -> Iterator[None]:
 
 
 def same(found: Tensor, expected: Tensor) -> bool:
-    """Whether two tensors are bit for bit the same, NaN being like itself."""
+    """Returns True if two tensors are bit-identical, with NaN equal to NaN."""
     if (found.dtype, found.shape) != (expected.dtype, expected.shape):
         return False
     if not found.dtype.is_floating_point:
@@ -59,8 +59,8 @@ def same_states(found: Mapping[str, State], expected: Mapping[str, State]) -> bo
     )
 
 
-def is_entry(row: Row, entry: Entry) -> bool:
-    """Whether a row gives back what an entry was."""
+def is_entry(row: JournalRow, entry: JournalEntry) -> bool:
+    """Returns True if a row has the content of an entry."""
     return (
         (row.track, row.window, row.failure) == (entry.track, entry.window, entry.failure)
         and same_states(row.states(), entry.states)
@@ -69,35 +69,35 @@ def is_entry(row: Row, entry: Entry) -> bool:
     )
 
 
-def write(folder: Path, batches: Mapping[str, Sequence[Entry]], *, start=0, rank=0, layouts=None) -> None:
+def write(folder: Path, batches: Mapping[str, Sequence[JournalEntry]], *, start=0, rank=0, layouts=None) -> None:
     writer = JournalWriter(folder, start=start, rank=rank, layouts=layouts or {})
     for key, entries in batches.items():
         writer.append(key, entries)
     writer.close()
 
 
-def read(folder: Path) -> list[tuple[str, list[Row]]]:
+def read(folder: Path) -> list[tuple[str, list[JournalRow]]]:
     reader = JournalReader(folder)
     found = list(reader.batches())
     assert reader.notes == []
     return found
 
 
-def assert_is(found: Sequence[tuple[str, Sequence[Row]]], batches: Mapping[str, Sequence[Entry]]) -> None:
+def assert_is(found: Sequence[tuple[str, Sequence[JournalRow]]], batches: Mapping[str, Sequence[JournalEntry]]) -> None:
     assert [key for key, _ in found] == list(batches)
     for key, rows in found:
         assert all(is_entry(row, entry) for row, entry in zip(rows, batches[key], strict=True))
 
 
-# What comes back
+# Content
 
 
-@pytest.mark.parametrize("in_row", [True, False], ids=["in the row", "in the side-car"])
+@pytest.mark.parametrize("in_row", [True, False], ids=["in the row", "in the side file"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_floats_of_every_kind_come_back_bit_for_bit(tmp_path, dtype, in_row):
+def test_floats_of_every_dtype_are_restored_bit_for_bit(tmp_path, dtype, in_row):
     value = torch.tensor([*ODD, TINY[dtype], torch.finfo(dtype).max], dtype=torch.float64).to(dtype)
     layouts = {"m": {"x": (str(dtype).removeprefix("torch."), [len(value)])}} if in_row else {}
-    batches = {"k": [Entry("t", 0, 1.0, states={"m": {"x": value}})]}
+    batches = {"k": [JournalEntry("t", 0, 1.0, states={"m": {"x": value}})]}
     write(tmp_path, batches, layouts=layouts)
     assert_is(read(tmp_path), batches)
     assert (tmp_path / "000-r0.states").exists() is not in_row
@@ -105,12 +105,12 @@ def test_floats_of_every_kind_come_back_bit_for_bit(tmp_path, dtype, in_row):
 
 @given(st.lists(st.floats(width=64), min_size=1, max_size=8), st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5))
 @settings(max_examples=60, deadline=None)
-def test_any_numbers_come_back_bit_for_bit(floats, integers):
+def test_any_numbers_are_restored_bit_for_bit(floats, integers):
     state: State = {"x": torch.tensor(floats, dtype=torch.float64), "n": torch.tensor(integers, dtype=torch.int64)}
     layouts = {"m": {"x": ("float64", [len(floats)]), "n": ("int64", [len(integers)])}}
     with TemporaryDirectory() as folder:
-        write(Path(folder), {"k": [Entry("t", 0, 1.0, states={"m": state})]}, layouts=layouts)
-        assert_is(read(Path(folder)), {"k": [Entry("t", 0, 1.0, states={"m": state})]})
+        write(Path(folder), {"k": [JournalEntry("t", 0, 1.0, states={"m": state})]}, layouts=layouts)
+        assert_is(read(Path(folder)), {"k": [JournalEntry("t", 0, 1.0, states={"m": state})]})
 
 
 MANY_KINDS: dict[str, State] = {
@@ -132,21 +132,24 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layouts", [{}, LAYOUTS], ids=["beside", "in rows"])
-def test_states_of_every_kind_come_back(tmp_path, layouts):
+@pytest.mark.parametrize("layouts", [{}, LAYOUTS], ids=["in the side file", "in rows"])
+def test_states_of_every_kind_are_restored(tmp_path, layouts):
     tensors = {"nll": torch.full((4, 9), float("nan")), "codes": torch.arange(4).to(torch.int16), "x y": torch.zeros(0)}
     batches = {
-        "all": [Entry("t", 0, 1.0, states=MANY_KINDS, tensors=tensors)],
-        **{name: [Entry("u", row, 0.5, states={name: state})] for row, (name, state) in enumerate(MANY_KINDS.items())},
-        "tensors alone": [Entry("v", 0, 2.5, tensors=tensors), Entry("v", 1, 2.5)],
-        "nothing": [Entry("w", 0, 0.0)],
+        "all": [JournalEntry("t", 0, 1.0, states=MANY_KINDS, tensors=tensors)],
+        **{
+            name: [JournalEntry("u", row, 0.5, states={name: state})]
+            for row, (name, state) in enumerate(MANY_KINDS.items())
+        },
+        "tensors alone": [JournalEntry("v", 0, 2.5, tensors=tensors), JournalEntry("v", 1, 2.5)],
+        "nothing": [JournalEntry("w", 0, 0.0)],
     }
     write(tmp_path, batches, layouts=layouts)
     assert_is(read(tmp_path), batches)
 
 
-def test_tensors_of_a_window_are_told_apart_from_states_of_the_same_name(tmp_path):
-    entry = Entry("t", 0, 1.0, states={"nll": {"nll": torch.ones(1)}}, tensors={"nll": torch.zeros(2)})
+def test_tensors_and_states_of_the_same_name_are_distinct(tmp_path):
+    entry = JournalEntry("t", 0, 1.0, states={"nll": {"nll": torch.ones(1)}}, tensors={"nll": torch.zeros(2)})
     write(tmp_path, {"k": [entry]})
     assert_is(read(tmp_path), {"k": [entry]})
 
@@ -156,23 +159,23 @@ ANY_TEXT = st.text(st.characters(), max_size=12)  # with lone surrogates, newlin
 
 @given(ANY_TEXT, ANY_TEXT, st.none() | ANY_TEXT)
 @settings(max_examples=150, deadline=None)
-def test_ids_and_reasons_may_hold_any_letters(track, other, reason):
-    batches = {"k": [Entry(track, 3, 1.0, reason), Entry(other, 4, 1.0)]}
+def test_ids_and_reasons_may_contain_any_characters(track, other, reason):
+    batches = {"k": [JournalEntry(track, 3, 1.0, reason), JournalEntry(other, 4, 1.0)]}
     with TemporaryDirectory() as folder:
         write(Path(folder), batches)
         assert (Path(folder) / "000-r0.jsonl").read_bytes().count(b"\n") == 3
         assert_is(read(Path(folder)), batches)
 
 
-def test_ids_that_look_like_the_end_of_a_row_are_no_end(tmp_path):
+def test_ids_that_look_like_the_end_of_a_row_do_not_end_it(tmp_path):
     odd = ['","crc":"00000000"}', "\n", "\r\n", "\u2028\u0085", "\ud83d\ude00", "\U0001f600", '{"journal":1}', "\ud800"]
-    batches = {"k": [Entry(name, row, 1.0, f"cannot open\n{name}") for row, name in enumerate(odd)]}
+    batches = {"k": [JournalEntry(name, row, 1.0, f"cannot open\n{name}") for row, name in enumerate(odd)]}
     write(tmp_path, batches)
     assert_is(read(tmp_path), batches)
 
 
-def some_batches(first: int, num: int) -> dict[str, list[Entry]]:
-    """Batches of three windows, some with parts in the side-car, some failed, some of numbers alone."""
+def some_batches(first: int, num: int) -> dict[str, list[JournalEntry]]:
+    """Returns batches of three windows: with data in the side file, with a failure, and with numbers only."""
     made = {}
     for number in range(first, first + num):
         entries = []
@@ -184,7 +187,7 @@ def some_batches(first: int, num: int) -> dict[str, list[Entry]]:
             tensors = {"nll": torch.full((2, 3), number / 3)} if number % 2 else {}
             failure = "cut short" if (number, window) == (first + 1, 1) else None
             states = {} if failure else kept
-            entries.append(Entry(f"track é {number}", window, 1.5, failure, states, {} if failure else tensors))
+            entries.append(JournalEntry(f"track é {number}", window, 1.5, failure, states, {} if failure else tensors))
         made[f"key{number}"] = entries
     return made
 
@@ -206,9 +209,9 @@ def test_files_are_read_in_the_order_of_starts_and_then_of_ranks(tmp_path):
     assert JournalReader(tmp_path).num_starts == 1001
 
 
-def test_a_batch_that_was_measured_again_comes_again_later(tmp_path):
+def test_a_batch_measured_again_is_read_again_later(tmp_path):
     first, again = some_batches(0, 2), some_batches(0, 1)
-    again["key0"] = [Entry(entry.track, entry.window, 1.5, "gone") for entry in again["key0"]]
+    again["key0"] = [JournalEntry(entry.track, entry.window, 1.5, "gone") for entry in again["key0"]]
     write(tmp_path, first, layouts=SOME_LAYOUTS)
     write(tmp_path, again, start=1, layouts=SOME_LAYOUTS)
     found = read(tmp_path)
@@ -216,13 +219,13 @@ def test_a_batch_that_was_measured_again_comes_again_later(tmp_path):
     assert_is(found[2:], again)
 
 
-def test_a_folder_that_is_not_there_or_empty_is_an_empty_journal(tmp_path):
+def test_a_missing_or_empty_folder_is_an_empty_journal(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         assert read(folder) == []
         assert JournalReader(folder).num_starts == 0
 
 
-def test_files_of_other_names_are_none_of_the_journals(tmp_path):
+def test_files_with_other_names_are_ignored(tmp_path):
     batches = some_batches(0, 1)
     write(tmp_path, batches, layouts=SOME_LAYOUTS)
     for name in ("000-r0 (copy).jsonl", "000-r0-old.jsonl", "000-r0.jsonl~", "x-r0.jsonl", "notes.txt"):
@@ -235,8 +238,8 @@ def test_files_of_other_names_are_none_of_the_journals(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory) -> tuple[dict[str, list[Entry]], bytes, bytes]:
-    """Batches, and the bytes that they are as rows and as a side-car."""
+def written(tmp_path_factory) -> tuple[dict[str, list[JournalEntry]], bytes, bytes]:
+    """Batches, and the bytes of their rows and of their side file."""
     folder = tmp_path_factory.mktemp("whole")
     batches = some_batches(0, 6)
     write(folder, batches, layouts=SOME_LAYOUTS)
@@ -264,14 +267,14 @@ DAMAGE = st.tuples(HOWS, st.integers(0, 10**6), st.integers(0, 255), st.binary(m
 
 @given(DAMAGE, DAMAGE, st.booleans())
 @settings(max_examples=500, deadline=None)
-def test_whatever_becomes_of_the_files_only_whole_batches_are_read_as_they_were_written(written, rows, beside, there):
-    batches, lines, side_car = written
-    broken, broken_beside = damaged(lines, *rows), damaged(side_car, *beside)
+def test_any_damage_leaves_only_complete_and_unchanged_batches(written, rows, side, exists):
+    batches, lines, side_file = written
+    broken, broken_side_file = damaged(lines, *rows), damaged(side_file, *side)
     with TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "000-r0.jsonl").write_bytes(broken)
-        if there:
-            (folder / "000-r0.states").write_bytes(broken_beside)
+        if exists:
+            (folder / "000-r0.states").write_bytes(broken_side_file)
         reader = JournalReader(folder)
         found = list(reader.batches())
         keys = [key for key, _ in found]
@@ -282,14 +285,14 @@ def test_whatever_becomes_of_the_files_only_whole_batches_are_read_as_they_were_
             assert reader.notes
         if not reader.notes and not is_cut_between:
             assert list(batches) == keys
-        assert all(note.startswith("000-r0.jsonl: ") and note.endswith(" left out") for note in reader.notes)
+        assert all(note.startswith("000-r0.jsonl: skipped ") for note in reader.notes)
 
 
-def test_cut_after_any_byte_every_batch_before_the_cut_is_read(written, tmp_path):
-    batches, lines, side_car = written
-    (tmp_path / "000-r0.states").write_bytes(side_car)
+def test_every_batch_before_a_cut_is_read(written, tmp_path):
+    batches, lines, side_file = written
+    (tmp_path / "000-r0.states").write_bytes(side_file)
     ends = [index + 1 for index, byte in enumerate(lines) if byte == ord("\n")]
-    batch_ends = ends[3::3]  # after the header, three rows a batch
+    batch_ends = ends[3::3]  # after the header, three rows per batch
     for at in range(0, len(lines), 7):
         (tmp_path / "000-r0.jsonl").write_bytes(lines[:at])
         reader = JournalReader(tmp_path)
@@ -298,92 +301,92 @@ def test_cut_after_any_byte_every_batch_before_the_cut_is_read(written, tmp_path
         assert bool(reader.notes) == (at > 0 and at != ends[0] and at not in batch_ends)
 
 
-def test_a_flipped_bit_anywhere_in_a_side_car_takes_its_batch_and_no_other(written, tmp_path):
-    batches, lines, side_car = written
+def test_a_flipped_bit_in_the_side_file_affects_only_its_batch(written, tmp_path):
+    batches, lines, side_file = written
     (tmp_path / "000-r0.jsonl").write_bytes(lines)
     spans: dict[str, list[int]] = {}
     for line in lines.splitlines()[1:]:
         row = json.loads(line)
         if "beside" in row:
             spans.setdefault(row["batch"], []).extend(range(row["beside"][0], sum(row["beside"][:2])))
-    assert sorted(at for span in spans.values() for at in span) == list(range(len(side_car)))
+    assert sorted(at for span in spans.values() for at in span) == list(range(len(side_file)))
     for key, span in spans.items():
         for at in (span[0], span[len(span) // 2], span[-1]):
-            (tmp_path / "000-r0.states").write_bytes(damaged(side_car, "flip", at, 64, b""))
+            (tmp_path / "000-r0.states").write_bytes(damaged(side_file, "flip", at, 64, b""))
             reader = JournalReader(tmp_path)
             assert [found for found, _ in reader.batches()] == [other for other in batches if other != key]
-            assert reader.notes == ["000-r0.jsonl: 3 rows whose side-car is not whole, left out"]
+            assert reader.notes == ["000-r0.jsonl: skipped 3 rows with missing or damaged data in the side file"]
 
 
-def test_without_its_side_car_only_batches_of_numbers_alone_are_read(written, tmp_path):
+def test_without_the_side_file_only_batches_without_side_data_are_read(written, tmp_path):
     batches, lines, _ = written
     (tmp_path / "000-r0.jsonl").write_bytes(lines)
     reader = JournalReader(tmp_path)
     assert_is(list(reader.batches()), {"key0": batches["key0"]})
-    assert reader.notes == ["000-r0.jsonl: 15 rows whose side-car is not whole, left out"]
+    assert reader.notes == ["000-r0.jsonl: skipped 15 rows with missing or damaged data in the side file"]
 
 
-def test_a_side_car_without_rows_is_said_and_counts_as_a_start(written, tmp_path):
+def test_a_side_file_without_rows_is_noted_and_counts_as_a_start(written, tmp_path):
     (tmp_path / "004-r1.states").write_bytes(written[2])
     reader = JournalReader(tmp_path)
     assert list(reader.batches()) == []
-    assert reader.notes == ["004-r1.states: no rows belong to it, left out"]
+    assert reader.notes == ["004-r1.states: skipped, because 004-r1.jsonl is missing"]
     assert reader.num_starts == 5
 
 
-def test_bytes_of_a_side_car_that_no_row_names_are_no_loss(written, tmp_path):
-    batches, lines, side_car = written
+def test_unreferenced_bytes_of_the_side_file_are_ignored(written, tmp_path):
+    batches, lines, side_file = written
     (tmp_path / "000-r0.jsonl").write_bytes(lines)
-    (tmp_path / "000-r0.states").write_bytes(side_car + b"of a batch whose rows were not written any more")
+    (tmp_path / "000-r0.states").write_bytes(side_file + b"bytes of a batch whose rows were never written")
     assert_is(read(tmp_path), batches)
 
 
-def test_rows_of_an_unfinished_batch_are_left_out_and_said(written, tmp_path):
-    batches, lines, side_car = written
-    (tmp_path / "000-r0.states").write_bytes(side_car)
+def test_rows_of_incomplete_batches_are_skipped_with_a_note(written, tmp_path):
+    batches, lines, side_file = written
+    (tmp_path / "000-r0.states").write_bytes(side_file)
     kept = lines.splitlines(keepends=True)
     del kept[5]  # one of three
     (tmp_path / "000-r0.jsonl").write_bytes(b"".join(kept[:-1]))
     reader = JournalReader(tmp_path)
     found = list(reader.batches())
     assert_is(found, {key: batches[key] for key in ("key0", "key2", "key3", "key4")})
-    assert reader.notes == ["000-r0.jsonl: 4 rows of an unfinished batch, left out"]
+    assert reader.notes == ["000-r0.jsonl: skipped 4 rows of incomplete batches"]
 
 
-def test_rows_whose_header_is_lost_or_another_versions_are_left_out_and_said(written, tmp_path):
-    _, lines, side_car = written
+def test_rows_without_a_readable_header_are_skipped_with_a_note(written, tmp_path):
+    _, lines, side_file = written
     header, rest = lines.split(b"\n", 1)
-    (tmp_path / "000-r0.states").write_bytes(side_car)
+    (tmp_path / "000-r0.states").write_bytes(side_file)
     later = journal_rows.row_line({**json.loads(header), "journal": journal_rows.VERSION + 1})
     for first, num_notes in [(b"", 1), (header[:-1] + b"\n", 2), (later, 1)]:
         (tmp_path / "000-r0.jsonl").write_bytes(first + rest)
         reader = JournalReader(tmp_path)
         assert list(reader.batches()) == []
-        assert reader.notes[-1] == ("000-r0.jsonl: 18 rows without a header that this version can read, left out")
+        assert reader.notes[-1] == ("000-r0.jsonl: skipped 18 rows without a header that this version can read")
         assert len(reader.notes) == num_notes
 
 
-def test_one_damaged_file_leaves_the_others_whole(tmp_path):
+def test_a_damaged_file_does_not_affect_the_others(tmp_path):
     first, second = some_batches(0, 3), some_batches(3, 3)
     write(tmp_path, first, layouts=SOME_LAYOUTS)
     write(tmp_path, second, rank=1, layouts=SOME_LAYOUTS)
     (tmp_path / "000-r0.jsonl").write_bytes(b"\0" * 5000)
     reader = JournalReader(tmp_path)
     assert_is(list(reader.batches()), second)
-    assert reader.notes == ["000-r0.jsonl: 1 torn or damaged line left out"]
+    assert reader.notes == ["000-r0.jsonl: skipped 1 truncated or damaged line"]
 
 
-def test_a_side_car_that_is_damaged_after_it_was_read_is_an_error_and_no_other_number(tmp_path):
+def test_a_side_file_damaged_after_it_was_checked_is_an_error(tmp_path):
     write(tmp_path, some_batches(1, 1), layouts=SOME_LAYOUTS)
     ((_, rows),) = JournalReader(tmp_path).batches()
     (tmp_path / "000-r0.states").write_bytes(b"")
-    with pytest.raises(RunError, match=r"000-r0\.states: damaged; remove it and resume the run"):
+    with pytest.raises(RunError, match=r"000-r0\.states is damaged; remove it and resume the run"):
         rows[0].states()
 
 
-def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path):
+def test_an_unreadable_file_is_an_error_that_names_it(tmp_path):
     (tmp_path / "000-r0.jsonl").mkdir()
-    with pytest.raises(RunError, match=r"000-r0\.jsonl: the journal cannot be read"):
+    with pytest.raises(RunError, match=r"000-r0\.jsonl: the journal file cannot be read"):
         list(JournalReader(tmp_path).batches())
 
 
@@ -391,7 +394,7 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path):
 
 
 class Full(io.FileIO):
-    """A file on a disk that has room for so many bytes; it takes what fits, a piece at a time."""
+    """A file on a disk with `room` free bytes. A write takes at most 50 bytes."""
 
     room = 0
 
@@ -412,7 +415,7 @@ def full_disk(monkeypatch) -> Iterator[type[Full]]:
 
 
 @pytest.mark.parametrize("room", [0, 1, 40, 300, 700, 1500, 3000])
-def test_a_full_disk_leaves_whole_batches_and_the_next_start_goes_on(tmp_path, full_disk, monkeypatch, room):
+def test_a_full_disk_leaves_complete_batches_and_the_run_can_be_resumed(tmp_path, full_disk, monkeypatch, room):
     batches = some_batches(0, 6)
     writer = JournalWriter(tmp_path, start=0, rank=0, layouts=SOME_LAYOUTS)
     full_disk.room, done = room, []
@@ -422,7 +425,9 @@ def test_a_full_disk_leaves_whole_batches_and_the_next_start_goes_on(tmp_path, f
             writer.append(key, entries)
             done.append(key)
 
-    with pytest.raises(RunError, match=r"the journal could not be written .*No space left.*make room and resume"):
+    with pytest.raises(
+        RunError, match=r"the journal could not be written .*No space left.*free disk space and resume the run"
+    ):
         append_all()
     full_disk.room = 10**9
     writer.close()
@@ -432,7 +437,7 @@ def test_a_full_disk_leaves_whole_batches_and_the_next_start_goes_on(tmp_path, f
     assert_is(read(tmp_path)[len(done) :], batches)
 
 
-def test_a_file_that_may_not_grow_any_more_keeps_its_whole_batches(tmp_path):
+def test_a_file_at_its_size_limit_keeps_complete_batches(tmp_path):
     writer = JournalWriter(tmp_path, start=0, rank=0, layouts=SOME_LAYOUTS)
     batches = some_batches(0, 6)
     for key in ("key0", "key1"):
@@ -451,7 +456,7 @@ def test_a_file_that_may_not_grow_any_more_keeps_its_whole_batches(tmp_path):
 
 
 @pytest.mark.parametrize("room", [0, 1, 40, 300, 700])
-def test_a_disk_that_was_full_for_a_moment_leaves_no_hole(tmp_path, full_disk, monkeypatch, room):
+def test_a_temporarily_full_disk_leaves_no_gap(tmp_path, full_disk, monkeypatch, room):
     batches = some_batches(1, 4)
     writer = JournalWriter(tmp_path, start=0, rank=0, layouts=SOME_LAYOUTS)
     for key, entries in batches.items():
@@ -466,9 +471,7 @@ def test_a_disk_that_was_full_for_a_moment_leaves_no_hole(tmp_path, full_disk, m
     assert b"\0" not in (tmp_path / "000-r0.jsonl").read_bytes()
 
 
-def test_a_disk_that_is_full_from_the_beginning_refuses_and_leaves_nothing_to_trip_over(
-    tmp_path, full_disk, monkeypatch
-):
+def test_a_disk_full_from_the_start_leaves_an_empty_journal(tmp_path, full_disk, monkeypatch):
     full_disk.room = 10
     with pytest.raises(RunError, match="No space left"):
         JournalWriter(tmp_path, start=0, rank=0, layouts=SOME_LAYOUTS)
@@ -489,12 +492,15 @@ def test_two_writers_of_one_start_and_rank_are_refused(tmp_path):
     assert_is(read(tmp_path), batches)
 
 
-def test_a_folder_that_is_gone_is_an_error_that_says_what_to_do(tmp_path):
-    with pytest.raises(RunError, match=r"the journal could not be written .*what was measured before stays, resume"):
+def test_a_missing_folder_is_an_error_with_a_remedy(tmp_path):
+    with pytest.raises(
+        RunError,
+        match=r"the journal could not be written .*Completed batches are kept; fix the cause and resume the run",
+    ):
         JournalWriter(tmp_path / "nowhere", start=0, rank=0, layouts={})
 
 
-def test_batches_last_before_the_writer_is_closed_and_closing_twice_does_nothing(tmp_path):
+def test_batches_are_readable_before_close_and_close_may_be_repeated(tmp_path):
     batches = some_batches(0, 2)
     writer = JournalWriter(tmp_path, start=0, rank=0, layouts=SOME_LAYOUTS)
     for number, (key, entries) in enumerate(batches.items(), start=1):
@@ -505,8 +511,8 @@ def test_batches_last_before_the_writer_is_closed_and_closing_twice_does_nothing
     assert_is(read(tmp_path), batches)
 
 
-def test_names_and_content_of_both_files_are_brought_to_the_disk(tmp_path, monkeypatch):
-    synced: list[tuple[int, int]] = []  # which file, and how long it was
+def test_names_and_content_of_both_files_are_flushed_to_disk(tmp_path, monkeypatch):
+    synced: list[tuple[int, int]] = []  # inode and size of each flushed file
     fsync = os.fsync
 
     def noted(number: int) -> None:
@@ -521,7 +527,7 @@ def test_names_and_content_of_both_files_are_brought_to_the_disk(tmp_path, monke
     assert ends <= set(synced[2:])
 
 
-def test_a_disk_that_fails_while_batches_are_brought_to_it_is_an_error_at_the_end_too(tmp_path, monkeypatch):
+def test_a_background_flush_error_is_raised_by_close(tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "SYNC_EVERY_S", 0.0)
     failures = iter([OSError(errno.EIO, "Input/output error")])
 
@@ -536,9 +542,11 @@ def test_a_disk_that_fails_while_batches_are_brought_to_it_is_an_error_at_the_en
         writer.close()
 
 
-def test_a_state_that_no_file_can_hold_is_refused_by_name(tmp_path):
+def test_a_state_of_an_unsupported_dtype_is_refused_by_name(tmp_path):
     writer = JournalWriter(tmp_path, start=0, rank=0, layouts={})
-    with pytest.raises(MetricError, match=r"spectrum.*cannot be kept"):
-        writer.append("a", [Entry("t", 0, 1.0, states={"spectrum": {"bins": torch.zeros(3, dtype=torch.complex128)}})])
+    with pytest.raises(MetricError, match=r"spectrum.*cannot be stored"):
+        writer.append(
+            "a", [JournalEntry("t", 0, 1.0, states={"spectrum": {"bins": torch.zeros(3, dtype=torch.complex128)}})]
+        )
     writer.close()
     assert list(JournalReader(tmp_path).batches()) == []

@@ -1,4 +1,4 @@
-"""What is kept in a journal, by any number of processes and starts, is what is kept in memory by one that was never disturbed."""
+"""Compares records that several processes and starts keep in a journal with records of one uninterrupted process in memory."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ from musicgen_eval.results.record_store import JournalStore, MeasuredBatches, Me
 from musicgen_eval.results.summary import EvaluationResult, summarise
 
 SPEC = CodecSpec(32000, 50, 640, 2, 16, 1, (0, 1), 20)
-FRAMES = [23, 7, 0, 15, 30, 0]  # of six tracks; the third failed to open, the last is too short
+FRAMES = [23, 7, 0, 15, 30, 0]  # frames per track; the third track cannot be opened, the last one is too short
 TEXTS = ["EDM", None, "jazz", None, None, None]
 IDS = ["t0", "t 1\n", "t2", 'a "song" é', "\ud800", "t5"]
 BATCH = 3
@@ -64,7 +64,7 @@ def plan() -> Plan:
 
 @pytest.fixture(scope="module")
 def bank() -> MetricBank:
-    """Numbers, lists, large states, and metrics that some windows leave no state in."""
+    """Metrics with small, list and large states, and metrics that some windows do not update."""
     return MetricBank(
         {
             "ppl": CodebookPerplexity(),
@@ -103,7 +103,7 @@ def records(plan, bank) -> list[WindowRecord]:
 
 
 def failing(records: Sequence[WindowRecord], *rows: int) -> list[WindowRecord]:
-    """The same, of which some windows failed."""
+    """Returns the records with the windows of some rows marked as failed."""
     return [
         WindowRecord(one.row, one.track_row, failure=f"gone {one.row}") if one.row in rows else one for one in records
     ]
@@ -119,7 +119,7 @@ def one_start(
     folder: Path, plan: Plan, bank: MetricBank, records: Sequence[WindowRecord], *, world: int = 1,
     steps: int | None = None, start: int = 0, retry_failures: bool = False,
 ) -> MeasuredBatches:  # fmt: skip
-    """A start of a run: measures what is left, on some processes, for some steps; gives what it found done."""
+    """Runs one start, which measures up to `steps` missing batches per process. Returns the batches done before it."""
     done = read_measured(folder, plan, BATCH, retry_failures=retry_failures)
     for rank in range(world):
         kept = keeper(folder, plan, bank, start, rank, failed=done.failed)
@@ -145,7 +145,7 @@ def from_memory(plan: Plan, bank: MetricBank, records: Sequence[WindowRecord], w
 
 
 def everything(measured: Measurements, bank: MetricBank) -> tuple[object, ...]:
-    """All that a result holds, bit for bit; NaN is like itself in a repr."""
+    """Returns the content of a result in a form that compares bit for bit. The repr makes NaN equal to NaN."""
     result: EvaluationResult = summarise(measured, bank=bank, recipe={}, max_failures=6)
     curves = {track: (curve.dtype, curve.shape, curve.numpy().tobytes()) for track, curve in result.nll.items()}
     rest = (result.metrics, result.tracks, result.windows, result.counts, result.failures, result.metric_errors)
@@ -170,12 +170,12 @@ def bits(state: Mapping[str, Tensor | list[Tensor]] | None) -> object:
 
 @pytest.fixture(scope="module")
 def undisturbed(plan, bank, records) -> tuple[object, ...]:
-    """All that comes of the records in memory, in one process."""
+    """The result of one process that keeps its records in memory."""
     return everything(from_memory(plan, bank, records), bank)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 20])
-def test_a_journal_gives_the_very_results_that_memory_gives(tmp_path, plan, bank, records, undisturbed, world):
+def test_results_from_a_journal_equal_those_from_memory(tmp_path, plan, bank, records, undisturbed, world):
     one_start(tmp_path, plan, bank, records, world=world)
     measured = from_journal(tmp_path, plan, bank)
     expected = from_memory(plan, bank, records, world)
@@ -184,7 +184,7 @@ def test_a_journal_gives_the_very_results_that_memory_gives(tmp_path, plan, bank
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_failures_are_the_same_from_a_journal_and_from_memory(tmp_path, plan, bank, records, world):
+def test_failures_from_a_journal_equal_those_from_memory(tmp_path, plan, bank, records, world):
     failed = failing(records, 1, 5)
     one_start(tmp_path, plan, bank, failed, world=world)
     measured, expected = from_journal(tmp_path, plan, bank), from_memory(plan, bank, failed, world)
@@ -197,14 +197,14 @@ STARTS = st.lists(st.tuples(st.integers(1, 3), st.integers(0, 2), st.integers(0,
 
 @given(starts=STARTS, fails=st.sets(st.integers(0, 12), max_size=2))
 @settings(max_examples=25, **EXACT)
-def test_a_run_that_ends_anywhere_and_goes_on_gives_the_numbers_of_one_that_did_not(plan, bank, records, starts, fails):
+def test_a_resumed_run_equals_an_uninterrupted_one(plan, bank, records, starts, fails):
     measured_rows = failing(records, *fails)
     with TemporaryDirectory() as name:
         folder = Path(name)
         for number, (world, steps, cut) in enumerate([*starts, (2, None, None)]):
             one_start(folder, plan, bank, measured_rows, world=world, steps=steps, start=number)
             for file in folder.glob(f"{number:03d}-r0.*"):
-                if cut is not None:  # killed while it wrote
+                if cut is not None:  # killed while writing
                     held = file.read_bytes()
                     file.write_bytes(held[: max(0, len(held) - cut % 700)])
         assert len(read_measured(folder, plan, BATCH).batches) == num_batches(len(plan.windows), BATCH)
@@ -214,7 +214,7 @@ def test_a_run_that_ends_anywhere_and_goes_on_gives_the_numbers_of_one_that_did_
         assert states(measured) == states(expected)
 
 
-def test_interrupted_and_gone_on_with_the_results_are_the_same(tmp_path, plan, bank, records, undisturbed):
+def test_a_run_resumed_on_other_numbers_of_processes_has_the_same_results(tmp_path, plan, bank, records, undisturbed):
     one_start(tmp_path, plan, bank, records, world=2, steps=1)
     one_start(tmp_path, plan, bank, records, world=3, steps=1, start=1)
     last = one_start(tmp_path, plan, bank, records, start=2)
@@ -222,17 +222,17 @@ def test_interrupted_and_gone_on_with_the_results_are_the_same(tmp_path, plan, b
     assert everything(from_journal(tmp_path, plan, bank), bank) == undisturbed
 
 
-# What is measured again
+# Batches that are measured again
 
 
-def test_measured_again_a_batch_is_as_if_it_had_not_failed(tmp_path, plan, bank, records, undisturbed):
+def test_a_batch_measured_again_equals_one_that_never_failed(tmp_path, plan, bank, records, undisturbed):
     one_start(tmp_path, plan, bank, failing(records, 4, 7))
     retried = one_start(tmp_path, plan, bank, records, start=1, retry_failures=True)
     assert set(range(num_batches(len(plan.windows), BATCH))) - retried.batches == {1, 2}
     assert everything(from_journal(tmp_path, plan, bank), bank) == undisturbed
 
 
-def test_a_window_that_fails_the_second_time_leaves_nothing_of_the_first(tmp_path, plan, bank, records):
+def test_a_window_that_fails_again_keeps_no_earlier_state(tmp_path, plan, bank, records):
     one_start(tmp_path, plan, bank, failing(records, 4))
     again = failing(records, 3, 5)
     one_start(tmp_path, plan, bank, again, start=1, retry_failures=True)
@@ -243,7 +243,7 @@ def test_a_window_that_fails_the_second_time_leaves_nothing_of_the_first(tmp_pat
 
 
 @pytest.mark.parametrize("lost", ["text_mean", "ppl", "every", "confusion"])
-def test_a_metric_that_leaves_no_state_the_second_time_has_none(tmp_path, plan, bank, records, lost):
+def test_a_metric_without_a_state_in_the_later_measurement_has_none(tmp_path, plan, bank, records, lost):
     one_start(tmp_path, plan, bank, failing(records, 4))
     again = [
         replace(one, states={name: state for name, state in one.states.items() if name != lost}, tensors={})
@@ -259,16 +259,16 @@ def test_a_metric_that_leaves_no_state_the_second_time_has_none(tmp_path, plan, 
     ]
 
 
-def test_a_damaged_side_car_of_what_was_measured_again_since_is_no_harm(tmp_path, plan, bank, records, undisturbed):
+def test_a_damaged_side_file_is_harmless_if_its_batches_were_measured_again(tmp_path, plan, bank, records, undisturbed):
     one_start(tmp_path, plan, bank, records, steps=2)
     (tmp_path / "000-r0.states").write_bytes(b"\0" * 100)
     again = one_start(tmp_path, plan, bank, records, start=1)
     assert again.batches == set()
-    assert again.notes == ["000-r0.jsonl: 6 rows whose side-car is not whole, left out"]
+    assert again.notes == ["000-r0.jsonl: skipped 6 rows with missing or damaged data in the side file"]
     assert everything(from_journal(tmp_path, plan, bank), bank) == undisturbed
 
 
-def test_where_the_later_of_two_measurements_is_damaged_the_earlier_counts_for_all(tmp_path, plan, bank, records):
+def test_the_earlier_measurement_counts_if_the_later_one_is_damaged(tmp_path, plan, bank, records):
     first = failing(records, 4)
     one_start(tmp_path, plan, bank, first)
     one_start(tmp_path, plan, bank, records, start=1, retry_failures=True)
@@ -279,16 +279,16 @@ def test_where_the_later_of_two_measurements_is_damaged_the_earlier_counts_for_a
     assert everything(measured, bank) == everything(from_memory(plan, bank, first), bank)
 
 
-# What is done
+# Batches that are done
 
 
-def test_nothing_is_done_where_there_is_no_journal(tmp_path, plan):
+def test_no_batch_is_done_without_a_journal(tmp_path, plan):
     assert read_measured(tmp_path / "nowhere", plan, BATCH) == MeasuredBatches()
 
 
 @given(st.sets(st.integers(0, 12), max_size=13), st.sets(st.integers(0, 40), max_size=3), st.booleans())
 @settings(max_examples=30, **EXACT)
-def test_what_is_done_is_what_was_kept_whole(plan, bank, records, numbers, fails, retry_failures):
+def test_complete_batches_are_done(plan, bank, records, numbers, fails, retry_failures):
     num_windows = len(plan.windows)
     rows_of = [list(batch_rows(number, num_windows, BATCH)) for number in range(num_batches(num_windows, BATCH))]
     kept_rows = failing(records, *fails)
@@ -310,23 +310,23 @@ def test_what_is_done_is_what_was_kept_whole(plan, bank, records, numbers, fails
     assert found.notes == []
 
 
-def test_batches_of_another_batch_size_are_unknown_and_said(tmp_path, plan, bank, records):
+def test_batches_of_another_batch_size_are_skipped_with_a_note(tmp_path, plan, bank, records):
     one_start(tmp_path, plan, bank, records)
     found = read_measured(tmp_path, plan, BATCH + 1)
     assert (found.batches, found.windows, found.failed) == (set(), 0, {})
-    assert found.notes == [f"{len(plan.windows)} rows of batches that are no part of the run, left out"]
+    assert found.notes == [f"skipped {len(plan.windows)} rows of batches that are not part of this run"]
     other = JournalStore(tmp_path, plan, bank.metrics, batch_size=BATCH + 1, frame_rate_hz=50, start=1, rank=0)
-    with pytest.raises(RunError, match=f"{len(plan.windows)} left no record"):
+    with pytest.raises(RunError, match=f"{len(plan.windows)} of {len(plan.windows)} windows have no record"):
         other.measurements([]).check_complete()
 
 
-def test_notes_of_torn_files_reach_the_user(tmp_path, plan, bank, records):
+def test_truncated_files_are_noted(tmp_path, plan, bank, records):
     one_start(tmp_path, plan, bank, records)
     file = tmp_path / "000-r0.jsonl"
     file.write_bytes(file.read_bytes()[:-10])
     num_last = len(plan.windows) - (num_batches(len(plan.windows), BATCH) - 1) * BATCH
     found = read_measured(tmp_path, plan, BATCH)
-    assert found.notes[0] == "000-r0.jsonl: 1 torn or damaged line left out"
+    assert found.notes[0] == "000-r0.jsonl: skipped 1 truncated or damaged line"
     assert len(found.notes) == 1 + (num_last > 1)
     assert found.windows == len(plan.windows) - num_last
 
@@ -338,13 +338,13 @@ def test_keys_do_not_depend_on_the_number_of_processes(tmp_path, plan, bank, rec
         assert len(read_measured(tmp_path / str(world), plan, BATCH).batches) == len(batch_numbers(plan, BATCH))
 
 
-def test_a_process_that_measured_nothing_leaves_no_file(tmp_path, plan, bank):
+def test_a_process_without_batches_writes_no_file(tmp_path, plan, bank):
     kept = keeper(tmp_path, plan, bank)
     kept.keep([])
     assert (kept.close(), list(tmp_path.iterdir())) == ([], [])
 
 
-def test_both_keepers_know_what_failed_by_the_first_reason_of_a_track(tmp_path, plan, bank, records):
+def test_failed_holds_the_first_reason_of_each_track(tmp_path, plan, bank, records):
     failed = failing(records, 0, 1, 2)
     for kept in (MemoryStore(plan, bank.metrics), keeper(tmp_path, plan, bank, failed={4: "earlier"})):
         before = dict(kept.failed)
@@ -356,7 +356,7 @@ def test_both_keepers_know_what_failed_by_the_first_reason_of_a_track(tmp_path, 
         assert kept.failed == expected
 
 
-def test_a_keeper_that_cannot_write_says_so_and_keeps_what_it_had(tmp_path, plan, bank, records):
+def test_a_failed_write_raises_an_error_and_earlier_batches_are_kept(tmp_path, plan, bank, records):
     first = keeper(tmp_path, plan, bank)
     first.keep(records[:3])
     second = keeper(tmp_path, plan, bank)

@@ -1,4 +1,4 @@
-"""A table of states against merge_states over a dictionary of them."""
+"""Compares a StateTable with merge_states over a dictionary of states."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ NUM_PLACES = 7
 
 
 class EveryReduction(Metric):
-    """A small state of each reduction, and of each dtype that plain numbers stand for."""
+    """A metric with a small state for each reduction, and for each dtype that is stored as numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class EveryReduction(Metric):
 
 
 class Mixed(Metric):
-    """A number beside a list and a tensor that is too large for plain numbers."""
+    """A metric with a number, two lists and a tensor that is too large to be stored as numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ def state_of(name: str, seed: int) -> State:
 
 
 def assert_same(found: State | None, expected: State | None) -> None:
-    """Bit for bit: the same kinds, dtypes, shapes and numbers."""
+    """Asserts that two states have the same types, dtypes, shapes and numbers."""
     assert (found is None) == (expected is None)
     if found is None or expected is None:
         return
@@ -124,7 +124,7 @@ def merged_by_hand(metric: Metric, states: dict[int, State], places: list[int]) 
 
 
 def assert_is(table: StateTable, metric: Metric, states: dict[int, State]) -> None:
-    """A table against the dictionary that it should be, over every range and some marks."""
+    """Asserts that a table merges like a dictionary of states, for every range and some masks."""
     for first in range(NUM_PLACES + 1):
         for last in range(first, NUM_PLACES + 1):
             assert_same(table.merged(first, last), merged_by_hand(metric, states, list(range(first, last))))
@@ -134,7 +134,7 @@ def assert_is(table: StateTable, metric: Metric, states: dict[int, State]) -> No
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_any_range_and_any_marks_merge_as_the_states_themselves_do(name):
+def test_ranges_and_masks_merge_like_the_states_themselves(name):
     metric = CASES[name][0]()
     table = StateTable(metric)
     states = {place: state_of(name, place) for place in range(NUM_PLACES)}
@@ -145,47 +145,47 @@ def test_any_range_and_any_marks_merge_as_the_states_themselves_do(name):
 
 
 STEPS = st.lists(
-    st.tuples(st.sampled_from(["add", "add", "deviate", "forget", "look"]), st.integers(0, NUM_PLACES - 1)), max_size=12
+    st.tuples(st.sampled_from(["add", "add", "deviate", "remove", "look"]), st.integers(0, NUM_PLACES - 1)), max_size=12
 )
 
 
 @pytest.mark.parametrize("name", ["EveryReduction", "Mixed", "MeanMetric", "CatMetric"])
 @given(steps=STEPS)
 @settings(max_examples=25, deadline=None)
-def test_added_again_forgotten_and_looked_at_in_any_order_it_is_as_a_dictionary(name, steps):
+def test_any_order_of_operations_equals_a_dictionary(name, steps):
     metric = CASES[name][0]()
     table, states = StateTable(metric), dict[int, State]()
     for number, (what, place) in enumerate(steps):
         if what == "add":
             states[place] = state_of(name, number)
             table.add(place, states[place])
-        elif what == "deviate":  # another dtype than the metric begins with
+        elif what == "deviate":  # a dtype other than the default's
             states[place] = {
                 key: value.double() if isinstance(value, Tensor) and value.dtype == torch.float32 else value
                 for key, value in state_of(name, number).items()
             }
             table.add(place, states[place])
-        elif what == "forget":
+        elif what == "remove":
             states.pop(place, None)
-            table.forget(place)
+            table.remove(place)
         else:
-            table.merged(0, NUM_PLACES)  # what has been settled must not stay so
+            table.merged(0, NUM_PLACES)  # caches the order, which later additions must invalidate
     assert_is(table, metric, states)
 
 
-def test_an_empty_table_and_one_that_forgot_everything_have_nothing():
+def test_a_table_without_states_merges_to_none():
     table = StateTable(MeanMetric())
     counted = np.ones(3, dtype=bool)
     assert (table.merged(0, 3), table.merged_at(counted)) == (None, None)
-    table.forget(1)
+    table.remove(1)
     assert (table.merged(0, 3), table.merged_at(counted)) == (None, None)
     table.add(1, window_state(MeanMetric(), {"value": torch.ones(2)}))
-    table.forget(1)
+    table.remove(1)
     assert (table.merged(0, 3), table.merged_at(counted)) == (None, None)
 
 
 class Grows(Metric):
-    """A state that takes the shape of what it is given."""
+    """A metric whose state takes the shape of its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ class Grows(Metric):
 
 
 @pytest.mark.parametrize("size", [3, 200])
-def test_a_state_that_outgrows_its_default_is_kept_as_it_is(size):
+def test_a_state_with_another_shape_than_its_default_is_kept_unchanged(size):
     metric, table = Grows(), StateTable(Grows())
     states = {place: window_state(metric, {"value": values(place, size)}) for place in range(NUM_PLACES)}
     for place, state in states.items():
@@ -211,7 +211,7 @@ def test_a_state_that_outgrows_its_default_is_kept_as_it_is(size):
     assert_same(table.merged(2, 3), window_state(metric, {"value": torch.tensor(1.0)}))
 
 
-def test_states_in_columns_do_not_follow_what_becomes_of_the_tensors():
+def test_later_changes_of_a_tensor_do_not_change_the_table():
     table, state = StateTable(SumMetric()), window_state(SumMetric(), {"value": torch.tensor([2.0])})
     table.add(0, state)
     state["sum_value"] += 1  # type: ignore[operator]
@@ -222,7 +222,7 @@ def test_states_in_columns_do_not_follow_what_becomes_of_the_tensors():
     assert table.merged(0, 1)["sum_value"].item() == 2.0  # type: ignore[index, union-attr]
 
 
-def test_only_few_numbers_of_known_kinds_are_plain():
+def test_only_small_tensors_of_supported_dtypes_are_stored_as_numbers():
     class Kinds(Metric):
         def __init__(self) -> None:
             super().__init__()
@@ -248,7 +248,7 @@ def test_only_few_numbers_of_known_kinds_are_plain():
     st.lists(st.floats(width=64), min_size=1, max_size=9),
     st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]),
 )
-def test_plain_numbers_stand_for_a_tensor_bit_for_bit(numbers, dtype):
+def test_numbers_restore_a_tensor_bit_for_bit(numbers, dtype):
     tensor = torch.tensor(numbers, dtype=torch.float64).to(dtype).reshape(1, -1)
     shape = shape_of(tensor)
     assert shape is not None

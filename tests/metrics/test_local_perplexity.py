@@ -27,7 +27,7 @@ def test_windows_without_a_context_do_not_count():
     assert local.count.tolist() == [0] * 4
 
 
-def test_at_least_one_frame_counts_and_no_duration_is_refused():
+def test_at_least_one_frame_counts_and_the_duration_must_be_positive():
     local = LocalPerplexity(duration_s=0.001)
     local.update(torch.ones(4, 20), window(5, 15))
     assert local.count.tolist() == [1] * 4
@@ -36,5 +36,5 @@ def test_at_least_one_frame_counts_and_no_duration_is_refused():
             LocalPerplexity(duration_s=wrong)
 
 
-def test_its_duration_is_in_the_recipe():
+def test_the_duration_is_in_the_recipe():
     assert LocalPerplexity(duration_s=2.5).recipe.settings == {"duration_s": 2.5}
