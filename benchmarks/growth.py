@@ -32,6 +32,7 @@ from musicgen_eval.runs.datamodule import WindowAudio, WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_evaluation
 from musicgen_eval.runs.scoring_step import ScoringStep, Step
+from musicgen_eval.runs.settings import RunSettings
 
 SECONDS = 2  # of each track: three windows
 
@@ -65,9 +66,9 @@ class FormulaEvaluation(MusicGenEvaluation):
         return FormulaStep(
             cast(MusicGen, model),
             self.bank,
-            tail=self.tail,
-            seed=self.seed,
-            save_nll=self.save_nll,
+            tail=self.settings.tail,
+            seed=self.settings.seed,
+            save_nll=self.settings.save_nll,
             precision=str(self.trainer.precision),
             totals=self.context.totals,
         )
@@ -132,7 +133,7 @@ class _Timed(FormulaEvaluation):
 def _run(manifest: Path, run_dir: Path) -> _Timed:
     module = _Timed("demo")
     data = WindowDataModule(str(manifest), context_s=0.5, target_s=0.5, batch_size=8)
-    run_evaluation(module, data, accelerator="cpu", run_dir=run_dir)
+    run_evaluation(module, data, RunSettings(accelerator="cpu", run_dir=run_dir))
     return module
 
 

@@ -23,6 +23,7 @@ from musicgen_eval.results.record_store import MemoryStore
 from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_evaluation
+from musicgen_eval.runs.settings import RunSettings
 
 SETTINGS: Mapping[str, Mapping[str, bool]] = {
     "perplexity": {},
@@ -84,7 +85,10 @@ def _run(model: MusicGen, settings: Mapping[str, bool], *, with_journal: bool) -
         run_dir = Path(folder) / "x"
         began = time.perf_counter()
         result = run_evaluation(
-            module, data, accelerator="cpu", run_dir=run_dir, callbacks=[] if with_journal else [_WithoutJournal()]
+            module,
+            data,
+            RunSettings(accelerator="cpu", run_dir=run_dir),
+            callbacks=[] if with_journal else [_WithoutJournal()],
         )
         elapsed = time.perf_counter() - began
         kept = sum(path.stat().st_size for path in (run_dir / "journal").glob("[0-9]*"))

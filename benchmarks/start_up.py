@@ -22,7 +22,8 @@ MEASURE = """
 import pickle, resource, sys, time
 from pathlib import Path
 import musicgen_eval.runs.datamodule, musicgen_eval.runs.module
-from musicgen_eval.data.planning import DataSettings, plan_evaluation
+from musicgen_eval.data.scoring_plan import plan_evaluation
+from musicgen_eval.data.settings import DataSettings
 from musicgen_eval.records import CodecSpec
 from musicgen_eval.data.index_builder import Opening
 

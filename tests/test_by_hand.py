@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import musicgen_eval
-from musicgen_eval.data.planning import DEMO_SOURCE
+from musicgen_eval.data.plan_builder import DEMO_SOURCE
 from musicgen_eval.models.delay import delay_codes
 
 ROOT = Path(__file__).parents[1]

@@ -23,11 +23,12 @@ from torch import Tensor
 
 import musicgen_eval
 from musicgen_eval.audio.reader import open_track
-from musicgen_eval.data.planning import DEMO_SOURCE
+from musicgen_eval.data.plan_builder import DEMO_SOURCE
 from musicgen_eval.inference.batch_continuation import ContinuedCodes, continue_windows, score_continuations
+from musicgen_eval.inference.settings import ContinuationSettings
 from musicgen_eval.metrics.seam_discontinuity import seam_discontinuity
 from musicgen_eval.models.musicgen import MusicGen, load_model
-from musicgen_eval.records import Continuation, ContinuationSettings, Reading
+from musicgen_eval.records import Continuation, Reading
 
 SAMPLE_RATE_HZ = 32_000
 MEASURES = ("latents", "chroma", "mel")

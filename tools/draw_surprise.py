@@ -19,7 +19,7 @@ import torchaudio
 
 import musicgen_eval
 from musicgen_eval.audio.reader import open_track
-from musicgen_eval.data.planning import DEMO_CLIPS
+from musicgen_eval.data.plan_builder import DEMO_CLIPS
 
 ROOT = Path(__file__).parents[1]
 SMOOTHED_FRAMES = 25  # half a second

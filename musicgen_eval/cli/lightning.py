@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -20,7 +19,6 @@ from musicgen_eval.errors import EvaluationError, RunError
 from musicgen_eval.models.checkpoint import lasting_name
 from musicgen_eval.models.out_of_memory import out_of_memory_explained
 from musicgen_eval.records import Task
-from musicgen_eval.runs.continuation_files import AudioSettings
 from musicgen_eval.runs.datamodule import WindowDataModule, dead_workers_named
 from musicgen_eval.runs.folder import RunFolder, resume_line
 from musicgen_eval.runs.module import MusicGenEvaluation
@@ -30,11 +28,12 @@ from musicgen_eval.runs.progress_bar import EvaluationProgress
 from musicgen_eval.runs.recorder import RunRecorder
 from musicgen_eval.runs.result_logger import ResultLogger
 from musicgen_eval.runs.runner import check_precision
+from musicgen_eval.runs.settings import AudioSettings, RunSettings
 from musicgen_eval.runs.wandb_logger import WandbSettings, wandb_logger
 from musicgen_eval.runs.wandb_tracker import WandbTracker
 
 TRAINER_DEFAULTS = {
-    "precision": "32-true",
+    "precision": RunSettings.precision,
     "logger": False,
     "enable_checkpointing": False,
     "enable_model_summary": False,
@@ -76,30 +75,7 @@ class EvaluationCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the run folder, how continuations are written, and W&B."""
-        parser.add_argument(
-            "--run_dir",
-            type=Path | None,
-            default=None,
-            help="Folder for the results; default: runs/<date>-<command>. If it already holds this run, the run is resumed",
-        )
-        parser.add_argument(
-            "--resume",
-            type=Path | None,
-            default=None,
-            help="Run folder to resume: stands for its config.yaml and its run_dir",
-        )
-        parser.add_argument(
-            "--retry_failures",
-            type=bool,
-            default=False,
-            help="When a run is resumed, measure its failed tracks again",
-        )
-        parser.add_argument(
-            "--allow_other_machine",
-            type=bool,
-            default=False,
-            help="Resume a run that was begun on another machine; its last bits may differ, which the result records",
-        )
+        parser.add_class_arguments(RunSettings, skip={"precision", "accelerator"})  # options of the trainer
         parser.add_class_arguments(AudioSettings, "audio")
         parser.add_class_arguments(WandbSettings, "wandb")
 
@@ -163,8 +139,9 @@ class EvaluationCLI(LightningCLI):
             resume=lambda run_dir: resume_line(self.folder.begun_with or command, run_dir),
             console=console,
             audio=AudioSettings(**settings.audio.as_dict()),
-            retry_failures=settings.retry_failures,
-            allow_other_machine=settings.allow_other_machine,
+            settings=RunSettings(
+                retry_failures=settings.retry_failures, allow_other_machine=settings.allow_other_machine
+            ),
         )
         self.stop = StopAfterBatch(say=_print_on_stderr if console is not None else None)
         callbacks += [self.stop, writer]  # loggers follow the writer: results are on disk before they could fail

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import resource_sharer
-from typing import Literal, Protocol, cast
+from typing import Protocol, cast
 
 import lightning as L
 import torch
@@ -25,15 +25,17 @@ from musicgen_eval.data.continuation_plan import plan_continuation
 from musicgen_eval.data.index_builder import Opening
 from musicgen_eval.data.notes import print_notes
 from musicgen_eval.data.plan import Plan
-from musicgen_eval.data.planning import DataSettings, plan_evaluation
+from musicgen_eval.data.scoring_plan import plan_evaluation
+from musicgen_eval.data.settings import DataSettings
 from musicgen_eval.errors import AudioError, RunError
+from musicgen_eval.inference.settings import ContinuationSettings
 from musicgen_eval.models.transfers import upload
-from musicgen_eval.records import CodecSpec, ContinuationSettings, Task, Window
+from musicgen_eval.records import CodecSpec, Task, Window
 from musicgen_eval.results.journal.reader import failed_tracks
-from musicgen_eval.runs.argument_types import check_arguments, check_text
 from musicgen_eval.runs.context import RunContext, context_provider
 from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0
 from musicgen_eval.runs.processes.strategy import share_of_data
+from musicgen_eval.runs.signatures import takes_settings
 
 
 @dataclass(frozen=True)
@@ -86,59 +88,20 @@ class Batch:
 class WindowDataModule(L.LightningDataModule):
     """Cuts audio into windows of context and target.
 
-    Args:
-        source: a file, a folder, a glob, a manifest (csv, jsonl, parquet), or `demo` for the clips of the package; or a list of
-            these.
-        text: text of tracks that have none of their own.
-        context_s: seconds that the model hears before each target; default: half of the checkpoint's limit. In predict where in the
-            track the continuation begins; default: in its middle.
-        target_s: seconds that are scored in each window; default: half of the checkpoint's limit. In predict seconds that are
-            generated; default: up to the track's end.
-        head: `score`: the first window is scored whole, so every code of a track counts once; `skip`: only what has a
-            full context.
-        batch_size: windows a step. On a CPU windows run side by side, one thread each: at least one a core.
-        num_workers: processes that read audio; 0 reads in the main one.
-        limit: only the first tracks of the source.
-        min_duration_s: tracks shorter than this are skipped, and counted.
-        max_failures: how many tracks may fail before the run ends with an error.
-        allow_beyond_limit: allows windows longer than the model was trained on, for experiments.
-
     Attributes:
         plan: what will be measured, once it is known.
     """
 
-    def __init__(
-        self,
-        source: str | list[str] = "demo",
-        text: str | None = None,
-        context_s: float | None = None,
-        target_s: float | None = None,
-        head: Literal["score", "skip"] = "score",
-        batch_size: int = 8,
-        num_workers: int = 0,
-        limit: int | None = None,
-        min_duration_s: float = 0.0,
-        max_failures: int = 0,
-        allow_beyond_limit: bool = False,
-    ) -> None:
-        super().__init__()
-        check_arguments(WindowDataModule.__init__, locals(), without=("source",))
-        check_text(text)
-        self.settings = DataSettings(
-            source=source,
-            text=text,
-            context_s=context_s,
-            target_s=target_s,
-            head=head,
-            batch_size=batch_size,
-            limit=limit,
-            min_duration_s=min_duration_s,
-            max_failures=max_failures,
-            allow_beyond_limit=allow_beyond_limit,
+    @takes_settings(
+        positional=(
+            "source", "text", "context_s", "target_s", "head", "batch_size", "num_workers", "limit", "min_duration_s",
+            "max_failures", "allow_beyond_limit",
         )
-        if num_workers < 0:
-            raise RunError(f"num_workers must be at least 0, got {num_workers}")
-        self.num_workers = num_workers
+    )  # fmt: skip
+    def __init__(self, settings: DataSettings) -> None:
+        """Makes a data module. No audio is opened."""
+        super().__init__()
+        self.settings = settings
         self.plan: Plan | None = None
 
     def setup(self, stage: str) -> None:
@@ -169,7 +132,7 @@ class WindowDataModule(L.LightningDataModule):
         return DataLoader(
             WindowDataset(plan, evaluation.spec),
             batch_sampler=batches,
-            num_workers=self.num_workers,
+            num_workers=self.settings.num_workers,
             collate_fn=Batch,
             generator=torch.Generator(),  # or the loader would draw from the caller's random numbers
             persistent_workers=False,
@@ -202,7 +165,14 @@ class WindowDataModule(L.LightningDataModule):
         )
         if stage != "predict":
             return plan_evaluation(self.settings, evaluation.spec, opening)
-        return plan_continuation(self.settings, evaluation.spec, evaluation.continuation, opening)
+        continuation = evaluation.continuation
+        return plan_continuation(
+            self.settings,
+            evaluation.spec,
+            stride_frames=continuation.stride_frames(evaluation.spec),
+            num_continuations=continuation.num_continuations,
+            opening=opening,
+        )
 
 
 class Evaluation(Protocol):

@@ -39,7 +39,7 @@ def test_train_like_eval_predicts_with_the_configuration_for_a_gpu(
     songs: Path, stereo_checkpoint: Path, tmp_path: Path
 ):
     options = [f"--model.checkpoint={stereo_checkpoint}", f"--data.source={songs}", "--data.target_s=0.2"]
-    options += ["--data.num_workers=1", "--model.continuation.top_k=40", "--audio.hold=joined"]
+    options += ["--data.num_workers=1", "--model.continuation.top_k=40", "--audio.layout=joined"]
     with pretend_cuda():
         arguments = [*config("continuation.yaml", "hardware/gpu.yaml"), *options, f"--run_dir={tmp_path / 'run'}"]
         assert lightning_main(["predict", *arguments]) == 0

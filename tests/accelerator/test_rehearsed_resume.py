@@ -48,7 +48,7 @@ def evaluated(songs: Path, run_dir: Path, **settings: Any) -> Any:
 
 def continued(songs: Path, run_dir: Path, checkpoint: Path) -> Any:
     drawing = {"top_k": 40, "num_continuations": 2, "max_new_frames": 8}
-    given = {"checkpoint": str(checkpoint), "batch_size": 2, "accelerator": "gpu", "hold": "joined"}
+    given = {"checkpoint": str(checkpoint), "batch_size": 2, "accelerator": "gpu", "layout": "joined"}
     return generate(songs, run_dir=run_dir, **drawing, **given)
 
 

@@ -189,7 +189,7 @@ def test_audio_takes_several_files(monkeypatch, command):
     """As the shell gives them in place of a glob."""
     sources = []
     run = "run_evaluation" if command == "evaluate" else "run_continuation"
-    monkeypatch.setattr(runner, run, lambda module, data, **settings: sources.append(data.settings.source))
+    monkeypatch.setattr(runner, run, lambda module, data, *settings, **further: sources.append(data.settings.source))
     assert main([command, "--audio", "a.wav", "b.wav", "[c].wav", "--limit", "2"]) == 0
     assert main([command, "--audio", "[c].wav"]) == 0
     assert sources == [["a.wav", "b.wav", "[c].wav"], "[c].wav"]
@@ -239,12 +239,12 @@ def tiny(oracle: Path) -> list[str]:
         (["--duration", "0"], "duration_s=0"),
         (["--duration", "0.03"], "duration_s=0.03 s is 1.5 frames"),
         (["--max-new-frames", "0"], "max_new_frames must be at least 1, got 0"),
-        (["--duration", "3", "--max-new-frames", "10"], "duration_s=3 and max_new_frames=10 say the same thing"),
+        (["--duration", "3", "--max-new-frames", "10"], "duration_s=3 and max_new_frames=10 both set the length"),
         (["--num_continuations", "0"], "num_continuations must be at least 1, got 0"),
         (["--threads", "0"], "threads must be at least 1, got 0"),
         (["--threads", "99999999999"], "threads must be at most 1024, got 99999999999"),
         (["--format", "ogg"], "format"),
-        (["--hold", "both"], "hold"),
+        (["--layout", "both"], "layout"),
         (["--batch_size", "0"], "batch_size must be at least 1"),
         (["--audio", "/nowhere.wav"], "/nowhere.wav"),
         (["--target_s", "3"], "unrecognized arguments: --target_s 3"),
@@ -279,13 +279,13 @@ def test_generate_refuses_in_a_line_and_leaves_nothing(capsys, tmp_path, monkeyp
         (["--data.target_s=0"], "target_s=0 is shorter than one frame"),
         (["--data.head=skip"], "data.head does not apply to predict"),
         (["--data.allow_beyond_limit=true"], "data.allow_beyond_limit does not apply to predict"),
-        (["--model.tail=drop"], "model.tail says how windows are scored, and means nothing in predict"),
-        (["--model.save_nll=true"], "model.save_nll says how windows are scored"),
+        (["--model.tail=drop"], "model.tail does not apply to predict; remove it"),
+        (["--model.save_nll=true"], "model.save_nll does not apply to predict"),
         (["--trainer.limit_predict_batches=1", "--data.limit=1", "--data.target_s=0.1"], "use data.limit"),
         (["--trainer.limit_predict_batches=2"], "would leave tracks half measured; use data.limit"),
         (["--trainer.fast_dev_run=true"], "use data.limit"),
         (["--audio.format=ogg"], "format"),
-        (["--audio.hold=both"], "hold"),
+        (["--audio.layout=both"], "layout"),
         (["--return_predictions=true"], "unrecognized arguments: --return_predictions=true"),
         (["--trainer.precision=16-mixed"], "16-mixed needs a GPU"),
         (["--model.metrics.gain=ContextGain"], "asks for the reading 'no_context'"),
@@ -338,7 +338,7 @@ def test_a_predicted_runs_config_gives_the_run_again(capsys, tmp_path, oracle):
     arguments = [
         "predict", f"--model.checkpoint={oracle / 'tiny_musicgen'}", "--model.continuation.top_k=40",
         "--model.continuation.threads=1", "--model.seed=5", "--data.limit=1", "--data.context_s=0.2", "--data.target_s=0.2",
-        "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--audio.hold=joined",
+        "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--audio.layout=joined",
     ]  # fmt: skip
     assert lightning_main([*arguments, f"--run_dir={tmp_path / 'a'}"]) == 0, capsys.readouterr().err
     again = ["predict", "--config", str(tmp_path / "a" / "config.yaml"), f"--run_dir={tmp_path / 'b'}"]

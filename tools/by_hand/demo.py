@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import AutoProcessor, MusicgenForConditionalGeneration
 
 from musicgen_eval.audio.reader import TrackAudio
-from musicgen_eval.data.planning import DataSettings, plan_evaluation
+from musicgen_eval.data.scoring_plan import plan_evaluation
+from musicgen_eval.data.settings import DataSettings
 from musicgen_eval.data.windows import plan_windows
 from musicgen_eval.inference.readings import CodedWindow, score_readings
 from musicgen_eval.metrics import CodebookPerplexity
