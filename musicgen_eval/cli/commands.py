@@ -55,9 +55,9 @@ def parse_command(args: Sequence[str]) -> Callable[[], None]:
         A function that runs the command.
 
     Raises:
-        ArgumentError: the arguments are wrong.
-        RunError: the folder after `--resume` contains no run.
-        SystemExit: a help text or the version was printed.
+        ArgumentError: The arguments are wrong.
+        RunError: The folder after `--resume` contains no run.
+        SystemExit: A help text or the version was printed.
     """
     full = with_values([full_option(arg) for arg in args])
     options = [arg.partition("=")[0] for arg in full]

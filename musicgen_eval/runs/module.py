@@ -70,9 +70,9 @@ class MusicGenEvaluation(L.LightningModule):
     """Evaluates a MusicGen checkpoint on windows of audio.
 
     Attributes:
-        model: the loaded model. None before `configure_model`.
-        measured: the records of the latest run, on rank 0.
-        result: the result of the latest run, on rank 0.
+        model: The loaded model. None before `configure_model`.
+        measured: Records of the latest run, on rank 0.
+        result: Result of the latest run, on rank 0.
     """
 
     @takes_settings(
@@ -143,10 +143,12 @@ class MusicGenEvaluation(L.LightningModule):
         """The state of the current run.
 
         Raises:
-            RunError: no run is set up.
+            RunError: No run is set up.
         """
         if self._context is None:
-            raise RunError("MusicGenEvaluation has a context during a run only; call trainer.test, validate or predict")
+            raise RunError(
+                "MusicGenEvaluation has a context only during a run; call trainer.test, trainer.validate or trainer.predict"
+            )
         return self._context
 
     @property
@@ -154,7 +156,9 @@ class MusicGenEvaluation(L.LightningModule):
         """The data module that is evaluated."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, WindowDataModule):
-            raise RunError("MusicGenEvaluation is tested with a WindowDataModule: trainer.test(module, datamodule=...)")
+            raise RunError(
+                "MusicGenEvaluation needs a WindowDataModule; call trainer.test(module, datamodule=WindowDataModule(...))"
+            )
         return data
 
     def prepare(self, task: Task) -> MetricBank:
@@ -255,7 +259,7 @@ class MusicGenEvaluation(L.LightningModule):
         """Gathers the records of all ranks. Rank 0 computes the result.
 
         Raises:
-            RunError: any rank failed. It is raised on every rank.
+            RunError: A rank failed. The error is raised on every rank.
         """
         parts = gather_on_rank_0(self.trainer, (self.context.store.close(), self._stopped))
         decide_on_rank_0(self.trainer, lambda: self._conclude(parts or []))
@@ -318,7 +322,7 @@ class MusicGenEvaluation(L.LightningModule):
                 _refuse_setting(setting)
         if self.trainer.strategy.root_device.type == "cuda" and torch.cuda.tunable.is_enabled():
             raise RunError(
-                "PYTORCH_TUNABLEOP_ENABLED lets torch choose kernels by timing, so two runs would differ; unset it"
+                "PYTORCH_TUNABLEOP_ENABLED is set, but torch would choose kernels by timing, so two runs would differ; unset it"
             )
 
     def _refuse_missing_texts(self, plan: Plan) -> None:
@@ -326,7 +330,8 @@ class MusicGenEvaluation(L.LightningModule):
         if any(reading.text == "other" for reading in self.bank.readings) and None in plan.other_texts:
             track = plan.tracks[plan.other_texts.index(None)].id
             raise RunError(
-                f"a metric wants another track's text, and track {track} finds none; give at least two tracks different texts"
+                f"a metric needs the text of another track, but no track has another text than track {track}; give at least "
+                "two tracks different texts"
             )
 
     def _context_in_memory(self) -> RunContext:
@@ -394,4 +399,6 @@ class MusicGenEvaluation(L.LightningModule):
 
 
 def _refuse_setting(setting: str) -> None:
-    raise RunError(f"trainer.{setting} would leave tracks half measured; use data.limit, which counts tracks")
+    raise RunError(
+        f"trainer.{setting} would leave out windows of a track; remove it and use data.limit, which counts tracks"
+    )

@@ -282,7 +282,7 @@ def test_generate_refuses_in_a_line_and_leaves_nothing(capsys, tmp_path, monkeyp
         (["--model.tail=drop"], "model.tail does not apply to predict; remove it"),
         (["--model.save_nll=true"], "model.save_nll does not apply to predict"),
         (["--trainer.limit_predict_batches=1", "--data.limit=1", "--data.target_s=0.1"], "use data.limit"),
-        (["--trainer.limit_predict_batches=2"], "would leave tracks half measured; use data.limit"),
+        (["--trainer.limit_predict_batches=2"], "would leave out windows of a track; remove it and use data.limit"),
         (["--trainer.fast_dev_run=true"], "use data.limit"),
         (["--audio.format=ogg"], "format"),
         (["--audio.layout=both"], "layout"),
