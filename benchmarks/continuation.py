@@ -1,9 +1,9 @@
 """Measures seconds per generated second of audio and compares them with `generate` of transformers, in one process.
 
 All variants are given the same prompt of codes and the same text. They decode greedily with guidance, so that their codes can be
-compared. Decoding the codes to audio is not included. The variants run in turns. Figures are medians, with the lowest and the highest
-value in brackets. The ratio depends on the machine. Therefore the memory bandwidth of the steps, including keys and values, is given
-as a share of the measured bandwidth of the machine.
+compared. Decoding the codes to audio is not included. The variants run in turns. Figures are medians, with the lowest and the
+highest value in brackets. The ratio depends on the machine. Therefore the memory bandwidth of the steps, including keys and values,
+is given as a share of the measured bandwidth of the machine.
 
     python -m benchmarks.continuation                    the demo model and musicgen-small's shape, batches of 1 and 8
     python -m benchmarks.continuation --shapes tiny --repeats 1 --prompt_s 0.5 --new_s 0.5

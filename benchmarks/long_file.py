@@ -4,8 +4,8 @@
     python benchmarks/long_file.py --minutes 10 20 40 80 120 --format m4a
 
 Memory must not grow with the length of a track, and time must grow at most in proportion, also for m4a, which cannot be read from
-the middle. `read s` is the time to read the audio of all windows without a model. `total s` is the time of the whole evaluation. Each
-length runs in its own process, with the demo model on a CPU. The file is synthesised block by block.
+the middle. `read s` is the time to read the audio of all windows without a model. `total s` is the time of the whole evaluation.
+Each length runs in its own process, with the demo model on a CPU. The file is synthesised block by block.
 """
 
 from __future__ import annotations
