@@ -3,8 +3,8 @@
     python tools/kill_runs.py --kills 25 --seed 0 --markdown
 
 Each trial runs `test` or `predict` on the demo with one or two processes. The run is killed with SIGKILL once or twice, while it
-processes batches or writes one of its first or last files. The signal is sent to rank 0, to rank 1 or to all processes. Then the run
-is resumed on one, two or three processes, and all files of the result are compared byte for byte.
+processes batches or writes one of its first or last files. The signal is sent to rank 0, to rank 1 or to all processes. Then the
+run is resumed on one, two or three processes, and all files of the result are compared byte for byte.
 """
 
 from __future__ import annotations
