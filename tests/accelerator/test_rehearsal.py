@@ -170,7 +170,7 @@ def test_continuations_in_float32_have_the_codes_and_audio_of_the_cpu(
 
 
 @pytest.mark.parametrize(("checkpoint", "precision", "drawing"), [one for one in PREDICTED if one[1] != "32-true"])
-def test_continuations_in_half_precision_keep_the_context_and_most_first_codes(
+def test_continuations_in_half_precision_keep_the_context_and_agree_in_many_first_codes(
     rehearsal: Rehearsal, checkpoint: str, precision: str, drawing: str
 ):
     found, _ = rehearsal.predict(checkpoint, precision, drawing, "gpu")

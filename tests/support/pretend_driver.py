@@ -69,7 +69,7 @@ class PretendEvent:
         self.enable_timing = enable_timing
 
     def record(self, stream: PretendStream | None = None) -> None:
-        """Records it."""
+        """Records the event."""
 
     def wait(self, stream: PretendStream | None = None) -> None:
         """Makes a stream wait, but not the host."""

@@ -35,8 +35,8 @@ class Codebooks:
                 chosen = _nearest(residual, centres)
                 counts = torch.bincount(chosen, minlength=size).float()
                 sums = torch.zeros_like(centres).index_add_(0, chosen, residual)
-                strangers = residual[torch.randint(len(residual), (size,), generator=generator)]
-                centres = torch.where((counts > 0)[:, None], sums / counts.clamp(min=1)[:, None], strangers)
+                replacements = residual[torch.randint(len(residual), (size,), generator=generator)]
+                centres = torch.where((counts > 0)[:, None], sums / counts.clamp(min=1)[:, None], replacements)
             entries.append(centres)
             residual = residual - centres[_nearest(residual, centres)]
         return cls(torch.stack(entries))
@@ -102,10 +102,10 @@ class Codebooks:
         sums = torch.zeros_like(self.entries[k]).index_add_(0, chosen, residual)
         self.sums[k].mul_(self.decay).add_(sums, alpha=1 - self.decay)
         dead = self.counts[k] < 0.05 * len(residual) / size
-        strangers = residual[torch.randint(len(residual), (size,), generator=generator)]
+        replacements = residual[torch.randint(len(residual), (size,), generator=generator)]
         average = len(residual) / size * 0.3
         self.counts[k] = torch.where(dead, average, self.counts[k])
-        self.sums[k] = torch.where(dead[:, None], strangers * average, self.sums[k])
+        self.sums[k] = torch.where(dead[:, None], replacements * average, self.sums[k])
         self.entries[k] = self.sums[k] / self.counts[k][:, None]
 
 
