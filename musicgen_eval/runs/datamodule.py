@@ -31,11 +31,11 @@ from musicgen_eval.errors import AudioError, RunError
 from musicgen_eval.inference.settings import ContinuationSettings
 from musicgen_eval.models.transfers import upload
 from musicgen_eval.records import CodecSpec, Task, Window
+from musicgen_eval.records.signatures import takes_settings
 from musicgen_eval.results.journal.reader import failed_tracks
 from musicgen_eval.runs.context import RunContext, context_provider
 from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0
 from musicgen_eval.runs.processes.strategy import share_of_data
-from musicgen_eval.runs.signatures import takes_settings
 
 
 @dataclass(frozen=True)

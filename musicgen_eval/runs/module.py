@@ -48,6 +48,7 @@ from musicgen_eval.models.out_of_memory import out_of_memory_explained
 from musicgen_eval.models.sharding import shard_decoder
 from musicgen_eval.models.threads import single_threaded
 from musicgen_eval.records import CodecSpec, Failure, Task
+from musicgen_eval.records.signatures import takes_settings
 from musicgen_eval.results.measurements import Measurements, WindowRecord
 from musicgen_eval.results.record_store import MemoryStore
 from musicgen_eval.results.running_totals import RunningTotals
@@ -60,7 +61,6 @@ from musicgen_eval.runs.processes.strategy import keeps_records, refuse_strategy
 from musicgen_eval.runs.recipe import run_recipe
 from musicgen_eval.runs.scoring_step import ScoringStep, Step
 from musicgen_eval.runs.settings import ModelSettings, Precision
-from musicgen_eval.runs.signatures import takes_settings
 
 DEFAULT_CONTINUATION = ContinuationSettings()
 PRECISIONS = get_args(Precision)
