@@ -80,8 +80,8 @@ class RunContext:
         known = self.constants.arithmetic
         if known not in (None, arithmetic):
             raise RunError(
-                f"the run was started with {known} products and would resume with {arithmetic} products, which differ in the "
-                "last bits; resume it on the same type of device, and with the same strategy"
+                f"the run was started with {known} kernels and would resume with {arithmetic} kernels, which differ in the last "
+                "bits; resume it on the same type of device and with the same strategy"
             )
         self.constants = replace(self.constants, arithmetic=arithmetic)
 

@@ -108,5 +108,5 @@ def _copied_to(kept: list[Tensor], pieces: Iterator[Tensor]) -> Iterator[Tensor]
 
 def _finite(piece: Tensor) -> Tensor:
     if not piece.isfinite().all():
-        raise AudioError("the codec made NaN or infinite samples of the continuation's codes")
+        raise AudioError("the codec decoded the continuation's codes to NaN or infinite samples")
     return piece

@@ -35,7 +35,7 @@ CROSSFADE_S = 0.04
 NUM_DIGITS = 16  # of a digest: of 100,000 ids two meet with a chance of 3e-10; with 8 digits it would be 0.69
 DEVICE_NAMES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(1, 10))}
 COLUMNS = (
-    "track", "continuation", "context_s", "heard_s", "generated_s", "reference_s", "text", "seed", "temperature", "top_k",
+    "track", "continuation", "context_s", "prompt_s", "generated_s", "reference_s", "text", "seed", "temperature", "top_k",
     "top_p", "guidance_scale", "stride_s", "path", "context_path", "reference_path",
 )  # fmt: skip
 
@@ -126,9 +126,10 @@ class ContinuationFolder:
             if isinstance(error, _Unreadable):
                 raise AudioError(str(error)) from error
             if isinstance(error, OSError | AudioError):
-                stay = f", which stay and are listed in {self.table.name}" if self.num_written else ""
+                kept = f", which are kept and listed in {self.table.name}" if self.num_written else ""
                 raise RunError(
-                    f"run_dir {self.path}: {error}; this process wrote {self.num_written} continuations{stay}"
+                    f"run_dir {self.path}: {error}; this process wrote {self.num_written} continuations{kept}; fix the cause "
+                    "and resume the run"
                 ) from error
             raise
         self.num_written += 1
@@ -164,7 +165,9 @@ class ContinuationFolder:
                     part.unlink()
         except OSError as error:
             whole.unlink(missing_ok=True)
-            raise RunError(f"run_dir {self.path}: continuations.csv could not be written ({error})") from error
+            raise RunError(
+                f"run_dir {self.path}: continuations.csv could not be written ({error}); fix the cause and resume the run"
+            ) from error
         return rows
 
     def _store(self, path: Path, pieces: Iterator[Tensor], sound: Sound) -> bool:
@@ -185,7 +188,7 @@ class ContinuationFolder:
             "track": window.track,
             "continuation": window.index,
             "context_s": sound.num_context_samples / rate,
-            "heard_s": sound.context_decoded.shape[1] / rate,
+            "prompt_s": sound.context_decoded.shape[1] / rate,
             "generated_s": sound.num_generated_samples / rate,
             "reference_s": sound.num_reference_samples / rate,
             "text": continuation.text or "",

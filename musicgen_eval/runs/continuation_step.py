@@ -180,7 +180,7 @@ class ContinuationStep:
                 seed=self.seed,
             )
         except NonFiniteError as error:
-            reason = "the decoder gave no finite logits; try bf16-mixed or 32-true"
+            reason = "the decoder's logits are NaN or infinite; set the precision to bf16-mixed or 32-true"
             failed = [_failure(prompts[row].window, reason) for row in error.rows]
             return failed + self._continue([prompt for row, prompt in enumerate(prompts) if row not in error.rows])
         windows = [prompt.window for prompt in prompts]
@@ -210,7 +210,7 @@ class ContinuationStep:
     def _measure(self, window: WindowAudio, item: ContinuedCodes, offer: Offer) -> WindowRecord:
         """Decodes, writes and measures one continuation."""
         if not _is_finite(offer):
-            return _failure(window, "the decoder gave no finite nll; try bf16-mixed or 32-true")
+            return _failure(window, "the nll is NaN or infinite; set the precision to bf16-mixed or 32-true")
         continuation = self._continuation(window, offer)
         try:
             track = self.plan.open_track(window.track_row)

@@ -92,7 +92,9 @@ class RunFolder:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise RunError(f"{self.path / 'run.json'} cannot be read ({error}); choose another run_dir") from error
+            raise RunError(
+                f"{self.path / 'run.json'} cannot be read ({error}); restore it, or choose another folder with --run_dir"
+            ) from error
         return found
 
     def claim(self) -> None:
@@ -102,7 +104,9 @@ class RunFolder:
             RunError: it holds something that is no run, another process works in it, it is no folder, or it cannot be written to.
         """
         if "\0" in str(self.path):
-            raise RunError(f"run_dir {str(self.path)!a} holds a null character; choose another with --run_dir")
+            raise RunError(
+                f"run_dir {str(self.path)!a} contains a null character; choose another folder with --run_dir"
+            )
         try:
             self._make()
             held = {entry.name for entry in self.path.iterdir()}
@@ -116,21 +120,21 @@ class RunFolder:
                 self.journal.mkdir(exist_ok=True)
         except BlockingIOError:
             raise RunError(
-                f"run_dir {self.path} belongs to a run that is going on; wait for its end, or choose another with --run_dir"
+                f"run_dir {self.path} is in use by another run; wait until it ends, or choose another folder with --run_dir"
             ) from None
         except OSError as error:
             if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise RunError(
-                    f"run_dir {self.path}: its file system has no locks ({error.strerror}), without which two runs could not be "
-                    "kept apart; mount it with locks, or choose another with --run_dir"
+                    f"run_dir {self.path}: its file system does not support locks ({error.strerror}), which prevent two runs "
+                    "from using one folder; mount it with locks, or choose another folder with --run_dir"
                 ) from error
             raise RunError(
-                f"run_dir {self.path} cannot be used: {error.strerror}; choose another with --run_dir"
+                f"run_dir {self.path} cannot be used: {error.strerror}; choose another folder with --run_dir"
             ) from error
         if foreign:
             raise RunError(
-                f"run_dir {self.path} holds {', '.join(foreign[:3])}{', ...' * (len(foreign) > 3)} and no run; choose an empty or "
-                "new folder with --run_dir"
+                f"run_dir {self.path} is not empty ({', '.join(foreign[:3])}{', ...' * (len(foreign) > 3)}) and contains no run; "
+                "choose an empty or new folder with --run_dir"
             )
         if self.run:
             self.state = "finished" if "summary.json" in held else "unfinished"
@@ -150,7 +154,9 @@ class RunFolder:
             partial.replace(self.path / name)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise RunError(f"run_dir {self.path}: {name} could not be written ({error})") from error
+            raise RunError(
+                f"run_dir {self.path}: {name} could not be written ({error}); fix the cause and resume the run"
+            ) from error
 
     def write_run(self, run: Mapping[str, Any]) -> None:
         """Writes run.json."""
@@ -263,8 +269,8 @@ def resumed_arguments(run_dir: str | Path) -> list[str]:
     """
     path = expanded_path(run_dir)
     if not (path / "run.json").is_file() or not (path / "config.yaml").is_file():
-        left = "" if path.is_dir() else ", which is no folder" if path.exists() else ", which does not exist"
-        raise RunError(f"--resume {path}{left}: no run that could go on; give the folder that holds its run.json")
+        fact = "contains no run" if path.is_dir() else "is not a folder" if path.exists() else "does not exist"
+        raise RunError(f"--resume {path}: the path {fact}; give a run folder, which contains run.json and config.yaml")
     return ["--config", str(path / "config.yaml"), "--run_dir", str(path)]
 
 

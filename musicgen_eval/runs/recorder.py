@@ -227,10 +227,10 @@ class RunRecorder(ContextProvider):
             if plan.task == "continue":
                 lost = batches_without_files(folder.path, plan, measured, batch_size=batch_size, audio=self.audio)
                 if lost:
-                    self._say(f"journal: the files of {len(lost)} batches are not all there; these are continued again")
+                    self._say(f"journal: files of {len(lost)} batches are missing; these batches are generated again")
                 measured.leave_out(lost, len(plan.windows), batch_size)
         if 0 < measured.windows < len(plan.windows):
-            self._say(f"{folder.path}: {measured.windows} of {len(plan.windows)} windows have been measured already")
+            self._say(f"{folder.path}: {measured.windows} of {len(plan.windows)} windows are already measured")
         return measured
 
     def _new_context(self, folder: RunFolder, module: MusicGenEvaluation, start: RunStart, rank: int) -> RunContext:
@@ -272,7 +272,7 @@ class RunRecorder(ContextProvider):
     def _finish(self, folder: RunFolder, plan: Plan, result: EvaluationResult) -> None:
         """Writes the files of the result, unless an earlier start has written them. Releases the folder."""
         if self.finds_result:
-            self._say(f"{folder.path} holds a finished run; this is its result")
+            self._say(f"{folder.path} contains a finished run; its result follows")
             if (folder.path / "summary.json").read_text(encoding="utf-8") != to_json(summary(result)):
                 self.files = write_result(folder.path, result)  # summary.json is damaged, or older than the journal
             if self._continuation_folder is not None:
@@ -312,7 +312,7 @@ class RunRecorder(ContextProvider):
         written = self._continuation_folder
         num_written = 0 if written is None else written.num_written
         if written is not None and num_written:
-            self._say(f"\n{num_written} continuations stay, and are listed in {written.table}")
+            self._say(f"\n{num_written} continuations are kept and listed in {written.table}")
         if folder.state == "new" and not num_written and not _has_measured(folder):
             folder.remove_if_empty()
             return
@@ -338,7 +338,9 @@ def _has_measured(folder: RunFolder) -> bool:
 
 
 def _resume_message(path: Path, resume_line: str, *, has_failures: bool) -> str:
-    lines = [f"\nwhat was measured stays in {path}; go on with it:", f"  {resume_line}"]
+    lines = [f"\ncompleted batches are kept in {path}; to resume the run:", f"  {resume_line}"]
     if has_failures:
-        lines.append("  with --max_failures to record what failed, or --retry_failures once it is mended")
+        lines.append(
+            "  add --max_failures to record the failed tracks and continue, or --retry_failures after fixing the files"
+        )
     return "\n".join(lines)

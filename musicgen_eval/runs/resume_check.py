@@ -22,8 +22,8 @@ from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0, gather_on_rank_0
 
 OTHER_MACHINE = (
-    "{begun} on another machine, whose last bits may differ; --allow_other_machine lets it go on, and the result will "
-    "say so:"
+    "{runs} on another machine, so results may differ in the last bits; pass --allow_other_machine to continue anyway (recorded "
+    "in the result). Differences:"
 )
 NOT_IN_FINGERPRINT = ("source", "arithmetic", "other_machines", "resamplers", "notes")
 """Parts of the recipe that may differ when a run is resumed: the place of the same tracks, and what follows from the rest."""
@@ -65,17 +65,22 @@ def refuse_other_run(
         RunError: names the differences.
     """
     if "fingerprint" not in run:
-        raise RunError(f"run_dir {run_dir} holds a run without a journal; choose another with --run_dir")
+        raise RunError(
+            f"run_dir {run_dir} contains a run whose run.json has no fingerprint; choose another folder with --run_dir"
+        )
     lines = differences(run["fingerprint"], asked.fingerprint)
     if lines:
-        refusal = f"run_dir {run_dir} holds another run, begun with {run['command']}; choose another folder, or ask for the same:"
+        refusal = (
+            f"run_dir {run_dir} contains another run, started with {run['command']}; choose another folder with --run_dir, or "
+            "use the same settings. Differences:"
+        )
         raise RunError("\n  ".join([refusal, *lines]))
     others = run.get("other_machines", ())
     if asked.machine in [run["machine"], *others]:
         return dict(run)
     if not allow_other_machine:
         lines = differences(run["machine"], asked.machine)
-        raise RunError("\n  ".join([f"run_dir {run_dir} {OTHER_MACHINE.format(begun='was begun')}", *lines]))
+        raise RunError("\n  ".join([f"run_dir {run_dir} {OTHER_MACHINE.format(runs='was started')}", *lines]))
     return {**run, "other_machines": [*others, asked.machine]}
 
 
@@ -99,11 +104,11 @@ def refuse_other_ranks(
         for rank, (sees, found) in enumerate(ranks or []):
             if not sees:
                 raise RunError(
-                    f"run_dir {run_dir} is not seen by rank {rank}; it must lie on a file system that all machines share"
+                    f"run_dir {run_dir} does not exist on rank {rank}; choose a folder on a file system that all ranks share"
                 )
             if found != machine_of_rank_0 and not allow_other_machine:
                 lines = differences(machine_of_rank_0, found)
-                raise RunError("\n  ".join([f"rank {rank} {OTHER_MACHINE.format(begun='is')}", *lines]))
+                raise RunError("\n  ".join([f"rank {rank} {OTHER_MACHINE.format(runs='runs')}", *lines]))
 
     decide_on_rank_0(trainer, refuse)
 

@@ -98,8 +98,8 @@ class ScoringStep:
             if read is not None and not read.nll[read.scored].isfinite().all():
                 reading = f"reading {name!r} of " if name else ""
                 reason = (
-                    f"{reading}window {window.window.index}: the decoder gave no finite nll in precision "
-                    f"{self.precision}; try bf16-mixed or 32-true"
+                    f"{reading}window {window.window.index}: the nll is NaN or infinite in precision {self.precision}; set the "
+                    "precision to bf16-mixed or 32-true"
                 )
                 return WindowRecord(window.row, window.track_row, failure=reason)
         plain = offer.on_cpu.readings[""]

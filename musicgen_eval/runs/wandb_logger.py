@@ -51,7 +51,7 @@ class WandbSettings:
     def __post_init__(self) -> None:
         for name in ("start_timeout_s", "end_timeout_s"):
             if not (isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise RunError(f"wandb.{name} must be above 0, got {getattr(self, name)}")
+                raise RunError(f"wandb.{name} must be a finite number of seconds above 0, got {getattr(self, name)}")
 
 
 def wandb_logger(settings: WandbSettings) -> DispensableWandbLogger | None:
@@ -161,10 +161,12 @@ class DispensableWandbLogger(WandbLogger):
         run, self._experiment = self._experiment, None
         reason = str(error).partition("Consider increasing")[0].strip().splitlines() or [""]
         if not reason[0] or reason[0] == "<no message>":
-            reason = [f"{type(error).__name__} without a message; is the API key right, and the server?"]
-        stays = f"; what was logged stays in {Path(run.dir).parent}, for `wandb sync`" if run is not None else ""
+            reason = [f"{type(error).__name__} without a message; check the API key and the server"]
+        stays = f"; logged data is kept in {Path(run.dir).parent} for `wandb sync`" if run is not None else ""
         print(
-            redact(f"warning: W&B logging is off: {reason[0].rstrip('.')}{stays}; the results are complete without it"),
+            redact(
+                f"warning: W&B logging is off: {reason[0].rstrip('.')}{stays}; the results in the run folder are complete"
+            ),
             file=sys.stderr,
         )
         if run is not None and not isinstance(error, TimeoutError):

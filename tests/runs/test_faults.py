@@ -120,7 +120,7 @@ def test_processes_that_die_end_the_run_clearly_and_it_goes_on_to_the_same_bytes
         os.kill(launched, signal.SIGKILL)
         _, said = first.communicate(timeout=60)
     assert first.returncode == 1
-    assert "process 1 of this machine was killed by SIGKILL, so the run ends; what was measured stays" in said
+    assert "process 1 of this machine was killed by SIGKILL; stopping the run. Completed batches are kept" in said
     assert "Traceback" not in said
     rows = len(kept(tmp_path / "x"))
     with begin(tmp_path / "x", "--trainer.devices=2") as second:
@@ -189,7 +189,7 @@ def test_a_second_interrupt_ends_at_once(begin, tmp_path):
         said = run.communicate(timeout=60)[1]
     assert run.returncode == 130, said[-2000:]
     assert time.monotonic() - began < 30  # a window takes 60 s
-    assert "ending after the batch in hand; interrupt again to end at once" in said
+    assert "stopping after the current batch; interrupt again to stop immediately" in said
     assert not (tmp_path / "x").exists()  # nothing was measured
 
 

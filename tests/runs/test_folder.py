@@ -13,7 +13,7 @@ from musicgen_eval.runs.folder import LOCK, RunFolder, default_run_dirs, expande
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     (tmp_path / "old.txt").write_text("x")
-    with pytest.raises(RunError, match=r"holds old\.txt and no run; choose an empty or new folder"):
+    with pytest.raises(RunError, match=r"is not empty \(old\.txt\) and contains no run; choose an empty or new folder"):
         RunFolder(tmp_path).claim()
     assert [path.name for path in tmp_path.iterdir()] == ["old.txt"]
 
@@ -88,7 +88,7 @@ def test_a_folder_of_somebody_else_is_refused_whatever_its_names(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
     folder = RunFolder(tmp_path)
-    with pytest.raises(RunError, match="and no run; choose an empty"):
+    with pytest.raises(RunError, match="contains no run; choose an empty"):
         folder.claim()
     folder.remove_if_empty()
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4
@@ -97,7 +97,7 @@ def test_a_folder_of_somebody_else_is_refused_whatever_its_names(tmp_path):
 def test_a_process_does_not_take_a_folder_twice(tmp_path):
     first = RunFolder(tmp_path / "x")
     first.claim()
-    with pytest.raises(RunError, match="belongs to a run that is going on"):
+    with pytest.raises(RunError, match="is in use by another run"):
         RunFolder(tmp_path / "y" / ".." / "x").claim()
     first.remove_if_empty()
     RunFolder(tmp_path / "x").claim()
@@ -132,7 +132,7 @@ def test_a_folder_belongs_to_one_process_at_a_time_however_that_ends(tmp_path):
     ]
     with subprocess.Popen([*code, str(tmp_path / "x")], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"claimed\n"
-        with pytest.raises(RunError, match="belongs to a run that is going on"):
+        with pytest.raises(RunError, match="is in use by another run"):
             RunFolder(tmp_path / "x").claim()
         other.kill()
         other.wait()
@@ -143,14 +143,14 @@ def test_a_folder_belongs_to_one_process_at_a_time_however_that_ends(tmp_path):
 
 def test_a_run_file_that_is_none_is_refused(tmp_path):
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(RunError, match=r"run\.json cannot be read .*; choose another run_dir"):
+    with pytest.raises(RunError, match=r"run\.json cannot be read .*; restore it, or choose another folder"):
         RunFolder(tmp_path).claim()
 
 
 def test_resuming_stands_for_the_configuration_and_the_folder(tmp_path):
-    with pytest.raises(RunError, match="which does not exist: no run that could go on"):
+    with pytest.raises(RunError, match="the path does not exist; give a run folder"):
         resumed_arguments(tmp_path / "none")
-    with pytest.raises(RunError, match="no run that could go on; give the folder that holds its run"):
+    with pytest.raises(RunError, match="the path contains no run; give a run folder"):
         resumed_arguments(tmp_path)
     for name in ("run.json", "config.yaml"):
         (tmp_path / name).write_text("{}")

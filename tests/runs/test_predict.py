@@ -549,7 +549,7 @@ def test_files_hold_what_memory_holds_without_them(songs, model, tmp_path):
         assert torch.equal(read(one.reference_path), kept.reference)
         assert one.path.parent == one.context_path.parent == one.reference_path.parent
         num_frames = NUM_FRAMES[one.window.track]
-        times = [float(row[name]) for name in ("context_s", "heard_s", "generated_s", "reference_s")]
+        times = [float(row[name]) for name in ("context_s", "prompt_s", "generated_s", "reference_s")]
         assert times == pytest.approx(
             [count / 50 for count in (num_frames // 2, num_frames // 2, *2 * [num_frames - num_frames // 2])]
         )
@@ -569,7 +569,7 @@ def test_files_hold_what_memory_holds_without_them(songs, model, tmp_path):
 def test_past_the_limit_the_table_tells_what_was_heard(long_song, short_model, tmp_path):
     result = continued(long_song, short_model, stride_s=0.6, run_dir=tmp_path / "x", format="wav")
     (row,) = rows_of(tmp_path / "x")
-    times = [float(row[name]) for name in ("context_s", "heard_s", "generated_s", "reference_s", "stride_s")]
+    times = [float(row[name]) for name in ("context_s", "prompt_s", "generated_s", "reference_s", "stride_s")]
     assert times == [2.0, 0.4, 2.0, 2.0, 0.6]
     assert read(result.continuations[0].context_path).shape == (1, 100 * HOP)
 
@@ -758,7 +758,7 @@ def test_a_run_dir_that_is_a_file_or_holds_something_is_refused_and_left(songs, 
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunError, match=r"run_dir .*file cannot be used"):
         continued(songs, model, run_dir=tmp_path / "file")
-    with pytest.raises(RunError, match="holds file"):
+    with pytest.raises(RunError, match=r"is not empty \(file\)"):
         continued(songs, model, run_dir=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -824,7 +824,7 @@ def test_a_table_that_cannot_grow_ends_the_run_with_what_it_lists(songs, model, 
 def test_a_decoder_without_numbers_fails_by_name_and_writes_nothing(songs, oracle, tmp_path):
     broken = load_model(oracle / "tiny_musicgen")
     broken.decoder.model.decoder.layer_norm.weight.fill_(float("nan"))
-    with pytest.raises(RunError, match="no finite logits; try bf16-mixed or 32-true"):
+    with pytest.raises(RunError, match="logits are NaN or infinite; set the precision to bf16-mixed or 32-true"):
         generate(str(songs), checkpoint=broken, top_k=20, limit=2, run_dir=tmp_path / "x")
     assert not (tmp_path / "x").exists()
 

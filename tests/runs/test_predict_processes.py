@@ -154,7 +154,7 @@ def test_a_signal_ends_a_run_with_its_status_and_what_was_written_is_whole_and_l
     assert "Traceback" not in said
     rows = rows_of(run_dir)
     assert 3 <= len(rows) < 401
-    assert f"{len(rows)} continuations stay" in said
+    assert f"{len(rows)} continuations are kept and listed in" in said
     begun = {"config.yaml", "run.json", "journal"}
     assert {path.name for path in run_dir.iterdir()} == {"audio", "continuations.csv", *begun}
     assert {row["path"] for row in rows} == {name for name in files(run_dir) if name.startswith("audio/")}

@@ -244,7 +244,7 @@ def test_another_machine_is_refused_unless_that_is_meant_and_the_result_says_so(
         evaluated(songs, checkpoint, tmp_path / "x")
     stop_after(10**6)
     monkeypatch.setattr(fingerprint, "_cpu_model", lambda: "an older processor")
-    with pytest.raises(RunError, match="--allow_other_machine lets it go on") as refused:
+    with pytest.raises(RunError, match="pass --allow_other_machine to continue anyway") as refused:
         evaluated(songs, checkpoint, tmp_path / "x")
     assert "an older processor" in str(refused.value)
     result = evaluated(songs, checkpoint, tmp_path / "x", allow_other_machine=True).evaluation
@@ -267,7 +267,7 @@ def test_ranks_that_do_not_see_the_folder_or_are_unlike_rank_0_are_refused(
         ]
 
     monkeypatch.setattr(resume_check, "gather_on_rank_0", with_another)
-    expected = "is not seen by rank 1" if other == "blind" else r"rank 1 is on another machine.*\n.*of 1999"
+    expected = "does not exist on rank 1" if other == "blind" else r"rank 1 runs on another machine.*\n.*of 1999"
     with pytest.raises(RunError, match=expected):
         evaluated(songs, checkpoint, tmp_path / "x")
     assert not (tmp_path / "x").exists()
@@ -473,9 +473,9 @@ def test_both_commands_resume_from_the_folder_alone(songs, checkpoint, tmp_path,
     stop_after(10**6)
     assert main(["evaluate", "--resume", str(tmp_path / "x"), "--retry-failures"]) == 0
     said = capsys.readouterr()
-    assert "measured already" in said.err
+    assert "are already measured" in said.err
     assert "bits/s" in said.out
-    assert "measured already" not in said.out
+    assert "are already measured" not in said.out
     assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
 
 
@@ -524,7 +524,7 @@ def test_a_run_goes_on_from_another_folder_than_it_was_begun_in(songs, checkpoin
     ("arguments", "message"),
     [
         (["evaluate", "--resume"], "--resume needs a run folder"),
-        (["evaluate", "--resume", "nowhere"], "nowhere, which does not exist: no run that could go on"),
+        (["evaluate", "--resume", "nowhere"], "nowhere: the path does not exist; give a run folder"),
         (["evaluate", "--resume", "x", "--audio", "y.wav"], "leave out --audio"),
         (["generate", "--resume", "x", "--top-k", "5"], "leave out --top_k"),
     ],

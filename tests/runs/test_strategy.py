@@ -82,7 +82,7 @@ def test_a_sharded_model_does_not_continue(oracle, tmp_path):
         capture_output=True, text=True, cwd=ROOT, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr.count("error: a sharded model scores and does not continue") == 1
+    assert done.stderr.count("error: predict does not support a sharded model") == 1
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "x").exists()
 
@@ -101,7 +101,7 @@ def test_strategies_that_would_leave_ranks_waiting_are_refused(strategy):
     """Their ranks take different batches, and would gather a layer at different times."""
     made = {"fsdp": FSDPStrategy, "deepspeed": DeepSpeedStrategy}[strategy]
     trainer = SimpleNamespace(strategy=made.__new__(made), is_global_zero=True)
-    with pytest.raises(RunError, match=f"trainer.strategy {made.__name__} is not supported; take auto, ddp, or"):
+    with pytest.raises(RunError, match=f"trainer.strategy {made.__name__} is not supported; set it to auto, ddp, or"):
         refuse_strategy(trainer, "score")
     trainer.is_global_zero = False
     with pytest.raises(StoppedElsewhere):

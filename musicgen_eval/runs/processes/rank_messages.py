@@ -108,5 +108,5 @@ def _hearing(trainer: L.Trainer) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        words = "another process of the run has ended, and with it the run; what was measured stays, resume it"
+        words = "another process of the run has ended, so the run stops. Completed batches are kept; resume the run"
         raise (RunError(words) if trainer.is_global_zero else StoppedElsewhere(words)) from error

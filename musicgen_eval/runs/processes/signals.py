@@ -139,7 +139,7 @@ class StopAfterBatch(L.Callback):
         for process in self._processes:
             process.send_signal(signal.SIGTERM)
         if self.say is not None and number == signal.SIGINT:
-            self.say("\nending after the batch in hand; interrupt again to end at once")
+            self.say("\nstopping after the current batch; interrupt again to stop immediately")
 
     def _begin_watching(self) -> None:
         self._over.set()
@@ -161,7 +161,7 @@ class StopAfterBatch(L.Callback):
                 rank, status = died[0]
                 how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
                 print(
-                    f"\nerror: process {rank} of this machine {how}, so the run ends; what was measured stays, resume it",
+                    f"\nerror: process {rank} of this machine {how}; stopping the run. Completed batches are kept; resume the run",
                     file=sys.stderr,
                     flush=True,
                 )

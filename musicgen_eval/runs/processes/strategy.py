@@ -59,16 +59,16 @@ def refuse_strategy(trainer: L.Trainer, task: Task) -> None:
 
 def _refusal(strategy: Strategy, task: Task) -> str | None:
     if isinstance(strategy, ModelParallelStrategy):
-        sharded = "a sharded model scores and does not continue: predict runs with trainer.strategy auto or ddp"
+        sharded = "predict does not support a sharded model; set trainer.strategy to auto or ddp"
         return sharded if task == "continue" else None
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy) or isinstance(strategy, DeepSpeedStrategy):
         return (
-            f"trainer.strategy {type(strategy).__name__} is not supported; take auto, ddp, or lightning.pytorch.strategies."
-            "ModelParallelStrategy (configs/hardware/model_parallel.yaml) for a model that fits no single device"
+            f"trainer.strategy {type(strategy).__name__} is not supported; set it to auto, ddp, or lightning.pytorch.strategies."
+            "ModelParallelStrategy (configs/hardware/model_parallel.yaml) for a model that does not fit on one device"
         )
     if isinstance(strategy.launcher, _MultiProcessingLauncher):
         return (
-            "trainer.strategy ddp_spawn, ddp_fork and ddp_notebook are not supported: they copy a process in which the run has "
-            "begun, and its locks cannot be copied; use ddp, which starts the command once per process"
+            "trainer.strategy ddp_spawn, ddp_fork and ddp_notebook are not supported, because they fork a process that holds "
+            "the run's locks; set it to ddp, which starts the command once per process"
         )
     return None
