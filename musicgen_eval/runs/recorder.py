@@ -1,7 +1,7 @@
 """The callback that records a run in a folder.
 
-    setup   rank 0: run.json compared or written, journal read --> every rank: a RunContext on the folder
-    end     rank 0: result --> files and tables
+    setup   rank 0 compares or writes run.json and reads the journal --> every rank opens a RunContext on the folder
+    end     rank 0 writes the files of the result and prints its tables
 
 `runs/module.py` shows the order of the hooks.
 """
@@ -31,14 +31,23 @@ from musicgen_eval.results.running_totals import RunningTotals
 from musicgen_eval.results.summary import EvaluationResult
 from musicgen_eval.results.terminal import print_result
 from musicgen_eval.runs.context import ContextProvider, RunConstants, RunContext
-from musicgen_eval.runs.continuation_files import AudioSettings, ContinuationFolder, read_table, remove_partial_files
+from musicgen_eval.runs.continuation_files import AudioSettings, ContinuationFolder, remove_partial_files
+from musicgen_eval.runs.continuation_table import read_table
 from musicgen_eval.runs.datamodule import comes_from_a_dead_worker
-from musicgen_eval.runs.folder import RunFolder, run_record, start_record
+from musicgen_eval.runs.folder import RunFolder
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0
-from musicgen_eval.runs.resume_check import batches_without_files, refuse_other_ranks, refuse_other_run, run_identity
+from musicgen_eval.runs.provenance import run_record, start_record
+from musicgen_eval.runs.resume_check import (
+    RunIdentity,
+    batches_without_files,
+    refuse_other_ranks,
+    refuse_other_run,
+    run_identity,
+)
 
-MAX_LISTED = 8  # number of continuations that are listed one by one
+MAX_LISTED = 8
+"""Maximum number of continuations whose files are listed one by one."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +55,11 @@ class RunStart:
     """The message of rank 0 to all ranks when a run is started or resumed.
 
     Attributes:
-        path: absolute path of the run folder.
-        number: number of this start, from 0.
-        measured: batches that earlier starts have measured.
-        constants: values that the first start has determined.
-        machine: device and library versions of rank 0.
+        path: Absolute path of the run folder.
+        number: Number of this start, from 0.
+        measured: Batches that earlier starts have measured.
+        constants: Values that the first start has determined.
+        machine: Device and library versions of rank 0.
     """
 
     path: Path
@@ -67,18 +76,19 @@ class RunRecorder(ContextProvider):
     batch restores the folder.
 
     Args:
-        folder: a claimed folder. None means that nothing is written.
-        command: the command of the run, for run.json.
-        config_yaml: the configuration, for config.yaml.
-        resume: returns the line that tells the user how a run in this folder is resumed. None means that no line is printed.
-        console: prints the result tables. None means that nothing is printed, on standard error neither.
-        audio: format of the continuations' files.
-        retry_failures: measures tracks again that failed in earlier starts.
-        allow_other_machine: resumes a run that was started on another machine, or with other versions of libraries.
+        folder: A claimed folder. None means that no files are written.
+        command: Command of the run, for run.json.
+        config_yaml: Configuration, for config.yaml.
+        resume: Function that returns the line that tells the user how to resume a run in a folder. None means that no line is
+            printed.
+        console: Console for the tables of the result. None means that nothing is printed, also not on standard error.
+        audio: Format of the continuations' files.
+        retry_failures: Measure tracks again that failed in earlier starts.
+        allow_other_machine: Resume a run that was started on another machine, or with other versions of libraries.
 
     Attributes:
-        files: files written at the end, the most important first.
-        continuations: the rows of continuations.csv, by column.
+        files: Files that were written at the end, the most important first.
+        continuations: Rows of continuations.csv, by column.
     """
 
     def __init__(
@@ -109,12 +119,12 @@ class RunRecorder(ContextProvider):
 
     @property
     def index_path(self) -> Path | None:
-        """File that keeps the properties of the source's files for later starts."""
+        """File that stores the properties of the source's audio files for later starts."""
         return None if self.folder is None else self.folder.index
 
     @property
     def finds_result(self) -> bool:
-        """True during a run that an earlier start has finished, so that this start only prints the result."""
+        """True if an earlier start has finished the run, so this start only prints the result."""
         is_finished = self.folder is not None and self.folder.state == "finished"
         return is_finished and self.context is not None and self.context.is_complete
 
@@ -167,7 +177,7 @@ class RunRecorder(ContextProvider):
     on_predict_end = on_test_end
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Closes the store, and releases the folder or removes what the run has put there. Reports what was kept."""
+        """Closes the store. Then releases the folder and reports which files are kept, or restores an empty folder."""
         context, self.context = self.context, None
         try:
             if context is not None:
@@ -184,22 +194,12 @@ class RunRecorder(ContextProvider):
         """Starts or resumes the run on rank 0: compares or writes run.json, and reads the journal.
 
         Raises:
-            RunError: the folder holds another run, or too many tracks have failed.
+            RunError: The folder contains another run, or too many tracks have failed.
         """
         plan, settings = module.data.plan, module.data.settings
         assert plan is not None
         identity = run_identity(module, self.audio)
-        run = folder.run
-        if run:
-            run = refuse_other_run(folder.path, run, identity, allow_other_machine=self.allow_other_machine)
-        else:
-            run = {
-                **run_record(command=self.command, seed=module.seed, max_frames_from=module.checkpoint.max_frames_from),
-                "fingerprint": identity.fingerprint,
-                "machine": identity.machine,
-                "settled": {"threads": _threads(trainer, module), "arithmetic": None},
-            }
-            folder.write("config.yaml", self.config_yaml)
+        run = self._matching_run(folder, identity) or self._new_run(folder, trainer, module, identity)
         measured = self._read_measured(folder, plan, settings.batch_size)
         number = max(len(run["starts"]), measured.starts)
         if measured.windows < len(plan.windows):
@@ -217,8 +217,31 @@ class RunRecorder(ContextProvider):
             machine=identity.machine,
         )
 
+    def _matching_run(self, folder: RunFolder, identity: RunIdentity) -> dict[str, Any] | None:
+        """Returns the content of run.json, or None if the folder contains no run.
+
+        Raises:
+            RunError: The folder contains another run.
+        """
+        run = folder.run
+        if not run:
+            return None
+        return refuse_other_run(folder.path, run, identity, allow_other_machine=self.allow_other_machine)
+
+    def _new_run(
+        self, folder: RunFolder, trainer: L.Trainer, module: MusicGenEvaluation, identity: RunIdentity
+    ) -> dict[str, Any]:
+        """Writes config.yaml, and returns the content of run.json for a new run."""
+        folder.write("config.yaml", self.config_yaml)
+        return {
+            **run_record(command=self.command, seed=module.seed, max_frames_from=module.checkpoint.max_frames_from),
+            "fingerprint": identity.fingerprint,
+            "machine": identity.machine,
+            "settled": {"threads": _threads(trainer, module), "arithmetic": None},
+        }
+
     def _read_measured(self, folder: RunFolder, plan: Plan, batch_size: int) -> MeasuredBatches:
-        """Reads from the journal which batches are measured, and removes what a killed process left unfinished."""
+        """Reads the measured batches from the journal, and removes incomplete files, which a killed process has left."""
         measured = read_measured(folder.journal, plan, batch_size, retry_failures=self.retry_failures)
         for note in measured.notes:
             self._say(f"journal: {note}")
@@ -308,11 +331,11 @@ class RunRecorder(ContextProvider):
             self._say(str(error))
 
     def _release(self, folder: RunFolder, context: RunContext | None) -> None:
-        """Unlocks the folder and reports what was kept, or restores the folder if the run has measured nothing."""
+        """Unlocks the folder and reports which files are kept. If no window is measured, restores the folder."""
         written = self._continuation_folder
         num_written = 0 if written is None else written.num_written
         if written is not None and num_written:
-            self._say(f"\n{num_written} continuations are kept and listed in {written.table}")
+            self._say(f"\n{num_written} continuations are kept and listed in {written.table.path}")
         if folder.state == "new" and not num_written and not _has_measured(folder):
             folder.remove_if_empty()
             return
@@ -322,7 +345,7 @@ class RunRecorder(ContextProvider):
         folder.unlock()
 
     def _say(self, line: str) -> None:
-        """Prints a line for the user on standard error. Standard output holds the result alone."""
+        """Prints a line for the user on standard error. Standard output receives only the result."""
         if self.console is not None:
             print(redact(line), file=sys.stderr)
 
@@ -333,7 +356,7 @@ def _threads(trainer: L.Trainer, module: MusicGenEvaluation) -> int | None:
 
 
 def _has_measured(folder: RunFolder) -> bool:
-    """Returns True if any process has measured a window. Failures alone are not kept."""
+    """Returns True if any process has measured a window. A run whose windows have all failed counts as empty."""
     return any(row.failure is None for _, rows in JournalReader(folder.journal).batches() for row in rows)
 
 

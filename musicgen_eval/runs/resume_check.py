@@ -15,8 +15,10 @@ from musicgen_eval.data.plan import Plan
 from musicgen_eval.errors import RunError
 from musicgen_eval.results.files import to_json
 from musicgen_eval.results.record_store import MeasuredBatches
+from musicgen_eval.runs.audio_paths import continuation_path
 from musicgen_eval.runs.context import RunConstants
-from musicgen_eval.runs.continuation_files import AudioSettings, continuation_path, written_continuations
+from musicgen_eval.runs.continuation_files import AudioSettings
+from musicgen_eval.runs.continuation_table import written_continuations
 from musicgen_eval.runs.fingerprint import differences, machine, metric_settings, weights_digest
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0, gather_on_rank_0
@@ -26,16 +28,17 @@ OTHER_MACHINE = (
     "in the result). Differences:"
 )
 NOT_IN_FINGERPRINT = ("source", "arithmetic", "other_machines", "resamplers", "notes")
-"""Parts of the recipe that may differ when a run is resumed: the place of the same tracks, and what follows from the rest."""
+"""Parts of the recipe that may differ when a run is resumed. The same tracks may have another source, and the other parts follow
+from the rest of the recipe."""
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """The values by which a run is recognised when it is resumed, as JSON has them.
+    """The values by which a run is recognised when it is resumed, as they are read from JSON.
 
     Attributes:
-        fingerprint: settings, checkpoint, data and metrics. They must be equal.
-        machine: device and library versions. They must be equal unless `allow_other_machine` is set.
+        fingerprint: Settings, checkpoint, data and metrics. They must be equal.
+        machine: Device and library versions. They must be equal unless `allow_other_machine` is set.
     """
 
     fingerprint: dict[str, Any]
@@ -53,16 +56,16 @@ def refuse_other_run(
     """Compares the run in a folder with the one that is about to start.
 
     Args:
-        run_dir: the run folder.
-        run: content of its run.json.
-        asked: the run that is about to start.
-        allow_other_machine: accepts another machine, and records it.
+        run_dir: The run folder.
+        run: Content of its run.json.
+        asked: Identity of the run that is about to start.
+        allow_other_machine: Accept another machine, and record it.
 
     Returns:
-        The content of run.json, with the machine if it is new.
+        The content of run.json. Another machine is added to it.
 
     Raises:
-        RunError: names the differences.
+        RunError: The runs differ. The message lists the differences.
     """
     if "fingerprint" not in run:
         raise RunError(
@@ -92,10 +95,10 @@ def refuse_other_ranks(
     machine_of_rank_0: Mapping[str, Any],
     allow_other_machine: bool,
 ) -> None:
-    """Refuses, on every rank, a folder that some rank does not see, and a rank on another machine.
+    """Refuses a folder that does not exist on some rank, and a rank on another machine.
 
     Raises:
-        RunError: names the rank.
+        RunError: The message names the rank. It is raised on every rank.
     """
     own = _as_json(machine(module.device))
     ranks = gather_on_rank_0(trainer, ((run_dir / "run.json").is_file(), own))
@@ -116,14 +119,14 @@ def refuse_other_ranks(
 def batches_without_files(
     run_dir: Path, plan: Plan, measured: MeasuredBatches, *, batch_size: int, audio: AudioSettings
 ) -> set[int]:
-    """Returns the numbers of measured batches whose continuations have lost files or rows of continuations.csv."""
-    there = written_continuations(run_dir)
+    """Returns the numbers of measured batches of which an audio file or a row of continuations.csv is missing."""
+    written = written_continuations(run_dir)
     lost = set()
     for number in measured.batches:
         for row in batch_rows(number, len(plan.windows), batch_size):
             window = plan.windows.window(row, plan.tracks.ids)
             has_failed = int(plan.windows.track[row]) in measured.failed
-            if not has_failed and continuation_path(window.track, window.index, audio.format) not in there:
+            if not has_failed and continuation_path(window.track, window.index, audio.format) not in written:
                 lost.add(number)
     return lost
 
@@ -146,6 +149,6 @@ def _fingerprint(module: MusicGenEvaluation, audio: AudioSettings) -> dict[str, 
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns values as they are read back from a JSON file, for comparison."""
+    """Returns values as they are read from a JSON file, for comparison."""
     read: dict[str, Any] = json.loads(to_json(values))
     return read

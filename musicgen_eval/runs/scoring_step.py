@@ -23,7 +23,7 @@ from musicgen_eval.runs.datamodule import Batch, WindowAudio
 
 
 class Step(Protocol):
-    """Measures one batch after the other."""
+    """Measures batches, one at a time."""
 
     def run(self, batch: Batch) -> list[WindowRecord]:
         """Returns one record per window of the batch."""
@@ -34,13 +34,13 @@ class ScoringStep:
     """Scores batches of windows under teacher forcing.
 
     Args:
-        model: the model, prepared for `precision`.
-        bank: the metrics of the task "score".
-        tail: as in `MusicGenEvaluation`.
-        seed: seed of the readings that change codes.
-        save_nll: keeps the nll of every code in the records.
-        precision: precision of the decoder, for error messages.
-        totals: running totals, which are updated.
+        model: Model, prepared for `precision`.
+        bank: Metrics of the task "score".
+        tail: As in `MusicGenEvaluation`.
+        seed: Seed of the readings that change codes.
+        save_nll: Store the nll of every code in the records.
+        precision: Precision of the decoder, for error messages.
+        totals: Running totals. They are updated.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class ScoringStep:
         return fetch([Offer(read, self.model.spec.frame_rate_hz) for read in readings])
 
     def _record(self, window: WindowAudio, offer: Offer, states: dict[str, State]) -> WindowRecord:
-        """Returns the record of a window. A window whose nll is not finite fails, so that no sum leaves codes out silently."""
+        """Returns the record of a window. A window whose nll is not finite fails, so no code is silently left out of a sum."""
         for name, read in offer.on_cpu.readings.items():
             if read is not None and not read.nll[read.scored].isfinite().all():
                 reading = f"reading {name!r} of " if name else ""
@@ -103,8 +103,8 @@ class ScoringStep:
                 )
                 return WindowRecord(window.row, window.track_row, failure=reason)
         plain = offer.on_cpu.readings[""]
-        kept = {"nll": plain.nll} if self.save_nll and plain is not None else {}
-        return WindowRecord(window.row, window.track_row, states=states, tensors=kept)
+        tensors = {"nll": plain.nll} if self.save_nll and plain is not None else {}
+        return WindowRecord(window.row, window.track_row, states=states, tensors=tensors)
 
 
 def readable_windows(batch: Batch) -> tuple[list[WindowAudio], list[WindowRecord]]:

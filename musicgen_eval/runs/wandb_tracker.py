@@ -17,8 +17,9 @@ import lightning as L
 from musicgen_eval.files.redaction import redact_tree
 from musicgen_eval.results.summary import EvaluationResult
 from musicgen_eval.runs.fingerprint import library_versions
-from musicgen_eval.runs.folder import RunFolder, git_commit
+from musicgen_eval.runs.folder import RunFolder
 from musicgen_eval.runs.module import MusicGenEvaluation
+from musicgen_eval.runs.provenance import git_commit
 from musicgen_eval.runs.recorder import RunRecorder
 from musicgen_eval.runs.result_logger import summary_numbers
 from musicgen_eval.runs.wandb_logger import DispensableWandbLogger, audio_player, new_table

@@ -8,7 +8,9 @@ import pytest
 
 from musicgen_eval.errors import RunError
 from musicgen_eval.runs import folder as run_folder
-from musicgen_eval.runs.folder import LOCK, RunFolder, default_run_dirs, expanded_path, resumed_arguments, run_record
+from musicgen_eval.runs.folder import RunFolder, default_run_dirs, expanded_path, resumed_arguments
+from musicgen_eval.runs.folder_lock import LOCK
+from musicgen_eval.runs.provenance import run_record
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path):

@@ -806,15 +806,15 @@ def test_a_run_that_fails_before_the_first_continuation_leaves_no_file(songs, mo
 
 def test_a_table_that_cannot_grow_ends_the_run_with_what_it_lists(songs, model, tmp_path, monkeypatch):
     """The table is where the disk fills up: its last line is whole, and the file that it does not name is the only one."""
-    from musicgen_eval.runs import continuation_files
+    from musicgen_eval.runs import continuation_table
 
-    class Full(continuation_files.csv.DictWriter):
+    class Full(continuation_table.csv.DictWriter):
         def writerow(self, row):
             if row["track"] == "song 0":
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return super().writerow(row)
 
-    monkeypatch.setattr(continuation_files.csv, "DictWriter", Full)
+    monkeypatch.setattr(continuation_table.csv, "DictWriter", Full)
     with pytest.raises(RunError, match="wrote 2 continuations"):
         continued(songs, model, run_dir=tmp_path / "x", originals=False, batch_size=2)
     assert [row["track"] for row in rows_of(tmp_path / "x")] == ["song 3", "song 1"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from musicgen_eval.runs.continuation_files import NUM_DIGITS, track_folder
+from musicgen_eval.runs.audio_paths import NUM_DIGITS, track_folder
 
 STRANGE = [
     "../../x", "/etc/passwd", "..", ".", "", "a\0b", "a\nb", "\r\n", "x" * 10_000, "é" * 10_000, "\u202egpj.mp3", "~", "~root",
