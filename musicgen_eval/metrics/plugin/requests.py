@@ -32,8 +32,8 @@ class InputRequest:
         parameter: Name of the parameter.
         provider: Provider of its value.
         reading: Name of the reading; "" is the plain one.
-        flat: Whether the value holds the rows of the scored codes only.
-        is_sequence: Whether the rows are given as a batch of one sequence.
+        flat: True if the value has only the rows of the scored codes.
+        is_sequence: True if the rows are passed as a batch of one sequence.
     """
 
     parameter: str
@@ -91,8 +91,8 @@ class RequestParser:
         ]
         if not named:
             raise MetricError(
-                f"metric {name!r}: {type(metric).__name__}.update() names no input, so nothing can be given to it; "
-                "wrap it in a metric of its own that names what it wants"
+                f"metric {name!r}: {type(metric).__name__}.update() names no input, so it cannot be updated; "
+                "wrap it in a metric whose update() names its inputs"
             )
         return [self._request(name, metric, key, renames) for key in named]
 

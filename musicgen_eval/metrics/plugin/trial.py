@@ -72,13 +72,13 @@ def try_on_device(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]
     """Refuses a metric that cannot be updated on an accelerator.
 
     Args:
-        name: name of the metric, for the message.
-        metric: left as it is.
-        inputs: inputs of its `update` for each trial window, on the device.
-        device: where the metric will run.
+        name: Name of the metric, for the message.
+        metric: The metric. It is not changed.
+        inputs: Inputs of its `update` for each trial window, on the device.
+        device: Device on which the metric will run.
 
     Raises:
-        MetricError: names the metric and the usual cause.
+        MetricError: The metric failed. The message names it and the usual cause.
     """
     try:
         window_states(deepcopy(metric).to(device), inputs)

@@ -203,9 +203,9 @@ def test_a_reading_of_one_name_and_two_meanings_is_refused():
     class Renames(Reversal):
         readings = (Reading("no_text", change=reverse), *Reversal.readings)
 
-    with pytest.raises(MetricError, match="'b' publishes a reading 'reversed' that stands for something else"):
+    with pytest.raises(MetricError, match="'b' defines the reading 'reversed' differently from an earlier definition"):
         MetricBank({"a": Reversal(), "b": Other()}, spec=SPEC)
-    with pytest.raises(MetricError, match="publishes a reading 'no_text' that stands for something else"):
+    with pytest.raises(MetricError, match="defines the reading 'no_text' differently from an earlier definition"):
         bank_of(Renames())
     MetricBank({"a": Reversal(), "b": Reversal()}, spec=SPEC)
 
@@ -520,8 +520,8 @@ class Locked(CodebookPerplexity):
         ({"m": Locked()}, r"metric 'm' \(Locked\) cannot be copied \(cannot pickle '_thread.lock' object\)"),
         ({"m": MetricEntry(Locked())}, r"metric 'm' \(Locked\) cannot be copied"),
         ([CodebookPerplexity()], r"metrics must map names to metrics, such as .*; got list"),
-        ({3: CodebookPerplexity()}, r"a name is a string; got 3"),
-        ({"": CodebookPerplexity()}, r"a name is a string; got ''"),
+        ({3: CodebookPerplexity()}, r"the name of a metric must be a non-empty string, got 3"),
+        ({"": CodebookPerplexity()}, r"the name of a metric must be a non-empty string, got ''"),
         ({"m": CodebookPerplexity}, r"metric 'm' must be a torchmetrics.Metric, got "),
         ({"m": None}, r"metric 'm' must be a torchmetrics.Metric, got NoneType"),
         (
