@@ -14,7 +14,7 @@ from musicgen_eval.runs.runner import run_evaluation
 
 
 class Watch(L.Callback):
-    """Keeps the contexts of the runs that it sees, and raises an error in the first batch if asked to."""
+    """Collects the contexts of runs. Raises an error in the first batch if `fails` is set."""
 
     def __init__(self, *, fails: bool = False) -> None:
         self.fails = fails

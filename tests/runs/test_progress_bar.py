@@ -42,7 +42,7 @@ def run_with_bar(oracle):
     return module.result
 
 
-def test_the_bar_shows_what_was_measured_on_standard_error(oracle, capsys, monkeypatch):
+def test_the_bar_shows_the_running_totals_on_standard_error(oracle, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     result = run_with_bar(oracle)
     said = capsys.readouterr()
@@ -52,7 +52,7 @@ def test_the_bar_shows_what_was_measured_on_standard_error(oracle, capsys, monke
     assert "Testing" not in said.out
 
 
-def test_there_is_no_bar_where_standard_error_is_no_terminal(oracle, capsys):
+def test_there_is_no_bar_if_standard_error_is_not_a_terminal(oracle, capsys):
     run_with_bar(oracle)
     said = capsys.readouterr()
     assert "Testing" not in said.out + said.err

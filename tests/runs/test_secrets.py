@@ -1,4 +1,4 @@
-"""Planted secrets are in nothing that a run writes or prints."""
+"""A run neither writes nor prints secrets that its input contains."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ def _planted(monkeypatch):
 
 @pytest.fixture
 def manifest(tmp_path) -> Path:
-    """Ids, texts and a path that hold secrets; the last track is not there, and fails."""
+    """Writes a manifest whose ids, texts and a path contain secrets. The last track does not exist, and fails."""
     folder = tmp_path / "songs"
     folder.mkdir()
     shutil.copy(CLIP, folder / "a.wav")
@@ -71,7 +71,7 @@ def arguments(oracle: Path, manifest: Path, folder: Path) -> list[str]:
 
 
 def test_test_writes_and_prints_no_secret(oracle, manifest, tmp_path):
-    """As a process of its own, whose command line holds secrets, which W&B would log."""
+    """Runs in another process, because W&B would log the command line, which contains secrets."""
     command = [sys.executable, str(ROOT / "train_like_eval.py"), "test", *arguments(oracle, manifest, tmp_path / "x")]
     done = subprocess.run(
         [*command, "--model.save_nll=true"], capture_output=True, text=True, cwd=ROOT, timeout=300,

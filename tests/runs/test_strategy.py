@@ -1,4 +1,4 @@
-"""Ways to run on several devices that would be wrong are refused; a layer that is sharded is held in parts."""
+"""Strategies with wrong results are refused. The processes of a sharded model share its layers."""
 
 import json
 import os
@@ -44,7 +44,7 @@ dist.destroy_process_group()
 """
 
 
-def test_each_process_holds_its_part_of_every_layer(oracle):
+def test_each_process_has_a_part_of_every_layer(oracle):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
@@ -73,7 +73,7 @@ def arguments(oracle: Path, folder: Path, *further: str) -> list[str]:
     ]  # fmt: skip
 
 
-def test_a_sharded_model_does_not_continue(oracle, tmp_path):
+def test_a_sharded_model_is_refused_in_predict(oracle, tmp_path):
     config = str(ROOT / "configs" / "hardware" / "model_parallel.yaml")
     command = ["predict", "--config", config, *arguments(oracle, tmp_path / "x", "--trainer.accelerator=cpu")]
     command += ["--model.continuation.top_k=20"]
@@ -87,7 +87,7 @@ def test_a_sharded_model_does_not_continue(oracle, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_fsdp_is_refused_on_a_cpu_in_a_line(oracle, tmp_path, capsys):
+def test_fsdp_is_refused_on_a_cpu_in_one_line(oracle, tmp_path, capsys):
     command = ["test", *arguments(oracle, tmp_path / "x", "--trainer.accelerator=cpu", "--trainer.strategy=fsdp")]
     assert lightning_main(command) == 1
     said = capsys.readouterr().err
@@ -97,8 +97,8 @@ def test_fsdp_is_refused_on_a_cpu_in_a_line(oracle, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
-def test_strategies_that_would_leave_ranks_waiting_are_refused(strategy):
-    """Their ranks take different batches, and would gather a layer at different times."""
+def test_strategies_that_would_hang_are_refused(strategy):
+    """The ranks of these strategies measure different batches, so they would gather a layer at different times."""
     made = {"fsdp": FSDPStrategy, "deepspeed": DeepSpeedStrategy}[strategy]
     trainer = SimpleNamespace(strategy=made.__new__(made), is_global_zero=True)
     with pytest.raises(RunError, match=f"trainer.strategy {made.__name__} is not supported; set it to auto, ddp, or"):

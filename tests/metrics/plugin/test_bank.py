@@ -32,7 +32,7 @@ DOCS = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
 
 
 def read(window: Window, seed: int, spec: CodecSpec = SPEC) -> ScoredWindow:
-    """A reading of random codes under random logits."""
+    """Returns a reading of random codes and random logits."""
     generator = torch.Generator().manual_seed(seed)
     shape = (spec.num_codebooks, window.num_frames)
     codes = torch.randint(spec.codebook_size, shape, generator=generator)
@@ -54,7 +54,7 @@ def read(window: Window, seed: int, spec: CodecSpec = SPEC) -> ScoredWindow:
 def make_offer(
     index: int, *, context: int = 3, target: int = 8, absent: tuple[str, ...] = (), **readings: int
 ) -> Offer:
-    """An offer whose readings are random, each from a seed of its own."""
+    """Returns window data with random readings. Each reading has its own seed."""
     window = Window(f"t{index}", index, 0, context, target)
     offered: dict[str, ScoredWindow | None] = {"": read(window, 100 * index)}
     offered |= {name: read(window, 100 * index + seed) for name, seed in readings.items()}
@@ -71,7 +71,7 @@ def result(bank: MetricBank, offers: list[Offer]) -> dict[str, float]:
 
 
 class Asks(Metric):
-    """Keeps what it was given, as a metric of one's own would name it."""
+    """Stores its inputs."""
 
     total: Tensor
 
@@ -85,17 +85,17 @@ class Asks(Metric):
 
 
 def asking(signature: str) -> type[Asks]:
-    """A metric whose update takes these parameters."""
+    """Returns a metric whose `update` has these parameters."""
     names = [part.split("=")[0].strip(" *") for part in signature.split(",")]
     space: dict = {}
     exec(f"def update(self, {signature}):\n    self.seen.append(dict({', '.join(f'{n}={n}' for n in names)}))", space)
     return type("Asking", (Asks,), {"update": space["update"]})
 
 
-# What is given
+# Inputs
 
 
-def test_a_metric_gets_by_name_what_its_update_names():
+def test_a_metric_receives_the_inputs_that_its_update_names():
     bank = bank_of(asking("nll, rank, codes, scored, window, frame_rate_hz")())
     offer = make_offer(1)
     bank.update([offer])
@@ -109,7 +109,7 @@ def test_a_metric_gets_by_name_what_its_update_names():
     assert (given["window"], given["frame_rate_hz"]) == (plain.window, 50)
 
 
-def test_parameters_with_a_default_are_left_alone_unless_renamed():
+def test_parameters_with_a_default_are_ignored_unless_renamed():
     bank = bank_of(asking("nll, rank=None")())
     bank.update([make_offer(1)])
     assert bank.metrics["m"].seen[0]["rank"] is None
@@ -131,7 +131,7 @@ def test_preds_and_target_are_the_scored_codes_of_all_codebooks():
     assert found == pytest.approx(right / total, rel=1e-6)
 
 
-def test_a_renamed_input_comes_without_the_unscored():
+def test_a_renamed_input_has_only_scored_codes():
     offers = [make_offer(1), make_offer(2, context=0)]
     numbers = torch.cat([offer.readings[""].nll[offer.readings[""].scored] for offer in offers]).double()
     assert result(bank_of(MeanMetric(), {"value": "nll"}), offers)["value"] == pytest.approx(numbers.mean().item())
@@ -140,7 +140,7 @@ def test_a_renamed_input_comes_without_the_unscored():
     assert list(kept.values()) == pytest.approx(numbers.tolist())
 
 
-def test_where_only_the_reading_is_renamed_the_shape_stays():
+def test_an_input_with_only_another_reading_keeps_its_shape():
     offers = [make_offer(1, no_text=7), make_offer(2, absent=("no_text",)), make_offer(3, context=0, no_text=8)]
     found = result(bank_of(CodebookPerplexity(), {"nll": "nll__no_text"}), offers)
     expected = CodebookPerplexity(num_codebooks=4)
@@ -149,7 +149,7 @@ def test_where_only_the_reading_is_renamed_the_shape_stays():
     assert found == pytest.approx({key: value.item() for key, value in expected.compute().items()}, rel=1e-12)
 
 
-def test_a_suffix_gives_another_reading_of_the_same_window():
+def test_a_suffix_names_another_reading_of_the_same_window():
     bank = bank_of(asking("nll, nll__no_context, codes__no_text, logits__other_text")())
     offer = make_offer(1, no_context=1, no_text=2, other_text=3)
     bank.update([offer])
@@ -163,7 +163,7 @@ def test_a_suffix_gives_another_reading_of_the_same_window():
 # Readings
 
 
-def test_only_readings_that_a_metric_asked_for_are_to_be_scored():
+def test_only_readings_that_a_metric_names_are_scored():
     plain = MetricBank({"a": CodebookPerplexity(), "b": CodebookAccuracy()}, spec=SPEC)
     assert plain.readings == [PLAIN]
     assert plain.readings_with_logits == frozenset()
@@ -187,7 +187,7 @@ class Reversal(CodebookPerplexity):
     window_states = None
 
 
-def test_a_metric_publishes_a_reading_and_others_may_ask_for_it():
+def test_a_reading_that_a_metric_defines_can_be_named_by_others():
     entry = MetricEntry(CodebookPerplexity(), {"nll": "nll__reversed"})
     for metrics in ({"a": Reversal(), "b": entry}, {"b": entry, "a": Reversal()}):
         bank = MetricBank(metrics, spec=SPEC)
@@ -196,7 +196,7 @@ def test_a_metric_publishes_a_reading_and_others_may_ask_for_it():
         assert bank.compute(states)["a"] == bank.compute(states)["b"]
 
 
-def test_a_reading_of_one_name_and_two_meanings_is_refused():
+def test_two_different_readings_with_one_name_are_refused():
     class Other(Reversal):
         readings = (Reading("reversed", text="none", change=reverse),)
 
@@ -218,7 +218,7 @@ def test_a_reading_with_a_misspelt_condition_is_refused():
         bank_of(Misspelt())
 
 
-def test_a_reading_that_does_not_exist_counts_nothing():
+def test_a_reading_that_does_not_exist_is_not_counted():
     here, gone = make_offer(1, no_text=5), make_offer(2, absent=("no_text",))
     bank = MetricBank(
         {
@@ -240,7 +240,7 @@ def test_a_reading_that_does_not_exist_counts_nothing():
     assert bank.compute(both[:1])["mean"] == bank.compute(both[:1])["stock"] == {}
 
 
-def test_rows_of_two_readings_stand_side_by_side():
+def test_rows_of_two_readings_are_aligned():
     offers = [
         make_offer(1, no_context=3),
         make_offer(2, context=0, absent=("no_context",)),
@@ -256,7 +256,7 @@ def test_rows_of_two_readings_stand_side_by_side():
 # States
 
 
-def test_the_states_of_a_batch_are_those_of_each_window_alone():
+def test_the_states_of_a_batch_equal_those_of_each_window_alone():
     metrics = {
         "ppl": CodebookPerplexity(),
         "local": LocalPerplexity(duration_s=0.1),
@@ -273,13 +273,13 @@ def test_the_states_of_a_batch_are_those_of_each_window_alone():
     assert bank.update([]) == []
 
 
-def test_a_state_holds_no_more_memory_than_its_own():
+def test_a_state_does_not_keep_the_memory_of_its_batch():
     states = bank_of(CodebookPerplexity()).update([make_offer(index) for index in range(5)])
     for window in states:
         assert window["m"]["total"].untyped_storage().nbytes() == 4 * 8
 
 
-def test_metrics_that_are_given_are_never_updated_and_those_of_the_bank_are_left_reset():
+def test_the_callers_metrics_are_never_updated_and_those_of_the_bank_are_reset():
     given = CodebookPerplexity(num_codebooks=4)
     bank = bank_of(given)
     result(bank, [make_offer(1)])
@@ -287,7 +287,7 @@ def test_metrics_that_are_given_are_never_updated_and_those_of_the_bank_are_left
         assert metric.count.tolist() == [0] * 4
 
 
-def test_a_module_that_is_cast_to_bf16_does_not_touch_the_banks_states():
+def test_casting_a_module_to_bf16_does_not_change_the_banks_states():
     class Module(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -305,7 +305,7 @@ def test_a_module_that_is_cast_to_bf16_does_not_touch_the_banks_states():
     assert module.bank.compute([states]) == before
 
 
-def test_nats_of_inference_mode_are_taken():
+def test_nats_from_inference_mode_are_accepted():
     with torch.inference_mode():
         offers = [make_offer(index) for index in range(2)]
     bank = MetricBank({"ppl": CodebookPerplexity(), "stock": MulticlassAccuracy(num_classes=16)}, spec=SPEC)
@@ -313,7 +313,7 @@ def test_nats_of_inference_mode_are_taken():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
-def test_on_an_accelerator_logits_are_used_where_they_are_and_states_come_back():
+def test_logits_remain_on_an_accelerator_and_states_are_copied_to_the_cpu():
     metrics = {
         "ppl": CodebookPerplexity(),
         "stock": MulticlassAccuracy(num_classes=16, average="micro"),
@@ -348,14 +348,14 @@ def test_a_checkpoint_configures_the_metrics():
     assert bank.metrics["m"].frame_rate_hz == 25
 
 
-def test_a_stock_metric_speaks_through_its_class():
+def test_the_recipe_of_a_torchmetrics_class_is_its_class():
     bank = MetricBank({"ours": CodebookAccuracy(top_k=3), "stock": MulticlassAccuracy(num_classes=16)}, spec=SPEC)
     assert bank.recipe("ours").settings == {"top_k": 3}
     assert bank.recipe("stock").source == "torchmetrics.classification.accuracy.MulticlassAccuracy"
     assert bank.recipe("stock").higher_is_better is True
 
 
-# What is refused
+# Refused metrics
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_unknown_names_are_refused_with_their_near_matches(signature, message):
         bank_of(asking(signature)())
 
 
-def test_renaming_what_update_does_not_take_is_refused():
+def test_renaming_an_unknown_parameter_is_refused():
     with pytest.raises(
         MetricError, match=r"inputs renames 'values', which MeanMetric.update\(\) does not take; did you mean value"
     ):
@@ -391,18 +391,18 @@ def test_wrappers_and_compositions_are_refused(make):
 
 
 @pytest.mark.parametrize("thing", [MetricCollection([MeanMetric()]), nn.Linear(1, 1), "perplexity"])
-def test_what_is_no_metric_is_refused(thing):
+def test_an_object_that_is_not_a_metric_is_refused(thing):
     with pytest.raises(MetricError, match=f"must be a torchmetrics.Metric, got {type(thing).__name__}"):
         bank_of(thing)
 
 
-def test_no_metric_at_all_is_refused():
+def test_a_run_without_metrics_is_refused():
     with pytest.raises(MetricError, match="no metric was given"):
         MetricBank({}, spec=SPEC)
 
 
 class OwnWrapper(Metric):
-    """Passes on to a metric of its own."""
+    """Updates an inner metric and has no states of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -416,7 +416,7 @@ class OwnWrapper(Metric):
 
 
 class HiddenCount(Asks):
-    """Divides by what is no state."""
+    """Divides by a value that is not a state."""
 
     num_seen = 0
 
@@ -440,7 +440,7 @@ class MeanOfSums(Asks):
 
 
 class WrongBatch(CodebookPerplexity):
-    """Several windows at once leave something else than single updates."""
+    """Has a `window_states` that differs from single updates."""
 
     def window_states(self, batch):
         states = super().window_states(batch)
@@ -448,7 +448,7 @@ class WrongBatch(CodebookPerplexity):
 
 
 class Fussy(CodebookPerplexity):
-    """Cannot bear a reading that does not exist."""
+    """Raises an error if a reading does not exist."""
 
     window_states = None
 
@@ -496,7 +496,7 @@ def test_the_stock_perplexity_gets_the_scored_codes_as_one_sequence(inputs):
     assert value == pytest.approx(nll.double().mean().exp().item(), rel=1e-5)
 
 
-def test_a_metric_that_takes_other_shapes_is_told_what_it_was_given():
+def test_the_error_of_a_metric_that_expects_other_shapes_lists_its_inputs():
     class WantsImages(MeanMetric):
         def update(self, preds: Tensor, target: Tensor) -> None:  # type: ignore[override]
             raise ValueError("expected 4 dimensions")
@@ -507,7 +507,7 @@ def test_a_metric_that_takes_other_shapes_is_told_what_it_was_given():
 
 
 class Locked(CodebookPerplexity):
-    """Holds something that cannot be copied."""
+    """Has an attribute that cannot be copied."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -534,22 +534,22 @@ class Locked(CodebookPerplexity):
         ),
     ],
 )
-def test_what_is_no_metric_is_refused_by_name(metrics, message):
+def test_an_entry_that_is_not_a_metric_is_refused_by_name(metrics, message):
     with pytest.raises(MetricError, match=message):
         MetricBank(metrics, spec=SPEC)
     with pytest.raises(MetricError, match=message):
         MusicGenEvaluation("demo", metrics=metrics).prepare("score")
 
 
-# What docs/metrics.md shows
+# Examples of docs/metrics.md
 
 
 def shown(name: str) -> str:
-    """The block of docs/metrics.md that follows this mark."""
+    """Returns the block of docs/metrics.md that follows a mark."""
     return re.search(rf"<!-- tested: {name} -->\n```\w+\n(.*?)```", DOCS, re.DOTALL)[1]
 
 
-def test_the_metric_of_ones_own_in_the_docs_works_in_as_few_lines_as_they_say():
+def test_the_example_of_a_metric_in_the_docs_works():
     space: dict = {}
     exec(shown("own"), space)
     assert len([line for line in shown("own").splitlines() if line]) <= 15
@@ -567,7 +567,7 @@ def test_the_metric_of_ones_own_in_the_docs_works_in_as_few_lines_as_they_say():
 
 
 @pytest.mark.parametrize("name", ["stock", "sequence", "renamed", "repointed"])
-def test_the_yaml_of_the_docs_makes_metrics_that_are_accepted(name):
+def test_the_metrics_of_the_yaml_examples_in_the_docs_are_accepted(name):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--metrics", type=dict[str, Metric | MetricEntry | InstalledMetric])
     text = shown(name).replace("2048", "16")
@@ -579,7 +579,7 @@ def test_the_yaml_of_the_docs_makes_metrics_that_are_accepted(name):
     assert all(values for values in results.values())
 
 
-def test_the_yaml_of_the_docs_for_predict_makes_metrics_that_are_accepted():
+def test_the_metrics_of_the_yaml_example_for_predict_are_accepted():
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--metrics", type=dict[str, Metric | MetricEntry | InstalledMetric])
     config = parser.instantiate(parser.parse_object({"metrics": yaml.safe_load(shown("predict"))}))
@@ -591,7 +591,7 @@ def test_the_yaml_of_the_docs_for_predict_makes_metrics_that_are_accepted():
     assert [reading.name for reading in bank.scored_readings] == ["reference"]
 
 
-def test_the_input_of_ones_own_in_the_docs_is_an_entropy():
+def test_the_example_of_an_input_in_the_docs_is_an_entropy():
     space: dict = {}
     exec(shown("provider"), space)
     offer = make_offer(1)
@@ -601,7 +601,7 @@ def test_the_input_of_ones_own_in_the_docs_is_an_entropy():
     assert result(bank_of(space["MeanEntropy"]()), [offer])["nats"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_frechet_distance_of_the_docs_is_one():
+def test_the_example_of_a_frechet_distance_in_the_docs_is_correct():
     space: dict = {}
     exec(shown("frechet"), space)
     metric = space["FrechetDistance"](num_bands=2)
@@ -624,18 +624,18 @@ def distance(bank: MetricBank, offers: list[Offer]) -> float:
 
 
 def matrix_sqrt(matrix: np.ndarray) -> np.ndarray:
-    """The square root of a symmetric matrix without negative eigenvalues."""
+    """Returns the square root of a symmetric matrix without negative eigenvalues."""
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * np.sqrt(values.clip(0))) @ vectors.T
 
 
-def test_the_docs_name_everything_that_predict_offers():
+def test_the_docs_list_all_inputs_of_predict():
     section = DOCS[DOCS.index("### In predict") : DOCS.index("## Stock metrics")]
     for provider in PROVIDERS:
         assert provider.tasks != ("continue",) or f"`{provider.name}`" in section
 
 
-def test_the_two_lines_of_the_docs_measure_alone(tiny_model, generator):
+def test_the_two_lines_in_the_docs_compute_perplexity(tiny_model, generator):
     codes = torch.randint(64, (2, 4, 12), generator=generator)
     delays, decoder = tiny_model.spec.delays, tiny_model.decoder
     space = {"codes": codes, "delays": delays, "decoder": decoder}
@@ -648,7 +648,7 @@ def test_the_two_lines_of_the_docs_measure_alone(tiny_model, generator):
     assert space["metric"].compute()["ce"].item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_docs_name_everything_that_can_be_asked_for():
+def test_the_docs_list_all_inputs_of_test():
     table = DOCS[DOCS.index("## What can be asked for") : DOCS.index("### Readings")]
     names = {provider.name for provider in PROVIDERS if "score" in provider.tasks}
     assert names == {"logits", "codes", "scored", "nll", "rank", "preds", "target", "window", "frame_rate_hz"}
@@ -656,7 +656,7 @@ def test_the_docs_name_everything_that_can_be_asked_for():
         assert f"`{name}`" in table
 
 
-def test_a_metric_that_fails_on_real_windows_is_named_with_them():
+def test_the_error_of_a_metric_names_the_windows():
     class Picky(MeanMetric):
         def update(self, nll: torch.Tensor) -> None:  # type: ignore[override]
             if nll.shape[-1] == 40:
