@@ -9,64 +9,34 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import lightning as L
-import torch
 from rich.console import Console
 
 from musicgen_eval.data.continuation_plan import settle_stride
 from musicgen_eval.data.plan import Plan
-from musicgen_eval.data.planning import refuse_failures
 from musicgen_eval.errors import RunError
 from musicgen_eval.files.redaction import redact
-from musicgen_eval.records import Failure
 from musicgen_eval.results.files import summary, to_json, write_result
 from musicgen_eval.results.journal.reader import JournalReader
-from musicgen_eval.results.record_store import JournalStore, MeasuredBatches, RecordStore, read_measured
+from musicgen_eval.results.record_store import JournalStore, RecordStore
 from musicgen_eval.results.running_totals import RunningTotals
 from musicgen_eval.results.summary import EvaluationResult
 from musicgen_eval.results.terminal import print_result
-from musicgen_eval.runs.context import ContextProvider, RunConstants, RunContext
-from musicgen_eval.runs.continuation_files import AudioSettings, ContinuationFolder, remove_partial_files
+from musicgen_eval.runs.context import ContextProvider, RunContext
+from musicgen_eval.runs.continuation_files import AudioSettings, ContinuationFolder
 from musicgen_eval.runs.continuation_table import read_table
 from musicgen_eval.runs.datamodule import comes_from_a_dead_worker
 from musicgen_eval.runs.folder import RunFolder
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0
-from musicgen_eval.runs.provenance import run_record, start_record
-from musicgen_eval.runs.resume_check import (
-    RunIdentity,
-    batches_without_files,
-    refuse_other_ranks,
-    refuse_other_run,
-    run_identity,
-)
+from musicgen_eval.runs.resume_check import refuse_other_ranks
+from musicgen_eval.runs.run_start import RunStart, start_run
 
 MAX_LISTED = 8
 """Maximum number of continuations whose files are listed one by one."""
-
-
-@dataclass(frozen=True)
-class RunStart:
-    """The message of rank 0 to all ranks when a run is started or resumed.
-
-    Attributes:
-        path: Absolute path of the run folder.
-        number: Number of this start, from 0.
-        measured: Batches that earlier starts have measured.
-        constants: Values that the first start has determined.
-        machine: Device and library versions of rank 0.
-    """
-
-    path: Path
-    number: int
-    measured: MeasuredBatches
-    constants: RunConstants
-    machine: Mapping[str, Any]
 
 
 class RunRecorder(ContextProvider):
@@ -191,70 +161,17 @@ class RunRecorder(ContextProvider):
         self.context = None
 
     def _begin(self, folder: RunFolder, trainer: L.Trainer, module: MusicGenEvaluation) -> RunStart:
-        """Starts or resumes the run on rank 0: compares or writes run.json, and reads the journal.
-
-        Raises:
-            RunError: The folder contains another run, or too many tracks have failed.
-        """
-        plan, settings = module.data.plan, module.data.settings
-        assert plan is not None
-        identity = run_identity(module, self.audio)
-        run = self._matching_run(folder, identity) or self._new_run(folder, trainer, module, identity)
-        measured = self._read_measured(folder, plan, settings.batch_size)
-        number = max(len(run["starts"]), measured.starts)
-        if measured.windows < len(plan.windows):
-            (folder.path / "summary.json").unlink(missing_ok=True)  # it would lack the windows of this start
-            started = start_record(processes=trainer.world_size, windows=len(plan.windows))
-            folder.write_run({**run, "starts": [*run["starts"], started]})
-        known = [Failure(plan.tracks.ids[row], reason) for row, reason in measured.failed.items()]
-        refuse_failures([*plan.failures, *known], settings.max_failures)
-        settled = run["settled"]
-        return RunStart(
-            path=folder.path.absolute(),
-            number=number,
-            measured=measured,
-            constants=RunConstants(settled["threads"], settled["arithmetic"], tuple(run.get("other_machines", ()))),
-            machine=identity.machine,
+        return start_run(
+            folder,
+            trainer,
+            module,
+            command=self.command,
+            config_yaml=self.config_yaml,
+            audio=self.audio,
+            retry_failures=self.retry_failures,
+            allow_other_machine=self.allow_other_machine,
+            say=self._say,
         )
-
-    def _matching_run(self, folder: RunFolder, identity: RunIdentity) -> dict[str, Any] | None:
-        """Returns the content of run.json, or None if the folder contains no run.
-
-        Raises:
-            RunError: The folder contains another run.
-        """
-        run = folder.run
-        if not run:
-            return None
-        return refuse_other_run(folder.path, run, identity, allow_other_machine=self.allow_other_machine)
-
-    def _new_run(
-        self, folder: RunFolder, trainer: L.Trainer, module: MusicGenEvaluation, identity: RunIdentity
-    ) -> dict[str, Any]:
-        """Writes config.yaml, and returns the content of run.json for a new run."""
-        folder.write("config.yaml", self.config_yaml)
-        return {
-            **run_record(command=self.command, seed=module.seed, max_frames_from=module.checkpoint.max_frames_from),
-            "fingerprint": identity.fingerprint,
-            "machine": identity.machine,
-            "settled": {"threads": _threads(trainer, module), "arithmetic": None},
-        }
-
-    def _read_measured(self, folder: RunFolder, plan: Plan, batch_size: int) -> MeasuredBatches:
-        """Reads the measured batches from the journal, and removes incomplete files, which a killed process has left."""
-        measured = read_measured(folder.journal, plan, batch_size, retry_failures=self.retry_failures)
-        for note in measured.notes:
-            self._say(f"journal: {note}")
-        if folder.state != "new":
-            remove_partial_files(folder.path)
-            if plan.task == "continue":
-                lost = batches_without_files(folder.path, plan, measured, batch_size=batch_size, audio=self.audio)
-                if lost:
-                    self._say(f"journal: files of {len(lost)} batches are missing; these batches are generated again")
-                measured.leave_out(lost, len(plan.windows), batch_size)
-        if 0 < measured.windows < len(plan.windows):
-            self._say(f"{folder.path}: {measured.windows} of {len(plan.windows)} windows are already measured")
-        return measured
 
     def _new_context(self, folder: RunFolder, module: MusicGenEvaluation, start: RunStart, rank: int) -> RunContext:
         plan, batch_size, spec = module.data.plan, module.data.settings.batch_size, module.spec
@@ -348,11 +265,6 @@ class RunRecorder(ContextProvider):
         """Prints a line for the user on standard error. Standard output receives only the result."""
         if self.console is not None:
             print(redact(line), file=sys.stderr)
-
-
-def _threads(trainer: L.Trainer, module: MusicGenEvaluation) -> int | None:
-    """Returns the number of CPU threads of predict. It affects the last bits, so all starts of a run use the same number."""
-    return (module.continuation.threads or torch.get_num_threads()) if trainer.state.fn == "predict" else None
 
 
 def _has_measured(folder: RunFolder) -> bool:

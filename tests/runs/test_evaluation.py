@@ -280,9 +280,9 @@ def test_a_signal_stops_a_run_with_its_status_and_keeps_completed_batches(tiny_f
         while not list(tmp_path.glob("x/journal/*.jsonl")) and process.poll() is None:
             time.sleep(0.1)
         process.send_signal(sent)
-        _, said = process.communicate(timeout=120)
-    assert process.returncode == status, said[-2000:]
-    assert message in said
+        _, printed = process.communicate(timeout=120)
+    assert process.returncode == status, printed[-2000:]
+    assert message in printed
     (journal,) = (tmp_path / "x" / "journal").glob("*.jsonl")
     lines = journal.read_text().splitlines()
     assert len(lines) > 1

@@ -118,10 +118,10 @@ def test_a_run_whose_processes_die_reports_it_and_resumes_to_the_same_bytes(begi
         wait_until(lambda: len(list((tmp_path / "x").glob("journal/*.jsonl"))) == 2, first)
         (launched,) = children(first.pid)
         os.kill(launched, signal.SIGKILL)
-        _, said = first.communicate(timeout=60)
+        _, printed = first.communicate(timeout=60)
     assert first.returncode == 1
-    assert "process 1 of this machine was killed by SIGKILL; stopping the run. Completed batches are kept" in said
-    assert "Traceback" not in said
+    assert "process 1 of this machine was killed by SIGKILL; stopping the run. Completed batches are kept" in printed
+    assert "Traceback" not in printed
     rows = len(kept(tmp_path / "x"))
     with begin(tmp_path / "x", "--trainer.devices=2") as second:
         wait_until(lambda: len(kept(tmp_path / "x")) > rows, second)
@@ -136,8 +136,8 @@ def test_a_run_whose_processes_die_reports_it_and_resumes_to_the_same_bytes(begi
     assert 4 <= rows < 60
     with begin(tmp_path / "x", seconds=0) as third, begin(tmp_path / "undisturbed", seconds=0) as undisturbed:
         for process in (third, undisturbed):
-            _, said = process.communicate(timeout=300)
-            assert process.returncode == 0, said[-2000:]
+            _, printed = process.communicate(timeout=300)
+            assert process.returncode == 0, printed[-2000:]
     assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
     assert len(kept(tmp_path / "x")) == 60
 
@@ -148,11 +148,11 @@ def test_a_signal_to_rank_0_stops_both_processes_after_their_batch(begin, tmp_pa
         wait_until(lambda: len(list((tmp_path / "x").glob("journal/*.jsonl"))) == 2, run)
         (launched,) = children(run.pid)
         run.send_signal(sent)
-        said = run.communicate(timeout=60)[1]
-    assert run.returncode == status, said[-2000:]
-    assert "Traceback" not in said
-    assert said.count("error: ") == 1
-    assert f"--resume {tmp_path / 'x'}" in said
+        printed = run.communicate(timeout=60)[1]
+    assert run.returncode == status, printed[-2000:]
+    assert "Traceback" not in printed
+    assert printed.count("error: ") == 1
+    assert f"--resume {tmp_path / 'x'}" in printed
     assert not is_alive(launched)
     for journal in (tmp_path / "x" / "journal").glob("*.jsonl"):
         lines = journal.read_text().splitlines()
@@ -170,8 +170,8 @@ def test_a_second_interrupt_stops_all_processes_immediately(begin, tmp_path):
         for _ in range(2):
             run.send_signal(signal.SIGINT)
             time.sleep(1)
-        _, said = run.communicate(timeout=60)
-    assert run.returncode == 130, said[-2000:]
+        _, printed = run.communicate(timeout=60)
+    assert run.returncode == 130, printed[-2000:]
     assert time.monotonic() - began < 30  # a window takes 60 s
     assert not is_alive(launched)
 
@@ -186,10 +186,10 @@ def test_a_second_interrupt_stops_immediately(begin, tmp_path):
         assert run.poll() is None
         began = time.monotonic()
         run.send_signal(signal.SIGINT)
-        said = run.communicate(timeout=60)[1]
-    assert run.returncode == 130, said[-2000:]
+        printed = run.communicate(timeout=60)[1]
+    assert run.returncode == 130, printed[-2000:]
     assert time.monotonic() - began < 30  # a window takes 60 s
-    assert "stopping after the current batch; interrupt again to stop immediately" in said
+    assert "stopping after the current batch; interrupt again to stop immediately" in printed
     assert not (tmp_path / "x").exists()  # nothing was measured
 
 
@@ -254,17 +254,17 @@ def test_a_folder_that_becomes_read_only_loses_no_completed_batch(begin, tmp_pat
     with begin(run_dir, "--data.limit=12", prefix=bound, seconds=0.3) as run:
         wait_until(lambda: kept(run_dir), run)
         run_dir.chmod(0o555)
-        _, said = run.communicate(timeout=120)
+        _, printed = run.communicate(timeout=120)
     run_dir.chmod(0o755)
     assert run.returncode == 1
-    assert "error: " in said
-    assert "could not be written" in said
-    assert "Permission denied" in said
-    assert "Traceback" not in said
+    assert "error: " in printed
+    assert "could not be written" in printed
+    assert "Permission denied" in printed
+    assert "Traceback" not in printed
     assert len(kept(run_dir)) == 12
     assert not (run_dir / "summary.json").exists()
     with begin(run_dir, "--data.limit=12", seconds=0) as run:
-        _, said = run.communicate(timeout=120)
-    assert run.returncode == 0, said
+        _, printed = run.communicate(timeout=120)
+    assert run.returncode == 0, printed
     assert len(kept(run_dir)) == 12
     assert (run_dir / "summary.json").exists()

@@ -180,18 +180,18 @@ def test_the_first_half_of_each_track_is_continued_by_the_length_of_the_second(s
 def test_a_track_alone_in_its_batch_equals_the_reference_implementation_bit_for_bit(songs, model):
     for one in continued(songs, model, batch_size=1).continuations:
         track, context = one.window.track, one.window.context_frames
-        heard = encoded(model, wave_of(songs, track)[:, : context * HOP])
-        joint = drawn(model, heard, one.window.target_frames, track=track, text=TEXTS[track])
-        assert torch.equal(one.codes, joint)
-        assert torch.equal(one.generated, decoded(model, joint)[:, context * HOP :])
+        prompt = encoded(model, wave_of(songs, track)[:, : context * HOP])
+        whole = drawn(model, prompt, one.window.target_frames, track=track, text=TEXTS[track])
+        assert torch.equal(one.codes, whole)
+        assert torch.equal(one.generated, decoded(model, whole)[:, context * HOP :])
 
 
 def test_a_track_in_a_mixed_batch_has_the_codes_of_the_reference_implementation(songs, model):
     for one in continued(songs, model, batch_size=3).continuations:
         track, context = one.window.track, one.window.context_frames
-        heard = encoded(model, wave_of(songs, track)[:, : context * HOP])
-        joint = drawn(model, heard, one.window.target_frames, track=track, text=TEXTS[track])
-        assert torch.equal(one.codes, joint)
+        prompt = encoded(model, wave_of(songs, track)[:, : context * HOP])
+        whole = drawn(model, prompt, one.window.target_frames, track=track, text=TEXTS[track])
+        assert torch.equal(one.codes, whole)
 
 
 @pytest.mark.parametrize(
@@ -207,17 +207,17 @@ def test_a_track_in_a_mixed_batch_has_the_codes_of_the_reference_implementation(
 def test_context_and_length_can_be_given(songs, model, settings, context, target):
     for one in continued(songs, model, limit=3, **settings).continuations:
         num_frames = NUM_FRAMES[one.window.track]
-        joint = num_frames // 2 if context is None else context
-        assert one.window.context_frames == joint
-        assert one.window.target_frames == (num_frames - joint if target is None else target)
+        boundary = num_frames // 2 if context is None else context
+        assert one.window.context_frames == boundary
+        assert one.window.target_frames == (num_frames - boundary if target is None else target)
         assert one.generated.shape == (1, one.window.target_frames * HOP)
 
 
 def test_sampling_settings_are_applied(songs, model):
     likeliest = continued(songs, model, limit=1, temperature=0.0, guidance_scale=1.0, batch_size=1).continuations[0]
     context = likeliest.window.context_frames
-    heard = likeliest.codes[:, :context]
-    expected = continued_alone(model, heard, 50, "drums", temperature=0.0, guidance_scale=1.0, top_k=None)
+    prompt = likeliest.codes[:, :context]
+    expected = continued_alone(model, prompt, 50, "drums", temperature=0.0, guidance_scale=1.0, top_k=None)
     assert torch.equal(likeliest.codes, expected)
     others = [{}, {"temperature": 0.3}, {"guidance_scale": 1.0}, {"top_k": 2}, {"top_p": 0.1}]
     codes = [continued(songs, model, limit=1, **other).continuations[0].codes for other in others]
@@ -350,8 +350,8 @@ def test_nll_is_given_for_continuation_and_reference(songs, model):
         assert torch.equal(given["codes"], one.codes)
         assert same(given["nll"], nll_of(model, one.codes, context, TEXTS[track]))
         assert torch.equal(given["scored"], given["nll"].isfinite())
-        joint = encoded(model, wave_of(songs, track))
-        true = torch.cat([one.codes[:, :context], joint[:, context:]], dim=1)
+        whole = encoded(model, wave_of(songs, track))
+        true = torch.cat([one.codes[:, :context], whole[:, context:]], dim=1)
         assert torch.equal(given["codes__reference"], true)
         assert same(given["nll__reference"], nll_of(model, true, context, TEXTS[track]))
         assert given["frame_rate_hz"] == 50
@@ -367,8 +367,8 @@ def test_perplexity_includes_all_continuations_and_all_references(songs, model):
     sums, counts = torch.zeros(2, 4, dtype=torch.float64), torch.zeros(2, 4)
     for one in result.continuations:
         context = one.window.context_frames
-        joint = encoded(model, wave_of(songs, one.window.track))
-        for row, target in enumerate((one.codes, joint)):
+        whole = encoded(model, wave_of(songs, one.window.track))
+        for row, target in enumerate((one.codes, whole)):
             codes = torch.cat([one.codes[:, :context], target[:, context:]], dim=1)
             nll = nll_of(model, codes, context, one.text)
             sums[row] += nll.double().nansum(1)
@@ -478,9 +478,9 @@ def test_metrics_receive_the_audio_that_they_name(songs, model):
         given, num_context = seen[one.window.track, 0], one.window.context_frames * HOP
         for name in ("generated", "reference", "context"):
             assert torch.equal(given[name], getattr(one, name))
-        joint = decoded(model, one.codes)
-        assert torch.equal(given["context_decoded"], joint[:, :num_context])
-        assert torch.equal(given["generated"], joint[:, num_context:])
+        whole = decoded(model, one.codes)
+        assert torch.equal(given["context_decoded"], whole[:, :num_context])
+        assert torch.equal(given["generated"], whole[:, num_context:])
         true = encoded(model, wave_of(songs, one.window.track))
         true = torch.cat([one.codes, true], dim=1)[
             :, [*range(one.window.context_frames), *range(-one.window.target_frames, 0)]
@@ -599,12 +599,12 @@ def test_joined_files_contain_the_track_up_to_the_boundary_and_the_continuation(
         assert torch.equal(joined[:, num_context:], kept.generated)
         num_faded = 2 * HOP
         assert torch.equal(joined[:, : num_context - num_faded], kept.context[:, :-num_faded])
-        heard = decoded(model, kept.codes)[:, num_context - num_faded : num_context]
+        prompt = decoded(model, kept.codes)[:, num_context - num_faded : num_context]
         original, faded = kept.context[:, -num_faded:], joined[:, num_context - num_faded : num_context]
-        low, high = torch.minimum(original, heard), torch.maximum(original, heard)
+        low, high = torch.minimum(original, prompt), torch.maximum(original, prompt)
         assert ((low - 1e-6 <= faded) & (faded <= high + 1e-6)).all()
-        assert (faded[:, 0] - original[:, 0]).abs() < (original - heard)[:, 0].abs() / 100 + 1e-6
-        assert (faded[:, -1] - heard[:, -1]).abs() < (original - heard)[:, -1].abs() / 100 + 1e-6
+        assert (faded[:, 0] - original[:, 0]).abs() < (original - prompt)[:, 0].abs() / 100 + 1e-6
+        assert (faded[:, -1] - prompt[:, -1]).abs() < (original - prompt)[:, -1].abs() / 100 + 1e-6
         assert torch.equal(read(one.context_path), kept.context)
 
 

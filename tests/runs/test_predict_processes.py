@@ -147,14 +147,14 @@ def test_a_signal_stops_a_run_with_its_status_and_written_continuations_are_comp
         while process.poll() is None and len(list(run_dir.rglob("continuation_0.wav"))) < 3:
             time.sleep(0.01)
         process.send_signal(sent)
-        said = process.communicate(timeout=120)[1]
-    assert process.returncode == status, said[-2000:]
-    assert message in said
-    assert "nothing was written" not in said
-    assert "Traceback" not in said
+        printed = process.communicate(timeout=120)[1]
+    assert process.returncode == status, printed[-2000:]
+    assert message in printed
+    assert "nothing was written" not in printed
+    assert "Traceback" not in printed
     rows = rows_of(run_dir)
     assert 3 <= len(rows) < 401
-    assert f"{len(rows)} continuations are kept and listed in" in said
+    assert f"{len(rows)} continuations are kept and listed in" in printed
     begun = {"config.yaml", "run.json", "journal"}
     assert {path.name for path in run_dir.iterdir()} == {"audio", "continuations.csv", *begun}
     assert {row["path"] for row in rows} == {name for name in files(run_dir) if name.startswith("audio/")}

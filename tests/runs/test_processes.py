@@ -155,8 +155,8 @@ def test_torchrun_on_two_nodes_gives_bit_identical_results(evaluate, songs, orac
         ),
     ]  # fmt: skip
     nodes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
-    said = [node.communicate(timeout=300)[1] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], said[0][-2000:] + said[1][-2000:]
+    printed = [node.communicate(timeout=300)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], printed[0][-2000:] + printed[1][-2000:]
     assert differing(evaluate("--trainer.precision=32-true", devices=1), tmp_path / "x") == []
 
 

@@ -45,14 +45,14 @@ def run_with_bar(oracle):
 def test_the_bar_shows_the_running_totals_on_standard_error(oracle, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     result = run_with_bar(oracle)
-    said = capsys.readouterr()
-    assert f"ppl={result.metrics['perplexity']['ppl'].value:.2f}" in said.err
-    assert "tracks=1" in said.err
-    assert "audio s/s=" in said.err
-    assert "Testing" not in said.out
+    printed = capsys.readouterr()
+    assert f"ppl={result.metrics['perplexity']['ppl'].value:.2f}" in printed.err
+    assert "tracks=1" in printed.err
+    assert "audio s/s=" in printed.err
+    assert "Testing" not in printed.out
 
 
 def test_there_is_no_bar_if_standard_error_is_not_a_terminal(oracle, capsys):
     run_with_bar(oracle)
-    said = capsys.readouterr()
-    assert "Testing" not in said.out + said.err
+    printed = capsys.readouterr()
+    assert "Testing" not in printed.out + printed.err

@@ -175,8 +175,8 @@ def test_only_damaged_batches_of_a_journal_are_measured_again(songs, checkpoint,
         (tmp_path / "x" / name).unlink()
     encoded.clear()
     assert main(["evaluate", "--resume", str(tmp_path / "x")]) == 0
-    said = capsys.readouterr().err
-    assert "000-r0.jsonl: skipped 1 truncated or damaged line" in said
+    printed = capsys.readouterr().err
+    assert "000-r0.jsonl: skipped 1 truncated or damaged line" in printed
     assert sum(encoded) in (1, 2)  # all windows of the last batch
     assert files(tmp_path / "x") == before
 
@@ -466,14 +466,14 @@ def test_musicgen_eval_resumes_with_only_the_folder(songs, checkpoint, tmp_path,
     assert main(["evaluate", "--audio", str(songs), *common, "--run_dir", str(tmp_path / "undisturbed")]) == 0
     stop_after(2)
     assert main(["evaluate", "--audio", str(songs), *common, "--run_dir", str(tmp_path / "x")]) == 1
-    said = capsys.readouterr()
-    assert f"musicgen-eval evaluate --resume {tmp_path / 'x'}" in said.err
+    printed = capsys.readouterr()
+    assert f"musicgen-eval evaluate --resume {tmp_path / 'x'}" in printed.err
     stop_after(10**6)
     assert main(["evaluate", "--resume", str(tmp_path / "x"), "--retry-failures"]) == 0
-    said = capsys.readouterr()
-    assert "are already measured" in said.err
-    assert "bits/s" in said.out
-    assert "are already measured" not in said.out
+    printed = capsys.readouterr()
+    assert "are already measured" in printed.err
+    assert "bits/s" in printed.out
+    assert "are already measured" not in printed.out
     assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
 
 
@@ -530,9 +530,9 @@ def test_a_run_can_be_resumed_from_another_working_directory(songs, checkpoint, 
 def test_wrong_resume_arguments_are_reported_in_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == (1 if "nowhere" in arguments else 2)
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
 
 
 def test_rows_whose_side_file_is_damaged_are_noted(songs, checkpoint, tmp_path):

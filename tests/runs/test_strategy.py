@@ -57,9 +57,9 @@ def test_each_process_has_a_part_of_every_layer(oracle):
         for rank in range(2)
     ]  # fmt: skip
     for process in processes:
-        said, failed = process.communicate(timeout=120)
+        printed, failed = process.communicate(timeout=120)
         assert process.returncode == 0, failed[-2000:]
-        found = json.loads(said.splitlines()[-1])
+        found = json.loads(printed.splitlines()[-1])
         assert found["is_sharded"]
         assert found["share"] == pytest.approx(0.5, abs=0.02)
         assert found["arithmetic"] == "transformers, sharded"
@@ -90,9 +90,9 @@ def test_a_sharded_model_is_refused_in_predict(oracle, tmp_path):
 def test_fsdp_is_refused_on_a_cpu_in_one_line(oracle, tmp_path, capsys):
     command = ["test", *arguments(oracle, tmp_path / "x", "--trainer.accelerator=cpu", "--trainer.strategy=fsdp")]
     assert lightning_main(command) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert "FSDP" in said
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert "FSDP" in printed
     assert not (tmp_path / "x").exists()
 
 

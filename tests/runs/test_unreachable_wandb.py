@@ -94,11 +94,11 @@ def run(oracle: Path, folder: Path, command: str, *arguments: str) -> int:
     )  # fmt: skip
 
 
-def warnings_of(said: str) -> list[str]:
+def warnings_of(printed: str) -> list[str]:
     """Returns the warnings about W&B on standard error. There must be no other output."""
-    lines = [line for line in said.splitlines() if "wandb" in line.lower() or "w&b" in line.lower()]
-    assert "Traceback" not in said
-    assert FAKE_KEY not in said
+    lines = [line for line in printed.splitlines() if "wandb" in line.lower() or "w&b" in line.lower()]
+    assert "Traceback" not in printed
+    assert FAKE_KEY not in printed
     return lines
 
 
@@ -151,10 +151,10 @@ def test_a_malformed_key_is_reported_without_its_value(oracle, tmp_path, monkeyp
     monkeypatch.setenv("WANDB_API_KEY", "much too short for a key")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     assert run(oracle, tmp_path / "x", "test", "--wandb.mode=online") == 0
-    said = capsys.readouterr().err
-    (warning,) = warnings_of(said)
+    printed = capsys.readouterr().err
+    (warning,) = warnings_of(printed)
     assert "W&B logging is off: WANDB_API_KEY invalid" in warning
-    assert "much too short for a key" not in said
+    assert "much too short for a key" not in printed
 
 
 def test_a_server_that_stops_answering_during_the_run_does_not_block_it(oracle, tmp_path, monkeypatch, capsys):
@@ -190,8 +190,8 @@ def test_an_error_of_wandb_during_the_run_does_not_stop_it(
 
     monkeypatch.setattr(broken, fail)
     assert run(oracle, tmp_path / "x", command, "--wandb.mode=offline") == 0
-    said = capsys.readouterr().err
-    (warning,) = [line for line in warnings_of(said) if "Problem finishing run" not in line]  # a message of W&B
+    printed = capsys.readouterr().err
+    (warning,) = [line for line in warnings_of(printed) if "Problem finishing run" not in line]  # a message of W&B
     assert warning.startswith(f"warning: W&B logging is off: broken {where}, with [redacted]; logged data is kept in ")
     assert files(tmp_path / "x") - {"audio", "continuations.csv", "wandb"} == WRITTEN
 

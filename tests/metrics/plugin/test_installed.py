@@ -95,12 +95,12 @@ def test_train_like_eval_names_an_installed_metric(site, expected, tmp_path, cap
 
 def test_an_unknown_name_is_refused_at_the_command_line_with_near_matches(site, capsys):
     status = lightning_main(["test", "--config", str(DEMO), "--model.metrics.share={name: top_shares}"])
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert status == 1
-    assert said.startswith(
+    assert printed.startswith(
         "error: metric 'share': no installed package declares a metric 'top_shares'; did you mean top_share?"
     )
-    assert "known: constant, keyed, missing, top_share" in said
+    assert "known: constant, keyed, missing, top_share" in printed
 
 
 @pytest.mark.parametrize(
