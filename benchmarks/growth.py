@@ -25,7 +25,7 @@ import numpy as np
 import soundfile
 import torch
 
-from musicgen_eval.metrics.plugin.inputs import Offer
+from musicgen_eval.metrics.plugin.inputs import WindowData
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.records import ScoredWindow
 from musicgen_eval.runs.datamodule import WindowAudio, WindowDataModule
@@ -39,9 +39,9 @@ SECONDS = 2  # of each track: three windows
 class FormulaStep(ScoringStep):
     """A scoring step whose codes and nll are a formula of the window's place."""
 
-    def score(self, windows: Sequence[WindowAudio]) -> list[Offer]:
+    def score(self, windows: Sequence[WindowAudio]) -> list[WindowData]:
         """Returns the inputs that the formula gives."""
-        return [Offer({"": self._scored(window)}, self.model.spec.frame_rate_hz) for window in windows]
+        return [WindowData({"": self._scored(window)}, self.model.spec.frame_rate_hz) for window in windows]
 
     def _scored(self, window: WindowAudio) -> ScoredWindow:
         frames = window.window.num_frames

@@ -27,7 +27,7 @@ from musicgen_eval.inference.batch_continuation import (
     unscored,
 )
 from musicgen_eval.metrics.plugin.bank import MetricBank
-from musicgen_eval.metrics.plugin.inputs import ContinuationAudio, Offer, fetch
+from musicgen_eval.metrics.plugin.inputs import ContinuationAudio, WindowData, fetch
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.models.numerics import float32_by_default, full_precision
 from musicgen_eval.models.threads import single_threaded, torch_threads
@@ -190,7 +190,7 @@ class ContinuationStep:
         ]
         return [self._measure(*results) for results in zip(windows, items, self._score(items), strict=True)]
 
-    def _score(self, items: Sequence[ContinuedCodes]) -> list[Offer]:
+    def _score(self, items: Sequence[ContinuedCodes]) -> list[WindowData]:
         """Scores the readings that metrics need. Returns one set of metric inputs per continuation, without its audio."""
         readings = score_continuations(
             self.model,
@@ -202,16 +202,18 @@ class ContinuationStep:
         )
         return fetch(
             [
-                Offer({**read, "": read.get("") or unscored(item.window, item.codes)}, self.model.spec.frame_rate_hz)
+                WindowData(
+                    {**read, "": read.get("") or unscored(item.window, item.codes)}, self.model.spec.frame_rate_hz
+                )
                 for item, read in zip(items, readings, strict=True)
             ]
         )
 
-    def _measure(self, window: WindowAudio, item: ContinuedCodes, offer: Offer) -> WindowRecord:
+    def _measure(self, window: WindowAudio, item: ContinuedCodes, data: WindowData) -> WindowRecord:
         """Decodes, writes and measures one continuation."""
-        if not _is_finite(offer):
+        if not _is_finite(data):
             return _failure(window, "the nll is NaN or infinite; set the precision to bf16-mixed or 32-true")
-        continuation = self._continuation(window, offer)
+        continuation = self._continuation(window, data)
         try:
             track = self.plan.open_track(window.track_row)
             with torch_threads(self.settings.threads if self.model.device.type == "cpu" else None):
@@ -220,13 +222,13 @@ class ContinuationStep:
         except AudioError as error:
             return _failure(window, str(error))
         with single_threaded(), torch.autocast(self.model.device.type, enabled=False):
-            states = self.bank.update([replace(offer, audio=audio)])[0]
+            states = self.bank.update([replace(data, audio=audio)])[0]
         self._continuations.append(continuation)
-        self.totals.add([window.track_row], [offer])
+        self.totals.add([window.track_row], [data])
         return WindowRecord(window.row, window.track_row, states, tensors={"codes": _compact(continuation.codes)})
 
-    def _continuation(self, window: WindowAudio, offer: Offer) -> Continuation:
-        plain = offer.on_cpu.readings[""]
+    def _continuation(self, window: WindowAudio, data: WindowData) -> Continuation:
+        plain = data.on_cpu.readings[""]
         assert plain is not None
         with torch.inference_mode(False):
             codes = plain.codes.clone()  # an ordinary tensor, not an inference tensor
@@ -290,9 +292,9 @@ def _whole(pieces: Iterable[Tensor]) -> Tensor | None:
         return torch.cat(found, dim=1) if found else None
 
 
-def _is_finite(offer: Offer) -> bool:
+def _is_finite(data: WindowData) -> bool:
     """Returns True if every scored code of every reading has a finite nll."""
-    reads = [read for read in offer.on_cpu.readings.values() if read is not None]
+    reads = [read for read in data.on_cpu.readings.values() if read is not None]
     return all(bool(read.nll[read.scored].isfinite().all()) for read in reads)
 
 

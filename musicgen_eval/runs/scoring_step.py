@@ -12,7 +12,7 @@ import torch
 
 from musicgen_eval.inference.readings import CodedWindow, score_readings
 from musicgen_eval.metrics.plugin.bank import MetricBank
-from musicgen_eval.metrics.plugin.inputs import Offer, fetch
+from musicgen_eval.metrics.plugin.inputs import WindowData, fetch
 from musicgen_eval.metrics.plugin.states import State
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.models.numerics import float32_by_default, full_precision
@@ -68,14 +68,14 @@ class ScoringStep:
         if not windows:
             return records
         with float32_by_default(), full_precision():
-            offers = self.score(windows)
+            window_data = self.score(windows)
             with single_threaded(), torch.autocast(self.model.device.type, enabled=False):
-                states = self.bank.update(offers)
-        records += [self._record(*results) for results in zip(windows, offers, states, strict=True)]
-        self.totals.add([window.track_row for window in windows], offers)
+                states = self.bank.update(window_data)
+        records += [self._record(*results) for results in zip(windows, window_data, states, strict=True)]
+        self.totals.add([window.track_row for window in windows], window_data)
         return records
 
-    def score(self, windows: Sequence[WindowAudio]) -> list[Offer]:
+    def score(self, windows: Sequence[WindowAudio]) -> list[WindowData]:
         """Encodes and scores windows whose audio was read. Returns one set of metric inputs per window."""
         codes = self.model.encode([window.audio for window in windows if window.audio is not None])
         coded = [
@@ -90,11 +90,11 @@ class ScoringStep:
             seed=self.seed,
             with_logits=self.bank.readings_with_logits,
         )
-        return fetch([Offer(read, self.model.spec.frame_rate_hz) for read in readings])
+        return fetch([WindowData(read, self.model.spec.frame_rate_hz) for read in readings])
 
-    def _record(self, window: WindowAudio, offer: Offer, states: dict[str, State]) -> WindowRecord:
+    def _record(self, window: WindowAudio, data: WindowData, states: dict[str, State]) -> WindowRecord:
         """Returns the record of a window. A window whose nll is not finite fails, so no code is silently left out of a sum."""
-        for name, read in offer.on_cpu.readings.items():
+        for name, read in data.on_cpu.readings.items():
             if read is not None and not read.nll[read.scored].isfinite().all():
                 reading = f"reading {name!r} of " if name else ""
                 reason = (
@@ -102,7 +102,7 @@ class ScoringStep:
                     "precision to bf16-mixed or 32-true"
                 )
                 return WindowRecord(window.row, window.track_row, failure=reason)
-        plain = offer.on_cpu.readings[""]
+        plain = data.on_cpu.readings[""]
         tensors = {"nll": plain.nll} if self.save_nll and plain is not None else {}
         return WindowRecord(window.row, window.track_row, states=states, tensors=tensors)
 

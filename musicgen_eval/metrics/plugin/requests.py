@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.text import Perplexity
 
 from musicgen_eval.errors import MetricError, near_matches
-from musicgen_eval.metrics.plugin.inputs import Offer, absent_reading
+from musicgen_eval.metrics.plugin.inputs import WindowData, absent_reading
 from musicgen_eval.metrics.plugin.providers import InputProvider, InputRegistry, InputSource
 from musicgen_eval.metrics.plugin.readings import ReadingTable
 from musicgen_eval.models.transfers import upload
@@ -123,7 +123,7 @@ class RequestParser:
 
 def collect(
     requests: Sequence[InputRequest],
-    offer: Offer,
+    data: WindowData,
     spec: CodecSpec,
     *,
     shared: dict[tuple[str, str], Any] | None = None,
@@ -135,7 +135,7 @@ def collect(
 
     Args:
         requests: Requests of the metric.
-        offer: Data of the window.
+        data: Data of the window.
         spec: Codebooks, rates and channels of the checkpoint.
         shared: Values that other metrics have requested for this window, by input and reading. New values are added.
         generator: Random numbers for the trial, given for synthetic windows only.
@@ -145,11 +145,11 @@ def collect(
         because an input does not exist.
     """
     shared = {} if shared is None else shared
-    plain = offer.readings[""]
+    plain = data.readings[""]
     assert plain is not None  # the plain reading always exists
     with_logits = any(request.on_device for request in requests)
     readings = {
-        request.reading: offer.readings[request.reading] or absent_reading(plain, spec, with_logits=with_logits)
+        request.reading: data.readings[request.reading] or absent_reading(plain, spec, with_logits=with_logits)
         for request in requests
     }
     counted = torch.stack([reading.scored for reading in readings.values()]).all(0)
@@ -159,7 +159,7 @@ def collect(
     for request in requests:
         key = (request.provider.name, request.reading)
         if key not in shared:
-            source = InputSource(readings[request.reading], spec, offer.audio)
+            source = InputSource(readings[request.reading], spec, data.audio)
             shared[key] = _provided(request.provider, source, generator)
         if shared[key] is None and not request.provider.accepts_none:
             return None

@@ -20,10 +20,10 @@ from musicgen_eval.errors import MetricError
 from musicgen_eval.metrics import CodebookAccuracy, CodebookPerplexity, ContextGain, LocalPerplexity, TextGain
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.contract import InstalledMetric, MetricEntry
-from musicgen_eval.metrics.plugin.inputs import Offer
+from musicgen_eval.metrics.plugin.inputs import WindowData
 from musicgen_eval.metrics.plugin.providers import PROVIDERS
 from musicgen_eval.metrics.plugin.readings import PLAIN
-from musicgen_eval.metrics.plugin.trial import trial_offers
+from musicgen_eval.metrics.plugin.trial import trial_data
 from musicgen_eval.records import CodecSpec, Reading, ScoredWindow, Window
 from musicgen_eval.runs.module import MusicGenEvaluation
 
@@ -51,23 +51,23 @@ def read(window: Window, seed: int, spec: CodecSpec = SPEC) -> ScoredWindow:
     )
 
 
-def make_offer(
+def make_data(
     index: int, *, context: int = 3, target: int = 8, absent: tuple[str, ...] = (), **readings: int
-) -> Offer:
+) -> WindowData:
     """Returns window data with random readings. Each reading has its own seed."""
     window = Window(f"t{index}", index, 0, context, target)
-    offered: dict[str, ScoredWindow | None] = {"": read(window, 100 * index)}
-    offered |= {name: read(window, 100 * index + seed) for name, seed in readings.items()}
-    offered |= dict.fromkeys(absent)
-    return Offer(offered, SPEC.frame_rate_hz)
+    readings_of_window: dict[str, ScoredWindow | None] = {"": read(window, 100 * index)}
+    readings_of_window |= {name: read(window, 100 * index + seed) for name, seed in readings.items()}
+    readings_of_window |= dict.fromkeys(absent)
+    return WindowData(readings_of_window, SPEC.frame_rate_hz)
 
 
 def bank_of(metric: Metric, inputs: dict[str, str] | None = None, spec: CodecSpec = SPEC) -> MetricBank:
     return MetricBank({"m": metric if inputs is None else MetricEntry(metric, inputs)}, spec=spec)
 
 
-def result(bank: MetricBank, offers: list[Offer]) -> dict[str, float]:
-    return bank.compute(bank.update(offers))["m"]
+def result(bank: MetricBank, window_data: list[WindowData]) -> dict[str, float]:
+    return bank.compute(bank.update(window_data))["m"]
 
 
 class Asks(Metric):
@@ -97,10 +97,10 @@ def asking(signature: str) -> type[Asks]:
 
 def test_a_metric_receives_the_inputs_that_its_update_names():
     bank = bank_of(asking("nll, rank, codes, scored, window, frame_rate_hz")())
-    offer = make_offer(1)
-    bank.update([offer])
+    data = make_data(1)
+    bank.update([data])
     (given,) = bank.metrics["m"].seen
-    plain = offer.readings[""]
+    plain = data.readings[""]
     assert set(given) == {"nll", "rank", "codes", "scored", "window", "frame_rate_hz"}
     for name in ("nll", "rank", "codes", "scored"):
         assert given[name] is getattr(plain, name) or torch.equal(
@@ -111,19 +111,19 @@ def test_a_metric_receives_the_inputs_that_its_update_names():
 
 def test_parameters_with_a_default_are_ignored_unless_renamed():
     bank = bank_of(asking("nll, rank=None")())
-    bank.update([make_offer(1)])
+    bank.update([make_data(1)])
     assert bank.metrics["m"].seen[0]["rank"] is None
     renamed = bank_of(asking("nll, weight=None")(), {"weight": "rank"})
-    renamed.update([make_offer(1)])
+    renamed.update([make_data(1)])
     assert (renamed.metrics["m"].seen[0]["weight"] >= 0).all()
 
 
 def test_preds_and_target_are_the_scored_codes_of_all_codebooks():
-    offers = [make_offer(index, context=index, target=5 + index) for index in range(3)]
-    found = result(bank_of(MulticlassAccuracy(num_classes=16, average="micro")), offers)["value"]
+    window_data = [make_data(index, context=index, target=5 + index) for index in range(3)]
+    found = result(bank_of(MulticlassAccuracy(num_classes=16, average="micro")), window_data)["value"]
     right = total = 0
-    for offer in offers:
-        plain = offer.readings[""]
+    for data in window_data:
+        plain = data.readings[""]
         for k in range(4):
             for t in range(plain.window.context_frames, plain.window.num_frames):
                 right += int(plain.logits[k, t].argmax() == plain.codes[k, t])
@@ -132,31 +132,31 @@ def test_preds_and_target_are_the_scored_codes_of_all_codebooks():
 
 
 def test_a_renamed_input_has_only_scored_codes():
-    offers = [make_offer(1), make_offer(2, context=0)]
-    numbers = torch.cat([offer.readings[""].nll[offer.readings[""].scored] for offer in offers]).double()
-    assert result(bank_of(MeanMetric(), {"value": "nll"}), offers)["value"] == pytest.approx(numbers.mean().item())
-    assert result(bank_of(MaxMetric(), {"value": "nll"}), offers)["value"] == numbers.max().item()
-    kept = result(bank_of(CatMetric(), {"value": "nll"}), offers)
+    window_data = [make_data(1), make_data(2, context=0)]
+    numbers = torch.cat([data.readings[""].nll[data.readings[""].scored] for data in window_data]).double()
+    assert result(bank_of(MeanMetric(), {"value": "nll"}), window_data)["value"] == pytest.approx(numbers.mean().item())
+    assert result(bank_of(MaxMetric(), {"value": "nll"}), window_data)["value"] == numbers.max().item()
+    kept = result(bank_of(CatMetric(), {"value": "nll"}), window_data)
     assert list(kept.values()) == pytest.approx(numbers.tolist())
 
 
 def test_an_input_with_only_another_reading_keeps_its_shape():
-    offers = [make_offer(1, no_text=7), make_offer(2, absent=("no_text",)), make_offer(3, context=0, no_text=8)]
-    found = result(bank_of(CodebookPerplexity(), {"nll": "nll__no_text"}), offers)
+    window_data = [make_data(1, no_text=7), make_data(2, absent=("no_text",)), make_data(3, context=0, no_text=8)]
+    found = result(bank_of(CodebookPerplexity(), {"nll": "nll__no_text"}), window_data)
     expected = CodebookPerplexity(num_codebooks=4)
-    expected.update(offers[0].readings["no_text"].nll)
-    expected.update(offers[2].readings["no_text"].nll)
+    expected.update(window_data[0].readings["no_text"].nll)
+    expected.update(window_data[2].readings["no_text"].nll)
     assert found == pytest.approx({key: value.item() for key, value in expected.compute().items()}, rel=1e-12)
 
 
 def test_a_suffix_names_another_reading_of_the_same_window():
     bank = bank_of(asking("nll, nll__no_context, codes__no_text, logits__other_text")())
-    offer = make_offer(1, no_context=1, no_text=2, other_text=3)
-    bank.update([offer])
+    data = make_data(1, no_context=1, no_text=2, other_text=3)
+    bank.update([data])
     (given,) = bank.metrics["m"].seen
-    assert torch.equal(given["nll__no_context"].nan_to_num(-1), offer.readings["no_context"].nll.nan_to_num(-1))
-    assert torch.equal(given["codes__no_text"], offer.readings["no_text"].codes)
-    assert torch.equal(given["logits__other_text"], offer.readings["other_text"].logits)
+    assert torch.equal(given["nll__no_context"].nan_to_num(-1), data.readings["no_context"].nll.nan_to_num(-1))
+    assert torch.equal(given["codes__no_text"], data.readings["no_text"].codes)
+    assert torch.equal(given["logits__other_text"], data.readings["other_text"].logits)
     assert bank.readings_with_logits == {"other_text"}
 
 
@@ -192,7 +192,7 @@ def test_a_reading_that_a_metric_defines_can_be_named_by_others():
     for metrics in ({"a": Reversal(), "b": entry}, {"b": entry, "a": Reversal()}):
         bank = MetricBank(metrics, spec=SPEC)
         assert bank.readings == [PLAIN, Reversal.readings[0]]
-        states = bank.update([make_offer(1, reversed=4)])
+        states = bank.update([make_data(1, reversed=4)])
         assert bank.compute(states)["a"] == bank.compute(states)["b"]
 
 
@@ -219,7 +219,7 @@ def test_a_reading_with_a_misspelt_condition_is_refused():
 
 
 def test_a_reading_that_does_not_exist_is_not_counted():
-    here, gone = make_offer(1, no_text=5), make_offer(2, absent=("no_text",))
+    here, gone = make_data(1, no_text=5), make_data(2, absent=("no_text",))
     bank = MetricBank(
         {
             "gain": TextGain(),
@@ -241,13 +241,13 @@ def test_a_reading_that_does_not_exist_is_not_counted():
 
 
 def test_rows_of_two_readings_are_aligned():
-    offers = [
-        make_offer(1, no_context=3),
-        make_offer(2, context=0, absent=("no_context",)),
-        make_offer(3, no_context=4),
+    window_data = [
+        make_data(1, no_context=3),
+        make_data(2, context=0, absent=("no_context",)),
+        make_data(3, no_context=4),
     ]
-    found = result(bank_of(PearsonCorrCoef(), {"preds": "nll", "target": "nll__no_context"}), offers)["value"]
-    pairs = [(offer.readings[""], offer.readings["no_context"]) for offer in (offers[0], offers[2])]
+    found = result(bank_of(PearsonCorrCoef(), {"preds": "nll", "target": "nll__no_context"}), window_data)["value"]
+    pairs = [(data.readings[""], data.readings["no_context"]) for data in (window_data[0], window_data[2])]
     x = torch.cat([plain.nll[plain.scored] for plain, _ in pairs]).double()
     y = torch.cat([other.nll[other.scored] for _, other in pairs]).double()
     assert found == pytest.approx(torch.corrcoef(torch.stack([x, y]))[0, 1].item(), abs=1e-5)
@@ -265,16 +265,16 @@ def test_the_states_of_a_batch_equal_those_of_each_window_alone():
         "cat": MetricEntry(CatMetric(), {"value": "nll"}),
     }
     bank = MetricBank(metrics, spec=SPEC)
-    offers = [make_offer(index, context=index, target=4 + 3 * index) for index in range(4)]
-    batch = bank.update(offers)
-    for offer, together in zip(offers, batch, strict=True):
-        (alone,) = bank.update([offer])
+    window_data = [make_data(index, context=index, target=4 + 3 * index) for index in range(4)]
+    batch = bank.update(window_data)
+    for data, together in zip(window_data, batch, strict=True):
+        (alone,) = bank.update([data])
         assert repr(bank.compute([alone])) == repr(bank.compute([together]))
     assert bank.update([]) == []
 
 
 def test_a_state_does_not_keep_the_memory_of_its_batch():
-    states = bank_of(CodebookPerplexity()).update([make_offer(index) for index in range(5)])
+    states = bank_of(CodebookPerplexity()).update([make_data(index) for index in range(5)])
     for window in states:
         assert window["m"]["total"].untyped_storage().nbytes() == 4 * 8
 
@@ -282,7 +282,7 @@ def test_a_state_does_not_keep_the_memory_of_its_batch():
 def test_the_callers_metrics_are_never_updated_and_those_of_the_bank_are_reset():
     given = CodebookPerplexity(num_codebooks=4)
     bank = bank_of(given)
-    result(bank, [make_offer(1)])
+    result(bank, [make_data(1)])
     for metric in (given, bank.metrics["m"]):
         assert metric.count.tolist() == [0] * 4
 
@@ -297,19 +297,19 @@ def test_casting_a_module_to_bf16_does_not_change_the_banks_states():
             )
 
     module = Module()
-    before = module.bank.compute(module.bank.update([make_offer(1)]))
+    before = module.bank.compute(module.bank.update([make_data(1)]))
     module.to(torch.bfloat16)
     assert module.layer.weight.dtype == torch.bfloat16
-    (states,) = module.bank.update([make_offer(1)])
+    (states,) = module.bank.update([make_data(1)])
     assert (states["ppl"]["total"].dtype, states["mean"]["mean_value"].dtype) == (torch.float64, torch.float32)
     assert module.bank.compute([states]) == before
 
 
 def test_nats_from_inference_mode_are_accepted():
     with torch.inference_mode():
-        offers = [make_offer(index) for index in range(2)]
+        window_data = [make_data(index) for index in range(2)]
     bank = MetricBank({"ppl": CodebookPerplexity(), "stock": MulticlassAccuracy(num_classes=16)}, spec=SPEC)
-    assert bank.compute(bank.update(offers)) == bank.compute(bank.update([make_offer(0), make_offer(1)]))
+    assert bank.compute(bank.update(window_data)) == bank.compute(bank.update([make_data(0), make_data(1)]))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
@@ -321,12 +321,12 @@ def test_logits_remain_on_an_accelerator_and_states_are_copied_to_the_cpu():
         "gain": TextGain(),
     }
     bank = MetricBank(metrics, spec=SPEC)
-    offers = [make_offer(1, no_text=3), make_offer(2, absent=("no_text",))]
+    window_data = [make_data(1, no_text=3), make_data(2, absent=("no_text",))]
     moved = [
-        Offer({name: None if one is None else on_cuda(one) for name, one in offer.readings.items()}, 50)
-        for offer in offers
+        WindowData({name: None if one is None else on_cuda(one) for name, one in data.readings.items()}, 50)
+        for data in window_data
     ]
-    expected = bank.compute(bank.update(offers))
+    expected = bank.compute(bank.update(window_data))
     states = bank.update(moved)
     for window in states:
         for state in window.values():
@@ -490,9 +490,9 @@ def test_a_state_over_64_kilobytes_per_window_is_refused_with_size_limit_and_rem
     "inputs", [None, {"preds": "logits", "target": "codes"}, {"preds": "preds", "target": "target"}]
 )
 def test_the_stock_perplexity_gets_the_scored_codes_as_one_sequence(inputs):
-    offers = [make_offer(1), make_offer(2, context=0, target=5)]
-    nll = torch.cat([read.nll[read.scored] for offer in offers for read in offer.readings.values()])
-    value = result(bank_of(Perplexity(), inputs), offers)["value"]
+    window_data = [make_data(1), make_data(2, context=0, target=5)]
+    nll = torch.cat([read.nll[read.scored] for data in window_data for read in data.readings.values()])
+    value = result(bank_of(Perplexity(), inputs), window_data)["value"]
     assert value == pytest.approx(nll.double().mean().exp().item(), rel=1e-5)
 
 
@@ -555,10 +555,10 @@ def test_the_example_of_a_metric_in_the_docs_works():
     assert len([line for line in shown("own").splitlines() if line]) <= 15
     bank = bank_of(space["OrderGain"]())
     assert [reading.name for reading in bank.readings] == ["", "shuffled"]
-    offers = [make_offer(1, shuffled=3), make_offer(2, context=0, shuffled=4)]
-    saved = [offer.readings["shuffled"].nll.double() - offer.readings[""].nll.double() for offer in offers]
+    window_data = [make_data(1, shuffled=3), make_data(2, context=0, shuffled=4)]
+    saved = [data.readings["shuffled"].nll.double() - data.readings[""].nll.double() for data in window_data]
     expected = torch.cat(saved, dim=1).nanmean(1).sum().item() * 50
-    assert result(bank, offers)["nats_per_second"] == pytest.approx(expected, rel=1e-9)
+    assert result(bank, window_data)["nats_per_second"] == pytest.approx(expected, rel=1e-9)
 
     codes = torch.arange(12).expand(2, -1)
     changed = space["shuffle_target"](codes, Window("t", 0, 0, 4, 8), torch.Generator().manual_seed(0))
@@ -573,8 +573,8 @@ def test_the_metrics_of_the_yaml_examples_in_the_docs_are_accepted(name):
     text = shown(name).replace("2048", "16")
     config = parser.instantiate(parser.parse_object({"metrics": yaml.safe_load(text)}))
     bank = MetricBank(config.metrics, spec=SPEC)
-    offers = [make_offer(1, no_text=5), make_offer(2, no_text=6)]
-    results = bank.compute(bank.update(offers))
+    window_data = [make_data(1, no_text=5), make_data(2, no_text=6)]
+    results = bank.compute(bank.update(window_data))
     assert list(results) == list(yaml.safe_load(text))
     assert all(values for values in results.values())
 
@@ -584,7 +584,7 @@ def test_the_metrics_of_the_yaml_example_for_predict_are_accepted():
     parser.add_argument("--metrics", type=dict[str, Metric | MetricEntry | InstalledMetric])
     config = parser.instantiate(parser.parse_object({"metrics": yaml.safe_load(shown("predict"))}))
     bank = MetricBank(config.metrics, spec=SPEC, task="continue")
-    results = bank.compute(bank.update(trial_offers(SPEC, bank.readings, "continue")))
+    results = bank.compute(bank.update(trial_data(SPEC, bank.readings, "continue")))
     assert list(results) == ["snr", "true_ppl", "true_seam"]
     assert all(values for values in results.values())
     assert bank.audio_names == {"generated", "reference", "context", "sample_rate_hz"}
@@ -594,11 +594,11 @@ def test_the_metrics_of_the_yaml_example_for_predict_are_accepted():
 def test_the_example_of_an_input_in_the_docs_is_an_entropy():
     space: dict = {}
     exec(shown("provider"), space)
-    offer = make_offer(1)
-    plain = offer.readings[""]
+    data = make_data(1)
+    plain = data.readings[""]
     probabilities = plain.logits[plain.scored].double().softmax(-1)
     expected = -(probabilities * probabilities.log()).sum(-1).mean().item()
-    assert result(bank_of(space["MeanEntropy"]()), [offer])["nats"] == pytest.approx(expected, rel=1e-6)
+    assert result(bank_of(space["MeanEntropy"]()), [data])["nats"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_example_of_a_frechet_distance_in_the_docs_is_correct():
@@ -606,21 +606,21 @@ def test_the_example_of_a_frechet_distance_in_the_docs_is_correct():
     exec(shown("frechet"), space)
     metric = space["FrechetDistance"](num_bands=2)
     bank = MetricBank({"fad": metric}, spec=SPEC, task="continue")
-    offers = trial_offers(SPEC, bank.readings, "continue")
+    window_data = trial_data(SPEC, bank.readings, "continue")
     sets = [
-        torch.cat([metric.embed(getattr(offer.audio, name)) for offer in offers]).numpy()
+        torch.cat([metric.embed(getattr(data.audio, name)) for data in window_data]).numpy()
         for name in ("generated", "reference")
     ]
     roots = [matrix_sqrt(np.cov(embeddings.T, ddof=0)) for embeddings in sets]
     inner = matrix_sqrt(roots[0] @ roots[1] @ roots[1] @ roots[0])
     expected = np.square(sets[0].mean(0) - sets[1].mean(0)).sum() + sum(np.trace(root @ root) for root in roots)
-    assert distance(bank, offers) == pytest.approx(expected - 2 * np.trace(inner), rel=1e-4, abs=1e-9)
+    assert distance(bank, window_data) == pytest.approx(expected - 2 * np.trace(inner), rel=1e-4, abs=1e-9)
     bank = MetricBank({"same": MetricEntry(metric, {"generated": "reference"})}, spec=SPEC, task="continue")
-    assert distance(bank, offers) == pytest.approx(0, abs=1e-6)
+    assert distance(bank, window_data) == pytest.approx(0, abs=1e-6)
 
 
-def distance(bank: MetricBank, offers: list[Offer]) -> float:
-    return next(iter(bank.compute(bank.update(offers)).values()))["value"]
+def distance(bank: MetricBank, window_data: list[WindowData]) -> float:
+    return next(iter(bank.compute(bank.update(window_data)).values()))["value"]
 
 
 def matrix_sqrt(matrix: np.ndarray) -> np.ndarray:
@@ -665,4 +665,4 @@ def test_the_error_of_a_metric_names_the_windows():
 
     bank = MetricBank({"picky": Picky()}, spec=SPEC)
     with pytest.raises(MetricError, match=r"metric 'picky' \(Picky\) failed on windows 2 of t2 .*no forties"):
-        bank.update([make_offer(2, context=10, target=30)])
+        bank.update([make_data(2, context=10, target=30)])
