@@ -649,7 +649,7 @@ def test_the_two_lines_in_the_docs_compute_perplexity(tiny_model, generator):
 
 
 def test_the_docs_list_all_inputs_of_test():
-    table = DOCS[DOCS.index("## What can be asked for") : DOCS.index("### Readings")]
+    table = DOCS[DOCS.index("## Inputs") : DOCS.index("### Readings")]
     names = {provider.name for provider in PROVIDERS if "score" in provider.tasks}
     assert names == {"logits", "codes", "scored", "nll", "rank", "preds", "target", "window", "frame_rate_hz"}
     for name in names:
