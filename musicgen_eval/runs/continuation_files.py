@@ -10,42 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from musicgen_eval.audio.writer import AudioWriter
 from musicgen_eval.errors import AudioError, RunError
-from musicgen_eval.records import Continuation, ContinuationSettings
+from musicgen_eval.inference.settings import ContinuationSettings
+from musicgen_eval.records import Continuation
 from musicgen_eval.runs.audio_paths import continuation_path
 from musicgen_eval.runs.continuation_audio import AudioPieces
 from musicgen_eval.runs.continuation_table import ContinuationTable, merge_tables
+from musicgen_eval.runs.settings import AudioSettings
 
 CROSSFADE_S = 0.04
-
-
-@dataclass
-class AudioSettings:
-    """The files of continuations.
-
-    Attributes:
-        format: Format of the files.
-        hold: Content of a file. `continuation`: the continuation alone. `joined`: the track up to the boundary, then the
-            continuation.
-        originals: Also write the context and the reference of each track.
-    """
-
-    format: Literal["flac", "wav", "mp3"] = "flac"
-    hold: Literal["continuation", "joined"] = "continuation"
-    originals: bool = True
-
-    def __post_init__(self) -> None:
-        for name, known in (("format", ("flac", "wav", "mp3")), ("hold", ("continuation", "joined"))):
-            if getattr(self, name) not in known:
-                raise RunError(f"audio {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
 
 class ContinuationFolder:
@@ -119,7 +99,7 @@ class ContinuationFolder:
             for original, read in ((context_path, audio.context), (reference_path, audio.reference)):
                 if not original.exists() and _write_pieces(original, _from_track(read()), audio):
                     written.append(original)
-        pieces = joined_pieces(audio) if self.settings.hold == "joined" else audio.generated
+        pieces = joined_pieces(audio) if self.settings.layout == "joined" else audio.generated
         _write_pieces(path, pieces, audio)
         written.append(path)
         return replace(

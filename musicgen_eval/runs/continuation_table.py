@@ -19,7 +19,8 @@ from typing import Any
 
 from musicgen_eval.errors import RunError
 from musicgen_eval.files.redaction import redact_tree
-from musicgen_eval.records import Continuation, ContinuationSettings
+from musicgen_eval.inference.settings import ContinuationSettings
+from musicgen_eval.records import Continuation
 from musicgen_eval.results.files import cells
 from musicgen_eval.runs.audio_paths import track_folder
 from musicgen_eval.runs.continuation_audio import AudioPieces

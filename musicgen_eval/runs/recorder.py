@@ -15,7 +15,6 @@ from pathlib import Path
 import lightning as L
 from rich.console import Console
 
-from musicgen_eval.data.continuation_plan import settle_stride
 from musicgen_eval.data.plan import Plan
 from musicgen_eval.errors import RunError
 from musicgen_eval.files.redaction import redact
@@ -26,7 +25,7 @@ from musicgen_eval.results.running_totals import RunningTotals
 from musicgen_eval.results.summary import EvaluationResult
 from musicgen_eval.results.terminal import print_result
 from musicgen_eval.runs.context import ContextProvider, RunContext
-from musicgen_eval.runs.continuation_files import AudioSettings, ContinuationFolder
+from musicgen_eval.runs.continuation_files import ContinuationFolder
 from musicgen_eval.runs.continuation_table import read_table
 from musicgen_eval.runs.datamodule import comes_from_a_dead_worker
 from musicgen_eval.runs.folder import RunFolder
@@ -34,7 +33,10 @@ from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0
 from musicgen_eval.runs.resume_check import refuse_other_ranks
 from musicgen_eval.runs.run_start import RunStart, start_run
+from musicgen_eval.runs.settings import AudioSettings, RunSettings
 
+DEFAULT_AUDIO = AudioSettings()
+DEFAULT_SETTINGS = RunSettings()
 MAX_LISTED = 8
 """Maximum number of continuations whose files are listed one by one."""
 
@@ -53,8 +55,7 @@ class RunRecorder(ContextProvider):
             printed.
         console: Console for the tables of the result. None means that nothing is printed, also not on standard error.
         audio: Format of the continuations' files.
-        retry_failures: Measure tracks again that failed in earlier starts.
-        allow_other_machine: Resume a run that was started on another machine, or with other versions of libraries.
+        settings: Settings for resuming.
 
     Attributes:
         files: Files that were written at the end, the most important first.
@@ -69,18 +70,17 @@ class RunRecorder(ContextProvider):
         config_yaml: str,
         resume: Callable[[Path], str] | None = None,
         console: Console | None = None,
-        audio: AudioSettings | None = None,
-        retry_failures: bool = False,
-        allow_other_machine: bool = False,
+        audio: AudioSettings = DEFAULT_AUDIO,
+        settings: RunSettings = DEFAULT_SETTINGS,
     ) -> None:
         self.folder = folder
         self.command = command
         self.config_yaml = config_yaml
         self.resume = resume
         self.console = console
-        self.audio = audio or AudioSettings()
-        self.retry_failures = retry_failures
-        self.allow_other_machine = allow_other_machine
+        self.audio = audio
+        self.retry_failures = settings.retry_failures
+        self.allow_other_machine = settings.allow_other_machine
         self.files: list[Path] = []
         self.continuations: list[dict[str, str]] = []
         self.context: RunContext | None = None
@@ -204,7 +204,7 @@ class RunRecorder(ContextProvider):
             folder.path,
             self.audio,
             continuation=module.continuation,
-            stride_s=settle_stride(module.continuation, module.spec) / module.spec.frame_rate_hz,
+            stride_s=module.continuation.stride_frames(module.spec) / module.spec.frame_rate_hz,
             start=start.number,
             rank=rank,
         )

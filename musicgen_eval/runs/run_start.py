@@ -14,15 +14,16 @@ import lightning as L
 import torch
 
 from musicgen_eval.data.plan import Plan
-from musicgen_eval.data.planning import refuse_failures
+from musicgen_eval.data.plan_builder import refuse_failures
 from musicgen_eval.records import Failure
 from musicgen_eval.results.record_store import MeasuredBatches, read_measured
 from musicgen_eval.runs.context import RunConstants
-from musicgen_eval.runs.continuation_files import AudioSettings, remove_partial_files
+from musicgen_eval.runs.continuation_files import remove_partial_files
 from musicgen_eval.runs.folder import RunFolder
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.provenance import run_record, start_record
 from musicgen_eval.runs.resume_check import RunIdentity, batches_without_files, refuse_other_run, run_identity
+from musicgen_eval.runs.settings import AudioSettings
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def start_run(
 def _new_run(trainer: L.Trainer, module: MusicGenEvaluation, identity: RunIdentity, *, command: str) -> dict[str, Any]:
     """Returns the content of run.json for a new run."""
     return {
-        **run_record(command=command, seed=module.seed, max_frames_from=module.checkpoint.max_frames_from),
+        **run_record(command=command, seed=module.settings.seed, max_frames_from=module.checkpoint.max_frames_from),
         "fingerprint": identity.fingerprint,
         "machine": identity.machine,
         "settled": {"threads": _threads(trainer, module), "arithmetic": None},

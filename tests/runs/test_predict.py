@@ -19,15 +19,16 @@ from musicgen_eval.audio.writer import AudioWriter
 from musicgen_eval.errors import MetricError, RunError, WindowError
 from musicgen_eval.inference.continuation import continue_codes
 from musicgen_eval.inference.scoring import score_codes
+from musicgen_eval.inference.settings import ContinuationSettings
 from musicgen_eval.metrics import CodebookPerplexity, SeamDiscontinuity
 from musicgen_eval.metrics.plugin.contract import MetricEntry
 from musicgen_eval.models.decoder.sampling import continuation_uniforms
 from musicgen_eval.models.musicgen import load_model
 from musicgen_eval.models.threads import single_threaded
-from musicgen_eval.records import ContinuationSettings
 from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_continuation
+from musicgen_eval.runs.settings import RunSettings
 
 HOP, RATE = 640, 32000
 TEXTS = {"song 0": "drums", "song 1": None, "song 2": "slow piano with many strings", "song 3": "drums"}
@@ -591,7 +592,7 @@ def test_every_format_is_written(songs, model, tmp_path, format):
 
 
 def test_joined_files_contain_the_track_up_to_the_boundary_and_the_continuation(songs, model, tmp_path):
-    result = continued(songs, model, run_dir=tmp_path / "x", format="wav", hold="joined", batch_size=4)
+    result = continued(songs, model, run_dir=tmp_path / "x", format="wav", layout="joined", batch_size=4)
     in_memory = continued(songs, model, batch_size=4).continuations
     for one, kept in zip(result.continuations, in_memory, strict=True):
         joined, num_context = read(one.path), kept.context.shape[1]
@@ -609,7 +610,7 @@ def test_joined_files_contain_the_track_up_to_the_boundary_and_the_continuation(
 
 
 def test_a_joined_file_beyond_the_limit_begins_with_the_whole_context(long_song, short_model, tmp_path):
-    (one,) = continued(long_song, short_model, run_dir=tmp_path / "x", format="wav", hold="joined").continuations
+    (one,) = continued(long_song, short_model, run_dir=tmp_path / "x", format="wav", layout="joined").continuations
     joined, wave = read(one.path), read(long_song)
     assert joined.shape == (1, 200 * HOP)
     assert torch.equal(joined[:, : 98 * HOP], wave[:, : 98 * HOP])
@@ -617,14 +618,14 @@ def test_a_joined_file_beyond_the_limit_begins_with_the_whole_context(long_song,
 
 def test_a_context_of_one_frame_can_be_joined(songs, model, tmp_path):
     (one,) = continued(
-        songs.parent / "3.wav", model, context_s=0.02, run_dir=tmp_path / "x", format="wav", hold="joined"
+        songs.parent / "3.wav", model, context_s=0.02, run_dir=tmp_path / "x", format="wav", layout="joined"
     ).continuations
     assert read(one.path).shape == (1, 20 * HOP)
 
 
-@pytest.mark.parametrize("hold", ["continuation", "joined"])
-def test_without_originals_only_continuations_are_written(songs, model, tmp_path, hold):
-    result = continued(songs, model, run_dir=tmp_path / "x", originals=False, hold=hold, num_continuations=2)
+@pytest.mark.parametrize("layout", ["continuation", "joined"])
+def test_without_originals_only_continuations_are_written(songs, model, tmp_path, layout):
+    result = continued(songs, model, run_dir=tmp_path / "x", originals=False, layout=layout, num_continuations=2)
     assert len(audio_files(tmp_path / "x")) == 8
     assert all(
         Path(name).name in ("continuation_0.flac", "continuation_1.flac") for name in audio_files(tmp_path / "x")
@@ -675,9 +676,8 @@ def test_no_continuations_are_returned_if_none_are_requested(songs, oracle, tmp_
     module = MusicGenEvaluation(
         str(oracle / "tiny_musicgen"), metrics={}, continuation=ContinuationSettings(**DRAWING, **THREADS)
     )
-    result = run_continuation(
-        module, WindowDataModule(str(songs)), accelerator="cpu", run_dir=tmp_path / "x", return_continuations=False
-    )
+    settings = RunSettings(accelerator="cpu", run_dir=str(tmp_path / "x"))
+    result = run_continuation(module, WindowDataModule(str(songs)), settings, return_continuations=False)
     assert result.continuations == []
     assert len(rows_of(tmp_path / "x")) == 4
     assert [track.status for track in result.evaluation.tracks] == ["ok"] * 4
@@ -845,8 +845,8 @@ def test_the_recipe_contains_the_number_of_threads(songs, model):
     ("settings", "message"),
     [
         ({"format": "ogg", "run_dir": "x"}, "format must be one of flac, wav, mp3, got 'ogg'"),
-        ({"hold": "both", "run_dir": "x"}, "hold must be one of continuation, joined"),
-        ({"hold": "joined"}, "say how files are written; give a run_dir"),
+        ({"layout": "both", "run_dir": "x"}, "layout must be one of continuation, joined"),
+        ({"layout": "joined"}, "apply to files; set run_dir"),
         ({"temperature": 0, "num_continuations": 2}, "continuations of a track are equal"),
     ],
 )
