@@ -21,7 +21,8 @@ from musicgen_eval.models.out_of_memory import out_of_memory_explained
 from musicgen_eval.records import Continuation
 from musicgen_eval.results.files import to_json
 from musicgen_eval.results.summary import EvaluationResult
-from musicgen_eval.runs.continuation_files import continuation_path, read_table
+from musicgen_eval.runs.audio_paths import continuation_path
+from musicgen_eval.runs.continuation_table import read_table
 from musicgen_eval.runs.datamodule import WindowDataModule, dead_workers_named
 from musicgen_eval.runs.folder import RunFolder
 from musicgen_eval.runs.library_output import quiet_libraries

@@ -14,7 +14,7 @@ from musicgen_eval.runs.runner import run_evaluation
 
 
 class Watch(L.Callback):
-    """Keeps the contexts of the runs that it sees, and raises an error in the first batch if asked to."""
+    """Collects the contexts of runs. Raises an error in the first batch if `fails` is set."""
 
     def __init__(self, *, fails: bool = False) -> None:
         self.fails = fails
@@ -106,7 +106,7 @@ def test_constants_are_settled_by_the_first_start(module):
     context.settle_arithmetic("packed float32")
     context.settle_arithmetic("packed float32")
     with pytest.raises(
-        RunError, match="started with packed float32 products and would resume with transformers products"
+        RunError, match="started with packed float32 kernels and would resume with transformers kernels"
     ):
         context.settle_arithmetic("transformers")
     assert context.constants == RunConstants(threads=3, arithmetic="packed float32")
