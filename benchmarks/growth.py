@@ -28,11 +28,12 @@ import torch
 from musicgen_eval.metrics.plugin.inputs import WindowData
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.records import ScoredWindow
-from musicgen_eval.runs.datamodule import WindowAudio, WindowDataModule
+from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_evaluation
 from musicgen_eval.runs.scoring_step import ScoringStep, Step
 from musicgen_eval.runs.settings import RunSettings
+from musicgen_eval.runs.window_dataset import WindowAudio
 
 SECONDS = 2  # length of each track, which has three windows
 

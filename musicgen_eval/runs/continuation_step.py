@@ -36,8 +36,8 @@ from musicgen_eval.records import CodecSpec, Continuation
 from musicgen_eval.results.measurements import WindowRecord
 from musicgen_eval.results.running_totals import RunningTotals
 from musicgen_eval.runs.continuation_audio import AudioPieces, ContinuationSink
-from musicgen_eval.runs.datamodule import Batch, WindowAudio
 from musicgen_eval.runs.scoring_step import readable_windows
+from musicgen_eval.runs.window_dataset import Batch, WindowAudio
 
 
 class Continuations:

@@ -55,12 +55,13 @@ from musicgen_eval.results.running_totals import RunningTotals
 from musicgen_eval.results.summary import EvaluationResult, summarise
 from musicgen_eval.runs.context import RunConstants, RunContext, context_provider
 from musicgen_eval.runs.continuation_step import Continuations, ContinuationStep
-from musicgen_eval.runs.datamodule import Batch, WindowDataModule
+from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0, gather_on_rank_0, leave_process_group
 from musicgen_eval.runs.processes.strategy import keeps_records, refuse_strategy, shares_model
 from musicgen_eval.runs.recipe import run_recipe
 from musicgen_eval.runs.scoring_step import ScoringStep, Step
 from musicgen_eval.runs.settings import ModelSettings, Precision
+from musicgen_eval.runs.window_dataset import Batch
 
 DEFAULT_CONTINUATION = ContinuationSettings()
 PRECISIONS = get_args(Precision)

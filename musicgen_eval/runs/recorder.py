@@ -27,9 +27,9 @@ from musicgen_eval.results.terminal import print_result
 from musicgen_eval.runs.context import ContextProvider, RunContext
 from musicgen_eval.runs.continuation_files import ContinuationFolder
 from musicgen_eval.runs.continuation_table import read_table
-from musicgen_eval.runs.datamodule import comes_from_a_dead_worker
 from musicgen_eval.runs.folder import RunFolder
 from musicgen_eval.runs.module import MusicGenEvaluation
+from musicgen_eval.runs.processes.data_workers import comes_from_a_dead_worker
 from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0
 from musicgen_eval.runs.resume_check import refuse_other_ranks
 from musicgen_eval.runs.run_start import RunStart, start_run

@@ -19,7 +19,7 @@ from musicgen_eval.models.numerics import float32_by_default, full_precision
 from musicgen_eval.models.threads import single_threaded
 from musicgen_eval.results.measurements import WindowRecord
 from musicgen_eval.results.running_totals import RunningTotals
-from musicgen_eval.runs.datamodule import Batch, WindowAudio
+from musicgen_eval.runs.window_dataset import Batch, WindowAudio
 
 
 class Step(Protocol):

@@ -7,9 +7,8 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
@@ -17,6 +16,7 @@ from lightning.pytorch.loggers.logger import DummyExperiment
 
 from musicgen_eval.errors import RunError
 from musicgen_eval.files.redaction import redact, redact_tree
+from musicgen_eval.records.settings import Settings
 
 STAGING = "WANDB_DATA_DIR"
 QUIET = {
@@ -25,15 +25,15 @@ QUIET = {
 }  # error reporting would wait for a dead server at exit
 
 
-@dataclass
-class WandbSettings:
+@dataclass(frozen=True, kw_only=True)
+class WandbSettings(Settings):
     """Logging to Weights & Biases.
 
     Attributes:
         mode: `off`, `offline` (into the run folder, for `wandb sync`) or `online`.
         project: W&B project.
         entity: W&B team or user.
-        name: Name of the W&B run. Default: name of the run folder.
+        name: Name of the W&B run. Defaults to the name of the run folder.
         group: Group of W&B runs.
         tags: Tags of the W&B run.
         max_logged: Number of continuations that are logged with audio players.
@@ -41,6 +41,8 @@ class WandbSettings:
         end_timeout_s: Time to wait at the end until all data is sent, in seconds. The rest is kept in the run folder, for
             `wandb sync`.
     """
+
+    name_in_config: ClassVar[str] = "wandb"
 
     mode: Literal["off", "offline", "online"] = "off"
     project: str = "musicgen_eval"
@@ -53,8 +55,9 @@ class WandbSettings:
     end_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("start_timeout_s", "end_timeout_s"):
-            if not (isfinite(getattr(self, name)) and getattr(self, name) > 0):
+            if not getattr(self, name) > 0:
                 raise RunError(f"wandb.{name} must be a finite number of seconds above 0, got {getattr(self, name)}")
 
 

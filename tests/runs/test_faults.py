@@ -21,8 +21,9 @@ import soundfile
 
 from musicgen_eval.api import perplexity
 from musicgen_eval.errors import RunError
-from musicgen_eval.runs.datamodule import WindowDataModule, dead_workers_named
+from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
+from musicgen_eval.runs.processes.data_workers import dead_workers_explained
 from musicgen_eval.runs.runner import run_evaluation
 
 ROOT = Path(__file__).parents[2]
@@ -217,9 +218,9 @@ def test_a_worker_that_dies_while_it_sends_a_tensor_is_reported_too():
     handed_over = resource_sharer.DupFd(read_end)
     resource_sharer.stop()  # as if the process that holds the descriptor had died
     try:
-        with pytest.raises(RunError, match=r"a DataLoader worker has died"), dead_workers_named():
+        with pytest.raises(RunError, match=r"a DataLoader worker has died"), dead_workers_explained():
             handed_over.detach()
-        with pytest.raises(ConnectionResetError), dead_workers_named():
+        with pytest.raises(ConnectionResetError), dead_workers_explained():
             raise ConnectionResetError("of something else")
     finally:
         os.close(read_end)

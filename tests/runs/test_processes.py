@@ -19,7 +19,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from musicgen_eval.runs.datamodule import RankBatches
+from musicgen_eval.data.batches import RankBatches
 
 ROOT = Path(__file__).parents[2]
 DURATIONS_S = (1.0, 2.3, 0.7, 3.1, 0.02, 1.5, 2.0)

@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.accelerators import CUDAAccelerator
 
-from musicgen_eval.models.numerics import float32_by_default
+from musicgen_eval.models.numerics import float32_by_default, request_deterministic_lstms
 
 
 class OneProcess(LightningEnvironment):
@@ -47,7 +47,11 @@ def one_device(accelerator: str) -> int | list[int]:
 
 @contextmanager
 def own_defaults() -> Iterator[None]:
-    """Sets the default dtype to float32 and the default device to the CPU. Restores the caller's defaults at the end."""
+    """Sets the default dtype to float32 and the default device to the CPU. Restores the caller's defaults at the end.
+
+    It also requests deterministic LSTMs on CUDA, for the whole process.
+    """
+    request_deterministic_lstms()
     with ExitStack() as stack:
         if torch.get_default_dtype() != torch.float32:
             stack.enter_context(float32_by_default())
