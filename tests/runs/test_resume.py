@@ -355,7 +355,7 @@ def test_a_module_can_be_used_again_after_an_interrupted_run(songs, checkpoint, 
     from musicgen_eval.runs.datamodule import WindowDataModule
     from musicgen_eval.runs.module import MusicGenEvaluation
     from musicgen_eval.runs.runner import run_evaluation
-from musicgen_eval.runs.settings import RunSettings
+    from musicgen_eval.runs.settings import RunSettings
 
     def data() -> WindowDataModule:
         return WindowDataModule(str(songs), context_s=0.3, target_s=0.3, batch_size=2)
