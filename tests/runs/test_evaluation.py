@@ -25,6 +25,7 @@ from musicgen_eval.models.threads import single_threaded
 from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_evaluation
+from musicgen_eval.runs.settings import RunSettings
 
 ROOT = Path(__file__).parents[2]
 DURATIONS_S = (1.0, 2.3, 0.7, 3.1, 0.02, 1.5, 2.0)
@@ -53,7 +54,9 @@ def tiny_folder(oracle):
 def evaluate(source, checkpoint, *, metrics=None, tail="score", save_nll=False, precision="32-true", **data):
     module = MusicGenEvaluation(str(checkpoint), metrics=metrics, tail=tail, save_nll=save_nll)
     settings = {"context_s": 0.5, "target_s": 0.5, "batch_size": 3, **data}
-    return run_evaluation(module, WindowDataModule(str(source), **settings), precision=precision, accelerator="cpu")
+    return run_evaluation(
+        module, WindowDataModule(str(source), **settings), RunSettings(precision=precision, accelerator="cpu")
+    )
 
 
 @pytest.mark.parametrize("tail", ["score", "drop"])
@@ -153,7 +156,9 @@ def test_a_failed_run_leaves_no_folder(tiny_folder, tmp_path):
     run_dir = tmp_path / "runs" / "x"
     module = MusicGenEvaluation(tiny_folder)
     with pytest.raises(RunError, match=r"text\.wav"):
-        run_evaluation(module, WindowDataModule(str(tmp_path / "text.wav")), accelerator="cpu", run_dir=run_dir)
+        run_evaluation(
+            module, WindowDataModule(str(tmp_path / "text.wav")), RunSettings(accelerator="cpu", run_dir=run_dir)
+        )
     assert not run_dir.parent.exists()
 
 

@@ -25,6 +25,7 @@ from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.processes.data_workers import dead_workers_explained
 from musicgen_eval.runs.runner import run_evaluation
+from musicgen_eval.runs.settings import RunSettings
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ("summary.json", "tracks.csv", "windows.csv")
@@ -206,10 +207,10 @@ class KillWorkers(L.Callback):
 def test_a_dead_worker_stops_the_run_with_a_clear_message(songs, checkpoint, tmp_path):
     module, data = MusicGenEvaluation(checkpoint), WindowDataModule(str(songs), batch_size=2, num_workers=1)
     with pytest.raises(RunError, match=r"a DataLoader worker has died, .* resume the run"):
-        run_evaluation(module, data, accelerator="cpu", run_dir=tmp_path / "x", callbacks=[KillWorkers()])
+        run_evaluation(module, data, RunSettings(accelerator="cpu", run_dir=tmp_path / "x"), callbacks=[KillWorkers()])
     assert len(kept(tmp_path / "x")) >= 4
     data = WindowDataModule(str(songs), batch_size=2)
-    run_evaluation(MusicGenEvaluation(checkpoint), data, accelerator="cpu", run_dir=tmp_path / "x")
+    run_evaluation(MusicGenEvaluation(checkpoint), data, RunSettings(accelerator="cpu", run_dir=tmp_path / "x"))
     assert len(kept(tmp_path / "x")) == 60
 
 

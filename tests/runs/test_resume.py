@@ -355,6 +355,7 @@ def test_a_module_can_be_used_again_after_an_interrupted_run(songs, checkpoint, 
     from musicgen_eval.runs.datamodule import WindowDataModule
     from musicgen_eval.runs.module import MusicGenEvaluation
     from musicgen_eval.runs.runner import run_evaluation
+    from musicgen_eval.runs.settings import RunSettings
 
     def data() -> WindowDataModule:
         return WindowDataModule(str(songs), context_s=0.3, target_s=0.3, batch_size=2)
@@ -362,9 +363,9 @@ def test_a_module_can_be_used_again_after_an_interrupted_run(songs, checkpoint, 
     evaluation = MusicGenEvaluation(checkpoint)
     stop_after(2)
     with pytest.raises(RunError, match="no room"):
-        run_evaluation(evaluation, data(), accelerator="cpu", run_dir=tmp_path / "x")
+        run_evaluation(evaluation, data(), RunSettings(accelerator="cpu", run_dir=tmp_path / "x"))
     stop_after(10**6)
-    whole = run_evaluation(evaluation, data(), accelerator="cpu")
+    whole = run_evaluation(evaluation, data(), RunSettings(accelerator="cpu"))
     assert whole.metrics == evaluated(songs, checkpoint, None).evaluation.metrics
 
 
