@@ -311,7 +311,7 @@ def test_a_torn_journal_is_noted(evaluated, tmp_path):
     rows.write_bytes(rows.read_bytes()[:-9])
     torn = load_run(folder)
     assert len(torn.windows) == NUM_WINDOWS - 1  # the last batch holds one window
-    assert any("1 torn or damaged line left out" in note for note in torn.notes)
+    assert any("skipped 1 truncated or damaged line" in note for note in torn.notes)
     shutil.rmtree(folder / "journal")
     assert (list(load_run(folder).windows), load_run(folder).num_windows_measured) == ([], 0)
 
