@@ -26,6 +26,7 @@ from torch import Tensor
 
 from musicgen_eval.audio.writer import AudioWriter
 from musicgen_eval.errors import AudioError, RunError
+from musicgen_eval.files.atomic import atomic_file, remove_leftovers
 from musicgen_eval.files.redaction import redact, redact_tree
 from musicgen_eval.records import Continuation, ContinuationSettings
 from musicgen_eval.results.files import cells
@@ -150,20 +151,15 @@ class ContinuationFolder:
         parts = sorted(self.path.glob("continuations*.csv"), key=_start_and_rank)
         last = {row["path"]: row for part in parts for row in read_table(part)}
         rows = sorted(last.values(), key=lambda row: (order[row["path"].rpartition("/")[0]], int(row["continuation"])))
-        whole = self.path / ".continuations.csv.part"
         try:
-            with whole.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            with atomic_file(self.path / table_name(0, 0)) as file:
                 table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
                 table.writeheader()
                 table.writerows(rows)
-                file.flush()
-                os.fsync(file.fileno())
-            whole.replace(self.path / table_name(0, 0))
             for part in parts:
                 if part.name != table_name(0, 0):
                     part.unlink()
         except OSError as error:
-            whole.unlink(missing_ok=True)
             raise RunError(f"run_dir {self.path}: continuations.csv could not be written ({error})") from error
         return rows
 
@@ -233,8 +229,8 @@ def written_continuations(path: Path) -> set[str]:
 
 def remove_partial_files(path: Path) -> None:
     """Removes what a process that was killed had not finished writing below a run folder; before any process writes."""
-    for unfinished in (path / "audio").glob("*/.*.tmp"):
-        unfinished.unlink(missing_ok=True)
+    for folder in (path / "audio").glob("*"):
+        remove_leftovers(folder)
 
 
 def table_name(start: int, rank: int) -> str:

@@ -26,13 +26,13 @@ from time import monotonic
 from typing import IO, Any, Literal
 
 from musicgen_eval.errors import RunError
+from musicgen_eval.files.atomic import atomic_file, is_leftover, remove_leftovers
 from musicgen_eval.files.redaction import redact
-from musicgen_eval.results.files import RESULT_FILES, to_json
+from musicgen_eval.results.files import to_json
 
 FolderState = Literal["new", "unfinished", "finished"]
 LOCK = ".musicgen_eval.lock"  # stays where a process was killed, and says then whose folder it is
 KEEP_AFTER_S = 60.0  # of work before anything was measured, such as opening files
-_PARTS = tuple(f".{name}.part" for name in ("config.yaml", "run.json", "continuations.csv", *RESULT_FILES))
 _held_here: set[Path] = set()  # by this process
 _OF_A_START = frozenset({"config.yaml", "run.json", "journal", "wandb"})  # what a run that measured nothing leaves
 
@@ -112,7 +112,8 @@ class RunFolder:
                 self._take_lock()
                 self._found = held
                 self._claimed_at = monotonic()
-                _sweep_parts(self.path)
+                remove_leftovers(self.path)
+                remove_leftovers(self.journal)
                 self.journal.mkdir(exist_ok=True)
         except BlockingIOError:
             raise RunError(
@@ -141,15 +142,10 @@ class RunFolder:
         Raises:
             RunError: it cannot be written.
         """
-        partial = self.path / f".{name}.part"
         try:
-            with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            with atomic_file(self.path / name) as file:
                 file.write(redact(content))
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.path / name)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise RunError(f"run_dir {self.path}: {name} could not be written ({error})") from error
 
     def write_run(self, run: Mapping[str, Any]) -> None:
@@ -228,13 +224,9 @@ class RunFolder:
 
 def _foreign(held: set[str]) -> set[str]:
     """What of a folder without a run is not of a start that was killed before there was one."""
-    return held - _OF_A_START - {LOCK, *_PARTS} if LOCK in held else held
-
-
-def _sweep_parts(path: Path) -> None:
-    """Removes what a process that was killed was writing."""
-    for part in (*(path / name for name in _PARTS), *(path / "journal").glob(".index.npz.*")):
-        part.unlink(missing_ok=True)
+    if LOCK not in held:
+        return held
+    return {name for name in held - _OF_A_START - {LOCK} if not is_leftover(name)}
 
 
 def _is_same_file(opened: IO[bytes], path: Path) -> bool:
