@@ -18,6 +18,7 @@ from torch import Tensor
 
 from musicgen_eval.audio.writer import AudioWriter
 from musicgen_eval.errors import AudioError, RunError
+from musicgen_eval.files.atomic import remove_leftovers
 from musicgen_eval.inference.settings import ContinuationSettings
 from musicgen_eval.records import Continuation
 from musicgen_eval.runs.audio_paths import continuation_path
@@ -119,8 +120,8 @@ class ContinuationFolder:
 
 def remove_partial_files(path: Path) -> None:
     """Removes incomplete audio files, which a killed process has left below a run folder. Called before any process writes."""
-    for partial in (path / "audio").glob("*/.*.tmp"):
-        partial.unlink(missing_ok=True)
+    for folder in (path / "audio").glob("*"):
+        remove_leftovers(folder)
 
 
 def joined_pieces(audio: AudioPieces) -> Iterator[Tensor]:

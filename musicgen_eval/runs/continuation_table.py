@@ -12,12 +12,13 @@ import csv
 import errno
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from musicgen_eval.errors import RunError
+from musicgen_eval.files.atomic import atomic_file
 from musicgen_eval.files.redaction import redact_tree
 from musicgen_eval.inference.settings import ContinuationSettings
 from musicgen_eval.records import Continuation
@@ -133,28 +134,19 @@ def merge_tables(run_dir: Path, track_ids: Sequence[str]) -> list[dict[str, str]
     parts = sorted(run_dir.glob("continuations*.csv"), key=_start_and_rank)
     last = {row["path"]: row for part in parts for row in read_table(part)}
     rows = sorted(last.values(), key=lambda row: (order[row["path"].rpartition("/")[0]], int(row["continuation"])))
-    partial = run_dir / ".continuations.csv.part"
     try:
-        _write_table(partial, rows)
-        partial.replace(run_dir / table_name(0, 0))
+        with atomic_file(run_dir / table_name(0, 0)) as file:
+            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
         for part in parts:
             if part.name != table_name(0, 0):
                 part.unlink()
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise RunError(
             f"run_dir {run_dir}: continuations.csv could not be written ({error}); fix the cause and resume the run"
         ) from error
     return rows
-
-
-def _write_table(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _start_and_rank(path: Path) -> tuple[int, ...]:

@@ -23,14 +23,14 @@ from time import monotonic
 from typing import Any, Literal
 
 from musicgen_eval.errors import RunError
+from musicgen_eval.files.atomic import atomic_file, is_leftover
 from musicgen_eval.files.redaction import redact
-from musicgen_eval.results.files import RESULT_FILES, to_json
+from musicgen_eval.results.files import to_json
 from musicgen_eval.runs.folder_lock import LOCK, FolderLock
 
 FolderState = Literal["new", "unfinished", "finished"]
 KEEP_AFTER_S = 60.0
 """If a run has worked for this long before its first batch, for example on opening files, its index is kept."""
-_PARTIAL_FILES = tuple(f".{name}.part" for name in ("config.yaml", "run.json", "continuations.csv", *RESULT_FILES))
 _FILES_OF_A_START = frozenset({"config.yaml", "run.json", "journal", "wandb"})
 """Files that a run leaves if it ends before its first batch."""
 
@@ -128,15 +128,10 @@ class RunFolder:
         Raises:
             RunError: The file cannot be written.
         """
-        partial = self.path / f".{name}.part"
         try:
-            with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            with atomic_file(self.path / name) as file:
                 file.write(redact(content))
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.path / name)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise RunError(
                 f"run_dir {self.path}: {name} could not be written ({error}); fix the cause and resume the run"
             ) from error
@@ -180,7 +175,8 @@ class RunFolder:
             self._lock.take(self.path)
             self._found = found
             self._claimed_at = monotonic()
-            _remove_partial_files(self.path)
+            remove_leftovers(self.path)
+            remove_leftovers(self.journal)
             self.journal.mkdir(exist_ok=True)
         return foreign
 
@@ -210,13 +206,9 @@ class RunFolder:
 
 def _foreign(found: set[str]) -> set[str]:
     """Returns the names of a folder without a run, except files that a killed start has left."""
-    return found - _FILES_OF_A_START - {LOCK, *_PARTIAL_FILES} if LOCK in found else found
-
-
-def _remove_partial_files(path: Path) -> None:
-    """Removes incomplete files, which a killed process has left."""
-    for partial in (*(path / name for name in _PARTIAL_FILES), *(path / "journal").glob(".index.npz.*")):
-        partial.unlink(missing_ok=True)
+    if LOCK not in found:
+        return found
+    return {name for name in found - _FILES_OF_A_START - {LOCK} if not is_leftover(name)}
 
 
 def expanded_path(path: str | Path) -> Path:

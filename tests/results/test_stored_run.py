@@ -22,8 +22,8 @@ from musicgen_eval.cli.main import lightning_main
 from musicgen_eval.errors import RunError
 from musicgen_eval.metrics import CodebookAccuracy, CodebookPerplexity, TextGain
 from musicgen_eval.results.journal.writer import JournalWriter
-from musicgen_eval.results.stored_run import perplexities_of
 from musicgen_eval.results.summary import EvaluationResult
+from musicgen_eval.results.unfinished_run import perplexities_of
 from musicgen_eval.runs.runner import GenerationResult
 
 FRAMES = {"a": 61, "b": 25, "c": 90, "d": 47, "short": 8}

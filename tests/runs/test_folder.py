@@ -75,18 +75,22 @@ os.kill(os.getpid(), 9)
 """
 
 
-@pytest.mark.parametrize("names", [[], ["config.yaml"], [".config.yaml.part"], ["config.yaml", ".run.json.part"]])
+CONFIG_LEFTOVER = ".config.yaml.0123456789ab.tmp"
+RUN_LEFTOVER = ".run.json.0123456789ab.tmp"
+
+
+@pytest.mark.parametrize("names", [[], ["config.yaml"], [CONFIG_LEFTOVER], ["config.yaml", RUN_LEFTOVER]])
 def test_a_folder_whose_run_was_killed_before_its_first_batch_is_new(tmp_path, names):
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "x"), *names], check=False)
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == sorted(["journal", LOCK, *names])
     again = RunFolder(tmp_path / "x")
     again.claim()
     assert again.state == "new"
-    assert not list((tmp_path / "x").glob("*.part"))
+    assert not list((tmp_path / "x").glob("*.tmp"))
 
 
 def test_a_folder_with_other_files_of_the_same_names_is_refused(tmp_path):
-    for name in ("config.yaml", "wandb/precious", "journal/diary.txt", ".run.json.part"):
+    for name in ("config.yaml", "wandb/precious", "journal/diary.txt", RUN_LEFTOVER):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
     folder = RunFolder(tmp_path)
