@@ -25,6 +25,7 @@ from torch.nn import Module
 from torchmetrics import Metric
 
 from musicgen_eval.metrics.plugin.bank import MetricBank
+from musicgen_eval.metrics.plugin.metric_internals import state_defaults
 from musicgen_eval.models.checkpoint import Checkpoint
 
 _VERSIONED = ("musicgen_eval", "torchmetrics", "torch", "lightning_utilities", "abc", "typing", "builtins")
@@ -136,7 +137,7 @@ def _code(kind: type) -> str | None:
 
 def _own(metric: Metric) -> Iterator[tuple[str, Any]]:
     """What a metric's constructor left on it: neither torchmetrics' own fields nor states."""
-    stock = set(vars(_Bare())) | set(metric._defaults)
+    stock = set(vars(_Bare())) | set(state_defaults(metric))
     yield from ((key, value) for key, value in vars(metric).items() if key not in stock)
     yield from metric.named_parameters(recurse=False)
     yield from metric.named_buffers(recurse=False)

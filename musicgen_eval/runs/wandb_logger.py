@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import DummyExperiment
 
 from musicgen_eval.errors import RunError
 from musicgen_eval.files.redaction import redact, redact_tree
+from musicgen_eval.runs.wandb_internals import LateWandbLogger
 
 STAGING = "WANDB_DATA_DIR"
 QUIET = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}  # the latter would wait for a dead server at exit
@@ -73,7 +73,7 @@ def audio_player(path: Path, *, caption: str) -> Any:
     return wandb.Audio(str(path), caption=caption)
 
 
-class DispensableWandbLogger(WandbLogger):
+class DispensableWandbLogger(LateWandbLogger):
     """A `WandbLogger` whose failure costs the evaluation one warning.
 
     It does nothing until `begin`, because Lightning opens its loggers before it is known whether anything will be measured.
@@ -95,7 +95,7 @@ class DispensableWandbLogger(WandbLogger):
             mode=settings.mode,  # Lightning's `offline` would stay in the environment
             log_model=False,
         )
-        self._wandb_init.pop("anonymous", None)  # W&B warns of it, even as None
+        self.init_arguments.pop("anonymous", None)  # W&B warns of it, even as None
         self.is_off = False
         self._settings = settings
         self._has_begun = False
@@ -113,13 +113,12 @@ class DispensableWandbLogger(WandbLogger):
         variables = {STAGING: str(staging), **{name: value for name, value in QUIET.items() if name not in os.environ}}
         os.environ.update(variables)
         self._variables = list(variables)
-        self._save_dir = os.fspath(run_dir)
-        self._wandb_init |= {
-            "dir": self._save_dir,
-            "id": run_id,
-            "name": self._wandb_init["name"] or redact(run_dir.name),
-            "resume": "allow" if is_resumed else None,
-        }
+        self.set_folder(run_dir)
+        self.init_arguments.update(
+            id=run_id,
+            name=self.init_arguments["name"] or redact(run_dir.name),
+            resume="allow" if is_resumed else None,
+        )
         self._has_begun = True
         _ = self.experiment
 
@@ -129,13 +128,13 @@ class DispensableWandbLogger(WandbLogger):
         """The W&B run; before it has begun and once it has failed, one that does nothing."""
         if self.is_off or not self._has_begun:
             return DummyExperiment()
-        if self._experiment is not None:
-            return self._experiment
-        folder = Path(self._wandb_init["dir"]) / "wandb"
+        if self.opened_run is not None:
+            return self.opened_run
+        folder = Path(self.init_arguments["dir"]) / "wandb"
         before = set(folder.iterdir()) if folder.is_dir() else None
         try:
             self._require_key()
-            self._wandb_init["settings"] = self._quiet_settings()
+            self.init_arguments["settings"] = self._quiet_settings()
             run = super().experiment
         except Exception as error:
             self.turn_off(error)
@@ -158,7 +157,8 @@ class DispensableWandbLogger(WandbLogger):
     def turn_off(self, error: Exception) -> None:
         """Says why nothing more is logged, and ends the run where one was begun."""
         self.is_off = True
-        run, self._experiment = self._experiment, None
+        run = self.opened_run
+        self.forget_run()
         reason = str(error).partition("Consider increasing")[0].strip().splitlines() or [""]
         if not reason[0] or reason[0] == "<no message>":
             reason = [f"{type(error).__name__} without a message; is the API key right, and the server?"]
@@ -195,7 +195,7 @@ class DispensableWandbLogger(WandbLogger):
 
     def _require_key(self) -> None:
         """Without a key W&B would ask for one, and a run may have nobody to ask."""
-        if self._wandb_init.get("mode") != "online":
+        if self.init_arguments.get("mode") != "online":
             return
         import wandb
 

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecConvTranspose1d, EncodecResnetBlock
 
+from musicgen_eval.models.transformers_internals import pad_rows
+
 
 class Node(Protocol):
     """A layer that computes `hop` output rows per input row. Tensors are (channels, rows)."""
@@ -121,7 +123,7 @@ class Convolution:
             left, right = max(self.pad_left - low, 0), max(high + self.pad_right - num_in, 0)
         first = low - self.pad_left - (start - left)
         if left or right:
-            x = EncodecConv1d._pad1d(x[None], (left, right), self.mode)[0]
+            x = pad_rows(x, left, right, self.mode)
         return x[:, first : first + high - low + self.pad_left + self.pad_right]
 
 

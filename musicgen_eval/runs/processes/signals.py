@@ -23,8 +23,9 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from musicgen_eval.runs.processes.lightning_internals import launched_processes
 
 LOOK_EVERY_S = 0.5
 LAST_BATCH_S = 3600.0  # how long rank 0 waits for the last batches of others
@@ -75,8 +76,7 @@ class StopAfterBatch(L.Callback):
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From here on a batch is brought to its end; and watches the other processes of this machine."""
         self._is_measuring = True
-        launcher = trainer.strategy.launcher
-        self._processes = launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
+        self._processes = launched_processes(trainer.strategy)
         if threading.current_thread() is threading.main_thread():
             self._take_over()  # from Lightning, which has put handlers of its own
         if self._processes or self._parent is not None:
