@@ -32,7 +32,7 @@ from benchmarks.limits import Limits, spread
 from benchmarks.models import DECODERS, Shape, heading, load, noise, require_causal
 from musicgen_eval.inference.scoring import score_codes
 from musicgen_eval.models.codec.encoder import SegmentEncoder
-from musicgen_eval.models.codec.encoder_kernels import CACHE_FLOATS, MAX_LANES
+from musicgen_eval.models.codec.lockstep_lstm import CACHED_WEIGHTS, MAX_LANES
 from musicgen_eval.models.decoder.forward import last_hidden_state
 from musicgen_eval.models.decoder.packing import pack_linears
 from musicgen_eval.models.delay import delay_codes, realign
@@ -283,7 +283,7 @@ def _encoder_work(codec: Any, num_frames: int) -> tuple[float, float, float]:
                 elif name.startswith("weight_hh"):
                     recurrent += num_frames * weight.numel()
     total += num_frames * sum(layer.codebook.embed.numel() for layer in codec.quantizer.layers)
-    read = 4 * recurrent if 4 * codec.encoder.layers[-1].conv.in_channels ** 2 > CACHE_FLOATS else 0
+    read = 4 * recurrent if 4 * codec.encoder.layers[-1].conv.in_channels ** 2 > CACHED_WEIGHTS else 0
     return 2 * total / 1e9, 2 * recurrent / 1e9, read / 1e9
 
 
