@@ -1,7 +1,7 @@
 """The entry points of the two commands.
 
     python train_like_eval.py test --config configs/demo.yaml     LightningCLI: every setting of trainer, model and data
-    musicgen-eval evaluate --audio song.mp3                       the everyday cases
+    musicgen-eval evaluate --audio song.mp3                       the most common settings
     musicgen-eval generate --audio song.mp3 --text "EDM"
 
 Every error is printed as one message, and the exit status is not zero.
@@ -10,7 +10,6 @@ Every error is printed as one message, and the exit status is not zero.
 from __future__ import annotations
 
 import locale
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,12 +46,12 @@ def _guarded(parse: Callable[[], Callable[[], None]]) -> int:
     """Parses and runs a command, and prints an error as one message.
 
     Args:
-        parse: parses the arguments without importing torch or Lightning, and returns a function that runs the command.
+        parse: Function that parses the arguments without importing torch or Lightning, and returns a function that runs the
+            command.
 
     Returns:
         The exit status: 0 for success, 2 for wrong arguments, 143 for SIGTERM, 130 for an interrupt, 1 for other errors.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic LSTMs; read when CUDA starts
     with tolerant_streams(), utf8_files():
         try:
             return _run(parse())
@@ -70,10 +69,12 @@ def _run(command: Callable[[], None]) -> int:
     """Runs a command; returns the exit status, also after an exception of Lightning."""
     from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+    from musicgen_eval.models.numerics import request_deterministic_lstms
     from musicgen_eval.runs.library_output import quiet_libraries
     from musicgen_eval.runs.processes.rank_messages import StoppedElsewhere
     from musicgen_eval.runs.processes.signals import was_launched
 
+    request_deterministic_lstms()
     with quiet_libraries():
         try:
             command()

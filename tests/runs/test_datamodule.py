@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musicgen_eval.data.batches import RankBatches
-from musicgen_eval.data.planning import DataSettings, plan_evaluation
+from musicgen_eval.data.scoring_plan import plan_evaluation
+from musicgen_eval.data.settings import DataSettings
 from musicgen_eval.records import CodecSpec
-from musicgen_eval.runs.datamodule import Batch, WindowDataset
+from musicgen_eval.runs.window_dataset import Batch, WindowDataset
 
 SPEC = CodecSpec(32000, 50, 640, 4, 64, 1, (0, 1, 2, 3), 1500)
 

@@ -1,4 +1,4 @@
-"""Any number of processes, however they are started, gives the bits of one, in every precision that a CPU has.
+"""Results are bit-identical for any number of processes and any launcher, in every precision that a CPU supports.
 
 With the machine's own thread settings, so one process has all the threads and three share them.
 """
@@ -19,7 +19,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from musicgen_eval.runs.datamodule import RankBatches
+from musicgen_eval.data.batches import RankBatches
 
 ROOT = Path(__file__).parents[2]
 DURATIONS_S = (1.0, 2.3, 0.7, 3.1, 0.02, 1.5, 2.0)
@@ -29,7 +29,7 @@ Evaluate = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def songs(tmp_path_factory) -> Path:
-    """Songs of noise of uneven lengths, one of them compressed, some of them with a text, and their manifest."""
+    """Writes songs of noise of different lengths and their manifest. One is compressed, and some have a text."""
     folder = tmp_path_factory.mktemp("songs")
     generator = np.random.default_rng(1)
     with (folder / "songs.csv").open("w", newline="") as file:
@@ -39,7 +39,7 @@ def songs(tmp_path_factory) -> Path:
         for index, duration_s in enumerate(DURATIONS_S):
             wave = generator.normal(0, 0.2, int(duration_s * 32000)).astype(np.float32)
             soundfile.write(folder / f"{index}.wav", wave, 32000, subtype="FLOAT")
-            if index == 0:  # so that every process resamples too
+            if index == 0:  # so every process resamples, too
                 soundfile.write(folder / "0.mp3", np.resize(wave, 44100), 44100)
             rows.writerow([f"{index}.wav", f"song {index}", "" if index % 3 == 0 else f"drums and bass {index}"])
     return folder / "songs.csv"
@@ -47,7 +47,7 @@ def songs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def evaluate(songs, oracle, tmp_path_factory) -> Evaluate:
-    """Runs the command, once for the same settings, and gives its run folder."""
+    """Returns a function that runs the command, once per settings, and returns its run folder."""
     done: dict[tuple[object, ...], Path] = {}
 
     def run(*settings: str, devices: int, launcher: tuple[str, ...] = ()) -> Path:
@@ -88,7 +88,7 @@ def differing(one: Path, other: Path) -> list[str]:
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("devices", [2, 3])
-def test_several_processes_give_the_bits_of_one(evaluate, precision, devices):
+def test_several_processes_give_bit_identical_results(evaluate, precision, devices):
     one = evaluate(f"--trainer.precision={precision}", devices=1)
     assert differing(one, evaluate(f"--trainer.precision={precision}", devices=devices)) == []
     summary = json.loads((one / "summary.json").read_text())
@@ -96,19 +96,19 @@ def test_several_processes_give_the_bits_of_one(evaluate, precision, devices):
     assert summary["recipe"]["precision"] == precision
 
 
-def test_the_precisions_differ_so_that_their_bits_mean_something(evaluate):
+def test_the_precisions_give_different_results(evaluate):
     runs = [evaluate(f"--trainer.precision={name}", devices=1) for name in ("32-true", "bf16-mixed")]
     assert "nll.safetensors" in differing(*runs)
 
 
-def test_fewer_windows_than_processes_leave_no_trace(evaluate):
-    """One track of one batch: two of three processes make a surplus step and nothing else."""
+def test_more_processes_than_windows_do_not_change_the_result(evaluate):
+    """There is one track with one batch, so two of three processes make only a surplus step."""
     one = evaluate("--data.limit=1", devices=1)
     assert differing(one, evaluate("--data.limit=1", devices=3)) == []
     assert json.loads((one / "summary.json").read_text())["counts"]["windows"] == 1
 
 
-def test_torchrun_gives_the_bits_of_one_process(evaluate):
+def test_torchrun_gives_bit_identical_results(evaluate):
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
     one = evaluate("--trainer.precision=32-true", devices=1)
     assert differing(one, evaluate("--trainer.precision=32-true", devices=2, launcher=launcher)) == []
@@ -118,8 +118,8 @@ def nll_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "nll.safetensors")
 
 
-def test_sharded_models_give_the_numbers_of_a_whole_one(evaluate):
-    """Four processes hold two models, and each pair of processes takes its own batches."""
+def test_sharded_models_give_the_numbers_of_an_unsharded_one(evaluate):
+    """Four processes share two models, and each pair of processes measures its own batches."""
     arguments = ("--config", str(ROOT / "configs" / "hardware" / "model_parallel.yaml"), "--data.num_workers=0")
     groups = ("data_parallel_size", 2), ("tensor_parallel_size", 2)
     sharded = evaluate(
@@ -140,8 +140,8 @@ def test_sharded_models_give_the_numbers_of_a_whole_one(evaluate):
     assert summary["recipe"]["arithmetic"] == "transformers, sharded"
 
 
-def test_torchrun_on_two_nodes_gives_the_bits_of_one_process(evaluate, songs, oracle, tmp_path):
-    """Two launchers that meet at an address, each of one process, as on two machines."""
+def test_torchrun_on_two_nodes_gives_bit_identical_results(evaluate, songs, oracle, tmp_path):
+    """Starts two launchers with one process each, which connect at an address, as on two machines."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         meeting = f"127.0.0.1:{free.getsockname()[1]}"
@@ -155,15 +155,15 @@ def test_torchrun_on_two_nodes_gives_the_bits_of_one_process(evaluate, songs, or
         ),
     ]  # fmt: skip
     nodes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
-    said = [node.communicate(timeout=300)[1] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], said[0][-2000:] + said[1][-2000:]
+    printed = [node.communicate(timeout=300)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], printed[0][-2000:] + printed[1][-2000:]
     assert differing(evaluate("--trainer.precision=32-true", devices=1), tmp_path / "x") == []
 
 
 @pytest.mark.parametrize("num_windows", [0, 1, 2, 5, 6, 7, 12, 13])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_every_rank_makes_as_many_steps_and_the_surplus_ones_are_empty(num_windows, world_size):
-    """A rank with a step less would leave the others waiting wherever a step is made together, as in sharded models."""
+    """If a rank made fewer steps, the others would wait without end in steps that ranks make together, as in sharded models."""
     ranks = [
         list(RankBatches(num_windows, batch_size=2, rank=rank, world_size=world_size)) for rank in range(world_size)
     ]

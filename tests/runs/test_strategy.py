@@ -1,4 +1,4 @@
-"""Ways to run on several devices that would be wrong are refused; a layer that is sharded is held in parts."""
+"""Strategies with wrong results are refused. The processes of a sharded model share its layers."""
 
 import json
 import os
@@ -44,7 +44,7 @@ dist.destroy_process_group()
 """
 
 
-def test_each_process_holds_its_part_of_every_layer(oracle):
+def test_each_process_has_a_part_of_every_layer(oracle):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
@@ -57,9 +57,9 @@ def test_each_process_holds_its_part_of_every_layer(oracle):
         for rank in range(2)
     ]  # fmt: skip
     for process in processes:
-        said, failed = process.communicate(timeout=120)
+        printed, failed = process.communicate(timeout=120)
         assert process.returncode == 0, failed[-2000:]
-        found = json.loads(said.splitlines()[-1])
+        found = json.loads(printed.splitlines()[-1])
         assert found["is_sharded"]
         assert found["share"] == pytest.approx(0.5, abs=0.02)
         assert found["arithmetic"] == "transformers, sharded"
@@ -73,7 +73,7 @@ def arguments(oracle: Path, folder: Path, *further: str) -> list[str]:
     ]  # fmt: skip
 
 
-def test_a_sharded_model_does_not_continue(oracle, tmp_path):
+def test_a_sharded_model_is_refused_in_predict(oracle, tmp_path):
     config = str(ROOT / "configs" / "hardware" / "model_parallel.yaml")
     command = ["predict", "--config", config, *arguments(oracle, tmp_path / "x", "--trainer.accelerator=cpu")]
     command += ["--model.continuation.top_k=20"]
@@ -82,26 +82,26 @@ def test_a_sharded_model_does_not_continue(oracle, tmp_path):
         capture_output=True, text=True, cwd=ROOT, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr.count("error: a sharded model scores and does not continue") == 1
+    assert done.stderr.count("error: predict does not support a sharded model") == 1
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "x").exists()
 
 
-def test_fsdp_is_refused_on_a_cpu_in_a_line(oracle, tmp_path, capsys):
+def test_fsdp_is_refused_on_a_cpu_in_one_line(oracle, tmp_path, capsys):
     command = ["test", *arguments(oracle, tmp_path / "x", "--trainer.accelerator=cpu", "--trainer.strategy=fsdp")]
     assert lightning_main(command) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert "FSDP" in said
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert "FSDP" in printed
     assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
-def test_strategies_that_would_leave_ranks_waiting_are_refused(strategy):
-    """Their ranks take different batches, and would gather a layer at different times."""
+def test_strategies_that_would_hang_are_refused(strategy):
+    """The ranks of these strategies measure different batches, so they would gather a layer at different times."""
     made = {"fsdp": FSDPStrategy, "deepspeed": DeepSpeedStrategy}[strategy]
     trainer = SimpleNamespace(strategy=made.__new__(made), is_global_zero=True)
-    with pytest.raises(RunError, match=f"trainer.strategy {made.__name__} is not supported; take auto, ddp, or"):
+    with pytest.raises(RunError, match=f"trainer.strategy {made.__name__} is not supported; set it to auto, ddp, or"):
         refuse_strategy(trainer, "score")
     trainer.is_global_zero = False
     with pytest.raises(StoppedElsewhere):

@@ -13,74 +13,57 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
-DEFAULT_TOP_K = 250
-"""The default of audiocraft and transformers."""
+from musicgen_eval.models.decoder.sampling_settings import SamplingSettings
+from musicgen_eval.records.signatures import takes_settings
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """Sampling settings. The fields are the arguments of `draw_codes`."""
-
-    temperature: float = 1.0
-    top_k: int | None = DEFAULT_TOP_K
-    top_p: float | None = None
+@dataclass(frozen=True, kw_only=True)
+class Sampling(SamplingSettings):
+    """Draws codes with its settings."""
 
     def draw(self, logits: Tensor, uniforms: Tensor | None) -> Tensor:
-        """(..., V) logits and (...) uniform numbers -> (...) codes."""
-        return draw_codes(logits, uniforms, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        """Draws (...) codes from (..., V) logits and (...) uniform numbers. It does not check its arguments (see `draw_codes`)."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        assert uniforms is not None
+        likeliest, codes = logits.float().topk(self.top_k or logits.shape[-1], dim=-1)
+        probabilities = torch.softmax(likeliest / self.temperature, dim=-1)
+        cumulative = _cumulative_sum(probabilities)
+        if self.top_p is not None:
+            probabilities = probabilities.masked_fill(cumulative - probabilities >= self.top_p, 0.0)
+            cumulative = _cumulative_sum(probabilities)
+        reach = uniforms.unsqueeze(-1) * cumulative[..., -1:]
+        # Strictly less, so that a product that rounds up to the last sum still selects an allowed code.
+        rank = (cumulative < reach).sum(-1, keepdim=True)
+        return codes.gather(-1, rank).squeeze(-1)
 
-    def check(self, codebook_size: int) -> None:
-        """Raises a ValueError if a setting is out of range (see `check_sampling`)."""
-        check_sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, codebook_size=codebook_size)
 
-
-def draw_codes(
-    logits: Tensor,
-    uniforms: Tensor | None = None,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = DEFAULT_TOP_K,
-    top_p: float | None = None,
-) -> Tensor:
+@takes_settings(positional=("logits", "uniforms"), without=("guidance_scale",))
+def draw_codes(logits: Tensor, uniforms: Tensor | None = None, *, sampling: Sampling) -> Tensor:
     """Draws one code from each row of logits, by inversion of the cumulative distribution.
 
     Args:
         logits: (..., V) float.
         uniforms: (...) in [0, 1), one number per row. Not needed at temperature 0.
-        temperature: divisor of the logits. 0 selects the likeliest code.
-        top_k: number of likeliest codes to draw from. None means all codes.
-        top_p: draw from the smallest set of likeliest codes whose total probability, after top_k, reaches this value. None means
-            all codes.
 
     Returns:
         (...) int64 in [0, V).
 
     Raises:
-        ValueError: if a setting is out of range (see `check_sampling`), or if uniforms are needed but not given.
+        ValueError: if a setting is out of range (see `SamplingSettings`), or if uniforms are needed but not given.
 
     >>> draw_codes(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([0.99]), top_k=2).tolist()
     [2]
 
     Source: top-k as Fan et al. 2018 (arXiv 1805.04833), top-p as Holtzman et al. 2019 (arXiv 1904.09751).
     """
-    check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, codebook_size=logits.shape[-1])
-    if temperature == 0:
-        return logits.argmax(-1)
-    if uniforms is None:
+    sampling.check(logits.shape[-1])
+    if sampling.temperature != 0 and uniforms is None:
         raise ValueError(
-            f"uniforms must be given unless temperature is 0, got temperature={temperature:g}; pass uniforms, such as "
+            f"uniforms must be given unless temperature is 0, got temperature={sampling.temperature:g}; pass uniforms, such as "
             "torch.rand(..., generator=...), or set temperature=0"
         )
-    likeliest, codes = logits.float().topk(top_k or logits.shape[-1], dim=-1)
-    probabilities = torch.softmax(likeliest / temperature, dim=-1)
-    cumulative = _cumulative_sum(probabilities)
-    if top_p is not None:
-        probabilities = probabilities.masked_fill(cumulative - probabilities >= top_p, 0.0)
-        cumulative = _cumulative_sum(probabilities)
-    reach = uniforms.unsqueeze(-1) * cumulative[..., -1:]
-    # Strictly less, so that a product that rounds up to the last sum still selects an allowed code.
-    rank = (cumulative < reach).sum(-1, keepdim=True)
-    return codes.gather(-1, rank).squeeze(-1)
+    return sampling.draw(logits, uniforms)
 
 
 def _cumulative_sum(probabilities: Tensor) -> Tensor:
@@ -94,21 +77,6 @@ def _cumulative_sum(probabilities: Tensor) -> Tensor:
     n = probabilities.shape[-1]
     triangle = torch.ones(n, n, dtype=torch.float64, device=probabilities.device).triu()
     return (probabilities.double() @ triangle).float()
-
-
-def check_sampling(*, temperature: float, top_k: int | None, top_p: float | None, codebook_size: int) -> None:
-    """Checks the sampling settings.
-
-    Raises:
-        ValueError: if temperature is negative or not finite, top_k is outside [1, V], or top_p is outside (0, 1].
-    """
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be a finite number of at least 0, got {temperature}")
-    is_default = temperature == 0 and top_k == DEFAULT_TOP_K  # top_k is not used, and was probably not set by the user
-    if top_k is not None and not 1 <= top_k <= codebook_size and not is_default:
-        raise ValueError(f"top_k must be 1 to {codebook_size}, the checkpoint's codebook size, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
 
 
 def continuation_uniforms(
