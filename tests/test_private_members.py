@@ -18,8 +18,7 @@ ADAPTERS = {
 }
 ALLOWED = {
     "cli/lightning.py": {"_parser", "_prepare_subcommand_kwargs", "_run_subcommand"},  # methods of LightningCLI
-    "runs/datamodule.py": {"_accelerator_connector"},
-    "runs/module.py": {"_device_mesh", "_trainer"},
+    "runs/module.py": {"_device_mesh"},
     "runs/processes/signals.py": {"_exit"},  # os._exit, which is documented
 }
 
