@@ -18,7 +18,6 @@ ADAPTERS = {
 }
 ALLOWED = {
     "cli/lightning.py": {"_parser", "_prepare_subcommand_kwargs", "_run_subcommand"},  # methods of LightningCLI
-    "runs/module.py": {"_device_mesh"},
     "runs/processes/signals.py": {"_exit"},  # os._exit, which is documented
 }
 
