@@ -1,6 +1,5 @@
 """What can go wrong beneath a run: processes die, disks fill up, folders close; each end is clear, and none is the last."""
 
-import csv
 import json
 import multiprocessing
 import os
@@ -15,17 +14,16 @@ from multiprocessing import resource_sharer
 from pathlib import Path
 
 import lightning as L
-import numpy as np
 import pytest
-import soundfile
 
 from musicgen_eval.api import perplexity
 from musicgen_eval.errors import RunError
 from musicgen_eval.runs.datamodule import WindowDataModule, dead_workers_named
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_evaluation
+from tests.support.programs import ROOT, SCRIPT, Program, heed_interrupts
+from tests.support.songs import write_songs
 
-ROOT = Path(__file__).parents[2]
 RESULTS = ("summary.json", "tracks.csv", "windows.csv")
 SLOW = """
 import os, time
@@ -41,17 +39,9 @@ class Slow(SumMetric):
 
 @pytest.fixture(scope="module")
 def songs(tmp_path_factory) -> Path:
-    """Sixty short songs, and their manifest."""
-    folder = tmp_path_factory.mktemp("songs")
-    generator = np.random.default_rng(6)
-    with (folder / "songs.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "id"])
-        for number in range(60):
-            wave = generator.normal(0, 0.2, (20 + number % 7) * 640).astype(np.float32)
-            soundfile.write(folder / f"{number}.wav", wave, 32000, subtype="FLOAT")
-            rows.writerow([f"{number}.wav", f"song {number}"])
-    return folder / "songs.csv"
+    """Returns a manifest of sixty short songs."""
+    num_samples = {str(number): (20 + number % 7) * 640 for number in range(60)}
+    return write_songs(tmp_path_factory.mktemp("songs"), num_samples)
 
 
 @pytest.fixture(scope="module")
@@ -60,29 +50,29 @@ def checkpoint(oracle) -> str:
 
 
 @pytest.fixture
-def begin(songs, checkpoint, tmp_path) -> Callable[..., subprocess.Popen]:
-    """Begins a run in a process of its own, whose windows take some time each."""
+def begin(songs, checkpoint, tmp_path) -> Callable[..., subprocess.Popen | Program]:
+    """Returns a function that starts a run whose windows take some time each, in a forked or a new process."""
 
-    def run(run_dir: Path, *arguments: str, seconds: float = 0.1, prefix: tuple[str, ...] = ()) -> subprocess.Popen:
+    def run(
+        run_dir: Path, *arguments: str, seconds: float = 0.1, is_forked: bool = True, prefix: tuple[str, ...] = ()
+    ) -> subprocess.Popen | Program:
         (tmp_path / "slow.py").write_text(SLOW)
         command = [
-            *prefix, sys.executable, str(ROOT / "train_like_eval.py"), "test", "--trainer.accelerator=cpu",
+            str(SCRIPT), "test", "--trainer.accelerator=cpu",
             f"--model.checkpoint={checkpoint}", f"--data.source={songs}", "--data.batch_size=2",
             "--trainer.enable_progress_bar=false", "--model.metrics.perplexity=musicgen_eval.metrics.CodebookPerplexity",
             "--model.metrics.slow.metric=slow.Slow", "--model.metrics.slow.inputs={value: nll}", f"--run_dir={run_dir}",
             *arguments,
         ]  # fmt: skip
+        environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "SECONDS_A_WINDOW": str(seconds)}
+        if is_forked and not prefix:
+            return Program(command, environment=environment)
         return subprocess.Popen(
-            command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=heed_interrupts,
-            env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "SECONDS_A_WINDOW": str(seconds)},
+            [*prefix, sys.executable, *command], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+            preexec_fn=heed_interrupts, env=environment,
         )  # fmt: skip
 
     return run
-
-
-def heed_interrupts() -> None:
-    """A shell starts its background jobs deaf to SIGINT, and their children inherit it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def kept(run_dir: Path) -> list[dict]:
@@ -144,7 +134,8 @@ def test_processes_that_die_end_the_run_clearly_and_it_goes_on_to_the_same_bytes
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_rank_0_ends_both_processes_after_their_batch(begin, tmp_path, sent, status):
-    with begin(tmp_path / "x", "--trainer.devices=2", seconds=0.3) as run:
+    is_forked = sent != signal.SIGTERM
+    with begin(tmp_path / "x", "--trainer.devices=2", seconds=0.3, is_forked=is_forked) as run:
         wait_until(lambda: len(list((tmp_path / "x").glob("journal/*.jsonl"))) == 2, run)
         (launched,) = children(run.pid)
         run.send_signal(sent)

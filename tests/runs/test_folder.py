@@ -1,5 +1,4 @@
-import subprocess
-import sys
+import time
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 from musicgen_eval.errors import RunError
 from musicgen_eval.runs import folder as run_folder
 from musicgen_eval.runs.folder import LOCK, RunFolder, default_run_dirs, expanded_path, resumed_arguments, run_record
+from tests.support.programs import Program
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path):
@@ -75,7 +75,10 @@ os.kill(os.getpid(), 9)
 
 @pytest.mark.parametrize("names", [[], ["config.yaml"], [".config.yaml.part"], ["config.yaml", ".run.json.part"]])
 def test_a_folder_whose_run_was_killed_before_it_began_is_new(tmp_path, names):
-    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "x"), *names], check=False)
+    (tmp_path / "killed.py").write_text(KILLED)
+    with Program([str(tmp_path / "killed.py"), str(tmp_path / "x"), *names]) as killed:
+        killed.communicate()
+    assert killed.returncode == -9
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == sorted(["journal", LOCK, *names])
     again = RunFolder(tmp_path / "x")
     again.claim()
@@ -116,26 +119,25 @@ def test_what_was_learnt_of_files_for_long_is_not_taken_back(tmp_path, monkeypat
 
 
 HOLD = """
-import sys
+import pathlib, sys, time
 from musicgen_eval.runs.folder import RunFolder
-RunFolder(sys.argv[1]).claim()
-print("claimed", flush=True)
-sys.stdin.read()
+folder = RunFolder(sys.argv[1])
+folder.claim()
+pathlib.Path(sys.argv[2]).touch()
+time.sleep(300)
 """
 
 
 def test_a_folder_belongs_to_one_process_at_a_time_however_that_ends(tmp_path):
-    code = [
-        sys.executable,
-        "-c",
-        HOLD.replace("RunFolder(sys.argv[1]).claim()", "f = RunFolder(sys.argv[1]); f.claim()"),
-    ]
-    with subprocess.Popen([*code, str(tmp_path / "x")], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b"claimed\n"
+    (tmp_path / "hold.py").write_text(HOLD)
+    with Program([str(tmp_path / "hold.py"), str(tmp_path / "x"), str(tmp_path / "claimed")]) as other:
+        while other.poll() is None and not (tmp_path / "claimed").exists():
+            time.sleep(0.01)
+        assert other.poll() is None, other.communicate()
         with pytest.raises(RunError, match="belongs to a run that is going on"):
             RunFolder(tmp_path / "x").claim()
         other.kill()
-        other.wait()
+        other.communicate()
     folder = RunFolder(tmp_path / "x")
     folder.claim()
     assert folder.state == "new"

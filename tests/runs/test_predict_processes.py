@@ -3,49 +3,32 @@
 import csv
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import soundfile
 
-ROOT = Path(__file__).parents[2]
+from tests.support.programs import SCRIPT, Program, run_ranks, run_script
+from tests.support.songs import write_noise, write_songs
+
 NUM_FRAMES = (50, 31, 64, 12, 40, 41)
 
 
 @pytest.fixture(scope="module")
 def songs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("songs")
-    with (folder / "songs.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "id", "text"])
-        for index, num_frames in enumerate(NUM_FRAMES):
-            write_noise(folder / f"{index}.wav", num_frames * 640, seed=index)
-            rows.writerow([f"{index}.wav", f"song {index}", "" if index % 3 == 0 else f"drums and bass {index}"])
-    return folder / "songs.csv"
+    num_samples = {str(index): num_frames * 640 for index, num_frames in enumerate(NUM_FRAMES)}
+    texts = {str(index): f"drums and bass {index}" for index in range(len(NUM_FRAMES)) if index % 3}
+    return write_songs(tmp_path_factory.mktemp("songs"), num_samples, texts=texts)
 
 
-def write_noise(path: Path, num_samples: int, *, seed: int = 0) -> None:
-    noise = np.random.default_rng(seed).normal(0, 0.2, num_samples)
-    soundfile.write(path, noise.astype(np.float32), 32000, subtype="FLOAT")
-
-
-def command(oracle: Path, source: Path, run_dir: Path, *arguments: str) -> list[str]:
+def arguments_of(oracle: Path, source: Path, run_dir: Path, *arguments: str) -> list[str]:
     return [
-        sys.executable, str(ROOT / "train_like_eval.py"), "predict", "--trainer.accelerator=cpu",
+        "predict", "--trainer.accelerator=cpu",
         f"--model.checkpoint={oracle / 'tiny_musicgen'}", "--model.continuation.top_k=40",
         "--model.continuation.threads=1", "--trainer.enable_progress_bar=false", f"--data.source={source}",
         f"--run_dir={run_dir}", *arguments,
     ]  # fmt: skip
-
-
-def run(oracle: Path, source: Path, run_dir: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(oracle, source, run_dir, *arguments), capture_output=True, text=True, cwd=ROOT, timeout=300
-    )
 
 
 def files(run_dir: Path) -> dict[str, bytes]:
@@ -74,11 +57,12 @@ def test_two_processes_give_the_bits_of_one(songs, oracle, tmp_path, num_tracks,
     """With one track the second process has nothing to do."""
     found = {}
     for devices in (1, 2):
-        done = run(
+        arguments = arguments_of(
             oracle, songs, tmp_path / str(devices), *METRICS, f"--trainer.devices={devices}", f"--data.limit={num_tracks}",
             "--data.batch_size=2", "--model.continuation.num_continuations=2", f"--audio.format={ending}",
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
+        for done in [run_script(*arguments)] if devices == 1 else run_ranks(*arguments, world_size=devices):
+            assert done.returncode == 0, done.stderr[-2000:]
         found[devices] = {
             name: samples(tmp_path / str(devices) / name) if name.endswith(".wav") else content
             for name, content in files(tmp_path / str(devices)).items()
@@ -104,12 +88,10 @@ def test_two_processes_give_the_bits_of_one(songs, oracle, tmp_path, num_tracks,
 
 
 def test_a_failure_on_one_of_two_processes_ends_both_and_what_was_written_stays(songs, oracle, tmp_path):
-    bad = np.random.default_rng(9).normal(0, 0.2, 32000).astype(np.float32)
-    bad[-1] = np.nan
-    soundfile.write(songs.parent / "late_nan.wav", bad, 32000, subtype="FLOAT")
+    write_noise(songs.parent / "late_nan.wav", 32000, seed=9, nan_at=-1)
     manifest = songs.parent / "late_nan.csv"
     manifest.write_text(songs.read_text() + "late_nan.wav,late,\n")
-    done = run(oracle, manifest, tmp_path / "x", "--trainer.devices=2", "--data.batch_size=1")
+    done = run_script(*arguments_of(oracle, manifest, tmp_path / "x", "--trainer.devices=2", "--data.batch_size=1"))
     assert done.returncode == 1
     assert done.stderr.count("error: ") == 1
     assert "late_nan.wav" in done.stderr
@@ -120,11 +102,6 @@ def test_a_failure_on_one_of_two_processes_ends_both_and_what_was_written_stays(
     assert {row["path"] for row in rows} == written
     assert not [name for name in files(tmp_path / "x") if Path(name).name.startswith(".")]
     assert not (tmp_path / "x" / "summary.json").exists()
-
-
-def heed_interrupts() -> None:
-    """A shell starts its background jobs deaf to SIGINT, and their children inherit it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(
@@ -140,10 +117,7 @@ def test_a_signal_ends_a_run_with_its_status_and_what_was_written_is_whole_and_l
         (folder / f"{number:03}.wav").symlink_to(folder / "first.wav")
     arguments = ("--data.batch_size=2", "--audio.originals=false", "--audio.format=wav")
     run_dir = tmp_path / "x"
-    with subprocess.Popen(
-        command(oracle, folder, run_dir, *arguments), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        cwd=ROOT, preexec_fn=heed_interrupts,
-    ) as process:  # fmt: skip
+    with Program([str(SCRIPT), *arguments_of(oracle, folder, run_dir, *arguments)]) as process:
         while process.poll() is None and len(list(run_dir.rglob("continuation_0.wav"))) < 3:
             time.sleep(0.01)
         process.send_signal(sent)
