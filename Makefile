@@ -1,10 +1,10 @@
-# `make demo` and `make test` set up what they need; a second call finds it in place and reinstalls nothing.
+# `make demo`, `make test` and `make test-quick` set up what they need; a second call finds it in place and reinstalls nothing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types check gpu-check setup clean
+.PHONY: demo test test-quick lint types check gpu-check setup clean
 
 setup: $(READY)
 
@@ -16,9 +16,16 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python train_like_eval.py test --config configs/demo.yaml
 
-# One process per core, each with one thread. Tests of a file share their fixtures, so a file stays in one process.
+# One process per core, each with one thread. Tests of a file share their fixtures, so a file stays in one process. Files with slow
+# tests come first, as tests/conftest.py sorts them.
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
 test: $(READY)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(PYTEST)
+
+# Leaves out the tests that start processes or take several seconds each.
+test-quick: $(READY)
+	$(PYTEST) -m "not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ DELAYS = (0, 1, 2, 3)
 LOADING = ("_apply", " move", "fused_decoder.py", "run_evaluation", "run_continuation")
 """Places that belong to the loading of a model, or to Lightning's set-up."""
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 def waits(log):

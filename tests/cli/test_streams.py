@@ -78,6 +78,7 @@ def test_a_tolerant_stream_is_the_stream_in_all_else():
     assert (stream.write("de"), stream.getvalue(), stream.isatty()) == (2, "a\nbcde", False)
 
 
+@pytest.mark.slow
 def test_standard_streams_that_are_closed_from_the_start_cost_nothing(evaluate, tmp_path):
     """Neither may a file of the run get their descriptors, nor may the interpreter fail as it exits."""
     command = [sys.executable, "-c", RUN, *evaluate]

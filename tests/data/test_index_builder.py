@@ -22,12 +22,12 @@ from musicgen_eval.data.plan import Plan
 from musicgen_eval.data.planning import NOT_OPENED, DataSettings, plan_evaluation
 from musicgen_eval.data.track_index import load_index
 from musicgen_eval.errors import AudioError, RunError
-from musicgen_eval.records import CodecSpec
 from musicgen_eval.runs.datamodule import WindowDataModule, WindowDataset
 from musicgen_eval.runs.folder import RunFolder
 from musicgen_eval.runs.recorder import RunRecorder
+from tests.support.specs import codec_spec
 
-SPEC = CodecSpec(32000, 50, 640, 4, 2048, 1, (0, 1, 2, 3), 1500)
+SPEC = codec_spec()
 DATA = Path(__file__).parent.parent / "data" / "audio"
 
 

@@ -140,6 +140,7 @@ def test_greedy_codes_equal_transformers_generate(composite, decoder, guidance):
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_frames", "max_frames", "num_prompt"), [(130, 40, 25), pytest.param(3000, 1500, 300, id="a minute")]
 )

@@ -225,6 +225,7 @@ def common_arguments(tiny_folder, source) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_failure_on_one_of_two_processes_ends_both_with_its_reason(songs, tiny_folder, tmp_path):
     """The track opens, so the plan stands; its last window, which only one rank reads, holds a NaN."""
     bad = np.zeros(64000, dtype=np.float32)
@@ -241,6 +242,7 @@ def test_a_failure_on_one_of_two_processes_ends_both_with_its_reason(songs, tiny
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["config.yaml", "journal", "run.json"]
 
 
+@pytest.mark.slow
 def test_a_plan_that_fails_ends_two_processes_with_one_message(tiny_folder, tmp_path):
     arguments = [*common_arguments(tiny_folder, tmp_path), "--trainer.devices=2", f"--run_dir={tmp_path / 'x'}"]
     done = run_script("test", *arguments)
@@ -249,6 +251,7 @@ def test_a_plan_that_fails_ends_two_processes_with_one_message(tiny_folder, tmp_
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "status", "message"), [(signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")]
 )

@@ -1,6 +1,5 @@
 """What can go wrong beneath a run: processes die, disks fill up, folders close; each end is clear, and none is the last."""
 
-import json
 import multiprocessing
 import os
 import resource
@@ -22,7 +21,10 @@ from musicgen_eval.runs.datamodule import WindowDataModule, dead_workers_named
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_evaluation
 from tests.support.programs import ROOT, SCRIPT, Program, heed_interrupts
+from tests.support.run_folders import journal_rows
 from tests.support.songs import write_songs
+
+pytestmark = pytest.mark.slow
 
 RESULTS = ("summary.json", "tracks.csv", "windows.csv")
 SLOW = """
@@ -75,12 +77,6 @@ def begin(songs, checkpoint, tmp_path) -> Callable[..., subprocess.Popen | Progr
     return run
 
 
-def kept(run_dir: Path) -> list[dict]:
-    """The rows of all journals."""
-    lines = [line for path in run_dir.glob("journal/*.jsonl") for line in path.read_text().splitlines()]
-    return [row for line in lines if "batch" in (row := json.loads(line))]
-
-
 def wait_until(condition: Callable[[], object], process: subprocess.Popen) -> None:
     while process.poll() is None and not condition():
         time.sleep(0.02)
@@ -112,9 +108,9 @@ def test_processes_that_die_end_the_run_clearly_and_it_goes_on_to_the_same_bytes
     assert first.returncode == 1
     assert "process 1 of this machine was killed by SIGKILL, so the run ends; what was measured stays" in said
     assert "Traceback" not in said
-    rows = len(kept(tmp_path / "x"))
+    rows = len(journal_rows(tmp_path / "x"))
     with begin(tmp_path / "x", "--trainer.devices=2") as second:
-        wait_until(lambda: len(kept(tmp_path / "x")) > rows, second)
+        wait_until(lambda: len(journal_rows(tmp_path / "x")) > rows, second)
         (launched,) = children(second.pid)
         second.kill()
         second.communicate(timeout=60)
@@ -122,14 +118,14 @@ def test_processes_that_die_end_the_run_clearly_and_it_goes_on_to_the_same_bytes
     while is_alive(launched) and time.monotonic() < end:
         time.sleep(0.05)
     assert not is_alive(launched)
-    rows = len(kept(tmp_path / "x"))
+    rows = len(journal_rows(tmp_path / "x"))
     assert 4 <= rows < 60
     with begin(tmp_path / "x", seconds=0) as third, begin(tmp_path / "undisturbed", seconds=0) as undisturbed:
         for process in (third, undisturbed):
             _, said = process.communicate(timeout=300)
             assert process.returncode == 0, said[-2000:]
     assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
-    assert len(kept(tmp_path / "x")) == 60
+    assert len(journal_rows(tmp_path / "x")) == 60
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -197,10 +193,10 @@ def test_a_worker_that_dies_ends_the_run_by_name(songs, checkpoint, tmp_path):
     module, data = MusicGenEvaluation(checkpoint), WindowDataModule(str(songs), batch_size=2, num_workers=1)
     with pytest.raises(RunError, match=r"a process that reads audio has died, .* resume the run"):
         run_evaluation(module, data, accelerator="cpu", run_dir=tmp_path / "x", callbacks=[KillWorkers()])
-    assert len(kept(tmp_path / "x")) >= 4
+    assert len(journal_rows(tmp_path / "x")) >= 4
     data = WindowDataModule(str(songs), batch_size=2)
     run_evaluation(MusicGenEvaluation(checkpoint), data, accelerator="cpu", run_dir=tmp_path / "x")
-    assert len(kept(tmp_path / "x")) == 60
+    assert len(journal_rows(tmp_path / "x")) == 60
 
 
 def test_a_worker_that_dies_while_it_hands_over_a_tensor_is_named_too():
@@ -229,7 +225,7 @@ def test_a_disk_that_fills_up_keeps_whole_batches_and_the_run_goes_on_when_there
             perplexity(songs, checkpoint, run_dir=tmp_path / "x", **settings)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    rows = kept(tmp_path / "x")
+    rows = journal_rows(tmp_path / "x")
     assert 0 < len(rows) < 60
     assert len(rows) % 4 == 0
     assert perplexity(songs, checkpoint, run_dir=tmp_path / "x", **settings).ppl == undisturbed.ppl
@@ -243,7 +239,7 @@ def test_a_folder_that_becomes_read_only_loses_no_measurement(begin, tmp_path):
         pytest.fail("as root this test needs setpriv (util-linux)")
     run_dir = tmp_path / "x"
     with begin(run_dir, "--data.limit=12", prefix=bound, seconds=0.3) as run:
-        wait_until(lambda: kept(run_dir), run)
+        wait_until(lambda: journal_rows(run_dir), run)
         run_dir.chmod(0o555)
         _, said = run.communicate(timeout=120)
     run_dir.chmod(0o755)
@@ -252,10 +248,10 @@ def test_a_folder_that_becomes_read_only_loses_no_measurement(begin, tmp_path):
     assert "could not be written" in said
     assert "Permission denied" in said
     assert "Traceback" not in said
-    assert len(kept(run_dir)) == 12
+    assert len(journal_rows(run_dir)) == 12
     assert not (run_dir / "summary.json").exists()
     with begin(run_dir, "--data.limit=12", seconds=0) as run:
         _, said = run.communicate(timeout=120)
     assert run.returncode == 0, said
-    assert len(kept(run_dir)) == 12
+    assert len(journal_rows(run_dir)) == 12
     assert (run_dir / "summary.json").exists()

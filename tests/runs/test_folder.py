@@ -73,6 +73,7 @@ os.kill(os.getpid(), 9)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [[], ["config.yaml"], [".config.yaml.part"], ["config.yaml", ".run.json.part"]])
 def test_a_folder_whose_run_was_killed_before_it_began_is_new(tmp_path, names):
     (tmp_path / "killed.py").write_text(KILLED)
@@ -128,6 +129,7 @@ time.sleep(300)
 """
 
 
+@pytest.mark.slow
 def test_a_folder_belongs_to_one_process_at_a_time_however_that_ends(tmp_path):
     (tmp_path / "hold.py").write_text(HOLD)
     with Program([str(tmp_path / "hold.py"), str(tmp_path / "x"), str(tmp_path / "claimed")]) as other:

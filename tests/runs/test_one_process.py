@@ -37,6 +37,7 @@ def measure(**settings) -> float:
     return perplexity(AUDIO, sample_rate_hz=32000, **settings).ppl
 
 
+@pytest.mark.slow
 def test_a_rank_of_a_process_group_measures_alone_or_with_others_and_leaves_the_group_usable(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

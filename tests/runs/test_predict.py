@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import lightning as L
-import numpy as np
 import pytest
 import soundfile
 import torch
@@ -28,6 +27,8 @@ from musicgen_eval.records import ContinuationSettings
 from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_continuation
+from tests.support.run_folders import continuation_rows
+from tests.support.songs import write_manifest, write_noise
 
 HOP, RATE = 640, 32000
 TEXTS = {"song 0": "drums", "song 1": None, "song 2": "slow piano with many strings", "song 3": "drums"}
@@ -36,28 +37,12 @@ DRAWING = {"guidance_scale": 3.0, "temperature": 1.0, "top_k": 40}
 THREADS = {"threads": 1}  # a tiny model's steps are too little work for two
 
 
-def write_song(path: Path, num_samples: int, *, seed: int = 0, nan_at: int | None = None) -> None:
-    wave = np.random.default_rng(seed).normal(0, 0.2, num_samples).astype(np.float32)
-    if nan_at is not None:
-        wave[nan_at] = np.nan
-    soundfile.write(path, wave, RATE, subtype="FLOAT")
-
-
-def write_manifest(path: Path, rows: list[tuple[str, str, str | None]]) -> Path:
-    """(file, id, text) each."""
-    with path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["path", "id", "text"])
-        table.writerows([name, track, text or ""] for name, track, text in rows)
-    return path
-
-
 @pytest.fixture(scope="module")
 def songs(tmp_path_factory) -> Path:
     """Four songs of noise, each some samples longer than its whole frames."""
     folder = tmp_path_factory.mktemp("songs")
     for index, num_frames in enumerate(NUM_FRAMES.values()):
-        write_song(folder / f"{index}.wav", num_frames * HOP + 100 * index, seed=index)
+        write_noise(folder / f"{index}.wav", num_frames * HOP + 100 * index, seed=index)
     rows = [(f"{index}.wav", track, TEXTS[track]) for index, track in enumerate(NUM_FRAMES)]
     return write_manifest(folder / "songs.csv", rows)
 
@@ -285,7 +270,7 @@ def test_lightnings_own_trainer_predicts_what_generate_gives(songs, model, oracl
 @pytest.fixture(scope="module")
 def long_song(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("long") / "long.wav"
-    write_song(path, 200 * HOP, seed=9)
+    write_noise(path, 200 * HOP, seed=9)
     return path
 
 
@@ -507,11 +492,6 @@ def test_what_predict_does_not_offer_is_refused_before_any_audio_is_opened(model
 # The run folder
 
 
-def rows_of(run_dir: Path) -> list[dict[str, str]]:
-    with (run_dir / "continuations.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def audio_files(run_dir: Path) -> list[str]:
     """Everything below audio/, hidden files too, relative to the run folder."""
     return sorted(str(path.relative_to(run_dir)) for path in (run_dir / "audio").rglob("*") if not path.is_dir())
@@ -527,7 +507,7 @@ def read(path: Path) -> torch.Tensor:
 def test_files_hold_what_memory_holds_without_them(songs, model, tmp_path):
     in_memory = continued(songs, model, num_continuations=2).continuations
     result = continued(songs, model, num_continuations=2, format="wav", run_dir=tmp_path / "x")
-    rows = rows_of(tmp_path / "x")
+    rows = continuation_rows(tmp_path / "x")
     assert [(row["track"], row["continuation"]) for row in rows] == [
         (track, str(index)) for track in NUM_FRAMES for index in (0, 1)
     ]
@@ -568,7 +548,7 @@ def test_files_hold_what_memory_holds_without_them(songs, model, tmp_path):
 
 def test_past_the_limit_the_table_tells_what_was_heard(long_song, short_model, tmp_path):
     result = continued(long_song, short_model, stride_s=0.6, run_dir=tmp_path / "x", format="wav")
-    (row,) = rows_of(tmp_path / "x")
+    (row,) = continuation_rows(tmp_path / "x")
     times = [float(row[name]) for name in ("context_s", "heard_s", "generated_s", "reference_s", "stride_s")]
     assert times == [2.0, 0.4, 2.0, 2.0, 0.6]
     assert read(result.continuations[0].context_path).shape == (1, 100 * HOP)
@@ -629,7 +609,7 @@ def test_without_originals_only_continuations_are_written(songs, model, tmp_path
     assert all(
         Path(name).name in ("continuation_0.flac", "continuation_1.flac") for name in audio_files(tmp_path / "x")
     )
-    assert {(row["context_path"], row["reference_path"]) for row in rows_of(tmp_path / "x")} == {("", "")}
+    assert {(row["context_path"], row["reference_path"]) for row in continuation_rows(tmp_path / "x")} == {("", "")}
     assert all(one.context_path is None and one.reference_path is None for one in result.continuations)
 
 
@@ -665,8 +645,8 @@ def test_no_id_leads_elsewhere_and_no_two_share_a_folder(songs, model, tmp_path)
     assert all(folder.resolve().parent == (run_dir / "audio").resolve() for folder in folders)
     assert len({folder.name.lower() for folder in folders}) == len(HOSTILE_IDS)
     assert all(len(folder.name.encode()) < 200 for folder in folders)
-    assert [row["track"] for row in rows_of(run_dir)] == HOSTILE_IDS
-    assert all((run_dir / row["path"]).is_file() for row in rows_of(run_dir))
+    assert [row["track"] for row in continuation_rows(run_dir)] == HOSTILE_IDS
+    assert all((run_dir / row["path"]).is_file() for row in continuation_rows(run_dir))
     elsewhere = {path for path in tmp_path.rglob("*") if run_dir not in path.parents} - before
     assert elsewhere == {tmp_path / "runs", run_dir}
 
@@ -679,7 +659,7 @@ def test_nothing_is_given_back_where_nothing_is_asked_for(songs, oracle, tmp_pat
         module, WindowDataModule(str(songs)), accelerator="cpu", run_dir=tmp_path / "x", return_continuations=False
     )
     assert result.continuations == []
-    assert len(rows_of(tmp_path / "x")) == 4
+    assert len(continuation_rows(tmp_path / "x")) == 4
     assert [track.status for track in result.evaluation.tracks] == ["ok"] * 4
 
 
@@ -689,7 +669,7 @@ def test_nothing_is_given_back_where_nothing_is_asked_for(songs, oracle, tmp_pat
 @pytest.fixture
 def with_bad(songs, tmp_path) -> Path:
     """The songs, and one whose second half holds a NaN."""
-    write_song(tmp_path / "bad.wav", 44 * HOP, nan_at=40 * HOP)
+    write_noise(tmp_path / "bad.wav", 44 * HOP, nan_at=40 * HOP)
     rows = [(str(songs.parent / f"{index}.wav"), track, TEXTS[track]) for index, track in enumerate(NUM_FRAMES)]
     return write_manifest(tmp_path / "bad.csv", [*rows[:2], ("bad.wav", "bad", None), *rows[2:]])
 
@@ -705,8 +685,10 @@ def test_a_song_that_cannot_be_read_further_on_is_a_recorded_failure(with_bad, s
     clean = continued(songs, model, metrics={"snr": SignalNoiseRatio()}, batch_size=1)
     assert result.evaluation.metrics == clean.evaluation.metrics
     if run_dir is not None:
-        assert [row["track"] for row in rows_of(run_dir)] == list(NUM_FRAMES)
-        listed = {row[name] for row in rows_of(run_dir) for name in ("path", "context_path", "reference_path")}
+        assert [row["track"] for row in continuation_rows(run_dir)] == list(NUM_FRAMES)
+        listed = {
+            row[name] for row in continuation_rows(run_dir) for name in ("path", "context_path", "reference_path")
+        }
         assert [name for name in audio_files(run_dir) if "/continuation_" in name and name not in listed] == []
         assert json.loads((run_dir / "summary.json").read_text())["counts"]["tracks_failed"] == 1
 
@@ -715,7 +697,7 @@ def test_a_song_that_cannot_be_read_further_on_is_a_recorded_failure(with_bad, s
 def test_one_failure_too_many_ends_the_run_and_leaves_what_was_written_listed(with_bad, model, tmp_path, metric):
     with pytest.raises(RunError, match=r"1 track failed but data.max_failures is 0.*\n.*bad\.wav"):
         continued(with_bad, model, run_dir=tmp_path / "x", metrics=metric, batch_size=1)
-    rows = rows_of(tmp_path / "x")
+    rows = continuation_rows(tmp_path / "x")
     assert [row["track"] for row in rows] == ["song 3", "song 1"]  # shorter than the bad one
     assert all((tmp_path / "x" / row["path"]).is_file() for row in rows)
     begun = {"config.yaml", "run.json", "journal"}
@@ -730,7 +712,7 @@ def test_a_bad_end_does_no_harm_where_nobody_asks_for_it(with_bad, model, tmp_pa
 
 
 def test_songs_too_short_are_counted(songs, model, tmp_path):
-    write_song(tmp_path / "frame.wav", HOP + 1)
+    write_noise(tmp_path / "frame.wav", HOP + 1)
     rows = [(str(songs.parent / "0.wav"), "song 0", None), ("frame.wav", "one frame", None)]
     manifest = write_manifest(tmp_path / "short.csv", rows)
     by_half = continued(manifest, model).evaluation
@@ -783,7 +765,7 @@ def test_a_disk_that_fills_up_leaves_whole_files_and_says_so(songs, model, tmp_p
     assert "No space left on device" in message
     assert "wrote 2 continuations" in message
     assert "\n" not in message
-    rows = rows_of(run_dir)
+    rows = continuation_rows(run_dir)
     assert [row["track"] for row in rows] == ["song 3", "song 1"]
     continuations = [name for name in audio_files(run_dir) if Path(name).name.startswith("continuation")]
     assert sorted(row["path"] for row in rows) == continuations
@@ -817,7 +799,7 @@ def test_a_table_that_cannot_grow_ends_the_run_with_what_it_lists(songs, model, 
     monkeypatch.setattr(continuation_files.csv, "DictWriter", Full)
     with pytest.raises(RunError, match="wrote 2 continuations"):
         continued(songs, model, run_dir=tmp_path / "x", originals=False, batch_size=2)
-    assert [row["track"] for row in rows_of(tmp_path / "x")] == ["song 3", "song 1"]
+    assert [row["track"] for row in continuation_rows(tmp_path / "x")] == ["song 3", "song 1"]
     assert (tmp_path / "x" / "continuations.csv").read_text().endswith("\n")
 
 

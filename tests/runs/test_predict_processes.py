@@ -10,7 +10,10 @@ import pytest
 import soundfile
 
 from tests.support.programs import SCRIPT, Program, run_ranks, run_script
+from tests.support.run_folders import continuation_rows
 from tests.support.songs import write_noise, write_songs
+
+pytestmark = pytest.mark.slow
 
 NUM_FRAMES = (50, 31, 64, 12, 40, 41)
 
@@ -39,11 +42,6 @@ def files(run_dir: Path) -> dict[str, bytes]:
 def samples(path: Path) -> bytes:
     """Of a float wav, whose header holds the time."""
     return soundfile.read(path, dtype="float32")[0].tobytes()
-
-
-def rows_of(run_dir: Path) -> list[dict[str, str]]:
-    with (run_dir / "continuations.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 METRICS = (
@@ -78,7 +76,7 @@ def test_two_processes_give_the_bits_of_one(songs, oracle, tmp_path, num_tracks,
     audio = [name for name in found[2] if name.startswith("audio/")]
     assert found[2].keys() - audio == {"continuations.csv", "summary.json", "tracks.csv", "windows.csv"}
     assert len(audio) == num_tracks * 4
-    rows = rows_of(tmp_path / "2")
+    rows = continuation_rows(tmp_path / "2")
     assert [(row["track"], row["continuation"]) for row in rows] == [
         (f"song {track}", str(index)) for track in range(num_tracks) for index in range(2)
     ]
@@ -126,7 +124,7 @@ def test_a_signal_ends_a_run_with_its_status_and_what_was_written_is_whole_and_l
     assert message in said
     assert "nothing was written" not in said
     assert "Traceback" not in said
-    rows = rows_of(run_dir)
+    rows = continuation_rows(run_dir)
     assert 3 <= len(rows) < 401
     assert f"{len(rows)} continuations stay" in said
     begun = {"config.yaml", "run.json", "journal"}

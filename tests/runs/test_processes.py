@@ -88,6 +88,7 @@ def differing(one: Path, other: Path) -> list[str]:
     return [name for name in SAME if (one / name).read_bytes() != (other / name).read_bytes()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("devices", [2, 3])
 def test_several_processes_give_the_bits_of_one(evaluate, precision, devices):
@@ -99,11 +100,13 @@ def test_several_processes_give_the_bits_of_one(evaluate, precision, devices):
     assert summary["recipe"]["precision"] == precision
 
 
+@pytest.mark.slow
 def test_the_precisions_differ_so_that_their_bits_mean_something(evaluate):
     runs = [evaluate(f"--trainer.precision={name}", devices=1) for name in ("32-true", "bf16-mixed")]
     assert "nll.safetensors" in differing(*runs)
 
 
+@pytest.mark.slow
 def test_fewer_windows_than_processes_leave_no_trace(evaluate):
     """One track of one batch: two of three processes make a surplus step and nothing else."""
     one = evaluate("--data.limit=1", devices=1)
@@ -111,6 +114,7 @@ def test_fewer_windows_than_processes_leave_no_trace(evaluate):
     assert json.loads((one / "summary.json").read_text())["counts"]["windows"] == 1
 
 
+@pytest.mark.slow
 def test_torchrun_gives_the_bits_of_one_process(evaluate):
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
     one = evaluate("--trainer.precision=32-true", devices=1)
@@ -121,6 +125,7 @@ def nll_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "nll.safetensors")
 
 
+@pytest.mark.slow
 def test_sharded_models_give_the_numbers_of_a_whole_one(evaluate):
     """Four processes hold two models, and each pair of processes takes its own batches."""
     arguments = ("--config", str(ROOT / "configs" / "hardware" / "model_parallel.yaml"), "--data.num_workers=0")
@@ -143,6 +148,7 @@ def test_sharded_models_give_the_numbers_of_a_whole_one(evaluate):
     assert summary["recipe"]["arithmetic"] == "transformers, sharded"
 
 
+@pytest.mark.slow
 def test_torchrun_on_two_nodes_gives_the_bits_of_one_process(evaluate, songs, oracle, tmp_path):
     """Two launchers that meet at an address, each of one process, as on two machines."""
     command = [

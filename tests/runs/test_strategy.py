@@ -40,6 +40,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_each_process_holds_its_part_of_every_layer(oracle, tmp_path):
     script = tmp_path / "sharded.py"
     script.write_text(SHARDED)
@@ -59,6 +60,7 @@ def arguments(oracle: Path, folder: Path, *further: str) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_sharded_model_does_not_continue(oracle, tmp_path):
     config = str(ROOT / "configs" / "hardware" / "model_parallel.yaml")
     command = ["predict", "--config", config, *arguments(oracle, tmp_path / "x", "--trainer.accelerator=cpu")]

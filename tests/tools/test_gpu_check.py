@@ -68,6 +68,7 @@ def fails(check: Check, findings: Findings) -> None:
 # The whole
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the pretend device stands in for a missing GPU")
 def test_the_whole_check_runs_on_the_pretend_device(tmp_path: Path):
     tests = tmp_path / "test_one.py"
@@ -208,6 +209,7 @@ def test_the_report_holds_what_was_found_before_a_failure(tmp_path: Path, capsys
     assert command.check_device("cpu", folder=tmp_path, names=["first"], **settings) == 0
 
 
+@pytest.mark.slow
 def test_failed_tests_fail_their_section(check: Check, tmp_path: Path):
     tests = tmp_path / "test_wrong.py"
     tests.write_text("def test_wrong(): assert 1 == 2\n")
