@@ -1,4 +1,4 @@
-# `make demo`, `make test` and `make test-quick` set up what they need; a second call finds it in place and reinstalls nothing.
+# `make demo`, `make test` and `make test-quick` install the package into .venv first, unless this has been done already.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,8 +16,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python train_like_eval.py test --config configs/demo.yaml
 
-# One process per core, each with one thread. Tests of a file share their fixtures, so a file stays in one process. Files with slow
-# tests come first, as tests/conftest.py sorts them.
+# Runs one process per core with one thread each. Tests of a file share fixtures and run in the same process. Files with slow tests
+# come first (tests/conftest.py).
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test: $(READY)
@@ -36,7 +36,7 @@ types: $(READY)
 
 check: lint types test
 
-# On a machine with a GPU: tests and measures the package within eight minutes; the report is in gpu-check/.
+# Tests and measures the package on a GPU within eight minutes. The report is written to gpu-check/.
 gpu-check: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/gpu_check.py --out gpu-check
 

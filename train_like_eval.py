@@ -1,4 +1,4 @@
-"""`python train_like_eval.py test --config configs/demo.yaml`: the Lightning CLI of musicgen_eval."""
+"""Runs the Lightning CLI of musicgen_eval, as in `python train_like_eval.py test --config configs/demo.yaml`."""
 
 import sys
 

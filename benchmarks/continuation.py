@@ -1,14 +1,14 @@
-"""Seconds of work per second of continuation, against transformers' `generate`, in one process.
+"""Measures seconds per generated second of audio and compares them with `generate` of transformers, in one process.
 
-Both are given the same prompt of codes and the same text, and decode greedily under guidance, so that the codes themselves can be
-compared; decoding the codes to audio is left out of both. Variants take turns. Figures are medians, with the lowest and the highest
-value in brackets. The ratio depends on the machine, so the bandwidth that the steps reach, keys and values included, is given as a
-share of the bandwidth that the machine was seen to have.
+All variants are given the same prompt of codes and the same text. They decode greedily with guidance, so that their codes can be
+compared. Decoding the codes to audio is not included. The variants run in turns. Figures are medians, with the lowest and the
+highest value in brackets. The ratio depends on the machine. Therefore the memory bandwidth of the steps, including keys and values,
+is given as a share of the measured bandwidth of the machine.
 
     python -m benchmarks.continuation                    the demo model and musicgen-small's shape, batches of 1 and 8
     python -m benchmarks.continuation --shapes tiny --repeats 1 --prompt_s 0.5 --new_s 0.5
-    python -m benchmarks.continuation --device cuda      float32 and bfloat16, and the share of the memory's bandwidth
-    python -m benchmarks.continuation --markdown         also writes continuation.md beside this file
+    python -m benchmarks.continuation --device cuda      float32 and bfloat16, on an accelerator
+    python -m benchmarks.continuation --markdown         also writes continuation.md next to this file
 """
 
 from __future__ import annotations
@@ -41,35 +41,35 @@ WARM_UP_FRAMES = 8
 
 @dataclass(frozen=True)
 class Work:
-    """What every variant gets."""
+    """Input of every variant."""
 
     prompt: Tensor  # (B, K, P)
     text_ids: Tensor  # (B, L)
     states: Tensor  # (B, L, D), projected
-    num_frames: int  # prompt and continuation
-    key_bytes: int  # of one key and value of one row, in all layers, in float32
+    num_frames: int  # length of prompt and continuation together
+    key_bytes: int  # size of one key and value of one row in all layers, in float32
 
     @property
     def short(self) -> Work:
-        """The same for a few frames."""
+        """The same input with a continuation of a few frames."""
         return replace(self, num_frames=self.prompt.shape[-1] + WARM_UP_FRAMES)
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of keys and values that a step reads, on average, with and without the text."""
+        """Bytes of keys and values that an average step reads, for the rows with and without the text."""
         num_keys = (self.short.num_frames + self.num_frames) // 2
         return 2 * len(self.prompt) * num_keys * self.key_bytes
 
     @property
     def new_s(self) -> float:
-        """Seconds of continuation, over all rows."""
+        """Generated seconds of audio, summed over the rows."""
         B, _, P = self.prompt.shape
         return B * (self.num_frames - P) / FRAMES_PER_S
 
 
 @dataclass
 class Variant:
-    """One line of the table."""
+    """One row of the table."""
 
     name: str
     run: Callable[[Work], Tensor]
@@ -81,7 +81,7 @@ class Variant:
 
 
 def by_transformers(model: Any, work: Work, *, autocast: torch.dtype | None = None) -> Tensor:
-    """`generate`, whose codes are caught on their way to the codec."""
+    """Continues with `generate` and returns the codes that it passes to its codec."""
     B, K, P = work.prompt.shape
     caught: list[Tensor] = []
 
@@ -96,13 +96,13 @@ def by_transformers(model: Any, work: Work, *, autocast: torch.dtype | None = No
             decoder_input_ids=work.prompt.reshape(B * K, P),
             do_sample=False,
             guidance_scale=3.0,
-            max_new_tokens=work.num_frames - P + K - 1,  # it takes the delay of the last codebook off
+            max_new_tokens=work.num_frames - P + K - 1,  # includes the delay of the last codebook
         )
     return caught[0].reshape(B, K, -1)
 
 
 def by_us(decoder: Any, work: Work, **settings: Any) -> Tensor:
-    """`continue_codes`."""
+    """Continues with `continue_codes`."""
     K = work.prompt.shape[1]
     return continue_codes(
         decoder,
@@ -116,14 +116,14 @@ def by_us(decoder: Any, work: Work, **settings: Any) -> Tensor:
 
 
 def sampled_by_us(decoder: Any, work: Work) -> Tensor:
-    """As `by_us`, drawing from the 250 likeliest codes."""
+    """Continues with `continue_codes`, sampling from the 250 most likely codes."""
     B, K, _ = work.prompt.shape
     uniforms = torch.rand(B, K, work.num_frames, generator=torch.Generator().manual_seed(0))
     return by_us(decoder, work, temperature=1.0, top_k=min(250, decoder.config.vocab_size), uniforms=uniforms)
 
 
 def variants(model: Any) -> list[Variant]:
-    """The baseline first."""
+    """Returns the variants for the device of the model; the baseline is the first."""
     greedy: Any = partial(by_us, temperature=0)
     decoder = model.decoder
     size, half_size = weight_bytes(decoder), weight_bytes(decoder, num_bytes=2)
@@ -144,16 +144,16 @@ def variants(model: Any) -> list[Variant]:
         half = copy.deepcopy(decoder)
         pack_linears(half, torch.bfloat16)
         lines.append(Variant("continue_codes, packed bfloat16", partial(greedy, half), half_size))
-        lines.append(Variant("the same, drawing from 250 codes", partial(sampled_by_us, half), half_size))
+        lines.append(Variant("the same, sampling from 250 codes", partial(sampled_by_us, half), half_size))
     return lines
 
 
 def weight_bytes(decoder: Any, *, num_bytes: int = 4) -> int:
-    """Bytes of weights that every step must read: the matrices, without tables and without cross attention's keys and values.
+    """Returns the bytes of weights that a step reads: all matrices except tables and the keys and values of cross-attention.
 
     Args:
-        decoder: in float32.
-        num_bytes: bytes per weight; output heads are float32 in any case.
+        decoder: Decoder in float32.
+        num_bytes: Bytes per weight of all matrices except the output heads, which are float32.
     """
     return sum(
         parameter.numel() * (4 if "lm_heads" in name else num_bytes)
@@ -166,7 +166,7 @@ def weight_bytes(decoder: Any, *, num_bytes: int = 4) -> int:
 
 
 def work_of(model: Any, *, batch: int, prompt_s: float, new_s: float, text_tokens: int) -> Work:
-    """Random codes and a random text, the same each time."""
+    """Returns random codes and a random text, which are the same in each run."""
     generator = torch.Generator().manual_seed(batch)
     config = model.decoder.config
     P = int(prompt_s * FRAMES_PER_S)
@@ -180,7 +180,7 @@ def work_of(model: Any, *, batch: int, prompt_s: float, new_s: float, text_token
 
 
 def measure(lines: Sequence[Variant], work: Work, limits: Limits, *, repeats: int) -> None:
-    """Runs the variants in turns, each also for a few frames only; the difference is the time of the steps alone."""
+    """Runs the variants in turns, also for a few frames only. The difference is the time of the steps."""
     for line in lines:
         line.run(work.short)
     for _ in range(repeats):
@@ -194,7 +194,7 @@ def measure(lines: Sequence[Variant], work: Work, limits: Limits, *, repeats: in
 
 
 def _timed(line: Variant, work: Work) -> tuple[float, float]:
-    """Seconds of wall-clock time and of processor time; keeps the codes."""
+    """Returns seconds of wall-clock time and of processor time, and stores the codes in the variant."""
     _synchronise(work.prompt.device)
     start, cpu_start = time.perf_counter(), time.process_time()
     line.codes = line.run(work)
@@ -203,10 +203,10 @@ def _timed(line: Variant, work: Work) -> tuple[float, float]:
 
 
 def table(lines: Sequence[Variant], work: Work, limits: Limits) -> str:
-    """The figures of one batch size."""
+    """Formats the figures of one batch size."""
     rows = [
         "| variant | s per generated s | ratio | CPU s per generated s | steps/s | GB/s read | share of bandwidth "
-        "| codes as the first line's |",
+        "| equal codes |",
         "|---|---|---|---|---|---|---|---|",
     ]
     first = lines[0]
@@ -228,7 +228,7 @@ def table(lines: Sequence[Variant], work: Work, limits: Limits) -> str:
 
 
 def run(shape: Shape, options: argparse.Namespace) -> str:
-    """One shape's section of the report."""
+    """Measures one shape and returns its section of the report."""
     model = load(shape).to(options.device)
     require_causal(model)
     V = model.decoder.config.vocab_size
@@ -260,7 +260,7 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        delattr(owner, name)  # an instance's attribute, over the class's method
+        delattr(owner, name)  # removes the attribute of the instance, which hid the method of the class
 
 
 def _synchronise(device: torch.device) -> None:
@@ -272,13 +272,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=["demo", *DECODERS], default=["demo", "small"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--prompt_s", type=float, default=10.0, help="at most 5 for the demo model")
+    parser.add_argument(
+        "--prompt_s", type=float, default=10.0, help="length of the prompt in seconds; at most 5 for the demo model"
+    )
     parser.add_argument("--new_s", type=float, default=5.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--text_tokens", type=int, default=12)
-    parser.add_argument("--threads", type=int, help="torch threads; default: as found")
+    parser.add_argument("--threads", type=int, help="number of torch threads (default: unchanged)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--markdown", action="store_true", help="write continuation.md beside this file")
+    parser.add_argument("--markdown", action="store_true", help="write continuation.md next to this file")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -1,10 +1,10 @@
-"""Time, memory and disk of a run by its number of tracks: each must cost what any other costs.
+"""Measures time, memory and disk space of runs with different numbers of tracks. The cost per track must be constant.
 
     python -m benchmarks.growth --tracks 100 1000 10000 100000
 
-All but the model is real: a manifest with durations, windows read from a file, the data loader, a metric, the journal, results with
-intervals, and a second start that finds everything done. A formula takes the model's place, so that it runs anywhere. Each size has
-a process of its own.
+Everything except the model is real: a manifest with durations, windows that are read from a file, the data loader, a metric, the
+journal, results with intervals, and a second start that resumes the completed run. The model is replaced by a formula, so that the
+benchmark runs on any machine. Each size runs in its own process.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ from musicgen_eval.runs.datamodule import WindowAudio, WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_evaluation
 from musicgen_eval.runs.scoring_step import ScoringStep, Step
+from musicgen_eval.runs.settings import RunSettings
 
-SECONDS = 2  # of each track: three windows
+SECONDS = 2  # length of each track, which has three windows
 
 
 class FormulaStep(ScoringStep):
-    """A scoring step whose codes and nll are a formula of the window's place."""
+    """A scoring step whose codes and nll are computed from the position of the window."""
 
     def score(self, windows: Sequence[WindowAudio]) -> list[Offer]:
-        """Returns the inputs that the formula gives."""
+        """Returns the metric inputs of each window, computed by the formula."""
         return [Offer({"": self._scored(window)}, self.model.spec.frame_rate_hz) for window in windows]
 
     def _scored(self, window: WindowAudio) -> ScoredWindow:
@@ -60,31 +61,30 @@ class FormulaEvaluation(MusicGenEvaluation):
         """Loads nothing."""
 
     def make_step(self) -> Step:
-        """Returns a step that needs no model."""
+        """Returns a step that does not need a model."""
         model = SimpleNamespace(spec=self.spec, device=torch.device("cpu"))
         return FormulaStep(
             cast(MusicGen, model),
             self.bank,
-            tail=self.tail,
-            seed=self.seed,
-            save_nll=self.save_nll,
+            tail=self.settings.tail,
+            seed=self.settings.seed,
+            save_nll=self.settings.save_nll,
             precision=str(self.trainer.precision),
             totals=self.context.totals,
         )
 
 
 def main() -> None:
-    """Measures every size asked for."""
+    """Measures the requested sizes and prints a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tracks", type=int, nargs="+", default=[100, 1000, 10_000, 100_000])
+    parser.add_argument("--tracks", type=int, nargs="+", default=[100, 1000, 10_000, 100_000], help="numbers of tracks")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one is not None:
         print(json.dumps(_measure(arguments.one)))
         return
-    print(
-        "| tracks | plan and measure, ms a track | results, ms a track | again, ms a track | peak MB | journal, bytes a track |"
-    )
+    columns = ("planning and scoring, ms per track", "results, ms per track", "second start, ms per track")
+    print(f"| tracks | {' | '.join(columns)} | peak MB | journal, bytes per track |")
     print("|---:|---:|---:|---:|---:|---:|")
     for num_tracks in arguments.tracks:
         command = [sys.executable, "-m", "benchmarks.growth", "--one", str(num_tracks)]
@@ -119,7 +119,7 @@ def _measure(num_tracks: int) -> dict[str, float]:
 
 
 class _Timed(FormulaEvaluation):
-    """Says how long it took to come from what was measured to results."""
+    """An evaluation that measures the seconds from the last window to the results."""
 
     results_s = 0.0
 
@@ -132,12 +132,12 @@ class _Timed(FormulaEvaluation):
 def _run(manifest: Path, run_dir: Path) -> _Timed:
     module = _Timed("demo")
     data = WindowDataModule(str(manifest), context_s=0.5, target_s=0.5, batch_size=8)
-    run_evaluation(module, data, accelerator="cpu", run_dir=run_dir)
+    run_evaluation(module, data, RunSettings(accelerator="cpu", run_dir=run_dir))
     return module
 
 
 def _write_manifest(folder: Path, num_tracks: int) -> Path:
-    """Many tracks of one file, whose duration is given."""
+    """Writes a manifest with many tracks of one file and their durations, and returns its path."""
     wave = np.random.default_rng(0).normal(0, 0.1, SECONDS * 32_000).astype(np.float32)
     soundfile.write(folder / "song.wav", wave, 32_000, subtype="PCM_16")
     rows = "".join(f"song.wav,track {number},{SECONDS}\n" for number in range(num_tracks))

@@ -1,8 +1,8 @@
-"""What keeping a journal costs: runs with it beside runs without, in one process, interleaved; and how large it grows.
+"""Measures the time and the disk space that the journal costs, from alternating runs with and without it in one process.
 
     python -m benchmarks.journal --repeats 7 --markdown
 
-The runs are `test` on the demo; without a journal, records stay in memory until the end, and all else is the same.
+The runs evaluate the demo with `test`. Without a journal, records stay in memory until the end, and everything else is equal.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from musicgen_eval.results.record_store import MemoryStore
 from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_evaluation
+from musicgen_eval.runs.settings import RunSettings
 
 SETTINGS: Mapping[str, Mapping[str, bool]] = {
     "perplexity": {},
@@ -32,7 +33,7 @@ SETTINGS: Mapping[str, Mapping[str, bool]] = {
 
 
 class _WithoutJournal(L.Callback):
-    """Lets records stay in memory, as runs without a folder do."""
+    """Keeps the records in memory, as in runs without a run folder."""
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, MusicGenEvaluation)
@@ -41,16 +42,16 @@ class _WithoutJournal(L.Callback):
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measures all settings and prints the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=7, help="number of runs with and without a journal")
     parser.add_argument("--markdown", action="store_true", help="print a table for the benchmark page")
     arguments = parser.parse_args()
     arguments.device = "cpu"
     model = load_model("demo")
     rows = []
     for name, settings in SETTINGS.items():
-        _run(model, settings, with_journal=True)  # warm
+        _run(model, settings, with_journal=True)  # warm-up
         times: dict[bool, list[float]] = {True: [], False: []}
         num_bytes = seconds = 0.0
         for repeat in range(arguments.repeats):
@@ -63,8 +64,10 @@ def main() -> None:
             (name, median(times[True]), median(times[False]), median(pairs), num_bytes / 1e3 / (seconds / 3600))
         )
     if arguments.markdown:
-        print(heading("The journal's cost", arguments, module="benchmarks.journal"))
-        print("| kept | with, s | without, s | ratio | kB an hour of audio |\n|---|---:|---:|---:|---:|")
+        print(heading("Cost of the journal", arguments, module="benchmarks.journal"))
+        print(
+            "| records | with journal, s | without journal, s | ratio | kB per hour of audio |\n|---|---:|---:|---:|---:|"
+        )
         for name, with_s, without_s, ratio, kilobytes in rows:
             print(f"| {name} | {with_s:.2f} | {without_s:.2f} | {ratio:.3f} | {kilobytes:.0f} |")
     else:
@@ -73,7 +76,7 @@ def main() -> None:
 
 
 def _run(model: MusicGen, settings: Mapping[str, bool], *, with_journal: bool) -> tuple[float, float, float]:
-    """Seconds, bytes of the journal, and seconds of audio that were scored."""
+    """Runs one evaluation. Returns its seconds, the bytes of its journal, and the scored seconds of audio."""
     metrics = {
         "perplexity": CodebookPerplexity(),
         **({"accuracy": CodebookAccuracy()} if "accuracy" in settings else {}),
@@ -84,7 +87,10 @@ def _run(model: MusicGen, settings: Mapping[str, bool], *, with_journal: bool) -
         run_dir = Path(folder) / "x"
         began = time.perf_counter()
         result = run_evaluation(
-            module, data, accelerator="cpu", run_dir=run_dir, callbacks=[] if with_journal else [_WithoutJournal()]
+            module,
+            data,
+            RunSettings(accelerator="cpu", run_dir=run_dir),
+            callbacks=[] if with_journal else [_WithoutJournal()],
         )
         elapsed = time.perf_counter() - began
         kept = sum(path.stat().st_size for path in (run_dir / "journal").glob("[0-9]*"))

@@ -1,11 +1,11 @@
-"""Peak memory and time of evaluating a long file, beside those of a short one.
+"""Measures peak memory and time of evaluating long and short files.
 
     python benchmarks/long_file.py --minutes 1 120
     python benchmarks/long_file.py --minutes 10 20 40 80 120 --format m4a
 
-Memory must not grow with a track's length, and time must grow no faster: m4a cannot be read from the middle. `read s` is
-the time of reading every window's audio, without a model; `total s` that of the whole evaluation. Each length runs in a
-process of its own, with the demo model on a CPU; the file is synthesised block by block.
+Memory must not grow with the length of a track, and time must grow at most in proportion, also for m4a, which cannot be read from
+the middle. `read s` is the time to read the audio of all windows without a model. `total s` is the time of the whole evaluation.
+Each length runs in its own process, with the demo model on a CPU. The file is synthesised block by block.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ print(len(result.evaluation.windows), peak_kb / 1024, probe_s, read_s, time.perf
 
 
 def main() -> None:
-    """Measures every length asked for."""
+    """Measures the requested lengths and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--minutes", type=float, nargs="+", default=[1.0, 120.0])
     parser.add_argument("--format", choices=["wav", "flac", "ogg", "mp3", "m4a"], default="flac")
     arguments = parser.parse_args()
-    print("minutes  windows  peak MB  over the shortest MB  probe s  read s  total s")
+    print("minutes  windows  peak MB  above shortest MB  probe s  read s  total s")
     shortest: float | None = None
     with tempfile.TemporaryDirectory() as folder:
         for minutes in sorted(arguments.minutes):
@@ -58,7 +58,7 @@ def main() -> None:
             peak_mb, probe_s, read_s, total_s = map(float, numbers)
             shortest = peak_mb if shortest is None else shortest
             print(
-                f"{minutes:7g}  {windows:>7}  {peak_mb:7.0f}  {peak_mb - shortest:20.0f}  "
+                f"{minutes:7g}  {windows:>7}  {peak_mb:7.0f}  {peak_mb - shortest:17.0f}  "
                 f"{probe_s:7.2f}  {read_s:6.2f}  {total_s:7.1f}",
                 flush=True,
             )
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def write_song(path: Path, minutes: float) -> None:
-    """Stereo chords and noise, a second at a time; m4a in mono."""
+    """Writes a stereo file with chords and noise, second by second; m4a files are mono."""
     if path.suffix == ".m4a":
         write_m4a(path, minutes)
         return
@@ -76,7 +76,7 @@ def write_song(path: Path, minutes: float) -> None:
 
 
 def write_m4a(path: Path, minutes: float) -> None:
-    """The song's left channel in AAC."""
+    """Writes the left channel of the song, encoded as AAC."""
     import av
 
     with av.open(str(path), "w", format="mp4") as file:
@@ -90,7 +90,7 @@ def write_m4a(path: Path, minutes: float) -> None:
 
 
 def song(minutes: float) -> Iterator[np.ndarray]:
-    """(N, 2) float64, a second at a time."""
+    """Yields the song in seconds of (N, 2) float64."""
     generator = np.random.default_rng(0)
     seconds = np.arange(RATE_HZ) / RATE_HZ
     for _ in range(round(minutes * 60)):

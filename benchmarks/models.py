@@ -1,4 +1,4 @@
-"""The checkpoints that benchmarks run on: the demo's, and random networks of a given shape, no weights needed."""
+"""The networks of the benchmarks: the demo checkpoint, and random networks with the shapes of other checkpoints."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ DECODERS: dict[Shape, dict[str, Any]] = {
     "medium": {"hidden_size": 1536, "ffn_dim": 6144, "num_hidden_layers": 48, "num_attention_heads": 24},
     "large": {"hidden_size": 2048, "ffn_dim": 8192, "num_hidden_layers": 48, "num_attention_heads": 32},
 }
-"""Decoders, by shape; those other than tiny as in facebook's checkpoints."""
+"""Decoder configuration per shape. All shapes except `tiny` are those of Meta's checkpoints."""
 
 
 def load(shape: Shape, *, device: str | torch.device = "cpu") -> Any:
-    """Loads the demo checkpoint, or draws a random network of a given shape, whole and causal.
+    """Loads the demo checkpoint, or creates a random network of a given shape, with a causal decoder.
 
     Args:
-        shape: `demo`, or a key of `DECODERS`.
-        device: where the decoder and the text encoder are made. The codec is always on the CPU.
+        shape: `demo` or a key of `DECODERS`.
+        device: Device of the decoder and the text encoder. The codec is always on the CPU.
     """
     if shape == "demo":
         demo = MusicgenForConditionalGeneration.from_pretrained(DEMO, dtype=torch.float32).eval()
@@ -42,7 +42,8 @@ def load(shape: Shape, *, device: str | torch.device = "cpu") -> Any:
             if name != "audio_encoder":
                 part.to(device)
         return demo
-    # Configurations as dictionaries: sub-models that share configuration objects lose their causal mask (transformers 5.17).
+    # The configurations are dictionaries, because sub-models that share configuration objects lose their causal mask
+    # (transformers 5.17).
     parts: dict[str, Any] = {
         "text_encoder": T5Config(num_layers=1),
         "audio_encoder": _codec_config(shape),
@@ -58,7 +59,7 @@ def load(shape: Shape, *, device: str | torch.device = "cpu") -> Any:
 
 @functools.cache
 def _codec(shape: Shape) -> EncodecModel:
-    """A codec with random weights and its own codebooks, which are slow to draw."""
+    """Returns a codec with random weights, and with codebooks that produce varied codes."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         codec = EncodecModel(_codec_config(shape)).eval()
@@ -82,7 +83,7 @@ def _codec_config(shape: Shape) -> EncodecConfig:
 
 @torch.inference_mode()
 def draw_codebooks(codec: Any) -> None:
-    """Codebooks from the codec's own latents; a fresh codec's are zero and every code is 0."""
+    """Sets the codebooks to latents of the codec. Those of a new codec are zero, so that every code is 0."""
     generator = torch.Generator().manual_seed(0)
     residual = codec.encoder(noise(10.0, generator)[None])[0].t()
     for layer in codec.quantizer.layers:
@@ -98,7 +99,7 @@ def noise(seconds: float, generator: torch.Generator) -> Tensor:
 
 @torch.inference_mode()
 def require_causal(model: Any) -> None:
-    """A decoder that hears the future would be a benchmark of something else."""
+    """Raises RuntimeError if the decoder is not causal, since the figures would not be comparable."""
     steps = torch.randint(0, 8, (model.decoder.config.num_codebooks, 8), generator=torch.Generator().manual_seed(0))
     steps = steps.to(model.device)
     before = model.decoder(input_ids=steps).logits
@@ -115,7 +116,7 @@ def processor() -> str:
 
 
 def heading(title: str, options: argparse.Namespace, *, module: str) -> str:
-    """The first lines of a report: what, when, where and with what it was measured."""
+    """Returns the first lines of a report: title, date, device, versions and command."""
     device = torch.cuda.get_device_name() if options.device == "cuda" else processor()
     return (
         f"# {title}\n\n{datetime.date.today()}, {device}, {torch.get_num_threads()} threads, torch {torch.__version__}, "

@@ -1,9 +1,9 @@
-"""Time and memory from a manifest to the plan of a run, for few tracks and for very many, whose durations are given.
+"""Measures the time and memory of planning a run, for manifests with few and with very many tracks and their durations.
 
     python -m benchmarks.start_up --rows 1000 1000000 --format csv jsonl parquet
 
-Each size runs in a process of its own. The files that the manifest names need not be there: with `duration_s` they are not opened
-before they are read.
+Each size runs in its own process. The audio files of the manifest need not exist, because planning does not open files whose
+`duration_s` is given.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ MEASURE = """
 import pickle, resource, sys, time
 from pathlib import Path
 import musicgen_eval.runs.datamodule, musicgen_eval.runs.module
-from musicgen_eval.data.planning import DataSettings, plan_evaluation
+from musicgen_eval.data.scoring_plan import plan_evaluation
+from musicgen_eval.data.settings import DataSettings
 from musicgen_eval.records import CodecSpec
 from musicgen_eval.data.index_builder import Opening
 
@@ -43,36 +44,36 @@ print(imported_mb, planned_mb, seconds, len(plan.windows), num_bytes / 1e6, time
 
 
 def main() -> None:
-    """Measures every size and format asked for."""
+    """Measures the requested sizes and formats, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 1_000_000])
     parser.add_argument("--format", choices=["csv", "jsonl", "parquet"], nargs="+", default=["csv"])
-    parser.add_argument("--minutes", type=float, default=0.5, help="longest track")
+    parser.add_argument("--minutes", type=float, default=0.5, help="length of the longest track in minutes")
     arguments = parser.parse_args()
-    print("format     rows  windows  imports MB  peak MB  plan s  again s  sent MB  pickled s")
+    print("format     rows  windows  imports MB  peak MB  plan s  second plan s  pickle MB  pickle s")
     with tempfile.TemporaryDirectory() as folder:
         for format in arguments.format:
             for num_rows in arguments.rows:
                 path = Path(folder) / f"{num_rows}.{format}"
                 write_manifest(path, num_rows, longest_s=60 * arguments.minutes)
-                first, again = measure(path), measure(path)
+                first, second = measure(path), measure(path)
                 imported, peak, seconds, windows, sent, pickled = first
                 print(
-                    f"{format:7} {num_rows:7} {windows:8.0f}  {imported:10.0f}  {max(peak, again[1]):7.0f}  {seconds:6.2f}  "
-                    f"{again[2]:7.2f}  {sent:7.1f}  {pickled:9.2f}",
+                    f"{format:7} {num_rows:7} {windows:8.0f}  {imported:10.0f}  {max(peak, second[1]):7.0f}  {seconds:6.2f}  "
+                    f"{second[2]:13.2f}  {sent:9.1f}  {pickled:8.2f}",
                     flush=True,
                 )
                 path.unlink()
 
 
 def measure(path: Path) -> list[float]:
-    """The numbers of one start, in a process of its own."""
+    """Returns the figures of one start, measured in its own process."""
     done = subprocess.run([sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True)
     return [float(number) for number in done.stdout.split()[-6:]]
 
 
 def write_manifest(path: Path, num_rows: int, *, longest_s: float) -> None:
-    """Tracks in folders of a thousand, each with a text of its own and a duration to the microsecond."""
+    """Writes a manifest with 1,000 tracks per folder, and a text and a duration in microseconds for each."""
     if path.suffix == ".parquet":
         import pyarrow
         from pyarrow import parquet
@@ -94,7 +95,7 @@ def write_manifest(path: Path, num_rows: int, *, longest_s: float) -> None:
 
 
 def rows(num_rows: int, longest_s: float) -> Iterator[tuple[str, str, float]]:
-    """(path, text, duration_s)."""
+    """Yields (path, text, duration_s) of each row."""
     generator = random.Random(0)
     for row in range(num_rows):
         yield (

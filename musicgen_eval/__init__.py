@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from musicgen_eval.data.windows import plan_windows
     from musicgen_eval.inference.continuation import continue_codes
     from musicgen_eval.inference.scoring import nll_from_logits, score_and_rank_codes, score_codes
+    from musicgen_eval.inference.settings import ContinuationSettings
     from musicgen_eval.metrics import (
         CodebookAccuracy,
         CodebookPerplexity,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from musicgen_eval.models.checkpoint import find_checkpoint
     from musicgen_eval.models.delay import delay_codes, undelay_codes
     from musicgen_eval.models.musicgen import MusicGen, load_model
-    from musicgen_eval.records import CodecSpec, Continuation, ContinuationSettings, Reading, Track, Window
+    from musicgen_eval.records import CodecSpec, Continuation, Reading, Track, Window
     from musicgen_eval.results.stored_run import StoredRun, load_run
     from musicgen_eval.runs.datamodule import WindowDataModule
     from musicgen_eval.runs.module import MusicGenEvaluation
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "api": ("GenerationResult", "PerplexityResult", "generate", "perplexity"),
     "inference.continuation": ("continue_codes",),
+    "inference.settings": ("ContinuationSettings",),
     "metrics.plugin.contract": ("MetricEntry",),
     "metrics.plugin.providers": ("InputProvider",),
     "results.stored_run": ("StoredRun", "load_run"),
@@ -54,7 +56,7 @@ _HOMES = {
     "models.checkpoint": ("find_checkpoint",),
     "models.musicgen": ("MusicGen", "load_model"),
     "runs.module": ("MusicGenEvaluation",),
-    "records": ("CodecSpec", "Continuation", "ContinuationSettings", "Reading", "Track", "Window"),
+    "records": ("CodecSpec", "Continuation", "Reading", "Track", "Window"),
     "inference.scoring": ("nll_from_logits", "score_and_rank_codes", "score_codes"),
     "data.windows": ("plan_windows",),
 }

@@ -43,7 +43,7 @@ def oracle() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(oracle: Path) -> MusicGen:
-    """A random MusicGen of 64 entries a codebook, whose logits are far from uniform; never moved or cast by a test."""
+    """A random MusicGen with 64 codes per codebook and logits far from uniform. Tests must not move or cast it."""
     return load_model(oracle / "tiny_musicgen")
 
 
@@ -62,7 +62,7 @@ def generator() -> torch.Generator:
 
 @pytest.fixture
 def one_thread():
-    """One torch thread: tiny tensors gain nothing by more, and wait for each other if another process keeps a core busy."""
+    """Limits torch to one thread, since threads for tiny tensors wait for each other if another process uses a core."""
     found = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -10,7 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "musicgen_eval"
 LAYERS = (
-    ("errors", "records"),
+    ("errors",),
+    ("records",),
     ("files",),
     ("audio", "models"),
     ("metrics",),

@@ -1,9 +1,9 @@
-"""Draws the demo model's surprise at a demo clip, second by second, above the clip's mel spectrogram.
+"""Draws the nll of a demo clip per frame, above the mel spectrogram of the clip.
 
     python tools/draw_surprise.py                                    writes docs/images/surprise.png
     python tools/draw_surprise.py --track happy_04 --out figure.png
 
-Needs matplotlib, which is in the extra `dev`.
+Requires matplotlib, which is part of the extra `dev`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torchaudio
 
 import musicgen_eval
 from musicgen_eval.audio.reader import open_track
-from musicgen_eval.data.planning import DEMO_CLIPS
+from musicgen_eval.data.plan_builder import DEMO_CLIPS
 
 ROOT = Path(__file__).parents[1]
 SMOOTHED_FRAMES = 25  # half a second
@@ -27,7 +27,7 @@ RATE_HZ = 32_000
 
 
 def smoothed(values: np.ndarray, num_frames: int) -> np.ndarray:
-    """Returns the mean over `num_frames` neighbouring values; fewer at both ends."""
+    """Returns the mean over `num_frames` neighbouring values, or over fewer values at both ends."""
     kernel = np.ones(num_frames)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
 
@@ -36,8 +36,8 @@ def draw(track: str, out: Path) -> None:
     """Scores the demo's clips and draws one of them.
 
     Args:
-        track: id of a clip, as in the demo's manifest.
-        out: the PNG file to write.
+        track: Id of a clip in the demo's manifest.
+        out: PNG file to write.
     """
     result = musicgen_eval.perplexity("demo", context_s=5, target_s=5, accelerator="cpu")
     nll = result.nll[track].numpy()

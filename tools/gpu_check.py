@@ -4,19 +4,19 @@
     python tools/gpu_check.py --sections peaks oracle tests      only these
     python tools/gpu_check.py --quick                            one shape, two batches, few repetitions
 
-It runs from a checkout and needs no network: networks of the sizes of facebook's checkpoints are drawn at random. Sections:
+It runs from a checkout and needs no internet: the networks have the sizes of Meta's checkpoints and random weights. Sections:
 
-    peaks          bandwidth and matrix products that the device reaches; all shares refer to them
+    peaks          bandwidth and rates of matrix products that the device reaches; all shares refer to them
     oracle         differences from audiocraft's figures in every precision
-    continuation   decode steps per second of demo, small, medium and large, against transformers and a plain loop
-    scoring        windows per second, likewise, and the encoder
-    determinism    bytes of two equal runs compared
+    continuation   decode steps per second of demo, small, medium and large, compared with transformers and a plain loop
+    scoring        windows per second of the same models, and of the encoder
+    determinism    byte-wise comparison of two equal runs
     profile        kernels, launches and idle time of 50 decode steps
     tests          the tests that need a GPU
     options        eager, captured and compiled steps; cuDNN attention
 
-Each section has a time budget. The report is written after each section. A section that fails or runs out of time keeps what it
-has measured, and the next one runs. The exit status is 1 if a section failed or ran out of time.
+Each section has a time budget. The report is written after each section. A section that fails or runs out of time keeps its
+completed measurements, and the next section runs. The exit status is 1 if a section failed or ran out of time.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Make tests/data/audio with the encoders of Debian's packages, and show which files a plain seek reads wrongly.
+"""Writes tests/data/audio with the encoders of Debian packages, and shows the files that a plain seek reads incorrectly.
 
     apt-get install lame vorbis-tools opus-tools flac sox ffmpeg
     python tools/make_audio_cases.py [--only PATTERN] [--show]
 
-The music is synthetic, short, and the same every time; other versions of an encoder give other bytes, not other tests.
+The music is synthetic, short and the same in each call. Other versions of an encoder write other bytes, which the tests accept.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import numpy as np
 import soundfile
 
 DATA = Path(__file__).parent.parent / "tests" / "data" / "audio"
-Make = Callable[[Path, Path], None]  # (folder for intermediate files, file to make)
+Make = Callable[[Path, Path], None]  # takes a folder for intermediate files, and the file to write
 
 
 def main() -> None:
-    """Make the files and print, for each, in how many of 200 seeks soundfile alone goes wrong."""
+    """Writes the files and prints the number of incorrect seeks of soundfile, of 200 per file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="*", help="make only the files that match")
-    parser.add_argument("--show", action="store_true", help="make nothing, only show")
+    parser.add_argument("--only", default="*", help="write only the files that match a glob pattern")
+    parser.add_argument("--show", action="store_true", help="write nothing, only show the table")
     arguments = parser.parse_args()
     DATA.mkdir(parents=True, exist_ok=True)
     for name, make in CASES.items():
@@ -36,11 +36,11 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 make(Path(folder), DATA / name)
         print(f"{name:32} {(DATA / name).stat().st_size:8} bytes  {naive_seeks(DATA / name)}")
-    print(f"{sum(path.stat().st_size for path in DATA.iterdir()):41} bytes in all")
+    print(f"{sum(path.stat().st_size for path in DATA.iterdir()):41} bytes in total")
 
 
 def music(seconds: float, rate_hz: int, num_channels: int, *, silence_s: float = 0.0, seed: int = 0) -> np.ndarray:
-    """(N, C) float32: plucked tones and bursts of noise, after a silence."""
+    """Returns (N, C) float32 with plucked tones and bursts of noise after a silence."""
     generator = np.random.default_rng(seed)
     num_samples = round(seconds * rate_hz)
     time_s = np.arange(num_samples) / rate_hz
@@ -56,7 +56,7 @@ def music(seconds: float, rate_hz: int, num_channels: int, *, silence_s: float =
 
 
 def naive_seeks(path: Path, num_seeks: int = 200) -> str:
-    """How a fresh open, a seek and a read compare with one read from the start, cut."""
+    """Describes how a seek and a read in a newly opened file differ from the same part of the whole file."""
     try:
         with soundfile.SoundFile(path) as sound:
             num_samples = sound.frames
@@ -78,11 +78,11 @@ def naive_seeks(path: Path, num_seeks: int = 200) -> str:
         num_wrong += difference > 1e-6
         worst = max(worst, difference)
     declared = "" if num_samples == len(whole) else f", declares {num_samples} samples and has {len(whole)}"
-    return f"soundfile: {num_wrong} of {num_seeks} seeks wrong, by up to {worst:.0e}{declared}"
+    return f"soundfile: {num_wrong} of {num_seeks} seeks incorrect, by up to {worst:.0e}{declared}"
 
 
 def run(*command: str | Path, stdout: Path | None = None) -> None:
-    """Run an encoder; with `stdout`, through a pipe, in which it cannot go back to write a length."""
+    """Runs an encoder. With `stdout`, it writes to a pipe and cannot seek back to write a length."""
     arguments = [str(part) for part in command]
     if stdout is None:
         subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -92,14 +92,14 @@ def run(*command: str | Path, stdout: Path | None = None) -> None:
 
 
 def wav(folder: Path, audio: np.ndarray, rate_hz: int) -> Path:
-    """The music as a 16 bit wav file for an encoder to read."""
+    """Writes the music as a 16-bit wav file, the input of an encoder."""
     path = folder / "music.wav"
     soundfile.write(path, audio, rate_hz, subtype="PCM_16")
     return path
 
 
 def with_soundfile(coding: str, rate_hz: int, num_channels: int, seconds: float, container: str = "WAV") -> Make:
-    """Written by soundfile itself."""
+    """Returns a function that writes a file with soundfile."""
 
     def make(folder: Path, path: Path) -> None:
         audio = music(seconds, rate_hz, num_channels, seed=len(path.name))
@@ -111,7 +111,7 @@ def with_soundfile(coding: str, rate_hz: int, num_channels: int, seconds: float,
 def with_lame(
     *options: str, seconds: float = 4.0, silence_s: float = 0.0, rate_hz: int = 44100, channels: int = 2
 ) -> Make:
-    """LAME, which adds an Info or Xing tag where it fits and `-t` is not given."""
+    """Returns a function that writes a file with LAME, which adds an Info or Xing tag unless `-t` is given."""
 
     def make(folder: Path, path: Path) -> None:
         source = wav(folder, music(seconds, rate_hz, channels, silence_s=silence_s), rate_hz)
@@ -123,7 +123,7 @@ def with_lame(
 def with_ffmpeg(
     *options: str, seconds: float = 2.0, rate_hz: int = 44100, channels: int = 2, piped: str | None = None
 ) -> Make:
-    """ffmpeg; `piped` names the format when it writes to a pipe."""
+    """Returns a function that writes a file with ffmpeg. `piped` is the format if it writes to a pipe."""
 
     def make(folder: Path, path: Path) -> None:
         source = wav(folder, music(seconds, rate_hz, channels), rate_hz)
@@ -137,7 +137,7 @@ def with_ffmpeg(
 
 
 def with_tool(*command: str, seconds: float, rate_hz: int, channels: int = 2) -> Make:
-    """Another encoder; `{in}` and `{out}` stand for the files."""
+    """Returns a function that writes a file with another encoder. `{in}` and `{out}` are replaced by the files."""
 
     def make(folder: Path, path: Path) -> None:
         source = wav(folder, music(seconds, rate_hz, channels), rate_hz)
@@ -147,7 +147,7 @@ def with_tool(*command: str, seconds: float, rate_hz: int, channels: int = 2) ->
 
 
 def joined(first: Make, second: Make) -> Make:
-    """Two files in one."""
+    """Returns a function that writes two files as one."""
 
     def make(folder: Path, path: Path) -> None:
         parts = [folder / f"{number}{path.suffix}" for number in range(2)]
@@ -159,13 +159,13 @@ def joined(first: Make, second: Make) -> Make:
 
 
 def oggenc(quality: float, seconds: float, rate_hz: int, channels: int = 2) -> Make:
-    """Vorbis."""
+    """Returns a function that writes Vorbis in Ogg."""
     command = ("oggenc", "-Q", "--serial", "1", "-q", str(quality), "-o", "{out}", "{in}")
     return with_tool(*command, seconds=seconds, rate_hz=rate_hz, channels=channels)
 
 
 def opusenc(kbit_per_s: float, seconds: float, rate_hz: int, channels: int = 2) -> Make:
-    """Opus in Ogg."""
+    """Returns a function that writes Opus in Ogg."""
     command = ("opusenc", "--quiet", "--serial", "1", "--bitrate", str(kbit_per_s), "{in}", "{out}")
     return with_tool(*command, seconds=seconds, rate_hz=rate_hz, channels=channels)
 

@@ -1,10 +1,10 @@
-"""Measures what goes wrong when MusicGen is scored by hand, on the demo, for docs/by_hand.md.
+"""Measures common mistakes of scoring MusicGen by hand on the demo, for docs/by_hand.md.
 
-    python tools/make_by_hand.py            # prints the table
-    python tools/make_by_hand.py --write    # puts the figures into the page
-    python tools/make_by_hand.py --check    # exits with 1 where the page says something else
+    python tools/make_by_hand.py            # prints the tables
+    python tools/make_by_hand.py --write    # writes the figures into the page
+    python tools/make_by_hand.py --check    # exits with status 1 if the page differs
 
-About a minute on 2 CPU cores, offline. The mistakes themselves are in `by_hand/mistakes.py`.
+This takes about a minute on 2 CPU cores, offline. The mistakes are in `by_hand/mistakes.py`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ PAGE = Path(__file__).parents[1] / "docs" / "by_hand.md"
 
 
 def main() -> int:
-    """Measures, prints, and writes or checks."""
+    """Prints the figures, and writes them into the page or compares them with it. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     doing = parser.add_mutually_exclusive_group()
-    doing.add_argument("--write", action="store_true", help="put the figures into docs/by_hand.md")
-    doing.add_argument("--check", action="store_true", help="compare them with docs/by_hand.md")
+    doing.add_argument("--write", action="store_true", help="write the figures into docs/by_hand.md")
+    doing.add_argument("--check", action="store_true", help="compare the figures with docs/by_hand.md")
     arguments = parser.parse_args()
     made = page.parts(measure(Demo()))
     print("\n\n".join(made[name] for name in ("table", "leak", "noise")))
@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def measure(demo: Demo) -> page.Measured:
-    """Everything that the page shows."""
+    """Measures all figures of the page."""
     right, without_text = demo.right(), demo.right(with_text=False)
     return page.Measured(
         right=right,

@@ -1,10 +1,10 @@
-"""Makes the demo model again from its seed: songs, codec, codes, decoder, checkpoint, clips, checks.
+"""Reproduces the demo model from its seed: songs, codec, codes, decoder, checkpoint, clips, checks.
 
     python tools/train_demo_model.py --work /some/folder            # everything, under 90 minutes on 2 CPU cores
     python tools/train_demo_model.py --work /some/folder --stages export clips
 
-Each stage leaves its result in the work folder, so that a later stage can be run alone. `--quick` runs the same stages
-in a few minutes, for a checkpoint that has the right shape and has learnt little.
+Each stage writes its result to the work folder, so that later stages can run separately. `--quick` runs the same stages
+in a few minutes, for a checkpoint that has the right shape and is hardly trained.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 STAGES = ("codec", "codes", "decoder", "export", "clips", "checks")
-# `halves.py` shares the work between threads, not OpenMP, and freed memory is kept: read when the process starts
+# `halves.py` runs in threads instead of OpenMP, and the allocator keeps freed memory. Both are read when a process starts.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MALLOC_MMAP_MAX_": "0",
@@ -29,13 +29,15 @@ ENVIRONMENT = {
 def main() -> None:
     """Runs the stages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="folder for what the stages leave to each other")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the intermediate results")
     parser.add_argument(
-        "--out", type=Path, help="folder of the package (default: this one; with --quick: one in the work folder)"
+        "--out",
+        type=Path,
+        help="folder of the package (default: this package; with --quick: a folder in the work folder)",
     )
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="little training, for a first look")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="stages to run (default: all)")
+    parser.add_argument("--threads", type=int, default=2, help="number of threads and processes (default: 2)")
+    parser.add_argument("--quick", action="store_true", help="train for a few steps only")
     arguments = parser.parse_args()
     if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ENVIRONMENT})
@@ -53,7 +55,7 @@ def main() -> None:
 
 
 def run_stage(stage: str, *, work: Path, out: Path, threads: int, quick: bool) -> None:
-    """Runs one stage; what it reads and writes lies in the work folder, the checkpoint and clips in `out`."""
+    """Runs one stage. Intermediate results are in the work folder, the checkpoint and the clips in `out`."""
     import torch
     from demo_model import card, checks, clips, codec, codes, decoder, export
     from demo_model.places import CLIPS, MODEL

@@ -1,4 +1,4 @@
-"""Command-line arguments, from the form in which users write them to the form that the parsers take."""
+"""Converts command-line arguments from the form in which users write them to the form that the parsers take."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import Any
 
 from jsonargparse import ArgumentError, Namespace
 
+from musicgen_eval.records.settings import field_types
 from musicgen_eval.runs.folder import resumed_arguments
+from musicgen_eval.runs.settings import RunSettings
 
 SHORT_OPTIONS = {"--context": "--context_s", "--duration": "--duration_s"}
-FLAGS = ("--retry_failures", "--allow_other_machine")
+FLAGS = tuple(f"--{name}" for name, kind in field_types(RunSettings).items() if kind is bool)
+"""Options that may be given without a value."""
 CONFIG_OPTIONS = ("--config", "-c")
 
 
 def full_option(argument: str) -> str:
-    """`--max-new-frames=5` as the parser knows it: `--max_new_frames=5`."""
+    """Returns an option in the form that the parser takes: `--max_new_frames=5` for `--max-new-frames=5`."""
     if not argument.startswith("--"):
         return argument
     option, equals, value = argument.partition("=")
@@ -27,7 +30,7 @@ def full_option(argument: str) -> str:
 
 
 def with_values(args: Sequence[str]) -> list[str]:
-    """Arguments in which a bare flag says that it is true."""
+    """Returns arguments in which every flag has a value."""
     return [
         f"{arg}=true" if arg in FLAGS and after.lower() not in ("true", "false") else arg
         for arg, after in pairwise([*args, "--"])
@@ -35,11 +38,11 @@ def with_values(args: Sequence[str]) -> list[str]:
 
 
 def with_resumed(args: Sequence[str]) -> list[str]:
-    """Arguments in which a run folder stands for its configuration and itself.
+    """Replaces `--resume` by the configuration and the folder of the run.
 
     Raises:
-        ArgumentError: `--resume` without a run folder.
-        RunError: a folder that holds no run.
+        ArgumentError: `--resume` has no run folder.
+        RunError: The folder contains no run.
     """
     full: list[str] = []
     rest = iter(with_values(args))
@@ -56,10 +59,10 @@ def with_resumed(args: Sequence[str]) -> list[str]:
 
 
 def utf8_text(text: str | None, *, option: str) -> str | None:
-    """A text argument as its bytes say it in UTF-8, whatever encoding the locale names.
+    """Decodes a text argument as UTF-8, regardless of the encoding of the locale.
 
     Raises:
-        ArgumentError: the bytes are not UTF-8.
+        ArgumentError: The bytes are not UTF-8.
     """
     if text is None or not any("\udc80" <= letter <= "\udcff" for letter in text):  # undecoded bytes
         return text
@@ -70,10 +73,10 @@ def utf8_text(text: str | None, *, option: str) -> str | None:
 
 
 def refuse_other_encodings(args: Sequence[str]) -> None:
-    """Refuses configuration files that are not UTF-8 text, by name.
+    """Refuses configuration files that are not UTF-8 text.
 
     Raises:
-        ArgumentError: names the file.
+        ArgumentError: A file is not UTF-8 text. The message names it.
     """
     for arg, after in pairwise([*args, ""]):
         option, equals, value = arg.partition("=")
@@ -88,7 +91,7 @@ def refuse_other_encodings(args: Sequence[str]) -> None:
 
 
 def expand_home(settings: Any) -> Any:
-    """The same settings, each text in them with its leading `~` replaced by the home directory."""
+    """Returns settings in which the home directory replaces the leading `~` of every text."""
     if isinstance(settings, str):
         return os.path.expanduser(settings)  # noqa: PTH111
     if isinstance(settings, list):

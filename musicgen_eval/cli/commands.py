@@ -1,4 +1,4 @@
-"""The commands of `musicgen-eval`, as functions whose signatures are the options.
+"""The commands of `musicgen-eval`, as functions whose arguments are the options.
 
 The functions import torch, Lightning and transformers when they are called, so that help texts and refused arguments do not wait
 for these imports. Two habits of jsonargparse restrict this module. It executes imports under `TYPE_CHECKING` to resolve signatures.
@@ -7,17 +7,23 @@ It also looks up the name of each function in the package `musicgen_eval`, where
 
 from __future__ import annotations
 
-import re
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from musicgen_eval.cli.arguments import full_option, utf8_text, with_resumed, with_values
 from musicgen_eval.cli.version import PrintVersion
+from musicgen_eval.data.settings import DataSettings
+from musicgen_eval.inference.settings import ContinuationSettings
+from musicgen_eval.runs.settings import AudioSettings, LengthSettings, ModelSettings, RunSettings
+from musicgen_eval.runs.signatures import takes_settings
+
+if TYPE_CHECKING:
+    from musicgen_eval.runs.folder import RunFolder
 
 AUDIO_HELP = (
     "one or more files, folders, globs or manifests (csv, jsonl, parquet), such as --audio *.wav; `demo` for the clips of the "
@@ -49,9 +55,9 @@ def parse_command(args: Sequence[str]) -> Callable[[], None]:
         A function that runs the command.
 
     Raises:
-        ArgumentError: the arguments are wrong.
-        RunError: the folder after `--resume` contains no run.
-        SystemExit: a help text or the version was printed.
+        ArgumentError: The arguments are wrong.
+        RunError: The folder after `--resume` contains no run.
+        SystemExit: A help text or the version was printed.
     """
     full = with_values([full_option(arg) for arg in args])
     options = [arg.partition("=")[0] for arg in full]
@@ -87,205 +93,57 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def evaluate_command(
-    audio: list[str],
-    text: str | None = None,
-    checkpoint: str = "demo",
-    revision: str | None = None,
-    context_s: float | None = None,
-    target_s: float | None = None,
-    head: Literal["score", "skip"] = "score",
-    tail: Literal["score", "drop"] = "score",
-    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"] = "32-true",
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto",
-    batch_size: int = 8,
-    limit: int | None = None,
-    min_duration_s: float = 0.0,
-    max_failures: int = 0,
-    allow_beyond_limit: bool = False,
-    save_nll: bool = False,
-    run_dir: Path | None = None,
-    resume: Path | None = None,
-    retry_failures: bool = False,
-    allow_other_machine: bool = False,
-) -> None:
-    """Measures the perplexity of audio files.
-
-    Args:
-        audio: files, folders, globs or manifests.
-        text: text for tracks that have none of their own.
-        checkpoint: `demo`, a name on the Hugging Face Hub such as facebook/musicgen-small, or a folder.
-        revision: branch, tag or commit on the hub.
-        context_s: length of the context before each target, in seconds; default: half of the checkpoint's limit.
-        target_s: length of the target of each window, in seconds; default: half of the checkpoint's limit.
-        head: `score` counts every code; `skip` counts only codes with a full context.
-        tail: `score` counts every codebook to its last frame; `drop` leaves out the last frames, as audiocraft does.
-        precision: precision of the decoder.
-        accelerator: kind of device to run on.
-        batch_size: windows per step.
-        limit: number of tracks, from the first; default: all.
-        min_duration_s: shorter tracks are skipped, and the result counts them.
-        max_failures: number of tracks that may fail before the run ends with an error.
-        allow_beyond_limit: allow windows that are longer than the model was trained on, for experiments.
-        save_nll: also write the negative log-likelihood of every code.
-        run_dir: folder for the results; default: runs/<date>-evaluate. If the folder already holds this run, the run is resumed.
-        resume: run folder to resume with its own settings; only max_failures can be given with it.
-        retry_failures: when a run is resumed, measure its failed tracks again.
-        allow_other_machine: resume a run that was begun on another machine.
-    """
+@takes_settings(without=("source", "num_workers", "max_frames", "seed"))
+def evaluate_command(audio: list[str], data: DataSettings, model: ModelSettings, run: RunSettings) -> None:
+    """Measures the perplexity of audio files."""
     from rich.console import Console
 
     from musicgen_eval.runs.datamodule import WindowDataModule
-    from musicgen_eval.runs.folder import RunFolder, resume_line
+    from musicgen_eval.runs.folder import resume_line
     from musicgen_eval.runs.module import MusicGenEvaluation
-    from musicgen_eval.runs.progress_bar import EvaluationProgress
-    from musicgen_eval.runs.runner import Resume, run_evaluation
+    from musicgen_eval.runs.runner import run_evaluation
 
-    module = MusicGenEvaluation(checkpoint, revision, tail=tail, save_nll=save_nll)
-    data = WindowDataModule(
-        source=_source(audio),
-        text=text,
-        context_s=context_s,
-        target_s=target_s,
-        head=head,
-        batch_size=batch_size,
-        limit=limit,
-        min_duration_s=min_duration_s,
-        max_failures=max_failures,
-        allow_beyond_limit=allow_beyond_limit,
-    )
     run_evaluation(
-        module,
-        data,
-        precision=precision,
-        accelerator=accelerator,
-        run_dir=RunFolder.with_default_name("evaluate") if run_dir is None else run_dir,
-        callbacks=[EvaluationProgress()],
-        progress=True,
+        MusicGenEvaluation(**vars(model)),
+        WindowDataModule(**vars(replace(data, source=_source(audio)))),
+        run,
+        folder=_default_folder(run, "evaluate"),
         console=Console(),
-        resume=Resume(
-            partial(resume_line, "evaluate"),
-            retry_failures=retry_failures,
-            allow_other_machine=allow_other_machine,
-        ),
+        resume=partial(resume_line, "evaluate"),
     )
 
 
+@takes_settings(
+    without=(
+        "source", "target_s", "head", "num_workers", "allow_beyond_limit", "max_frames", "tail", "save_nll",
+    )
+)  # fmt: skip
 def generate_command(
     audio: list[str],
-    text: str | None = None,
-    checkpoint: str = "demo",
-    revision: str | None = None,
-    context_s: float | None = None,
-    duration_s: float | None = None,
-    max_new_frames: int | None = None,
-    stride_s: float | None = None,
-    guidance_scale: float = 3.0,
-    temperature: float = 1.0,
-    top_k: int | None = 250,
-    top_p: float | None = None,
-    num_continuations: int = 1,
-    threads: int | None = None,
-    kernels: Literal["graph", "compiled", "eager"] = "graph",
-    seed: int = 0,
-    format: Literal["flac", "wav", "mp3"] = "flac",
-    hold: Literal["continuation", "joined"] = "continuation",
-    originals: bool = True,
-    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"] = "32-true",
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto",
-    batch_size: int = 8,
-    limit: int | None = None,
-    min_duration_s: float = 0.0,
-    max_failures: int = 0,
-    run_dir: Path | None = None,
-    resume: Path | None = None,
-    retry_failures: bool = False,
-    allow_other_machine: bool = False,
+    data: DataSettings,
+    length: LengthSettings,
+    model: ModelSettings,
+    continuation: ContinuationSettings,
+    files: AudioSettings,
+    run: RunSettings,
 ) -> None:
-    """Continues audio files.
-
-    Args:
-        audio: files, folders, globs or manifests.
-        text: text prompt for tracks that have none of their own.
-        checkpoint: `demo`, a name on the Hugging Face Hub such as facebook/musicgen-small, or a folder.
-        revision: branch, tag or commit on the hub.
-        context_s: time in the track at which the continuation begins, in seconds; default: its middle. The prompt is the whole
-            track up to there if prompt and continuation fit into the checkpoint's limit; otherwise it is the last limit - stride_s
-            seconds, and a longer context_s is an error. Also --context.
-        duration_s: length of the continuation, in seconds; default: up to the end of the track. Also --duration.
-        max_new_frames: length of the continuation, in frames.
-        stride_s: by how many seconds the window slides beyond the checkpoint's limit; default: 3/5 of the limit.
-        guidance_scale: scale of classifier-free guidance; 1 turns guidance off.
-        temperature: divides the logits; 0 takes the most likely code.
-        top_k: number of the most likely codes to draw from.
-        top_p: draw from the most likely codes whose probabilities add up to this.
-        num_continuations: continuations per track.
-        threads: CPU threads for drawing codes and decoding audio.
-        kernels: how decode steps run on CUDA: replayed from a CUDA graph, replayed from a graph of kernels that torch.compile has
-            fused, or kernel by kernel. Ignored on a CPU.
-        seed: seed of the random numbers that draw the codes.
-        format: format of the audio files.
-        hold: `continuation` writes the generated part alone; `joined` writes the track up to the boundary and the generated part
-            after it, with a crossfade of 40 ms, for listening.
-        originals: also write the context and the true continuation.
-        precision: precision of the decoder.
-        accelerator: kind of device to run on.
-        batch_size: continuations per step.
-        limit: number of tracks, from the first; default: all.
-        min_duration_s: shorter tracks are skipped, and the result counts them.
-        max_failures: number of tracks that may fail before the run ends with an error.
-        run_dir: folder for the results; default: runs/<date>-generate. If the folder already holds this run, the run is resumed.
-        resume: run folder to resume with its own settings; only max_failures can be given with it.
-        retry_failures: when a run is resumed, continue its failed tracks again.
-        allow_other_machine: resume a run that was begun on another machine.
-    """
+    """Continues audio files."""
     from rich.console import Console
 
-    from musicgen_eval.api import continuation_seconds
-    from musicgen_eval.records import ContinuationSettings
-    from musicgen_eval.runs.continuation_files import AudioSettings
     from musicgen_eval.runs.datamodule import WindowDataModule
-    from musicgen_eval.runs.folder import RunFolder, resume_line
+    from musicgen_eval.runs.folder import resume_line
     from musicgen_eval.runs.module import MusicGenEvaluation
-    from musicgen_eval.runs.progress_bar import EvaluationProgress
-    from musicgen_eval.runs.runner import Resume, run_continuation
+    from musicgen_eval.runs.runner import run_continuation
 
-    continuation = ContinuationSettings(
-        stride_s=stride_s,
-        guidance_scale=guidance_scale,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        num_continuations=num_continuations,
-        threads=threads,
-        kernels=kernels,
-    )
-    module = MusicGenEvaluation(checkpoint, revision, metrics={}, seed=seed, continuation=continuation)
-    data = WindowDataModule(
-        source=_source(audio),
-        text=text,
-        context_s=context_s,
-        target_s=continuation_seconds(duration_s, max_new_frames, module.spec),
-        batch_size=batch_size,
-        limit=limit,
-        min_duration_s=min_duration_s,
-        max_failures=max_failures,
-    )
+    module = MusicGenEvaluation(**vars(model), metrics={}, continuation=continuation)
     run_continuation(
         module,
-        data,
-        precision=precision,
-        accelerator=accelerator,
-        run_dir=RunFolder.with_default_name("generate") if run_dir is None else run_dir,
-        callbacks=[EvaluationProgress()],
-        progress=True,
+        WindowDataModule(**vars(replace(data, source=_source(audio), target_s=length.seconds(module.spec)))),
+        run,
+        audio=files,
+        folder=_default_folder(run, "generate"),
         console=Console(),
-        resume=Resume(
-            partial(resume_line, "generate"),
-            retry_failures=retry_failures,
-            allow_other_machine=allow_other_machine,
-        ),
-        audio=AudioSettings(format=format, hold=hold, originals=originals),
+        resume=partial(resume_line, "generate"),
         return_continuations=False,
     )
 
@@ -294,8 +152,15 @@ COMMANDS: dict[str, Callable[..., None]] = {"evaluate": evaluate_command, "gener
 
 
 def _source(audio: list[str]) -> str | list[str]:
-    """One source as itself, several as a list."""
+    """Returns one source as a string, and several as a list."""
     return audio[0] if len(audio) == 1 else audio
+
+
+def _default_folder(run: RunSettings, command: str) -> RunFolder | None:
+    """Returns a folder with a default name, unless the settings name one."""
+    from musicgen_eval.runs.folder import RunFolder
+
+    return RunFolder.with_default_name(command) if run.run_dir is None else None
 
 
 def _resumed_command(args: Sequence[str]) -> Callable[[], None]:
@@ -304,7 +169,7 @@ def _resumed_command(args: Sequence[str]) -> Callable[[], None]:
     others = [arg for arg in options if arg.startswith("--") and arg.partition("=")[0] not in RESUME_OPTIONS]
     if others:
         raise ArgumentError(None, f"--resume takes every setting from the run; leave out {', '.join(others)}")
-    full = [re.sub(r"^--max_failures", "--data.max_failures", arg) for arg in with_resumed(options)]
+    full = [f"--data.{arg[2:]}" if arg.startswith("--max_failures") else arg for arg in with_resumed(options)]
     return partial(run_lightning, ["test" if command == "evaluate" else "predict", *full])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -20,7 +19,6 @@ from musicgen_eval.errors import EvaluationError, RunError
 from musicgen_eval.models.checkpoint import lasting_name
 from musicgen_eval.models.out_of_memory import out_of_memory_explained
 from musicgen_eval.records import Task
-from musicgen_eval.runs.continuation_files import AudioSettings
 from musicgen_eval.runs.datamodule import WindowDataModule, dead_workers_named
 from musicgen_eval.runs.folder import RunFolder, resume_line
 from musicgen_eval.runs.module import MusicGenEvaluation
@@ -30,11 +28,12 @@ from musicgen_eval.runs.progress_bar import EvaluationProgress
 from musicgen_eval.runs.recorder import RunRecorder
 from musicgen_eval.runs.result_logger import ResultLogger
 from musicgen_eval.runs.runner import check_precision
+from musicgen_eval.runs.settings import AudioSettings, RunSettings
 from musicgen_eval.runs.wandb_logger import WandbSettings, wandb_logger
 from musicgen_eval.runs.wandb_tracker import WandbTracker
 
 TRAINER_DEFAULTS = {
-    "precision": "32-true",
+    "precision": RunSettings.precision,
     "logger": False,
     "enable_checkpointing": False,
     "enable_model_summary": False,
@@ -44,7 +43,7 @@ TRAINER_DEFAULTS = {
 
 
 class EvaluationCLI(LightningCLI):
-    """LightningCLI without fit, and without what could open a pickle."""
+    """LightningCLI without fit, and without options that could open a pickle."""
 
     def __init__(self, args: list[str] | None = None) -> None:
         super().__init__(
@@ -61,12 +60,12 @@ class EvaluationCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The commands, each with the arguments of the Trainer's method that are not offered."""
+        """Returns the commands, each with the arguments of the Trainer's method that have no option."""
         skipped = {"model", "dataloaders", "datamodule", "ckpt_path", "weights_only", "verbose", "return_predictions"}
         return {"validate": skipped, "test": skipped, "predict": skipped}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """A parser that raises instead of printing its usage."""
+        """Returns a parser that raises errors instead of printing its usage."""
         return super().init_parser(**{**kwargs, "exit_on_error": False})
 
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
@@ -75,50 +74,27 @@ class EvaluationCLI(LightningCLI):
         self.parser.add_argument("--version", action=PrintVersion)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the run folder, how continuations are written, and W&B."""
-        parser.add_argument(
-            "--run_dir",
-            type=Path | None,
-            default=None,
-            help="Folder for the results; default: runs/<date>-<command>. If it already holds this run, the run is resumed",
-        )
-        parser.add_argument(
-            "--resume",
-            type=Path | None,
-            default=None,
-            help="Run folder to resume: stands for its config.yaml and its run_dir",
-        )
-        parser.add_argument(
-            "--retry_failures",
-            type=bool,
-            default=False,
-            help="When a run is resumed, measure its failed tracks again",
-        )
-        parser.add_argument(
-            "--allow_other_machine",
-            type=bool,
-            default=False,
-            help="Resume a run that was begun on another machine; its last bits may differ, which the result records",
-        )
+        """Adds the options of the run folder, the audio files and W&B."""
+        parser.add_class_arguments(RunSettings, skip={"precision", "accelerator"})  # options of the trainer
         parser.add_class_arguments(AudioSettings, "audio")
         parser.add_class_arguments(WandbSettings, "wandb")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses the arguments, once it is known that all configuration files are text."""
+        """Parses the arguments, after checking that all configuration files are text."""
         refuse_other_encodings(args or [])
         super().parse_arguments(parser, args)
 
     def instantiate_classes(self) -> None:
-        """Makes model, data and trainer; a setting that a library refuses is an error of the arguments."""
+        """Makes model, data and trainer. Errors of libraries become errors of the arguments."""
         try:
             super().instantiate_classes()
         except (EvaluationError, MisconfigurationException, ArgumentError):
             raise
-        except Exception as error:  # libraries raise whatever they like
+        except Exception as error:  # libraries raise errors of many types
             raise ArgumentError(None, f"a setting cannot be used: {type(error).__name__}: {error}") from error
 
     def before_instantiate_classes(self) -> None:
-        """Refuses what would be ignored or wrong, before anything is made."""
+        """Refuses settings that would be ignored or would change numbers."""
         settings = self._settings
         for group in ("trainer", "model", "data", "audio", "wandb"):
             if not isinstance(settings[group], Namespace):
@@ -129,23 +105,23 @@ class EvaluationCLI(LightningCLI):
         for setting in ("limit_test_batches", "limit_val_batches", "limit_predict_batches"):
             if getattr(trainer, setting) is not None:  # Lightning would read a 1 as all of them
                 raise RunError(
-                    f"trainer.{setting} would leave tracks half measured; use data.limit, which counts tracks"
+                    f"trainer.{setting} would leave out windows of a track; remove it and use data.limit, which counts tracks"
                 )
         check_precision(str(trainer.precision), str(trainer.accelerator))
         if trainer.benchmark:
             raise RunError(
-                "trainer.benchmark lets cuDNN choose algorithms by timing, so two runs would differ; leave it out"
+                "trainer.benchmark is set, but cuDNN would choose algorithms by timing, so two runs would differ; remove it"
             )
         if trainer.use_distributed_sampler:
-            raise RunError("trainer.use_distributed_sampler would score windows twice; leave it false")
+            raise RunError("trainer.use_distributed_sampler is set, but it would score windows twice; remove it")
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Adds the run folder, the progress bar and W&B to the Trainer's own settings."""
+        """Adds the callbacks of the run folder, the progress bar and W&B to those of the Trainer."""
         settings = self._settings
         command = str(self.subcommand)
         self.folder = RunFolder(settings.run_dir) if settings.run_dir else RunFolder.with_default_name(command)
         again = settings.clone()
-        again.run_dir = None  # the file is to give the run again, elsewhere
+        again.run_dir = None  # config.yaml repeats the run in another folder
         again.retry_failures = again.allow_other_machine = False
         again.data.source = lasting_source(again.data.source)
         again.model.checkpoint = lasting_name(again.model.checkpoint)
@@ -156,21 +132,22 @@ class EvaluationCLI(LightningCLI):
         callbacks: list[L.Callback] = []
         if trainer_config.enable_progress_bar is not False:
             callbacks.append(EvaluationProgress())
-        writer = RunRecorder(
+        recorder = RunRecorder(
             self.folder,
             command=command,
             config_yaml=config_yaml,
             resume=lambda run_dir: resume_line(self.folder.begun_with or command, run_dir),
             console=console,
             audio=AudioSettings(**settings.audio.as_dict()),
-            retry_failures=settings.retry_failures,
-            allow_other_machine=settings.allow_other_machine,
+            settings=RunSettings(
+                retry_failures=settings.retry_failures, allow_other_machine=settings.allow_other_machine
+            ),
         )
         self.stop = StopAfterBatch(say=_print_on_stderr if console is not None else None)
-        callbacks += [self.stop, writer]  # loggers follow the writer: results are on disk before they could fail
-        callbacks.append(ResultLogger(settings.as_dict(), writer, excluded=logger))
+        callbacks += [self.stop, recorder]  # results are on disk before loggers can fail
+        callbacks.append(ResultLogger(settings.as_dict(), recorder, excluded=logger))
         if logger is not None:
-            callbacks.append(WandbTracker(settings.as_dict(), writer, settings.wandb.max_logged))
+            callbacks.append(WandbTracker(settings.as_dict(), recorder, settings.wandb.max_logged))
         trainer_config.callbacks = [*(trainer_config.callbacks or []), *callbacks]
         try:
             trainer = super().instantiate_trainer(**kwargs)
@@ -183,13 +160,13 @@ class EvaluationCLI(LightningCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """The run, told to end by signals."""
+        """Runs the command. Signals can stop it after a batch."""
         batch_size = self.datamodule.settings.batch_size
         with self.stop.listening(), dead_workers_named(), out_of_memory_explained(batch_size, "moving data to it"):
             super()._run_subcommand(subcommand)
 
     def before_test(self) -> None:
-        """Refuses a wrong checkpoint or metric, then claims the run folder, before any other process or file exists."""
+        """Checks checkpoint and metrics, then claims the run folder, before other processes are started."""
         task: Task = "continue" if self.subcommand == "predict" else "score"
         refuse_strategy(self.trainer, task)
         self.model.prepare(task)
@@ -197,16 +174,16 @@ class EvaluationCLI(LightningCLI):
             self.folder.claim()
 
     def after_test(self) -> None:
-        """A metric that could not be computed is an error, though the others' results are written."""
+        """Raises an error if a metric could not be computed. The results of the other metrics are written."""
         if self.model.result is not None and self.model.result.metric_errors:
             names = ", ".join(self.model.result.metric_errors)
-            raise RunError(f"metrics that could not be computed: {names}; the other results are written")
+            raise RunError(f"cannot compute the metrics {names}; the other results are written")
 
     before_validate = before_predict = before_test
     after_validate = after_predict = after_test
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Lightning would keep all that predict returns until its end."""
+        """Prevents Lightning from keeping all continuations in memory."""
         prepared: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         return {**prepared, "return_predictions": False} if subcommand == "predict" else prepared
 

@@ -1,7 +1,7 @@
 """The entry points of the two commands.
 
     python train_like_eval.py test --config configs/demo.yaml     LightningCLI: every setting of trainer, model and data
-    musicgen-eval evaluate --audio song.mp3                       the everyday cases
+    musicgen-eval evaluate --audio song.mp3                       the most common settings
     musicgen-eval generate --audio song.mp3 --text "EDM"
 
 Every error is printed as one message, and the exit status is not zero.
@@ -47,7 +47,8 @@ def _guarded(parse: Callable[[], Callable[[], None]]) -> int:
     """Parses and runs a command, and prints an error as one message.
 
     Args:
-        parse: parses the arguments without importing torch or Lightning, and returns a function that runs the command.
+        parse: Function that parses the arguments without importing torch or Lightning, and returns a function that runs the
+            command.
 
     Returns:
         The exit status: 0 for success, 2 for wrong arguments, 143 for SIGTERM, 130 for an interrupt, 1 for other errors.

@@ -1,4 +1,8 @@
-"""Messages of jsonargparse in one line each, in the words of a user rather than of Python's type hints."""
+"""Shortens the error messages of jsonargparse to one line, without the terms of Python's type hints.
+
+This is the only module that depends on the wording of jsonargparse. `tests/cli/test_parser_messages.py` compares it with the
+installed version.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ CLASS = r"[\w.]+"
 
 
 def one_line(message: str) -> str:
-    r"""The parser's message in one line; messages of a known kind are rephrased.
+    r"""Returns a message of the parser in one line. Messages of a known kind are rephrased.
 
     >>> one_line('Parser key "model.seed":\n  Expected a <class \'int\'>. Got value: inf')
     "model.seed: expected int, got 'inf'"
@@ -30,7 +34,7 @@ def _missing_option(message: str) -> str | None:
 
 
 def _unknown_metric(message: str) -> str | None:
-    """Names the nearest metric classes, in place of a page about the types that were tried."""
+    """Suggests metric classes with a similar name."""
     unknown = re.search(rf"(?:given class_path '|dot import path string: )({CLASS})", message)
     if unknown is None or "model.metrics" not in message or "arguments are required" in message:
         return None
@@ -46,7 +50,7 @@ def _unknown_metric(message: str) -> str | None:
 
 
 def _class_problem(message: str) -> str | None:
-    """A class that was found, and whose arguments are missing or wrong."""
+    """Describes missing or wrong arguments of a class."""
     found = re.search(
         rf"Problem with given class_path '({CLASS})':\s*\n?(.*?)(?=\n\s*- |\n\s*Given value|\Z)", message, re.S
     )
@@ -76,7 +80,7 @@ def _wrong_value(message: str) -> str | None:
 
 
 def _plain_type(kind: str) -> str:
-    """A type as the parser prints it, in plain words.
+    """Returns the plain name of a type that the parser prints.
 
     >>> [_plain_type(kind) for kind in ("<class 'NoneType'>", "typing.Literal['a', 'b']", "dot import path string: foo", "Metric")]
     ['null', "one of 'a', 'b'", 'the path of a class', 'Metric']
@@ -99,5 +103,5 @@ def _without_parser(message: str) -> str:
 
 
 def _metric_names(module: ModuleType) -> Sequence[str]:
-    """The metrics that a module hands out by name."""
+    """Returns the names of the public classes of a module."""
     return [name for name in module.__all__ if isinstance(getattr(module, name), type)]

@@ -1,7 +1,7 @@
 """Standard output and standard error that can fail without ending a run.
 
     a character that the terminal cannot show      --> a replacement character
-    a reader that has gone away, as in `| head`    --> the rest of the output is dropped
+    a closed pipe, as in `| head`                  --> the rest of the output is dropped
     a stream that is closed from the start         --> its output is dropped
 
 Results are complete in the run folder, so the exit status does not depend on the terminal.
@@ -37,10 +37,10 @@ class TolerantStream:
     """A text stream that replaces what it cannot encode, and drops everything once it cannot be written to.
 
     Args:
-        stream: the stream to write to.
+        stream: Stream to write to.
 
     Attributes:
-        on_loss: called once with the error after which everything is dropped.
+        on_loss: Function that is called once, with the error after which everything is dropped.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -49,17 +49,17 @@ class TolerantStream:
         self._is_lost = False
 
     def write(self, text: str) -> int:
-        """Writes a text; returns its number of characters, as every text stream does."""
+        """Writes a text. Returns its number of characters, like every text stream."""
         self._attempt(lambda: self._write(text))
         return len(text)
 
     def writelines(self, lines: Iterator[str]) -> None:
-        """Writes texts one after the other."""
+        """Writes several texts."""
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
-        """Passes on what the stream has buffered."""
+        """Writes the buffer of the stream."""
         self._attempt(self._stream.flush)
 
     def __getattr__(self, name: str) -> Any:
@@ -83,15 +83,15 @@ class TolerantStream:
                 self.on_loss(error)
 
     def _drop_buffered(self) -> None:
-        """Points the descriptor to /dev/null, or the interpreter would fail to flush the stream when it exits."""
-        with suppress(OSError, ValueError):  # a stream of a test has no descriptor
+        """Redirects the descriptor to /dev/null, because the interpreter flushes the stream when it exits."""
+        with suppress(OSError, ValueError):  # streams of tests have no descriptor
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
             os.close(null)
 
 
 def _warn_of_lost_stdout(error: OSError | ValueError) -> None:
-    """Reports a full disk and the like; a reader that has gone away wanted no more."""
+    """Prints a warning, except for a closed pipe."""
     if isinstance(error, OSError) and error.errno != errno.EPIPE:
         print(f"warning: standard output cannot be written ({error.strerror}); the run continues", file=sys.stderr)
 
@@ -102,4 +102,4 @@ def _open_closed_descriptors() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest descriptor that is free is this one
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest free descriptor, which is this one

@@ -11,7 +11,7 @@ from musicgen_eval.errors import RunError
 
 
 class PrintVersion(Action):
-    """Prints the version of the package and ends the command; the version is read only then."""
+    """Prints the version of the package and ends the command."""
 
     def __init__(self, option_strings: Sequence[str], dest: str = SUPPRESS, **settings: Any) -> None:
         super().__init__(option_strings, dest=SUPPRESS, default=SUPPRESS, nargs=0, help="Show the version and exit.")
@@ -19,7 +19,7 @@ class PrintVersion(Action):
     def __call__(
         self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: Any = None
     ) -> NoReturn:
-        """Prints the version; called by the parser."""
+        """Prints the version. The parser calls this."""
         exit_with_version()
 
 
@@ -27,8 +27,8 @@ def exit_with_version() -> NoReturn:
     """Prints `musicgen-eval` and the version of the installed package.
 
     Raises:
-        SystemExit: the version was printed; the exit status is 0.
-        RunError: the package is not installed.
+        SystemExit: The version was printed. The exit status is 0.
+        RunError: The package is not installed.
     """
     try:
         print(f"musicgen-eval {version('musicgen-eval')}")

@@ -11,7 +11,7 @@ from hashlib import sha256
 
 from torch.utils.data import Sampler
 
-from musicgen_eval.data.planning import Plan
+from musicgen_eval.data.plan import Plan
 
 
 class RankBatches(Sampler[list[int]]):

@@ -1,7 +1,7 @@
 """The plan of a run: the status of every track and the windows of the tracks that are measured, stored as columns.
 
 A plan of a million tracks takes a hundred megabytes and is sent to every process. Values that follow from the columns are computed
-on demand. `planning.py` makes plans.
+on demand. `plan_builder.py` makes plans.
 """
 
 from __future__ import annotations

@@ -13,16 +13,13 @@ A plan of a million tracks is a few numpy columns; a `Window` is created from a 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from musicgen_eval.data.settings import Head
 from musicgen_eval.errors import WindowError
 from musicgen_eval.records import CodecSpec, Window
-
-Head = Literal["score", "skip"]
-MAX_FRAMES = 1 << 40  # seven centuries at 50 Hz
 
 
 @dataclass(frozen=True)
@@ -150,35 +147,6 @@ def plan_continuations(
     return WindowPlan(
         track=track, index=index, start_frame=boundary - prompt, context_frames=prompt, target_frames=target
     )
-
-
-def whole_frames(seconds: float, frame_rate_hz: int, *, setting: str) -> int:
-    """Converts seconds to a whole number of frames.
-
-    Args:
-        seconds: Length in seconds.
-        frame_rate_hz: Frames per second.
-        setting: Name of the setting, for messages.
-
-    Raises:
-        WindowError: The length is not finite or not a whole number of frames; the message gives the nearest valid lengths.
-
-    >>> whole_frames(0.34, 50, setting="context_s")
-    17
-    """
-    frames = seconds * frame_rate_hz
-    if not abs(frames) < MAX_FRAMES:
-        raise WindowError(
-            f"{setting} must be a finite number of seconds below {MAX_FRAMES / frame_rate_hz:.2g}, got {seconds:g}"
-        )
-    nearest = round(frames)
-    if abs(frames - nearest) > 1e-6:
-        below = int(frames) / frame_rate_hz
-        raise WindowError(
-            f"{setting}={seconds:g} s is {frames:g} frames at {frame_rate_hz} Hz, expected a whole number; "
-            f"set it to {below:g} or {below + 1 / frame_rate_hz:g}"
-        )
-    return nearest
 
 
 def check_limit(context_frames: int, target_frames: int, spec: CodecSpec, *, allow_beyond_limit: bool) -> None:

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from musicgen_eval.inference.continuation import WindowSpan, continue_prompts, window_spans
+from musicgen_eval.inference.continuation import continue_prompts
 from musicgen_eval.inference.readings import CodedWindow, score_readings
+from musicgen_eval.inference.settings import ContinuationSettings
+from musicgen_eval.inference.sliding_windows import WindowSpan, window_spans
 from musicgen_eval.models.decoder.sampling import Sampling, continuation_uniforms
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.models.numerics import full_precision
 from musicgen_eval.models.threads import torch_threads
-from musicgen_eval.records import CodecSpec, ContinuationSettings, Reading, ScoredWindow, Window
+from musicgen_eval.records import CodecSpec, Reading, ScoredWindow, Window
 
 
 @torch.inference_mode()

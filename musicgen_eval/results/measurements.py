@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from musicgen_eval.data.planning import Plan
+from musicgen_eval.data.plan import Plan
 from musicgen_eval.errors import RunError
 from musicgen_eval.metrics.plugin.states import State
 from musicgen_eval.results.journal.format import JournalEntry, JournalRow, SideFileRef

@@ -16,7 +16,7 @@ from typing import Protocol
 from torchmetrics import Metric
 
 from musicgen_eval.data.batches import batch_key, batch_rows, num_batches
-from musicgen_eval.data.planning import Plan
+from musicgen_eval.data.plan import Plan
 from musicgen_eval.results.journal.reader import JournalReader
 from musicgen_eval.results.journal.writer import JournalWriter
 from musicgen_eval.results.measurements import Measurements, WindowRecord, entries_of

@@ -21,7 +21,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from musicgen_eval.data.plan import STATUSES, Plan, StatusColumn, TrackStatus
-from musicgen_eval.data.planning import refuse_failures
+from musicgen_eval.data.plan_builder import refuse_failures
 from musicgen_eval.errors import RunError
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.states import State, compute_in_place, is_sum_metric

@@ -16,10 +16,9 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,9 +26,11 @@ from torch import Tensor
 from musicgen_eval.audio.writer import AudioWriter
 from musicgen_eval.errors import AudioError, RunError
 from musicgen_eval.files.redaction import redact, redact_tree
-from musicgen_eval.records import Continuation, ContinuationSettings
+from musicgen_eval.inference.settings import ContinuationSettings
+from musicgen_eval.records import Continuation
 from musicgen_eval.results.files import cells
 from musicgen_eval.runs.continuation_audio import Sound
+from musicgen_eval.runs.settings import AudioSettings
 
 CROSSFADE_S = 0.04
 NUM_DIGITS = 16  # of a digest: of 100,000 ids two meet with a chance of 3e-10; with 8 digits it would be 0.69
@@ -38,26 +39,6 @@ COLUMNS = (
     "track", "continuation", "context_s", "heard_s", "generated_s", "reference_s", "text", "seed", "temperature", "top_k",
     "top_p", "guidance_scale", "stride_s", "path", "context_path", "reference_path",
 )  # fmt: skip
-
-
-@dataclass
-class AudioSettings:
-    """How continuations are written.
-
-    Attributes:
-        format: of the files.
-        hold: `continuation`: what was generated, alone; `joined`: the track up to the joint, and what was generated after it.
-        originals: whether the context and the true continuation are written beside it, once a track.
-    """
-
-    format: Literal["flac", "wav", "mp3"] = "flac"
-    hold: Literal["continuation", "joined"] = "continuation"
-    originals: bool = True
-
-    def __post_init__(self) -> None:
-        for name, known in (("format", ("flac", "wav", "mp3")), ("hold", ("continuation", "joined"))):
-            if getattr(self, name) not in known:
-                raise RunError(f"audio {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
 
 class ContinuationFolder:
@@ -104,7 +85,7 @@ class ContinuationFolder:
         path = self.path / continuation_path(window.track, window.index, ending)
         folder = path.parent
         context_path, reference_path = folder / f"context.{ending}", folder / f"reference.{ending}"
-        pieces = joined_pieces(sound) if self.settings.hold == "joined" else sound.generated
+        pieces = joined_pieces(sound) if self.settings.layout == "joined" else sound.generated
         written: list[Path] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)

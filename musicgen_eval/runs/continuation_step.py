@@ -26,12 +26,13 @@ from musicgen_eval.inference.batch_continuation import (
     score_continuations,
     unscored,
 )
+from musicgen_eval.inference.settings import ContinuationSettings
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.inputs import ContinuationAudio, Offer, fetch
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.models.numerics import float32_by_default, full_precision
 from musicgen_eval.models.threads import single_threaded, torch_threads
-from musicgen_eval.records import CodecSpec, Continuation, ContinuationSettings
+from musicgen_eval.records import CodecSpec, Continuation
 from musicgen_eval.results.measurements import WindowRecord
 from musicgen_eval.results.running_totals import RunningTotals
 from musicgen_eval.runs.continuation_audio import ContinuationSink, Sound

@@ -1,9 +1,9 @@
-"""The LightningDataModule: windows of audio, every one of them exactly once, on any number of devices.
+"""The LightningDataModule: deals the windows of audio to the ranks, each window exactly once, on any number of devices.
 
     plan (rank 0, broadcast) --batches, formed once over all windows--> rank r takes batches r, r + R, r + 2R, ...
 
-Batches do not depend on the number of devices, so neither do a window's neighbours. Every rank makes the same number of
-steps; the surplus ones carry an empty batch. Knows files and frames; what is done with the audio is the module's business.
+Batches do not depend on the number of devices, so a window always has the same neighbours. Every rank makes the same number of
+steps. A surplus step has an empty batch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import resource_sharer
-from typing import Literal, Protocol, cast
+from typing import Protocol, cast
 
 import lightning as L
 import torch
@@ -25,30 +25,32 @@ from musicgen_eval.data.continuation_plan import plan_continuation
 from musicgen_eval.data.index_builder import Opening
 from musicgen_eval.data.notes import print_notes
 from musicgen_eval.data.plan import Plan
-from musicgen_eval.data.planning import DataSettings, plan_evaluation
+from musicgen_eval.data.scoring_plan import plan_evaluation
+from musicgen_eval.data.settings import DataSettings
 from musicgen_eval.errors import AudioError, RunError
+from musicgen_eval.inference.settings import ContinuationSettings
 from musicgen_eval.models.transfers import upload
-from musicgen_eval.records import CodecSpec, ContinuationSettings, Task, Window
+from musicgen_eval.records import CodecSpec, Task, Window
 from musicgen_eval.results.journal.reader import failed_tracks
-from musicgen_eval.runs.argument_types import check_arguments, check_text
 from musicgen_eval.runs.context import RunContext, context_provider
 from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0
 from musicgen_eval.runs.processes.strategy import share_of_data
+from musicgen_eval.runs.signatures import takes_settings
 
 
 @dataclass(frozen=True)
 class WindowAudio:
-    """One window as it was read.
+    """The audio and the texts of a window.
 
     Attributes:
-        row: its row in the plan.
-        track_row: its track's row in the plan.
-        window: which frames it holds.
-        audio: (C, N) float32 at the codec's rate, N = frames x hop, in predict those of the context alone; None where reading
-            failed.
-        text: the track's text.
-        other_text: another track's text.
-        failure: why reading failed.
+        row: Row of the window in the plan.
+        track_row: Row of the track in the plan.
+        window: Position of the window.
+        audio: (C, N) float32 at the sample rate of the codec, N = frames x hop. In predict, the audio of the prompt. None means
+            that reading failed.
+        text: Text of the track.
+        other_text: Text of another track.
+        failure: Reason why reading failed.
     """
 
     row: int
@@ -61,20 +63,20 @@ class WindowAudio:
 
 
 class Batch:
-    """The windows of one step; none in a surplus step, which only keeps the ranks together.
+    """The windows of one step. A surplus step, which keeps the ranks in step, has none.
 
-    Not a dataclass: `bf16-true` would go through its fields and round the audio.
+    This is not a dataclass, because `bf16-true` converts the fields of dataclasses and would round the audio.
     """
 
     def __init__(self, windows: list[WindowAudio]) -> None:
         self.windows = windows
 
     def pin_memory(self) -> Batch:
-        """The same batch in pinned memory, from which an accelerator copies without making the CPU wait; a DataLoader calls it."""
+        """Returns the batch in pinned memory, from which an accelerator copies asynchronously. The DataLoader calls this."""
         return self._with_audio(torch.Tensor.pin_memory)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device; the copies are not waited for."""
+        """Returns the batch on a device, without waiting for the copies."""
         return self._with_audio(lambda audio: upload(audio, device))
 
     def _with_audio(self, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -86,63 +88,24 @@ class Batch:
 class WindowDataModule(L.LightningDataModule):
     """Cuts audio into windows of context and target.
 
-    Args:
-        source: a file, a folder, a glob, a manifest (csv, jsonl, parquet), or `demo` for the clips of the package; or a list of
-            these.
-        text: text of tracks that have none of their own.
-        context_s: seconds that the model hears before each target; default: half of the checkpoint's limit. In predict where in the
-            track the continuation begins; default: in its middle.
-        target_s: seconds that are scored in each window; default: half of the checkpoint's limit. In predict seconds that are
-            generated; default: up to the track's end.
-        head: `score`: the first window is scored whole, so every code of a track counts once; `skip`: only what has a
-            full context.
-        batch_size: windows a step. On a CPU windows run side by side, one thread each: at least one a core.
-        num_workers: processes that read audio; 0 reads in the main one.
-        limit: only the first tracks of the source.
-        min_duration_s: tracks shorter than this are skipped, and counted.
-        max_failures: how many tracks may fail before the run ends with an error.
-        allow_beyond_limit: allows windows longer than the model was trained on, for experiments.
-
     Attributes:
         plan: what will be measured, once it is known.
     """
 
-    def __init__(
-        self,
-        source: str | list[str] = "demo",
-        text: str | None = None,
-        context_s: float | None = None,
-        target_s: float | None = None,
-        head: Literal["score", "skip"] = "score",
-        batch_size: int = 8,
-        num_workers: int = 0,
-        limit: int | None = None,
-        min_duration_s: float = 0.0,
-        max_failures: int = 0,
-        allow_beyond_limit: bool = False,
-    ) -> None:
-        super().__init__()
-        check_arguments(WindowDataModule.__init__, locals(), without=("source",))
-        check_text(text)
-        self.settings = DataSettings(
-            source=source,
-            text=text,
-            context_s=context_s,
-            target_s=target_s,
-            head=head,
-            batch_size=batch_size,
-            limit=limit,
-            min_duration_s=min_duration_s,
-            max_failures=max_failures,
-            allow_beyond_limit=allow_beyond_limit,
+    @takes_settings(
+        positional=(
+            "source", "text", "context_s", "target_s", "head", "batch_size", "num_workers", "limit", "min_duration_s",
+            "max_failures", "allow_beyond_limit",
         )
-        if num_workers < 0:
-            raise RunError(f"num_workers must be at least 0, got {num_workers}")
-        self.num_workers = num_workers
+    )  # fmt: skip
+    def __init__(self, settings: DataSettings) -> None:
+        """Makes a data module. No audio is opened."""
+        super().__init__()
+        self.settings = settings
         self.plan: Plan | None = None
 
     def setup(self, stage: str) -> None:
-        """Plans on rank 0 and tells the others, errors included, so that no rank waits for one that has given up."""
+        """Makes the plan on rank 0, and broadcasts the plan or the error."""
         trainer = self.trainer
         assert trainer is not None
         if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
@@ -169,19 +132,19 @@ class WindowDataModule(L.LightningDataModule):
         return DataLoader(
             WindowDataset(plan, evaluation.spec),
             batch_sampler=batches,
-            num_workers=self.num_workers,
+            num_workers=self.settings.num_workers,
             collate_fn=Batch,
-            generator=torch.Generator(),  # or the loader would draw from the caller's random numbers
+            generator=torch.Generator(),  # otherwise the loader would use the global random numbers
             persistent_workers=False,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )
 
     def predict_dataloader(self) -> DataLoader[WindowAudio]:
-        """The contexts to continue, as `test_dataloader`."""
+        """Returns the prompts of this rank that no earlier start has continued, in batches."""
         return self.test_dataloader()
 
     def val_dataloader(self) -> DataLoader[WindowAudio]:
-        """As `test_dataloader`."""
+        """Returns the same windows as `test_dataloader`."""
         return self.test_dataloader()
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
@@ -202,7 +165,14 @@ class WindowDataModule(L.LightningDataModule):
         )
         if stage != "predict":
             return plan_evaluation(self.settings, evaluation.spec, opening)
-        return plan_continuation(self.settings, evaluation.spec, evaluation.continuation, opening)
+        continuation = evaluation.continuation
+        return plan_continuation(
+            self.settings,
+            evaluation.spec,
+            stride_frames=continuation.stride_frames(evaluation.spec),
+            num_continuations=continuation.num_continuations,
+            opening=opening,
+        )
 
 
 class Evaluation(Protocol):
@@ -231,7 +201,7 @@ def _evaluation(trainer: L.Trainer) -> Evaluation:
 
 @contextmanager
 def dead_workers_named() -> Iterator[None]:
-    """Turns the errors that torch raises when a DataLoader worker has died into one message.
+    """Replaces the errors that torch raises when a DataLoader worker has died by one message.
 
     Raises:
         RunError: a worker died.
@@ -242,13 +212,13 @@ def dead_workers_named() -> Iterator[None]:
         if not comes_from_a_dead_worker(error):
             raise
         raise RunError(
-            f"a process that reads audio has died, killed or out of memory ({error}); what was measured stays, resume the run, "
-            "with fewer data.num_workers if memory was short"
+            f"a DataLoader worker has died, killed or out of memory ({error}); completed batches are kept, resume the run, with "
+            "a smaller data.num_workers if memory was short"
         ) from error
 
 
 def comes_from_a_dead_worker(error: BaseException) -> bool:
-    """Returns True if torch found a worker dead, or lost the connection over which the worker was passing a tensor."""
+    """Returns True if a worker of the DataLoader has died, or the connection to it was lost."""
     if isinstance(error, RuntimeError):
         return str(error).startswith("DataLoader worker")
     frames = traceback.walk_tb(error.__traceback__)
@@ -256,7 +226,7 @@ def comes_from_a_dead_worker(error: BaseException) -> bool:
 
 
 class WindowDataset(Dataset[WindowAudio]):
-    """Reads the window of a row of the plan; a file that cannot be read gives a failure, not an exception."""
+    """Reads the windows of a plan. A file that cannot be read gives a failure, not an exception."""
 
     def __init__(self, plan: Plan, spec: CodecSpec) -> None:
         self.plan = plan

@@ -22,8 +22,8 @@ its context. The module keeps its context until the next `setup`, which replaces
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from typing import Any, Literal, Self
+from dataclasses import replace
+from typing import Any, Self, get_args
 
 import lightning as L
 import torch
@@ -31,28 +31,27 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torchmetrics import Metric
 
-from musicgen_eval.data.continuation_plan import check_continuation, settle_stride
 from musicgen_eval.data.notes import demo_notes, print_notes
 from musicgen_eval.data.plan import Plan
-from musicgen_eval.data.planning import refuse_failures
+from musicgen_eval.data.plan_builder import refuse_failures
 from musicgen_eval.errors import EvaluationError, RunError
+from musicgen_eval.inference.settings import ContinuationSettings
 from musicgen_eval.metrics import CodebookPerplexity
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.contract import InstalledMetric, MetricEntry
 from musicgen_eval.metrics.plugin.entries import metric_entries
-from musicgen_eval.models.checkpoint import Checkpoint, find_checkpoint, refuse_other_types
+from musicgen_eval.models.checkpoint import Checkpoint, find_checkpoint
 from musicgen_eval.models.loading import require_files
 from musicgen_eval.models.musicgen import MusicGen, load_model, unreadable_texts
 from musicgen_eval.models.numerics import numerics_in_use
 from musicgen_eval.models.out_of_memory import out_of_memory_explained
 from musicgen_eval.models.sharding import shard_decoder
 from musicgen_eval.models.threads import single_threaded
-from musicgen_eval.records import CodecSpec, ContinuationSettings, Failure, Task
+from musicgen_eval.records import CodecSpec, Failure, Task
 from musicgen_eval.results.measurements import Measurements, WindowRecord
 from musicgen_eval.results.record_store import MemoryStore
 from musicgen_eval.results.running_totals import RunningTotals
 from musicgen_eval.results.summary import EvaluationResult, summarise
-from musicgen_eval.runs.argument_types import check_arguments
 from musicgen_eval.runs.context import RunConstants, RunContext, context_provider
 from musicgen_eval.runs.continuation_step import Continuations, ContinuationStep
 from musicgen_eval.runs.datamodule import Batch, WindowDataModule
@@ -60,54 +59,44 @@ from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0, gather_
 from musicgen_eval.runs.processes.strategy import keeps_records, refuse_strategy, shares_model
 from musicgen_eval.runs.recipe import run_recipe
 from musicgen_eval.runs.scoring_step import ScoringStep, Step
+from musicgen_eval.runs.settings import ModelSettings, Precision
+from musicgen_eval.runs.signatures import takes_settings
 
 DEFAULT_CONTINUATION = ContinuationSettings()
-PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
+PRECISIONS = get_args(Precision)
 
 
 class MusicGenEvaluation(L.LightningModule):
     """Evaluates a MusicGen checkpoint on windows of audio.
 
-    Args:
-        checkpoint: `demo`, a hub name such as `facebook/musicgen-small`, or a folder in transformers' format.
-        revision: hub branch, tag or commit.
-        max_frames: overrides the longest window that the checkpoint states, in frames.
-        metrics: Metrics by name. Each is a torchmetrics metric, `{metric: ..., inputs: {...}}` to rename its inputs, or
-            `{name: ..., init_args: {...}, inputs: {...}}` for a metric that an installed package declares.
-        tail: `score` counts every frame of every codebook; `drop` leaves out the last delays[k] frames of codebook k of
-            each window, as audiocraft does.
-        save_nll: keeps the nll of every code, and writes it as curves over each track.
-        seed: seed of readings that change codes, and of continuations.
-        continuation: how predict continues tracks.
-
     Attributes:
-        model: the loaded model. None before `configure_model`.
-        measured: the records of the latest run, on rank 0.
-        result: the result of the latest run, on rank 0.
+        model: The loaded model. None before `configure_model`.
+        measured: Records of the latest run, on rank 0.
+        result: Result of the latest run, on rank 0.
     """
 
+    @takes_settings(
+        positional=("checkpoint", "revision", "max_frames", "metrics", "tail", "save_nll", "seed", "continuation")
+    )
     def __init__(
         self,
-        checkpoint: str = "demo",
-        revision: str | None = None,
-        max_frames: int | None = None,
+        settings: ModelSettings,
         metrics: dict[str, Metric | MetricEntry | InstalledMetric] | None = None,
-        tail: Literal["score", "drop"] = "score",
-        save_nll: bool = False,
-        seed: int = 0,
         continuation: ContinuationSettings = DEFAULT_CONTINUATION,
     ) -> None:
+        """Makes an evaluation. No checkpoint is opened.
+
+        Args:
+            metrics: Metrics by name. Each is a torchmetrics metric, `{metric: ..., inputs: {...}}` to rename its inputs, or
+                `{name: ..., init_args: {...}, inputs: {...}}` for a metric that an installed package declares.
+            continuation: Settings of predict.
+        """
         super().__init__()
-        check_arguments(MusicGenEvaluation.__init__, locals(), without=("checkpoint", "metrics"))
-        refuse_other_types(checkpoint)
         if not isinstance(continuation, ContinuationSettings):
             raise RunError(f"continuation must be ContinuationSettings, got {type(continuation).__name__}")
-        self._asked = (str(checkpoint), revision, max_frames)
-        self._metrics = metric_entries({"perplexity": CodebookPerplexity()} if metrics is None else metrics)
-        self.tail: Literal["score", "drop"] = tail
-        self.save_nll = save_nll
-        self.seed = seed
+        self.settings = settings
         self.continuation = continuation
+        self._metrics = metric_entries({"perplexity": CodebookPerplexity()} if metrics is None else metrics)
         self.model: MusicGen | None = None
         self.measured: Measurements | None = None
         self.result: EvaluationResult | None = None
@@ -121,8 +110,8 @@ class MusicGenEvaluation(L.LightningModule):
         self._text_notes: tuple[str, ...] = ()
 
     @classmethod
-    def from_loaded(cls, model: MusicGen, **settings: Any) -> MusicGenEvaluation:
-        """Returns an evaluation of a loaded model. The settings are those of the constructor."""
+    def from_loaded(cls, model: MusicGen, **settings: Any) -> Self:
+        """Makes an evaluation of a loaded model. The settings are those of the constructor."""
         module = cls(checkpoint=model.checkpoint.name, **settings)
         module._checkpoint = model.checkpoint
         module.model = model
@@ -130,25 +119,13 @@ class MusicGenEvaluation(L.LightningModule):
         return module
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """The arguments of the constructor, without metrics."""
-        checkpoint, revision, max_frames = self._asked
-        return {
-            "checkpoint": checkpoint,
-            "revision": revision,
-            "max_frames": max_frames,
-            "tail": self.tail,
-            "save_nll": self.save_nll,
-            "seed": self.seed,
-            "continuation": asdict(self.continuation),
-        }
-
-    @property
     def checkpoint(self) -> Checkpoint:
         """The checkpoint, as its configuration files describe it."""
         if self._checkpoint is None:
-            name, revision, max_frames = self._asked
-            self._checkpoint = find_checkpoint(name, revision=revision, max_frames=max_frames)
+            asked = self.settings
+            self._checkpoint = find_checkpoint(
+                str(asked.checkpoint), revision=asked.revision, max_frames=asked.max_frames
+            )
         return self._checkpoint
 
     @property
@@ -166,10 +143,12 @@ class MusicGenEvaluation(L.LightningModule):
         """The state of the current run.
 
         Raises:
-            RunError: no run is set up.
+            RunError: No run is set up.
         """
         if self._context is None:
-            raise RunError("MusicGenEvaluation has a context during a run only; call trainer.test, validate or predict")
+            raise RunError(
+                "MusicGenEvaluation has a context only during a run; call trainer.test, trainer.validate or trainer.predict"
+            )
         return self._context
 
     @property
@@ -177,18 +156,16 @@ class MusicGenEvaluation(L.LightningModule):
         """The data module that is evaluated."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, WindowDataModule):
-            raise RunError("MusicGenEvaluation is tested with a WindowDataModule: trainer.test(module, datamodule=...)")
+            raise RunError(
+                "MusicGenEvaluation needs a WindowDataModule; call trainer.test(module, datamodule=WindowDataModule(...))"
+            )
         return data
 
     def prepare(self, task: Task) -> MetricBank:
         """Refuses a wrong checkpoint, metric or setting before any audio is opened. Returns the metrics of a task."""
         if task == "continue":
-            check_continuation(self.continuation, self.spec)
-            for name, given in (("tail", self.tail != "score"), ("save_nll", self.save_nll)):
-                if given:
-                    raise RunError(
-                        f"model.{name} says how windows are scored, and means nothing in predict; leave it out"
-                    )
+            self.settings.refuse_scoring_only()
+            self.continuation.check_for(self.spec)
         if self.model is None:
             require_files(self.checkpoint.files)
         if task not in self._banks:
@@ -200,7 +177,7 @@ class MusicGenEvaluation(L.LightningModule):
         self._context = None
         refuse_strategy(self.trainer, self._task)
         if self.trainer.is_global_zero:
-            print_notes(demo_notes("checkpoint", self._asked[0], file="config.json"))
+            print_notes(demo_notes("checkpoint", str(self.settings.checkpoint), file="config.json"))
         self._refuse_trainer_settings()
         if self.model is not None:
             self.model.refuse_change(self.trainer.precision, self.trainer.strategy.root_device)
@@ -245,17 +222,17 @@ class MusicGenEvaluation(L.LightningModule):
                 self.bank,
                 self.context.plan,
                 replace(self.continuation, threads=self.context.constants.threads),
-                stride_frames=settle_stride(self.continuation, self.spec),
-                seed=self.seed,
+                stride_frames=self.continuation.stride_frames(self.spec),
+                seed=self.settings.seed,
                 sink=self.context.sink,
                 totals=self.context.totals,
             )
         return ScoringStep(
             self.model,
             self.bank,
-            tail=self.tail,
-            seed=self.seed,
-            save_nll=self.save_nll,
+            tail=self.settings.tail,
+            seed=self.settings.seed,
+            save_nll=self.settings.save_nll,
             precision=str(self.trainer.precision),
             totals=self.context.totals,
         )
@@ -282,7 +259,7 @@ class MusicGenEvaluation(L.LightningModule):
         """Gathers the records of all ranks. Rank 0 computes the result.
 
         Raises:
-            RunError: any rank failed. It is raised on every rank.
+            RunError: A rank failed. The error is raised on every rank.
         """
         parts = gather_on_rank_0(self.trainer, (self.context.store.close(), self._stopped))
         decide_on_rank_0(self.trainer, lambda: self._conclude(parts or []))
@@ -312,7 +289,9 @@ class MusicGenEvaluation(L.LightningModule):
         return run_recipe(
             checkpoint=self.checkpoint,
             plan=self.data.plan,
-            settings=self.data.settings,
+            data=self.data.settings,
+            model=self.settings,
+            continuation=self.continuation,
             bank=self.bank,
             machine={
                 "precision": self.trainer.precision,
@@ -321,20 +300,9 @@ class MusicGenEvaluation(L.LightningModule):
                 **({"numerics": numerics_in_use()} if self.device.type == "cuda" else {}),
                 **({"other_machines": list(constants.other_machines)} if constants.other_machines else {}),
             },
-            seed=self.seed,
+            threads=constants.threads,
             notes=(*self.checkpoint.notes, *self.data.plan.tracks.notes, *self._text_notes),
-            task_settings=self._task_settings(constants),
         )
-
-    def _task_settings(self, constants: RunConstants) -> dict[str, Any]:
-        if self._task == "score":
-            settings = self.data.settings
-            return {"head": settings.head, "tail": self.tail, "allow_beyond_limit": settings.allow_beyond_limit}
-        stride_s = settle_stride(self.continuation, self.spec) / self.spec.frame_rate_hz
-        task_settings = {**asdict(self.continuation), "stride_s": stride_s, "threads": constants.threads}
-        if self.device.type == "cpu":
-            del task_settings["kernels"]  # a CPU ignores them
-        return task_settings
 
     @property
     def _task(self) -> Task:
@@ -354,7 +322,7 @@ class MusicGenEvaluation(L.LightningModule):
                 _refuse_setting(setting)
         if self.trainer.strategy.root_device.type == "cuda" and torch.cuda.tunable.is_enabled():
             raise RunError(
-                "PYTORCH_TUNABLEOP_ENABLED lets torch choose kernels by timing, so two runs would differ; unset it"
+                "PYTORCH_TUNABLEOP_ENABLED is set, but torch would choose kernels by timing, so two runs would differ; unset it"
             )
 
     def _refuse_missing_texts(self, plan: Plan) -> None:
@@ -362,7 +330,8 @@ class MusicGenEvaluation(L.LightningModule):
         if any(reading.text == "other" for reading in self.bank.readings) and None in plan.other_texts:
             track = plan.tracks[plan.other_texts.index(None)].id
             raise RunError(
-                f"a metric wants another track's text, and track {track} finds none; give at least two tracks different texts"
+                f"a metric needs the text of another track, but no track has another text than track {track}; give at least "
+                "two tracks different texts"
             )
 
     def _context_in_memory(self) -> RunContext:
@@ -430,4 +399,6 @@ class MusicGenEvaluation(L.LightningModule):
 
 
 def _refuse_setting(setting: str) -> None:
-    raise RunError(f"trainer.{setting} would leave tracks half measured; use data.limit, which counts tracks")
+    raise RunError(
+        f"trainer.{setting} would leave out windows of a track; remove it and use data.limit, which counts tracks"
+    )

@@ -1,4 +1,4 @@
-"""The recipe: all that a run's numbers depend on, as it goes into every result."""
+"""The recipe: everything that determines the numbers of a run. Every result contains it."""
 
 from __future__ import annotations
 
@@ -6,34 +6,42 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from musicgen_eval.data.planning import DataSettings, Plan
+from musicgen_eval.data.plan import Plan
+from musicgen_eval.data.settings import DataSettings
 from musicgen_eval.data.sources import lasting_source
+from musicgen_eval.inference.settings import ContinuationSettings
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.models.checkpoint import Checkpoint
+from musicgen_eval.runs.settings import ModelSettings
 
 
 def run_recipe(
     *,
     checkpoint: Checkpoint,
     plan: Plan,
-    settings: DataSettings,
+    data: DataSettings,
+    model: ModelSettings,
+    continuation: ContinuationSettings,
     bank: MetricBank,
     machine: Mapping[str, Any],
-    seed: int,
+    threads: int | None,
     notes: Sequence[str] = (),
-    task_settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Puts the recipe together.
+    """Returns the recipe of a run.
+
+    The settings add every field that is not marked with `NOT_IN_RECIPE`. Resolved values replace the defaults that depend on the
+    checkpoint and on the machine.
 
     Args:
-        checkpoint: what was evaluated.
-        plan: on what; gives windows as they were settled.
-        settings: as they were asked for.
-        bank: with what.
-        machine: precision, device and arithmetic.
-        seed: of what is drawn.
-        notes: what the user was told about how checkpoint, source and texts are used.
-        task_settings: what only this task knows: head and tail, or how songs were continued.
+        checkpoint: Evaluated checkpoint.
+        plan: Plan of the run, with the lengths of context and target.
+        data: Settings of the data.
+        model: Settings of the model.
+        continuation: Settings of continuations. They are part of the recipe of `predict`.
+        bank: Metrics of the run.
+        machine: Precision, device and arithmetic.
+        threads: Number of CPU threads that generate. None means that no start has determined it.
+        notes: Notes that were printed about the use of checkpoint, source and texts.
     """
     spec = checkpoint.spec
 
@@ -47,18 +55,28 @@ def run_recipe(
         "commit": checkpoint.commit,
         "codec": asdict(spec),
         "max_frames_from": checkpoint.max_frames_from,
+        "source": lasting_source(data.source),
+        **data.recipe(plan.task),
         "context_s": seconds(plan.context_frames),
         "target_s": seconds(plan.target_frames),
-        "source": lasting_source(settings.source),
-        "text": settings.text,
-        **task_settings,
+        **model.recipe(plan.task),
+        **(_continuation_recipe(continuation, checkpoint, machine, threads) if plan.task == "continue" else {}),
         **machine,
-        "batch_size": settings.batch_size,
-        "seed": seed,
-        "limit": settings.limit,
-        "min_duration_s": settings.min_duration_s,
         "resamplers": plan.resamplers,
         "notes": list(notes),
         "ceiling_bits_per_second": spec.ceiling_bits_per_second,
         "metrics": {name: asdict(bank.recipe(name)) for name in bank.metrics},
     }
+
+
+def _continuation_recipe(
+    continuation: ContinuationSettings, checkpoint: Checkpoint, machine: Mapping[str, Any], threads: int | None
+) -> dict[str, Any]:
+    spec = checkpoint.spec
+    recipe = continuation.recipe("continue") | {
+        "stride_s": continuation.stride_frames(spec) / spec.frame_rate_hz,
+        "threads": threads,
+    }
+    if machine["device"] == "cpu":
+        del recipe["kernels"]  # a CPU ignores them
+    return recipe

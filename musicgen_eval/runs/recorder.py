@@ -18,9 +18,8 @@ import lightning as L
 import torch
 from rich.console import Console
 
-from musicgen_eval.data.continuation_plan import settle_stride
 from musicgen_eval.data.plan import Plan
-from musicgen_eval.data.planning import refuse_failures
+from musicgen_eval.data.plan_builder import refuse_failures
 from musicgen_eval.errors import RunError
 from musicgen_eval.files.redaction import redact
 from musicgen_eval.records import Failure
@@ -31,13 +30,16 @@ from musicgen_eval.results.running_totals import RunningTotals
 from musicgen_eval.results.summary import EvaluationResult
 from musicgen_eval.results.terminal import print_result
 from musicgen_eval.runs.context import ContextProvider, RunConstants, RunContext
-from musicgen_eval.runs.continuation_files import AudioSettings, ContinuationFolder, read_table, remove_partial_files
+from musicgen_eval.runs.continuation_files import ContinuationFolder, read_table, remove_partial_files
 from musicgen_eval.runs.datamodule import comes_from_a_dead_worker
 from musicgen_eval.runs.folder import RunFolder, run_record, start_record
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0
 from musicgen_eval.runs.resume_check import batches_without_files, refuse_other_ranks, refuse_other_run, run_identity
+from musicgen_eval.runs.settings import AudioSettings, RunSettings
 
+DEFAULT_AUDIO = AudioSettings()
+DEFAULT_SETTINGS = RunSettings()
 MAX_LISTED = 8  # number of continuations that are listed one by one
 
 
@@ -73,8 +75,7 @@ class RunRecorder(ContextProvider):
         resume: returns the line that tells the user how a run in this folder is resumed. None means that no line is printed.
         console: prints the result tables. None means that nothing is printed, on standard error neither.
         audio: format of the continuations' files.
-        retry_failures: measures tracks again that failed in earlier starts.
-        allow_other_machine: resumes a run that was started on another machine, or with other versions of libraries.
+        settings: Settings for resuming.
 
     Attributes:
         files: files written at the end, the most important first.
@@ -89,18 +90,17 @@ class RunRecorder(ContextProvider):
         config_yaml: str,
         resume: Callable[[Path], str] | None = None,
         console: Console | None = None,
-        audio: AudioSettings | None = None,
-        retry_failures: bool = False,
-        allow_other_machine: bool = False,
+        audio: AudioSettings = DEFAULT_AUDIO,
+        settings: RunSettings = DEFAULT_SETTINGS,
     ) -> None:
         self.folder = folder
         self.command = command
         self.config_yaml = config_yaml
         self.resume = resume
         self.console = console
-        self.audio = audio or AudioSettings()
-        self.retry_failures = retry_failures
-        self.allow_other_machine = allow_other_machine
+        self.audio = audio
+        self.retry_failures = settings.retry_failures
+        self.allow_other_machine = settings.allow_other_machine
         self.files: list[Path] = []
         self.continuations: list[dict[str, str]] = []
         self.context: RunContext | None = None
@@ -194,7 +194,9 @@ class RunRecorder(ContextProvider):
             run = refuse_other_run(folder.path, run, identity, allow_other_machine=self.allow_other_machine)
         else:
             run = {
-                **run_record(command=self.command, seed=module.seed, max_frames_from=module.checkpoint.max_frames_from),
+                **run_record(
+                    command=self.command, seed=module.settings.seed, max_frames_from=module.checkpoint.max_frames_from
+                ),
                 "fingerprint": identity.fingerprint,
                 "machine": identity.machine,
                 "settled": {"threads": _threads(trainer, module), "arithmetic": None},
@@ -264,7 +266,7 @@ class RunRecorder(ContextProvider):
             folder.path,
             self.audio,
             continuation=module.continuation,
-            stride_s=settle_stride(module.continuation, module.spec) / module.spec.frame_rate_hz,
+            stride_s=module.continuation.stride_frames(module.spec) / module.spec.frame_rate_hz,
             start=start.number,
             rank=rank,
         )

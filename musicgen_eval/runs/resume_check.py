@@ -16,10 +16,11 @@ from musicgen_eval.errors import RunError
 from musicgen_eval.results.files import to_json
 from musicgen_eval.results.record_store import MeasuredBatches
 from musicgen_eval.runs.context import RunConstants
-from musicgen_eval.runs.continuation_files import AudioSettings, continuation_path, written_continuations
+from musicgen_eval.runs.continuation_files import continuation_path, written_continuations
 from musicgen_eval.runs.fingerprint import differences, machine, metric_settings, weights_digest
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0, gather_on_rank_0
+from musicgen_eval.runs.settings import AudioSettings
 
 OTHER_MACHINE = (
     "{begun} on another machine, whose last bits may differ; --allow_other_machine lets it go on, and the result will "
@@ -133,7 +134,7 @@ def _fingerprint(module: MusicGenEvaluation, audio: AudioSettings) -> dict[str, 
         "weights": weights_digest(module.checkpoint),
         "tracks": len(plan.tracks),
         "data": plan.source_digest,
-        "save_nll": module.save_nll,
+        "save_nll": module.settings.save_nll,
         "readings": {reading.name: asdict(reading) for reading in readings},
         "metrics": metric_settings(module.bank),
         **({"audio": asdict(audio)} if plan.task == "continue" else {}),

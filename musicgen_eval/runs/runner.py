@@ -1,9 +1,4 @@
-"""Runs a module on one device with a quiet Trainer, as both doors do.
-
-    module, data, a claimed folder --L.Trainer--> result (and continuations)
-
-Knows Lightning, callbacks and folders; not where settings came from.
-"""
+"""Runs a module on one device with a quiet Trainer, for the Python functions and the command `musicgen-eval`."""
 
 from __future__ import annotations
 
@@ -26,46 +21,34 @@ from musicgen_eval.models.out_of_memory import out_of_memory_explained
 from musicgen_eval.records import Continuation
 from musicgen_eval.results.files import to_json
 from musicgen_eval.results.summary import EvaluationResult
-from musicgen_eval.runs.continuation_files import AudioSettings, continuation_path, read_table
+from musicgen_eval.runs.continuation_files import continuation_path, read_table
 from musicgen_eval.runs.datamodule import WindowDataModule, dead_workers_named
 from musicgen_eval.runs.folder import RunFolder
 from musicgen_eval.runs.library_output import quiet_libraries
 from musicgen_eval.runs.module import PRECISIONS, MusicGenEvaluation
 from musicgen_eval.runs.processes.one_process import OneProcess, one_device
 from musicgen_eval.runs.processes.signals import StopAfterBatch
+from musicgen_eval.runs.progress_bar import EvaluationProgress
 from musicgen_eval.runs.recorder import RunRecorder
+from musicgen_eval.runs.settings import AudioSettings, RunSettings
+
+DEFAULT_SETTINGS = RunSettings()
+DEFAULT_AUDIO = AudioSettings()
 
 
 def same_call(run_dir: Path) -> str:
-    """How a run that was begun from Python is resumed."""
+    """Returns the line that tells how a run from Python is resumed."""
     return "make the same call again, with the same run_dir"
 
 
 @dataclass(frozen=True)
-class Resume:
-    """What is done with a run that a folder holds already.
-
-    Attributes:
-        resume: tells the user how a run in this folder is resumed when it ends early.
-        retry_failures: measures again what failed.
-        allow_other_machine: goes on with what was begun on another machine.
-    """
-
-    resume: Callable[[Path], str] = same_call
-    retry_failures: bool = False
-    allow_other_machine: bool = False
-
-
-DEFAULT_RESUME = Resume()
-
-
-@dataclass(frozen=True)
 class GenerationResult:
-    """What became of a source that was continued.
+    """The continuations of a source, and their evaluation.
 
     Attributes:
-        continuations: in the order of tracks, each with its audio, or with the paths of its files where a run folder was given.
-        evaluation: metrics, tracks, counts and recipe.
+        continuations: Continuations in the order of tracks, each with its audio, or with the paths of its files if the run has a
+            folder.
+        evaluation: Metrics, tracks, counts and recipe.
     """
 
     continuations: Sequence[Continuation]
@@ -75,46 +58,39 @@ class GenerationResult:
 def run_evaluation(
     module: MusicGenEvaluation,
     data: WindowDataModule,
+    settings: RunSettings = DEFAULT_SETTINGS,
     *,
-    precision: str = "32-true",
-    accelerator: str = "auto",
-    run_dir: str | Path | RunFolder | None = None,
-    callbacks: Sequence[L.Callback] = (),
-    progress: bool = False,
+    folder: RunFolder | None = None,
     console: Console | None = None,
+    callbacks: Sequence[L.Callback] = (),
     notes: Sequence[str] = (),
-    resume: Resume = DEFAULT_RESUME,
+    resume: Callable[[Path], str] = same_call,
 ) -> EvaluationResult:
-    """Tests a module on one device with a quiet Trainer and gives its result.
+    """Scores tracks with a quiet Trainer on one device.
 
     Args:
-        module: what to evaluate.
-        data: on what.
-        precision: of the decoder.
-        accelerator: as Lightning's.
-        run_dir: where to leave files; None: nowhere.
-        callbacks: further callbacks.
-        progress: shows a progress bar, where `callbacks` hold one.
-        console: where to print the result; None: nowhere.
-        notes: what config.yaml cannot say of this run, as comments in it.
-        resume: what is done with a run that the folder holds.
+        module: Evaluation of a checkpoint.
+        data: Data to evaluate on.
+        settings: Device, run folder and resume options.
+        folder: Run folder. It takes the place of `settings.run_dir`.
+        console: Prints the result. None means that nothing is printed, and that no progress is shown.
+        callbacks: Further callbacks of the Trainer.
+        notes: Comments for config.yaml.
+        resume: Returns the line that tells the user how a run in this folder is resumed.
 
     Raises:
-        EvaluationError: as `perplexity`.
+        EvaluationError: The evaluation failed (see `perplexity`).
     """
-    folder = RunFolder(run_dir) if isinstance(run_dir, str | Path) else run_dir
-    config = _config(module, data, precision=precision, accelerator=accelerator)
-    config_yaml = _config_yaml(config, notes)
+    folder = folder or _folder(settings)
     recorder = RunRecorder(
         folder,
         command="evaluate",
-        config_yaml=config_yaml,
-        resume=resume.resume,
+        config_yaml=_config_yaml(_config(module, data, settings), notes),
+        resume=resume,
         console=console,
-        retry_failures=resume.retry_failures,
-        allow_other_machine=resume.allow_other_machine,
+        settings=settings,
     )
-    with _run(folder, data, [*callbacks, recorder], precision, accelerator, progress=progress) as trainer:
+    with _trainer(folder, data, [*callbacks, recorder], settings, shows_progress=console is not None) as trainer:
         trainer.test(module, datamodule=data, verbose=False)
     assert module.result is not None
     return module.result
@@ -123,66 +99,62 @@ def run_evaluation(
 def run_continuation(
     module: MusicGenEvaluation,
     data: WindowDataModule,
+    settings: RunSettings = DEFAULT_SETTINGS,
     *,
-    precision: str = "32-true",
-    accelerator: str = "auto",
-    run_dir: str | Path | RunFolder | None = None,
-    callbacks: Sequence[L.Callback] = (),
-    progress: bool = False,
+    audio: AudioSettings = DEFAULT_AUDIO,
+    folder: RunFolder | None = None,
     console: Console | None = None,
+    callbacks: Sequence[L.Callback] = (),
     notes: Sequence[str] = (),
-    audio: AudioSettings | None = None,
+    resume: Callable[[Path], str] = same_call,
     return_continuations: bool = True,
-    resume: Resume = DEFAULT_RESUME,
 ) -> GenerationResult:
-    """Continues with a module on one device with a quiet Trainer, and gives what came of it.
+    """Continues tracks with a quiet Trainer on one device.
 
     Args:
-        module: what continues.
-        data: what is continued.
-        precision: of the decoder.
-        accelerator: as Lightning's.
-        run_dir: where to write continuations and other files; None: nowhere.
-        callbacks: further callbacks.
-        progress: shows a progress bar, where `callbacks` hold one.
-        console: where to print the result; None: nowhere.
-        notes: what config.yaml cannot say of this run, as comments in it.
-        audio: how continuations are written.
-        return_continuations: whether they are given back; without, nothing of them is kept in memory.
-        resume: what is done with a run that the folder holds.
+        module: Evaluation of a checkpoint.
+        data: Tracks to continue.
+        settings: Device, run folder and resume options.
+        audio: Settings of the audio files.
+        folder: Run folder. It takes the place of `settings.run_dir`.
+        console: Prints the result. None means that nothing is printed, and that no progress is shown.
+        callbacks: Further callbacks of the Trainer.
+        notes: Comments for config.yaml.
+        resume: Returns the line that tells the user how a run in this folder is resumed.
+        return_continuations: Whether the result contains the continuations. Otherwise none of them stays in memory.
 
     Raises:
-        EvaluationError: as `generate`.
+        EvaluationError: The run failed (see `generate`).
     """
-    folder = RunFolder(run_dir) if isinstance(run_dir, str | Path) else run_dir
-    audio = audio or AudioSettings()
-    config = {**_config(module, data, precision=precision, accelerator=accelerator), "audio": asdict(audio)}
+    config = {**_config(module, data, settings), "audio": asdict(audio)}
     if not module.prepare("continue").metrics:
         config["model"] = {**config["model"], "metrics": {}}
-    config_yaml = _config_yaml(config, notes)
+    folder = folder or _folder(settings)
     recorder = RunRecorder(
         folder,
         command="generate",
-        config_yaml=config_yaml,
-        resume=resume.resume,
+        config_yaml=_config_yaml(config, notes),
+        resume=resume,
         console=console,
         audio=audio,
-        retry_failures=resume.retry_failures,
-        allow_other_machine=resume.allow_other_machine,
+        settings=settings,
     )
-    with _run(folder, data, [*callbacks, recorder], precision, accelerator, progress=progress) as trainer:
+    with _trainer(folder, data, [*callbacks, recorder], settings, shows_progress=console is not None) as trainer:
         batches = trainer.predict(module, datamodule=data, return_predictions=return_continuations)
     assert module.result is not None
     continuations = [continuation for batch in batches or [] for continuation in batch]
     if folder is not None and return_continuations:
-        continuations += _earlier(module, folder, {(one.window.track, one.window.index) for one in continuations})
+        known = {(one.window.track, one.window.index) for one in continuations}
+        continuations += _earlier_continuations(module, folder, known)
     order = {track: row for row, track in enumerate(module.data.plan.tracks.ids)} if module.data.plan else {}
     continuations.sort(key=lambda one: (order[one.window.track], one.window.index))
     return GenerationResult(continuations, module.result)
 
 
-def _earlier(module: MusicGenEvaluation, folder: RunFolder, known: Collection[tuple[str, int]]) -> list[Continuation]:
-    """The continuations that earlier starts of a run have written."""
+def _earlier_continuations(
+    module: MusicGenEvaluation, folder: RunFolder, known: Collection[tuple[str, int]]
+) -> list[Continuation]:
+    """Returns the continuations that earlier starts of a run have written, except the known ones."""
     measured, earlier = module.measured, []
     assert measured is not None
     written = {row["path"].rpartition(".")[0]: row for row in read_table(folder.path / "continuations.csv")}
@@ -200,7 +172,7 @@ def _earlier(module: MusicGenEvaluation, folder: RunFolder, known: Collection[tu
                 codes=measured.tensor(place, "codes").long(),
                 sample_rate_hz=module.spec.sample_rate_hz,
                 text=row["text"] or None,
-                seed=module.seed,
+                seed=module.settings.seed,
                 path=path,
                 context_path=context,
                 reference_path=reference,
@@ -210,34 +182,33 @@ def _earlier(module: MusicGenEvaluation, folder: RunFolder, known: Collection[tu
 
 
 @contextmanager
-def _run(
+def _trainer(
     folder: RunFolder | None,
     data: WindowDataModule,
     callbacks: Sequence[L.Callback],
-    precision: str,
-    accelerator: str,
+    settings: RunSettings,
     *,
-    progress: bool,
+    shows_progress: bool,
 ) -> Iterator[L.Trainer]:
-    """A quiet Trainer for one device, and a claimed folder."""
-    check_precision(precision, accelerator)
+    """Makes a quiet Trainer for one device, and claims the folder."""
+    check_precision(settings.precision, settings.accelerator)
     stop = StopAfterBatch(say=lambda line: print(line, file=sys.stderr))
     with quiet_libraries(), stop.listening():
         try:
             trainer = L.Trainer(
-                accelerator=accelerator,
-                devices=one_device(accelerator),
+                accelerator=settings.accelerator,
+                devices=one_device(settings.accelerator),
                 plugins=[OneProcess()],
-                precision=precision,  # type: ignore[arg-type]
+                precision=settings.precision,
                 logger=False,
                 enable_checkpointing=False,
                 enable_model_summary=False,
-                enable_progress_bar=progress,
+                enable_progress_bar=shows_progress,
                 use_distributed_sampler=False,
-                callbacks=[stop, *callbacks],
+                callbacks=[stop, *([EvaluationProgress()] if shows_progress else []), *callbacks],
             )
         except (ValueError, MisconfigurationException) as error:
-            raise RunError(f"accelerator {accelerator!r}: {error}") from error
+            raise RunError(f"accelerator {settings.accelerator!r}: {error}") from error
         if folder is not None:
             folder.claim()
         try:
@@ -249,11 +220,17 @@ def _run(
             raise
 
 
-def _config(module: MusicGenEvaluation, data: WindowDataModule, *, precision: str, accelerator: str) -> dict[str, Any]:
+def _folder(settings: RunSettings) -> RunFolder | None:
+    return None if settings.run_dir is None else RunFolder(settings.run_dir)
+
+
+def _config(module: MusicGenEvaluation, data: WindowDataModule, settings: RunSettings) -> dict[str, Any]:
+    """Returns the configuration with which LightningCLI repeats the run."""
+    model = asdict(module.settings) | {"checkpoint": lasting_name(str(module.settings.checkpoint))}
     return {
-        "trainer": {"precision": precision, "accelerator": accelerator},
-        "model": {**module.settings, "checkpoint": lasting_name(str(module.settings["checkpoint"]))},
-        "data": {**vars(data.settings), "source": lasting_source(data.settings.source)},
+        "trainer": {"precision": settings.precision, "accelerator": settings.accelerator},
+        "model": {**model, "continuation": asdict(module.continuation)},
+        "data": asdict(data.settings) | {"source": lasting_source(data.settings.source)},
     }
 
 
@@ -262,13 +239,13 @@ def _config_yaml(config: Mapping[str, Any], notes: Sequence[str]) -> str:
 
 
 def check_precision(precision: str, accelerator: str) -> None:
-    """Refuses an unknown precision, and 16-mixed on a CPU, where Lightning would quietly run bf16-mixed.
+    """Checks that the device supports a precision.
 
     Raises:
-        RunError: says what to take instead.
+        RunError: The precision is unknown, or it is 16-mixed on a CPU, where Lightning would run bf16-mixed.
     """
     if precision not in PRECISIONS:
         raise RunError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision}")
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
     if precision == "16-mixed" and on_cpu:
-        raise RunError("precision 16-mixed needs a GPU; on a CPU take 32-true or bf16-mixed")
+        raise RunError("precision 16-mixed needs a GPU; on a CPU use 32-true or bf16-mixed")

@@ -1,4 +1,4 @@
-"""What the runs on the pretend device need: songs of several lengths, with and without texts, and a stereo checkpoint."""
+"""Fixtures for runs on the pretend device: songs of several lengths, with and without texts, and a stereo checkpoint."""
 
 import functools
 import shutil
@@ -20,12 +20,12 @@ HOP, RATE = 640, 32000
 @pytest.fixture(autouse=True)
 def _needs_no_gpu():
     if torch.cuda.is_available():
-        pytest.skip("the pretend device stands in for a missing GPU")
+        pytest.skip("the pretend device replaces a missing GPU")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_resamples():
-    """Confidence intervals are computed on the CPU, and their 2000 resamples would take half of the time of a run."""
+    """Reduces the 2000 resamples of confidence intervals, which take half of the time of a run on the CPU."""
     few = functools.partial(results.bootstrap_sums, num_resamples=20)
     with mock.patch.object(results, "bootstrap_sums", few):
         yield
@@ -33,14 +33,14 @@ def _few_resamples():
 
 @pytest.fixture(scope="package")
 def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A manifest of three stereo songs of noise; a mono checkpoint hears the mean of both channels."""
+    """A manifest of three stereo songs of noise. A mono checkpoint is given the mean of both channels."""
     num_samples = {name: num_frames * HOP for name, num_frames in NUM_FRAMES.items()}
     return write_songs(tmp_path_factory.mktemp("songs"), num_samples, texts=TEXTS, num_channels=2)
 
 
 @pytest.fixture(scope="package")
 def stereo_checkpoint(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The oracle's tiny checkpoint with a decoder of 8 codebooks for two channels, whose logits are far from uniform."""
+    """The oracle's tiny checkpoint with a stereo decoder of 8 codebooks, whose logits are far from uniform."""
     tiny = oracle / "tiny_musicgen"
     folder = shutil.copytree(tiny, tmp_path_factory.mktemp("stereo") / "model")
     composite = MusicgenForConditionalGeneration.from_pretrained(tiny, dtype=torch.float32)

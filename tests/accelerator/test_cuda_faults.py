@@ -1,4 +1,4 @@
-"""Faults that a rehearsal of the CUDA path found, each on the pretend device or on a CPU."""
+"""Tests of errors that were found by running the CUDA code on the pretend device or on a CPU."""
 
 import copy
 
@@ -33,7 +33,7 @@ def continued(decoder, prompt, **settings):
 
 
 def attention_settings(monkeypatch, found):
-    """Records whether cuDNN attention is enabled at each call of attention."""
+    """Appends the setting of cuDNN attention to a list at each call of attention."""
     attention = torch.nn.functional.scaled_dot_product_attention
 
     def spy(*args, **kwargs):
@@ -44,17 +44,17 @@ def attention_settings(monkeypatch, found):
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-mixed"])
-def test_heads_that_are_no_multiple_of_8_wide_are_continued_in_half_precision(precision):
+def test_continuation_in_half_precision_accepts_head_widths_that_are_no_multiple_of_8(precision):
     with pretend_cuda() as log:
         result = musicgen_eval.generate(
             "demo", "EDM", precision=precision, accelerator="gpu", limit=1, context_s=0.5, duration_s=0.2
         )
     assert result.continuations[0].generated.isfinite().all()
     heads = {shape[-1] for _, *shapes in log.attention for shape in shapes}
-    assert 36 in heads  # the layout of these heads is what a view does not accept
+    assert 36 in heads  # `view` does not accept the layout of these heads
 
 
-def test_text_states_take_the_dtype_of_a_cast_decoder(tiny_model, prompt, generator, monkeypatch):
+def test_text_states_are_converted_to_the_dtype_of_a_cast_decoder(tiny_model, prompt, generator, monkeypatch):
     monkeypatch.setattr(forward, "can_pack", lambda dtype: False)
     decoder = copy.deepcopy(tiny_model.decoder).to(torch.bfloat16)
     states = torch.randn(2, 3, decoder.config.hidden_size, generator=generator)
@@ -62,7 +62,7 @@ def test_text_states_take_the_dtype_of_a_cast_decoder(tiny_model, prompt, genera
     assert codes.shape == (2, 4, 30)
 
 
-def test_cudnn_attention_is_off_while_codes_are_scored_and_continued(tiny_model, prompt, monkeypatch):
+def test_cudnn_attention_is_disabled_during_scoring_and_continuation(tiny_model, prompt, monkeypatch):
     found = []
     attention_settings(monkeypatch, found)
     with pretend_cuda():
@@ -88,7 +88,7 @@ def test_sampling_works_under_deterministic_algorithms(top_p, generator):
     assert torch.equal(found, expected)
 
 
-def test_autocast_does_not_round_the_sums_that_codes_are_drawn_from(generator):
+def test_autocast_does_not_round_the_cumulative_sums_of_sampling(generator):
     logits, numbers = torch.randn(50, 300, generator=generator), torch.rand(50, generator=generator)
     expected = draw_codes(logits, numbers, top_k=None)
     with pretend_cuda(), torch.autocast("cuda", torch.bfloat16):
@@ -97,7 +97,7 @@ def test_autocast_does_not_round_the_sums_that_codes_are_drawn_from(generator):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_decoder_that_the_caller_has_cast_is_refused(oracle, device):
+def test_a_decoder_cast_by_the_caller_is_an_error(oracle, device):
     with pretend_cuda():
         model = load_model(oracle / "tiny_musicgen").to(device).to(torch.bfloat16)
         with pytest.raises(CheckpointError, match=r"32-true needs a decoder in float32, but it was cast to bfloat16"):
@@ -105,7 +105,7 @@ def test_a_decoder_that_the_caller_has_cast_is_refused(oracle, device):
         model.prepare("bf16-true")
 
 
-def test_a_prepared_decoder_is_refused_for_other_precisions_only_if_its_weights_changed(oracle):
+def test_a_prepared_decoder_is_an_error_for_other_precisions_only_if_its_weights_changed(oracle):
     with pretend_cuda():
         model = load_model(oracle / "tiny_musicgen").to("cuda")
         model.prepare("32-true")
@@ -116,7 +116,7 @@ def test_a_prepared_decoder_is_refused_for_other_precisions_only_if_its_weights_
             half.prepare("32-true")
 
 
-def test_running_out_of_memory_names_the_batch_size_and_how_to_resume():
+def test_an_out_of_memory_error_names_the_batch_size_and_how_to_resume():
     with pytest.raises(RunError) as caught, out_of_memory_explained(16, "a batch"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
     assert "data.batch_size below 16, such as 8" in str(caught.value)
@@ -126,7 +126,7 @@ def test_running_out_of_memory_names_the_batch_size_and_how_to_resume():
         raise torch.OutOfMemoryError
 
 
-def test_a_run_that_runs_out_of_memory_ends_with_that_error(monkeypatch):
+def test_a_run_without_enough_memory_ends_with_that_error(monkeypatch):
     def encode(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
@@ -136,7 +136,7 @@ def test_a_run_that_runs_out_of_memory_ends_with_that_error(monkeypatch):
 
 
 class Full(Metric):
-    """Needs more memory than there is."""
+    """A metric that requires more memory than is available."""
 
     higher_is_better = False
     full_state_update = False
@@ -154,12 +154,12 @@ class Full(Metric):
         return self.total
 
 
-def test_a_metric_that_runs_out_of_memory_is_not_called_a_faulty_metric():
+def test_a_metric_that_runs_out_of_memory_is_not_reported_as_a_metric_error():
     with pytest.raises(RunError, match=r"out of memory in a batch"):
         musicgen_eval.perplexity("demo", limit=1, accelerator="cpu", metrics={"full": Full()})
 
 
-def test_a_model_that_was_rounded_half_way_is_refused(oracle, monkeypatch):
+def test_a_partly_converted_model_is_an_error(oracle, monkeypatch):
     joined, count = fused_decoder._joined, []
 
     def failing(*args, **kwargs):
@@ -179,7 +179,7 @@ def test_a_model_that_was_rounded_half_way_is_refused(oracle, monkeypatch):
 
 
 class StuckOnTheCpu(Metric):
-    """Keeps a tensor that is neither a state nor a buffer, and so does not move."""
+    """A metric with a tensor that is neither a state nor a buffer, and therefore stays on the CPU."""
 
     higher_is_better = False
     full_state_update = False
@@ -196,14 +196,14 @@ class StuckOnTheCpu(Metric):
         return self.total
 
 
-def test_a_metric_on_logits_is_tried_on_the_device_that_will_run_it():
+def test_the_trial_of_a_metric_on_logits_runs_on_the_device_of_the_run():
     metrics = {"stuck": StuckOnTheCpu()}
     assert musicgen_eval.perplexity("demo", limit=1, accelerator="cpu", metrics=metrics).ppl > 1
     with pretend_cuda(), pytest.raises(MetricError, match=r"'stuck' .* failed its trial there.*register_buffer"):
         musicgen_eval.perplexity("demo", limit=1, accelerator="gpu", metrics=metrics)
 
 
-def test_the_recipe_records_switches_and_versions_on_cuda_alone():
+def test_the_recipe_records_switches_and_versions_only_on_cuda():
     with pretend_cuda():
         recipe = musicgen_eval.perplexity("demo", limit=1, accelerator="gpu").evaluation.recipe
         libraries = machine(torch.device("cuda", 0))["libraries"]
@@ -216,7 +216,7 @@ def test_the_recipe_records_switches_and_versions_on_cuda_alone():
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("code", [-1, 64])
-def test_codes_out_of_range_are_refused_before_they_reach_a_kernel(tiny_model, prompt, device, code):
+def test_codes_out_of_range_are_an_error_before_any_kernel_runs(tiny_model, prompt, device, code):
     prompt[1, 2, 3] = code
     with pretend_cuda():
         decoder = copy.deepcopy(tiny_model.decoder).to(device)
@@ -226,7 +226,7 @@ def test_codes_out_of_range_are_refused_before_they_reach_a_kernel(tiny_model, p
             continued(decoder, prompt.to(device))
 
 
-def test_a_loaded_model_stays_where_the_caller_put_it(oracle):
+def test_a_loaded_model_stays_on_its_device(oracle):
     with pretend_cuda() as log:
         model = load_model(oracle / "tiny_musicgen").to("cuda")
         musicgen_eval.perplexity("demo", model, limit=1, accelerator="gpu")
@@ -239,7 +239,7 @@ def test_a_loaded_model_stays_where_the_caller_put_it(oracle):
         assert on_cpu.device.type == "cpu"
 
 
-def test_kernels_that_torch_chooses_by_timing_are_refused(monkeypatch):
+def test_kernels_selected_by_timing_are_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda.tunable, "is_enabled", lambda: True)
     with pretend_cuda(), pytest.raises(RunError, match="PYTORCH_TUNABLEOP_ENABLED"):
         musicgen_eval.perplexity("demo", limit=1, accelerator="gpu")

@@ -1,4 +1,4 @@
-"""Decode steps that are replayed from CUDA graphs, on the pretend device: the codes of eager steps and of the CPU."""
+"""Compares decode steps that are replayed from CUDA graphs with eager steps and the CPU, on the pretend device."""
 
 import copy
 import warnings
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 GREEDY = Sampling(temperature=0)
 TOP_K = Sampling(top_k=20)
 TOP_P = Sampling(top_k=None, top_p=0.9)
-BATCHES = {  # prompts in frames, totals, lengths of texts
+BATCHES = {  # (frames of prompts, total frames, lengths of texts)
     "equal rows": ((20, 20, 20), (60, 60, 60), (5, 5, 5)),
     "mixed rows": ((20, 0, 31), (60, 33, 55), (5, 0, 2)),
     "no texts": ((9, 30, 2), (40, 40, 12), (0, 0, 0)),
@@ -55,7 +55,7 @@ def continued(decoder, given, *, sampling=TOP_K, guidance_scale=3.0, **settings)
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize("sampling", [GREEDY, TOP_K, TOP_P], ids=["greedy", "top_k", "top_p"])
 @pytest.mark.parametrize("name", BATCHES)
-def test_replayed_steps_draw_the_codes_of_eager_steps(decoder, name, sampling, guidance_scale, monkeypatch):
+def test_replayed_steps_generate_the_codes_of_eager_steps(decoder, name, sampling, guidance_scale, monkeypatch):
     monkeypatch.setattr(static_steps, "BUCKET", 32)  # several graphs per window
     given, settings = batch(decoder, name), {"sampling": sampling, "guidance_scale": guidance_scale}
     expected = continued(decoder, given, **settings)
@@ -80,7 +80,7 @@ def test_graphs_are_captured_once_and_replayed_for_later_batches(decoder):
     assert torch.equal(found, continued(decoder, batch(decoder, "mixed rows", seed=1)))
 
 
-def test_a_capture_needs_enough_steps_to_be_worth_its_time(decoder):
+def test_steps_are_captured_only_if_there_are_enough_of_them(decoder):
     given = batch(decoder, "equal rows")
     with pretend_cuda():
         fused = FusedDecoder(copy.deepcopy(decoder).to("cuda"), torch.float32)
@@ -90,7 +90,7 @@ def test_a_capture_needs_enough_steps_to_be_worth_its_time(decoder):
         assert list(fused.last_steps._graphs) == [256]
 
 
-def test_a_step_waits_for_nothing_and_has_the_same_kernels_in_every_bucket(decoder, monkeypatch):
+def test_a_step_does_not_wait_and_has_the_same_kernels_in_every_bucket(decoder, monkeypatch):
     monkeypatch.setattr(static_steps, "BUCKET", 32)
     with pretend_cuda() as log:
         fused = FusedDecoder(copy.deepcopy(decoder).to("cuda"), torch.bfloat16)
@@ -106,7 +106,7 @@ def test_a_step_waits_for_nothing_and_has_the_same_kernels_in_every_bucket(decod
     assert launches[0] == launches[1]
 
 
-def test_a_capture_that_fails_falls_back_with_one_warning(decoder, monkeypatch):
+def test_a_failed_capture_falls_back_to_eager_steps_with_one_warning(decoder, monkeypatch):
     class Refusing(static_steps.CudaGraph):
         def capture(self, function):
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
@@ -141,7 +141,7 @@ def test_a_step_that_waits_is_not_captured_and_the_warning_names_the_cause(decod
     assert torch.equal(found, continued(decoder, given))
 
 
-def test_a_device_that_is_full_ends_a_capture_with_that_error(decoder, monkeypatch):
+def test_an_out_of_memory_error_in_a_capture_is_raised(decoder, monkeypatch):
     def capture(self, function):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 

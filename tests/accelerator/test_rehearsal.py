@@ -1,7 +1,7 @@
-"""Test and predict through the Trainer on the pretend device, in every precision, held against the CPU.
+"""Compares `test` and `predict` on the pretend device with the CPU, through the Trainer and in each precision.
 
-The device computes with the CPU's numbers, so in 32-true results agree to about 6 digits and codes are equal. What a real GPU
-rounds in another way is not seen here (docs/accelerator.md).
+The device computes on the CPU. Therefore, results in 32-true agree to about 6 digits, and codes are equal. The different rounding
+of a real GPU is not tested (docs/accelerator.md).
 """
 
 import functools
@@ -38,18 +38,18 @@ NEW_FRAMES = 12
 
 
 def on_logits(num_classes: int) -> MetricEntry:
-    """A stock metric that is given logits, which do not leave the device."""
+    """Returns a torchmetrics metric with logits as input, which stay on the device."""
     metric = MulticlassAccuracy(num_classes=num_classes, average="micro", top_k=5, validate_args=False)
     return MetricEntry(metric, {"preds": "logits", "target": "codes"})
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """Runs on the pretend device and on the CPU, each done once.
+    """Cached runs on the pretend device and on the CPU.
 
     Attributes:
-        test: (checkpoint, precision, accelerator) -> the result, and what the device recorded.
-        predict: (checkpoint, precision, drawing, accelerator) -> the same.
+        test: (checkpoint, precision, accelerator) -> result and log of the device, or None on the CPU.
+        predict: (checkpoint, precision, drawing, accelerator) -> result and log of the device, or None on the CPU.
     """
 
     test: Callable[[str, str, str], tuple[PerplexityResult, Log | None]]
@@ -57,7 +57,7 @@ class Rehearsal:
 
 
 def on(accelerator: str, run: Callable[[], Any]) -> tuple[Any, Log | None]:
-    """A run's result, and what the pretend device recorded."""
+    """Returns the result of a run and the log of the pretend device, or None on the CPU."""
     if accelerator == "cpu":
         return run(), None
     with pretend_cuda() as log:
@@ -99,7 +99,7 @@ def rehearsal(songs: Path, stereo_checkpoint: Path) -> Rehearsal:
 
 
 def metric_values(evaluation: Any) -> dict[str, float]:
-    """Every number of every metric."""
+    """Returns all numbers of all metrics."""
     return {
         f"{metric}.{name}": value.value
         for metric, values in evaluation.metrics.items()
@@ -107,11 +107,8 @@ def metric_values(evaluation: Any) -> dict[str, float]:
     }
 
 
-# Test
-
-
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
-def test_in_float32_a_test_gives_the_cpus_numbers(rehearsal: Rehearsal, checkpoint: str):
+def test_scores_in_float32_equal_those_of_the_cpu(rehearsal: Rehearsal, checkpoint: str):
     found, _ = rehearsal.test(checkpoint, "32-true", "gpu")
     expected, _ = rehearsal.test(checkpoint, "32-true", "cpu")
     assert list(found.ppl_per_track) == list(NUM_FRAMES)
@@ -126,7 +123,7 @@ def test_in_float32_a_test_gives_the_cpus_numbers(rehearsal: Rehearsal, checkpoi
 
 @pytest.mark.parametrize("precision", HALF)
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
-def test_in_half_precision_a_test_comes_near(rehearsal: Rehearsal, checkpoint: str, precision: str):
+def test_scores_in_half_precision_are_close_to_those_of_the_cpu(rehearsal: Rehearsal, checkpoint: str, precision: str):
     found, _ = rehearsal.test(checkpoint, precision, "gpu")
     expected, _ = rehearsal.test(checkpoint, "32-true", "cpu")
     assert found.ppl != expected.ppl
@@ -138,19 +135,18 @@ def test_in_half_precision_a_test_comes_near(rehearsal: Rehearsal, checkpoint: s
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
-def test_nothing_waits_in_every_layer_of_a_test(rehearsal: Rehearsal, checkpoint: str, precision: str):
+def test_no_layer_waits_for_the_device_during_scoring(rehearsal: Rehearsal, checkpoint: str, precision: str):
     _, log = rehearsal.test(checkpoint, precision, "gpu")
     assert log is not None
     assert log.num_launches > 1000
     numbers_read = [count for (kind, _), count in log.by_place().items() if kind in ("item", "nonzero")]
-    assert max(numbers_read, default=0) <= 60  # one for each window and reading, at most
-
-
-# Predict
+    assert max(numbers_read, default=0) <= 60  # at most one per window and reading
 
 
 @pytest.mark.parametrize(("checkpoint", "drawing"), [(one[0], one[2]) for one in PREDICTED if one[1] == "32-true"])
-def test_in_float32_predict_gives_the_cpus_codes_and_audio(rehearsal: Rehearsal, checkpoint: str, drawing: str):
+def test_continuations_in_float32_have_the_codes_and_audio_of_the_cpu(
+    rehearsal: Rehearsal, checkpoint: str, drawing: str
+):
     found, _ = rehearsal.predict(checkpoint, "32-true", drawing, "gpu")
     expected, _ = rehearsal.predict(checkpoint, "32-true", drawing, "cpu")
     assert len(found.continuations) == 3 * DRAWING[drawing]["num_continuations"]
@@ -163,7 +159,7 @@ def test_in_float32_predict_gives_the_cpus_codes_and_audio(rehearsal: Rehearsal,
         assert one.generated.shape[1] == NEW_FRAMES * 640
         assert torch.allclose(one.generated, twin.generated, rtol=0, atol=1e-5)
     values, twins = metric_values(found.evaluation), metric_values(expected.evaluation)
-    # A ratio of differences between frames, which magnifies the rounding of the decoded audio.
+    # This ratio of differences between frames amplifies the rounding of the decoded audio.
     change, twin_change = values.pop("seam.change"), twins.pop("seam.change")
     assert change == pytest.approx(twin_change, rel=2e-4)
     assert values == pytest.approx(twins, rel=2e-5, abs=2e-5, nan_ok=True)
@@ -174,7 +170,7 @@ def test_in_float32_predict_gives_the_cpus_codes_and_audio(rehearsal: Rehearsal,
 
 
 @pytest.mark.parametrize(("checkpoint", "precision", "drawing"), [one for one in PREDICTED if one[1] != "32-true"])
-def test_in_half_precision_predict_keeps_the_context_and_draws_codes(
+def test_continuations_in_half_precision_keep_the_context_and_agree_in_many_first_codes(
     rehearsal: Rehearsal, checkpoint: str, precision: str, drawing: str
 ):
     found, _ = rehearsal.predict(checkpoint, precision, drawing, "gpu")
@@ -189,16 +185,18 @@ def test_in_half_precision_predict_keeps_the_context_and_draws_codes(
         assert one.generated.isfinite().all()
         num_equal += int((one.codes[:, context] == twin.codes[:, context]).sum())
         num_codes += len(one.codes)
-    # Only the first frame is compared, because rounding leads later frames elsewhere. Among 40 codes, those of nearly equal
-    # likelihood change places, so a draw may find another one; by chance, one in 40 would be equal.
+    # Only the first frame is compared, because later frames depend on rounding. Among 40 codes, those with nearly equal
+    # probability may swap their order, so that another one is sampled. By chance, one of 40 codes would be equal.
     assert num_equal > (0.5 if drawing == "greedy" else 0.125) * num_codes
     values, twins = metric_values(found.evaluation), metric_values(expected.evaluation)
-    # of how the track went on: nothing that was drawn enters
+    # perplexity of the reference, which does not depend on sampled codes
     assert values["true_perplexity.ce"] == pytest.approx(twins["true_perplexity.ce"], rel=0.02)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_continuations_slide_past_the_longest_window(songs: Path, stereo_checkpoint: Path, precision: str):
+def test_continuations_beyond_the_longest_window_use_sliding_windows(
+    songs: Path, stereo_checkpoint: Path, precision: str
+):
     def run(accelerator: str) -> GenerationResult:
         given: dict[str, Any] = {"checkpoint": str(stereo_checkpoint), "temperature": 0.0, "limit": 2}
         given |= {"max_frames": 30, "stride_s": 0.3, "max_new_frames": 20}

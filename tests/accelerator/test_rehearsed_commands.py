@@ -1,4 +1,4 @@
-"""Both commands on the pretend device, with the configurations of the package."""
+"""Runs both commands on the pretend device, with the configurations of the package."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def config(*names: str) -> list[str]:
-    """The options that name configurations of the package."""
+    """Returns the command-line options for configurations of the package."""
     return [part for name in names for part in ("--config", str(CONFIGS / name))]
 
 
@@ -23,7 +23,7 @@ def summary(run_dir: Path) -> dict:
     return json.loads((run_dir / "summary.json").read_text())
 
 
-def test_train_like_eval_tests_with_the_configuration_for_a_gpu(songs: Path, tmp_path: Path):
+def test_train_like_eval_scores_with_the_gpu_configuration(songs: Path, tmp_path: Path):
     options = ["--model.checkpoint=demo", f"--data.source={songs}", "--data.context_s=0.3", "--data.target_s=0.3"]
     options += ["--data.num_workers=1", "--model.save_nll=true", f"--run_dir={tmp_path / 'run'}"]
     with pretend_cuda() as log:
@@ -35,11 +35,9 @@ def test_train_like_eval_tests_with_the_configuration_for_a_gpu(songs: Path, tmp
         assert [row["id"] for row in csv.DictReader(file)] == list(NUM_FRAMES)
 
 
-def test_train_like_eval_predicts_with_the_configuration_for_a_gpu(
-    songs: Path, stereo_checkpoint: Path, tmp_path: Path
-):
+def test_train_like_eval_predicts_with_the_gpu_configuration(songs: Path, stereo_checkpoint: Path, tmp_path: Path):
     options = [f"--model.checkpoint={stereo_checkpoint}", f"--data.source={songs}", "--data.target_s=0.2"]
-    options += ["--data.num_workers=1", "--model.continuation.top_k=40", "--audio.hold=joined"]
+    options += ["--data.num_workers=1", "--model.continuation.top_k=40", "--audio.layout=joined"]
     with pretend_cuda():
         arguments = [*config("continuation.yaml", "hardware/gpu.yaml"), *options, f"--run_dir={tmp_path / 'run'}"]
         assert lightning_main(["predict", *arguments]) == 0
@@ -53,7 +51,7 @@ def test_train_like_eval_predicts_with_the_configuration_for_a_gpu(
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-mixed"])
-def test_musicgen_eval_evaluates(songs: Path, tmp_path: Path, precision: str):
+def test_musicgen_eval_evaluate_runs_in_each_precision(songs: Path, tmp_path: Path, precision: str):
     options = ["--context-s", "0.3", "--target-s", "0.3", "--limit", "2", "--run-dir", str(tmp_path / "run")]
     with pretend_cuda():
         assert (
@@ -63,7 +61,7 @@ def test_musicgen_eval_evaluates(songs: Path, tmp_path: Path, precision: str):
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
-def test_musicgen_eval_generates(songs: Path, tmp_path: Path, precision: str):
+def test_musicgen_eval_generate_runs_in_each_precision(songs: Path, tmp_path: Path, precision: str):
     options = ["--max-new-frames", "8", "--limit", "2", "--text", "EDM", "--run-dir", str(tmp_path / "run")]
     with pretend_cuda():
         assert (
@@ -72,7 +70,7 @@ def test_musicgen_eval_generates(songs: Path, tmp_path: Path, precision: str):
     assert len(list((tmp_path / "run").rglob("*.flac"))) >= 2
 
 
-def test_the_first_available_accelerator_is_taken(songs: Path, tmp_path: Path):
+def test_an_available_gpu_is_used_by_default(songs: Path, tmp_path: Path):
     options = ["--context-s", "0.3", "--target-s", "0.3", "--limit", "1", "--run-dir", str(tmp_path / "run")]
     with pretend_cuda():
         assert main(["evaluate", "--audio", str(songs), *options]) == 0

@@ -1,4 +1,4 @@
-"""Runs on the pretend device that end after their first batch and are resumed: to the bytes of an undisturbed run."""
+"""Tests that runs on the pretend device have the bytes of an uninterrupted run if they are stopped and resumed."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ RESULTS = ("summary.json", "tracks.csv", "windows.csv", "nll.safetensors", "cont
 
 @pytest.fixture
 def stop_after_one_batch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """Ends the next run at its second batch, as a full disk would; `undo` of monkeypatch lets later runs pass."""
+    """Returns a function that stops the next run at its second batch, as a full disk does, until `monkeypatch.undo()`."""
     append = JournalWriter.append
 
     def stop() -> None:
@@ -38,7 +38,7 @@ def stop_after_one_batch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """The results of a run, and its audio."""
+    """Returns name -> content of the results and the audio of a run."""
     names = [folder / name for name in RESULTS] + sorted(folder.rglob("*.flac"))
     return {str(path.relative_to(folder)): path.read_bytes() for path in names if path.exists()}
 
@@ -50,13 +50,13 @@ def evaluated(songs: Path, run_dir: Path, **settings: Any) -> Any:
 
 def continued(songs: Path, run_dir: Path, checkpoint: Path) -> Any:
     drawing = {"top_k": 40, "num_continuations": 2, "max_new_frames": 8}
-    given = {"checkpoint": str(checkpoint), "batch_size": 2, "accelerator": "gpu", "hold": "joined"}
+    given = {"checkpoint": str(checkpoint), "batch_size": 2, "accelerator": "gpu", "layout": "joined"}
     return generate(songs, run_dir=run_dir, **drawing, **given)
 
 
-def test_a_test_is_resumed_in_its_middle(songs, tmp_path, stop_after_one_batch, monkeypatch):
+def test_a_stopped_test_run_can_be_resumed(songs, tmp_path, stop_after_one_batch, monkeypatch):
     with pretend_cuda():
-        undisturbed = evaluated(songs, tmp_path / "undisturbed")
+        uninterrupted = evaluated(songs, tmp_path / "uninterrupted")
         stop_after_one_batch()
         with pytest.raises(RunError, match="no room is left"):
             evaluated(songs, tmp_path / "x")
@@ -64,21 +64,19 @@ def test_a_test_is_resumed_in_its_middle(songs, tmp_path, stop_after_one_batch, 
         with pytest.raises(RunError, match=r"accelerator|device|machine"):
             evaluated(songs, tmp_path / "x", accelerator="cpu")
         resumed = evaluated(songs, tmp_path / "x")
-    assert resumed.ppl == undisturbed.ppl
+    assert resumed.ppl == uninterrupted.ppl
     assert len(files(tmp_path / "x")) == 4
-    assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
+    assert files(tmp_path / "x") == files(tmp_path / "uninterrupted")
 
 
-def test_continuations_are_resumed_in_their_middle(
-    songs, stereo_checkpoint, tmp_path, stop_after_one_batch, monkeypatch
-):
+def test_a_stopped_predict_run_can_be_resumed(songs, stereo_checkpoint, tmp_path, stop_after_one_batch, monkeypatch):
     with pretend_cuda():
-        continued(songs, tmp_path / "undisturbed", stereo_checkpoint)
+        continued(songs, tmp_path / "uninterrupted", stereo_checkpoint)
         stop_after_one_batch()
         with pytest.raises(RunError, match="no room is left"):
             continued(songs, tmp_path / "x", stereo_checkpoint)
         monkeypatch.undo()
         assert main(["generate", "--resume", str(tmp_path / "x")]) == 0
-    found, expected = files(tmp_path / "x"), files(tmp_path / "undisturbed")
+    found, expected = files(tmp_path / "x"), files(tmp_path / "uninterrupted")
     assert len([name for name in found if name.endswith(".flac")]) >= 6
     assert found == expected

@@ -1,4 +1,4 @@
-"""How often the CPU waits for the device: never per decode step, never in the encoder, and once per batch for its results."""
+"""Tests that the CPU waits for the device once per batch, and neither in decode steps nor in the encoder."""
 
 import copy
 
@@ -14,13 +14,13 @@ from tests.support.pretend_cuda import pretend_cuda
 
 DELAYS = (0, 1, 2, 3)
 LOADING = ("_apply", " move", "fused_decoder.py", "run_evaluation", "run_continuation")
-"""Places that belong to the loading of a model, or to Lightning's set-up."""
+"""Parts of the places that belong to loading a model or to the set-up of Lightning."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 def waits(log):
-    """Waits of the package itself, by place."""
+    """Returns (kind, place) -> number of waits caused by the package."""
     return {
         (kind, place): count
         for (kind, place), count in log.by_place().items()
@@ -30,7 +30,9 @@ def waits(log):
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sampling", [{"temperature": 0}, {"top_k": 20}, {"top_k": None, "top_p": 0.9}])
-def test_a_longer_continuation_waits_no_more_often(tiny_model, generator, sampling, precision):
+def test_the_number_of_waits_does_not_depend_on_the_length_of_a_continuation(
+    tiny_model, generator, sampling, precision
+):
     prompt = torch.randint(0, 64, (3, 4, 30), generator=generator)
     states = torch.randn(3, 5, tiny_model.decoder.config.hidden_size, generator=generator)
     mask = torch.ones(3, 5, dtype=torch.int64)
@@ -86,13 +88,13 @@ def test_a_scored_batch_waits_once_for_its_results(batch_size):
 
 
 class OnLogits(CodebookPerplexity):
-    """Perplexity that also asks for logits, and so runs on the device."""
+    """Perplexity with logits as an additional input, so that it runs on the device."""
 
     def update(self, logits, nll):
         super().update(nll + 0 * logits.sum(-1))
 
 
-def test_metrics_on_logits_wait_once_more_per_batch_for_their_states():
+def test_metrics_on_logits_cause_one_more_wait_per_batch():
     others = []
     for limit, num_batches in ((2, 1), (6, 4)):
         with pretend_cuda() as log:
@@ -104,4 +106,4 @@ def test_metrics_on_logits_wait_once_more_per_batch_for_their_states():
         assert synchronised == 2 * num_batches
         others.append(sum(found.values()) - synchronised)
         assert result.evaluation.metrics["on_logits"]["ppl"].value == pytest.approx(result.ppl, rel=1e-6)
-    assert others[0] == others[1]  # the metric's own states move once per run
+    assert others[0] == others[1]  # the states of the metric are moved once per run

@@ -12,9 +12,9 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 DEMO = ["test", "--config", str(ROOT / "configs" / "demo.yaml")]
 
 
-def refusal(capsys, *arguments: str, door=lightning_main) -> str:
-    """What a door says when it refuses, in one line."""
-    status = door(list(arguments))
+def refusal(capsys, *arguments: str, command=lightning_main) -> str:
+    """Returns the one-line error of a command with invalid arguments."""
+    status = command(list(arguments))
     said = capsys.readouterr()
     assert status != 0
     assert "usage:" not in said.err
@@ -75,17 +75,17 @@ def refusal(capsys, *arguments: str, door=lightning_main) -> str:
         (["--model.checkpoint=demmo"], "did you mean demo?"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(capsys, tmp_path, monkeypatch, arguments, message):
+def test_invalid_settings_are_one_line_errors(capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert message in refusal(capsys, *DEMO, *arguments)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_there_is_no_fit(capsys):
+def test_the_command_fit_does_not_exist(capsys):
     assert "invalid choice: 'fit'" in refusal(capsys, "fit")
 
 
-def test_an_unknown_key_of_a_config_is_named(capsys, tmp_path):
+def test_the_error_names_an_unknown_key_of_a_config(capsys, tmp_path):
     (tmp_path / "my.yaml").write_text("data:\n  sauce: x.wav\n")
     assert "sauce" in refusal(capsys, "test", "--config", str(tmp_path / "my.yaml"))
 
@@ -99,13 +99,13 @@ def test_an_unknown_key_of_a_config_is_named(capsys, tmp_path):
         (b"run_dir: 'a\\0b'\n".replace(b"'", b'"'), r"run_dir 'a\x00b' holds a null character"),
     ],
 )
-def test_a_config_that_cannot_be_used_is_refused_in_a_line(capsys, tmp_path, content, message):
+def test_an_invalid_config_is_a_one_line_error(capsys, tmp_path, content, message):
     (tmp_path / "my.yaml").write_bytes(content)
     assert message in refusal(capsys, "test", "--config", str(tmp_path / "my.yaml"))
 
 
 @pytest.mark.slow
-def test_a_tilde_is_the_home_directory_wherever_a_path_is_given(capsys, tmp_path, monkeypatch, oracle):
+def test_a_tilde_means_the_home_directory_in_all_paths(capsys, tmp_path, monkeypatch, oracle):
     home = tmp_path / "home"
     home.mkdir()
     (home / "model").symlink_to(oracle / "tiny_musicgen")
@@ -122,7 +122,7 @@ def test_a_tilde_is_the_home_directory_wherever_a_path_is_given(capsys, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
-def test_a_run_dir_that_holds_something_is_refused(capsys, tmp_path):
+def test_a_run_dir_with_other_files_is_an_error(capsys, tmp_path):
     (tmp_path / "precious.txt").write_text("x")
     assert "holds precious.txt" in refusal(capsys, *DEMO, f"--run_dir={tmp_path}")
     assert (tmp_path / "precious.txt").read_text() == "x"
@@ -142,14 +142,14 @@ def test_a_run_dir_that_holds_something_is_refused(capsys, tmp_path):
         (["evaluate", "--audio", "x", "--foo", "1"], "unrecognized arguments: --foo 1"),
     ],
 )
-def test_the_everyday_door_refuses_in_a_line(capsys, tmp_path, monkeypatch, arguments, message):
+def test_invalid_arguments_of_musicgen_eval_are_one_line_errors(capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    assert message in refusal(capsys, *arguments, door=main)
+    assert message in refusal(capsys, *arguments, command=main)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=[str(path.relative_to(ROOT)) for path in CONFIGS])
-def test_every_shipped_config_parses_and_names_real_settings(capsys, config):
+def test_every_shipped_config_contains_existing_settings_only(capsys, config):
     base = [] if config.parent.name == "configs" else DEMO[1:]
     with pytest.raises(SystemExit) as stopped:
         lightning_main(["test", *base, "--config", str(config), "--print_config"])
@@ -175,7 +175,7 @@ def test_evaluate_prints_a_table_and_writes_a_run(capsys, tmp_path, oracle):
 
 
 @pytest.mark.slow
-def test_a_runs_config_gives_the_run_again(capsys, tmp_path, oracle):
+def test_the_config_of_a_run_reproduces_the_run(capsys, tmp_path, oracle):
     arguments = [
         *DEMO, f"--model.checkpoint={oracle / 'tiny_musicgen'}", "--data.limit=1", "--data.context_s=2",
         "--data.target_s=2", "--trainer.enable_progress_bar=false",
@@ -187,18 +187,18 @@ def test_a_runs_config_gives_the_run_again(capsys, tmp_path, oracle):
 
 
 @pytest.mark.parametrize("command", ["evaluate", "generate"])
-def test_audio_takes_several_files(monkeypatch, command):
-    """As the shell gives them in place of a glob."""
+def test_audio_accepts_several_files(monkeypatch, command):
+    """The shell replaces a glob pattern by several files."""
     sources = []
     run = "run_evaluation" if command == "evaluate" else "run_continuation"
-    monkeypatch.setattr(runner, run, lambda module, data, **settings: sources.append(data.settings.source))
+    monkeypatch.setattr(runner, run, lambda module, data, *settings, **further: sources.append(data.settings.source))
     assert main([command, "--audio", "a.wav", "b.wav", "[c].wav", "--limit", "2"]) == 0
     assert main([command, "--audio", "[c].wav"]) == 0
     assert sources == [["a.wav", "b.wav", "[c].wav"], "[c].wav"]
 
 
 @pytest.mark.slow
-def test_several_files_are_one_run_that_resumes(capsys, tmp_path, monkeypatch, oracle):
+def test_several_files_are_one_run_that_can_be_resumed(capsys, tmp_path, monkeypatch, oracle):
     for name in ("a.wav", "b.wav"):
         (tmp_path / name).write_bytes((ROOT / "musicgen_eval" / "data" / "demo" / "dreamy_01.wav").read_bytes())
     monkeypatch.chdir(tmp_path)
@@ -217,7 +217,7 @@ def test_several_files_are_one_run_that_resumes(capsys, tmp_path, monkeypatch, o
 
 
 def tiny(oracle: Path) -> list[str]:
-    """The everyday door to a continuation by a model of 64 entries a codebook, whose limit is 30 s."""
+    """Arguments of `generate` with a model of 64 codes per codebook, whose limit is 30 s."""
     return ["generate", "--audio", "demo", "--checkpoint", str(oracle / "tiny_musicgen"), "--top_k", "40"]
 
 
@@ -242,22 +242,24 @@ def tiny(oracle: Path) -> list[str]:
         (["--duration", "0"], "duration_s=0"),
         (["--duration", "0.03"], "duration_s=0.03 s is 1.5 frames"),
         (["--max-new-frames", "0"], "max_new_frames must be at least 1, got 0"),
-        (["--duration", "3", "--max-new-frames", "10"], "duration_s=3 and max_new_frames=10 say the same thing"),
+        (["--duration", "3", "--max-new-frames", "10"], "duration_s=3 and max_new_frames=10 both set the length"),
         (["--num_continuations", "0"], "num_continuations must be at least 1, got 0"),
         (["--threads", "0"], "threads must be at least 1, got 0"),
         (["--threads", "99999999999"], "threads must be at most 1024, got 99999999999"),
         (["--format", "ogg"], "format"),
-        (["--hold", "both"], "hold"),
+        (["--layout", "both"], "layout"),
         (["--batch_size", "0"], "batch_size must be at least 1"),
         (["--audio", "/nowhere.wav"], "/nowhere.wav"),
         (["--target_s", "3"], "unrecognized arguments: --target_s 3"),
         (["--checkpoint", "demmo"], "did you mean demo?"),
     ],
 )
-def test_generate_refuses_in_a_line_and_leaves_nothing(capsys, tmp_path, monkeypatch, arguments, message):
+def test_invalid_arguments_of_generate_are_one_line_errors_and_write_no_files(
+    capsys, tmp_path, monkeypatch, arguments, message
+):
     monkeypatch.chdir(tmp_path)
     source = [] if "--audio" in arguments else ["--audio", "demo"]
-    said = refusal(capsys, "generate", *source, *arguments, door=main)
+    said = refusal(capsys, "generate", *source, *arguments, command=main)
     assert message in said
     assert list(tmp_path.iterdir()) == []
 
@@ -282,26 +284,28 @@ def test_generate_refuses_in_a_line_and_leaves_nothing(capsys, tmp_path, monkeyp
         (["--data.target_s=0"], "target_s=0 is shorter than one frame"),
         (["--data.head=skip"], "data.head does not apply to predict"),
         (["--data.allow_beyond_limit=true"], "data.allow_beyond_limit does not apply to predict"),
-        (["--model.tail=drop"], "model.tail says how windows are scored, and means nothing in predict"),
-        (["--model.save_nll=true"], "model.save_nll says how windows are scored"),
+        (["--model.tail=drop"], "model.tail does not apply to predict; remove it"),
+        (["--model.save_nll=true"], "model.save_nll does not apply to predict"),
         (["--trainer.limit_predict_batches=1", "--data.limit=1", "--data.target_s=0.1"], "use data.limit"),
-        (["--trainer.limit_predict_batches=2"], "would leave tracks half measured; use data.limit"),
+        (["--trainer.limit_predict_batches=2"], "would leave out windows of a track; remove it and use data.limit"),
         (["--trainer.fast_dev_run=true"], "use data.limit"),
         (["--audio.format=ogg"], "format"),
-        (["--audio.hold=both"], "hold"),
+        (["--audio.layout=both"], "layout"),
         (["--return_predictions=true"], "unrecognized arguments: --return_predictions=true"),
         (["--trainer.precision=16-mixed"], "16-mixed needs a GPU"),
         (["--model.metrics.gain=ContextGain"], "asks for the reading 'no_context'"),
     ],
 )
-def test_predict_refuses_what_is_wrong_and_leaves_nothing(capsys, tmp_path, monkeypatch, arguments, message):
+def test_invalid_settings_of_predict_are_one_line_errors_and_write_no_files(
+    capsys, tmp_path, monkeypatch, arguments, message
+):
     monkeypatch.chdir(tmp_path)
     said = refusal(capsys, "predict", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", *arguments)
     assert message in said
     assert list(tmp_path.iterdir()) == []
 
 
-def test_generate_continues_a_folder_and_says_where_it_went(capsys, tmp_path, oracle):
+def test_generate_continues_a_folder_and_prints_the_run_folder(capsys, tmp_path, oracle):
     arguments = ["--limit", "2", "--context", "0.2", "--max-new-frames", "10", "--text", "EDM"]
     status = main([*tiny(oracle), *arguments, "--threads", "1", "--run-dir", str(tmp_path / "x")])
     said = capsys.readouterr()
@@ -317,7 +321,7 @@ def test_generate_continues_a_folder_and_says_where_it_went(capsys, tmp_path, or
 CONTINUATION = ["predict", "--config", str(ROOT / "configs" / "continuation.yaml")]
 
 
-def test_predict_parses_the_shipped_config_of_continuations(capsys):
+def test_predict_parses_the_shipped_continuation_config(capsys):
     with pytest.raises(SystemExit) as stopped:
         lightning_main([*CONTINUATION, "--print_config"])
     assert stopped.value.code == 0
@@ -325,7 +329,7 @@ def test_predict_parses_the_shipped_config_of_continuations(capsys):
 
 
 @pytest.mark.slow
-def test_the_shipped_config_of_continuations_runs(capsys, tmp_path, oracle):
+def test_the_shipped_continuation_config_runs(capsys, tmp_path, oracle):
     arguments = [
         *CONTINUATION, f"--model.checkpoint={oracle / 'tiny_musicgen'}", "--model.continuation.top_k=40",
         "--model.continuation.threads=1", "--data.source=demo", "--data.limit=2", "--data.context_s=0.2",
@@ -339,11 +343,11 @@ def test_the_shipped_config_of_continuations_runs(capsys, tmp_path, oracle):
 
 
 @pytest.mark.slow
-def test_a_predicted_runs_config_gives_the_run_again(capsys, tmp_path, oracle):
+def test_the_config_of_a_predict_run_reproduces_the_run(capsys, tmp_path, oracle):
     arguments = [
         "predict", f"--model.checkpoint={oracle / 'tiny_musicgen'}", "--model.continuation.top_k=40",
         "--model.continuation.threads=1", "--model.seed=5", "--data.limit=1", "--data.context_s=0.2", "--data.target_s=0.2",
-        "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--audio.hold=joined",
+        "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--audio.layout=joined",
     ]  # fmt: skip
     assert lightning_main([*arguments, f"--run_dir={tmp_path / 'a'}"]) == 0, capsys.readouterr().err
     again = ["predict", "--config", str(tmp_path / "a" / "config.yaml"), f"--run_dir={tmp_path / 'b'}"]

@@ -1,4 +1,4 @@
-"""Help texts, the version and wrong arguments do not wait for the import of torch, Lightning and transformers."""
+"""Tests that help texts, the version and argument errors do not import torch, Lightning or transformers."""
 
 import os
 import re
@@ -27,8 +27,8 @@ print("status", status, "imported", [name for name in {HEAVY} if name in sys.mod
 EXAMPLES = [example for examples in commands.EXAMPLES.values() for example in examples]
 
 
-def start(*arguments: str, folder: Path, command: str = "everyday") -> tuple[str, str]:
-    """Returns what a command prints in a process of its own, and its exit status with the heavy libraries it imported."""
+def start(*arguments: str, folder: Path, command: str = "musicgen-eval") -> tuple[str, str]:
+    """Runs a command in a new process. Returns its output, and a line with its exit status and its imports of large libraries."""
     done = subprocess.run(
         [sys.executable, "-c", START, command, *arguments],
         capture_output=True, text=True, check=True, timeout=120, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -53,7 +53,7 @@ def start(*arguments: str, folder: Path, command: str = "everyday") -> tuple[str
         (["evaluate", "--resume", "x", "--limit", "2"], 2, "error: --resume takes every setting from the run"),
     ],
 )
-def test_help_and_wrong_arguments_import_nothing_heavy(tmp_path, arguments, status, expected):
+def test_help_and_argument_errors_import_no_large_libraries(tmp_path, arguments, status, expected):
     printed, last = start(*arguments, folder=tmp_path)
     assert expected in printed
     assert last == f"status {status} imported []"
@@ -64,7 +64,7 @@ def test_help_and_wrong_arguments_import_nothing_heavy(tmp_path, arguments, stat
     ("arguments", "status", "expected"),
     [(["--version"], 0, "musicgen-eval "), (["test", "--resume", "nowhere"], 1, "nowhere, which does not exist")],
 )
-def test_the_version_and_a_wrong_run_folder_of_the_lightning_command_import_nothing_heavy(
+def test_version_and_run_folder_errors_of_the_lightning_command_import_no_large_libraries(
     tmp_path, arguments, status, expected
 ):
     printed, last = start(*arguments, folder=tmp_path, command="lightning")
@@ -88,7 +88,7 @@ def test_the_help_of_the_lightning_command_names_the_version_option(capsys):
 
 
 @pytest.mark.parametrize("command", [main, lightning_main])
-def test_an_unknown_version_is_an_error_that_says_how_to_install(capsys, monkeypatch, command):
+def test_an_unknown_version_is_an_error_with_the_install_command(capsys, monkeypatch, command):
     monkeypatch.setattr("importlib.metadata.distribution", not_found)
     assert command(["--version"]) == 1
     assert capsys.readouterr().err == (

@@ -1,4 +1,4 @@
-"""A run ends with its proper status whatever happens to standard output and standard error."""
+"""Tests that problems with standard output and standard error do not change the exit status of a run."""
 
 import io
 import os
@@ -17,7 +17,7 @@ RUN = "import sys; from musicgen_eval.cli.main import main; sys.exit(main(sys.ar
 
 @pytest.fixture
 def evaluate(tmp_path, oracle):
-    """The arguments that evaluate half a second of noise, in a file whose name no single-byte encoding has."""
+    """Arguments that evaluate half a second of noise in a file whose name exists in no single-byte encoding."""
     song = tmp_path / "songs" / "夜 \udcff.wav"
     song.parent.mkdir()
     soundfile.write(os.fsencode(song), np.random.default_rng(3).normal(0, 0.1, 16000), 32000)
@@ -34,7 +34,7 @@ def pipe_without_reader() -> io.TextIOWrapper:
 @pytest.mark.parametrize(
     ("encoding", "shown"), [("latin-1", "? \\xff.wav"), ("ascii", "? \\xff.wav"), ("utf-8", "夜 \\xff.wav")]
 )
-def test_a_terminal_shows_what_it_can(evaluate, tmp_path, monkeypatch, encoding, shown):
+def test_a_terminal_shows_the_characters_of_its_encoding(evaluate, tmp_path, monkeypatch, encoding, shown):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding, errors="strict"))
     assert main(evaluate) == 0
@@ -44,22 +44,22 @@ def test_a_terminal_shows_what_it_can(evaluate, tmp_path, monkeypatch, encoding,
     assert "summary.json" in printed
 
 
-def test_a_run_without_a_reader_goes_on_and_the_stream_can_be_closed(evaluate, tmp_path, monkeypatch, capsys):
+def test_a_run_continues_without_a_reader_and_the_stream_can_be_closed(evaluate, tmp_path, monkeypatch, capsys):
     stream = pipe_without_reader()
     monkeypatch.setattr(sys, "stdout", stream)
     assert main(evaluate) == 0
     assert capsys.readouterr().err == ""
     assert (tmp_path / "x" / "summary.json").exists()
-    stream.close()  # what was buffered has somewhere to go
+    stream.close()  # buffered output is discarded
 
 
-def test_an_error_without_a_reader_keeps_its_status(monkeypatch):
+def test_an_error_without_a_reader_keeps_its_exit_status(monkeypatch):
     monkeypatch.setattr(sys, "stderr", pipe_without_reader())
     assert main(["evaluate", "--audio", "/nowhere.wav"]) == 1
     assert main(["evaluate", "--limit", "x"]) == 2
 
 
-def test_a_full_disk_behind_standard_output_is_reported_once(monkeypatch, capsys):
+def test_standard_output_on_a_full_disk_is_reported_once(monkeypatch, capsys):
     with open("/dev/full", "w") as full, tolerant_streams():  # noqa: PTH123
         sys.stdout._stream = full
         for _ in range(3):
@@ -70,7 +70,7 @@ def test_a_full_disk_behind_standard_output_is_reported_once(monkeypatch, capsys
     )
 
 
-def test_a_tolerant_stream_is_the_stream_in_all_else():
+def test_a_tolerant_stream_has_the_other_attributes_of_the_stream():
     written = io.StringIO()
     stream = TolerantStream(written)
     assert print("a", file=stream) is None
@@ -79,8 +79,8 @@ def test_a_tolerant_stream_is_the_stream_in_all_else():
 
 
 @pytest.mark.slow
-def test_standard_streams_that_are_closed_from_the_start_cost_nothing(evaluate, tmp_path):
-    """Neither may a file of the run get their descriptors, nor may the interpreter fail as it exits."""
+def test_a_run_works_with_standard_streams_that_are_closed_from_the_start(evaluate, tmp_path):
+    """No file of the run gets their descriptors, and the interpreter exits without an error."""
     command = [sys.executable, "-c", RUN, *evaluate]
     close = "exec 0<&- 2>&-; exec 3>&1 >&-; " + '"$@"; status=$?; echo $status >&3'
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What only a real GPU can show: its kernels, graphs and waits, against the CPU and against themselves. Skipped without one."""
+"""Tests that require a real GPU: its kernels, graphs and waits, compared with the CPU. They are skipped without a GPU."""
 
 import warnings
 
@@ -18,14 +18,14 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 HALF = ("bf16-mixed", "bf16-true", "16-mixed")
 NLL_LIMITS = {"32-true": 1e-4, "bf16-mixed": 0.2, "bf16-true": 0.2, "16-mixed": 0.05}
-"""Largest difference of an nll from the CPU's float32, in nats."""
+"""Largest difference of an nll from float32 on the CPU, in nats."""
 PPL_LIMITS = {"32-true": 1e-4, "bf16-mixed": 2e-2, "bf16-true": 2e-2, "16-mixed": 5e-3}
-"""Largest relative difference of a perplexity from the CPU's float32."""
+"""Largest relative difference of a perplexity from float32 on the CPU."""
 
 
 @pytest.fixture
 def batch(tiny_model, generator):
-    """Prompts, totals and texts of unlike rows; the keys of two rows reach the second bucket."""
+    """Prompts, totals and texts of different rows. The keys of two rows reach the second bucket."""
     width = tiny_model.decoder.config.hidden_size
     prompts = [torch.randint(0, 64, (4, frames), generator=generator) for frames in (12, 0, 230, 50)]
     texts = [torch.randn(length, width, generator=generator) if length else None for length in (5, 0, 2, 9)]
@@ -63,30 +63,27 @@ def agreement(found, expected):
     return (found == expected).float().mean().item()
 
 
-# Decode steps
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("sampling", [Sampling(temperature=0), Sampling(top_k=20), Sampling(top_k=None, top_p=0.9)])
-def test_replayed_graphs_draw_the_codes_of_eager_steps(oracle, batch, sampling, dtype):
+def test_replayed_graphs_generate_the_codes_of_eager_steps(oracle, batch, sampling, dtype):
     decoder = load_model(oracle / "tiny_musicgen").decoder.to("cuda")
     eager = continued(FusedDecoder(decoder, dtype), *batch, sampling=sampling, kernels="eager")
     fused = FusedDecoder(decoder, dtype)
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # a capture that fails warns
+        warnings.simplefilter("error", UserWarning)  # a failed capture causes a warning
         captured = continued(fused, *batch, sampling=sampling)
         replayed = continued(fused, *batch, sampling=sampling)
     assert torch.equal(captured, eager)
     assert torch.equal(replayed, eager)
 
 
-def test_drawn_codes_are_those_of_the_cpu(tiny_model, oracle, batch):
+def test_sampled_codes_equal_those_of_the_cpu(tiny_model, oracle, batch):
     expected = continued(tiny_model.decoder, *batch)
     found = continued(model_on_cuda(oracle).fused, *batch)
-    assert agreement(found, expected) > 0.9  # rounding may change a draw, and all that follow it in its row
+    assert agreement(found, expected) > 0.9  # rounding may change a code and all later codes of its row
 
 
-def test_compiled_steps_draw_the_codes_of_eager_steps(oracle, batch):
+def test_compiled_steps_generate_the_codes_of_eager_steps(oracle, batch):
     fused = model_on_cuda(oracle).fused
     eager = continued(fused, *batch, kernels="eager")
     with warnings.catch_warnings():
@@ -98,7 +95,7 @@ def test_compiled_steps_draw_the_codes_of_eager_steps(oracle, batch):
 @pytest.mark.parametrize("kernels", ["eager", "graph"])
 def test_no_step_waits_for_the_device(oracle, batch, kernels, monkeypatch):
     fused = model_on_cuda(oracle, "bf16-mixed").fused
-    continued(fused, *batch, kernels=kernels)  # captures, which may wait
+    continued(fused, *batch, kernels=kernels)  # captures graphs, which may wait
     advance, num_calls = StaticSteps._advance, []
 
     def watched(*arguments):
@@ -112,9 +109,6 @@ def test_no_step_waits_for_the_device(oracle, batch, kernels, monkeypatch):
     monkeypatch.setattr(StaticSteps, "_advance", watched)
     continued(fused, *batch, kernels=kernels)
     assert len(num_calls) > 50
-
-
-# Scoring
 
 
 @torch.inference_mode()
@@ -137,10 +131,7 @@ def test_a_padded_batch_has_the_nll_of_the_cpu(tiny_model, oracle, generator, pr
         assert (ours.nll.cpu() - theirs.nll).abs().max() < NLL_LIMITS[precision]
 
 
-# The codec
-
-
-def test_windows_that_are_encoded_together_have_the_codes_that_they_have_alone(oracle, generator):
+def test_the_codes_of_a_window_do_not_depend_on_the_batch(oracle, generator):
     model = model_on_cuda(oracle)
     audio = [torch.randn(1, 50 * 640, generator=generator) * 0.1 for _ in range(8)]
     together = torch.stack(model.encode(audio)).cpu()
@@ -150,13 +141,10 @@ def test_windows_that_are_encoded_together_have_the_codes_that_they_have_alone(o
     assert agreement(together, on_cpu) > 0.99
 
 
-def test_decoded_audio_is_that_of_the_cpu(tiny_model, oracle, generator):
+def test_decoded_audio_equals_that_of_the_cpu(tiny_model, oracle, generator):
     codes = torch.randint(0, 64, (4, 120), generator=generator)
     found = model_on_cuda(oracle).decode(codes.to("cuda")).cpu()
     torch.testing.assert_close(found, tiny_model.decode(codes), rtol=1e-3, atol=1e-4)
-
-
-# Runs
 
 
 @pytest.fixture(scope="module")
@@ -171,13 +159,13 @@ def test_a_run_in_any_precision_has_the_perplexity_of_the_cpu(cpu_ppl, precision
 
 
 @pytest.mark.parametrize("precision", HALF)
-def test_the_demo_is_continued_in_half_precision_although_its_heads_are_36_wide(precision):
+def test_the_demo_with_heads_of_width_36_is_continued_in_half_precision(precision):
     result = generate("demo", "EDM", accelerator="gpu", precision=precision, limit=1, context_s=1.0, duration_s=1.0)
     assert result.continuations[0].generated.isfinite().all()
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_two_equal_runs_are_equal_to_the_last_bit(precision):
+def test_two_equal_runs_are_bit_identical(precision):
     settings = {"accelerator": "gpu", "precision": precision, "limit": 2}
     first, second = (perplexity("demo", **settings) for _ in range(2))
     assert first.nll.keys() == second.nll.keys()

@@ -19,12 +19,15 @@ from musicgen_eval.data import index_builder
 from musicgen_eval.data import plan as plan_module
 from musicgen_eval.data.index_builder import Opening, declared_frames
 from musicgen_eval.data.plan import Plan
-from musicgen_eval.data.planning import NOT_OPENED, DataSettings, plan_evaluation
+from musicgen_eval.data.plan_builder import NOT_OPENED
+from musicgen_eval.data.scoring_plan import plan_evaluation
+from musicgen_eval.data.settings import DataSettings
 from musicgen_eval.data.track_index import load_index
 from musicgen_eval.errors import AudioError, RunError
 from musicgen_eval.runs.datamodule import WindowDataModule, WindowDataset
 from musicgen_eval.runs.folder import RunFolder
 from musicgen_eval.runs.recorder import RunRecorder
+from musicgen_eval.runs.settings import RunSettings
 from tests.support.specs import codec_spec
 
 SPEC = codec_spec()
@@ -362,6 +365,6 @@ def test_the_data_module_keeps_the_index_in_the_folder_of_the_recorder(folder, o
     opened.clear()
     set_up(RunRecorder(run_folder, command="test", config_yaml=""))
     assert opened == []
-    set_up(RunRecorder(run_folder, command="test", config_yaml="", retry_failures=True))
+    set_up(RunRecorder(run_folder, command="test", config_yaml="", settings=RunSettings(retry_failures=True)))
     assert opened == ["c.wav"]
     assert capsys.readouterr().err == ""

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musicgen_eval.data.windows import check_limit, plan_continuations, plan_windows, whole_frames
+from musicgen_eval.data.windows import check_limit, plan_continuations, plan_windows
 from musicgen_eval.errors import WindowError
 from musicgen_eval.records import Window
 from tests.support.specs import codec_spec
@@ -74,10 +74,10 @@ def test_invalid_settings_raise(context, target, head):
 
 
 def test_whole_frames_raises_with_the_nearest_valid_lengths():
-    assert whole_frames(15.0, 50, setting="context_s") == 750
-    assert whole_frames(0.02, 50, setting="context_s") == 1
+    assert SPEC.whole_frames(15.0, setting="context_s") == 750
+    assert SPEC.whole_frames(0.02, setting="context_s") == 1
     with pytest.raises(WindowError, match=r"context_s=0\.33 s is 16\.5 frames.*set it to 0\.32 or 0\.34"):
-        whole_frames(0.33, 50, setting="context_s")
+        SPEC.whole_frames(0.33, setting="context_s")
 
 
 def test_windows_over_the_limit_raise_unless_allowed():

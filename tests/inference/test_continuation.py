@@ -7,13 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import MusicgenForConditionalGeneration
 
 from musicgen_eval.errors import NonFiniteError
-from musicgen_eval.inference.continuation import WindowSpan, continue_codes, window_layout, window_spans
+from musicgen_eval.inference.continuation import continue_codes
 from musicgen_eval.models.decoder import step_decoder
 from musicgen_eval.models.decoder.packing import pack_linears
 from musicgen_eval.models.decoder.sampling import draw_codes
@@ -260,48 +258,6 @@ def test_non_finite_logits_raise_and_name_the_rows(composite):
 def test_a_prompt_of_the_total_length_is_returned_unchanged(decoder):
     prompt = random_codes(2, 4, 10)
     assert torch.equal(continue_codes(decoder, prompt, total_frames=10, delays=DELAYS, temperature=0), prompt)
-
-
-@given(
-    prompt=st.integers(0, 60), new=st.integers(0, 200), max_frames=st.integers(2, 50), data=st.data()
-)  # fmt: skip
-def test_windows_generate_every_frame_once_and_keep_enough_known_frames(prompt, new, max_frames, data):
-    stride = data.draw(st.integers(1, max_frames - 1))
-    spans = window_spans(prompt, prompt + new, max_frames=max_frames, stride_frames=stride)
-    drawn = [frame for span in spans for frame in range(span.known, span.end)]
-    assert drawn == list(range(prompt, prompt + new))
-    for span in spans:
-        assert 0 <= span.start <= span.known < span.end
-        assert span.num_frames <= max_frames
-    if prompt and prompt + new > max_frames:
-        assert all(span.known - span.start >= min(prompt, max_frames - stride) for span in spans)
-
-
-SPANS = st.tuples(st.integers(0, 8), st.integers(0, 8), st.integers(1, 8)).map(
-    lambda lengths: WindowSpan(lengths[0], lengths[0] + lengths[1], sum(lengths))
-)
-
-
-@given(
-    spans=st.lists(st.none() | SPANS, min_size=1, max_size=4),
-    delays=st.lists(st.integers(0, 4), min_size=1, max_size=4),
-)
-def test_the_window_layout_equals_brute_force(spans, delays):
-    layout = window_layout(spans, delays=delays, num_frames=30)
-    num_columns = max(0 if span is None else span.end - span.known for span in spans) + max(delays)
-    assert layout.frames.shape == layout.is_drawn.shape == layout.is_known.shape == (
-        len(spans), len(delays), num_columns,
-    )  # fmt: skip
-    for row, span in enumerate(spans):
-        start, known, end = (0, 0, 0) if span is None else (span.start, span.known, span.end)
-        for k, delay in enumerate(delays):
-            drawn = {t + delay - known: t for t in range(known, end)}
-            fed = {t + delay - known: t for t in range(start, known) if 0 <= t + delay - known < num_columns}
-            for column in range(num_columns):
-                assert layout.is_drawn[row, k, column] == (column in drawn)
-                assert layout.is_known[row, k, column] == (column in fed)
-                if column in drawn or column in fed:
-                    assert layout.frames[row, k, column] == (drawn | fed)[column]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from musicgen_eval.audio.reader import open_track
-from musicgen_eval.data.planning import DEMO_CLIPS
+from musicgen_eval.data.plan_builder import DEMO_CLIPS
 from musicgen_eval.errors import MetricError
 from musicgen_eval.inference.scoring import score_codes
 from musicgen_eval.metrics import CodebookPerplexity, PositionProfile

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from musicgen_eval.audio.reader import open_track
-from musicgen_eval.data.planning import DEMO_CLIPS
+from musicgen_eval.data.plan_builder import DEMO_CLIPS
 from musicgen_eval.errors import MetricError
 from musicgen_eval.metrics import SeamDiscontinuity
 from musicgen_eval.metrics.plugin.states import compute_in_place, merge_states, window_state

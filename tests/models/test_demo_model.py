@@ -14,7 +14,7 @@ import torch
 from transformers import AutoProcessor, MusicgenForConditionalGeneration
 
 from musicgen_eval.audio.reader import open_track
-from musicgen_eval.data.planning import DEMO_CLIPS
+from musicgen_eval.data.plan_builder import DEMO_CLIPS
 from musicgen_eval.data.windows import plan_windows
 from musicgen_eval.inference.batch_scoring import score_windows
 from musicgen_eval.models.checkpoint import DEMO_MODEL

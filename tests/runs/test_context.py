@@ -65,7 +65,7 @@ def test_a_context_lasts_for_one_run(module):
     trainer = plain_trainer(watch)
     for _ in range(2):
         trainer.test(module, data(), verbose=False)
-        with pytest.raises(RunError, match="has a context during a run only"):
+        with pytest.raises(RunError, match="has a context only during a run"):
             _ = module.context
     assert watch.contexts[0] is not watch.contexts[-1]
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musicgen_eval.data.batches import RankBatches
-from musicgen_eval.data.planning import DataSettings, plan_evaluation
+from musicgen_eval.data.scoring_plan import plan_evaluation
+from musicgen_eval.data.settings import DataSettings
 from musicgen_eval.runs.datamodule import Batch, WindowDataset
 from tests.support.specs import codec_spec
 

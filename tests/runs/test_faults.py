@@ -191,7 +191,7 @@ class KillWorkers(L.Callback):
 
 def test_a_worker_that_dies_ends_the_run_by_name(songs, checkpoint, tmp_path):
     module, data = MusicGenEvaluation(checkpoint), WindowDataModule(str(songs), batch_size=2, num_workers=1)
-    with pytest.raises(RunError, match=r"a process that reads audio has died, .* resume the run"):
+    with pytest.raises(RunError, match=r"a DataLoader worker has died, .* resume the run"):
         run_evaluation(module, data, accelerator="cpu", run_dir=tmp_path / "x", callbacks=[KillWorkers()])
     assert len(journal_rows(tmp_path / "x")) >= 4
     data = WindowDataModule(str(songs), batch_size=2)
@@ -204,7 +204,7 @@ def test_a_worker_that_dies_while_it_hands_over_a_tensor_is_named_too():
     handed_over = resource_sharer.DupFd(read_end)
     resource_sharer.stop()  # as if the process that holds the descriptor had died
     try:
-        with pytest.raises(RunError, match=r"a process that reads audio has died"), dead_workers_named():
+        with pytest.raises(RunError, match=r"a DataLoader worker has died"), dead_workers_named():
             handed_over.detach()
         with pytest.raises(ConnectionResetError), dead_workers_named():
             raise ConnectionResetError("of something else")

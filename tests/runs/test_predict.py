@@ -18,12 +18,12 @@ from musicgen_eval.audio.writer import AudioWriter
 from musicgen_eval.errors import MetricError, RunError, WindowError
 from musicgen_eval.inference.continuation import continue_codes
 from musicgen_eval.inference.scoring import score_codes
+from musicgen_eval.inference.settings import ContinuationSettings
 from musicgen_eval.metrics import CodebookPerplexity, SeamDiscontinuity
 from musicgen_eval.metrics.plugin.contract import MetricEntry
 from musicgen_eval.models.decoder.sampling import continuation_uniforms
 from musicgen_eval.models.musicgen import load_model
 from musicgen_eval.models.threads import single_threaded
-from musicgen_eval.records import ContinuationSettings
 from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_continuation
@@ -571,7 +571,7 @@ def test_every_format_is_written(songs, model, tmp_path, format):
 
 
 def test_joined_files_are_the_song_up_to_the_joint_and_the_continuation(songs, model, tmp_path):
-    result = continued(songs, model, run_dir=tmp_path / "x", format="wav", hold="joined", batch_size=4)
+    result = continued(songs, model, run_dir=tmp_path / "x", format="wav", layout="joined", batch_size=4)
     in_memory = continued(songs, model, batch_size=4).continuations
     for one, kept in zip(result.continuations, in_memory, strict=True):
         joined, num_context = read(one.path), kept.context.shape[1]
@@ -589,7 +589,7 @@ def test_joined_files_are_the_song_up_to_the_joint_and_the_continuation(songs, m
 
 
 def test_a_joined_file_of_a_slid_window_begins_with_the_whole_song(long_song, short_model, tmp_path):
-    (one,) = continued(long_song, short_model, run_dir=tmp_path / "x", format="wav", hold="joined").continuations
+    (one,) = continued(long_song, short_model, run_dir=tmp_path / "x", format="wav", layout="joined").continuations
     joined, wave = read(one.path), read(long_song)
     assert joined.shape == (1, 200 * HOP)
     assert torch.equal(joined[:, : 98 * HOP], wave[:, : 98 * HOP])
@@ -597,14 +597,14 @@ def test_a_joined_file_of_a_slid_window_begins_with_the_whole_song(long_song, sh
 
 def test_a_context_of_one_frame_can_be_joined(songs, model, tmp_path):
     (one,) = continued(
-        songs.parent / "3.wav", model, context_s=0.02, run_dir=tmp_path / "x", format="wav", hold="joined"
+        songs.parent / "3.wav", model, context_s=0.02, run_dir=tmp_path / "x", format="wav", layout="joined"
     ).continuations
     assert read(one.path).shape == (1, 20 * HOP)
 
 
-@pytest.mark.parametrize("hold", ["continuation", "joined"])
-def test_without_originals_only_continuations_are_written(songs, model, tmp_path, hold):
-    result = continued(songs, model, run_dir=tmp_path / "x", originals=False, hold=hold, num_continuations=2)
+@pytest.mark.parametrize("layout", ["continuation", "joined"])
+def test_without_originals_only_continuations_are_written(songs, model, tmp_path, layout):
+    result = continued(songs, model, run_dir=tmp_path / "x", originals=False, layout=layout, num_continuations=2)
     assert len(audio_files(tmp_path / "x")) == 8
     assert all(
         Path(name).name in ("continuation_0.flac", "continuation_1.flac") for name in audio_files(tmp_path / "x")
@@ -822,8 +822,8 @@ def test_the_recipe_says_how_many_threads_drew(songs, model):
     ("settings", "message"),
     [
         ({"format": "ogg", "run_dir": "x"}, "format must be one of flac, wav, mp3, got 'ogg'"),
-        ({"hold": "both", "run_dir": "x"}, "hold must be one of continuation, joined"),
-        ({"hold": "joined"}, "say how files are written; give a run_dir"),
+        ({"layout": "both", "run_dir": "x"}, "layout must be one of continuation, joined"),
+        ({"layout": "joined"}, "apply to files; set run_dir"),
         ({"temperature": 0, "num_continuations": 2}, "continuations of a track are equal"),
     ],
 )

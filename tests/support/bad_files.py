@@ -1,8 +1,8 @@
-"""Damaged and odd audio files of many kinds, each with what must become of it.
+"""Damaged and unusual audio files of many kinds, each with the expected outcome.
 
-`make_bad_files` writes them all into a folder, the same bytes every time. Sound files are a second or so of chords, written
-by soundfile and PyAV, or taken from `tests/data/audio`; the damage is done to their bytes. Longer than other files: it is a
-list, and reads best as one.
+`make_bad_files` writes all of them into a folder, with the same bytes in each call. Sound files contain about a second of chords
+and are written by soundfile and PyAV, or copied from `tests/data/audio`. Their bytes are damaged. The file is long because it is
+a list.
 """
 
 import os
@@ -31,16 +31,16 @@ KINDS = (
 
 @dataclass(frozen=True)
 class BadFile:
-    """A file and what must become of it.
+    """A file and its expected outcome.
 
     Attributes:
-        path: where it lies.
-        kind: one of `KINDS`.
-        format: of its content.
-        expected: `right`: it is read, whole and as it is; `failure`: an error; `either`: nothing can be known of the damage.
-        samples: (N, C) float32, what it holds, within `tolerance`.
-        num_samples: how many it must hold where it can be read; None: any number.
-        is_track: False for a folder, which a source goes into.
+        path: Path of the file.
+        kind: One of `KINDS`.
+        format: Format of the content.
+        expected: `right` if the file must be read completely, `failure` if it must be an error, and `either` if both are accepted.
+        samples: (N, C) float32 expected samples, within `tolerance`.
+        num_samples: Expected number of samples if the file can be read. None means any number.
+        is_track: False for a folder, which a source searches recursively.
     """
 
     path: Path
@@ -55,15 +55,15 @@ class BadFile:
 
 @dataclass(frozen=True)
 class Sound:
-    """A whole file: its bytes, and what damage to them leads to.
+    """An undamaged file, and properties that determine the outcome of damage.
 
     Attributes:
-        name: of the file.
-        content: its bytes.
-        samples: (N, C) float32, known to `tolerance`: what was written, or PyAV's decode.
-        header_bytes: where the audio begins; damage behind it leaves the declared length alone.
-        checked: whether every byte of the audio is under a checksum.
-        plain: whether the audio is samples one after the other, and zero bytes are zeros.
+        name: Name of the file.
+        content: Bytes of the file.
+        samples: (N, C) float32 samples as written or decoded by PyAV, within `tolerance`.
+        header_bytes: Position of the audio. Damage after it does not change the declared length.
+        checked: True if checksums cover all bytes of the audio.
+        plain: True if the audio is stored as samples, so that zero bytes are samples of 0.
     """
 
     name: str
@@ -81,13 +81,13 @@ class Sound:
 
 
 def make_bad_files(folder: Path) -> list[BadFile]:
-    """Write all files below a folder.
+    """Writes all files into a folder.
 
     Args:
-        folder: where; it is made.
+        folder: Folder, which is created.
 
     Returns:
-        The files, by kind.
+        The files, ordered by kind.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sounds = make_sounds(folder / ".scratch")
@@ -110,7 +110,7 @@ def make_bad_files(folder: Path) -> list[BadFile]:
 
 
 def music(num_samples: int = NUM_SAMPLES, num_channels: int = 1) -> np.ndarray:
-    """(N, C) float32: a chord and a little noise, below full scale."""
+    """Returns (N, C) float32 with a chord and a little noise, below full scale."""
     seconds = np.arange(num_samples) / RATE_HZ
     chord = sum(np.sin(2 * np.pi * hz * seconds) for hz in (220.0, 277.2, 329.6))
     noise = np.random.default_rng(num_samples).normal(0, 0.01, (num_samples, num_channels))
@@ -118,7 +118,7 @@ def music(num_samples: int = NUM_SAMPLES, num_channels: int = 1) -> np.ndarray:
 
 
 def make_sounds(scratch: Path) -> dict[str, Sound]:
-    """One whole file of every format, by name."""
+    """Returns name -> undamaged file, one for each format."""
     scratch.mkdir(exist_ok=True)
     sounds: list[Sound] = []
     for name, format, subtype, tolerance in (
@@ -140,7 +140,7 @@ def make_sounds(scratch: Path) -> dict[str, Sound]:
         samples = music()
         soundfile.write(scratch / name, samples, RATE_HZ, format=format, subtype=subtype)
         content = (scratch / name).read_bytes()
-        frames = content.index(b"\xff\xf8", 42)  # behind the blocks of metadata
+        frames = content.index(b"\xff\xf8", 42)  # after the blocks of metadata
         sounds.append(Sound(name, content, samples, tolerance, len(samples), header_bytes=frames, checked=True))
     for name, codec, container in (("wavpack.wv", "wavpack", "wv"), ("tta.tta", "tta", "tta"), ("alac.mka", "alac", "matroska"),
                                    ("pcm.mka", "pcm_s16le", "matroska")):  # fmt: skip
@@ -157,7 +157,7 @@ def make_sounds(scratch: Path) -> dict[str, Sound]:
         ("aac.m4a", "aac.m4a"), ("alac.m4a", "alac.m4a"), ("adts.aac", "adts.aac"), ("opus.webm", "case.webm"),
         ("wma.wma", "case.wma"),
     ):  # fmt: skip
-        # FFmpeg's decoder of Opus is another than libopus, to 5e-2.
+        # The Opus decoder of FFmpeg differs from libopus by up to 5e-2.
         samples = (
             soundfile.read(DATA / file, dtype="float32", always_2d=True)[0]
             if "opus.o" in name
@@ -175,16 +175,16 @@ def make_sounds(scratch: Path) -> dict[str, Sound]:
 
 
 def write_sound(path: Path, samples: np.ndarray, rate_hz: int, *, subtype: str, format: str | None = None) -> None:
-    """Write (N, C) with soundfile; the same bytes every time."""
+    """Writes (N, C) samples with soundfile, with the same bytes in each call."""
     soundfile.write(path, samples, rate_hz, format=format, subtype=subtype)
     content = path.read_bytes()
     at = content.find(b"PEAK")
-    if 0 < at < 100:  # which holds the time of writing
+    if 0 < at < 100:  # this chunk contains the time of writing
         path.write_bytes(content[: at + 12] + bytes(4) + content[at + 16 :])
 
 
 def write_av(path: Path, samples: np.ndarray, *, codec: str, container: str, rate_hz: int = RATE_HZ) -> None:
-    """Encode (N, C) float32 with PyAV; the same bytes every time."""
+    """Encodes (N, C) float32 with PyAV, with the same bytes in each call."""
     layout = "mono" if samples.shape[1] == 1 else "stereo"
     with av.open(str(path), "w", format=container, options={"fflags": "+bitexact"}) as file:
         stream = file.add_stream(codec, rate=rate_hz, layout=layout)
@@ -199,7 +199,7 @@ def write_av(path: Path, samples: np.ndarray, *, codec: str, container: str, rat
 
 
 def decoded(path: Path) -> np.ndarray:
-    """(N, C) float32: all that PyAV finds in a file."""
+    """Decodes a file with PyAV to (N, C) float32."""
     with av.open(str(path)) as file:
         frames = list(file.decode(audio=0))
     resampler = av.AudioResampler(format="fltp", layout=frames[0].layout, rate=frames[0].sample_rate)
@@ -208,7 +208,7 @@ def decoded(path: Path) -> np.ndarray:
 
 
 def _of_sounds(folder: Path, sounds: dict[str, Sound]) -> Iterator[BadFile]:
-    """Every format whole, cut at four places, with flipped bytes in its header and in its audio, and partly zeroed."""
+    """Yields each format undamaged, truncated, with flipped bytes in header and audio, and partly zeroed."""
     for number, sound in enumerate(sounds.values()):
         generator = np.random.default_rng(number)
         content, size = sound.content, len(sound.content)
@@ -245,7 +245,7 @@ def _of_sounds(folder: Path, sounds: dict[str, Sound]) -> Iterator[BadFile]:
 def _of_bytes(
     folder: Path, kind: str, files: Iterator[tuple[str, bytes, str] | tuple[str, bytes, str, np.ndarray, float]]
 ) -> Iterator[BadFile]:
-    """Files of one kind from (name, bytes, expected) and, where they are right, samples and tolerance."""
+    """Yields files of one kind from (name, bytes, expected), followed by samples and tolerance if they are right."""
     for name, content, expected, *known in files:
         samples, tolerance = known if known else (None, 0.0)
         file = BadFile(Path(), kind, name.rpartition(".")[2], expected, samples, tolerance)  # type: ignore[arg-type]
@@ -261,9 +261,9 @@ def _write(path: Path, content: bytes, file: BadFile) -> BadFile:
 
 
 def _spliced(sounds: dict[str, Sound]) -> Iterator[tuple[str, bytes, str]]:
-    """The header of one and the rest of another; pieces left out, doubled, put in."""
+    """Yields files with the header of another format, and with pieces removed, doubled and inserted."""
     wav, ogg, mp3, aac = (sounds[name].content for name in ("s16.wav", "vorbis.ogg", "tagged.mp3", "aac.m4a"))
-    yield "wav_header_mp3_body.wav", wav[:44] + mp3, "either"  # noise, as far as anybody can tell
+    yield "wav_header_mp3_body.wav", wav[:44] + mp3, "either"  # valid, but noise
     yield "ogg_header_wav_body.ogg", ogg[:1000] + wav, "failure"
     yield "m4a_header_ogg_body.m4a", aac[:200] + ogg, "failure"
     yield "flac_magic_on_wav.flac", b"fLaC" + wav, "failure"
@@ -283,7 +283,7 @@ def _spliced(sounds: dict[str, Sound]) -> Iterator[tuple[str, bytes, str]]:
 
 
 def riff(*chunks: tuple[bytes, bytes], num_bytes: int | None = None) -> bytes:
-    """A RIFF file of (name, content)."""
+    """Returns a RIFF file of (name, content) chunks."""
     body = b"".join(name + struct.pack("<I", len(data)) + data + bytes(len(data) & 1) for name, data in chunks)
     return b"RIFF" + struct.pack("<I", len(body) + 4 if num_bytes is None else num_bytes) + b"WAVE" + body
 
@@ -291,7 +291,7 @@ def riff(*chunks: tuple[bytes, bytes], num_bytes: int | None = None) -> bytes:
 def fmt(
     *, coding: int = 1, channels: int = 1, rate_hz: int = RATE_HZ, block: int | None = None, bits: int = 16
 ) -> tuple[bytes, bytes]:
-    """A wav file's format chunk, with anything in it."""
+    """Returns the format chunk of a wav file with arbitrary values."""
     block = channels * bits // 8 & 0xFFFF if block is None else block
     return b"fmt ", struct.pack("<HHIIHH", coding, channels, rate_hz, rate_hz * block & 0xFFFFFFFF, block, bits)
 
@@ -317,7 +317,7 @@ def _wrong_headers(sounds: dict[str, Sound]) -> Iterator[tuple[str, bytes, str]]
     at = vorbis.rindex(b"OggS")
     last = vorbis[at : at + 6] + struct.pack("<q", 2 * len(sounds["vorbis.ogg"].samples)) + vorbis[at + 14 :]
     yield "twice.ogg", vorbis[:at] + ogg_page(last), "failure"
-    # A tag that is lost leaves frames that can be counted; a decoder knows AAC by its own header.
+    # Frames can be counted without the tag, and AAC is recognised by its own header.
     known = {("tagged.mp3", b"Info"), ("aac.m4a", b"mp4a")}
     for name, place, patch in (
         ("s16.aiff", b"COMM", b"\xff\xff\xff\xff"), ("s16.caf", b"desc", bytes(40)), ("s16.au", b".snd", b"\xff" * 20),
@@ -358,14 +358,14 @@ def _absurd_rates(sounds: dict[str, Sound]) -> Iterator[tuple[str, bytes, str]]:
 
 
 def with_first_page(ogg: bytes, at: int, patch: bytes) -> bytes:
-    """An Ogg file with other bytes in its first page, and the checksum that goes with them."""
+    """Returns an Ogg file with other bytes in its first page, and their checksum."""
     size = 27 + ogg[26] + sum(ogg[27 : 27 + ogg[26]])
     page = ogg[:at] + patch + ogg[at + len(patch) : size]
     return ogg_page(page) + ogg[size:]
 
 
 def ogg_page(page: bytes) -> bytes:
-    """A page with its checksum, bit by bit."""
+    """Returns an Ogg page with its checksum, computed bit by bit."""
     register = 0
     for byte in page[:22] + bytes(4) + page[26:]:
         register ^= byte << 24
@@ -391,7 +391,7 @@ def _channels(sounds: dict[str, Sound]) -> Iterator[tuple[str, bytes, str]]:
 
 
 def _huge_lengths(sounds: dict[str, Sound]) -> Iterator[tuple[str, bytes, str]]:
-    """Headers that declare more than could ever be there."""
+    """Yields files whose headers declare impossibly large lengths."""
     data = b"data", np.round(music()[:, 0] * 32767).astype("<i2").tobytes()
     for num_bytes in (len(data[1]) + 2, 0x70000000, 0xFFFFFFF0):
         content = riff(fmt(), (b"data", b""))[:-4] + struct.pack("<I", num_bytes) + data[1]
@@ -428,11 +428,15 @@ def _huge_lengths(sounds: dict[str, Sound]) -> Iterator[tuple[str, bytes, str]]:
     yield "box_2_63.m4a", m4a[:28] + b"\0\0\0\1mdat" + struct.pack(">Q", 2**63) + m4a[28:], "failure"
     yield "box_0.m4a", bytes(4) + m4a[4:], "either"
     at = m4a.index(b"mdhd") + 20
-    yield "duration.m4a", m4a[:at] + b"\xff\xff\xff\xf0" + m4a[at + 4 :], "either"  # the table of packets says it too
+    yield (
+        "duration.m4a",
+        m4a[:at] + b"\xff\xff\xff\xf0" + m4a[at + 4 :],
+        "either",
+    )  # the table of packets contains the length too
 
 
 def _samples(folder: Path) -> Iterator[BadFile]:
-    """What is in a file that is whole: silence, steps, numbers that are none, very few samples."""
+    """Yields undamaged files with silence, steps, non-finite values or very few samples."""
     level = np.ones((NUM_SAMPLES, 1))
     ramp = np.linspace(-1, 1, NUM_SAMPLES)[:, None]
     cases: list[tuple[str, np.ndarray, str, float]] = [
@@ -474,7 +478,7 @@ def _samples(folder: Path) -> Iterator[BadFile]:
 
 
 def _names(folder: Path, sounds: dict[str, Sound]) -> Iterator[BadFile]:
-    """Names that a file system allows."""
+    """Yields files with unusual names that a file system allows."""
     directory = folder / "names"
     directory.mkdir()
     names = [
@@ -526,7 +530,7 @@ def _not_audio(sounds: dict[str, Sound]) -> Iterator[tuple[str, bytes, str]]:
 
 
 def _no_files(folder: Path, sounds: dict[str, Sound]) -> Iterator[BadFile]:
-    """Folders, links, fifos and sockets with an audio file's name."""
+    """Yields folders, links, fifos and sockets with the name of an audio file."""
     directory = folder / "not_a_file"
     directory.mkdir()
 
@@ -539,7 +543,7 @@ def _no_files(folder: Path, sounds: dict[str, Sound]) -> Iterator[BadFile]:
     os.mkfifo(directory / "fifo.wav")
     yield path_of("fifo.wav")
     here = Path.cwd()
-    os.chdir(directory)  # a socket's path is short
+    os.chdir(directory)  # the path of a socket must be short
     try:
         with socket.socket(socket.AF_UNIX) as server:
             server.bind("socket.ogg")
@@ -568,7 +572,7 @@ def _no_files(folder: Path, sounds: dict[str, Sound]) -> Iterator[BadFile]:
 
 
 def _odd_but_right(sounds: dict[str, Sound]) -> Iterator[tuple[str, bytes, str, np.ndarray, float]]:
-    """What looks damaged and is not."""
+    """Yields files that look damaged but are valid."""
     samples, tolerance = music(), 2**-14
     data = b"data", np.round(samples[:, 0] * 32767).astype("<i2").tobytes()
     for name, content in {
@@ -605,7 +609,7 @@ def _odd_but_right(sounds: dict[str, Sound]) -> Iterator[tuple[str, bytes, str, 
         yield name, before + mp3.content + behind, "right", mp3.samples, mp3.tolerance
     at = mp3.content.index(b"Info") + 8
     num_frames = int.from_bytes(mp3.content[at : at + 4], "big")
-    for off in (-1, 1):  # as writers leave it that count the tag's own frame
+    for off in (-1, 1):  # some writers count the frame of the tag
         content = mp3.content[:at] + struct.pack(">I", num_frames + off) + mp3.content[at + 4 :]
         yield f"miscounted_{off}.mp3", content, "right", mp3.samples, mp3.tolerance
     untagged = sounds["untagged.mp3"]

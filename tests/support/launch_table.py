@@ -1,7 +1,7 @@
-"""Prints how often the host waits and how many operators launch kernels, on the demo and the pretend device.
+"""Prints the numbers of host waits and kernel launches for the demo on the pretend device.
 
-python -m tests.support.launch_table               about a minute on one core
-python -m tests.support.launch_table --places      also says where the host waits and copies
+python -m tests.support.launch_table               takes about a minute on one core
+python -m tests.support.launch_table --places      also prints the places of waits and copies
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ BEGIN, END = "<!-- begin: launch table -->", "<!-- end: launch table -->"
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
-        work: what was done.
-        precision: of the decoder.
-        num_waits: how many times the host waited.
-        num_pageable: non-blocking copies from memory that is not pinned.
-        num_launches: operators that launched kernels; a replay of a graph is one.
-        num_replayed: operators with kernels in the graphs that were replayed.
-        places: syncs per kind and place.
+        work: Description of the work.
+        precision: Precision of the decoder.
+        num_waits: Number of waits of the host.
+        num_pageable: Number of non-blocking copies from memory that is not pinned.
+        num_launches: Number of operators that launched kernels. A replay of a graph counts as one.
+        num_replayed: Number of operators with kernels in replayed graphs.
+        places: Number of syncs per kind and place.
     """
 
     work: str
@@ -54,13 +54,13 @@ class Row:
 
 
 def measured(log: Log, *, work: str, precision: str) -> Row:
-    """What the log holds, as a row."""
+    """Returns the counts of the log as a row."""
     pageable = log.by_kind()["h2d pageable"]
     return Row(work, precision, log.num_waits, pageable, log.num_launches, log.num_replayed, Counter(log.by_place()))
 
 
 def per_step(long: Row, short: Row, num_steps: int, work: str) -> Row:
-    """The difference between two continuations, per step."""
+    """Returns the difference between two continuations per step."""
     places = Counter({place: count for place, count in (long.places - short.places).items() if count > 0})
     return Row(
         work,
@@ -74,7 +74,7 @@ def per_step(long: Row, short: Row, num_steps: int, work: str) -> Row:
 
 
 class CountsOfBatches(L.Callback):
-    """Counts each batch of a test alone."""
+    """Counts each batch of a test separately."""
 
     def __init__(self, log: Log, precision: str) -> None:
         self.device_log = log
@@ -90,7 +90,7 @@ class CountsOfBatches(L.Callback):
 
 
 def scored_batch(log: Log, precision: str) -> Row:
-    """The second batch of a test through the Trainer."""
+    """Returns the row of the second batch of a test through the Trainer."""
     counts = CountsOfBatches(log, precision)
     trainer = L.Trainer(
         accelerator="gpu",
@@ -109,13 +109,13 @@ def scored_batch(log: Log, precision: str) -> Row:
 
 @contextlib.contextmanager
 def autocast(precision: str) -> Iterator[None]:
-    """The autocast of a precision."""
+    """Enables the autocast of a precision."""
     with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16-mixed"):
         yield
 
 
 def prepared_model(precision: str) -> MusicGen:
-    """The demo on the device, ready for a precision."""
+    """Returns the demo on the device, prepared for a precision."""
     model = load_model("demo").to("cuda")
     model.prepare(precision)
     return model
@@ -123,7 +123,7 @@ def prepared_model(precision: str) -> MusicGen:
 
 @torch.inference_mode()
 def encoded_windows(log: Log, model: MusicGen, precision: str) -> Row:
-    """Windows of equal length."""
+    """Returns the row of encoding windows of equal length."""
     generator = torch.Generator().manual_seed(0)
     spec = model.spec
     num_samples = 2 * spec.frame_rate_hz * spec.hop_samples
@@ -139,7 +139,7 @@ def encoded_windows(log: Log, model: MusicGen, precision: str) -> Row:
 def decode_step(
     log: Log, model: MusicGen, precision: str, *, work: str, prompts: Sequence[int], texts: Sequence[str]
 ) -> Row:
-    """A step of a batch, as the difference between two lengths; what is kept from one call to the next is kept already."""
+    """Returns the row of a decode step, as the difference between two lengths with warm caches."""
     generator = torch.Generator().manual_seed(0)
     num_rows, spec = len(prompts), model.spec
     prompt = torch.randint(0, spec.codebook_size, (num_rows, spec.num_codebooks, max(prompts)), generator=generator)
@@ -186,7 +186,7 @@ def table_rows(precisions: Sequence[str] = PRECISIONS) -> list[Row]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The rows as a table."""
+    """Formats the rows as a Markdown table."""
     lines = ["| | precision | host waits | pageable copies | launches | in graphs |", "|---|---|---:|---:|---:|---:|"]
     for row in rows:
         figures = " | ".join(
@@ -197,10 +197,10 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def with_table(page: str, table: str) -> str:
-    """A page whose table, between its two marks, is replaced.
+    """Returns a page with another table between its two markers.
 
     Raises:
-        ValueError: the page has no marks.
+        ValueError: The page has no markers.
     """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -212,8 +212,8 @@ def with_table(page: str, table: str) -> str:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--places", action="store_true", help="also print where the host waits and copies")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table between the marks of this page")
+    parser.add_argument("--places", action="store_true", help="also print the places of waits and copies")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="write the table between the markers of this page")
     options = parser.parse_args()
     rows = table_rows()
     print(markdown(rows))

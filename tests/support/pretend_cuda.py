@@ -2,12 +2,12 @@
 
     with pretend_cuda() as log:
         L.Trainer(accelerator="gpu", precision="bf16-mixed").test(module, datamodule=data)
-    log.num_waits       how many times the host waited for the device; `log.by_place()` says where
+    log.num_waits       number of waits of the host for the device; `log.by_place()` contains their places
     log.kernels         operators that launch kernels, with the number of calls
     log.attention       attention calls per dtype and shapes
 
-Lightning's own CUDA accelerator runs on it, as do autocast, pinned memory, streams and graphs. docs/accelerator.md says what
-it shows and what it cannot show. It uses internals of torch 2.11, and needs a machine without a GPU.
+The CUDA accelerator of Lightning, autocast, pinned memory, streams and graphs work on it. docs/accelerator.md describes its
+abilities and limits. It uses internals of torch 2.11, and requires a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ def pretend_cuda(project: str = "musicgen_eval", device_name: str = "Pretend H10
     """Provides one device `cuda:0` while the block runs, in the thread that runs it.
 
     Args:
-        project: name of the folder whose lines the log names as places.
-        device_name: what `torch.cuda.get_device_name` returns.
+        project: Name of the folder whose lines the log records as places.
+        device_name: Return value of `torch.cuda.get_device_name`.
 
     Raises:
-        RuntimeError: there is a real GPU, or the block lies inside another one.
+        RuntimeError: There is a real GPU, or the block is inside another one.
     """
     if torch.cuda.is_available():
         raise RuntimeError("pretend_cuda stands in for a missing GPU, and there is one, real or pretend")
-    torch._C._ensureCUDADeviceGuardSet()  # installs a guard that does nothing, since there is no device
+    torch._C._ensureCUDADeviceGuardSet()  # without a device, the guard has no effect
     STATE.reset(Log(project))
-    # A module must get new parameters when it moves: the data of a parameter cannot become a subclass in place.
+    # A module that moves must get new parameters, because the data of a parameter cannot become a subclass in place.
     new_parameters = mock.patch.object(torch.__future__, "_overwrite_module_params_on_conversion", True)
     with driver(device_name), new_parameters, FunctionsToDevice():
         yield STATE.log
 
 
 class FunctionsToDevice(TorchFunctionMode):
-    """Catches calls that name the device, and those that ask the driver before they reach the dispatcher.
+    """Intercepts calls with a device, and calls that query the driver before they reach the dispatcher.
 
-    These are `.to`, `.cuda` and `.cpu`, tensors made on the device, and tensors allocated in pinned memory.
+    These are `.to`, `.cuda` and `.cpu`, tensors created on the device, and tensors allocated in pinned memory.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -76,7 +76,7 @@ class FunctionsToDevice(TorchFunctionMode):
 
 
 def _made_of_numbers(func: Any, data: Any, *, device: Any, **kwargs: Any) -> Tensor:
-    """`torch.tensor` and its like: made on the host, then copied to the device."""
+    """Runs `torch.tensor` and similar functions on the host, and copies the result to the device."""
     if isinstance(data, PretendTensor):
         return data if kwargs.get("dtype") in (None, data.dtype) else data.to(kwargs["dtype"])
     made = func(data, device=CPU, **kwargs)
@@ -84,7 +84,7 @@ def _made_of_numbers(func: Any, data: Any, *, device: Any, **kwargs: Any) -> Ten
 
 
 def _converted(name: str, x: Tensor, *args: Any, copy: bool = False, **kwargs: Any) -> Tensor:
-    """`Tensor.to`, `Tensor.cuda` and `Tensor.cpu`."""
+    """Runs `Tensor.to`, `Tensor.cuda` and `Tensor.cpu`."""
     device: torch.device | None = DEVICE if name == "cuda" else CPU
     dtype, non_blocking = None, bool(kwargs.get("non_blocking", False))
     if name == "to":

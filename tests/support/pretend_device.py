@@ -1,4 +1,4 @@
-"""The tensors and operators of the pretend device. `pretend_cuda.py` is the way to use it.
+"""The tensors and operators of the pretend device, which is used through `pretend_cuda.py`.
 
 operator --refuse, as CUDA would--> record copies, waits and launches --> compute on the CPU --> CUDA's layout
 """
@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 ATTENTION = aten.scaled_dot_product_attention.default
 KEPT_WHOLE = {ATTENTION, aten.lstm.input}
-"""Composite operators that have CUDA kernels of their own."""
+"""Composite operators with their own CUDA kernels."""
 INDEX = {aten.index.Tensor}
 INDEX_PUT = {aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 # fmt: off
@@ -52,7 +52,7 @@ class PretendTensor(Tensor):
     """A tensor on the pretend device.
 
     Attributes:
-        inner: its values, on the CPU.
+        inner: Values of the tensor, on the CPU.
     """
 
     inner: Tensor
@@ -91,7 +91,7 @@ class PretendTensor(Tensor):
             return args[0].inner.data_ptr()
         if name in ("__getitem__", "__setitem__"):
             args = (args[0], _lists_on_device(args[1]), *args[2:])
-        # Outside inference mode, torch would decompose these two and ask the driver before they reach the dispatcher.
+        # Outside inference mode, torch decomposes these two and queries the driver before they reach the dispatcher.
         is_whole = name in ("lstm", "scaled_dot_product_attention")
         inference = torch.inference_mode() if is_whole else contextlib.nullcontext()
         with torch._C.DisableTorchFunctionSubclass(), DISPATCH_MODE, inference:
@@ -99,7 +99,7 @@ class PretendTensor(Tensor):
 
 
 class DispatchToDevice(TorchDispatchMode):
-    """Catches operators that make device tensors from none, such as `torch.zeros(3, device="cuda")`."""
+    """Intercepts operators that create device tensors, such as `torch.zeros(3, device="cuda")`."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return run_operator(func, args, kwargs or {})
@@ -109,14 +109,14 @@ DISPATCH_MODE = DispatchToDevice()
 
 
 def is_cuda(device: Any) -> bool:
-    """Whether a device, its name or its index means the pretend device; None does not."""
+    """Returns True if a device, its name or its index means the pretend device, and False for None."""
     if device is None or isinstance(device, bool):
         return False
     return isinstance(device, int) or torch.device(device).type == "cuda"
 
 
 def copy_across(x: Tensor, device: Any, *, non_blocking: bool = False) -> Tensor:
-    """Copies a tensor to the other side, as `Tensor.to` does."""
+    """Copies a tensor between host and device, as `Tensor.to` does."""
     num_bytes = x.numel() * x.element_size()
     if is_cuda(device):
         STATE.sync(_kind_to_device(x, non_blocking), num_bytes)
@@ -131,7 +131,7 @@ def copy_across(x: Tensor, device: Any, *, non_blocking: bool = False) -> Tensor
 
 
 def run_operator(func: Any, args: Any, kwargs: Any) -> Any:
-    """Handles one operator: refuses it, or records it and computes it on the CPU."""
+    """Handles an operator: raises an error, or records the operator and computes it on the CPU."""
     tensors = tensors_in([*args, *kwargs.values()])
     ours = [tensor for tensor in tensors if isinstance(tensor, PretendTensor)]
     device = kwargs.get("device")
@@ -154,19 +154,19 @@ def run_operator(func: Any, args: Any, kwargs: Any) -> Any:
 
 @functools.cache
 def is_composite(func: Any) -> bool:
-    """Whether an operator consists of others, which are handled one by one."""
+    """Returns True if an operator consists of other operators, which are handled one by one."""
     has_parts = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
     return has_parts and func not in KEPT_WHOLE
 
 
 @functools.cache
 def makes_view(func: Any) -> bool:
-    """Whether an operator returns another view of the memory that it is given."""
+    """Returns True if an operator returns a view of the memory of its argument."""
     return any(result.alias_info is not None and not result.alias_info.is_write for result in func._schema.returns)
 
 
 def tensors_in(values: Sequence[Any]) -> list[Tensor]:
-    """The tensors among an operator's arguments, those in lists included."""
+    """Returns the tensors among the arguments of an operator, including those in lists."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
@@ -184,7 +184,7 @@ def mapped(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def _computed(func: Any, args: Any, kwargs: Any, ours: Sequence[PretendTensor]) -> Any:
-    """Computes an operator on the CPU and puts its results on the device."""
+    """Computes an operator on the CPU and moves its results to the device."""
     name = func.overloadpacket.__name__
     launches = not makes_view(func) and name not in WITHOUT_KERNEL
     if launches:
@@ -209,7 +209,7 @@ def _computed(func: Any, args: Any, kwargs: Any, ours: Sequence[PretendTensor]) 
 
 
 def _refuse(func: Any, args: Any, foreign: Sequence[Tensor]) -> None:
-    """Raises what CUDA raises for tensors on two devices and for operators that it does not have."""
+    """Raises the errors of CUDA for tensors on two devices and for missing operators."""
     name = func.overloadpacket.__name__
     if "mkldnn" in func.name():
         raise RuntimeError(f"Could not run '{func.name()}' with arguments from the 'CUDA' backend.")
@@ -218,7 +218,7 @@ def _refuse(func: Any, args: Any, foreign: Sequence[Tensor]) -> None:
     if func in INDEX | INDEX_PUT:
         if not isinstance(args[0], PretendTensor) and any(isinstance(index, PretendTensor) for index in args[1]):
             raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
-        others = args[:1] + args[2:3]  # indices may lie on the CPU, as may one number to put
+        others = args[:1] + args[2:3]  # indices and a single value may be on the CPU
         refused = [x for x in others if isinstance(x, Tensor) and not isinstance(x, PretendTensor) and x.dim()]
     else:
         takes_numbers = name.rstrip("_") in TAKES_CPU_NUMBERS
@@ -258,7 +258,7 @@ def _to_copy_across(x: Tensor, *, device: Any, dtype: Any = None, non_blocking: 
 
 
 def _copy_into(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-    """`target.copy_(source)` between the host and the device."""
+    """Runs `target.copy_(source)` between host and device."""
     num_bytes = source.numel() * source.element_size()
     if isinstance(target, PretendTensor):
         STATE.sync(_kind_to_device(source, non_blocking), num_bytes)
@@ -282,16 +282,16 @@ def _copy_values(target: Tensor, source: Tensor) -> None:
 
 
 def _on_cpu(x: Any) -> Any:
-    """What an operator is given in place of x, to compute on the CPU."""
+    """Returns the CPU value of an argument of an operator."""
     if isinstance(x, PretendTensor):
         return x.inner
     if isinstance(x, Tensor) and STATE.is_capturing:
-        return x.clone()  # a CPU number is an argument of the kernel, and stays as it was captured
+        return x.clone()  # a CPU number is an argument of the kernel and keeps its value from the capture
     return CPU if isinstance(x, torch.device) else x
 
 
 def _lists_on_device(index: Any) -> Any:
-    """Turns the lists of an index into device tensors, as indexing on CUDA does."""
+    """Converts the lists of an index to device tensors, as indexing on CUDA does."""
 
     def moved(part: Any) -> Any:
         return copy_across(torch.tensor(part), DEVICE) if isinstance(part, list) else part
@@ -300,7 +300,7 @@ def _lists_on_device(index: Any) -> Any:
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-    """Attention, its result in the memory layout of CUDA's kernels.
+    """Computes attention with the memory layout of the CUDA kernels.
 
     Flash attention (half precision, no mask) pads heads to a multiple of 8 and returns a slice, whose strides `view` refuses.
     """
@@ -316,17 +316,17 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None,
 
 
 def _flattened_weights(weights: Sequence[Tensor], *_: Any) -> Tensor:
-    """What cuDNN's LSTM keeps of its weights; the weights themselves stay where they are."""
+    """Returns a flat copy of the weights, as the LSTM of cuDNN does; the weights are not changed."""
     return torch.cat([weight.flatten() for weight in weights])
 
 
 ON_CPU = {ATTENTION: _attention, aten._cudnn_rnn_flatten_weight.default: _flattened_weights}
-"""What computes operators whose CPU version is missing or laid out in another way."""
+"""Functions that replace operators whose CPU version is missing or has another memory layout."""
 
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """One thread for an operator, so that no bit depends on `torch.set_num_threads`."""
+    """Limits an operator to one thread, so that no bit depends on `torch.set_num_threads`."""
     num_threads = torch.get_num_threads()
     if num_threads == 1:
         yield

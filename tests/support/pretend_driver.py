@@ -1,6 +1,6 @@
-"""What torch.cuda answers on the pretend device: queries, streams, events, graphs and pinned memory.
+"""The functions of torch.cuda on the pretend device: queries, streams, events, graphs and pinned memory.
 
-Streams and events have no effect, since everything is computed at once; waiting for one is recorded.
+Streams and events have no effect, since everything is computed immediately. Waiting for them is recorded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WITHOUT_ANSWER = (
 
 
 class PretendStream:
-    """A stream. Work on it is done at once."""
+    """A stream, whose work is done immediately."""
 
     def __init__(self, device: Any = None, priority: int = 0, **_: Any) -> None:
         self.device = DEVICE
@@ -38,14 +38,14 @@ class PretendStream:
         STATE.sync("synchronize")
 
     def query(self) -> bool:
-        """Whether all work on it is done."""
+        """Returns True, since all work is done."""
         return True
 
     def wait_stream(self, stream: PretendStream) -> None:
-        """Lets the device wait; the host does not."""
+        """Makes the device wait, but not the host."""
 
     def wait_event(self, event: PretendEvent) -> None:
-        """Lets the device wait; the host does not."""
+        """Makes the device wait, but not the host."""
 
     def record_event(self, event: PretendEvent | None = None) -> PretendEvent:
         """Records an event."""
@@ -69,34 +69,34 @@ class PretendEvent:
         self.enable_timing = enable_timing
 
     def record(self, stream: PretendStream | None = None) -> None:
-        """Records it."""
+        """Records the event."""
 
     def wait(self, stream: PretendStream | None = None) -> None:
-        """Lets a stream wait; the host does not."""
+        """Makes a stream wait, but not the host."""
 
     def query(self) -> bool:
-        """Whether it has happened."""
+        """Returns True if the event has happened."""
         return True
 
     def synchronize(self) -> None:
-        """Waits until it has happened."""
+        """Waits for the event."""
         STATE.sync("synchronize")
 
     def elapsed_time(self, end_event: PretendEvent) -> float:
-        """Milliseconds between two events: there is no time on this device."""
+        """Returns 0 milliseconds, since this device has no clock."""
         if not (self.enable_timing and end_event.enable_timing):
             raise ValueError("Both events must be created with argument 'enable_timing=True'.")
         return 0.0
 
 
 class PretendCUDAGraph:
-    """`torch.cuda.CUDAGraph`, for `torch.cuda.graph`."""
+    """Replacement of `torch.cuda.CUDAGraph` for `torch.cuda.graph`."""
 
     def __init__(self, keep_graph: bool = False) -> None:
         self.reset()
 
     def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
-        """Begins to record."""
+        """Starts the capture."""
         if STREAMS.current is STREAMS.default:
             raise RuntimeError(
                 "CUDA graphs must be captured on a non-default stream. (However, after capture, it's ok to replay them on "
@@ -109,15 +109,15 @@ class PretendCUDAGraph:
         self._graph.end()
 
     def replay(self) -> None:
-        """Computes what was captured."""
+        """Computes the captured operators."""
         self._graph.replay()
 
     def reset(self) -> None:
-        """Forgets what was captured."""
+        """Removes the captured operators."""
         self._graph = PretendGraph()
 
     def pool(self) -> tuple[int, int]:
-        """A handle of the graph's memory, for other graphs."""
+        """Returns a handle of the graph's memory for other graphs."""
         return (0, 1)
 
 
@@ -126,7 +126,7 @@ STREAMS.current = STREAMS.default
 
 
 def pin_memory(x: Tensor, device: Any = None) -> Tensor:
-    """`Tensor.pin_memory`: a copy in pinned memory, or the tensor itself if it is pinned."""
+    """Returns a copy of a tensor in pinned memory, or the tensor itself if it is pinned."""
     if x.is_cuda:
         raise RuntimeError("cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned")
     if STATE.is_pinned(x):
@@ -143,7 +143,7 @@ def is_pinned(x: Tensor, device: Any = None) -> bool:
 
 @contextlib.contextmanager
 def driver(device_name: str) -> Iterator[None]:
-    """Lets torch.cuda and torch.accelerator answer for one pretend device."""
+    """Makes torch.cuda and torch.accelerator report one pretend device."""
     STREAMS.current = STREAMS.default
     properties = SimpleNamespace(
         name=device_name, major=9, minor=0, total_memory=MEMORY_BYTES, multi_processor_count=132, uuid="pretend"
@@ -173,7 +173,7 @@ def driver(device_name: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
 
         def replace(owner: Any, name: str, value: Any) -> None:
-            missing = not hasattr(owner, name)  # in a torch that was built without CUDA
+            missing = not hasattr(owner, name)  # in builds of torch without CUDA
             stack.enter_context(mock.patch.object(owner, name, value, create=missing))
 
         for name, answer in answers.items():

@@ -1,9 +1,9 @@
 """CUDA graphs on the pretend device.
 
     graph.capture(function)      records the operators of one call; no tensor is changed
-    graph.replay()               computes them again: same tensors, same Python numbers, whatever values the tensors hold now
+    graph.replay()               computes them again with the same Python numbers and the current values of the same tensors
 
-As with CUDA, everything that Python computed during the capture stays as it was, and the host must not wait for the device.
+As with CUDA, values that Python computed during the capture are constant, and the host must not wait for the device.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tests.support.pretend_state import STATE, execute_now
 
 @dataclass(frozen=True)
 class Node:
-    """One captured operator, on the CPU tensors behind the device's.
+    """A captured operator on the CPU tensors of the device tensors.
 
     Attributes:
-        function: the operator.
-        args: its arguments, as captured.
-        kwargs: its keyword arguments, as captured.
-        out: what it returned in the capture; a replay writes there.
+        function: Operator.
+        args: Captured arguments.
+        kwargs: Captured keyword arguments.
+        out: Result of the capture, which replays overwrite.
     """
 
     function: Callable[..., Any]
@@ -36,7 +36,7 @@ class Node:
     out: Any
 
     def replay(self) -> None:
-        """Computes the operator again, into the tensors of the capture."""
+        """Computes the operator again and writes to the tensors of the capture."""
         made = self.function(*self.args, **self.kwargs)
         for target, value in zip(tree_leaves(self.out), tree_leaves(made), strict=True):
             if isinstance(target, Tensor) and target is not value:
@@ -47,7 +47,7 @@ class PretendGraph:
     """A graph with the interface of the package's `CudaGraph`.
 
     Attributes:
-        num_kernels: how many captured operators launch kernels.
+        num_kernels: Number of captured operators that launch kernels.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class PretendGraph:
         """Captures one call of a function.
 
         Raises:
-            RuntimeError: the function waits for the device or copies from memory that is not pinned.
+            RuntimeError: The function waits for the device or copies from memory that is not pinned.
         """
         self.begin()
         try:
@@ -74,10 +74,10 @@ class PretendGraph:
         self.end()
 
     def replay(self) -> None:
-        """Computes what was captured.
+        """Computes the captured operators.
 
         Raises:
-            RuntimeError: nothing was captured.
+            RuntimeError: Nothing was captured.
         """
         if not self._is_captured:
             raise RuntimeError("Called CUDAGraph::replay without a preceding successful capture.")
@@ -85,12 +85,12 @@ class PretendGraph:
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing (replay of another graph)")
         STATE.log.kernels["graph_replay"] += 1
         STATE.log.num_replayed += self.num_kernels
-        with torch.inference_mode():  # a tensor that was made in inference mode can be written in it alone
+        with torch.inference_mode():  # tensors from inference mode can be changed only in this mode
             for node in self._nodes:
                 node.replay()
 
     def begin(self) -> None:
-        """Begins to record."""
+        """Starts the capture."""
         if self._is_captured:
             raise RuntimeError("This CUDAGraph instance already owns a captured graph.")
         if STATE.is_capturing:
@@ -103,7 +103,7 @@ class PretendGraph:
         """Ends the capture.
 
         Raises:
-            RuntimeError: an operator failed during the capture.
+            RuntimeError: An operator failed during the capture.
         """
         self._leave()
         if len(STATE.log.waits) > self._syncs_before:
@@ -111,7 +111,7 @@ class PretendGraph:
         self._is_captured = True
 
     def _leave(self) -> None:
-        """Ends recording; every tensor gets the values back that it had before."""
+        """Ends the capture and restores the values of all tensors."""
         STATE.is_capturing, STATE.execute = False, execute_now
         for storage, kept in self._before.values():
             storage.copy_(kept)
@@ -120,7 +120,7 @@ class PretendGraph:
     def _record(
         self, function: Callable[..., Any], args: Any, kwargs: Any, *, launches: bool, changed: Sequence[Tensor]
     ) -> Any:
-        """Computes an operator and keeps it; stands in for `execute_now` during the capture."""
+        """Computes and records an operator; replaces `execute_now` during the capture."""
         for tensor in changed:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in self._before:

@@ -1,4 +1,4 @@
-"""What happened on the pretend device: copies and waits of the host, kernel launches, shapes of attention."""
+"""The log of the pretend device: copies and waits of the host, kernel launches, and shapes of attention."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 SyncKind = Literal["item", "nonzero", "synchronize", "h2d", "h2d async", "h2d pageable", "d2h", "d2h async"]
 HOST_WAITS: frozenset[SyncKind] = frozenset({"item", "nonzero", "synchronize", "h2d", "d2h"})
-"""Kinds for which the host waits until the device has finished everything that was queued before."""
+"""Kinds of syncs for which the host waits until the device has completed all queued work."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Sync:
     """A copy between host and device, or a call that makes the host wait for the device.
 
     Attributes:
-        kind: `item`, a number read by Python; `nonzero`, a shape that depends on values, such as a boolean index;
-            `synchronize`, an explicit wait; `h2d` and `d2h`, blocking copies to and from the device; `async`, copies for
-            which nobody waits; `h2d pageable`, a non-blocking copy from memory that is not pinned: the driver may wait.
-        where: the line of the project, and the line of a library that it reached, if any.
-        num_bytes: size of a copy; 0 for others.
+        kind: `item` is a number read by Python. `nonzero` is a shape that depends on values, such as a boolean index.
+            `synchronize` is an explicit wait. `h2d` and `d2h` are blocking copies to and from the device. `async` are copies
+            without a wait. `h2d pageable` is a non-blocking copy from memory that is not pinned, for which the driver may wait.
+        where: Line of the project, and the line of the library that it called, if any.
+        num_bytes: Size of a copy, or 0 for other kinds.
     """
 
     kind: SyncKind
@@ -33,17 +33,17 @@ class Sync:
 
 
 class Log:
-    """Everything that was recorded since the last `clear`.
+    """All records since the last `clear`.
 
     Args:
-        project: name of the folder whose lines stand for places.
+        project: Name of the folder whose lines are places.
 
     Attributes:
-        syncs: copies and waits, in order.
-        kernels: number of calls per operator that launches at least one kernel; views and allocations launch none.
+        syncs: Copies and waits, in order.
+        kernels: Number of calls per operator that launches at least one kernel. Views and allocations launch none.
             A replay of a graph is one call of `graph_replay`.
-        num_replayed: operators with kernels in the graphs that were replayed.
-        attention: number of attention calls per dtype and shapes; cuDNN builds one plan for each.
+        num_replayed: Number of operators with kernels in replayed graphs.
+        attention: Number of attention calls per dtype and shapes. cuDNN builds one plan for each.
     """
 
     def __init__(self, project: str) -> None:
@@ -59,33 +59,33 @@ class Log:
 
     @property
     def waits(self) -> list[Sync]:
-        """The syncs for which the host waits."""
+        """Syncs for which the host waits."""
         return [sync for sync in self.syncs if sync.kind in HOST_WAITS]
 
     @property
     def num_waits(self) -> int:
-        """How many times the host waited."""
+        """Number of waits of the host."""
         return len(self.waits)
 
     @property
     def num_launches(self) -> int:
-        """How many operators launched at least one kernel."""
+        """Number of operators that launched at least one kernel."""
         return self.kernels.total()
 
     def by_kind(self) -> Counter[SyncKind]:
-        """Number of syncs per kind."""
+        """Returns the number of syncs per kind."""
         return Counter(sync.kind for sync in self.syncs)
 
     def by_place(self) -> Counter[tuple[SyncKind, str]]:
-        """Number of syncs per kind and place."""
+        """Returns the number of syncs per kind and place."""
         return Counter((sync.kind, sync.where) for sync in self.syncs)
 
     def add_sync(self, kind: SyncKind, num_bytes: int = 0) -> None:
-        """Records a sync at the place in the project that is running."""
+        """Records a sync at the current place in the project."""
         self.syncs.append(Sync(kind, self._place(), num_bytes))
 
     def _place(self) -> str:
-        """`models/encodec.py:110 encode < modeling_encodec.py:148`: the project's line, and the library's line below it."""
+        """Returns the line of the project and the line of the library, as `models/x.py:110 encode < modeling_encodec.py:148`."""
         frames = [frame for frame, _ in traceback.walk_stack(None) if not _is_machinery(frame.f_code.co_filename)]
         inside = f"/{self.project}/"
         innermost = frames[0]
@@ -97,7 +97,7 @@ class Log:
 
 
 def _is_machinery(filename: str) -> bool:
-    """Whether a stack frame belongs to torch or to the pretend device."""
+    """Returns True if a stack frame belongs to torch or to the pretend device."""
     return filename in PRETEND_DEVICE or filename.startswith(TORCH)
 
 

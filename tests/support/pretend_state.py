@@ -1,4 +1,4 @@
-"""The state of the pretend device: its log, the graph that it captures, and the host memory that is pinned."""
+"""The state of the pretend device: its log, the current capture, and the pinned host memory."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ CPU = torch.device("cpu")
 
 
 class DeviceState:
-    """What the device is doing.
+    """The state of the pretend device.
 
     Attributes:
-        log: where everything is recorded.
-        execute: computes an operator; a graph that is being captured puts itself in its place.
-        is_capturing: whether a graph is being captured.
+        log: Log of the device.
+        execute: Function that computes an operator. During a capture, it is replaced by the graph.
+        is_capturing: True during a capture.
     """
 
     def __init__(self) -> None:
         self.reset(Log(""))
 
     def reset(self, log: Log) -> None:
-        """Begins anew, with another log."""
+        """Resets the state and sets another log."""
         self.log = log
         self.is_capturing = False
         self.execute: Callable[..., Any] = execute_now
@@ -38,7 +38,7 @@ class DeviceState:
         """Records a sync.
 
         Raises:
-            RuntimeError: a graph is being captured, and the host would wait or copy from memory that is not pinned.
+            RuntimeError: During a capture, the host would wait or copy from memory that is not pinned.
         """
         self.log.add_sync(kind, num_bytes)
         if not self.is_capturing:
@@ -53,13 +53,13 @@ class DeviceState:
             raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({kind} at {where})")
 
     def pin(self, x: Tensor) -> Tensor:
-        """Marks a CPU tensor's memory as pinned."""
+        """Marks the memory of a CPU tensor as pinned."""
         storage = x.untyped_storage()
         self._pinned[storage.data_ptr()] = StorageWeakRef(storage)
         return x
 
     def is_pinned(self, x: Tensor) -> bool:
-        """Whether a CPU tensor lies in pinned memory."""
+        """Returns True if a CPU tensor is in pinned memory."""
         if x.device != CPU:
             return False
         pinned = self._pinned.get(x.untyped_storage().data_ptr())
@@ -72,11 +72,11 @@ def execute_now(
     """Computes an operator on CPU tensors.
 
     Args:
-        function: the operator.
-        args: its arguments.
-        kwargs: its keyword arguments.
-        launches: whether it launches a kernel.
-        changed: the tensors that it writes into.
+        function: Operator.
+        args: Arguments.
+        kwargs: Keyword arguments.
+        launches: True if the operator launches a kernel.
+        changed: Tensors that the operator changes.
     """
     return function(*args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""The table of waits and launches: how its figures are counted and shown."""
+"""Tests of the figures and the format of the table of waits and launches."""
 
 from collections import Counter
 from pathlib import Path
@@ -20,11 +20,11 @@ def test_a_step_is_the_difference_between_two_lengths():
     assert step.places == {("item", "loop"): 5}
 
 
-def test_a_row_is_a_line_of_the_table():
+def test_a_row_is_formatted_as_a_line_of_the_table():
     assert markdown([row(1.5, 300)]).splitlines()[-1] == "| a continuation | 32-true | 1.5 | 0 | 300 | 0 |"
 
 
-def test_the_table_goes_between_the_marks_of_the_page():
+def test_the_table_is_inserted_between_the_markers_of_the_page():
     page = (Path(__file__).parents[2] / "docs" / "accelerator.md").read_text()
     changed = with_table(page, "the table")
     assert f"{BEGIN}\nthe table\n{END}" in changed

@@ -1,6 +1,6 @@
-"""The pretend device: what it refuses, what it records, and what it lays out as CUDA does.
+"""Tests of the errors, records and memory layouts of the pretend device.
 
-Where there is a real GPU, `test_a_real_gpu_waits_where_the_pretend_one_does` compares the two instead.
+On a machine with a GPU, only `test_a_real_gpu_waits_where_the_pretend_one_does` runs, which compares both.
 """
 
 import warnings
@@ -14,14 +14,11 @@ from torch.utils.data import DataLoader
 
 from tests.support.pretend_cuda import PretendTensor, pretend_cuda
 
-needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="stands in for a missing GPU")
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="replaces a missing GPU")
 
 
 def on_device(*shape: int, dtype=torch.float32) -> Tensor:
     return torch.ones(shape, dtype=dtype).to("cuda")
-
-
-# What a device tensor is
 
 
 def test_a_device_tensor_reports_its_device_and_keeps_its_values(log):
@@ -48,18 +45,18 @@ def test_a_device_tensor_reports_its_device_and_keeps_its_values(log):
         lambda: nn.Linear(2, 2).cuda().half().weight,
     ],
 )
-def test_every_way_to_the_device_leads_there(log, make: Callable[[], Tensor]):
+def test_all_functions_that_take_a_device_create_device_tensors(log, make: Callable[[], Tensor]):
     assert isinstance(make(), PretendTensor | nn.Parameter)
     assert make().device == torch.device("cuda", 0)
 
 
-def test_a_device_context_makes_device_tensors(log):
+def test_a_device_context_creates_device_tensors(log):
     with torch.device("cuda"):
         assert torch.ones(2).is_cuda
         assert torch.tensor([1, 2]).is_cuda
 
 
-def test_a_view_shares_memory_and_an_in_place_operator_writes_there(log):
+def test_views_and_in_place_operators_share_memory(log):
     x = torch.zeros(2, 3, device="cuda")
     x[1, 1:] = 5
     x.t()[0].add_(1)
@@ -68,7 +65,7 @@ def test_a_view_shares_memory_and_an_in_place_operator_writes_there(log):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_casts_products_and_leaves_the_rest(log, dtype):
+def test_autocast_casts_products_only(log, dtype):
     linear = nn.Linear(4, 4).to("cuda").requires_grad_(False)
     with torch.autocast("cuda", dtype=dtype):
         product = linear(on_device(2, 4))
@@ -90,7 +87,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(log):
     assert torch.equal(*sums)
 
 
-def test_torch_answers_for_one_device(log):
+def test_torch_reports_one_device(log):
     assert torch.cuda.is_available()
     assert torch.accelerator.is_available()
     assert (torch.cuda.device_count(), torch.cuda.current_device()) == (1, 0)
@@ -99,7 +96,7 @@ def test_torch_answers_for_one_device(log):
 
 
 @needs_no_gpu
-def test_the_device_is_gone_after_the_block():
+def test_the_device_does_not_exist_after_the_block():
     with pretend_cuda():
         pass
     assert not torch.cuda.is_available()
@@ -112,8 +109,6 @@ def test_blocks_cannot_be_nested(log):
     with pytest.raises(RuntimeError, match="missing GPU"), pretend_cuda():
         pass
 
-
-# What it refuses
 
 MIXED = "Expected all tensors to be on the same device"
 
@@ -145,7 +140,7 @@ MIXED = "Expected all tensors to be on the same device"
         (lambda x: torch.ops.mkldnn._linear_pointwise(x, x.view(1, 3), None, "none", [], ""), "'CUDA' backend"),
     ],
 )
-def test_what_cuda_refuses_is_refused(log, mixed: Callable[[Tensor], object], message: str):
+def test_errors_of_cuda_are_raised(log, mixed: Callable[[Tensor], object], message: str):
     with pytest.raises((RuntimeError, TypeError), match=message):
         mixed(on_device(3))
 
@@ -169,11 +164,11 @@ def test_what_cuda_refuses_is_refused(log, mixed: Callable[[Tensor], object], me
         lambda x: x.take(x.long()),
     ],
 )
-def test_what_cuda_accepts_is_accepted(log, accepted: Callable[[Tensor], Tensor]):
+def test_operators_that_cuda_accepts_are_accepted(log, accepted: Callable[[Tensor], Tensor]):
     assert accepted(on_device(3)).is_cuda
 
 
-def test_a_deterministic_cumsum_of_floats_does_not_exist(log):
+def test_a_deterministic_cumsum_of_floats_is_an_error(log):
     torch.use_deterministic_algorithms(True)
     try:
         assert on_device(3, dtype=torch.int64).cumsum(0).tolist() == [1, 2, 3]
@@ -182,8 +177,6 @@ def test_a_deterministic_cumsum_of_floats_does_not_exist(log):
     finally:
         torch.use_deterministic_algorithms(False)
 
-
-# What it records
 
 WAITING = {
     "item": (lambda x: x[0].item(), ["item"]),
@@ -263,12 +256,12 @@ def test_a_real_gpu_waits_where_the_pretend_one_does(name: str):
     assert bool(waits) == (name in WAITING)
 
 
-def test_a_copy_to_the_host_that_nobody_waits_for_lies_in_pinned_memory(log):
+def test_an_asynchronous_copy_to_the_host_is_in_pinned_memory(log):
     assert on_device(3).to("cpu", non_blocking=True).is_pinned()
     assert not on_device(3).cpu().is_pinned()
 
 
-def test_memory_is_pinned_as_long_as_it_lives(log):
+def test_memory_is_pinned_until_it_is_freed(log):
     pinned = torch.ones(1000).pin_memory()
     assert pinned.is_pinned()
     assert pinned.pin_memory() is pinned
@@ -288,17 +281,17 @@ def test_a_loader_pins_memory_without_a_warning(log, num_workers: int):
     assert torch.equal(torch.cat(batches), torch.stack(data))
 
 
-def test_copies_have_a_size_and_a_place(log):
+def test_the_log_contains_sizes_and_places_of_copies(log):
     torch.ones(3, 5).to("cuda")
     (sync,) = log.syncs
     assert sync.num_bytes == 60
     assert "test_pretend_cuda.py" in sync.where
-    assert sync.where.endswith("test_copies_have_a_size_and_a_place")
+    assert sync.where.endswith("test_the_log_contains_sizes_and_places_of_copies")
     assert log.by_place() == {("h2d", sync.where): 1}
     assert log.by_kind() == {"h2d": 1}
 
 
-def test_a_place_is_the_projects_line_with_the_librarys_line_below(log):
+def test_a_place_contains_the_lines_of_project_and_library(log):
     source = "def read(x):\n    return call(x)\n"
     space = {"call": lambda x: x.item()}
     exec(compile(source, "/anywhere/musicgen_eval/models/reading.py", "exec"), space)
@@ -327,9 +320,6 @@ def test_attention_is_counted_by_its_shapes(log):
     assert log.kernels[next(iter(log.kernels))] == 2
 
 
-# What it lays out as CUDA does
-
-
 @pytest.mark.parametrize(
     ("dtype", "width", "masked", "strides"),
     [
@@ -340,7 +330,7 @@ def test_attention_is_counted_by_its_shapes(log):
         (torch.float32, 34, False, (4 * 5 * 34, 5 * 34, 34, 1)),
     ],
 )
-def test_attention_has_the_strides_of_cudas_kernels(log, dtype, width, masked, strides):
+def test_attention_has_the_strides_of_the_cuda_kernels(log, dtype, width, masked, strides):
     q = on_device(2, 4, 5, width, dtype=dtype)
     mask = torch.ones(5, 5, dtype=torch.bool, device="cuda") if masked else None
     out = functional.scaled_dot_product_attention(q, q, q, attn_mask=mask)
@@ -354,9 +344,6 @@ def test_padded_heads_cannot_be_viewed_and_can_be_reshaped(log):
     with pytest.raises(RuntimeError, match="view size is not compatible"):
         out.view(2, -1)
     assert out.reshape(2, -1).shape == (2, 144)
-
-
-# Streams and events
 
 
 def test_streams_and_events_can_be_used(log):

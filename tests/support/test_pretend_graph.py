@@ -1,4 +1,4 @@
-"""Graphs of the pretend device: what a capture freezes, refuses and leaves alone."""
+"""Tests of graphs on the pretend device: captured constants, errors and unchanged tensors."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch.nn import functional
 from tests.support.pretend_graph import PretendGraph
 
 
-def test_a_replay_computes_with_what_the_tensors_hold_then(log):
+def test_a_replay_uses_the_current_values_of_tensors(log):
     x, y = torch.tensor([1.0, 2.0], device="cuda"), torch.zeros(2, device="cuda")
     graph = PretendGraph()
     graph.capture(lambda: y.copy_(x * 2 + 1))
@@ -35,7 +35,7 @@ def test_a_capture_leaves_every_tensor_unchanged(log):
     assert x.tolist() == [2, 9, 9, 2]
 
 
-def test_numbers_of_python_stay_as_they_were_captured(log):
+def test_python_numbers_are_constant_after_the_capture(log):
     x, columns = torch.zeros(4, device="cuda"), torch.zeros(4, device="cuda")
     number, scale = [1], torch.tensor(10.0)
 
@@ -53,7 +53,7 @@ def test_numbers_of_python_stay_as_they_were_captured(log):
     assert x[0].item() == 20
 
 
-def test_an_index_in_a_tensor_moves_on(log):
+def test_an_index_in_a_tensor_changes_with_each_replay(log):
     turn, columns = torch.zeros(1, dtype=torch.int64, device="cuda"), torch.zeros(4, device="cuda")
 
     def step():
@@ -67,7 +67,7 @@ def test_an_index_in_a_tensor_moves_on(log):
     assert columns.tolist() == [1, 2, 3, 0]
 
 
-def test_a_tensor_replaced_after_the_capture_is_not_seen(log):
+def test_a_tensor_replaced_after_the_capture_has_no_effect(log):
     held = {"x": torch.ones(2, device="cuda")}
     out = torch.zeros(2, device="cuda")
     graph = PretendGraph()
@@ -77,7 +77,7 @@ def test_a_tensor_replaced_after_the_capture_is_not_seen(log):
     assert out.tolist() == [3, 3]
 
 
-def test_a_result_of_the_capture_is_written_by_every_replay(log):
+def test_each_replay_overwrites_the_result_of_the_capture(log):
     x, made = torch.ones(2, 2, device="cuda"), []
     graph = PretendGraph()
     graph.capture(lambda: made.append((x @ x).t().reshape(-1)))
@@ -104,7 +104,7 @@ def test_a_result_of_the_capture_is_written_by_every_replay(log):
         lambda x: torch.cuda.current_stream().synchronize(),
     ],
 )
-def test_waiting_in_a_capture_is_an_error(log, wait):
+def test_waiting_during_a_capture_is_an_error(log, wait):
     x = torch.ones(3, device="cuda")
 
     def step():
@@ -119,7 +119,7 @@ def test_waiting_in_a_capture_is_an_error(log, wait):
         graph.replay()
 
 
-def test_only_pinned_memory_is_copied_in_a_capture(log):
+def test_a_copy_from_pageable_memory_during_a_capture_is_an_error(log):
     x, pinned = torch.ones(2, device="cuda"), torch.ones(2).pin_memory()
     graph = PretendGraph()
     with pytest.raises(RuntimeError, match="unless the CPU tensor is pinned"):
@@ -131,7 +131,7 @@ def test_only_pinned_memory_is_copied_in_a_capture(log):
     assert x.tolist() == [6, 6]
 
 
-def test_other_errors_pass_and_end_the_capture(log):
+def test_other_errors_are_raised_and_end_the_capture(log):
     x = torch.ones(2, device="cuda")
     with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
         PretendGraph().capture(lambda: x.add_(1).add_(torch.ones(2)))
@@ -179,7 +179,7 @@ def test_attention_and_norms_are_replayed(log):
     assert torch.equal(replayed, out.cpu())
 
 
-def test_torchs_own_graph_objects_work(log):
+def test_graph_objects_of_torch_work(log):
     x, graph = torch.ones(2, device="cuda"), torch.cuda.CUDAGraph()
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):

@@ -1,4 +1,4 @@
-"""The GPU check, rehearsed: the whole tool on the pretend device, and what becomes of sections that fail or take too long."""
+"""Tests the GPU check on the pretend device, and sections that fail or exceed their time limit."""
 
 import json
 import time
@@ -65,11 +65,8 @@ def fails(check: Check, findings: Findings) -> None:
     raise ValueError("no such kernel")
 
 
-# The whole
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the pretend device stands in for a missing GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the pretend device replaces a missing GPU")
 def test_the_whole_check_runs_on_the_pretend_device(tmp_path: Path):
     tests = tmp_path / "test_one.py"
     tests.write_text("import pytest\ndef test_one(): pass\n@pytest.mark.skip('later')\ndef test_two(): pass\n")
@@ -81,7 +78,7 @@ def test_the_whole_check_runs_on_the_pretend_device(tmp_path: Path):
             sizes=sizes,
             names=gpu_check.SECTIONS,
             budget_s=1000,
-            sections=patient(command.SECTIONS),
+            sections=without_time_limits(command.SECTIONS),
         )
     content = json.loads((tmp_path / "gpu_check.json").read_text())
     sections = {result["name"]: result for result in content["sections"]}
@@ -132,15 +129,12 @@ def test_the_whole_check_runs_on_the_pretend_device(tmp_path: Path):
     assert "| tiny | 2 | this package, bfloat16 |" in report
 
 
-def patient(sections):
-    """The same sections without time limits: a busy machine is no failure."""
+def without_time_limits(sections):
+    """Returns the sections with long time limits, so that a busy machine does not cause failures."""
     return [replace(each, budget_s=1000.0) for each in sections]
 
 
-# Sections
-
-
-def test_a_failing_section_keeps_its_rows_and_leaves_the_others(check: Check):
+def test_a_failed_section_keeps_its_rows_and_the_others_run(check: Check):
     kept: list[SectionResult] = []
     sections = [section("first", finds), section("second", fails), section("third", finds)]
     results = run_sections(check, sections, budget_s=100, keep=kept.append)
@@ -152,7 +146,7 @@ def test_a_failing_section_keeps_its_rows_and_leaves_the_others(check: Check):
     assert "in fails" in results[1].error
 
 
-def test_a_failing_case_leaves_the_other_cases_and_fails_its_section(check: Check):
+def test_a_failed_case_fails_its_section_after_the_other_cases_have_run(check: Check):
     def run(check: Check, findings: Findings) -> None:
         for number in (1, 0, 2):
             with findings.case("Cases", number=number) as row:
@@ -167,12 +161,12 @@ def test_a_failing_case_leaves_the_other_cases_and_fails_its_section(check: Chec
     ]
 
 
-def test_a_section_that_takes_too_long_is_ended_and_keeps_its_rows(check: Check):
+def test_a_section_that_exceeds_its_time_is_stopped_and_keeps_its_rows(check: Check):
     def run(check: Check, findings: Findings) -> None:
         findings.add("Figures", steps_per_s=1.0)
         try:
             time.sleep(60)
-        except Exception:  # what a library might do
+        except Exception:  # as a library might do
             findings.add("Figures", steps_per_s=2.0)
 
     started = time.monotonic()
@@ -184,7 +178,7 @@ def test_a_section_that_takes_too_long_is_ended_and_keeps_its_rows(check: Check)
     assert results[0].findings.tables == {"Figures": [{"steps_per_s": 1.0}]}
 
 
-def test_sections_for_which_no_time_is_left_are_skipped(check: Check):
+def test_sections_without_remaining_time_are_skipped(check: Check):
     def run(check: Check, findings: Findings) -> None:
         time.sleep(0.3)
 
@@ -194,7 +188,7 @@ def test_sections_for_which_no_time_is_left_are_skipped(check: Check):
     assert results[0].budget_s <= 2.1
 
 
-def test_the_report_holds_what_was_found_before_a_failure(tmp_path: Path, capsys):
+def test_the_report_contains_the_findings_before_a_failure(tmp_path: Path, capsys):
     sections = [section("first", finds), section("second", fails)]
     settings = {"sizes": TINY, "budget_s": 100, "sections": sections}
     status = command.check_device("cpu", folder=tmp_path, names=["first", "second"], **settings)
@@ -221,10 +215,7 @@ def test_failed_tests_fail_their_section(check: Check, tmp_path: Path):
     assert "assert 1 == 2" in findings.failures[0]
 
 
-# The command
-
-
-def test_the_command_and_its_help_name_the_same_sections():
+def test_the_help_lists_all_sections():
     assert tuple(each.name for each in command.SECTIONS) == gpu_check.SECTIONS
     for name in gpu_check.SECTIONS:
         assert f"\n    {name} " in gpu_check.__doc__
@@ -241,9 +232,6 @@ def test_a_missing_gpu_is_named(tmp_path: Path, capsys):
     assert gpu_check.main(["--out", str(tmp_path)]) == 2
     assert "finds no GPU" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
-
-
-# Figures
 
 
 @pytest.mark.parametrize(("shape", "num_bytes"), [("small", 738e6), ("medium", 3221e6), ("large", 5704e6)])
@@ -265,7 +253,7 @@ def test_keys_and_values_of_small_at_1000_steps_and_2_rows_are_197_megabytes():
     )
 
 
-def test_operations_of_a_window_are_those_that_torch_counts():
+def test_operations_of_a_window_equal_the_count_of_torch():
     decoder = load("tiny").decoder
     shape = DecoderShape.of(decoder.config)
     codes, texts = torch.zeros(1, 4, 20, dtype=torch.int64), torch.zeros(1, 5, shape.width)
@@ -283,7 +271,7 @@ def test_keys_are_rounded_up_to_a_bucket():
     assert mean_keys(15, 2, bucket=8) == 20
 
 
-def test_the_plain_loop_draws_the_codes_that_a_forward_pass_finds_likely(tiny_model, generator):
+def test_the_plain_loop_selects_the_most_likely_codes_of_a_forward_pass(tiny_model, generator):
     decoder, texts = tiny_model.decoder, torch.randn(2, 3, tiny_model.decoder.config.hidden_size, generator=generator)
     prompt = torch.randint(0, 64, (2, 4, 6), generator=generator)
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
@@ -301,7 +289,7 @@ def test_the_plain_loop_draws_the_codes_that_a_forward_pass_finds_likely(tiny_mo
     assert torch.equal(columns, expected)
 
 
-def test_variants_take_turns_and_slow_ones_are_not_repeated(monkeypatch):
+def test_variants_run_in_turns_and_slow_ones_are_not_repeated(monkeypatch):
     calls, seconds = [], {"fast": 0.1, "slow": 5.0}
     monkeypatch.setattr("tools.gpu.timing.seconds_of", lambda function, device: seconds[function()])
     variants = {name: lambda name=name: calls.append(name) or name for name in seconds}
@@ -324,7 +312,7 @@ def test_variants_that_do_not_fit_together_are_measured_alone():
     assert released
 
 
-def test_goals_compare_the_rows_they_name():
+def test_goals_are_compared_with_their_rows():
     row = {"shape": "medium", "batch": 1, "variant": goals.OURS, "steps_per_s": 200.0}
     findings = Findings(tables={goals.CONTINUATION: [row, {**row, "batch": 8, "steps_per_s": 999.0}]})
     reached = goals.reached_goals([SectionResult("continuation", "", "passed", 1.0, 1.0, findings)])

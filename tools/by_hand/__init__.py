@@ -1,1 +1,1 @@
-"""What goes wrong when MusicGen is scored with a script, measured on the demo: the parts of `tools/make_by_hand.py`."""
+"""The parts of `tools/make_by_hand.py`: common mistakes of scoring MusicGen with a script, measured on the demo."""

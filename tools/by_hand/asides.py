@@ -1,7 +1,4 @@
-"""Two things that are no mistakes and belong beside the figure: the encoder's leak, and how easy quiet noise is.
-
-Measured on the demo; knows no mistake and no page.
-"""
+"""Two effects that are not mistakes, measured on the demo: the encoder's leak, and the low perplexity of quiet noise."""
 
 from __future__ import annotations
 
@@ -20,25 +17,25 @@ NOISE_RMS = (0.3, 0.1, 0.03, 0.01, 0.0)
 
 @dataclass(frozen=True)
 class Leak:
-    """What the context's codes know of the target.
+    """The effect of the target on the codes of the context.
 
     Attributes:
-        num_windows: windows with a context.
-        moved: (frames, K) share of the codes that move when the context is encoded alone, last frame first.
-        frames_reached: how far before the joint any code moved, over all windows.
-        joint: the targets' figure after the context's codes as the package makes them.
-        alone: the same targets' after the codes of the context encoded alone.
+        num_windows: Number of windows with a context.
+        moved: (frames, K) share of the codes that change if the context is encoded alone, last frame first.
+        frames_reached: Largest distance of a changed code to the target in frames, over all windows.
+        together: Figure of the targets if context and target are encoded together.
+        alone: Figure of the targets if the context is encoded alone.
     """
 
     num_windows: int
     moved: Tensor
     frames_reached: int
-    joint: Figure
+    together: Figure
     alone: Figure
 
 
 def measure_leak(demo: Demo, *, num_shown: int = 4) -> Leak:
-    """Encodes every context once more, without its target."""
+    """Encodes each context without its target and compares the codes."""
     pieces = [piece for piece in demo.pieces if piece.context_frames]
     contexts = demo.musicgen.encode(
         [piece.audio[:, : piece.context_frames * demo.spec.hop_samples] for piece in pieces]
@@ -55,20 +52,20 @@ def measure_leak(demo: Demo, *, num_shown: int = 4) -> Leak:
         num_windows=len(pieces),
         moved=moved[:, :, :num_shown].double().mean(0).T,
         frames_reached=int(reached.max()) + 1 if len(reached) else 0,
-        joint=figure(demo.right_nll(pieces)),
+        together=figure(demo.right_nll(pieces)),
         alone=figure(demo.right_nll(fed_alone)),
     )
 
 
 @dataclass(frozen=True)
 class Sound:
-    """Something that is scored, without a text.
+    """A sound that is scored without a text.
 
     Attributes:
-        name: what it is.
-        figure: what the package says of it.
-        ce_per_codebook: (K,) nats.
-        codes_in_use: (K,) how many different codes of each codebook it is made of.
+        name: Name of the sound.
+        figure: Figure of the package.
+        ce_per_codebook: (K,) cross entropy in nats.
+        codes_in_use: (K,) number of different codes per codebook.
     """
 
     name: str
@@ -78,7 +75,7 @@ class Sound:
 
 
 def measure_noise(demo: Demo, levels: Sequence[float] = NOISE_RMS) -> list[Sound]:
-    """The demo's music, white noise from loud to quiet, and silence, all in the same windows and without a text."""
+    """Scores the demo's music, white noise from loud to quiet, and silence, in the same windows and without a text."""
     generator = torch.Generator().manual_seed(NOISE_SEED)
     noise = torch.randn(demo.spec.channels, NOISE_S * demo.spec.sample_rate_hz, generator=generator)
     sounds = [_sound("the demo's music", demo.pieces, demo.nll_without_text)]

@@ -1,7 +1,7 @@
-"""The demo as a script by hand would hold it: transformers' model and processor, windows of audio, their codes.
+"""The demo in the form that a script uses: model and processor of transformers, windows of audio, and their codes.
 
-Reading, cutting, encoding and the right figures are the package's own, so that a mistake is the only thing that differs.
-Knows no mistake.
+Audio is read, cut and encoded by the package, which also computes the right figures. So a script differs from the package only by
+its mistake.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from torch import Tensor
 from transformers import AutoProcessor, MusicgenForConditionalGeneration
 
 from musicgen_eval.audio.reader import TrackAudio
-from musicgen_eval.data.planning import DataSettings, plan_evaluation
+from musicgen_eval.data.scoring_plan import plan_evaluation
+from musicgen_eval.data.settings import DataSettings
 from musicgen_eval.data.windows import plan_windows
 from musicgen_eval.inference.readings import CodedWindow, score_readings
 from musicgen_eval.metrics import CodebookPerplexity
 from musicgen_eval.models.musicgen import load_model
 from musicgen_eval.records import Reading, Window
 
-CONTEXT_S = TARGET_S = 5.0  # as configs/demo.yaml
+CONTEXT_S = TARGET_S = 5.0  # as in configs/demo.yaml
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What a script prints.
+    """The result of a script.
 
     Attributes:
-        ce: nats a code.
-        ppl: perplexity; a script that is wrong may print one that is not exp(ce).
+        ce: Cross entropy in nats per code.
+        ppl: Perplexity. The perplexity of an incorrect script may differ from exp(ce).
     """
 
     ce: float
@@ -40,13 +41,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Piece:
-    """A window with all that a script has of it.
+    """A window as a script uses it.
 
     Attributes:
-        window: which frames are context, which are target.
+        window: Frames of context and target.
         audio: (C, N) float32 at the codec's rate.
         codes: (K, T) int64.
-        text: its track's text; None: the null condition.
+        text: Text of the track. None means the null condition.
     """
 
     window: Window
@@ -56,7 +57,7 @@ class Piece:
 
     @property
     def context_frames(self) -> int:
-        """Frames that are heard and not scored."""
+        """Number of frames that are fed before the target and not scored."""
         return self.window.context_frames
 
 
@@ -64,14 +65,14 @@ class Demo:
     """The demo's model and music.
 
     Args:
-        source: what to score; `demo`, or another source of the package.
+        source: Source of the tracks, as `data.source`.
 
     Attributes:
-        musicgen: the model as the package loads it.
-        model: the same checkpoint as transformers loads it.
-        processor: transformers' processor of text.
-        spec: what the checkpoint says of its codes.
-        pieces: the windows of `configs/demo.yaml`, encoded once, in the order of their tracks.
+        musicgen: Model, loaded by the package.
+        model: The same checkpoint, loaded by transformers.
+        processor: Processor of transformers for texts.
+        spec: Properties of the codes, from the checkpoint.
+        pieces: Windows of `configs/demo.yaml`, encoded once, in the order of the tracks.
     """
 
     def __init__(self, source: str = "demo") -> None:
@@ -89,11 +90,11 @@ class Demo:
 
     @property
     def special_token(self) -> int:
-        """What is fed where no code is known."""
+        """Id that is fed at positions without a code."""
         return self.spec.special_token
 
     def read(self, sample_rate_hz: int | None) -> list[Tensor]:
-        """Every track whole, (C, N) float32, at a rate; None: each at its file's own."""
+        """Reads each track as (C, N) float32 at a sample rate. None means the sample rate of its file."""
         waves = []
         for track in self.tracks:
             rate = sample_rate_hz or track.info.sample_rate_hz
@@ -109,7 +110,7 @@ class Demo:
         context_frames: int | None = None,
         target_frames: int | None = None,
     ) -> list[Piece]:
-        """Cuts tracks (C, N), taken to be at the codec's rate, into windows, and encodes each in one piece and alone."""
+        """Cuts (C, N) tracks into windows, assuming the codec's sample rate, and encodes each window alone."""
         hop, rate = self.spec.hop_samples, self.spec.frame_rate_hz
         context_frames = int(CONTEXT_S * rate) if context_frames is None else context_frames
         target_frames = int(TARGET_S * rate) if target_frames is None else target_frames
@@ -123,37 +124,37 @@ class Demo:
         return [Piece(window, wave, codes, texts[track]) for track, window, wave, codes in pieces]
 
     def right_nll(self, pieces: Sequence[Piece], *, with_text: bool = True) -> list[Tensor]:
-        """(K, target) nats of each window, as the package scores it."""
+        """Returns (K, target) nats of each window, scored by the package."""
         coded = [CodedWindow(piece.window, piece.codes, piece.text if with_text else None) for piece in pieces]
         nll = []
         for piece, read in zip(pieces, score_readings(self.musicgen, coded, [Reading("")]), strict=True):
             plain = read[""]
-            assert plain is not None  # the plain reading always exists
+            assert plain is not None  # the reading without changes always exists
             nll.append(plain.nll[:, piece.context_frames :])
         return nll
 
     @cached_property
     def nll(self) -> list[Tensor]:
-        """(K, target) nats of each of the demo's windows, right."""
+        """Correct (K, target) nats of each window of the demo."""
         return self.right_nll(self.pieces)
 
     @cached_property
     def nll_without_text(self) -> list[Tensor]:
-        """The same under the null condition."""
+        """Correct (K, target) nats of each window of the demo without a text."""
         return self.right_nll(self.pieces, with_text=False)
 
     def right(self, *, with_text: bool = True) -> Figure:
-        """The package's figure."""
+        """Returns the figure of the package."""
         return figure(self.nll if with_text else self.nll_without_text)
 
     @torch.inference_mode()
     def over_windows(self, nll_of: Callable[[Piece], Tensor]) -> list[Tensor]:
-        """(K, target) nats of each of the demo's windows, by a function that gives (K, T)."""
+        """Returns (K, target) nats of each window of the demo, from a function that returns (K, T)."""
         return [nll_of(piece)[:, piece.context_frames :] for piece in self.pieces]
 
 
 def figure(nll: Sequence[Tensor]) -> Figure:
-    """The right figure from the nll of windows, (K, target) each: exp once, from sums over everything."""
+    """Computes the correct figure from (K, target) nll of each window: one exponential of the mean over all codes."""
     metric = CodebookPerplexity(num_codebooks=nll[0].shape[0])
     for window in nll:
         metric.update(window)

@@ -1,7 +1,7 @@
-"""Scoring MusicGen by hand: the right way in four small functions, and every common mistake as a change of one line.
+"""Scoring MusicGen by hand: the right way in four small functions, and each common mistake as a change of one line.
 
-The docstrings and the marked lines are what `docs/by_hand.md` shows, so the page cannot drift from what was run. A long
-file, so that it can be read from top to bottom: a mistake is a dozen lines and stands alone.
+`docs/by_hand.md` shows the docstrings and the marked lines, so that the page always matches the executed code. The file is
+long because it is meant to be read from top to bottom. Each mistake has about a dozen lines and is independent of the others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from by_hand.demo import CONTEXT_S, TARGET_S, Demo, Figure, Piece, figure
 
 MARK = "  # the mistake"
 RIGHT = "# right: "
-BATCH_SIZE = 8  # as the package's default
+BATCH_SIZE = 8  # default of the package
 NUM_DEVICES = 8
 
 
@@ -50,7 +50,7 @@ def nats(logits: Tensor, codes: Tensor) -> Tensor:
 
 
 def right_by_hand(demo: Demo) -> Figure:
-    """The four functions over the demo's windows: the package's figure, out of transformers alone."""
+    """Scores the demo's windows with the four functions and transformers only. The figure equals that of the package."""
 
     def nll(piece: Piece) -> Tensor:
         logits = read(demo.model, demo.processor, delayed(demo.model, piece.codes), piece.text)
@@ -61,13 +61,13 @@ def right_by_hand(demo: Demo) -> Figure:
 
 @dataclass(frozen=True)
 class Mistake:
-    """One way to get it wrong.
+    """A mistake in a script.
 
     Attributes:
-        name: of the row.
-        group: which part of the work it spoils.
-        measure: the script that makes it.
-        with_text: whether the right figure beside it is the one with texts.
+        name: Name of the row.
+        group: Part of the work that is affected.
+        measure: Script with the mistake.
+        with_text: True if the right figure for comparison uses texts.
     """
 
     name: str
@@ -77,17 +77,17 @@ class Mistake:
 
     @property
     def why(self) -> str:
-        """What it is, and why it tempts."""
+        """Description of the mistake and its cause."""
         return inspect.cleandoc(self.measure.__doc__ or "").replace("\n", " ")
 
     @property
     def right_lines(self) -> list[str]:
-        """The code that would be right in its place."""
+        """Correct code instead of the mistake."""
         return [line.strip().removeprefix(RIGHT) for line in self._source if line.strip().startswith(RIGHT)]
 
     @property
     def lines(self) -> list[str]:
-        """The code that makes it."""
+        """Code of the mistake."""
         return [line.removesuffix(MARK).strip() for line in self._source if line.endswith(MARK)]
 
     @property
@@ -101,7 +101,7 @@ MISTAKES: list[Mistake] = []
 def mistake(
     name: str, *, group: str, with_text: bool = True
 ) -> Callable[[Callable[[Demo], Figure]], Callable[[Demo], Figure]]:
-    """Enters a function into `MISTAKES`."""
+    """Returns a decorator that adds a function to `MISTAKES`."""
 
     def enter(measure: Callable[[Demo], Figure]) -> Callable[[Demo], Figure]:
         MISTAKES.append(Mistake(name, group, measure, with_text))
@@ -180,7 +180,9 @@ def labels_undelayed(demo: Demo) -> Figure:
     which excludes the context from the loss, becomes the special token in the input. Pass both, delayed `labels`
     and the steps as `decoder_input_ids`.
     """
-    demo.model.config.decoder.decoder_start_token_id = demo.special_token  # what the error without it asks for
+    demo.model.config.decoder.decoder_start_token_id = (
+        demo.special_token
+    )  # without it, an error message asks for this setting
     total, num_frames = 0.0, 0
     for piece in demo.pieces:
         labels = piece.codes.T[None].clone()
@@ -406,7 +408,7 @@ def padded_sampler(demo: Demo) -> Figure:
 
 @torch.inference_mode()
 def scored_logits(demo: Demo) -> list[tuple[Tensor, Tensor]]:
-    """(K, target, V) logits and (K, target) codes of each of the demo's windows."""
+    """Returns (K, target, V) logits and (K, target) codes of each window of the demo."""
     found = []
     for piece in demo.pieces:
         logits = read(demo.model, demo.processor, delayed(demo.model, piece.codes), piece.text)
@@ -416,6 +418,6 @@ def scored_logits(demo: Demo) -> list[tuple[Tensor, Tensor]]:
 
 
 def what_it_says(metric: Perplexity) -> Figure:
-    """The figure of a torchmetrics `Perplexity`."""
+    """Returns the figure of a torchmetrics `Perplexity`."""
     ppl = metric.compute().double()
     return Figure(ce=ppl.log().item(), ppl=ppl.item())

@@ -1,10 +1,10 @@
-"""The figures as parts of `docs/by_hand.md`: made, put between the page's markers, and compared with what stands there.
+"""Formats the figures as parts of `docs/by_hand.md`, inserts them between the page's markers, and compares them with the page.
 
     <!-- table -->
-    ...                made here; everything outside of markers is written by hand
+    ...                generated; everything outside of the markers is written by hand
     <!-- /table -->
 
-Knows figures and markdown; measures nothing.
+Independent of models and audio.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?")
 
 @dataclass(frozen=True)
 class Row:
-    """A mistake beside the right figure."""
+    """A mistake, its figure and the right figure."""
 
     mistake: Mistake
     figure: Figure
@@ -37,22 +37,22 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """Perplexity over the right one."""
+        """Ratio of the perplexity to the right perplexity."""
         return self.figure.ppl / self.right.ppl
 
 
 @dataclass(frozen=True)
 class Measured:
-    """All that the page shows.
+    """All figures of the page.
 
     Attributes:
-        right: the package's figure.
-        right_by_hand: the same by the four functions.
-        right_without_text: the package's figure under the null condition.
-        rows: the mistakes.
-        leak: what the context's codes know of the target.
-        sounds: music, noise and silence.
-        num_windows: how many windows were scored.
+        right: Figure of the package.
+        right_by_hand: Figure of the four functions.
+        right_without_text: Figure of the package without a text.
+        rows: Mistakes.
+        leak: Effect of the target on the codes of the context.
+        sounds: Music, noise and silence.
+        num_windows: Number of scored windows.
     """
 
     right: Figure
@@ -65,7 +65,7 @@ class Measured:
 
 
 def parts(measured: Measured) -> dict[str, str]:
-    """Marker -> the markdown between it and its end."""
+    """Returns marker -> Markdown between the marker and its end."""
     return {
         "short": _short(measured),
         "loop": _loop(measured),
@@ -77,21 +77,21 @@ def parts(measured: Measured) -> dict[str, str]:
 
 
 def fill(page: str, made: Mapping[str, str]) -> str:
-    """The page with each part between its markers.
+    """Returns the page with each part between its markers.
 
     Raises:
-        ValueError: a marker that is missing, or there twice.
+        ValueError: A marker is missing or occurs twice.
     """
     for name, text in made.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         page, num_found = pattern.subn(lambda found, text=text: f"{found[1]}{text}\n{found[2]}", page)  # type: ignore[misc]
         if num_found != 1:
-            raise ValueError(f"the page must hold <!-- {name} --> ... <!-- /{name} --> once, found {num_found}")
+            raise ValueError(f"the page must contain <!-- {name} --> ... <!-- /{name} --> once, found {num_found}")
     return page
 
 
 def differences(committed: str, measured: str) -> Iterator[str]:
-    """Lines that say something else: other words, or a number off by more than one in its last printed digit."""
+    """Yields the lines with other words, or with a number that differs by more than one in its last printed digit."""
     old_lines, new_lines = committed.splitlines(), measured.splitlines()
     if len(old_lines) != len(new_lines):
         yield f"{len(old_lines)} lines, measured {len(new_lines)}"
@@ -108,7 +108,7 @@ def _same_number(old: str, new: str) -> bool:
 
 
 def _last_digit(text: str) -> Decimal:
-    """What one in the last printed digit is worth; zeros at the end of a whole number count as not printed."""
+    """Returns the value of one unit in the last printed digit. Trailing zeros of a whole number do not count."""
     number = Decimal(text.replace(",", ""))
     shown = number if "." in text else number.normalize()
     return Decimal(1).scaleb(int(shown.as_tuple().exponent))
@@ -176,9 +176,9 @@ def _leak(leak: Leak) -> str:
         ),
         "",
         f"Share of codes that change, over {leak.num_windows} windows with a context. No code changed more than "
-        f"{leak.frames_reached} frames before the target. The perplexity of the targets is {_ppl(leak.joint.ppl)} "
-        f"(ce {leak.joint.ce:.4f}) if context and target are encoded together, and {_ppl(leak.alone.ppl)} "
-        f"(ce {leak.alone.ce:.4f}) if the context is encoded alone: {_percent(leak.alone.ppl / leak.joint.ppl)}.",
+        f"{leak.frames_reached} frames before the target. The perplexity of the targets is {_ppl(leak.together.ppl)} "
+        f"(ce {leak.together.ce:.4f}) if context and target are encoded together, and {_ppl(leak.alone.ppl)} "
+        f"(ce {leak.alone.ce:.4f}) if the context is encoded alone: {_percent(leak.alone.ppl / leak.together.ppl)}.",
     ]
     return "\n".join(lines)
 
@@ -193,7 +193,7 @@ def _noise(sounds: list[Sound]) -> str:
 
 
 def _ppl(ppl: float) -> str:
-    """Two decimals, or four digits for a number that has no use for them."""
+    """Formats a perplexity with two decimals, or with four digits if it is large."""
     return f"{ppl:.2f}" if isinf(ppl) or ppl < 1000 else f"{float(f'{ppl:.3e}'):,.0f}"
 
 
@@ -212,5 +212,5 @@ def _percent(ratio: float) -> str:
 
 
 def _rounded(ratio: float) -> str:
-    """Two digits: a factor, not a figure."""
+    """Formats a factor with two digits."""
     return f"{float(f'{ratio:.1e}'):,.0f}"

@@ -1,1 +1,1 @@
-"""What `tools/train_demo_model.py` is made of: music, codec, decoder, clips and checks, one idea a file."""
+"""The parts of `tools/train_demo_model.py`: music, codec, decoder, clips and checks."""

@@ -1,6 +1,6 @@
-"""Writes the model card: what the demo model is, what it reached, and what it does not."""
+"""Writes the model card of the demo model, with its figures and limits."""
 
-# ruff: noqa: E501 - lines of the page are wrapped where they end once they are filled in
+# ruff: noqa: E501 - lines of the page are wrapped after the values have been inserted
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from demo_model.places import CARD, CLIPS, MODEL
 def write_card(
     folder: Path, figures: list[checks.Figure], costs: list[checks.ClipCost], seconds: dict[str, int]
 ) -> None:
-    """Writes the README.md beside the demo's weights.
+    """Writes the README.md next to the demo's weights.
 
     Args:
-        folder: folder of the package.
-        figures: what `run_checks` measured.
-        costs: what `clip_costs` measured.
-        seconds: wall-clock seconds of each stage, on two shared CPU cores.
+        folder: Folder of the package.
+        figures: Result of `run_checks`.
+        costs: Result of `clip_costs`.
+        seconds: Wall-clock seconds of each stage, on two shared CPU cores.
     """
     sizes = {
         place: sum(file.stat().st_size for file in (folder / place).iterdir() if file.name != CARD)

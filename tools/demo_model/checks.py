@@ -1,6 +1,6 @@
-"""Measures what the exported checkpoint can do, on songs that it never heard, and writes it down.
+"""Measures the abilities of the exported checkpoint on held-out songs.
 
-It loads the checkpoint from disk, as a user does, and scores with the package's own `score_codes`.
+The checkpoint is loaded from disk, as by a user, and codes are scored with `score_codes` of the package.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ DELAYS = (0, 1, 2, 3)
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
-        check: what was compared.
-        value: the figure, with its unit.
-        wins: in how many of how many songs the comparison holds; "": not a comparison.
+        check: Description of the comparison or measurement.
+        value: Figure with its unit.
+        wins: Number of songs for which the first of two figures is larger; "" if nothing is compared.
     """
 
     check: str
@@ -41,10 +41,10 @@ class Figure:
 
 
 class Listener:
-    """The exported checkpoint, as the checks use it.
+    """The exported checkpoint.
 
     Args:
-        folder: the checkpoint's.
+        folder: Folder of the checkpoint.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,17 +52,17 @@ class Listener:
         self.processor = AutoProcessor.from_pretrained(folder)
 
     def encode(self, audio: torch.Tensor) -> torch.Tensor:
-        """(B, K, T) codes of audio (B, N), each row alone."""
+        """Encodes (B, N) audio to (B, K, T) codes, each row alone."""
         return torch.cat([coding.encode(self.model.audio_encoder, row[None]) for row in audio])
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """(B, N) audio of codes (B, K, T)."""
+        """Decodes (B, K, T) codes to (B, N) audio."""
         return self.model.audio_encoder.decode(codes[None], [None] * len(codes)).audio_values[:, 0]
 
     @torch.no_grad()
     def nll(self, codes: torch.Tensor, texts: list[str] | None) -> torch.Tensor:
-        """(B, K, T) nats of codes (B, K, T) given texts; None: the null condition."""
+        """Returns (B, K, T) nats of (B, K, T) codes with texts. None means the null condition."""
         states = mask = None
         if texts is not None:
             tokens = self.processor.tokenizer(texts, padding=True, return_tensors="pt")
@@ -74,7 +74,7 @@ class Listener:
         )
 
     def windowed(self, codes: torch.Tensor, texts: list[str] | None) -> torch.Tensor:
-        """(B, K, T) nats over windows of 5 s after 5 s, the first 10 s all scored."""
+        """Returns (B, K, T) nats over windows of 5 s after 5 s of context. The first 10 s are scored completely."""
         parts = [self.nll(codes[..., :MAX_FRAMES], texts)]
         for start in range(MAX_FRAMES, codes.shape[2], HALF):
             parts.append(self.nll(codes[..., start - HALF : start + HALF], texts)[..., HALF:])
@@ -82,7 +82,7 @@ class Listener:
 
 
 def run_checks(folder: Path, *, num_songs: int = 32, first_song: int = 900_000) -> list[Figure]:
-    """Measures on held-out songs of 20 s."""
+    """Returns the figures of held-out songs of 20 s."""
     listener = Listener(folder)
     songs = [music.draw_song(first_song + i) for i in range(num_songs)]
     texts = [song.text for song in songs]
@@ -102,14 +102,14 @@ def run_checks(folder: Path, *, num_songs: int = 32, first_song: int = 900_000) 
 
 @dataclass(frozen=True)
 class ClipCost:
-    """What a clip of the manifest costs.
+    """The figures of a clip of the manifest.
 
     Attributes:
-        file: its name.
-        duration_s: its length.
-        perplexity: over windows of 5 s after 5 s, with its text.
-        loss_without_text: how much ce rises, in nats, when the text is hidden.
-        loss_shuffled: how much ce of the first 10 s rises when their frames are shuffled.
+        file: Name of the file.
+        duration_s: Length in seconds.
+        perplexity: Perplexity over windows of 5 s after 5 s, with the text.
+        loss_without_text: Increase of ce in nats without the text.
+        loss_shuffled: Increase of ce of the first 10 s in nats if their frames are shuffled.
     """
 
     file: str
@@ -120,7 +120,7 @@ class ClipCost:
 
 
 def clip_costs(folder: Path) -> list[ClipCost]:
-    """Measures every clip of the demo. Perplexities are measured by the package, with each window encoded alone."""
+    """Measures each clip of the demo. Perplexities are computed by the package, with each window encoded alone."""
     listener = Listener(folder / MODEL)
     generator = torch.Generator().manual_seed(9)
     costs = []
@@ -150,18 +150,18 @@ def clip_costs(folder: Path) -> list[ClipCost]:
 
 
 def table(figures: list[Figure]) -> str:
-    """The figures in markdown."""
+    """Formats the figures as a Markdown table."""
     lines = ["| check | figure | holds for |", "|---|---|---|"]
     return "\n".join([*lines, *(f"| {f.check} | {f.value} | {f.wins} |" for f in figures)])
 
 
 def _ce(nll: torch.Tensor) -> torch.Tensor:
-    """() mean over codebooks of the mean nll (B, K, T)."""
+    """Returns the () mean over codebooks of the mean of (B, K, T) nll."""
     return nll.mean((0, 2)).mean()
 
 
 def _each(nll: torch.Tensor) -> torch.Tensor:
-    """(B,) cross entropy of each song."""
+    """Returns the (B,) cross entropy of each song."""
     return nll.mean((1, 2))
 
 
@@ -282,7 +282,7 @@ def _reconstruction(listener: Listener, audio: torch.Tensor, codes: torch.Tensor
 def _generated(
     listener: Listener, audio: torch.Tensor, codes: torch.Tensor, texts: list[str], generator: torch.Generator
 ) -> list[Figure]:
-    """Continues 5 s by 5 s with transformers' own generate, and compares the harmony with its song's and others'."""
+    """Continues 5 s by 5 s with `generate` of transformers, and compares the harmony with its own song and with others."""
     num, hop = 8, music.HOP_SAMPLES
     inputs = listener.processor(text=texts[:num], padding=True, return_tensors="pt")
     with torch.random.fork_rng(devices=[]):

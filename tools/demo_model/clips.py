@@ -1,4 +1,4 @@
-"""Writes the held-out clips, in the formats, rates and channels that users bring, and their manifest."""
+"""Writes the held-out clips with various formats, sample rates and channels, and their manifest."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ HELD_OUT_FROM = 1_000_000
 
 @dataclass(frozen=True)
 class Clip:
-    """A file to write.
+    """A clip to write.
 
     Attributes:
-        number: the song's, `HELD_OUT_FROM` or above: none of those is trained on.
-        format: file suffix.
-        duration_s: its length.
-        sample_rate_hz: the file's.
-        channels: 1 or 2.
-        compression: 0 (best) to 1 (smallest), for ogg and mp3.
+        number: Number of the song, `HELD_OUT_FROM` or above, because these songs are not used for training.
+        format: File suffix.
+        duration_s: Length in seconds.
+        sample_rate_hz: Sample rate of the file.
+        channels: Number of channels, 1 or 2.
+        compression: Compression level for ogg and mp3, from 0 (best quality) to 1 (smallest file).
     """
 
     number: int
@@ -51,7 +51,7 @@ CLIPS = (
 
 
 def write_clips(folder: Path) -> None:
-    """Writes every clip and `manifest.csv` (path, id, text), beside the folder first, then in its place."""
+    """Writes all clips and `manifest.csv` (path, id, text) to a temporary folder, which then replaces the folder."""
     beside = folder.with_name(folder.name + ".part")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -72,7 +72,7 @@ def write_clips(folder: Path) -> None:
 
 
 def _write(path: Path, audio: np.ndarray, clip: Clip) -> None:
-    """Writes (C, N) audio in blocks of a second: libsndfile's ogg encoder overflows its stack on long ones."""
+    """Writes (C, N) audio in blocks of a second, since the ogg encoder of libsndfile overflows its stack on long blocks."""
     options = {} if clip.compression is None else {"compression_level": clip.compression}
     with soundfile.SoundFile(path, "w", clip.sample_rate_hz, clip.channels, **options) as file:
         for at in range(0, audio.shape[1], clip.sample_rate_hz):
@@ -80,7 +80,7 @@ def _write(path: Path, audio: np.ndarray, clip: Clip) -> None:
 
 
 def resampled(audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
-    """(C, N) audio at 32 kHz, brought to another rate."""
+    """Resamples (C, N) audio from 32 kHz to another sample rate."""
     if sample_rate_hz == 32_000:
         return audio
     return torchaudio.functional.resample(

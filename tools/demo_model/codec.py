@@ -1,6 +1,6 @@
-"""Trains the EnCodec: first as a plain autoencoder, then with its codebooks, last its decoder alone on fixed codes.
+"""Trains the EnCodec model: first as an autoencoder, then with its codebooks, and finally its decoder on fixed codes.
 
-It knows of audio only; `codebooks.py` holds the quantizer, `losses.py` what a good reconstruction is.
+The quantizer is in `codebooks.py`, and the loss in `losses.py`.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ FRAME_RATE_HZ = 50
 
 @dataclass(frozen=True)
 class CodecPlan:
-    """How long each part of the codec's training is.
+    """Lengths of the parts of the codec's training.
 
     Attributes:
-        num_songs: songs that crops are taken from.
-        song_samples: samples of each.
-        wave_steps: steps on the waveform alone, without which nothing is learnt.
-        spectrum_steps: steps on the spectrum as well.
-        codebook_steps: steps through the codebooks.
-        decoder_steps: steps of the decoder alone, the codes fixed.
-        batch_crops: crops a step.
-        crop_frames: codec frames a crop.
-        learning_rate: the highest; it falls to a twentieth at the end.
-        seed: of weights, crops and noise.
+        num_songs: Number of songs that crops are taken from.
+        song_samples: Length of each song in samples.
+        wave_steps: Number of steps with the loss of the waveform only. Training does not converge without them.
+        spectrum_steps: Number of steps with the losses of waveform and spectrum.
+        codebook_steps: Number of steps with the codebooks.
+        decoder_steps: Number of steps of the decoder only, with fixed codes.
+        batch_crops: Number of crops per step.
+        crop_frames: Length of a crop in frames.
+        learning_rate: Highest learning rate. It decreases to a twentieth of this value.
+        seed: Seed of weights, crops and noise.
     """
 
     num_songs: int = 1_000
@@ -54,7 +54,7 @@ class CodecPlan:
 
 
 def codec_config() -> EncodecConfig:
-    """The codec's shape: 32 kHz to 50 frames a second, four codebooks."""
+    """Returns the configuration of the codec: 32 kHz, 50 frames per second, four codebooks."""
     bits_per_codebook = CODEBOOK_SIZE.bit_length() - 1
     return EncodecConfig(
         target_bandwidths=[NUM_CODEBOOKS * FRAME_RATE_HZ * bits_per_codebook / 1000],
@@ -73,10 +73,10 @@ def codec_config() -> EncodecConfig:
 
 
 def train_codec(plan: CodecPlan) -> EncodecModel:
-    """Trains the codec from nothing.
+    """Trains the codec from random weights.
 
     Returns:
-        The codec, its codebooks in place, in eval mode.
+        The codec with its codebooks, in eval mode.
     """
     generator = torch.Generator().manual_seed(plan.seed)
     with torch.random.fork_rng(devices=[]):
@@ -106,7 +106,7 @@ def train_codec(plan: CodecPlan) -> EncodecModel:
 
 
 class _Trainer:
-    """The optimizer's side of a step."""
+    """Optimizer, schedule and gradients of the codec's training."""
 
     def __init__(self, codec: EncodecModel, plan: CodecPlan) -> None:
         self.codec = codec
@@ -119,7 +119,7 @@ class _Trainer:
         )
 
     def step(self, step: int, num_steps: int, audio: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """One step on audio (B, N); returns (3,): the losses of waveform and spectrum, and the commitment."""
+        """Runs one step on (B, N) audio. Returns the (3,) losses of waveform, spectrum and commitment."""
         encoder_learns = step < num_steps - self.plan.decoder_steps
         spectrum = step >= self.plan.wave_steps
 
@@ -143,19 +143,19 @@ class _Trainer:
 
 
 def _schedule(step: int, num_steps: int) -> float:
-    """Warm-up over 50 steps, then a cosine down to a twentieth."""
+    """Returns the factor of the learning rate: warm-up over 50 steps, then a cosine down to a twentieth."""
     return min(1.0, (step + 1) / 50) * (0.05 + 0.95 * 0.5 * (1 + cos(pi * step / num_steps)))
 
 
 def _crops(
     songs: list[torch.Tensor], plan: CodecPlan, generator: torch.Generator, *, num_crops: int | None = None
 ) -> torch.Tensor:
-    """(B, N) crops; the first is mostly white noise or near silence, rms 0.0005 to 0.4, at times over the music."""
+    """Returns (B, N) crops. The first is mostly noise with an rms of 0.0005 to 0.4, sometimes added to the music."""
     num_crops = num_crops or plan.batch_crops
     num_samples = plan.crop_frames * music.HOP_SAMPLES
     which = torch.randint(len(songs), (num_crops,), generator=generator).tolist()
     starts = torch.randint(plan.song_samples - num_samples, (num_crops,), generator=generator)
-    # most crops start on a frame, as the songs' notes and the codes that are trained on do
+    # most crops start at a frame, like the notes of the songs and the codes for training the decoder
     on_frame = torch.rand(num_crops, generator=generator) < 0.7
     starts = torch.where(on_frame, starts // music.HOP_SAMPLES * music.HOP_SAMPLES, starts)
     crops = torch.stack([songs[i][s : s + num_samples].float() for i, s in zip(which, starts.tolist(), strict=True)])
@@ -168,7 +168,7 @@ def _crops(
 
 @torch.no_grad()
 def _scale_gains(codec: EncodecModel, audio: torch.Tensor) -> None:
-    """Sets every weight-norm gain so that its layer's output has unit deviation on music; the last, the music's own."""
+    """Sets the weight-norm gains so that outputs have unit deviation on music, and the last output that of the music."""
     last = codec.decoder.layers[-1].conv
 
     def scale(module: Any, _: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
@@ -190,9 +190,9 @@ def _scale_gains(codec: EncodecModel, audio: torch.Tensor) -> None:
 def _fitted_codebooks(
     codec: EncodecModel, songs: list[torch.Tensor], plan: CodecPlan, generator: torch.Generator
 ) -> Codebooks:
-    """Codebooks by residual k-means over the latents of many crops."""
+    """Fits codebooks by residual k-means to the latents of many crops."""
     latents = [codec.encoder(_crops(songs, plan, generator)[:, None]) for _ in range(60)]
     vectors = torch.cat([latent.transpose(1, 2).reshape(-1, latent.shape[1]) for latent in latents])
     codebooks = Codebooks.by_kmeans(vectors, num_codebooks=NUM_CODEBOOKS, size=CODEBOOK_SIZE, generator=generator)
-    print(f"codec: k-means over {len(vectors)} frames leaves {codebooks.unexplained(vectors):.3f}", flush=True)
+    print(f"codec: k-means over {len(vectors)} frames, lost variance {codebooks.unexplained(vectors):.3f}", flush=True)
     return codebooks

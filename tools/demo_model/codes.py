@@ -1,4 +1,4 @@
-"""Turns songs into codes, side by side in processes of one thread each."""
+"""Encodes songs to codes in parallel processes with one thread each."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from demo_model import music
 def encode_songs(
     codec_folder: Path, numbers: range, *, num_frames: int, num_processes: int
 ) -> tuple[torch.Tensor, list[str]]:
-    """Encodes songs, each whole and alone.
+    """Encodes songs, each in one piece and alone.
 
     Args:
-        codec_folder: where `EncodecModel.save_pretrained` wrote the codec.
-        numbers: the songs' numbers.
-        num_frames: frames of each.
-        num_processes: processes to share them.
+        codec_folder: Folder written by `EncodecModel.save_pretrained`.
+        numbers: Numbers of the songs.
+        num_frames: Length of each song in frames.
+        num_processes: Number of processes.
 
     Returns:
-        (songs, K, T) int16 codes, and the songs' texts.
+        (songs, K, T) int16 codes, and the texts of the songs.
     """
     chunks = [list(numbers)[at : at + 50] for at in range(0, len(numbers), 50)]
     work = partial(_encode_chunk, codec_folder, num_frames)
@@ -37,12 +37,12 @@ def encode_songs(
 
 
 def load_codec(folder: Path) -> EncodecModel:
-    """The codec in float32, its weights rounded to float16 first: so it gives the codes of the exported checkpoint."""
+    """Loads the codec in float32 with weights rounded to float16, so that codes equal those of the exported checkpoint."""
     return EncodecModel.from_pretrained(folder, dtype=torch.float16).float().eval()
 
 
 def encode(codec: Any, audio: torch.Tensor) -> torch.Tensor:
-    """(B, K, T) codes of audio (B, N) at 32 kHz, by an `EncodecModel`."""
+    """Encodes (B, N) audio at 32 kHz to (B, K, T) codes with an `EncodecModel`."""
     with torch.no_grad():
         return codec.encode(audio[:, None]).audio_codes[0]
 

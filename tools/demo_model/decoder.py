@@ -1,7 +1,7 @@
-"""Trains the decoder and, with it, the text encoder on the songs' codes and texts.
+"""Trains the decoder and the text encoder on the codes and texts of the songs.
 
-It builds the whole `MusicgenForConditionalGeneration` from one config (building it from sub-models that share configs
-would drop the causal mask), puts the trained codec in, and trains the rest.
+The whole `MusicgenForConditionalGeneration` is built from one configuration, because sub-models that share configurations lose
+their causal mask. It contains the trained codec, and its other parts are trained.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ SPECIAL_TOKEN = CODEBOOK_SIZE
 
 @dataclass(frozen=True)
 class DecoderPlan:
-    """How long the decoder's training is.
+    """Lengths of the parts of the decoder's training.
 
     Attributes:
-        num_songs: songs to learn from.
-        song_frames: frames of each.
-        short_steps: steps on crops of half the limit.
-        long_steps: steps on crops of the whole limit.
-        batch_frames: frames a step, over all its crops.
-        learning_rate: the highest; it falls to nearly nothing.
-        null_share: share of the crops whose text is hidden.
-        seed: of weights and crops.
+        num_songs: Number of songs for training.
+        song_frames: Length of each song in frames.
+        short_steps: Number of steps on crops of half the limit.
+        long_steps: Number of steps on crops of the whole limit.
+        batch_frames: Number of frames per step, over all crops.
+        learning_rate: Highest learning rate. It decreases to a hundredth of this value.
+        null_share: Share of the crops without a text.
+        seed: Seed of weights and crops.
     """
 
     num_songs: int = 8_000
@@ -55,7 +55,7 @@ class DecoderPlan:
 
 
 def model_config(codec: EncodecModel, *, vocabulary_size: int) -> MusicgenConfig:
-    """The whole model's shape."""
+    """Returns the configuration of the whole model."""
     text_encoder = T5Config(
         vocab_size=vocabulary_size,
         d_model=64,
@@ -86,10 +86,10 @@ def model_config(codec: EncodecModel, *, vocabulary_size: int) -> MusicgenConfig
 
 
 def build_model(codec: EncodecModel, *, seed: int) -> MusicgenForConditionalGeneration:
-    """The model with the trained codec and everything else at its start.
+    """Builds the model with the trained codec, and random weights in its other parts.
 
-    transformers' own initialisation (deviation 0.02) costs minutes of training here: embeddings get a deviation of 0.5,
-    linears 1/sqrt(fan in).
+    With the initialisation of transformers (deviation 0.02), training takes minutes longer. Therefore embeddings have a deviation
+    of 0.5, and linear layers one of 1/sqrt(fan in).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -109,7 +109,7 @@ def build_model(codec: EncodecModel, *, seed: int) -> MusicgenForConditionalGene
 
 
 def delayed(codes: torch.Tensor) -> torch.Tensor:
-    """Lays codes out as the decoder reads them, the special token where there is none.
+    """Arranges codes in the decoder's input layout, with the special token at positions without a code.
 
     ```
     step       0  1  2  3  4        input: codebook k holds frame t at step t + 1 + k
@@ -118,7 +118,7 @@ def delayed(codes: torch.Tensor) -> torch.Tensor:
     ```
 
     Args:
-        codes: (B, K, T).
+        codes: (B, K, T) codes.
 
     Returns:
         (B, K, S), S = T + K - 1.
@@ -132,13 +132,13 @@ def delayed(codes: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Crops:
-    """What a step learns from.
+    """The training data of a step.
 
     Attributes:
         codes: (B, K, T) int64.
-        tokens: (B, L) the texts.
-        mask: (B, L), 0 where a text is padded.
-        shown: (B,) 1 where the text may be seen, 0: the null condition.
+        tokens: (B, L) tokens of the texts.
+        mask: (B, L), 0 for padding of the texts.
+        shown: (B,), 1 for rows with a text and 0 for the null condition.
     """
 
     codes: torch.Tensor
@@ -147,13 +147,13 @@ class Crops:
     shown: torch.Tensor
 
     def halved(self) -> list[Crops]:
-        """The crops in two equal parts."""
+        """Splits the crops into two equal parts."""
         parts = zip(*(t.chunk(2) for t in (self.codes, self.tokens, self.mask, self.shown)), strict=True)
         return [Crops(*part) for part in parts]
 
 
 def codebook_losses(model: MusicgenForConditionalGeneration, crops: Crops) -> torch.Tensor:
-    """(K,) mean nll in nats."""
+    """Returns the (K,) mean nll in nats."""
     num_frames = crops.codes.shape[2]
     states = model.text_encoder(input_ids=crops.tokens, attention_mask=crops.mask).last_hidden_state
     states = model.enc_to_dec_proj(states) * crops.mask[..., None] * crops.shown[:, None, None]
@@ -167,7 +167,7 @@ def codebook_losses(model: MusicgenForConditionalGeneration, crops: Crops) -> to
 
 @torch.no_grad()
 def compare_with_transformers(model: MusicgenForConditionalGeneration) -> float:
-    """The largest difference of our forward pass in float32 from transformers' own, over the states' deviation."""
+    """Returns the largest difference from the forward pass of transformers in float32, relative to the deviation."""
     generator = torch.Generator().manual_seed(0)
     steps = delayed(torch.randint(CODEBOOK_SIZE, (2, NUM_CODEBOOKS, 300), generator=generator))
     states = torch.randn(2, 9, model.decoder.config.hidden_size, generator=generator)
@@ -188,7 +188,7 @@ def train_decoder(
     held_out: tuple[torch.Tensor, list[str]],
     snapshot: Path,
 ) -> MusicgenForConditionalGeneration:
-    """Trains on codes (songs, K, T) int16 and their texts; prints what held-out ones cost, saves on the way.
+    """Trains on (songs, K, T) int16 codes and their texts. Prints the loss of held-out songs, and saves checkpoints.
 
     Returns:
         The model in eval mode.
@@ -213,7 +213,9 @@ def train_decoder(
             losses = codebook_losses(model, part)
         return losses.mean(), losses.detach()
 
-    print(f"decoder: off transformers' own forward pass by {compare_with_transformers(model):.1e}", flush=True)
+    print(
+        f"decoder: difference from the forward pass of transformers {compare_with_transformers(model):.1e}", flush=True
+    )
     num_steps, start = plan.short_steps + plan.long_steps, time.monotonic()
     seen: list[torch.Tensor] = []
     model.train()
@@ -240,7 +242,7 @@ def train_decoder(
 
 
 def _schedule(step: int, num_steps: int) -> float:
-    """Warm-up over 200 steps, then a cosine down to a hundredth."""
+    """Returns the factor of the learning rate: warm-up over 200 steps, then a cosine down to a hundredth."""
     return min(1.0, (step + 1) / 200) * (0.01 + 0.99 * 0.5 * (1 + cos(pi * step / num_steps)))
 
 
@@ -253,7 +255,7 @@ def _crops(
     num_frames: int,
     generator: torch.Generator,
 ) -> Crops:
-    """Crops of random songs; half of them begin where their song begins, where a text says most."""
+    """Returns crops of random songs. Half of them start with the song, where the text is most informative."""
     num_crops = plan.batch_frames // num_frames
     which = torch.randint(len(codes), (num_crops,), generator=generator)
     starts = torch.randint(codes.shape[2] - num_frames + 1, (num_crops,), generator=generator)
@@ -265,7 +267,7 @@ def _crops(
 
 @torch.no_grad()
 def _report(model: MusicgenForConditionalGeneration, codes: torch.Tensor, texts: list[str]) -> None:
-    """Prints the held-out loss with the right text, with the next song's, and with none."""
+    """Prints the loss of held-out songs with the right text, with that of the next song, and without a text."""
     encoded = text.build_tokenizer()(texts, padding=True, return_tensors="pt")
     tokens, mask = encoded["input_ids"], encoded["attention_mask"]
     codes, everyone = codes[..., :MAX_FRAMES].long(), torch.ones(len(codes))
@@ -273,4 +275,6 @@ def _report(model: MusicgenForConditionalGeneration, codes: torch.Tensor, texts:
     wrong = codebook_losses(model, Crops(codes, tokens.roll(1, 0), mask.roll(1, 0), everyone)).mean()
     none = codebook_losses(model, Crops(codes, tokens, mask, everyone * 0)).mean()
     shares = " ".join(f"{x:.2f}" for x in right.tolist())
-    print(f"decoder: held out {right.mean():.3f} of {shares}; wrong text {wrong:.3f}, none {none:.3f}", flush=True)
+    print(
+        f"decoder: held-out ce {right.mean():.3f} of {shares}; wrong text {wrong:.3f}, no text {none:.3f}", flush=True
+    )

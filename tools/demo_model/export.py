@@ -1,4 +1,4 @@
-"""Writes transformers' own checkpoint: configs, fp16 safetensors, tokenizer, processor, generation config."""
+"""Writes a checkpoint in the format of transformers: configurations, fp16 safetensors, tokenizer and processor."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from demo_model.places import CARD
 
 
 def export(model: Any, folder: Path) -> None:
-    """Writes everything that `from_pretrained` reads, beside the folder first, then in its place.
+    """Writes all files that `from_pretrained` reads to a temporary folder, which then replaces the folder.
 
     Args:
-        model: the trained `MusicgenForConditionalGeneration`; it becomes float16.
-        folder: the checkpoint's folder, replaced as a whole, except for its card.
+        model: Trained `MusicgenForConditionalGeneration`, which is converted to float16.
+        folder: Folder of the checkpoint. All files except the card are replaced.
     """
     beside = folder.with_name(folder.name + ".part")
     shutil.rmtree(beside, ignore_errors=True)
@@ -32,17 +32,17 @@ def export(model: Any, folder: Path) -> None:
         guidance_scale=3.0,
         max_length=MAX_FRAMES,
     )
-    model.config.audio_encoder._name_or_path = ""  # else: where the codec lay while it was trained
+    model.config.audio_encoder._name_or_path = ""  # otherwise the folder of the codec's training
     model.to(torch.float16).save_pretrained(beside)
     extractor = EncodecFeatureExtractor(
         feature_size=1, sampling_rate=model.config.audio_encoder.sampling_rate, padding_side="left"
     )
     MusicgenProcessor(extractor, text.build_tokenizer()).save_pretrained(beside)
     for file in beside.iterdir():
-        file.chmod(0o644)  # save_pretrained leaves the weights to their owner alone
+        file.chmod(0o644)  # save_pretrained writes weights that only the owner can read
     beside.chmod(0o755)
     if (folder / CARD).exists():
-        shutil.copyfile(folder / CARD, beside / CARD)  # the stage `checks` writes it again
+        shutil.copyfile(folder / CARD, beside / CARD)  # updated by the stage `checks`
     former = folder.with_name(folder.name + ".former")
     shutil.rmtree(former, ignore_errors=True)
     if folder.exists():

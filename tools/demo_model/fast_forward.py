@@ -1,8 +1,8 @@
-"""The decoder's forward pass for training on a CPU: transformers' own weights, in bfloat16, with attention in blocks.
+"""The decoder's forward pass for training on a CPU: weights of transformers in bfloat16, with attention in blocks.
 
-transformers' attention takes two thirds of a training step at this size. Here the queries go in blocks, each over the
-keys up to its own end, as plain bfloat16 matrix products: less than half the time. `train_decoder` compares it with
-transformers' own forward pass before it trains.
+At this size, the attention of transformers takes two thirds of a training step. Here, each block of queries attends to the keys up
+to its end in plain bfloat16 matrix products, which takes less than half the time. `train_decoder` compares the result with the
+forward pass of transformers before training.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ BLOCK_STEPS = 128
 
 
 def hidden_states(decoder: Any, steps: torch.Tensor, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Runs the decoder's layers; call it under autocast for speed, without for exactness.
+    """Runs the layers of the decoder. Autocast makes it faster and less exact.
 
     Args:
-        decoder: a transformers `MusicgenForCausalLM`, without dropout.
+        decoder: `MusicgenForCausalLM` of transformers without dropout.
         steps: (B, K, S) delayed codes.
         states: (B, L, D) text states.
         mask: (B, L), 0 for padded text.
@@ -31,19 +31,19 @@ def hidden_states(decoder: Any, steps: torch.Tensor, states: torch.Tensor, mask:
     K = steps.shape[1]
     hidden = sum(body.embed_tokens[k](steps[:, k]) for k in range(K)) + body.embed_positions(steps)
     causal = torch.full((BLOCK_STEPS, BLOCK_STEPS), float("-inf")).triu(1)
-    hear = torch.zeros(mask.shape).masked_fill(mask == 0, float("-inf"))[:, None, None]
+    text_bias = torch.zeros(mask.shape).masked_fill(mask == 0, float("-inf"))[:, None, None]
     for layer in body.layers:
         normed = layer.self_attn_layer_norm(hidden)
         hidden = hidden + _self_attention(layer.self_attn, normed, causal)
         normed = layer.encoder_attn_layer_norm(hidden)
-        hidden = hidden + _cross_attention(layer.encoder_attn, normed, states, hear)
+        hidden = hidden + _cross_attention(layer.encoder_attn, normed, states, text_bias)
         normed = layer.final_layer_norm(hidden)
         hidden = hidden + layer.fc2(layer.activation_fn(layer.fc1(normed)))
     return body.layer_norm(hidden)
 
 
 def _heads(attention: Any, projected: torch.Tensor) -> torch.Tensor:
-    """(B, S, D) as (B, heads, S, D / heads)."""
+    """Reshapes (B, S, D) to (B, heads, S, D / heads)."""
     return projected.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
 
 
@@ -60,14 +60,16 @@ def _self_attention(attention: Any, normed: torch.Tensor, causal: torch.Tensor) 
     return attention.out_proj(torch.cat(rows, 2).transpose(1, 2).flatten(2))
 
 
-def _cross_attention(attention: Any, normed: torch.Tensor, states: torch.Tensor, hear: torch.Tensor) -> torch.Tensor:
+def _cross_attention(
+    attention: Any, normed: torch.Tensor, states: torch.Tensor, text_bias: torch.Tensor
+) -> torch.Tensor:
     query = _heads(attention, attention.q_proj(normed) * attention.scaling)
     key, value = (_heads(attention, project(states)) for project in (attention.k_proj, attention.v_proj))
-    rows = _attend(query, key.transpose(2, 3), value, hear.to(query.dtype))
+    rows = _attend(query, key.transpose(2, 3), value, text_bias.to(query.dtype))
     return attention.out_proj(rows.transpose(1, 2).flatten(2))
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """(B, heads, S, D) of queries (B, heads, S, D), transposed keys (B, heads, D, L) and values (B, heads, L, D)."""
-    with torch.autocast("cpu", enabled=False):  # autocast would take softmax to float32 and back
+    """Returns (B, heads, S, D) from (B, heads, S, D) queries, (B, heads, D, L) keys and (B, heads, L, D) values."""
+    with torch.autocast("cpu", enabled=False):  # autocast would run softmax in float32
         return ((query @ key) + bias).softmax(-1) @ value

@@ -1,8 +1,8 @@
-"""One training step on two cores: the batch in equal parts, a thread and a core each, their gradients averaged.
+"""Runs a training step on two cores: equal parts of the batch in one thread each, with averaged gradients.
 
-Layers this small leave a second core idle when torch splits each operation; whole parts side by side do not. The sum is
-taken in order, so a step does not depend on which part is done first. OMP_NUM_THREADS must be 1, which
-`train_demo_model.py` sees to.
+If torch splits each operation of such small layers, a second core is mostly idle. Parallel parts of a batch use both cores. The
+gradients are summed in a fixed order, so a step does not depend on timing. OMP_NUM_THREADS must be 1, as set by
+`train_demo_model.py`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Seen = TypeVar("Seen")
 
 
 class Halves:
-    """Runs a loss on parts of a batch side by side.
+    """Computes a loss and its gradients on parts of a batch in parallel.
 
     Args:
-        parameters: what is trained.
-        num_threads: how many parts run at once.
+        parameters: Trained parameters.
+        num_threads: Number of parts that run at the same time.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], *, num_threads: int = 2) -> None:
@@ -31,14 +31,14 @@ class Halves:
         self.pool = ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,))
 
     def backward(self, loss: Callable[[Part], tuple[torch.Tensor, Seen]], parts: Sequence[Part]) -> list[Seen]:
-        """Leaves the mean gradient over the parts in each parameter's `grad`.
+        """Sets `grad` of each parameter to the mean gradient over the parts.
 
         Args:
-            loss: part -> (loss (), whatever else the caller wants to see).
-            parts: equal parts of a batch.
+            loss: Function that takes a part and returns the () loss and another value.
+            parts: Equal parts of a batch.
 
         Returns:
-            What each call of `loss` gave beside the loss.
+            The other value of each call of `loss`.
         """
 
         def run(part: Part) -> tuple[tuple[torch.Tensor | None, ...], Seen]:

@@ -1,4 +1,4 @@
-"""The sounds: notes of pitched instruments and strokes of drums, as arrays that always start at the same phase."""
+"""Notes of pitched instruments and strokes of drums, as arrays that always start at the same phase."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Timbre:
     """A pitched sound.
 
     Attributes:
-        harmonics: amplitude of each harmonic, from the fundamental.
-        attack_s: time to the full level.
-        decay_s: time in which the level falls to 1/e; infinity: it is held.
-        vibrato: depth of the vibrato, in parts of the pitch.
+        harmonics: Amplitudes of the harmonics, starting with the fundamental.
+        attack_s: Time to the full level in seconds.
+        decay_s: Time in which the level decreases to 1/e, in seconds. Infinity means a constant level.
+        vibrato: Depth of the vibrato relative to the pitch.
     """
 
     harmonics: tuple[float, ...]
@@ -45,15 +45,15 @@ TIMBRES = {
 
 @lru_cache(maxsize=4096)
 def note(name: str, pitch: int, num_samples: int) -> np.ndarray:
-    """A note.
+    """Returns a note.
 
     Args:
-        name: a key of `TIMBRES`.
+        name: Key of `TIMBRES`.
         pitch: MIDI number; 69 is 440 Hz.
-        num_samples: how long the note is held; its release of 50 ms follows.
+        num_samples: Length of the note without its release of 50 ms.
 
     Returns:
-        (N + RELEASE_SAMPLES,) float32, not to be written to.
+        (N + RELEASE_SAMPLES,) float32. The array is cached and must not be changed.
     """
     timbre = TIMBRES[name]
     time_s = np.arange(num_samples + RELEASE_SAMPLES) / SAMPLE_RATE_HZ
@@ -73,10 +73,10 @@ def note(name: str, pitch: int, num_samples: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def drum(name: str) -> np.ndarray:
-    """A stroke: `kick`, `snare` or `hat`; its noise is the same every time.
+    """Returns a stroke of `kick`, `snare` or `hat`. Its noise is the same in each call.
 
     Returns:
-        (N,) float32, not to be written to.
+        (N,) float32. The array is cached and must not be changed.
     """
     rng = np.random.default_rng([len(name), 3])
     if name == "kick":

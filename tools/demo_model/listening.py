@@ -1,4 +1,4 @@
-"""How far a reconstruction is from its original: mel distance in dB and chroma cosine."""
+"""Measures of the difference between a reconstruction and its original: mel distance in dB and chroma cosine."""
 
 from __future__ import annotations
 
@@ -8,30 +8,33 @@ import torch
 import torchaudio
 
 SAMPLE_RATE_HZ = 32_000
-FLOOR_DB = 60.0
+RANGE_DB = 60.0
 
 
 def mel_distance_db(audio: torch.Tensor, other: torch.Tensor) -> float:
-    """Mean absolute difference of log-mel spectra, down to 60 dB below the loudest band of the first.
+    """Returns the mean absolute difference of log-mel spectra, down to 60 dB below the loudest band of the original.
 
     Args:
-        audio: (N,) the original at 32 kHz.
-        other: (N,) what it is compared with.
+        audio: (N,) original at 32 kHz.
+        other: (N,) reconstruction.
 
     Returns:
-        dB, over 64 bands from 40 Hz to 16 kHz and frames of 64 ms every 16 ms.
+        Difference in dB, over 64 bands from 40 Hz to 16 kHz, and frames of 64 ms at intervals of 16 ms.
     """
     mine, theirs = (_mel_db(signal) for signal in (audio, other))
-    floor = mine.max() - FLOOR_DB
-    return float((mine.clamp(min=floor) - theirs.clamp(min=floor)).abs().mean())
+    lowest = mine.max() - RANGE_DB
+    return float((mine.clamp(min=lowest) - theirs.clamp(min=lowest)).abs().mean())
 
 
 def chroma_cosine(audio: torch.Tensor, other: torch.Tensor) -> float:
-    """Mean cosine of the pitch classes' energies, over the frames within 40 dB of the loudest; 1: the same harmony.
+    """Returns the mean cosine similarity of the energies of pitch classes, over the frames within 40 dB of the loudest.
 
     Args:
-        audio: (N,) the original at 32 kHz.
-        other: (N,) what it is compared with.
+        audio: (N,) original at 32 kHz.
+        other: (N,) reconstruction.
+
+    Returns:
+        Similarity, which is 1 for the same harmony.
     """
     mine, theirs = (_chroma(signal) for signal in (audio, other))
     loud = mine.sum(0) > mine.sum(0).max() * 1e-4
@@ -50,7 +53,7 @@ def _power(audio: torch.Tensor, fft: int, hop: int) -> torch.Tensor:
 
 @lru_cache(maxsize=1)
 def _pitch_classes() -> torch.Tensor:
-    """(12, F) which of the bins from 55 to 1760 Hz belong to which pitch class."""
+    """Returns (12, F) with 1 for the bins from 55 to 1760 Hz that belong to a pitch class, otherwise 0."""
     bins_hz = torch.arange(4_097) * SAMPLE_RATE_HZ / 8_192
     pitch = (12 * (bins_hz.clamp(min=1) / 440).log2()).round().long() % 12
     inside = (bins_hz >= 55) & (bins_hz <= 1_760)

@@ -1,4 +1,4 @@
-"""What a good reconstruction is: the waveform's signal-to-noise ratio, and log-mel and STFT distances."""
+"""The loss of a reconstruction: signal-to-noise ratio of the waveform, and log-mel and STFT distances."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import torchaudio
 
 
 class ReconstructionLoss:
-    """Loss of a reconstruction, in two parts.
+    """Loss of a reconstruction with a waveform part and a spectrum part.
 
     Args:
-        sample_rate_hz: of the audio.
+        sample_rate_hz: Sample rate of the audio.
     """
 
     def __init__(self, sample_rate_hz: int) -> None:
@@ -26,15 +26,15 @@ class ReconstructionLoss:
     def __call__(
         self, decoded: torch.Tensor, audio: torch.Tensor, *, spectrum: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compares.
+        """Computes the loss.
 
         Args:
-            decoded: (B, N).
-            audio: (B, N).
-            spectrum: whether the spectrum counts too; without it, the waveform counts alone.
+            decoded: (B, N) reconstruction.
+            audio: (B, N) original.
+            spectrum: True to compute the spectrum part too.
 
         Returns:
-            The waveform's part () and the spectrum's part ().
+            The () waveform part and the () spectrum part.
         """
         noise = (decoded - audio).pow(2).mean(1) + 1e-6
         wave = (noise / (audio.pow(2).mean(1) + 1e-4)).log10().mean()

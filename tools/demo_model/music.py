@@ -1,9 +1,8 @@
 """Synthesises songs: chords, melody, bass and drums in a key and a tempo, with a text that describes them.
 
-A song is a pure function of its number. It loops, as much popular music does, and its sixteenth note is a whole number
-of codec frames, every note starting at the same phase: so a bar that comes back comes back in the same codes, and a
-small decoder can learn within minutes to listen to what it heard a bar ago. A part of the songs lies off that grid. It
-knows nothing of the model.
+A song is a pure function of its number. It repeats a loop, as much popular music does. Its sixteenth note is a whole number of
+codec frames, and each note starts at the same phase. Therefore repeated bars have the same codes, and a small decoder can learn
+within minutes to attend to the previous bar. Some songs are not aligned with the frames. Independent of the model.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ HOP_SAMPLES = 640
 FRAMES_PER_SIXTEENTH = {5: "150", 6: "125", 8: "94", 10: "75"}
 KEYS = ("c", "db", "d", "eb", "e", "f", "gb", "g", "ab", "a", "bb", "b")
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
-# mood: (scale, degrees of the four chords of a loop)
+# mood -> (scale, degrees of the four chords of a loop)
 MOODS = {
     "happy": ("major", (0, 3, 4, 3)),
     "bright": ("major", (0, 4, 5, 3)),
@@ -32,7 +31,7 @@ MOODS = {
 CHORDS = ("piano", "organ", "strings", "guitar")
 LEADS = ("flute", "bell", "synth", "violin")
 BASSES = ("deep", "plucked", "buzzing")
-# sixteenths of a bar at which kick, snare and hat are struck
+# sixteenths of a bar with a stroke of kick, snare and hat
 DRUMS = {
     "house": ((0, 4, 8, 12), (4, 12), (2, 6, 10, 14)),
     "rock": ((0, 8, 10), (4, 12), (0, 2, 4, 6, 8, 10, 12, 14)),
@@ -44,18 +43,21 @@ SIXTEENTHS_PER_BAR = 16
 
 @dataclass(frozen=True)
 class Song:
-    """What a song is made of.
+    """The properties of a song.
 
     Attributes:
-        number: seed of the song, and its name.
-        sixteenth_samples: samples a sixteenth note at 32 kHz.
-        offset_samples: samples cut from the start; off the frame grid unless 0.
-        key: semitones above C, 0 to 11.
-        mood: name of the chord progression, a key of `MOODS`.
-        chords, lead, bass, drums: names of the instruments; None: none.
-        loop_bars: bars until the loop comes back, 1 or 2.
-        gain: level of the mix.
-        text: the description.
+        number: Seed and name of the song.
+        sixteenth_samples: Length of a sixteenth note in samples at 32 kHz.
+        offset_samples: Number of samples that are cut from the start. Notes are not aligned with frames unless it is 0.
+        key: Semitones above C, 0 to 11.
+        mood: Name of the chord progression, a key of `MOODS`.
+        chords: Instrument of the chords.
+        lead: Instrument of the melody. None means no melody.
+        bass: Instrument of the bass.
+        drums: Name of the drum pattern. None means no drums.
+        loop_bars: Length of the loop in bars, 1 or 2.
+        gain: Level of the mix.
+        text: Description of the song.
     """
 
     number: int
@@ -73,16 +75,16 @@ class Song:
 
     @property
     def loop_samples(self) -> int:
-        """Samples until the loop comes back."""
+        """Length of the loop in samples."""
         return self.sixteenth_samples * SIXTEENTHS_PER_BAR * self.loop_bars
 
 
 def draw_song(number: int, *, on_grid: bool | None = None) -> Song:
-    """Draws a song's ingredients.
+    """Returns the random properties of a song.
 
     Args:
-        number: the song's number; the same number gives the same song.
-        on_grid: whether notes start on whole codec frames; None: nine songs in ten.
+        number: Number of the song. The same number gives the same song.
+        on_grid: True if notes start at frames. None means that this applies to nine of ten songs.
     """
     rng = np.random.default_rng([number, 1])
     frames = int(rng.choice(tuple(FRAMES_PER_SIXTEENTH)))
@@ -101,7 +103,7 @@ def draw_song(number: int, *, on_grid: bool | None = None) -> Song:
         f"{chords} chords",
     ]
     words += [f"{lead} melody" if lead else "no melody", f"{bass} bass", f"{drums} drums" if drums else "no drums"]
-    if rng.random() < 0.25:  # not every description is complete, nor in one order
+    if rng.random() < 0.25:  # some descriptions are incomplete and in another order
         kept = rng.permutation(len(words) - 1)[: int(rng.integers(2, len(words)))] + 1
         words = [words[0], *(words[i] for i in kept)]
     sixteenth = frames * HOP_SAMPLES + stretch
@@ -109,12 +111,12 @@ def draw_song(number: int, *, on_grid: bool | None = None) -> Song:
 
 
 def render(song: Song, *, num_samples: int, stereo: bool = False) -> np.ndarray:
-    """Plays a song.
+    """Synthesises a song.
 
     Args:
-        song: what to play.
-        num_samples: samples at 32 kHz.
-        stereo: chords to the left, melody to the right, the rest in the middle; their mean is the mono mix.
+        song: Song to synthesise.
+        num_samples: Number of samples at 32 kHz.
+        stereo: True for chords on the left, melody on the right and other parts in the middle. Their mean is the mono mix.
 
     Returns:
         (C, N) float32 in [-1, 1].
@@ -124,7 +126,7 @@ def render(song: Song, *, num_samples: int, stereo: bool = False) -> np.ndarray:
     num_loops = -(-total // loop)
     mix = np.zeros((4, num_loops * loop + 2 * SAMPLE_RATE_HZ), np.float32)
     parts = [_chord_part(song, rng), _lead_part(song, rng), _bass_part(song, rng), _drum_part(song, fill=False)]
-    # a second melody and a drum fill make the sections differ; section: four loops
+    # sections of four loops differ by a second melody and a drum fill
     other_lead, fill = _lead_part(song, rng), _drum_part(song, fill=True)
     for section in range(-(-num_loops // 4)):
         mute = int(rng.integers(4)) if rng.random() < 0.2 else None
@@ -138,7 +140,7 @@ def render(song: Song, *, num_samples: int, stereo: bool = False) -> np.ndarray:
                 if row == 3 and index % 4 == 3:
                     part = fill
                 _add(mix[row], part, start=index * loop)
-    # dry, so that a loop sounds alike each time but for the tail of the one before
+    # without reverberation, so that repetitions of a loop differ only by the end of the previous one
     rows = mix[:, song.offset_samples : song.offset_samples + num_samples] * song.gain
     if not stereo:
         return np.tanh(rows.sum(0, keepdims=True))
@@ -158,13 +160,13 @@ def _add(row: np.ndarray, part: Part, *, start: int) -> None:
 
 
 def _scale_pitch(song: Song, degree: int) -> int:
-    """Semitones above C of a scale degree, which may lie beyond the octave."""
+    """Returns the semitones above C of a scale degree, which may exceed an octave."""
     scale = SCALES[MOODS[song.mood][0]]
     return song.key + scale[degree % 7] + 12 * (degree // 7)
 
 
 def _chord_degrees(song: Song) -> tuple[int, ...]:
-    """One degree a quarter of the loop."""
+    """Returns the degree of each quarter of the loop."""
     return MOODS[song.mood][1]
 
 
@@ -184,7 +186,7 @@ def _chord_part(song: Song, rng: np.random.Generator) -> Part:
 
 
 def _lead_part(song: Song, rng: np.random.Generator) -> Part:
-    """Notes of two or four sixteenths, on the chord's tones on the beat and beside them off it."""
+    """Returns notes of two or four sixteenths, which are chord tones on the beat and neighbouring tones off it."""
     part: Part = []
     num_sixteenths = song.loop_bars * SIXTEENTHS_PER_BAR
     at = 0

@@ -1,5 +1,5 @@
-"""Where the demo lies in the package."""
+"""Paths of the demo in the package."""
 
 MODEL = "models/demo"
 CLIPS = "data/demo"
-CARD = "README.md"  # beside the weights
+CARD = "README.md"  # next to the weights

@@ -1,4 +1,4 @@
-"""The tokenizer: a word a token, over the words that the songs' descriptions use."""
+"""The tokenizer, with one token per word of the songs' descriptions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from demo_model import music
 
 
 def vocabulary() -> list[str]:
-    """Every word of every description, sorted, after the three special ones."""
+    """Returns the three special tokens and the sorted words of all descriptions."""
     words = {"music", "in", "at", "bpm", "chords", "melody", "bass", "drums", "no", "major", "minor", ","}
     for names in (music.KEYS, music.MOODS, music.CHORDS, music.LEADS, music.BASSES, music.DRUMS):
         words |= set(names)
@@ -17,7 +17,7 @@ def vocabulary() -> list[str]:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that lowers the case, splits off punctuation and ends with `</s>`, as T5's does."""
+    """Returns a tokenizer that converts to lower case, separates punctuation and appends `</s>`, as that of T5."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

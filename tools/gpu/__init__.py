@@ -1,1 +1,1 @@
-"""The sections of `tools/gpu_check.py`, one file per section, and what they share."""
+"""The sections of `tools/gpu_check.py`, one file per section, and their common parts."""

@@ -1,4 +1,4 @@
-"""What this package is compared with: transformers' own `generate` and forward pass, and plain loops over the decoder."""
+"""Baselines for comparison: `generate` and the forward pass of transformers, and plain loops over the decoder."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ TOP_K = 250
 
 
 def generate(model: Any, prompt: Tensor, *, num_turns: int, text_tokens: int) -> None:
-    """Transformers' `generate` after a prompt of codes, without decoding to audio.
+    """Calls `generate` of transformers with a prompt of codes, without decoding to audio.
 
     Args:
-        model: transformers' `MusicgenForConditionalGeneration`.
+        model: `MusicgenForConditionalGeneration` of transformers.
         prompt: (B, K, P) codes.
-        num_turns: decode steps, without those of the delay.
-        text_tokens: length of the random texts.
+        num_turns: Number of decode steps, without those of the delay.
+        text_tokens: Length of the random texts.
     """
     B, K, P = prompt.shape
     V = model.decoder.config.vocab_size
@@ -39,21 +39,21 @@ def generate(model: Any, prompt: Tensor, *, num_turns: int, text_tokens: int) ->
             do_sample=True,
             top_k=min(TOP_K, V),
             guidance_scale=GUIDANCE_SCALE,
-            max_new_tokens=num_turns + K - 1,  # it takes the delay of the last codebook off
+            max_new_tokens=num_turns + K - 1,  # includes the delay of the last codebook
         )
 
 
 def plain_loop(decoder: Any, prompt: Tensor, texts: Tensor, *, num_turns: int) -> Tensor:
-    """A loop over transformers' decoder and its cache, as a short script would be written.
+    """Generates codes with a simple loop over the decoder of transformers and its cache.
 
     Args:
-        decoder: transformers' `MusicgenForCausalLM`.
+        decoder: `MusicgenForCausalLM` of transformers.
         prompt: (B, K, P) codes, fed with a delay.
         texts: (B, L, D) text states.
-        num_turns: decode steps.
+        num_turns: Number of decode steps.
 
     Returns:
-        (B, K, num_turns) drawn columns.
+        (B, K, num_turns) sampled columns.
     """
     B, K, _ = prompt.shape
     V = decoder.config.vocab_size
@@ -74,7 +74,7 @@ def plain_loop(decoder: Any, prompt: Tensor, texts: Tensor, *, num_turns: int) -
 
 
 def score_by_transformers(decoder: Any, codes: Tensor, texts: Tensor) -> Tensor:
-    """(B, K, T) nll by one forward pass of transformers' decoder and the log-softmax of all of its logits."""
+    """Returns (B, K, T) nll from one forward pass of the decoder of transformers and the log-softmax of all logits."""
     B, K, T = codes.shape
     V = decoder.config.vocab_size
     steps = delay_codes(codes, delays=range(K), special_token=V)
@@ -86,6 +86,6 @@ def score_by_transformers(decoder: Any, codes: Tensor, texts: Tensor) -> Tensor:
 
 
 def score_one_by_one(decoder: Any, codes: Tensor, texts: Tensor) -> Tensor:
-    """The same, one window at a time, as a short script would be written."""
+    """Returns (B, K, T) nll like `score_by_transformers`, one window at a time, as in a simple script."""
     rows = zip(codes, texts, strict=True)
     return torch.cat([score_by_transformers(decoder, row[None], text[None]) for row, text in rows])

@@ -1,4 +1,4 @@
-"""Puts the sections together and runs them on a device."""
+"""The list of all sections, and the function that runs them on a device."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def check_device(
     """Runs sections and writes the report.
 
     Args:
-        device: torch device.
-        folder: folder of the report.
-        sizes: what is measured.
-        names: names of the sections to run.
-        budget_s: time for all of them.
-        sections: the sections, in order.
+        device: Torch device.
+        folder: Folder of the report.
+        sizes: Sizes of the measurements.
+        names: Names of the sections to run.
+        budget_s: Time for all sections in seconds.
+        sections: All sections, in order.
 
     Returns:
-        The exit status: 0 if all sections passed or were skipped, 1 if one failed or ran out of time, 2 without the device.
+        Exit status: 0 if all sections passed or were skipped, 1 if a section failed or ran out of time, 2 without the device.
     """
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         print(f"device {device}: torch {torch.__version__} finds no GPU; use --device cpu to try the tool without one")

@@ -1,4 +1,4 @@
-"""Section `continuation`: decode steps per second against transformers and a plain loop, and the share of the bandwidth."""
+"""Section `continuation`: decode steps per second, compared with transformers and a plain loop, and bandwidth."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from tools.gpu.timing import Timing, in_turns_or_alone, time_in_turns
 
 FRAMES_PER_S = 50
 Loop = Callable[[int], object]
-"""Takes so many decode steps after the prompt."""
+"""A function that runs a given number of decode steps after the prompt."""
 StepTime = tuple[dict[str, float], Timing]
 """Seconds per step (median, min, max), and the timing of the long run."""
 
 
 def run(check: Check, findings: Findings) -> None:
-    """Measures every shape, batch and dtype."""
+    """Measures all shapes, batches and dtypes."""
     sizes = check.sizes
     findings.note(
-        f"Codes are drawn from the {TOP_K} likeliest under guidance, which doubles the rows, after a prompt of "
-        f"{sizes.prompt_frames} frames and with texts of {sizes.text_tokens} tokens. A step's time is the difference "
-        f"between a long run and one of a single step, over {sizes.num_turns} steps for this package and "
-        f"{sizes.slow_turns} for the others. Variants take turns. All of them run without TF32 and without cuDNN attention."
+        f"Codes are sampled from the {TOP_K} most likely ones with guidance, which doubles the rows, after a prompt of "
+        f"{sizes.prompt_frames} frames and with texts of {sizes.text_tokens} tokens. The time of a step is the difference "
+        f"between a long run and a run of one step, divided by the number of steps: {sizes.num_turns} for this package, "
+        f"{sizes.slow_turns} for the others. Variants run in turns, without TF32 and without cuDNN attention."
     )
     findings.note(BYTES_FORMULA)
     for number, shape in enumerate(sizes.shapes, start=1):
         with findings.case("Networks", shape=shape) as row:
             networks = Networks.load(shape, check.device)
             row.update(parameters=networks.num_parameters, dtypes=", ".join(DTYPES))
-            for dtype in reversed(DTYPES):  # float32 is measured if there is time
+            for dtype in reversed(DTYPES):  # float32 is measured if time remains
                 for batch in sizes.batches:
                     if dtype == "bfloat16" or check.has_time(len(sizes.shapes) - number):
                         _measure(check, findings, networks, batch, dtype)
@@ -73,7 +73,7 @@ def _measure(check: Check, findings: Findings, networks: Networks, batch: int, d
 
 
 def _loops(check: Check, networks: Networks, batch: int, dtype: str) -> dict[str, tuple[Loop, int]]:
-    """Name -> the loop, and how many steps it takes in a long run."""
+    """Returns name -> loop, and its number of steps in a long run."""
     sizes = check.sizes
     prompt = networks.codes(batch, min(sizes.prompt_frames, networks.max_frames - sizes.num_turns - 4))
     texts = networks.texts(batch, sizes.text_tokens)
@@ -94,15 +94,15 @@ def _loops(check: Check, networks: Networks, batch: int, dtype: str) -> dict[str
 
 
 class OwnLoop:
-    """The package's decode steps after a prompt.
+    """Decode steps of the package after a prompt.
 
     Args:
-        decoder: the decoder.
+        decoder: Fused decoder.
         prompt: (B, K, P) codes.
         texts: (B, L, D) text states.
-        max_turns: the most steps that will be taken.
-        kernels: how the steps run.
-        sampling: how codes are drawn.
+        max_turns: Largest number of steps.
+        kernels: Execution of the steps.
+        sampling: Temperature, top_k and top_p. None means sampling from the `TOP_K` most likely codes.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class OwnLoop:
         self.numbers = torch.rand(self.columns.shape, generator=torch.Generator().manual_seed(2)).to(prompt.device)
 
     def __call__(self, num_turns: int) -> torch.Tensor:
-        """(B, K, num_turns + 1) columns: one drawn after the prompt, and one per step."""
+        """Returns (B, K, num_turns + 1) columns: one generated after the prompt, and one per step."""
         B, _, S = self.prompts.shape
         columns = slice(0, num_turns + 1)
         keys = self.decoder.text_keys(list(self.texts))
@@ -155,7 +155,7 @@ class OwnLoop:
 
 
 def step_times(check: Check, loops: Mapping[str, tuple[Loop, int]]) -> dict[str, StepTime]:
-    """Seconds per decode step of each loop: long run minus a run of one step, so that reading the prompt does not count."""
+    """Measures seconds per decode step: a long run minus a run of one step, which excludes the prompt."""
     calls: dict[str, Callable[[], object]] = {}
     for name, (loop, turns) in loops.items():
         calls[f"{name}: long"] = lambda loop=loop, turns=turns: loop(turns)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Section `tests`: the tests that need a GPU, in a process of their own."""
+"""Section `tests`: the tests that require a GPU, in a separate process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MARGIN_S = 2.0
 
 
 def run(check: Check, findings: Findings) -> None:
-    """Runs pytest, and keeps its counts and the end of its output."""
+    """Runs pytest, and records its counts and the end of its output."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rfEs", "--tb=short", *check.sizes.tests]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     limit_s = max(1.0, check.left_s - MARGIN_S)

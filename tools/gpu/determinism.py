@@ -1,4 +1,4 @@
-"""Section `determinism`: the same run twice, and every byte of the results compared."""
+"""Section `determinism`: byte-wise comparison of the results of two equal runs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tools.gpu.findings import Findings
 from tools.gpu.sections import Check
 
 MAY_DIFFER = ("run.json", "journal", ".musicgen_eval.lock")
-"""Files of a run folder that hold dates, versions or process numbers."""
+"""Files of a run folder that contain dates, versions or process ids."""
 
 
 def run(check: Check, findings: Findings) -> None:
-    """Tests and continues the demo's clips twice in each precision."""
+    """Scores and continues the demo's clips twice in each precision."""
     accelerator = "gpu" if check.device.type == "cuda" else "cpu"
     common: dict[str, Any] = {"accelerator": accelerator, "limit": check.sizes.demo_tracks, "batch_size": 4}
     tasks: dict[str, Callable[..., Any]] = {
@@ -40,7 +40,7 @@ def run(check: Check, findings: Findings) -> None:
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
-    """Name -> bytes of the files that must be equal."""
+    """Returns name -> content of the files that must be equal."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))

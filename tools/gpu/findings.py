@@ -1,4 +1,4 @@
-"""What a section found: rows of tables, notes, and failures. Everything is kept as it is found, whatever happens later."""
+"""The findings of a section: table rows, notes and failures. They remain available if the section fails later."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Findings:
     """The findings of one section.
 
     Attributes:
-        tables: title -> rows; a row maps the names of columns to JSON values.
-        notes: sentences for the reader, such as formulas.
-        failures: errors of the cases that failed, see `described`.
+        tables: Title -> rows. A row maps column names to JSON values.
+        notes: Sentences for the reader, such as formulas.
+        failures: Errors of the failed cases, formatted by `described`.
     """
 
     tables: dict[str, list[Row]] = field(default_factory=dict)
@@ -36,13 +36,13 @@ class Findings:
         return cells
 
     def note(self, sentence: str) -> None:
-        """Adds a note, once."""
+        """Adds a note unless it exists already."""
         if sentence not in self.notes:
             self.notes.append(sentence)
 
     @contextmanager
     def case(self, table: str, **cells: Any) -> Iterator[Row]:
-        """Adds a row that the block completes. If the block raises, the row names the error, and the section goes on."""
+        """Adds a row that the block completes. If the block raises, the error is added to the row, and the section continues."""
         row = self.add(table, **cells)
         try:
             yield row
@@ -50,7 +50,7 @@ class Findings:
             row["error"] = headline(error)
             self.failures.append(described(error))
             if isinstance(error, torch.OutOfMemoryError):
-                traceback.clear_frames(error.__traceback__)  # the frames hold tensors
+                traceback.clear_frames(error.__traceback__)  # the frames reference tensors
                 gc.collect()
                 torch.cuda.empty_cache()
 
@@ -60,13 +60,13 @@ class SectionResult:
     """The outcome of a section.
 
     Attributes:
-        name: as in `--sections`.
-        title: heading in the Markdown.
-        status: `failed` if the section or one of its cases raised an error.
-        seconds: time that it took.
-        budget_s: time that it was given.
-        findings: what it found, complete or not.
-        error: the error that ended it, see `described`, if any.
+        name: Name of the section in `--sections`.
+        title: Heading in the Markdown file.
+        status: Outcome; `failed` if the section or one of its cases raised an error.
+        seconds: Duration of the section.
+        budget_s: Time limit of the section.
+        findings: Findings, which are incomplete if the section failed.
+        error: Error that ended the section, formatted by `described`, or None.
     """
 
     name: str
@@ -79,12 +79,12 @@ class SectionResult:
 
 
 def described(error: BaseException) -> str:
-    """The headline of an error, and its traceback; long messages are cut."""
+    """Returns the headline and the traceback of an error. Long messages are shortened."""
     frames = "".join(traceback.format_tb(error.__traceback__))
     return f"{headline(error)}\n\n{frames}{type(error).__name__}: {str(error)[:MESSAGE_LENGTH]}"
 
 
 def headline(error: BaseException) -> str:
-    """The type of an error and the first line of its message."""
+    """Returns the type of an error and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

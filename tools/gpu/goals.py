@@ -1,4 +1,4 @@
-"""The goals of the check, and how far its sections reached them."""
+"""The goals of the check, and the figures that were measured for them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ class Goal:
     """A figure to reach.
 
     Attributes:
-        goal: in words.
-        table: table that holds the figure.
-        shape, batch, variant: which row.
-        column: which column.
-        at_least: the figure to reach.
+        goal: Description.
+        table: Table with the figure.
+        shape: Shape of the row.
+        batch: Batch size of the row. None means any.
+        variant: Variant of the row.
+        column: Column with the figure.
+        at_least: Smallest figure that reaches the goal.
     """
 
     goal: str
@@ -45,7 +47,7 @@ GOALS = (
 
 
 def reached_goals(results: Sequence[SectionResult]) -> list[Row]:
-    """One row per goal: the goal, the figure that was found, and whether the goal was reached."""
+    """Returns a row per goal with the goal, the measured figure and the outcome."""
     rows = []
     for goal in GOALS:
         figures = [

@@ -1,4 +1,4 @@
-"""What a check was measured on, and with what."""
+"""The hardware and the software versions of a check."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMI_FIELDS = {
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Date, device, driver, clocks and versions; None for what this machine does not tell."""
+    """Returns date, device, driver, clocks and versions; None for unavailable values."""
     is_cuda = device.type == "cuda"
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -51,7 +51,7 @@ def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return None  # the check runs from a checkout, too
+        return None  # the check also runs from a checkout
 
 
 def _output(*command: str) -> str | None:

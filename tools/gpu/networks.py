@@ -1,4 +1,4 @@
-"""A network of one shape in float32 and bfloat16, for transformers and for this package, and random work for it."""
+"""A network of one shape in float32 and bfloat16, for transformers and for this package, and its random inputs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Networks:
     """The same weights in two dtypes.
 
     Attributes:
-        shape: name of the shape.
-        sizes: sizes of the decoder.
-        num_parameters: of the decoder.
-        composites: dtype name -> transformers' `MusicgenForConditionalGeneration`; its codec is on the CPU.
-        fused: dtype name -> the package's decoder, whose memory the composite of that dtype shares.
-        max_frames: longest window.
+        shape: Name of the shape.
+        sizes: Sizes of the decoder.
+        num_parameters: Number of parameters of the decoder.
+        composites: Dtype name -> `MusicgenForConditionalGeneration` of transformers with the codec on the CPU.
+        fused: Dtype name -> decoder of the package, which shares its memory with the composite.
+        max_frames: Length of the longest window in frames.
     """
 
     shape: str
@@ -39,7 +39,7 @@ class Networks:
 
     @classmethod
     def load(cls, shape: str, device: torch.device) -> Networks:
-        """Loads the demo, or draws random weights on the device."""
+        """Loads the demo, or creates random weights on the device."""
         composites = {}
         for name, dtype in DTYPES.items():
             model = load(shape, device=device)
@@ -59,20 +59,20 @@ class Networks:
         )
 
     def codes(self, batch: int, num_frames: int) -> Tensor:
-        """(batch, K, num_frames) random codes, the same each time."""
+        """Returns (batch, K, num_frames) random codes, which are the same in each call."""
         generator = torch.Generator().manual_seed(0)
         shape = (batch, self.sizes.num_codebooks, num_frames)
         return torch.randint(0, self.sizes.codebook_size, shape, generator=generator).to(self.fused["float32"].device)
 
     def texts(self, batch: int, num_tokens: int) -> Tensor:
-        """(batch, num_tokens, D) random text states, the same each time."""
+        """Returns (batch, num_tokens, D) random text states, which are the same in each call."""
         generator = torch.Generator().manual_seed(1)
         states = torch.randn(batch, num_tokens, self.sizes.width, generator=generator)
         return states.to(self.fused["float32"].device)
 
 
 def release_memory(*fused: FusedDecoder) -> None:
-    """Frees the steps that decoders keep, and returns unused memory to the device."""
+    """Frees the cached steps of decoders, and returns unused memory to the device."""
     for decoder in fused:
         decoder.last_steps = None
     gc.collect()

@@ -1,4 +1,4 @@
-"""Section `oracle`: differences from audiocraft's figures in every precision, by transformers' decoder and by this package's."""
+"""Section `oracle`: differences from audiocraft in each precision, with the decoders of transformers and this package."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tools.gpu.sections import Check
 
 DATA = ROOT / "tests" / "data" / "oracle"
 LIMITS = {"32-true": (2e-4, 5e-6), "bf16-mixed": (0.2, 2e-2), "bf16-true": (0.2, 2e-2), "16-mixed": (5e-2, 5e-3)}
-"""Precision -> largest difference of an nll, and of a cross entropy, in nats, that passes. Those of 32-true are the CPU tests'."""
+"""Precision -> largest accepted difference of an nll and of a cross entropy, in nats. The CPU tests use those of 32-true."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Variant:
     """One batch of the oracle.
 
     Attributes:
-        codes: (B, K, T).
-        valid: (B, K, T) bool, or None.
-        states: (B, L, D) text states, or None.
-        nll: (B, K, T) expected nats, NaN where not scored.
-        ce: expected cross entropy.
+        codes: (B, K, T) codes.
+        valid: (B, K, T) bool, False for padding. None means no padding.
+        states: (B, L, D) text states. None means the null condition.
+        nll: (B, K, T) expected nats, NaN for codes that are not scored.
+        ce: Expected cross entropy.
     """
 
     codes: Tensor
@@ -48,10 +48,10 @@ class Variant:
 
 
 def run(check: Check, findings: Findings) -> None:
-    """Scores every case and variant in every precision, both ways."""
+    """Scores all cases and variants in all precisions, with both decoders."""
     findings.note(
-        "Largest differences from audiocraft 1.3.0 in float32 on a CPU, in nats: of any code's nll, and of a cross entropy. A row "
-        "fails above its limit."
+        "Largest differences from audiocraft 1.3.0 in float32 on a CPU, in nats, of the nll of a code and of a cross entropy. A "
+        "row fails if a difference exceeds its limit."
     )
     with torch.inference_mode():
         for case in check.sizes.oracle_cases:
@@ -70,7 +70,7 @@ def _compare(row: dict[str, Any], found: Mapping[str, Tensor], variants: Mapping
     nll_limit, ce_limit = LIMITS[precision]
     for name, variant in variants.items():
         if not torch.equal(found[name].isnan(), variant.nll.isnan()):
-            raise ValueError(f"{name}: other codes are scored, or some nll is NaN")
+            raise ValueError(f"{name}: the scored codes differ from the expected ones, or an nll is NaN")
     row.update(
         nll_difference=max(float((found[name] - v.nll).abs().nan_to_num().max()) for name, v in variants.items()),
         ce_difference=max(abs(_cross_entropy(found[name]) - v.ce) for name, v in variants.items()),
@@ -78,13 +78,13 @@ def _compare(row: dict[str, Any], found: Mapping[str, Tensor], variants: Mapping
         ce_limit=ce_limit,
     )
     if row["nll_difference"] > nll_limit or row["ce_difference"] > ce_limit:
-        raise ValueError("above the limit")
+        raise ValueError("a difference exceeds its limit")
 
 
 def _by_transformers(
     case: str, precision: str, variants: Mapping[str, Variant], delays: tuple[int, ...], device: torch.device
 ) -> dict[str, Tensor]:
-    """`score_codes` with transformers' decoder."""
+    """Scores with `score_codes` and the decoder of transformers."""
     decoder = _decoder(case).to(device)
     if precision == "bf16-true":
         decoder = decoder.to(torch.bfloat16)
@@ -108,7 +108,7 @@ def _by_transformers(
 def _by_package(
     case: str, precision: str, variants: Mapping[str, Variant], delays: tuple[int, ...], device: torch.device
 ) -> dict[str, Tensor]:
-    """`MusicGen.prepare` and the padded pass that follows it in a run."""
+    """Scores with `MusicGen.prepare` and the padded forward pass of a run."""
     decoder = _decoder(case)
     K = decoder.config.num_codebooks
     checkpoint = find_checkpoint(DATA / "tiny_musicgen")
@@ -123,7 +123,7 @@ def _by_package(
     for name, variant in variants.items():
         B, _, T = variant.codes.shape
         lengths = [T] * B if variant.valid is None else variant.valid[:, 0].sum(1).tolist()
-        scored = tail_mask(T, delays=delays)  # audiocraft drops the tail of the batch, not that of each row
+        scored = tail_mask(T, delays=delays)  # audiocraft drops the tail of the batch instead of that of each row
         states = [None] * len(lengths) if variant.states is None else list(variant.states.to(device))
         scores = score_padded(
             model,
@@ -138,7 +138,7 @@ def _by_package(
 
 
 def _variant(case: str, name: str, expected: Mapping[str, Any]) -> Variant:
-    """Codes, mask and text states as audiocraft had them, and what it found."""
+    """Reads codes, mask, text states and results of audiocraft."""
     data = load_file(DATA / case / "codes.safetensors")
     nll, ce = load_file(DATA / case / "nll.safetensors")[name], expected["variants"][name]["ce"]
     condition, batch = name.split("__")

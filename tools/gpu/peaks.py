@@ -1,4 +1,4 @@
-"""Section `peaks`: the bandwidth and the products that this device reaches, to measure everything else against."""
+"""Section `peaks`: the bandwidth and the rate of matrix products that the device reaches."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ BANDWIDTH = "bytes_per_s"
 
 
 def matmul_peak(dtype: str) -> str:
-    """Name of the peak of a dtype's products, in operations per second."""
+    """Returns the name of the peak rate of products of a dtype, in operations per second."""
     return f"{dtype}_flop_per_s"
 
 
 def run(check: Check, findings: Findings) -> None:
-    """Measures both peaks; each is the best of several operations."""
+    """Measures both peaks. Each is the best of several operations."""
     with torch.inference_mode(), full_precision():
         _bandwidth(check, findings)
         for dtype in (torch.bfloat16, torch.float32):

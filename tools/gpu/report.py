@@ -1,4 +1,4 @@
-"""The report of a check: one JSON file and one Markdown file, written again after each section."""
+"""The report of a check: a JSON file and a Markdown file, which are rewritten after each section."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Report:
     """A report that grows section by section.
 
     Attributes:
-        folder: where the files go.
-        machine: what was measured on, and with what.
-        settings: what was asked for.
-        results: of the sections so far.
+        folder: Folder of the files.
+        machine: Hardware and software versions.
+        settings: Settings of the check.
+        results: Results of the completed sections.
     """
 
     folder: Path
@@ -34,7 +34,7 @@ class Report:
         self.write()
 
     def write(self) -> None:
-        """Writes both files; a reader never sees half of one."""
+        """Writes both files. Each file is replaced as a whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {
             "machine": self.machine,
@@ -46,7 +46,7 @@ class Report:
         _write(self.folder / "gpu_check.md", self.markdown())
 
     def markdown(self) -> str:
-        """The report for people."""
+        """Returns the report in Markdown."""
         about = ", ".join(
             f"{name.replace('_', ' ')} {value}" for name, value in self.machine.items() if value is not None
         )
@@ -62,7 +62,7 @@ class Report:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """Rows as a Markdown table; columns in the order in which they first appear."""
+    """Formats rows as a Markdown table, with columns in the order of their first appearance."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     if not columns:
         return "Nothing was measured."

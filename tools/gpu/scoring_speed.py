@@ -1,4 +1,4 @@
-"""Section `scoring`: windows under teacher forcing against transformers and a plain script, and the encoder of audio."""
+"""Section `scoring`: windows with teacher forcing, compared with transformers and a plain script, and the audio encoder."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ FRAMES_PER_S = 50
 
 
 def run(check: Check, findings: Findings) -> None:
-    """Measures the encoder, then every shape, batch and dtype of the decoder."""
+    """Measures the encoder, then all shapes, batches and dtypes of the decoder."""
     findings.note(
-        f"Windows of {check.sizes.window_s:g} s, at most the longest of the shape, with texts of {check.sizes.text_tokens} tokens. "
-        "Encoding is measured apart. The plain script scores one window at a time. All variants run without TF32 and without cuDNN "
-        "attention. `nll_difference` is the largest difference of any code of the first window from transformers in float32."
+        f"Windows have {check.sizes.window_s:g} s, or the longest window of the shape, and texts of {check.sizes.text_tokens} "
+        "tokens. Encoding is measured separately. The plain script scores one window at a time. All variants run without TF32 and "
+        "without cuDNN attention. `nll_difference` is the largest difference from transformers in float32 of a code of the first "
+        "window."
     )
     findings.note(FLOP_FORMULA)
     _encoding(check, findings)
@@ -41,7 +42,7 @@ def run(check: Check, findings: Findings) -> None:
         with findings.case("Networks", shape=shape) as row:
             networks = Networks.load(shape, check.device)
             row.update(parameters=networks.num_parameters, dtypes=", ".join(DTYPES))
-            for dtype in reversed(DTYPES):  # float32 is measured if there is time
+            for dtype in reversed(DTYPES):  # float32 is measured if time remains
                 for batch in sizes.batches:
                     if dtype == "bfloat16" or check.has_time(len(sizes.shapes) - number):
                         _measure(check, findings, networks, batch, dtype)
@@ -100,7 +101,7 @@ def _measure(check: Check, findings: Findings, networks: Networks, batch: int, d
 
 
 def _encoding(check: Check, findings: Findings) -> None:
-    """Audio to codes: the package encodes windows of equal length together, transformers one at a time."""
+    """Measures the encoding of audio: by the package in batches of equal lengths, and by transformers one at a time."""
     shape = next((shape for shape in check.sizes.shapes if shape != "demo"), "demo")
     composite = load(shape, device=check.device)
     config = composite.decoder.config

@@ -1,4 +1,4 @@
-"""Runs sections one after the other, each within its time budget; a section that fails does not stop the next one."""
+"""Runs sections one after the other, each within its time budget. A failed section does not stop the next one."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from tools.gpu.findings import Findings, SectionResult, Status, described
 from tools.gpu.sizes import Sizes
 
 SHAPE_S = 15.0
-"""Time that a section reserves for each shape to come."""
+"""Seconds that a section reserves for each later shape."""
 LEAST_S = 2.0
-"""A section that would be given less time than this is skipped."""
+"""Sections with less remaining time than this are skipped, in seconds."""
 
 
 @dataclass
 class Check:
-    """What the sections are given, and what one leaves for the next.
+    """The settings of all sections, and the figures that later sections use.
 
     Attributes:
-        device: the device to check.
-        sizes: what is measured, and how often.
-        folder: folder of the report.
-        peaks: figures of the `peaks` section, by name; empty until it has run.
-        ends_at: when the running section should be complete, by `time.monotonic`.
+        device: Device to check.
+        sizes: Sizes and numbers of the measurements.
+        folder: Folder of the report.
+        peaks: Name -> figure of the section `peaks`; empty before this section.
+        ends_at: Time of `time.monotonic` at which the current section must end.
     """
 
     device: torch.device
@@ -42,28 +42,28 @@ class Check:
 
     @property
     def left_s(self) -> float:
-        """Seconds that the running section has left."""
+        """Remaining seconds of the current section."""
         return self.ends_at - time.monotonic()
 
     def has_time(self, shapes_to_come: int) -> bool:
-        """Whether a variant can be measured now, so that enough time is left for the shapes after this one."""
+        """Returns True if a variant can be measured now and enough time remains for the later shapes."""
         return self.left_s > self.sizes.variant_s + SHAPE_S * shapes_to_come
 
     def share_of(self, peak: str, value: float) -> float | None:
-        """A figure as a share of a measured peak; None if the peak was not measured."""
+        """Returns a figure as a share of a measured peak, or None if the peak was not measured."""
         found = self.peaks.get(peak)
         return value / found if found else None
 
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the check.
+    """A part of the check.
 
     Attributes:
-        name: as in `--sections`.
-        title: heading in the Markdown.
-        budget_s: time that it may take.
-        run: measures, and adds what it finds.
+        name: Name of the section in `--sections`.
+        title: Heading in the Markdown file.
+        budget_s: Time limit in seconds.
+        run: Function that measures and adds its findings.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Section:
 
 
 class OutOfTime(BaseException):
-    """Ends a section that has used up its budget. Not an `Exception`, so that no library catches it."""
+    """A section exceeded its time limit. This is not an `Exception`, so that no library catches it."""
 
 
 def run_sections(
@@ -82,13 +82,13 @@ def run_sections(
     """Runs the sections.
 
     Args:
-        check: what they are given.
-        sections: in order.
-        budget_s: time for all of them; those for which no time is left are skipped.
-        keep: is called with each result as soon as it is there.
+        check: Settings of the sections.
+        sections: Sections, in order.
+        budget_s: Time for all sections in seconds. Sections without remaining time are skipped.
+        keep: Function that is called with each result as soon as it is available.
 
     Returns:
-        The results, in order.
+        Results in the order of the sections.
     """
     ends_at = time.monotonic() + budget_s
     results = []
@@ -124,7 +124,7 @@ def _run_section(check: Check, section: Section, limit_s: float) -> SectionResul
 
 @contextmanager
 def _alarm_after(seconds: float) -> Iterator[None]:
-    """Raises `OutOfTime` in the block after so many seconds, where the system has timers."""
+    """Raises `OutOfTime` in the block after some seconds, if the operating system has timers."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -135,7 +135,7 @@ def _alarm_after(seconds: float) -> Iterator[None]:
     found = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(
         signal.ITIMER_REAL, seconds, 5.0
-    )  # again every 5 s: an error in a destructor or a callback is swallowed
+    )  # repeated every 5 s, since errors in destructors and callbacks are ignored
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What the sections measure, and how often: the full check, and a quick one."""
+"""Sizes and numbers of the measurements, for the full and the quick check."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ class Sizes:
     """Sizes of the check.
 
     Attributes:
-        shapes: networks, as in `benchmarks/models.py`.
-        batches: rows per batch, without those that guidance adds.
-        repeats: how often each variant is measured at most.
-        variant_s: a variant is not repeated once it has taken so many seconds.
-        copy_bytes: size of the tensors whose copying shows the bandwidth.
+        shapes: Names of the networks in `benchmarks/models.py`.
+        batches: Numbers of rows per batch, without those for guidance.
+        repeats: Largest number of measurements per variant.
+        variant_s: Total seconds after which a variant is not measured again.
+        copy_bytes: Size of the tensors that are copied to measure the bandwidth.
         matmul_sizes: (M, K, N) of the products whose best rate is the peak.
-        oracle_cases: folders of tests/data/oracle.
-        oracle_precisions: precisions that are compared with the oracle.
-        window_s: length of a scored window.
-        prompt_frames: prompt of a continuation.
-        num_turns: steps per measurement of the package's own loop.
-        slow_turns: steps per measurement of the other loops.
-        text_tokens: length of a text.
-        option_shape: network that the options and the profile are measured on.
-        kernels: kernels of the options.
-        option_batches: batches of the options.
-        key_lengths: how many new key lengths attention meets.
-        profiled_turns: steps in the profile.
-        demo_tracks: tracks of the demo that two equal runs measure.
-        precisions: precisions of two equal runs.
-        tests: test files and folders, from the root of the repository.
+        oracle_cases: Folders of tests/data/oracle.
+        oracle_precisions: Precisions that are compared with the oracle.
+        window_s: Length of a scored window in seconds.
+        prompt_frames: Length of the prompt of a continuation in frames.
+        num_turns: Number of steps per measurement of the package's loop.
+        slow_turns: Number of steps per measurement of the other loops.
+        text_tokens: Length of a text in tokens.
+        option_shape: Network of the sections `options` and `profile`.
+        kernels: Kernels of the section `options`.
+        option_batches: Batches of the section `options`.
+        key_lengths: Number of new key lengths for attention.
+        profiled_turns: Number of steps in the profile.
+        demo_tracks: Number of demo tracks in two equal runs.
+        precisions: Precisions of two equal runs.
+        tests: Test files and folders, relative to the root of the repository.
     """
 
     shapes: tuple[str, ...] = ("small", "large", "medium", "demo")

@@ -1,4 +1,4 @@
-"""Section `options`: what each way to run decode steps is worth, and what cuDNN attention costs on new shapes."""
+"""Section `options`: speed of decode steps with different kernels, and costs of cuDNN attention with new shapes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tools.gpu.sections import Check
 from tools.gpu.timing import seconds_of
 
 COMPILING_S = 45.0
-"""Time that compiling is expected to take the first time."""
+"""Expected seconds of the first compilation."""
 
 
 def run(check: Check, findings: Findings) -> None:
-    """Measures attention on growing keys first, then the kernels, of which compiling takes longest."""
+    """Measures attention with growing keys first, then the kernels, ending with the compiled ones, which take longest."""
     _cudnn_attention(check, findings)
     findings.note(
-        f"Steps of {check.sizes.option_shape} in bfloat16 without a prompt. `first_run_s` contains compiling and capturing. "
-        "`codes_as_eager` is the share of codes that equal those of eager steps, drawn with the same numbers."
+        f"The steps are those of {check.sizes.option_shape} in bfloat16 without a prompt. `first_run_s` includes compilation and "
+        "capture. `codes_as_eager` is the share of codes that equal those of eager steps with the same random numbers."
     )
     networks = Networks.load(check.sizes.option_shape, check.device)
     with torch.inference_mode(), full_precision():
@@ -47,9 +47,9 @@ def _kernels(
     needed_s: float = 0.0,
     sampling: Sampling | None = None,
 ) -> float:
-    """Measures one way to run the steps, if so much time is left; returns the time that the next batch will need."""
+    """Measures steps with one kind of kernels if enough time remains. Returns the seconds that the next batch will need."""
     fused, turns = networks.fused["bfloat16"], check.sizes.num_turns
-    name = kernels if sampling is None else f"{kernels}, likeliest code instead of drawing"
+    name = kernels if sampling is None else f"{kernels}, most likely code instead of sampling"
     with findings.case("Kernels of decode steps", batch=batch, kernels=name) as row:
         if check.left_s < needed_s:
             row["error"] = "no time left"
@@ -74,7 +74,7 @@ def _kernels(
 
 
 def _cudnn_attention(check: Check, findings: Findings) -> None:
-    """Attention of one query to growing keys, as in a loop with a cache, with cuDNN's kernel allowed and without it."""
+    """Measures attention of one query to growing keys, as in a loop with a cache, with and without the kernel of cuDNN."""
     found = torch.backends.cuda.cudnn_sdp_enabled()
     q = torch.ones((2, 16, 1, 64), dtype=torch.bfloat16, device=check.device)
     try:

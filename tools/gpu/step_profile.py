@@ -1,4 +1,4 @@
-"""Section `profile`: the kernels of decode steps, launches per step, and the time in which the device is idle."""
+"""Section `profile`: kernels of decode steps, launches per step, and idle time of the device."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ def run(check: Check, findings: Findings) -> None:
     """Profiles captured steps and eager steps of a batch of one."""
     turns = check.sizes.profiled_turns
     findings.note(
-        f"{turns} steps of {check.sizes.option_shape} in bfloat16 at batch 1 with guidance, without a prompt. Filling the "
-        "tensors and reading the first step are in the profile too, about one step's work. `device_idle_share` is the "
-        "part of the time from the first kernel's start to the last one's end in which no kernel ran."
+        f"The profile contains {turns} steps of {check.sizes.option_shape} in bfloat16 at batch 1 with guidance, without a "
+        "prompt. It also contains filling the tensors and reading the first step, which is the work of about one step. "
+        "`device_idle_share` is the share of the time between the start of the first and the end of the last kernel in which no "
+        "kernel ran."
     )
     networks = Networks.load(check.sizes.option_shape, check.device)
     with torch.inference_mode(), full_precision():
@@ -80,7 +81,7 @@ def _profile(check: Check, findings: Findings, networks: Networks, kernels: Step
 
 
 def _busy(events: Sequence[Any]) -> tuple[float, float]:
-    """Microseconds in which at least one event ran, and from the first start to the last end."""
+    """Returns the microseconds in which at least one event ran, and those from the first start to the last end."""
     ranges = sorted((event.time_range.start, event.time_range.end) for event in events)
     busy, reached = 0.0, ranges[0][0]
     for start, end in ranges:

@@ -1,4 +1,4 @@
-"""Times of variants that take turns, by CUDA events where there are any, and peaks of memory."""
+"""Times of variants that run in turns, measured with CUDA events on a GPU, and peak memory."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Timing:
     """Seconds of repeated measurements.
 
     Attributes:
-        seconds: one number per measurement.
-        warm_up_s: seconds of the first, unmeasured call.
-        peak_bytes: largest memory in use during the first call.
+        seconds: Seconds of each measurement.
+        warm_up_s: Seconds of the first call, which is not a measurement.
+        peak_bytes: Peak memory of the first call in bytes.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -32,11 +32,11 @@ class Timing:
 
     @property
     def median_s(self) -> float:
-        """Median."""
+        """Median of the measurements."""
         return statistics.median(self.seconds)
 
     def spread(self, factor: float = 1.0) -> dict[str, float]:
-        """Median, smallest and largest, times a factor, such as 1000 for milliseconds."""
+        """Returns median, minimum and maximum, multiplied by a factor, such as 1000 for milliseconds."""
         return {
             "median": factor * self.median_s,
             "min": factor * min(self.seconds),
@@ -46,7 +46,7 @@ class Timing:
 
 
 def seconds_of(function: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, until the device has finished."""
+    """Returns the seconds of one call, including the work of the device."""
     if device.type != "cuda":
         start = time.perf_counter()
         function()
@@ -59,27 +59,27 @@ def seconds_of(function: Callable[[], object], device: torch.device) -> float:
     last.record()
     torch.cuda.synchronize()
     on_clock = time.perf_counter() - start
-    return float(first.elapsed_time(last)) / 1e3 or on_clock  # events that resolve no time are of no use
+    return float(first.elapsed_time(last)) / 1e3 or on_clock  # events may have no resolution
 
 
 def time_in_turns(
     variants: Mapping[str, Callable[[], object]], device: torch.device, *, repeats: int, variant_s: float
 ) -> dict[str, Timing]:
-    """Times variants that take turns, after one call of each that warms it up.
+    """Measures variants in turns, after a first call of each.
 
     Args:
-        variants: name -> what to time.
-        device: the device that computes.
-        repeats: how often each variant is measured at most.
-        variant_s: a variant is not repeated once its measurements have taken this long together. One whose first call takes longer
-            than `SLOW` times this is not called again, and that call is its only measurement.
+        variants: Name -> function to measure.
+        device: Device of the computation.
+        repeats: Largest number of measurements per variant.
+        variant_s: Total seconds after which a variant is not measured again. If the first call takes longer than `SLOW` times
+            this value, it is the only measurement.
 
     Returns:
-        name -> its timing, in the order of `variants`.
+        Name -> timing, in the order of `variants`.
     """
     timings = {}
     for name, function in variants.items():
-        forget_peak()
+        reset_peak()
         before = memory_in_use()
         timings[name] = timing = Timing()
         timing.warm_up_s = seconds_of(function, device)
@@ -100,12 +100,12 @@ def in_turns_or_alone(
     """Measures variants together, or one at a time if memory cannot hold all of them.
 
     Args:
-        names: of the variants.
-        measure: measures some of them.
-        release: frees the memory that variants keep.
+        names: Names of the variants.
+        measure: Function that measures the named variants.
+        release: Function that frees the memory of the variants.
 
     Returns:
-        name -> what was measured; None for a variant that runs out of memory alone, too.
+        Name -> measurement, or None for a variant that runs out of memory alone.
     """
     with contextlib.suppress(torch.OutOfMemoryError):
         return dict(measure(names))
@@ -119,8 +119,8 @@ def in_turns_or_alone(
     return found
 
 
-def forget_peak() -> None:
-    """Begins to look for the largest memory in use."""
+def reset_peak() -> None:
+    """Starts a new measurement of peak memory."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -128,10 +128,10 @@ def forget_peak() -> None:
 
 
 def memory_in_use() -> int:
-    """Bytes of the GPU's memory that tensors hold; 0 without a GPU."""
+    """Returns the bytes of GPU memory that tensors use, or 0 without a GPU."""
     return int(torch.cuda.memory_allocated()) if torch.cuda.is_available() else 0
 
 
 def peak_memory() -> int:
-    """Largest number of bytes since `forget_peak`; 0 without a GPU."""
+    """Returns the peak memory since `reset_peak` in bytes, or 0 without a GPU."""
     return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else 0

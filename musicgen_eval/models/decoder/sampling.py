@@ -13,34 +13,39 @@ from hashlib import sha256
 import torch
 from torch import Tensor
 
-DEFAULT_TOP_K = 250
-"""The default of audiocraft and transformers."""
+from musicgen_eval.models.decoder.sampling_settings import SamplingSettings
+
+_DEFAULT = SamplingSettings()
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """Sampling settings. The fields are the arguments of `draw_codes`."""
-
-    temperature: float = 1.0
-    top_k: int | None = DEFAULT_TOP_K
-    top_p: float | None = None
+@dataclass(frozen=True, kw_only=True)
+class Sampling(SamplingSettings):
+    """Draws codes with its settings."""
 
     def draw(self, logits: Tensor, uniforms: Tensor | None) -> Tensor:
-        """(..., V) logits and (...) uniform numbers -> (...) codes."""
-        return draw_codes(logits, uniforms, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
-
-    def check(self, codebook_size: int) -> None:
-        """Raises a ValueError if a setting is out of range (see `check_sampling`)."""
-        check_sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, codebook_size=codebook_size)
+        """Draws (...) codes from (..., V) logits and (...) uniform numbers. It does not check its arguments (see `draw_codes`)."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        assert uniforms is not None
+        likeliest, codes = logits.float().topk(self.top_k or logits.shape[-1], dim=-1)
+        probabilities = torch.softmax(likeliest / self.temperature, dim=-1)
+        cumulative = _cumulative_sum(probabilities)
+        if self.top_p is not None:
+            probabilities = probabilities.masked_fill(cumulative - probabilities >= self.top_p, 0.0)
+            cumulative = _cumulative_sum(probabilities)
+        reach = uniforms.unsqueeze(-1) * cumulative[..., -1:]
+        # Strictly less, so that a product that rounds up to the last sum still selects an allowed code.
+        rank = (cumulative < reach).sum(-1, keepdim=True)
+        return codes.gather(-1, rank).squeeze(-1)
 
 
 def draw_codes(
     logits: Tensor,
     uniforms: Tensor | None = None,
     *,
-    temperature: float = 1.0,
-    top_k: int | None = DEFAULT_TOP_K,
-    top_p: float | None = None,
+    temperature: float = _DEFAULT.temperature,
+    top_k: int | None = _DEFAULT.top_k,
+    top_p: float | None = _DEFAULT.top_p,
 ) -> Tensor:
     """Draws one code from each row of logits, by inversion of the cumulative distribution.
 
@@ -56,31 +61,21 @@ def draw_codes(
         (...) int64 in [0, V).
 
     Raises:
-        ValueError: if a setting is out of range (see `check_sampling`), or if uniforms are needed but not given.
+        ValueError: if a setting is out of range (see `SamplingSettings`), or if uniforms are needed but not given.
 
     >>> draw_codes(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([0.99]), top_k=2).tolist()
     [2]
 
     Source: top-k as Fan et al. 2018 (arXiv 1805.04833), top-p as Holtzman et al. 2019 (arXiv 1904.09751).
     """
-    check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, codebook_size=logits.shape[-1])
-    if temperature == 0:
-        return logits.argmax(-1)
-    if uniforms is None:
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    sampling.check(logits.shape[-1])
+    if temperature != 0 and uniforms is None:
         raise ValueError(
             f"uniforms must be given unless temperature is 0, got temperature={temperature:g}; pass uniforms, such as "
             "torch.rand(..., generator=...), or set temperature=0"
         )
-    likeliest, codes = logits.float().topk(top_k or logits.shape[-1], dim=-1)
-    probabilities = torch.softmax(likeliest / temperature, dim=-1)
-    cumulative = _cumulative_sum(probabilities)
-    if top_p is not None:
-        probabilities = probabilities.masked_fill(cumulative - probabilities >= top_p, 0.0)
-        cumulative = _cumulative_sum(probabilities)
-    reach = uniforms.unsqueeze(-1) * cumulative[..., -1:]
-    # Strictly less, so that a product that rounds up to the last sum still selects an allowed code.
-    rank = (cumulative < reach).sum(-1, keepdim=True)
-    return codes.gather(-1, rank).squeeze(-1)
+    return sampling.draw(logits, uniforms)
 
 
 def _cumulative_sum(probabilities: Tensor) -> Tensor:
@@ -94,21 +89,6 @@ def _cumulative_sum(probabilities: Tensor) -> Tensor:
     n = probabilities.shape[-1]
     triangle = torch.ones(n, n, dtype=torch.float64, device=probabilities.device).triu()
     return (probabilities.double() @ triangle).float()
-
-
-def check_sampling(*, temperature: float, top_k: int | None, top_p: float | None, codebook_size: int) -> None:
-    """Checks the sampling settings.
-
-    Raises:
-        ValueError: if temperature is negative or not finite, top_k is outside [1, V], or top_p is outside (0, 1].
-    """
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be a finite number of at least 0, got {temperature}")
-    is_default = temperature == 0 and top_k == DEFAULT_TOP_K  # top_k is not used, and was probably not set by the user
-    if top_k is not None and not 1 <= top_k <= codebook_size and not is_default:
-        raise ValueError(f"top_k must be 1 to {codebook_size}, the checkpoint's codebook size, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
 
 
 def continuation_uniforms(

@@ -5,12 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musicgen_eval.data.columns import Strings, Texts
-from musicgen_eval.data.continuation_plan import check_continuation, plan_continuation, settle_stride
+from musicgen_eval.data.continuation_plan import plan_continuation
 from musicgen_eval.data.plan import OtherTexts
-from musicgen_eval.data.planning import DataSettings, plan_evaluation, refuse_failures, settle_windows
+from musicgen_eval.data.plan_builder import refuse_failures
+from musicgen_eval.data.scoring_plan import plan_evaluation, settle_windows
+from musicgen_eval.data.settings import DataSettings
 from musicgen_eval.data.windows import plan_windows
 from musicgen_eval.errors import RunError, WindowError
-from musicgen_eval.records import ContinuationSettings, Failure
+from musicgen_eval.inference.settings import ContinuationSettings
+from musicgen_eval.records import Failure
 from tests.support.specs import codec_spec
 
 SPEC = codec_spec()
@@ -199,7 +202,13 @@ def test_at_most_five_failures_are_listed():
 
 def continuation_plan(folder, continuation=None, **given):
     given = {"context_s": None, "target_s": None, **given}
-    return plan_continuation(settings(folder, **given), SPEC, continuation or ContinuationSettings())
+    continuation = continuation or ContinuationSettings()
+    return plan_continuation(
+        settings(folder, **given),
+        SPEC,
+        stride_frames=continuation.stride_frames(SPEC),
+        num_continuations=continuation.num_continuations,
+    )
 
 
 def test_the_default_boundary_is_the_middle_of_each_track(folder):
@@ -278,9 +287,9 @@ def test_a_context_that_is_empty_or_does_not_fit_the_window_raises(folder, given
 )
 def test_invalid_continuation_settings_raise(given, message):
     with pytest.raises((RunError, WindowError), match=message):
-        check_continuation(ContinuationSettings(**given), SPEC)
+        ContinuationSettings(**given).check_for(SPEC)
 
 
 def test_the_stride_defaults_to_three_fifths_of_the_limit():
-    assert settle_stride(ContinuationSettings(), SPEC) == 900
-    assert settle_stride(ContinuationSettings(stride_s=29.98), SPEC) == 1499
+    assert ContinuationSettings().stride_frames(SPEC) == 900
+    assert ContinuationSettings(stride_s=29.98).stride_frames(SPEC) == 1499

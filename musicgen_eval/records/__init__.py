@@ -3,7 +3,7 @@
     B batch   K codebooks   T frames   S delayed steps   V codebook size   C channels   N samples   D features
 
 Records are frozen dataclasses. Tables with many rows, such as all windows of a run, are stored as numpy columns; a record is
-one row.
+one row. `settings.py` is the base of the settings classes.
 """
 
 from __future__ import annotations
@@ -12,9 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import log2
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
+from musicgen_eval.errors import WindowError
+
+if TYPE_CHECKING:  # help texts do not wait for torch
+    import torch
+
+MAX_FRAMES = 1 << 40  # seven centuries at 50 Hz
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,29 @@ class CodecSpec:
     def ceiling_bits_per_second(self) -> float:
         """Bits per second under a uniform distribution over codes: K * frame rate * log2(V)."""
         return self.num_codebooks * self.frame_rate_hz * log2(self.codebook_size)
+
+    def whole_frames(self, seconds: float, *, setting: str) -> int:
+        """Converts seconds to a whole number of frames.
+
+        Args:
+            seconds: Length in seconds.
+            setting: Name of the setting, for messages.
+
+        Raises:
+            WindowError: The length is not finite or not a whole number of frames. The message gives the nearest valid lengths.
+        """
+        frames = seconds * self.frame_rate_hz
+        if not abs(frames) < MAX_FRAMES:
+            longest = MAX_FRAMES / self.frame_rate_hz
+            raise WindowError(f"{setting} must be a finite number of seconds below {longest:.2g}, got {seconds:g}")
+        nearest = round(frames)
+        if abs(frames - nearest) > 1e-6:
+            below = int(frames) / self.frame_rate_hz
+            raise WindowError(
+                f"{setting}={seconds:g} s is {frames:g} frames at {self.frame_rate_hz} Hz, expected a whole number; "
+                f"set it to {below:g} or {below + 1 / self.frame_rate_hz:g}"
+            )
+        return nearest
 
 
 @dataclass(frozen=True)
@@ -140,7 +168,7 @@ StepKernels = Literal["graph", "compiled", "eager"]
 Task = Literal["score", "continue"]
 """Task of a run: `score` in test and validate, `continue` in predict."""
 
-CodesChange = Callable[[torch.Tensor, Window, torch.Generator], torch.Tensor]
+CodesChange = Callable[["torch.Tensor", Window, "torch.Generator"], "torch.Tensor"]
 
 
 @dataclass(frozen=True)
@@ -198,32 +226,3 @@ class Continuation:
     path: Path | None = None
     context_path: Path | None = None
     reference_path: Path | None = None
-
-
-@dataclass(frozen=True)
-class ContinuationSettings:
-    """Settings of continuations.
-
-    Attributes:
-        stride_s: Number of seconds by which the window slides if prompt and continuation exceed the checkpoint's limit together.
-            None means 3/5 of the limit.
-        guidance_scale: Scale of classifier-free guidance. 1 turns guidance off.
-        temperature: Divisor of the logits. 0 selects the most likely code.
-        top_k: Number of most likely codes to sample from. None means all codes.
-        top_p: Nucleus sampling: codes are sampled from the smallest set whose total probability reaches `top_p`. None means all
-            codes.
-        num_continuations: Number of continuations per track, each with its own random numbers.
-        threads: Number of CPU threads for generating codes and decoding audio. None means the number that the trainer sets.
-            Results depend on it in the last bits, which can change a sampled code. Small steps always use one thread.
-        kernels: Implementation of decode steps on CUDA. `graph` replays a CUDA graph, `compiled` replays a graph of kernels that
-            `torch.compile` has fused, and `eager` launches every kernel. Ignored on CPUs, which have their own kernels.
-    """
-
-    stride_s: float | None = None
-    guidance_scale: float = 3.0
-    temperature: float = 1.0
-    top_k: int | None = 250
-    top_p: float | None = None
-    num_continuations: int = 1
-    threads: int | None = None
-    kernels: StepKernels = "graph"

@@ -1,14 +1,13 @@
-"""Plans an evaluation: reads the source, measures the lengths of its tracks and cuts them into windows.
+"""Builds the plan of a run: reads the source, measures the lengths of its tracks, and applies a task's windows.
 
-    source --read_source--> tracks --open_tracks--> lengths in frames --plan_windows--> windows in scoring order
+    source --read_source--> tracks --open_tracks--> lengths in frames --windows_of--> windows in scoring order
 
-A track that cannot be opened is recorded as failed. Independent of models and of Lightning.
+A track that cannot be opened is recorded as failed. `scoring_plan.py` and `continuation_plan.py` define the windows of the tasks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,10 @@ from musicgen_eval.audio.reader import resampler_name
 from musicgen_eval.data.index_builder import Opening, declared_frames, declared_seconds, open_tracks
 from musicgen_eval.data.notes import demo_notes
 from musicgen_eval.data.plan import STATUSES, Plan, StatusColumn, TrackStatus
+from musicgen_eval.data.settings import DataSettings
 from musicgen_eval.data.sources import Source, TrackList, lasting_source, read_source
 from musicgen_eval.data.track_index import TrackIndex
-from musicgen_eval.data.windows import Head, WindowPlan, check_limit, plan_windows, whole_frames
+from musicgen_eval.data.windows import WindowPlan
 from musicgen_eval.errors import RunError, WindowError
 from musicgen_eval.records import CodecSpec, Failure, Task
 
@@ -31,54 +31,6 @@ NOT_OPENED = "not known beforehand (duration_s given)"
 
 Outcome = tuple[TrackStatus, str]
 """Status of a track, and the reason; the reason is a predicate that follows the track's length in a message."""
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """Settings of the data module; `WindowDataModule` describes each field."""
-
-    source: Source
-    text: str | None = None
-    context_s: float | None = None
-    target_s: float | None = None
-    head: Head = "score"
-    batch_size: int = 8
-    limit: int | None = None
-    min_duration_s: float = 0.0
-    max_failures: int = 0
-    allow_beyond_limit: bool = False
-
-
-def plan_evaluation(settings: DataSettings, spec: CodecSpec, opening: Opening | None = None) -> Plan:
-    """Reads the source, opens every track whose duration is not declared, and plans the windows to score.
-
-    Args:
-        settings: Source, windows and limits.
-        spec: Codec parameters of the checkpoint.
-        opening: How tracks are opened, and where the index of tracks is saved.
-
-    Raises:
-        SourceError: The source contains no tracks or cannot be read.
-        WindowError: Context and target exceed the checkpoint's limit, or are not whole numbers of frames.
-        RunError: More tracks failed than allowed, a setting is out of range, or no track can be scored.
-    """
-    check_settings(settings)
-    context_frames, target_frames = settle_windows(settings, spec)
-
-    def outcome(num_frames: int) -> Outcome:
-        if settings.head == "skip" and num_frames <= context_frames:
-            return (
-                "too_short",
-                f"is not longer than the context of {context_frames / spec.frame_rate_hz:g} s, and data.head is skip",
-            )
-        return "ok", ""
-
-    def windows(num_frames: NDArray[np.int64]) -> WindowPlan:
-        return plan_windows(num_frames, context_frames, target_frames, settings.head)
-
-    return make_plan(
-        settings, spec, outcome, windows, context_frames, target_frames, task="score", opening=opening or Opening()
-    )
 
 
 def make_plan(
@@ -95,7 +47,7 @@ def make_plan(
     """Makes the plan of either task: opens the tracks, determines the status of each, and plans the windows.
 
     Args:
-        settings: Checked settings.
+        settings: Source and limits.
         spec: Codec parameters of the checkpoint.
         outcome_of: Maps the length of a track, in frames, to its outcome.
         windows_of: Maps the (tracks,) lengths, in frames, to their windows.
@@ -138,33 +90,6 @@ def _resolved(source: Source) -> Source:
     if isinstance(source, list):
         return [str(_resolved(one)) for one in source]
     return str(DEMO_SOURCE) if source == "demo" else lasting_source(source)
-
-
-def check_settings(settings: DataSettings) -> None:
-    """Raises `RunError` for settings that are out of range, before anything is opened."""
-    if settings.batch_size < 1:
-        raise RunError(f"batch_size must be at least 1, got {settings.batch_size}")
-    if settings.limit is not None and settings.limit < 1:
-        raise RunError(f"limit must be at least 1 track, got {settings.limit}")
-    if settings.max_failures < 0:
-        raise RunError(f"max_failures must be at least 0, got {settings.max_failures}")
-    if not settings.min_duration_s >= 0:
-        raise RunError(f"min_duration_s must be at least 0, got {settings.min_duration_s}")
-
-
-def settle_windows(settings: DataSettings, spec: CodecSpec) -> tuple[int, int]:
-    """Returns context and target in frames; each defaults to half of the checkpoint's limit.
-
-    Raises:
-        WindowError: Context and target exceed the checkpoint's limit, or are not whole numbers of frames.
-    """
-    rate = spec.frame_rate_hz
-    half = spec.max_frames // 2
-    context = half if settings.context_s is None else whole_frames(settings.context_s, rate, setting="context_s")
-    target = half if settings.target_s is None else whole_frames(settings.target_s, rate, setting="target_s")
-    plan_windows([], context, target, settings.head)
-    check_limit(context, target, spec, allow_beyond_limit=settings.allow_beyond_limit)
-    return context, target
 
 
 def refuse_failures(failures: Sequence[Failure], max_failures: int) -> None:

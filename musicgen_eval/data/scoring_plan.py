@@ -1,0 +1,58 @@
+"""Plans an evaluation: cuts every track into windows of context and target."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musicgen_eval.data.index_builder import Opening
+from musicgen_eval.data.plan import Plan
+from musicgen_eval.data.plan_builder import Outcome, make_plan
+from musicgen_eval.data.settings import DataSettings
+from musicgen_eval.data.windows import WindowPlan, check_limit, plan_windows
+from musicgen_eval.records import CodecSpec
+
+
+def plan_evaluation(settings: DataSettings, spec: CodecSpec, opening: Opening | None = None) -> Plan:
+    """Reads the source, opens every track whose duration is not declared, and plans the windows to score.
+
+    Args:
+        settings: Source, windows and limits.
+        spec: Codec parameters of the checkpoint.
+        opening: How tracks are opened, and where the index of tracks is saved.
+
+    Raises:
+        SourceError: The source contains no tracks or cannot be read.
+        WindowError: Context and target exceed the checkpoint's limit, or are not whole numbers of frames.
+        RunError: More tracks failed than allowed, or no track can be scored.
+    """
+    context_frames, target_frames = settle_windows(settings, spec)
+
+    def outcome(num_frames: int) -> Outcome:
+        if settings.head == "skip" and num_frames <= context_frames:
+            return (
+                "too_short",
+                f"is not longer than the context of {context_frames / spec.frame_rate_hz:g} s, and data.head is skip",
+            )
+        return "ok", ""
+
+    def windows(num_frames: NDArray[np.int64]) -> WindowPlan:
+        return plan_windows(num_frames, context_frames, target_frames, settings.head)
+
+    return make_plan(
+        settings, spec, outcome, windows, context_frames, target_frames, task="score", opening=opening or Opening()
+    )
+
+
+def settle_windows(settings: DataSettings, spec: CodecSpec) -> tuple[int, int]:
+    """Returns context and target in frames; each defaults to half of the checkpoint's limit.
+
+    Raises:
+        WindowError: Context and target exceed the checkpoint's limit, or are not whole numbers of frames.
+    """
+    half = spec.max_frames // 2
+    context = half if settings.context_s is None else spec.whole_frames(settings.context_s, setting="context_s")
+    target = half if settings.target_s is None else spec.whole_frames(settings.target_s, setting="target_s")
+    plan_windows([], context, target, settings.head)
+    check_limit(context, target, spec, allow_beyond_limit=settings.allow_beyond_limit)
+    return context, target

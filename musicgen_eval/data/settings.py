@@ -1,0 +1,73 @@
+"""The settings of the data: source, windows, batches and limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from musicgen_eval.errors import RunError
+from musicgen_eval.records.settings import NOT_IN_RECIPE, SCORING_ONLY, Settings, shown
+
+Head = Literal["score", "skip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(Settings):
+    """Settings of the data.
+
+    Attributes:
+        source: Audio to evaluate: a file, a folder, a glob, a manifest (csv, jsonl, parquet), `demo` for the bundled clips, or a
+            list of these.
+        text: Text of the tracks that have none of their own.
+        context_s: Length of the context before each target, in seconds. Defaults to half of the checkpoint's limit. In
+            continuations, the boundary: the time in the track at which the continuation starts. Defaults to the middle of the
+            track.
+        target_s: Length of the target of each window, in seconds. Defaults to half of the checkpoint's limit. In continuations,
+            the length of the continuation. Defaults to the rest of the track.
+        head: Treatment of the start of a track. `score` scores the whole first window, so that every code of a track counts
+            once. `skip` scores only codes with a full context.
+        batch_size: Number of windows per step. On a CPU, windows are processed side by side with one thread each, so use at
+            least one window per core.
+        num_workers: Number of processes that read audio. 0 reads in the main process.
+        limit: Number of tracks to evaluate, from the start of the source. Defaults to all.
+        min_duration_s: Length in seconds below which tracks are skipped. The result counts them.
+        max_failures: Number of tracks that may fail before the run stops with an error.
+        allow_beyond_limit: Whether windows may be longer than those that the checkpoint was trained on, for experiments.
+    """
+
+    name_in_config: ClassVar[str] = "data"
+
+    source: str | list[str] = field(
+        default="demo", kw_only=False, metadata=NOT_IN_RECIPE
+    )  # the same tracks may lie elsewhere
+    text: str | None = None
+    context_s: float | None = None
+    target_s: float | None = None
+    head: Head = field(default="score", metadata=SCORING_ONLY)
+    batch_size: int = 8
+    num_workers: int = field(default=0, metadata=NOT_IN_RECIPE)
+    limit: int | None = None
+    min_duration_s: float = 0.0
+    max_failures: int = field(default=0, metadata=NOT_IN_RECIPE)
+    allow_beyond_limit: bool = field(default=False, metadata=SCORING_ONLY)
+
+    def __post_init__(self) -> None:
+        if self.text is not None and not isinstance(self.text, str):
+            raise RunError(
+                f"text must be a string or None, got {shown(self.text)}; a manifest with a column `text` gives each track its own"
+            )
+        super().__post_init__()
+        self.require_at_least(1, "batch_size", "limit")
+        self.require_at_least(0, "num_workers", "min_duration_s", "max_failures")
+        _check_text(self.text)
+
+
+def _check_text(text: str | None) -> None:
+    """Raises `RunError` for a text that contains undecodable bytes of a terminal or a file. No tokenizer accepts them."""
+    try:
+        (text or "").encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RunError(
+            f"text must be valid text, got {shown(text)} with an undecodable byte at position {error.start}; check the encoding "
+            "of the terminal (LC_ALL=C.UTF-8)"
+        ) from error

@@ -1,0 +1,75 @@
+"""The settings of continuations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from musicgen_eval.errors import RunError, WindowError
+from musicgen_eval.models.decoder.sampling_settings import SamplingSettings
+from musicgen_eval.records import CodecSpec, StepKernels
+
+MAX_THREADS = 1024  # torch accepts any number, but the process then runs out of memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuationSettings(SamplingSettings):
+    """Settings of continuations.
+
+    Attributes:
+        stride_s: Number of seconds by which the window slides if prompt and continuation exceed the checkpoint's limit together.
+            Defaults to 3/5 of the limit.
+        guidance_scale: Scale of classifier-free guidance. 1 turns guidance off.
+        num_continuations: Number of continuations per track, each with its own random numbers.
+        threads: Number of CPU threads for generating codes and decoding audio. Defaults to the number that torch uses. Results
+            depend on it in the last bits, which can change a sampled code. Small steps always use one thread.
+        kernels: Implementation of decode steps on CUDA. `graph` replays a CUDA graph, `compiled` replays a graph of kernels that
+            `torch.compile` has fused, and `eager` launches every kernel. Ignored on CPUs, which have their own kernels.
+    """
+
+    name_in_config: ClassVar[str] = "model.continuation"
+
+    stride_s: float | None = None
+    guidance_scale: float = 3.0
+    num_continuations: int = 1
+    threads: int | None = None
+    kernels: StepKernels = "graph"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.guidance_scale >= 1:
+            raise RunError(f"guidance_scale must be at least 1 (no guidance) and finite, got {self.guidance_scale}")
+        self.require_at_least(1, "num_continuations", "threads")
+        if self.threads is not None and self.threads > MAX_THREADS:
+            raise RunError(f"threads must be at most {MAX_THREADS}, got {self.threads}")
+        if self.temperature == 0 and self.num_continuations > 1:
+            raise RunError(
+                f"num_continuations is {self.num_continuations}, but at temperature 0 all continuations of a track are equal; "
+                "set model.continuation.num_continuations to 1 or raise model.continuation.temperature"
+            )
+
+    def check_for(self, spec: CodecSpec) -> None:
+        """Checks the settings that depend on the checkpoint.
+
+        Raises:
+            RunError: `top_k` exceeds the size of a codebook.
+            WindowError: The stride is out of range or not a whole number of frames.
+        """
+        self.check(spec.codebook_size)
+        self.stride_frames(spec)
+
+    def stride_frames(self, spec: CodecSpec) -> int:
+        """Returns the stride of the sliding window in frames.
+
+        Raises:
+            WindowError: The stride is zero, not a whole number of frames, or not shorter than the window.
+        """
+        if self.stride_s is None:
+            return 3 * spec.max_frames // 5
+        stride = spec.whole_frames(self.stride_s, setting="stride_s")
+        if not 1 <= stride < spec.max_frames:
+            raise WindowError(
+                f"stride_s={self.stride_s:g} must be above 0 and below the checkpoint's window of "
+                f"{spec.max_frames / spec.frame_rate_hz:g} s"
+            )
+        return stride

@@ -1,0 +1,144 @@
+"""The base class of settings: one declaration per setting, from which commands, functions and recipes derive theirs.
+
+A field declares the name, type and default of a setting. The class docstring declares its help text, under `Attributes:`. The
+constructor checks types, and a subclass checks ranges in `__post_init__`.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+
+from musicgen_eval.errors import RunError
+
+if TYPE_CHECKING:
+    from musicgen_eval.records import Task
+
+SCORING_ONLY: Mapping[str, Any] = MappingProxyType({"task": "score"})
+"""Metadata of a field that applies to `test` and `validate` only. `predict` refuses other values than its default."""
+
+NOT_IN_RECIPE: Mapping[str, Any] = MappingProxyType({"recipe": False})
+"""Metadata of a field that cannot change a number. It is not part of the recipe, and may differ when a run is resumed."""
+
+MAX_SHOWN = 60  # letters of a value in a message
+NAMES: Mapping[object, str] = {
+    int: "a whole number", float: "a finite number", str: "a string", bool: "True or False", Path: "a path", type(None): "None",
+    Mapping: "a mapping",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Base class of settings.
+
+    Raises:
+        RunError: From the constructor, if a value has another type than its field declares.
+    """
+
+    name_in_config: ClassVar[str]
+    """Prefix of the settings in configuration files, such as `data`."""
+
+    def __post_init__(self) -> None:
+        check_types(field_types(type(self)), vars(self))
+
+    def require_at_least(self, least: float, *names: str) -> None:
+        """Raises `RunError` for values below a limit. None is not checked."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise RunError(f"{name} must be at least {least:g}, got {value}")
+
+    def refuse_scoring_only(self) -> None:
+        """Raises `RunError` for values that `predict` would ignore."""
+        for field in fields(self):
+            if field.metadata.get("task") == "score" and getattr(self, field.name) != field.default:
+                raise RunError(f"{self.name_in_config}.{field.name} does not apply to predict; remove it")
+
+    def recipe(self, task: Task) -> dict[str, Any]:
+        """Returns the values that determine the numbers of a task, by name."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.metadata.get("recipe", True) and field.metadata.get("task", task) == task
+        }
+
+
+def field_types(settings: type[Settings]) -> Mapping[str, Any]:
+    """Returns the type of each field of a settings class."""
+    hints = get_type_hints(settings)
+    return {field.name: hints[field.name] for field in fields(settings)}
+
+
+def help_texts(settings: type[Settings]) -> Mapping[str, str]:
+    """Returns the help text of each field of a settings class, from its docstring and those of its bases."""
+    from docstring_parser import parse
+
+    texts: dict[str, str] = {}
+    for parent in reversed(settings.__mro__):
+        if issubclass(parent, Settings):
+            described = parse(vars(parent).get("__doc__") or "").params
+            texts |= {param.arg_name: " ".join((param.description or "").split()) for param in described}
+    return texts
+
+
+def check_types(declared: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Checks values against declared types: numbers, strings, paths, flags, choices and mappings.
+
+    Args:
+        declared: Type by name. Names with other types are not checked.
+        given: Value by name. Names that are not declared are ignored.
+
+    Raises:
+        RunError: Names the argument, the types it can have, and the value.
+    """
+    for name, declared_type in declared.items():
+        kinds = list(_kinds(declared_type))
+        if name not in given or not all(_is_plain(kind) for kind in kinds):
+            continue
+        if not any(_fits(given[name], kind) for kind in kinds):
+            expected = " or ".join(dict.fromkeys(_name(kind) for kind in kinds))
+            raise RunError(f"{name} must be {expected}, got {shown(given[name])}")
+
+
+def shown(value: object) -> str:
+    """Returns a value as error messages show it: short, in one line, with its type."""
+    kind, shape = type(value).__name__, getattr(value, "shape", None)
+    if shape:  # a tensor or an array; numbers of numpy have the shape ()
+        return f"{kind} of shape {tuple(shape)}"
+    text = " ".join(repr(value).split())
+    return f"{text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + '...'} ({kind})"
+
+
+def _kinds(declared: Any) -> Iterable[Any]:
+    """Yields the alternatives of a type."""
+    if get_origin(declared) in (Union, types.UnionType):
+        for part in get_args(declared):
+            yield from _kinds(part)
+    else:
+        yield get_origin(declared) if get_origin(declared) is Mapping else declared
+
+
+def _is_plain(kind: Any) -> bool:
+    return kind in NAMES or get_origin(kind) is Literal
+
+
+def _fits(value: object, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if kind is bool:
+        return isinstance(value, bool) or getattr(getattr(value, "dtype", None), "kind", "") == "b"  # numpy.bool
+    if kind is int:
+        return isinstance(value, Integral) and not isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind)
+
+
+def _name(kind: Any) -> str:
+    return f"one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else NAMES[kind]

@@ -1,0 +1,147 @@
+"""Functions whose keyword arguments are the fields of settings classes.
+
+A function receives settings as one record per class, and its callers pass each setting by name. So a setting is declared once, in
+its class, and every function that takes it has the same name, type, default and help text.
+"""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import fields
+from functools import wraps
+from inspect import Parameter, Signature
+from typing import Any, TypeVar, get_type_hints
+
+from musicgen_eval.records.settings import Settings, check_types, field_types, help_texts
+
+_R = TypeVar("_R")
+LINE_LENGTH = 100
+
+
+def takes_settings(
+    *, positional: Sequence[str] = (), without: Collection[str] = ()
+) -> Callable[[Callable[..., _R]], Callable[..., _R]]:
+    """Replaces each parameter of a settings class, if it has no default, by the fields of the class.
+
+    The signature, the docstring and the help of the decorated function show the fields. An own parameter of the function that has
+    the name of a field takes the place of the field.
+
+    Args:
+        positional: Names that can be passed by position, in this order. All others are passed by keyword.
+        without: Names of fields that the function does not take. They keep their defaults.
+
+    Raises:
+        RunError: From the function, if an argument has another type than declared, or a value that its class refuses.
+        TypeError: From the function, for unknown and missing arguments.
+    """
+
+    def decorate(function: Callable[..., _R]) -> Callable[..., _R]:
+        own_types = get_type_hints(function)
+        own = inspect.signature(function).parameters
+        classes = {
+            name: own_types[name]
+            for name, parameter in own.items()
+            if parameter.default is Parameter.empty and _is_settings(own_types.get(name))
+        }
+        signature = _signature(own, own_types, classes, positional, without)
+
+        @wraps(function)
+        def taking(*args: Any, **kwargs: Any) -> _R:
+            bound = _bind(function, signature, args, kwargs)
+            check_types({name: kind for name, kind in own_types.items() if name not in classes}, bound)
+            records = {
+                name: settings(
+                    **{field: bound[field] for field in _field_names(settings) if field in bound and field not in own}
+                )
+                for name, settings in classes.items()
+            }
+            return function(**{name: bound[name] for name in own if name in bound}, **records)
+
+        taking.__signature__ = signature  # type: ignore[attr-defined]
+        taking.__doc__ = _docstring(function.__doc__ or "", signature, own, classes.values())
+        return taking
+
+    return decorate
+
+
+def _is_settings(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Settings)
+
+
+def _field_names(settings: type[Settings]) -> list[str]:
+    return [field.name for field in fields(settings)]
+
+
+def _signature(
+    own: Mapping[str, Parameter],
+    own_types: Mapping[str, Any],
+    classes: Mapping[str, type[Settings]],
+    positional: Sequence[str],
+    without: Collection[str],
+) -> Signature:
+    """Returns the signature with the fields of the settings classes, the positional parameters first."""
+    found: dict[str, Parameter] = {}
+    for name, parameter in own.items():
+        if name not in classes:
+            found[name] = parameter.replace(annotation=own_types.get(name, parameter.annotation))
+            continue
+        for field in fields(classes[name]):
+            if field.name not in without and field.name not in own:
+                kind = field_types(classes[name])[field.name]
+                found[field.name] = Parameter(
+                    field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=kind
+                )
+    first = [name for name in found if name == "self"] + list(positional)
+    ordered = [found[name].replace(kind=Parameter.POSITIONAL_OR_KEYWORD) for name in first]
+    ordered += [
+        parameter.replace(kind=Parameter.KEYWORD_ONLY) for name, parameter in found.items() if name not in first
+    ]
+    return Signature(
+        ordered,
+        return_annotation=None if own_types.get("return") is type(None) else own_types.get("return", Signature.empty),
+    )
+
+
+def _bind(
+    function: Callable[..., Any], signature: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{function.__name__}() {error}") from None
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _docstring(
+    doc: str, signature: Signature, own: Mapping[str, Parameter], classes: Collection[type[Settings]]
+) -> str:
+    """Returns a docstring in which `Args:` also describes the fields, in the order of the signature."""
+    texts = {name: text for settings in classes for name, text in help_texts(settings).items()}
+    head, section, rest = inspect.cleandoc(doc).partition("Args:\n")
+    described, blank, tail = rest.partition("\n\n")
+    entries = dict(_entries(described))
+    lines = [
+        entries[name] if name in entries else _entry(name, texts[name])
+        for name in signature.parameters
+        if name in entries or (name not in own and name in texts)
+    ]
+    return head + (section or "\n\nArgs:\n") + "\n".join(lines) + blank + tail
+
+
+def _entry(name: str, text: str) -> str:
+    return textwrap.fill(
+        f"{name}: {text}", LINE_LENGTH, initial_indent="    ", subsequent_indent="        ", break_on_hyphens=False
+    )
+
+
+def _entries(described: str) -> Iterator[tuple[str, str]]:
+    """Yields the name and the lines of each entry of an `Args:` section."""
+    entry: list[str] = []
+    for line in [*described.splitlines(), "    end:"]:
+        if line.startswith("    ") and not line.startswith("     ") and entry:
+            yield entry[0].partition(":")[0].strip(), "\n".join(entry)
+            entry = []
+        entry.append(line)

@@ -1,0 +1,184 @@
+"""Functions take their settings from settings classes, and a wrong argument is an error of one line that names it."""
+
+import copy
+import inspect
+import pickle
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+
+from musicgen_eval.api import generate, perplexity
+from musicgen_eval.cli.commands import evaluate_command, generate_command
+from musicgen_eval.data.settings import DataSettings
+from musicgen_eval.errors import CheckpointError, EvaluationError, RunError
+from musicgen_eval.inference.settings import ContinuationSettings
+from musicgen_eval.models.musicgen import load_model
+from musicgen_eval.records.settings import Settings, field_types, help_texts
+from musicgen_eval.runs.datamodule import WindowDataModule
+from musicgen_eval.runs.module import MusicGenEvaluation
+from musicgen_eval.runs.settings import AudioSettings, LengthSettings, ModelSettings, RunSettings
+from musicgen_eval.runs.signatures import takes_settings
+
+AUDIO = torch.zeros(32000) + 0.01
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: perplexity(AUDIO, sample_rate_hz=32000.0), r"sample_rate_hz must be a whole number or None, got 32000\.0"),
+        (lambda: perplexity("demo", text=["a", "b"]), r"text must be a string or None, got \['a', 'b'\] \(list\); a manifest"),
+        (lambda: perplexity("demo", text=float("nan")), r"text must be a string or None, got nan \(float\)"),
+        (lambda: perplexity("demo", text="\udcc3 techno"), r"text must be valid text, got .* undecodable byte at position 0"),
+        (lambda: perplexity("demo", context_s="1"), r"context_s must be a finite number or None, got '1' \(str\)"),
+        (lambda: perplexity("demo", target_s=float("inf")), r"target_s must be a finite number or None, got inf"),
+        (lambda: perplexity("demo", batch_size=8.0), r"batch_size must be a whole number, got 8\.0"),
+        (lambda: perplexity("demo", limit=True), r"limit must be a whole number or None, got True \(bool\)"),
+        (lambda: perplexity("demo", head="skipped"), r"head must be one of score, skip, got 'skipped'"),
+        (lambda: perplexity("demo", allow_beyond_limit="no"), r"allow_beyond_limit must be True or False, got 'no'"),
+        (lambda: perplexity("demo", precision=32), r"precision must be one of 32-true, .*, got 32 \(int\)"),
+        (lambda: perplexity("demo", run_dir=3), r"run_dir must be a string or a path or None, got 3"),
+        (lambda: perplexity("demo", metrics=[]), r"metrics must be a mapping or None, got \[\] \(list\)"),
+        (lambda: perplexity("demo", torch.nn.Linear(1, 1)), r"checkpoint must be 'demo', .* got Linear"),
+        (lambda: perplexity(np.zeros(9)), r"audio must be a path, a list of paths or a torch tensor, got ndarray"),
+        (lambda: generate("demo", text=AUDIO), r"text must be a string or None, got Tensor of shape \(32000,\)"),
+        (lambda: generate("demo", seed=1.5), r"seed must be a whole number, got 1\.5"),
+        (lambda: generate("demo", temperature=float("nan")), r"temperature must be a finite number, got nan"),
+        (lambda: generate("demo", format="aiff"), r"format must be one of flac, wav, mp3, got 'aiff'"),
+        (lambda: MusicGenEvaluation(max_frames="500"), r"max_frames must be a whole number or None, got '500'"),
+        (lambda: MusicGenEvaluation(tail="all"), r"tail must be one of score, drop, got 'all'"),
+        (lambda: MusicGenEvaluation(continuation={}), r"continuation must be ContinuationSettings, got dict"),
+        (lambda: WindowDataModule(batch_size="8"), r"batch_size must be a whole number, got '8'"),
+        (lambda: load_model("demo", max_frames="500"), r"max_frames must be a whole number of at least 1, got '500'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_named_in_one_line(call, message):
+    with pytest.raises(EvaluationError, match=message) as refused:
+        call()
+    assert "\n" not in str(refused.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToneSettings(Settings):
+    """Settings of a tone.
+
+    Attributes:
+        pitch_hz: Frequency of the tone.
+        shape: Waveform.
+    """
+
+    pitch_hz: float = 440.0
+    shape: Literal["sine", "square"] = "sine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoudToneSettings(ToneSettings):
+    """Settings of a loud tone.
+
+    Attributes:
+        gain_db: Gain of
+            the tone.
+    """
+
+    gain_db: int = 6
+
+
+@takes_settings(positional=("path", "gain_db"), without=("shape",))
+def play(path: str, tone: LoudToneSettings, *, times: int = 1) -> tuple[str, LoudToneSettings, int]:
+    """Plays a tone.
+
+    Args:
+        path: File of the tone.
+        times: Number of repetitions.
+
+    Returns:
+        All arguments.
+    """
+    return path, tone, times
+
+
+def test_a_function_takes_the_fields_of_a_settings_class():
+    expected = "(path: str, gain_db: int = 6, *, pitch_hz: float = 440.0, times: int = 1)"
+    assert str(inspect.signature(play)).startswith(expected)
+    assert play("x", 3, pitch_hz=220.0) == ("x", LoudToneSettings(gain_db=3, pitch_hz=220.0), 1)
+    assert play(path="x", times=2) == ("x", LoudToneSettings(), 2)
+
+
+def test_the_docstring_describes_the_fields_in_the_order_of_the_signature():
+    described = (
+        "Args:\n"
+        "    path: File of the tone.\n"
+        "    gain_db: Gain of the tone.\n"
+        "    pitch_hz: Frequency of the tone.\n"
+        "    times: Number of repetitions.\n"
+        "\n"
+        "Returns:\n"
+    )
+    assert described in play.__doc__
+
+
+def test_values_of_fields_and_arguments_are_checked():
+    with pytest.raises(RunError, match=r"gain_db must be a whole number, got 1\.5"):
+        play("x", gain_db=1.5)
+    with pytest.raises(RunError, match="times must be a whole number, got '2'"):
+        play("x", times="2")
+
+
+@pytest.mark.parametrize("arguments", [{"shape": "square"}, {"bogus": 2}])
+def test_unknown_arguments_raise_a_type_error(arguments):
+    with pytest.raises(TypeError, match=rf"play\(\) got an unexpected keyword argument '{next(iter(arguments))}'"):
+        play("x", **arguments)
+
+
+def test_missing_arguments_raise_a_type_error():
+    with pytest.raises(TypeError, match=r"play\(\) missing a required argument: 'path'"):
+        play()
+
+
+@pytest.mark.parametrize(
+    "settings", [DataSettings, ModelSettings, ContinuationSettings, RunSettings, AudioSettings, LengthSettings]
+)
+def test_every_setting_has_a_help_text(settings):
+    assert help_texts(settings).keys() == field_types(settings).keys()
+    for text in help_texts(settings).values():
+        assert text[0].isupper() or text[0] == "`"
+        assert text.endswith(".")
+
+
+def test_every_setting_is_declared_once():
+    owners = [DataSettings, ModelSettings, ContinuationSettings, RunSettings, AudioSettings, LengthSettings]
+    names = [name for settings in owners for name in field_types(settings)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("function", "own"),
+    [
+        (perplexity, {"audio", "checkpoint", "sample_rate_hz", "metrics"}),
+        (generate, {"audio", "checkpoint", "sample_rate_hz", "metrics"}),
+        (evaluate_command, {"audio"}),
+        (generate_command, {"audio"}),
+        (MusicGenEvaluation.__init__, {"self", "metrics", "continuation"}),
+        (WindowDataModule.__init__, {"self"}),
+    ],
+)
+def test_functions_and_commands_take_types_and_defaults_from_the_settings(function, own):
+    owners = [DataSettings, ModelSettings, ContinuationSettings, RunSettings, AudioSettings, LengthSettings]
+    declared = {name: (kind, owner) for owner in owners for name, kind in field_types(owner).items()}
+    parameters = inspect.signature(function).parameters
+    assert parameters.keys() >= own
+    for name in parameters.keys() - own:
+        kind, owner = declared[name]
+        assert (parameters[name].annotation, parameters[name].default) == (kind, getattr(owner(), name))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy, pickle.dumps])
+def test_a_loaded_model_that_cannot_be_copied_says_so(oracle, duplicate):
+    model = load_model(oracle / "tiny_musicgen")
+    with pytest.raises(CheckpointError, match="can be neither copied nor pickled; call load_model again"):
+        duplicate(model)
+    model.prepare("32-true")
+    with pytest.raises(CheckpointError, match="can be neither copied nor pickled"):
+        duplicate(model)
