@@ -25,14 +25,15 @@ import numpy as np
 import soundfile
 import torch
 
-from musicgen_eval.metrics.plugin.inputs import Offer
+from musicgen_eval.metrics.plugin.inputs import WindowData
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.records import ScoredWindow
-from musicgen_eval.runs.datamodule import WindowAudio, WindowDataModule
+from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_evaluation
 from musicgen_eval.runs.scoring_step import ScoringStep, Step
 from musicgen_eval.runs.settings import RunSettings
+from musicgen_eval.runs.window_dataset import WindowAudio
 
 SECONDS = 2  # length of each track, which has three windows
 
@@ -40,9 +41,9 @@ SECONDS = 2  # length of each track, which has three windows
 class FormulaStep(ScoringStep):
     """A scoring step whose codes and nll are computed from the position of the window."""
 
-    def score(self, windows: Sequence[WindowAudio]) -> list[Offer]:
+    def score(self, windows: Sequence[WindowAudio]) -> list[WindowData]:
         """Returns the metric inputs of each window, computed by the formula."""
-        return [Offer({"": self._scored(window)}, self.model.spec.frame_rate_hz) for window in windows]
+        return [WindowData({"": self._scored(window)}, self.model.spec.frame_rate_hz) for window in windows]
 
     def _scored(self, window: WindowAudio) -> ScoredWindow:
         frames = window.window.num_frames

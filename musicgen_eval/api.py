@@ -24,6 +24,7 @@ from musicgen_eval.inference.settings import ContinuationSettings
 from musicgen_eval.metrics import CodebookPerplexity
 from musicgen_eval.metrics.plugin.entries import GivenMetric
 from musicgen_eval.models.musicgen import MusicGen, load_model
+from musicgen_eval.records.signatures import takes_settings
 from musicgen_eval.results.summary import EvaluationResult
 from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.library_output import quiet_libraries
@@ -31,7 +32,6 @@ from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.processes.one_process import own_defaults
 from musicgen_eval.runs.runner import GenerationResult, run_continuation, run_evaluation
 from musicgen_eval.runs.settings import AudioSettings, LengthSettings, ModelSettings, RunSettings
-from musicgen_eval.runs.signatures import takes_settings
 
 Audio = str | Path | Sequence[str | Path] | Tensor
 AnyCheckpoint = str | Path | MusicGen | MusicgenForConditionalGeneration

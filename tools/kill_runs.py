@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 COMPARED = ("nll.safetensors", "summary.json", "tracks.csv", "windows.csv", "continuations.csv")
-EVENTS = (".musicgen_eval.lock", "journal/index.npz", "config.yaml", "run.json", ".windows.csv.part", "summary.json")
+EVENTS = (".musicgen_eval.lock", "journal/index.npz", "config.yaml", "run.json", ".windows.csv.*.tmp", "summary.json")
 SETTINGS = {
     "test": ["--model.save_nll=true", "--data.context_s=1", "--data.target_s=1", "--data.batch_size=2"],
     "predict": [
@@ -159,7 +159,7 @@ def _wait_for(run: subprocess.Popen[bytes], run_dir: Path, event: str) -> None:
 
     def state() -> object:
         try:
-            return (run_dir / event).stat().st_mtime_ns
+            return sorted((path, path.stat().st_mtime_ns) for path in run_dir.glob(event))
         except OSError:
             return None
 

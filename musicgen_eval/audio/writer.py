@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Self
+from types import TracebackType
+from typing import BinaryIO, Literal, Self
 
 import numpy as np
 import soundfile
 import torch
 
 from musicgen_eval.errors import AudioError
+from musicgen_eval.files.atomic import atomic_file
 
 __all__ = ["AudioWriter", "WriteFormat", "write_audio"]
 
@@ -35,8 +35,8 @@ WriteFormat = Literal["wav", "flac", "flac16", "mp3", "ogg"]
 class AudioWriter:
     """Context manager that writes an audio file block by block.
 
-    The audio is written to a temporary file in the same folder, which is renamed when it is complete. If an exception is raised
-    inside the `with` block, an existing file at `path` is kept.
+    The file is written completely or not at all. If an exception is raised inside the `with` block, an existing file at `path`
+    is kept.
 
     Args:
         path: Path of the file. An existing file is replaced.
@@ -59,23 +59,22 @@ class AudioWriter:
         if name not in _WRITE_FORMATS:
             raise AudioError(f"{self.path}: unknown format {name!r}, expected one of: {', '.join(_WRITE_FORMATS)}")
         self._container, self._coding = _WRITE_FORMATS[name]
-        # A hidden file, because a folder given as the source skips those.
-        self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}.tmp")
+        self._on_exit = contextlib.ExitStack()
         self._file: _OutputFile | None = None
         self._sound: soundfile.SoundFile | None = None
         self._pending = np.empty((0, channels), np.float32)  # (n, C), shorter than one block
 
     def __enter__(self) -> Self:
-        with self._errors_with_path():
-            self._file = _OutputFile(self._temporary)
-            try:
-                self._sound = soundfile.SoundFile(
-                    self._file, "w", self.sample_rate_hz, self.channels, self._coding, format=self._container
-                )
-            except BaseException:
-                self._file.close_quietly()
-                self._temporary.unlink(missing_ok=True)
-                raise
+        with self._errors_with_path(), contextlib.ExitStack() as on_error:
+            file = _OutputFile(on_error.enter_context(atomic_file(self.path, "wb")))
+            on_error.callback(file.check)
+            # Closing the sound writes the encoder's last samples and the lengths in the header.
+            sound = on_error.enter_context(
+                soundfile.SoundFile(file, "w", self.sample_rate_hz, self.channels, self._coding, format=self._container)
+            )
+            on_error.callback(self._finish, sound)
+            self._file, self._sound = file, sound
+            self._on_exit = on_error.pop_all()
         return self
 
     def write(self, audio: torch.Tensor) -> None:
@@ -102,25 +101,18 @@ class AudioWriter:
                 self._sound.write(samples[i * _WRITE_BLOCK_SAMPLES : (i + 1) * _WRITE_BLOCK_SAMPLES])
                 self._file.check()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         # An exception of the `with` block must not be replaced by one of the clean-up.
         failures = self._errors_with_path() if kind is None else contextlib.suppress(OSError, soundfile.SoundFileError)
         with failures:
-            try:
-                self._close()
-                if kind is None:
-                    _sync(self._temporary)
-                    self._temporary.replace(self.path)
-            finally:
-                self._temporary.unlink(missing_ok=True)
+            self._on_exit.__exit__(kind, error, trace)
 
-    def _close(self) -> None:
-        sound, file, self._sound, self._file = self._sound, self._file, None, None
-        assert sound is not None
-        assert file is not None
-        # Closing writes the encoder's last samples and the lengths in the header.
-        with contextlib.closing(file), contextlib.closing(sound):
-            sound.write(self._pending)
+    def _finish(self, sound: soundfile.SoundFile) -> None:
+        """Writes the last samples, which are shorter than one block."""
+        self._sound = self._file = None
+        sound.write(self._pending)
 
     @contextlib.contextmanager
     def _errors_with_path(self) -> Iterator[None]:
@@ -156,8 +148,8 @@ def write_audio(
 class _OutputFile:
     """Output file for libsndfile that stores the first error, because Python exceptions do not pass through C code."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("xb")
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
         self._error: OSError | None = None
 
     def write(self, data: bytes) -> int:
@@ -182,30 +174,9 @@ class _OutputFile:
         return b""
 
     def flush(self) -> None:
-        """Does nothing, because `close` flushes."""
+        """Does nothing, because `atomic_file` flushes."""
 
     def check(self) -> None:
         """Raises the stored error, if there is one."""
         if self._error is not None:
             raise self._error
-
-    def close(self) -> None:
-        """Closes the file and raises the stored error, if there is one."""
-        try:
-            self._file.close()
-        finally:
-            self.check()
-
-    def close_quietly(self) -> None:
-        """Closes the file and ignores errors."""
-        with contextlib.suppress(OSError):
-            self._file.close()
-
-
-def _sync(path: Path) -> None:
-    """Flushes a file to disk."""
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

@@ -19,8 +19,8 @@ from musicgen_eval.cli.arguments import full_option, utf8_text, with_resumed, wi
 from musicgen_eval.cli.version import PrintVersion
 from musicgen_eval.data.settings import DataSettings
 from musicgen_eval.inference.settings import ContinuationSettings
+from musicgen_eval.records.signatures import takes_settings
 from musicgen_eval.runs.settings import AudioSettings, LengthSettings, ModelSettings, RunSettings
-from musicgen_eval.runs.signatures import takes_settings
 
 if TYPE_CHECKING:
     from musicgen_eval.runs.folder import RunFolder

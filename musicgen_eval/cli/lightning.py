@@ -19,9 +19,10 @@ from musicgen_eval.errors import EvaluationError, RunError
 from musicgen_eval.models.checkpoint import lasting_name
 from musicgen_eval.models.out_of_memory import out_of_memory_explained
 from musicgen_eval.records import Task
-from musicgen_eval.runs.datamodule import WindowDataModule, dead_workers_named
+from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.folder import RunFolder, resume_line
 from musicgen_eval.runs.module import MusicGenEvaluation
+from musicgen_eval.runs.processes.data_workers import dead_workers_explained
 from musicgen_eval.runs.processes.signals import StopAfterBatch
 from musicgen_eval.runs.processes.strategy import refuse_strategy
 from musicgen_eval.runs.progress_bar import EvaluationProgress
@@ -162,7 +163,7 @@ class EvaluationCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs the command. Signals can stop it after a batch."""
         batch_size = self.datamodule.settings.batch_size
-        with self.stop.listening(), dead_workers_named(), out_of_memory_explained(batch_size, "moving data to it"):
+        with self.stop.listening(), dead_workers_explained(), out_of_memory_explained(batch_size, "moving data to it"):
             super()._run_subcommand(subcommand)
 
     def before_test(self) -> None:

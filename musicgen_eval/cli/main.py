@@ -10,7 +10,6 @@ Every error is printed as one message, and the exit status is not zero.
 from __future__ import annotations
 
 import locale
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -53,7 +52,6 @@ def _guarded(parse: Callable[[], Callable[[], None]]) -> int:
     Returns:
         The exit status: 0 for success, 2 for wrong arguments, 143 for SIGTERM, 130 for an interrupt, 1 for other errors.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic LSTMs; read when CUDA starts
     with tolerant_streams(), utf8_files():
         try:
             return _run(parse())
@@ -71,10 +69,12 @@ def _run(command: Callable[[], None]) -> int:
     """Runs a command; returns the exit status, also after an exception of Lightning."""
     from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+    from musicgen_eval.models.numerics import request_deterministic_lstms
     from musicgen_eval.runs.library_output import quiet_libraries
     from musicgen_eval.runs.processes.rank_messages import StoppedElsewhere
     from musicgen_eval.runs.processes.signals import was_launched
 
+    request_deterministic_lstms()
     with quiet_libraries():
         try:
             command()

@@ -5,6 +5,9 @@
     ends    5        12         17
 
 A column behaves like a list of `str` and is sent to other processes as two arrays.
+
+numpy's `StringDType` needs 16 bytes per row instead of 8, is pickled as a list of `str`, and cannot hold file names that are not
+UTF-8.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +24,24 @@ from numpy.typing import NDArray
 from musicgen_eval.files.file_names import locate
 
 _ENCODING_ERRORS = "surrogatepass"  # file names that are not UTF-8 contain lone surrogates
+Row = TypeVar("Row", bound=str | None, covariant=True)
 
 
-class Strings(Sequence[str]):
+class _Column(Sequence[Row]):
+    """A sequence that equals a list of the same rows."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str | bytes):
+            return NotImplemented
+        return len(self) == len(other) and all(own == theirs for own, theirs in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"[{', '.join(map(repr, self[:5]))}{', ...' * (len(self) > 5)}]"
+
+
+class Strings(_Column[str]):
     """A column of text.
 
     Args:
@@ -40,11 +58,11 @@ class Strings(Sequence[str]):
         self.ends = ends
 
     @classmethod
-    def of(cls, rows: Iterable[str]) -> Self:
+    def of(cls, rows: Iterable[str]) -> Strings:
         """Builds a column from rows."""
         builder = StringsBuilder()
         builder.extend(list(rows))
-        return cls(bytes(builder.data), np.array(builder.ends, np.int64))
+        return builder.build()
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns the state to pickle. Lengths replace ends, because a length needs one or two bytes and an end needs eight."""
@@ -60,13 +78,13 @@ class Strings(Sequence[str]):
     @overload
     def __getitem__(self, row: int) -> str: ...
     @overload
-    def __getitem__(self, row: slice) -> Self: ...
-    def __getitem__(self, row: int | slice) -> str | Self:
+    def __getitem__(self, row: slice) -> Strings: ...
+    def __getitem__(self, row: int | slice) -> str | Strings:
         if isinstance(row, slice):
             first, stop, step = row.indices(len(self))
             if first != 0 or step != 1:
-                return type(self).of(self[at] for at in range(len(self))[row])
-            return type(self)(self.data[: int(self.ends[stop - 1]) if stop else 0], self.ends[:stop].copy())
+                return Strings.of(self[at] for at in range(len(self))[row])
+            return Strings(self.data[: int(self.ends[stop - 1]) if stop else 0], self.ends[:stop].copy())
         return self.encoded(row).decode("utf-8", _ENCODING_ERRORS)
 
     def encoded(self, row: int) -> bytes:
@@ -85,14 +103,6 @@ class Strings(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         return (row.decode("utf-8", _ENCODING_ERRORS) for row in self.all_encoded())
-
-    def __eq__(self, other: object) -> bool:
-        return _equal(self, other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return _shown(self)
 
 
 class StringsBuilder:
@@ -124,7 +134,7 @@ class StringsBuilder:
         return Strings(data, ends)
 
 
-class Texts(Sequence[str | None]):
+class Texts(_Column[str | None]):
     """A column of texts in which an empty row reads as None.
 
     >>> list(Texts(Strings.of(["a calm piano", ""])))
@@ -152,16 +162,8 @@ class Texts(Sequence[str | None]):
     def __iter__(self) -> Iterator[str | None]:
         return (row or None for row in self.strings)
 
-    def __eq__(self, other: object) -> bool:
-        return _equal(self, other)
 
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return _shown(self)
-
-
-class Paths(Sequence[str]):
+class Paths(_Column[str]):
     """A column of file paths relative to one folder; absolute paths are kept as they are.
 
     >>> list(Paths("/data", Strings.of(["a.wav", "/music/b.wav"])))
@@ -187,14 +189,6 @@ class Paths(Sequence[str]):
     def file(self, row: int) -> Path:
         """Returns the path of a row's file, spelled as in the file system."""
         return locate(self.folder, self.names[row])
-
-    def __eq__(self, other: object) -> bool:
-        return _equal(self, other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return _shown(self)
 
 
 def packed(column: NDArray[Any]) -> NDArray[Any]:
@@ -222,13 +216,3 @@ def smallest_int_dtype(column: NDArray[np.integer[Any]]) -> NDArray[np.integer[A
 def bits(column: NDArray[Any]) -> NDArray[Any]:
     """Returns float64 numbers as int64 bit patterns, so that NaN equals NaN; other dtypes are returned unchanged."""
     return np.ascontiguousarray(column).view(np.int64) if column.dtype == np.float64 else column
-
-
-def _equal(column: Sequence[Any], other: object) -> bool:
-    if not isinstance(other, Sequence) or isinstance(other, str | bytes):
-        return NotImplemented
-    return len(column) == len(other) and all(own == theirs for own, theirs in zip(column, other, strict=True))
-
-
-def _shown(column: Sequence[Any]) -> str:
-    return f"[{', '.join(map(repr, column[:5]))}{', ...' * (len(column) > 5)}]"

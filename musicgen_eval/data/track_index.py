@@ -14,7 +14,6 @@ The file also contains the source's columns: a digest of every id and text, and 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
@@ -29,6 +28,7 @@ from musicgen_eval.audio.reader import AudioInfo, TrackAudio
 from musicgen_eval.data.columns import Strings, Texts, bits, packed, unpacked
 from musicgen_eval.data.sources import TrackList
 from musicgen_eval.errors import RunError
+from musicgen_eval.files.atomic import atomic_file
 from musicgen_eval.files.redaction import redact_tree
 
 State = Literal["pending", "opened", "failed", "declared"]
@@ -227,7 +227,7 @@ def digest_source(tracks: TrackList) -> str:
 
 
 def save_index(path: Path, index: TrackIndex, source: SourceColumns) -> None:
-    """Writes the index to a temporary file, syncs it to disk and renames it.
+    """Writes the index completely or not at all.
 
     Raises:
         RunError: The file cannot be written.
@@ -237,17 +237,11 @@ def save_index(path: Path, index: TrackIndex, source: SourceColumns) -> None:
         name: packed(column) for name, column in vars(source).items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with partial.open("wb") as file:
+        with atomic_file(path, "wb") as file:
             np.savez(file, num_tracks=len(index), words=np.frombuffer(words, np.uint8), **columns)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except OSError as error:
         raise RunError(f"{path}: cannot write the index of tracks: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_index(path: Path) -> tuple[TrackIndex, SourceColumns]:

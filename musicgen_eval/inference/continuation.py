@@ -21,8 +21,10 @@ from musicgen_eval.models.decoder.sampling import Sampling
 from musicgen_eval.models.numerics import full_precision
 from musicgen_eval.models.transfers import upload
 from musicgen_eval.records import StepKernels
+from musicgen_eval.records.signatures import takes_settings
 
 
+@takes_settings(positional=("decoder", "prompt"))
 @torch.inference_mode()
 def continue_codes(
     decoder: MusicgenForCausalLM,
@@ -34,10 +36,7 @@ def continue_codes(
     stride_frames: int | None = None,
     encoder_hidden_states: Tensor | None = None,
     encoder_attention_mask: Tensor | None = None,
-    guidance_scale: float = 3.0,
-    temperature: float = 1.0,
-    top_k: int | None = 250,
-    top_p: float | None = None,
+    sampling: Sampling,
     prompt_frames: Sequence[int] | Tensor | None = None,
     uniforms: Tensor | None = None,
 ) -> Tensor:
@@ -53,10 +52,6 @@ def continue_codes(
             audiocraft.
         encoder_hidden_states: (B, L, D) text states, projected to the decoder's width. None means the null condition.
         encoder_attention_mask: (B, L), 0 for padding. A row of zeros means the null condition. None means no padding.
-        guidance_scale: Scale of classifier-free guidance, at least 1 (no guidance). Not used for rows with the null condition.
-        temperature: Divisor of the logits; 0 selects the most likely code.
-        top_k: Number of most likely codes to sample from. None means all codes.
-        top_p: Sample from the smallest set of most likely codes whose total probability reaches top_p. None means all codes.
         prompt_frames: (B,) length of each row's prompt. Later frames of `prompt` are ignored. None means P for every row.
         uniforms: (B, K, max total_frames) random numbers in [0, 1), one per codebook and frame, on any device. Not needed at
             temperature 0.
@@ -72,12 +67,10 @@ def continue_codes(
 
     Source: MusicGen (arXiv 2306.05284), section 2.2; audiocraft 1.3.0, `LMModel.generate` and `MusicGen._generate_tokens`.
     """
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     lengths = checked_lengths(
         prompt,
         delays=delays,
         codebook_size=decoder.config.vocab_size,
-        guidance_scale=guidance_scale,
         sampling=sampling,
         total_frames=total_frames,
         prompt_frames=prompt_frames,
@@ -93,7 +86,7 @@ def continue_codes(
             max_frames=max_frames,
             stride_frames=3 * max_frames // 5 if stride_frames is None else stride_frames,
             texts=texts,
-            guidance_scale=guidance_scale,
+            guidance_scale=sampling.guidance_scale,
             sampling=sampling,
             uniforms=uniforms,
         )

@@ -29,7 +29,6 @@ def checked_lengths(
     *,
     delays: Sequence[int],
     codebook_size: int,
-    guidance_scale: float,
     sampling: Sampling,
     total_frames: int | Sequence[int] | Tensor,
     prompt_frames: Sequence[int] | Tensor | None,
@@ -45,8 +44,6 @@ def checked_lengths(
             f"prompt must be (B, K, P) int64 with K = {len(delays)} delays, got {tuple(prompt.shape)} {prompt.dtype}"
         )
     B, K, P = prompt.shape
-    if not 1 <= guidance_scale < float("inf"):
-        raise ValueError(f"guidance_scale must be at least 1 (no guidance) and finite, got {guidance_scale}")
     sampling.check(codebook_size)
     totals = _per_row(total_frames, B, "total_frames")
     prompts = [P] * B if prompt_frames is None else _per_row(prompt_frames, B, "prompt_frames")

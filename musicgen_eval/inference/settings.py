@@ -19,7 +19,6 @@ class ContinuationSettings(SamplingSettings):
     Attributes:
         stride_s: Number of seconds by which the window slides if prompt and continuation exceed the checkpoint's limit together.
             Defaults to 3/5 of the limit.
-        guidance_scale: Scale of classifier-free guidance. 1 turns guidance off.
         num_continuations: Number of continuations per track, each with its own random numbers.
         threads: Number of CPU threads for generating codes and decoding audio. Defaults to the number that torch uses. Results
             depend on it in the last bits, which can change a sampled code. Small steps always use one thread.
@@ -30,15 +29,12 @@ class ContinuationSettings(SamplingSettings):
     name_in_config: ClassVar[str] = "model.continuation"
 
     stride_s: float | None = None
-    guidance_scale: float = 3.0
     num_continuations: int = 1
     threads: int | None = None
     kernels: StepKernels = "graph"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.guidance_scale >= 1:
-            raise RunError(f"guidance_scale must be at least 1 (no guidance) and finite, got {self.guidance_scale}")
         self.require_at_least(1, "num_continuations", "threads")
         if self.threads is not None and self.threads > MAX_THREADS:
             raise RunError(f"threads must be at most {MAX_THREADS}, got {self.threads}")

@@ -18,6 +18,9 @@ from typing import Any
 
 import torch
 
+CUBLAS_WORKSPACE = ":4096:8"
+"""Value of CUBLAS_WORKSPACE_CONFIG for deterministic LSTMs, as torch documents it."""
+
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
@@ -26,7 +29,7 @@ def full_precision() -> Iterator[None]:
     - float32 products and convolutions use neither TF32 nor bfloat16 (`torch.set_float32_matmul_precision`).
     - Partial sums of float16 and bfloat16 products are added in float32. Otherwise, cuBLAS would round them when it splits a sum.
     - cuDNN uses deterministic algorithms, and does not choose them by timing. A deterministic LSTM also requires the environment
-      variable CUBLAS_WORKSPACE_CONFIG, which must be set before CUDA starts. The command-line programs set it.
+      variable CUBLAS_WORKSPACE_CONFIG, which must be set before CUDA starts (see `request_deterministic_lstms`).
     - cuDNN attention is turned off, because it builds an execution plan for each new shape, which takes 0.1 to 0.4 s. torch
       prefers it on H100-class devices.
     """
@@ -49,6 +52,12 @@ def float32_exactly(device_type: str = "cpu") -> Iterator[None]:
     """Holds `full_precision` and `float32_by_default`, and turns autocast off."""
     with full_precision(), float32_by_default(), torch.autocast(device_type, enabled=False):
         yield
+
+
+def request_deterministic_lstms() -> None:
+    """Sets CUBLAS_WORKSPACE_CONFIG, which cuBLAS reads when CUDA starts, unless it is set or CUDA has started."""
+    if not torch.cuda.is_initialized():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
 
 
 def numerics_in_use() -> dict[str, Any]:

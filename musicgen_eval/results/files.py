@@ -1,29 +1,28 @@
 """Writes the files of a result: summary.json, tracks.csv, windows.csv and nll.safetensors.
 
-Each file is first written under a temporary name. When all are complete, they are renamed, summary.json last.
+The files are renamed to their final names when all of them are complete, summary.json last.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from musicgen_eval.errors import RunError
+from musicgen_eval.files.atomic import atomic_file, sync_folder
 from musicgen_eval.files.redaction import redact, redact_rows, redact_tree
 
 if TYPE_CHECKING:  # a wrong run folder is reported without an import of torch
     from torch import Tensor
 
     from musicgen_eval.results.summary import EvaluationResult
-
-RESULT_FILES = ("summary.json", "tracks.csv", "windows.csv", "nll.safetensors")
 
 
 def write_result(folder: Path, result: EvaluationResult) -> list[Path]:
@@ -40,30 +39,24 @@ def write_result(folder: Path, result: EvaluationResult) -> list[Path]:
         RunError: If a file cannot be written. All result files are then removed.
     """
     metric_keys = [(name, key) for name, values in result.metrics.items() for key in values]
-    writers: dict[str, Callable[[Path], object]] = {
-        "windows.csv": lambda path: _write_csv(path, _window_rows(result, metric_keys)),
-        "tracks.csv": lambda path: _write_csv(path, _track_rows(result, metric_keys)),
-        "summary.json": lambda path: path.write_text(
-            to_json(summary(result)), encoding="utf-8", errors="backslashreplace"
-        ),
-    }
-    if result.nll:
-        writers = {"nll.safetensors": lambda path: _write_curves(path, result.nll), **writers}
-    partial = {name: folder / f".{name}.part" for name in writers}
+    names = ["summary.json", "tracks.csv", "windows.csv", *(["nll.safetensors"] if result.nll else [])]
     try:
-        for name, write in writers.items():
-            write(partial[name])
-            _sync(partial[name])
-        (folder / "summary.json").unlink(missing_ok=True)  # a folder with summary.json counts as finished
-        for name, path in partial.items():
-            path.replace(folder / name)
-        _sync(folder)
+        with ExitStack() as files:  # renames the files in reverse order
+            summary_file = files.enter_context(atomic_file(folder / "summary.json"))
+            tracks_file = files.enter_context(atomic_file(folder / "tracks.csv"))
+            windows_file = files.enter_context(atomic_file(folder / "windows.csv"))
+            if result.nll:
+                _write_curves(files.enter_context(atomic_file(folder / "nll.safetensors", "wb")), result.nll)
+            _write_csv(windows_file, _window_rows(result, metric_keys))
+            _write_csv(tracks_file, _track_rows(result, metric_keys))
+            summary_file.write(to_json(summary(result)))
+            (folder / "summary.json").unlink(missing_ok=True)  # a folder with summary.json counts as finished
+        sync_folder(folder)
     except OSError as error:
-        for name, path in partial.items():
-            path.unlink(missing_ok=True)
+        for name in names:
             (folder / name).unlink(missing_ok=True)
         raise RunError(f"run_dir {folder}: the result files could not be written ({error})") from error
-    return [folder / name for name in reversed(writers)]
+    return [folder / name for name in names]
 
 
 def summary(result: EvaluationResult) -> dict[str, Any]:
@@ -119,9 +112,8 @@ def _numbers(metrics: Mapping[str, Mapping[str, float]], metric_keys: Sequence[t
     return ["" if value is None or not isfinite(value) else value for value in values]
 
 
-def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        csv.writer(file, lineterminator="\n").writerows(redact_rows(map(cells, rows)))
+def _write_csv(file: TextIO, rows: Iterable[Sequence[Any]]) -> None:
+    csv.writer(file, lineterminator="\n").writerows(redact_rows(map(cells, rows)))
 
 
 def cells(row: Iterable[Any]) -> list[Any]:
@@ -129,16 +121,7 @@ def cells(row: Iterable[Any]) -> list[Any]:
     return [cell.replace("\r", "\\r") if isinstance(cell, str) else cell for cell in row]
 
 
-def _sync(path: Path) -> None:
-    """Flushes a file, or the names in a folder, to disk."""
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
-
-
-def _write_curves(path: Path, curves: Mapping[str, Tensor]) -> None:
+def _write_curves(file: BinaryIO, curves: Mapping[str, Tensor]) -> None:
     """Writes float32 curves to a safetensors file, with one curve in memory at a time.
 
     Source: file format of safetensors 0.6 (length of the header, JSON header, tensors).
@@ -154,7 +137,6 @@ def _write_curves(path: Path, curves: Mapping[str, Tensor]) -> None:
         at += 4 * curve.numel()
     head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "backslashreplace")
     head += b" " * (-len(head) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(head)) + head)
-        for curve in curves.values():
-            file.write(curve.contiguous().numpy().astype("<f4", copy=False).tobytes())
+    file.write(struct.pack("<Q", len(head)) + head)
+    for curve in curves.values():
+        file.write(curve.contiguous().numpy().astype("<f4", copy=False).tobytes())

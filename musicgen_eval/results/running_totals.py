@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from musicgen_eval.metrics import CodebookPerplexity
-from musicgen_eval.metrics.plugin.inputs import Offer
+from musicgen_eval.metrics.plugin.inputs import WindowData
 from musicgen_eval.metrics.plugin.states import State, compute_from
 from musicgen_eval.records import CodecSpec
 
@@ -30,11 +30,11 @@ class RunningTotals:
         state: State = {"total": self._perplexity.total, "count": self._perplexity.count}
         return compute_from(self._perplexity, state)["ppl"]
 
-    def add(self, track_rows: Sequence[int], offers: Sequence[Offer]) -> None:
+    def add(self, track_rows: Sequence[int], window_data: Sequence[WindowData]) -> None:
         """Adds the windows of a batch."""
-        for row, offer in zip(track_rows, offers, strict=True):
-            plain = offer.on_cpu.readings[""]
+        for row, data in zip(track_rows, window_data, strict=True):
+            plain = data.on_cpu.readings[""]
             assert plain is not None  # the plain reading always exists
             self._perplexity.update(plain.nll)
             self.tracks.add(row)
-            self.scored_seconds += plain.window.target_frames / offer.frame_rate_hz
+            self.scored_seconds += plain.window.target_frames / data.frame_rate_hz

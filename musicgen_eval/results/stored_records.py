@@ -13,7 +13,7 @@ TRACK_TEXTS, TRACK_NUMBERS = ("id", "path", "text", "status", "reason"), ("durat
 WINDOW_TEXTS, WINDOW_NUMBERS = ("track",), ("index", "start_s", "context_s", "target_s")
 CONTINUATION_TEXTS = ("track", "text", "seed", "path", "context_path", "reference_path")
 CONTINUATION_NUMBERS = (
-    "continuation", "context_s", "prompt_s", "heard_s", "generated_s", "reference_s", "temperature", "top_k", "top_p",
+    "continuation", "context_s", "prompt_s", "generated_s", "reference_s", "temperature", "top_k", "top_p",
     "guidance_scale", "stride_s",
 )  # fmt: skip
 
@@ -175,7 +175,7 @@ def continuation_of(folder: Path, row: Row) -> StoredContinuation:
         track=row.texts["track"],
         index=_whole(numbers["continuation"]) or 0,
         context_s=numbers.get("context_s"),
-        prompt_s=numbers.get("prompt_s", numbers.get("heard_s")),
+        prompt_s=numbers.get("prompt_s"),
         generated_s=numbers.get("generated_s"),
         reference_s=numbers.get("reference_s"),
         text=row.texts.get("text") or None,

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from math import exp, log
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musicgen_eval.errors import RunError, near_matches
+from musicgen_eval.results.continuation_tables import read_continuations
 from musicgen_eval.results.nll_file import NllFile
 from musicgen_eval.results.stored_records import (
-    CONTINUATION_NUMBERS,
-    CONTINUATION_TEXTS,
     TRACK_NUMBERS,
     TRACK_TEXTS,
     WINDOW_NUMBERS,
@@ -37,15 +34,14 @@ from musicgen_eval.results.stored_records import (
     StoredTrack,
     StoredValue,
     StoredWindow,
-    continuation_of,
     track_of,
     value_of,
     window_of,
 )
 from musicgen_eval.results.table_reader import TableRecords, read_table
+from musicgen_eval.results.unfinished_run import read_measured_windows
 
 RunState = Literal["finished", "unfinished"]
-_CONTINUATION_TABLE = re.compile(r"continuations(?:\.(\d+)\.(\d+))?\.csv")
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,7 +235,9 @@ def _finished(path: Path, run: Mapping[str, Any]) -> StoredRun:
         counts=counts,
         tracks=TableRecords(tracks, track_of),
         windows=TableRecords(windows, window_of),
-        continuations=_continuations(path, is_finished=True, expected=recipe.get("task") == "continue"),
+        continuations=read_continuations(
+            path, is_finished=True, is_expected=recipe.get("task") == "continue", remedy=remedy
+        ),
         failures=failures,
         notes=tuple(recipe.get("notes", ())),
         num_windows_measured=None,
@@ -248,32 +246,8 @@ def _finished(path: Path, run: Mapping[str, Any]) -> StoredRun:
 
 
 def _unfinished(path: Path, run: Mapping[str, Any]) -> StoredRun:
-    from musicgen_eval.results.journal.reader import JournalReader
-
     recipe = run.get("fingerprint", {})
-    reader = JournalReader(path / "journal")
-    rows = {(row.track, row.window): row for _, batch in reader.batches() for row in batch}
-    failures: dict[str, str] = {}
-    for (track, _), row in sorted(rows.items()):
-        if row.failure is not None:
-            failures.setdefault(track, row.failure)
-    perplexities = _perplexities(recipe)
-    windows = [
-        StoredWindow(
-            track=row.track,
-            index=row.window,
-            start_s=None,
-            context_s=None,
-            target_s=row.seconds,
-            metrics={
-                name: perplexities_of(row.numbers[name], frame_rate_hz)
-                for name, frame_rate_hz in perplexities.items()
-                if name in row.numbers
-            },
-        )
-        for row in rows.values()
-        if row.track not in failures
-    ]
+    measured = read_measured_windows(path / "journal", recipe)
     return StoredRun(
         folder=path,
         state="unfinished",
@@ -284,85 +258,13 @@ def _unfinished(path: Path, run: Mapping[str, Any]) -> StoredRun:
         metric_errors={},
         counts={},
         tracks=(),
-        windows=windows,
-        continuations=_continuations(path, is_finished=False),
-        failures=[StoredFailure(track, reason) for track, reason in failures.items()],
-        notes=tuple(reader.notes),
-        num_windows_measured=len(rows),
+        windows=measured.windows,
+        continuations=read_continuations(path, is_finished=False, remedy=_remedy(path)),
+        failures=measured.failures,
+        notes=measured.notes,
+        num_windows_measured=measured.num_windows,
         num_windows_planned=_num_planned(run),
     )
-
-
-def perplexities_of(state: Mapping[str, Sequence[float]], frame_rate_hz: float) -> dict[str, float | None]:
-    """Computes the results of `CodebookPerplexity` from its state.
-
-    Args:
-        state: `total`, nats per codebook, and `count`, scored codes per codebook.
-        frame_rate_hz: Frame rate of the codec.
-
-    Returns:
-        `ppl`, `ce` (nats) and `bits_per_second`, and the first two per codebook. None if a codebook has no scored code.
-
-    >>> perplexities_of({"total": [0.0, 2.0], "count": [2, 1]}, 50)["ce"]
-    1.0
-    """
-    means = [total / count if count else None for total, count in zip(state["total"], state["count"], strict=True)]
-    scored = [mean for mean in means if mean is not None]
-    ce = sum(scored) / len(scored) if scored and len(scored) == len(means) else None
-    return {
-        "ppl": _exp(ce),
-        **{f"ppl_q{k}": _exp(mean) for k, mean in enumerate(means, start=1)},
-        "ce": ce,
-        **{f"ce_q{k}": mean for k, mean in enumerate(means, start=1)},
-        "bits_per_second": None if ce is None else frame_rate_hz * sum(scored) / log(2),
-    }
-
-
-def _perplexities(recipe: Mapping[str, Any]) -> dict[str, float]:
-    """Returns metric name -> frame rate of the metrics that `perplexities_of` can compute."""
-    frame_rate_hz = recipe.get("codec", {}).get("frame_rate_hz")
-    known = re.compile(r"musicgen_eval\..*\.?CodebookPerplexity")
-    return {
-        name: frame_rate_hz
-        for name, metric in recipe.get("metrics", {}).items()
-        if frame_rate_hz is not None and known.fullmatch(metric.get("class", ""))
-    }
-
-
-def _exp(number: float | None) -> float | None:
-    try:
-        return None if number is None else exp(number)
-    except OverflowError:
-        return None
-
-
-def _continuations(path: Path, *, is_finished: bool, expected: bool = False) -> Sequence[StoredContinuation]:
-    """Reads the tables of all starts and processes. Of a continuation that was written twice, the later row counts."""
-    tables = sorted((_start_and_rank(table), table) for table in path.glob("continuations*.csv"))
-    places = [table for start_and_rank, table in tables if start_and_rank is not None]
-    if expected and not places:
-        places = [path / "continuations.csv"]  # reading it raises the error
-    by_path: dict[Path, StoredContinuation] = {}
-    for place in places:
-        table = read_table(
-            place,
-            required=("track", "continuation", "path"),
-            texts=CONTINUATION_TEXTS,
-            numbers=CONTINUATION_NUMBERS,
-            skip_incomplete=not is_finished,
-            remedy=_remedy(path),
-        )
-        try:
-            by_path |= {record.path: record for record in TableRecords(table, partial(continuation_of, path))}
-        except ValueError as error:
-            raise RunError(f"{place}: damaged: column seed ({error}); {_remedy(path)}") from error
-    return list(by_path.values())
-
-
-def _start_and_rank(table: Path) -> tuple[int, int] | None:
-    """Returns start and rank of the process that wrote a table. None means that the name is of another file."""
-    match = _CONTINUATION_TABLE.fullmatch(table.name)
-    return None if match is None else (int(match[1] or 0), int(match[2] or 0))
 
 
 def _num_planned(run: Mapping[str, Any]) -> int | None:

@@ -29,9 +29,9 @@ class RunConstants:
     """Values that the first start of a run determines for all of its starts.
 
     Attributes:
-        threads: number of CPU threads that generate and decode in predict. None means that no start has determined it.
-        arithmetic: implementation of the decoder's matrix products. None means that no start has loaded the model.
-        other_machines: further machines on which parts of the run were measured.
+        threads: Number of CPU threads that generate and decode in predict. None means that no start has determined it.
+        arithmetic: Implementation of the decoder's matrix products. None means that no start has loaded the model.
+        other_machines: Further machines on which parts of the run were measured.
     """
 
     threads: int | None = None
@@ -44,13 +44,13 @@ class RunContext:
     """The state of one run in one process, from the `setup` hooks to `teardown`.
 
     Attributes:
-        plan: tracks, windows and batches of the run.
-        batch_size: number of windows per batch.
-        store: store of this process's window records.
-        totals: running totals of this process, for progress displays.
-        measured: batches that earlier starts have measured.
-        constants: values that are the same in all starts.
-        sink: receives continuations in predict. None means that their audio stays in memory.
+        plan: Tracks, windows and batches of the run.
+        batch_size: Number of windows per batch.
+        store: Store of this process's window records.
+        totals: Running totals of this process, for progress displays.
+        measured: Batches that earlier starts have measured.
+        constants: Values that are the same in all starts.
+        sink: Receiver of continuations in predict. None means that their audio is kept in memory.
     """
 
     plan: Plan
@@ -75,13 +75,13 @@ class RunContext:
         """Sets the implementation of the matrix products, or compares it with that of the first start.
 
         Raises:
-            RunError: the run was started with another implementation.
+            RunError: The run was started with another implementation.
         """
         known = self.constants.arithmetic
         if known not in (None, arithmetic):
             raise RunError(
-                f"the run was started with {known} products and would resume with {arithmetic} products, which differ in the "
-                "last bits; resume it on the same type of device, and with the same strategy"
+                f"the run was started with {known} kernels and would resume with {arithmetic} kernels, which differ in the last "
+                "bits; resume it on the same type of device and with the same strategy"
             )
         self.constants = replace(self.constants, arithmetic=arithmetic)
 
@@ -90,8 +90,8 @@ class ContextProvider(L.Callback):
     """Base class of the callback that opens the context of a run. A trainer has at most one.
 
     Attributes:
-        context: context of the current run, from this callback's `setup` on. None means that the module makes one in memory.
-        retry_failures: measures tracks again that failed in earlier starts.
+        context: Context of the current run, from this callback's `setup` on. None means that the module makes one in memory.
+        retry_failures: Measure tracks again that failed in earlier starts.
     """
 
     context: RunContext | None = None
@@ -99,7 +99,7 @@ class ContextProvider(L.Callback):
 
     @property
     def index_path(self) -> Path | None:
-        """File that keeps the properties of the source's files for later starts. None means that no file keeps them."""
+        """File that stores the properties of the source's audio files for later starts, or None if they are not stored."""
         return None
 
 

@@ -1,4 +1,4 @@
-"""The audio around one continuation, decoded piece by piece, and the interface of whatever stores it."""
+"""The audio around one continuation, decoded piece by piece, and the interface of objects that store it."""
 
 from __future__ import annotations
 
@@ -13,39 +13,40 @@ from musicgen_eval.errors import AudioError
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.records import Continuation
 
-PIECE_S = 20  # length of the pieces in which a track's own audio is read
+PIECE_S = 20
+"""Length of the pieces in which the audio of a track is read, in seconds."""
 
 
 class ContinuationSink(Protocol):
     """Stores continuations as they are generated."""
 
-    def write(self, continuation: Continuation, sound: Sound) -> Continuation:
-        """Stores a continuation, and returns it with the paths of its files. `sound.generated` can be iterated over once."""
+    def write(self, continuation: Continuation, audio: AudioPieces) -> Continuation:
+        """Stores a continuation, and returns it with the paths of its files. `audio.generated` can be iterated over once."""
         ...
 
 
-class Sound:
+class AudioPieces:
     """The audio around one continuation, as (C, n) float32 pieces on the CPU at the codec's rate.
 
-    The constructor decodes up to the boundary. Later pieces are decoded when they are iterated over.
+    The constructor decodes the prompt. The continuation is decoded while `generated` is iterated over.
 
     Args:
-        track: the track that is continued.
-        continuation: its codes and window.
-        reference_frames: number of frames of the reference.
-        model: the model whose codec decodes.
+        track: Audio of the track that is continued.
+        continuation: Codes and window of the continuation.
+        reference_frames: Number of frames of the reference.
+        model: Model whose codec decodes the codes.
 
     Attributes:
-        sample_rate_hz: sample rate of all pieces.
+        sample_rate_hz: Sample rate of all pieces.
         num_channels: C.
         context_decoded: (C, N) audio of the prompt, as the codec decodes it.
-        generated: pieces of the continuation, as the codec decodes them. They can be iterated over once.
-        num_context_samples: number of samples of the track before the boundary.
-        num_reference_samples: number of samples of the reference.
-        num_generated_samples: number of samples of the continuation.
+        generated: Pieces of the continuation, as the codec decodes them. They can be iterated over once.
+        num_context_samples: Number of samples of the track before the boundary.
+        num_reference_samples: Number of samples of the reference.
+        num_generated_samples: Number of samples of the continuation.
 
     Raises:
-        AudioError: the codec makes samples that are not finite.
+        AudioError: The codec decoded the codes to NaN or infinite samples.
     """
 
     def __init__(self, track: TrackAudio, continuation: Continuation, reference_frames: int, model: MusicGen) -> None:
@@ -70,10 +71,10 @@ class Sound:
         return self._read(self.num_context_samples, self.num_context_samples + self.num_reference_samples)
 
     def keep_generated(self) -> list[Tensor]:
-        """Returns a list that receives each piece of `generated` when it is iterated over."""
-        kept: list[Tensor] = []
-        self.generated = _copied_to(kept, self.generated)
-        return kept
+        """Returns a list to which each piece of `generated` is added while `generated` is iterated over."""
+        copies: list[Tensor] = []
+        self.generated = _copied_to(copies, self.generated)
+        return copies
 
     def _read(self, start: int, end: int) -> Iterator[Tensor]:
         step = PIECE_S * self.sample_rate_hz
@@ -100,13 +101,13 @@ def split_pieces(pieces: Iterator[Tensor], num_samples: int) -> tuple[Tensor, It
     return torch.cat(first, dim=1), following()
 
 
-def _copied_to(kept: list[Tensor], pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+def _copied_to(copies: list[Tensor], pieces: Iterator[Tensor]) -> Iterator[Tensor]:
     for piece in pieces:
-        kept.append(piece)
+        copies.append(piece)
         yield piece
 
 
 def _finite(piece: Tensor) -> Tensor:
     if not piece.isfinite().all():
-        raise AudioError("the codec made NaN or infinite samples of the continuation's codes")
+        raise AudioError("the codec decoded the continuation's codes to NaN or infinite samples")
     return piece

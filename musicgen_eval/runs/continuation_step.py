@@ -1,6 +1,6 @@
 """Continues a batch of prompts in predict.
 
-    contexts --encode--> prompts --continue--> codes --score, if a metric needs it--> readings
+    contexts --encode--> prompts --generate--> codes --score, if a metric needs it--> readings
                                                  |
                                                  +--decode, piece by piece--> sink, and metrics that need audio
 
@@ -28,22 +28,22 @@ from musicgen_eval.inference.batch_continuation import (
 )
 from musicgen_eval.inference.settings import ContinuationSettings
 from musicgen_eval.metrics.plugin.bank import MetricBank
-from musicgen_eval.metrics.plugin.inputs import ContinuationAudio, Offer, fetch
+from musicgen_eval.metrics.plugin.inputs import ContinuationAudio, WindowData, fetch
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.models.numerics import float32_by_default, full_precision
 from musicgen_eval.models.threads import single_threaded, torch_threads
 from musicgen_eval.records import CodecSpec, Continuation
 from musicgen_eval.results.measurements import WindowRecord
 from musicgen_eval.results.running_totals import RunningTotals
-from musicgen_eval.runs.continuation_audio import ContinuationSink, Sound
-from musicgen_eval.runs.datamodule import Batch, WindowAudio
+from musicgen_eval.runs.continuation_audio import AudioPieces, ContinuationSink
 from musicgen_eval.runs.scoring_step import readable_windows
+from musicgen_eval.runs.window_dataset import Batch, WindowAudio
 
 
 class Continuations:
     """The continuations of one batch, to be iterated over.
 
-    Neither a list nor a dataclass, because Lightning walks through those that `predict_step` returns and fails at frozen records.
+    It is neither a list nor a dataclass, because Lightning looks into such values of `predict_step` and fails on frozen records.
     """
 
     def __init__(self, continuations: Sequence[Continuation]) -> None:
@@ -61,7 +61,7 @@ class _Prompt:
     """A window with its encoded context.
 
     Attributes:
-        window: the window.
+        window: Window of the continuation.
         codes: (K, context_frames) int64 codes of the context.
         reference: (K, context_frames + R) int64 codes of prompt and reference. None means that there are none, or that no metric
             needs them.
@@ -76,14 +76,14 @@ class ContinuationStep:
     """Continues batches of prompts.
 
     Args:
-        model: the model, prepared for its precision.
-        bank: the metrics of the task "continue".
-        plan: the plan of the run.
-        settings: sampling, guidance and the number of threads.
-        stride_frames: stride of the generation windows, in frames.
-        seed: seed of the random numbers.
-        sink: receives the audio. None means that it stays in the `Continuation`.
-        totals: running totals, which are updated.
+        model: Model, prepared for its precision.
+        bank: Metrics of the task "continue".
+        plan: Plan of the run.
+        settings: Sampling, guidance and the number of threads.
+        stride_frames: Stride of the generation windows, in frames.
+        seed: Seed of the random numbers.
+        sink: Receiver of the audio. None means that the audio is stored in the `Continuation`.
+        totals: Running totals. They are updated.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class ContinuationStep:
         return records
 
     def take_continuations(self) -> Continuations:
-        """Returns the continuations of the latest batch, and forgets them."""
+        """Returns the continuations of the latest batch, and removes them from this object."""
         taken, self._continuations = self._continuations, []
         return Continuations(taken)
 
@@ -154,7 +154,7 @@ class ContinuationStep:
         """Returns (K, context_frames + R) codes of prompt and reference, or None if no metric needs them or there is no reference.
 
         Raises:
-            AudioError: the track cannot be read.
+            AudioError: The track cannot be read.
         """
         num_frames = self._reference_frames(window)
         if not self._needs_reference_codes or num_frames == 0:
@@ -181,7 +181,7 @@ class ContinuationStep:
                 seed=self.seed,
             )
         except NonFiniteError as error:
-            reason = "the decoder gave no finite logits; try bf16-mixed or 32-true"
+            reason = "the decoder's logits are NaN or infinite; set the precision to bf16-mixed or 32-true"
             failed = [_failure(prompts[row].window, reason) for row in error.rows]
             return failed + self._continue([prompt for row, prompt in enumerate(prompts) if row not in error.rows])
         windows = [prompt.window for prompt in prompts]
@@ -191,7 +191,7 @@ class ContinuationStep:
         ]
         return [self._measure(*results) for results in zip(windows, items, self._score(items), strict=True)]
 
-    def _score(self, items: Sequence[ContinuedCodes]) -> list[Offer]:
+    def _score(self, items: Sequence[ContinuedCodes]) -> list[WindowData]:
         """Scores the readings that metrics need. Returns one set of metric inputs per continuation, without its audio."""
         readings = score_continuations(
             self.model,
@@ -203,34 +203,36 @@ class ContinuationStep:
         )
         return fetch(
             [
-                Offer({**read, "": read.get("") or unscored(item.window, item.codes)}, self.model.spec.frame_rate_hz)
+                WindowData(
+                    {**read, "": read.get("") or unscored(item.window, item.codes)}, self.model.spec.frame_rate_hz
+                )
                 for item, read in zip(items, readings, strict=True)
             ]
         )
 
-    def _measure(self, window: WindowAudio, item: ContinuedCodes, offer: Offer) -> WindowRecord:
+    def _measure(self, window: WindowAudio, item: ContinuedCodes, data: WindowData) -> WindowRecord:
         """Decodes, writes and measures one continuation."""
-        if not _is_finite(offer):
-            return _failure(window, "the decoder gave no finite nll; try bf16-mixed or 32-true")
-        continuation = self._continuation(window, offer)
+        if not _is_finite(data):
+            return _failure(window, "the nll is NaN or infinite; set the precision to bf16-mixed or 32-true")
+        continuation = self._continuation(window, data)
         try:
             track = self.plan.open_track(window.track_row)
             with torch_threads(self.settings.threads if self.model.device.type == "cpu" else None):
-                sound = Sound(track, continuation, self._reference_frames(window), self.model)
-                continuation, audio = self._write(continuation, sound, item)
+                pieces = AudioPieces(track, continuation, self._reference_frames(window), self.model)
+                continuation, audio = self._write(continuation, pieces, item)
         except AudioError as error:
             return _failure(window, str(error))
         with single_threaded(), torch.autocast(self.model.device.type, enabled=False):
-            states = self.bank.update([replace(offer, audio=audio)])[0]
+            states = self.bank.update([replace(data, audio=audio)])[0]
         self._continuations.append(continuation)
-        self.totals.add([window.track_row], [offer])
+        self.totals.add([window.track_row], [data])
         return WindowRecord(window.row, window.track_row, states, tensors={"codes": _compact(continuation.codes)})
 
-    def _continuation(self, window: WindowAudio, offer: Offer) -> Continuation:
-        plain = offer.on_cpu.readings[""]
+    def _continuation(self, window: WindowAudio, data: WindowData) -> Continuation:
+        plain = data.on_cpu.readings[""]
         assert plain is not None
         with torch.inference_mode(False):
-            codes = plain.codes.clone()  # an ordinary tensor, as its audio
+            codes = plain.codes.clone()  # an ordinary tensor, not an inference tensor
         return Continuation(
             window=window.window,
             codes=codes,
@@ -240,34 +242,34 @@ class ContinuationStep:
         )
 
     def _write(
-        self, continuation: Continuation, sound: Sound, item: ContinuedCodes
+        self, continuation: Continuation, pieces: AudioPieces, item: ContinuedCodes
     ) -> tuple[Continuation, ContinuationAudio]:
-        """Passes the audio to the sink as it is decoded.
+        """Passes the audio to the sink while it is decoded.
 
         Returns:
             The continuation, with the paths of its files or with its audio, and the audio that metrics need.
         """
         needed = self.bank.audio_names
         if self.sink is not None:
-            kept = sound.keep_generated() if "generated" in needed else []
-            continuation = self.sink.write(continuation, sound)
+            copies = pieces.keep_generated() if "generated" in needed else []
+            continuation = self.sink.write(continuation, pieces)
         else:
-            kept = list(sound.generated)
-        generated = _whole(kept)
-        context = _whole(sound.context()) if self.sink is None or "context" in needed else None
-        reference = _whole(sound.reference()) if self.sink is None or "reference" in needed else None
+            copies = list(pieces.generated)
+        generated = _whole(copies)
+        context = _whole(pieces.context()) if self.sink is None or "context" in needed else None
+        reference = _whole(pieces.reference()) if self.sink is None or "reference" in needed else None
         if self.sink is None:
             continuation = replace(continuation, generated=generated, context=context, reference=reference)
         reference_decoded = None
         if "reference_decoded" in needed and item.reference is not None:
-            reference_decoded = self.model.decode(item.reference)[:, sound.context_decoded.shape[1] :].cpu()
+            reference_decoded = self.model.decode(item.reference)[:, pieces.context_decoded.shape[1] :].cpu()
         return continuation, ContinuationAudio(
-            sample_rate_hz=sound.sample_rate_hz,
+            sample_rate_hz=pieces.sample_rate_hz,
             text=continuation.text,
             generated=generated,
             context=context,
             reference=reference,
-            context_decoded=sound.context_decoded,
+            context_decoded=pieces.context_decoded,
             reference_decoded=reference_decoded,
         )
 
@@ -285,15 +287,15 @@ def _reader(track: TrackAudio, window: WindowAudio, spec: CodecSpec) -> Callable
 
 
 def _whole(pieces: Iterable[Tensor]) -> Tensor | None:
-    """Returns the pieces as one ordinary tensor, which its owner may change, or None if there are no pieces."""
+    """Returns the pieces as one ordinary tensor, which may be changed in place, or None if there are no pieces."""
     found = list(pieces)
     with torch.inference_mode(False):
         return torch.cat(found, dim=1) if found else None
 
 
-def _is_finite(offer: Offer) -> bool:
+def _is_finite(data: WindowData) -> bool:
     """Returns True if every scored code of every reading has a finite nll."""
-    reads = [read for read in offer.on_cpu.readings.values() if read is not None]
+    reads = [read for read in data.on_cpu.readings.values() if read is not None]
     return all(bool(read.nll[read.scored].isfinite().all()) for read in reads)
 
 

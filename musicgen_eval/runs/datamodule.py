@@ -8,17 +8,11 @@ steps. A surplus step has an empty batch.
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from multiprocessing import resource_sharer
 from typing import Protocol, cast
 
 import lightning as L
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from musicgen_eval.data.batches import RankBatches
 from musicgen_eval.data.continuation_plan import plan_continuation
@@ -27,62 +21,15 @@ from musicgen_eval.data.notes import print_notes
 from musicgen_eval.data.plan import Plan
 from musicgen_eval.data.scoring_plan import plan_evaluation
 from musicgen_eval.data.settings import DataSettings
-from musicgen_eval.errors import AudioError, RunError
+from musicgen_eval.errors import RunError
 from musicgen_eval.inference.settings import ContinuationSettings
-from musicgen_eval.models.transfers import upload
-from musicgen_eval.records import CodecSpec, Task, Window
+from musicgen_eval.records import CodecSpec, Task
+from musicgen_eval.records.signatures import takes_settings
 from musicgen_eval.results.journal.reader import failed_tracks
 from musicgen_eval.runs.context import RunContext, context_provider
 from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0
 from musicgen_eval.runs.processes.strategy import share_of_data
-from musicgen_eval.runs.signatures import takes_settings
-
-
-@dataclass(frozen=True)
-class WindowAudio:
-    """The audio and the texts of a window.
-
-    Attributes:
-        row: Row of the window in the plan.
-        track_row: Row of the track in the plan.
-        window: Position of the window.
-        audio: (C, N) float32 at the sample rate of the codec, N = frames x hop. In predict, the audio of the prompt. None means
-            that reading failed.
-        text: Text of the track.
-        other_text: Text of another track.
-        failure: Reason why reading failed.
-    """
-
-    row: int
-    track_row: int
-    window: Window
-    audio: Tensor | None
-    text: str | None
-    other_text: str | None
-    failure: str | None = None
-
-
-class Batch:
-    """The windows of one step. A surplus step, which keeps the ranks in step, has none.
-
-    This is not a dataclass, because `bf16-true` converts the fields of dataclasses and would round the audio.
-    """
-
-    def __init__(self, windows: list[WindowAudio]) -> None:
-        self.windows = windows
-
-    def pin_memory(self) -> Batch:
-        """Returns the batch in pinned memory, from which an accelerator copies asynchronously. The DataLoader calls this."""
-        return self._with_audio(torch.Tensor.pin_memory)
-
-    def to(self, device: torch.device) -> Batch:
-        """Returns the batch on a device, without waiting for the copies."""
-        return self._with_audio(lambda audio: upload(audio, device))
-
-    def _with_audio(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return Batch(
-            [window if window.audio is None else replace(window, audio=change(window.audio)) for window in self.windows]
-        )
+from musicgen_eval.runs.window_dataset import Batch, WindowAudio, WindowDataset
 
 
 class WindowDataModule(L.LightningDataModule):
@@ -197,64 +144,3 @@ class Evaluation(Protocol):
 
 def _evaluation(trainer: L.Trainer) -> Evaluation:
     return cast(Evaluation, trainer.lightning_module)
-
-
-@contextmanager
-def dead_workers_named() -> Iterator[None]:
-    """Replaces the errors that torch raises when a DataLoader worker has died by one message.
-
-    Raises:
-        RunError: a worker died.
-    """
-    try:
-        yield
-    except (RuntimeError, OSError, EOFError) as error:
-        if not comes_from_a_dead_worker(error):
-            raise
-        raise RunError(
-            f"a DataLoader worker has died, killed or out of memory ({error}); completed batches are kept, resume the run, with "
-            "a smaller data.num_workers if memory was short"
-        ) from error
-
-
-def comes_from_a_dead_worker(error: BaseException) -> bool:
-    """Returns True if a worker of the DataLoader has died, or the connection to it was lost."""
-    if isinstance(error, RuntimeError):
-        return str(error).startswith("DataLoader worker")
-    frames = traceback.walk_tb(error.__traceback__)
-    return any(frame.f_code.co_filename == resource_sharer.__file__ for frame, _ in frames)
-
-
-class WindowDataset(Dataset[WindowAudio]):
-    """Reads the windows of a plan. A file that cannot be read gives a failure, not an exception."""
-
-    def __init__(self, plan: Plan, spec: CodecSpec) -> None:
-        self.plan = plan
-        self.spec = spec
-
-    def __len__(self) -> int:
-        return len(self.plan.windows)
-
-    def __getitem__(self, row: int) -> WindowAudio:
-        plan, spec = self.plan, self.spec
-        track_row = int(plan.windows.track[row])
-        window = plan.windows.window(row, plan.tracks.ids)
-        audio, failure = None, None
-        try:
-            audio = plan.open_track(track_row).read(
-                window.start_frame * spec.hop_samples,
-                (window.num_frames if plan.task == "score" else window.context_frames) * spec.hop_samples,
-                sample_rate_hz=spec.sample_rate_hz,
-                channels=spec.channels,
-            )
-        except AudioError as error:
-            failure = str(error)
-        return WindowAudio(
-            row=row,
-            track_row=track_row,
-            window=window,
-            audio=audio,
-            text=plan.tracks.texts[track_row],
-            other_text=plan.other_texts[track_row],
-            failure=failure,
-        )

@@ -1,7 +1,4 @@
-"""What a run's numbers depend on, so that a run is only ever continued as what it was; and how two of these differ.
-
-Knows settings, files and versions; decides nothing.
-"""
+"""The values that must be equal when a run is resumed: metric settings, weights and machine. Lists their differences."""
 
 from __future__ import annotations
 
@@ -31,26 +28,28 @@ _VERSIONED = ("musicgen_eval", "torchmetrics", "torch", "lightning_utilities", "
 LIBRARIES = (
     "musicgen-eval", "torch", "torchaudio", "transformers", "lightning", "torchmetrics", "soundfile", "soxr", "numpy", "av",
 )  # fmt: skip
-SAMPLES, SAMPLE_BYTES = 8, 4096  # of each tensor, which a step of training moves as a whole
+NUM_SAMPLES, SAMPLE_BYTES = 8, 4096
+"""Number and size of the samples of each tensor that the digest of weights includes. A training step changes a whole tensor."""
 
 
 def metric_settings(bank: MetricBank) -> dict[str, dict[str, Any]]:
-    """Each metric's class, what it is given, and how it was set up."""
+    """Returns class, inputs and settings of each metric."""
     return {
         name: {
             "class": f"{type(metric).__module__}.{type(metric).__qualname__}",
             "code": _code(type(metric)),
             "inputs": bank.input_names(name),
-            "settings": {key: _plain(value) for key, value in sorted(_own(metric), key=itemgetter(0))},
+            "settings": {key: _plain(value) for key, value in sorted(_own_values(metric), key=itemgetter(0))},
         }
         for name, metric in bank.metrics.items()
     }
 
 
 def weights_digest(checkpoint: Checkpoint) -> str | None:
-    """What a local folder's weights and configurations are; None for a hub's, which have a commit. A model in memory has one.
+    """Returns a digest of the weights and configurations in a local folder, or of a model in memory.
 
-    Of each tensor samples are read, so that gigabytes take no longer than a moment.
+    None for a checkpoint of the hub, which is identified by its commit. Only samples of each tensor are read, so large files take
+    little time.
     """
     folder = Path(checkpoint.location)
     if checkpoint.digest is not None or checkpoint.commit is not None or not folder.is_dir():
@@ -66,7 +65,7 @@ def weights_digest(checkpoint: Checkpoint) -> str | None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Returns what else can move a last bit: the device's model, the libraries, and on CUDA the versions of its own libraries."""
+    """Returns what else can change last bits: model of the device, versions of libraries, and on CUDA of CUDA and cuDNN."""
     if device.type != "cuda":
         return {"device": _cpu_model(), "python": platform.python_version(), "libraries": library_versions()}
     cuda = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
@@ -78,7 +77,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that a number can depend on; those not installed are left out."""
+    """Returns the versions of the libraries that can affect a number. Libraries that are not installed are left out."""
     versions = {}
     for name in LIBRARIES:
         try:
@@ -89,7 +88,7 @@ def library_versions() -> dict[str, str]:
 
 
 def differences(known: Any, asked: Any, name: str = "") -> list[str]:
-    """Where two trees of plain values differ, a line each.
+    """Returns one line per difference between two trees of plain values.
 
     >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}})
     ['a.c was 2 and is 3']
@@ -109,52 +108,58 @@ def differences(known: Any, asked: Any, name: str = "") -> list[str]:
 
 
 def _samples(file: BinaryIO, num_bytes: int) -> Iterator[bytes]:
-    """Of a weights file its header, and pieces of each tensor, from its first byte to its last."""
+    """Yields the header of a weights file, then samples of each tensor, from its first byte to its last."""
     header_bytes = min(int.from_bytes(file.read(8), "little"), num_bytes)
     header = file.read(header_bytes)
     yield header
     try:
         spans = [entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"]
     except (ValueError, TypeError, KeyError, AttributeError):
-        return  # damaged, as loading it will say
+        return  # the file is damaged; loading it raises the error
     for start, stop in spans:
         spare = max(0, stop - start - SAMPLE_BYTES)
-        for at in sorted({start + spare * part // (SAMPLES - 1) for part in range(SAMPLES)}):
-            file.seek(8 + header_bytes + at)
-            yield file.read(min(SAMPLE_BYTES, stop - at))
+        for position in sorted({start + spare * part // (NUM_SAMPLES - 1) for part in range(NUM_SAMPLES)}):
+            file.seek(8 + header_bytes + position)
+            yield file.read(min(SAMPLE_BYTES, stop - position))
 
 
 def _code(kind: type) -> str | None:
-    """A digest of a stranger's class, with those that it is made from; ours and torchmetrics' have versions."""
-    strangers = [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in _VERSIONED]
+    """Returns a digest of the source of a third-party class and its third-party bases, or None if there is no such source.
+
+    Classes of this package and of torchmetrics are identified by version.
+    """
+    third_party = [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in _VERSIONED]
     try:
-        source = "".join(inspect.getsource(base) for base in strangers)
-    except (OSError, TypeError):  # typed into an interpreter
+        source = "".join(inspect.getsource(base) for base in third_party)
+    except (OSError, TypeError):  # defined in an interactive session
         return None
-    return sha256(source.encode("utf-8", "surrogatepass")).hexdigest()[:16] if strangers else None
+    return sha256(source.encode("utf-8", "surrogatepass")).hexdigest()[:16] if third_party else None
 
 
-def _own(metric: Metric) -> Iterator[tuple[str, Any]]:
-    """What a metric's constructor left on it: neither torchmetrics' own fields nor states."""
-    stock = set(vars(_Bare())) | set(metric._defaults)
+def _own_values(metric: Metric) -> Iterator[tuple[str, Any]]:
+    """Yields the values that the constructor of a metric has set, without the fields of torchmetrics and without states."""
+    stock = set(vars(_MinimalMetric())) | set(metric._defaults)
     yield from ((key, value) for key, value in vars(metric).items() if key not in stock)
     yield from metric.named_parameters(recurse=False)
     yield from metric.named_buffers(recurse=False)
     yield from metric.named_children()
 
 
-class _Bare(Metric):
-    """What every metric has."""
+class _MinimalMetric(Metric):
+    """A metric that has only the fields of every metric."""
 
     def update(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def compute(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 def _plain(value: Any) -> Any:
-    """A value as json has it; what has no plain form is named by its kind, and by what it says of itself where that lasts."""
+    """Returns a value in a form that JSON can store.
+
+    A value without such a form is described by its class, and by its `repr` unless the `repr` contains an address in memory.
+    """
     if isinstance(value, Enum):
         return str(value)
     if isinstance(value, str | int | float | bool | None):
@@ -165,23 +170,30 @@ def _plain(value: Any) -> Any:
         parts = [_plain(part) for part in value]
         return sorted(parts, key=repr) if isinstance(value, set | frozenset) else parts
     if isinstance(value, Tensor):
-        kept = value.detach().cpu().contiguous()
-        return f"{kept.dtype} {tuple(kept.shape)} {sha256(kept.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:16]}"
+        tensor = value.detach().cpu().contiguous()
+        return f"{tensor.dtype} {tuple(tensor.shape)} {_short_digest(tensor.reshape(-1).view(torch.uint8).numpy())}"
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     if isinstance(value, np.ndarray) and value.dtype != object:
-        return f"{value.dtype} {value.shape} {sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]}"
+        return f"{value.dtype} {value.shape} {_short_digest(np.ascontiguousarray(value))}"
     if isinstance(value, Metric):
-        return {"class": kind, "settings": {key: _plain(part) for key, part in sorted(_own(value), key=itemgetter(0))}}
+        return {
+            "class": kind,
+            "settings": {key: _plain(part) for key, part in sorted(_own_values(value), key=itemgetter(0))},
+        }
     if isinstance(value, Module):
         return {"class": kind, "state": _plain(value.state_dict())}
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
-    said = repr(value)
-    return kind if re.search(" at 0x[0-9a-f]+", said) else f"{kind} {said}"
+    text = repr(value)
+    return kind if re.search(" at 0x[0-9a-f]+", text) else f"{kind} {text}"
+
+
+def _short_digest(values: np.ndarray[Any, Any]) -> str:
+    return sha256(values.tobytes()).hexdigest()[:16]
 
 
 def _cpu_model() -> str:
-    """The processor, as Linux names it."""
+    """Returns the model of the processor, as Linux names it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Keeps the libraries from talking about themselves while an evaluation runs; warnings of substance stay."""
+"""Suppresses unimportant output of libraries during an evaluation. Other warnings are still shown."""
 
 import logging
 import threading
@@ -6,52 +6,52 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-CHATTY = (
+QUIET_LOGGERS = (
     "lightning.pytorch.utilities.rank_zero",
     "lightning.fabric.utilities.rank_zero",
     "lightning.pytorch.accelerators.cuda",
     "huggingface_hub",
 )
-UNIMPORTANT = (
+IGNORED_WARNINGS = (
     ".*does not have many workers.*",
     ".*LeafSpec.*",
-    ".*custom batch sampler.*",  # ours returns every index
-    ".*args parameter is intended.*",  # for --resume they are put together
+    ".*custom batch sampler.*",  # our batch sampler returns every index
+    ".*args parameter is intended.*",  # with --resume, the arguments are built by the command
 )
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Without Lightning's start-up lines, transformers' loading bars and notes on configurations; as before at the end.
+    """Suppresses Lightning's start-up lines, and transformers' progress bars and notes. Restores the previous state at the end.
 
-    Logging and warnings belong to the whole process. Where several threads are inside at once, the first to enter changes them
-    and the last to leave restores them.
+    The settings of logging and warnings belong to the whole process. If several threads use this context manager at once, the
+    first one to enter changes the settings, and the last one to leave restores them.
     """
-    with _QUIET.held():
+    with _QUIET.used():
         yield
 
 
 class _Quiet:
-    """The quiet state of the process, and how many hold it."""
+    """The quiet state of the process, shared by all threads that use it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._num_holders = 0
+        self._num_users = 0
         self._restore = ExitStack()
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def used(self) -> Iterator[None]:
         with self._lock:
-            if self._num_holders == 0:
+            if self._num_users == 0:
                 self._restore = ExitStack()
                 self._restore.enter_context(_quiet())
-            self._num_holders += 1
+            self._num_users += 1
         try:
             yield
         finally:
             with self._lock:
-                self._num_holders -= 1
-                if self._num_holders == 0:
+                self._num_users -= 1
+                if self._num_users == 0:
                     self._restore.close()
 
 
@@ -59,7 +59,7 @@ class _Quiet:
 def _quiet() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
-    loggers = [logging.getLogger(name) for name in CHATTY]
+    loggers = [logging.getLogger(name) for name in QUIET_LOGGERS]
     levels = [logger.level for logger in loggers]
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
@@ -69,7 +69,7 @@ def _quiet() -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            for message in UNIMPORTANT:
+            for message in IGNORED_WARNINGS:
                 warnings.filterwarnings("ignore", message=message)
             yield
     finally:

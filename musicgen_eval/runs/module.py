@@ -48,19 +48,20 @@ from musicgen_eval.models.out_of_memory import out_of_memory_explained
 from musicgen_eval.models.sharding import shard_decoder
 from musicgen_eval.models.threads import single_threaded
 from musicgen_eval.records import CodecSpec, Failure, Task
+from musicgen_eval.records.signatures import takes_settings
 from musicgen_eval.results.measurements import Measurements, WindowRecord
 from musicgen_eval.results.record_store import MemoryStore
 from musicgen_eval.results.running_totals import RunningTotals
 from musicgen_eval.results.summary import EvaluationResult, summarise
 from musicgen_eval.runs.context import RunConstants, RunContext, context_provider
 from musicgen_eval.runs.continuation_step import Continuations, ContinuationStep
-from musicgen_eval.runs.datamodule import Batch, WindowDataModule
+from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0, gather_on_rank_0, leave_process_group
 from musicgen_eval.runs.processes.strategy import keeps_records, refuse_strategy, shares_model
 from musicgen_eval.runs.recipe import run_recipe
 from musicgen_eval.runs.scoring_step import ScoringStep, Step
 from musicgen_eval.runs.settings import ModelSettings, Precision
-from musicgen_eval.runs.signatures import takes_settings
+from musicgen_eval.runs.window_dataset import Batch
 
 DEFAULT_CONTINUATION = ContinuationSettings()
 PRECISIONS = get_args(Precision)

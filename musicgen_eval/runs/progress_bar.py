@@ -1,6 +1,6 @@
 """The progress bar of an evaluation: tracks, audio seconds per second and the running perplexity.
 
-It is drawn on standard error, and only on a terminal: a log file would get a line per batch.
+It is drawn on standard error, and only on a terminal, because a log file would receive a line per batch.
 """
 
 import sys
@@ -16,18 +16,18 @@ from musicgen_eval.runs.module import MusicGenEvaluation
 
 
 class EvaluationProgress(TQDMProgressBar):
-    """Shows what rank 0 has measured: `tracks`, `audio s/s` (seconds scored or generated a second), and `ppl` so far."""
+    """Shows the running totals of rank 0: `tracks`, `audio s/s` (seconds scored or generated per second) and `ppl`."""
 
     def init_test_tqdm(self) -> Tqdm:
-        """The bar of `test`."""
+        """Returns the bar of `test`."""
         return self._bar("Testing")
 
     def init_validation_tqdm(self) -> Tqdm:
-        """The bar of `validate`."""
+        """Returns the bar of `validate`."""
         return self._bar(self.validation_description)
 
     def init_predict_tqdm(self) -> Tqdm:
-        """The bar of `predict`."""
+        """Returns the bar of `predict`."""
         return self._bar(self.predict_description)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -36,7 +36,7 @@ class EvaluationProgress(TQDMProgressBar):
         self._started = monotonic()
 
     def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Shows the totals."""
+        """Shows the running totals."""
         super().on_test_batch_end(trainer, pl_module, *args, **kwargs)
         if isinstance(pl_module, MusicGenEvaluation) and not self.test_progress_bar.disable:
             self.test_progress_bar.set_postfix(self._totals(pl_module), refresh=False)
@@ -49,7 +49,7 @@ class EvaluationProgress(TQDMProgressBar):
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Shows the totals."""
+        """Shows the running totals."""
         super().on_validation_batch_end(trainer, pl_module, *args, **kwargs)
         if isinstance(pl_module, MusicGenEvaluation) and not self.val_progress_bar.disable:
             self.val_progress_bar.set_postfix(self._totals(pl_module), refresh=False)
@@ -60,7 +60,7 @@ class EvaluationProgress(TQDMProgressBar):
         self._started = monotonic()
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Shows the totals."""
+        """Shows the running totals."""
         super().on_predict_batch_end(trainer, pl_module, *args, **kwargs)
         if isinstance(pl_module, MusicGenEvaluation) and not self.predict_progress_bar.disable:
             self.predict_progress_bar.set_postfix(self._totals(pl_module), refresh=False)

@@ -1,7 +1,7 @@
 """The callback that records a run in a folder.
 
-    setup   rank 0: run.json compared or written, journal read --> every rank: a RunContext on the folder
-    end     rank 0: result --> files and tables
+    setup   rank 0 compares or writes run.json and reads the journal --> every rank opens a RunContext on the folder
+    end     rank 0 writes the files of the result and prints its tables
 
 `runs/module.py` shows the order of the hooks.
 """
@@ -9,57 +9,36 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import lightning as L
-import torch
 from rich.console import Console
 
 from musicgen_eval.data.plan import Plan
-from musicgen_eval.data.plan_builder import refuse_failures
 from musicgen_eval.errors import RunError
 from musicgen_eval.files.redaction import redact
-from musicgen_eval.records import Failure
 from musicgen_eval.results.files import summary, to_json, write_result
 from musicgen_eval.results.journal.reader import JournalReader
-from musicgen_eval.results.record_store import JournalStore, MeasuredBatches, RecordStore, read_measured
+from musicgen_eval.results.record_store import JournalStore, RecordStore
 from musicgen_eval.results.running_totals import RunningTotals
 from musicgen_eval.results.summary import EvaluationResult
 from musicgen_eval.results.terminal import print_result
-from musicgen_eval.runs.context import ContextProvider, RunConstants, RunContext
-from musicgen_eval.runs.continuation_files import ContinuationFolder, read_table, remove_partial_files
-from musicgen_eval.runs.datamodule import comes_from_a_dead_worker
-from musicgen_eval.runs.folder import RunFolder, run_record, start_record
+from musicgen_eval.runs.context import ContextProvider, RunContext
+from musicgen_eval.runs.continuation_files import ContinuationFolder
+from musicgen_eval.runs.continuation_table import read_table
+from musicgen_eval.runs.folder import RunFolder
 from musicgen_eval.runs.module import MusicGenEvaluation
+from musicgen_eval.runs.processes.data_workers import comes_from_a_dead_worker
 from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0
-from musicgen_eval.runs.resume_check import batches_without_files, refuse_other_ranks, refuse_other_run, run_identity
+from musicgen_eval.runs.resume_check import refuse_other_ranks
+from musicgen_eval.runs.run_start import RunStart, start_run
 from musicgen_eval.runs.settings import AudioSettings, RunSettings
 
 DEFAULT_AUDIO = AudioSettings()
 DEFAULT_SETTINGS = RunSettings()
-MAX_LISTED = 8  # number of continuations that are listed one by one
-
-
-@dataclass(frozen=True)
-class RunStart:
-    """The message of rank 0 to all ranks when a run is started or resumed.
-
-    Attributes:
-        path: absolute path of the run folder.
-        number: number of this start, from 0.
-        measured: batches that earlier starts have measured.
-        constants: values that the first start has determined.
-        machine: device and library versions of rank 0.
-    """
-
-    path: Path
-    number: int
-    measured: MeasuredBatches
-    constants: RunConstants
-    machine: Mapping[str, Any]
+MAX_LISTED = 8
+"""Maximum number of continuations whose files are listed one by one."""
 
 
 class RunRecorder(ContextProvider):
@@ -69,17 +48,18 @@ class RunRecorder(ContextProvider):
     batch restores the folder.
 
     Args:
-        folder: a claimed folder. None means that nothing is written.
-        command: the command of the run, for run.json.
-        config_yaml: the configuration, for config.yaml.
-        resume: returns the line that tells the user how a run in this folder is resumed. None means that no line is printed.
-        console: prints the result tables. None means that nothing is printed, on standard error neither.
-        audio: format of the continuations' files.
+        folder: A claimed folder. None means that no files are written.
+        command: Command of the run, for run.json.
+        config_yaml: Configuration, for config.yaml.
+        resume: Function that returns the line that tells the user how to resume a run in a folder. None means that no line is
+            printed.
+        console: Console for the tables of the result. None means that nothing is printed, also not on standard error.
+        audio: Format of the continuations' files.
         settings: Settings for resuming.
 
     Attributes:
-        files: files written at the end, the most important first.
-        continuations: the rows of continuations.csv, by column.
+        files: Files that were written at the end, the most important first.
+        continuations: Rows of continuations.csv, by column.
     """
 
     def __init__(
@@ -109,12 +89,12 @@ class RunRecorder(ContextProvider):
 
     @property
     def index_path(self) -> Path | None:
-        """File that keeps the properties of the source's files for later starts."""
+        """File that stores the properties of the source's audio files for later starts."""
         return None if self.folder is None else self.folder.index
 
     @property
     def finds_result(self) -> bool:
-        """True during a run that an earlier start has finished, so that this start only prints the result."""
+        """True if an earlier start has finished the run, so this start only prints the result."""
         is_finished = self.folder is not None and self.folder.state == "finished"
         return is_finished and self.context is not None and self.context.is_complete
 
@@ -167,7 +147,7 @@ class RunRecorder(ContextProvider):
     on_predict_end = on_test_end
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Closes the store, and releases the folder or removes what the run has put there. Reports what was kept."""
+        """Closes the store. Then releases the folder and reports which files are kept, or restores an empty folder."""
         context, self.context = self.context, None
         try:
             if context is not None:
@@ -181,59 +161,17 @@ class RunRecorder(ContextProvider):
         self.context = None
 
     def _begin(self, folder: RunFolder, trainer: L.Trainer, module: MusicGenEvaluation) -> RunStart:
-        """Starts or resumes the run on rank 0: compares or writes run.json, and reads the journal.
-
-        Raises:
-            RunError: the folder holds another run, or too many tracks have failed.
-        """
-        plan, settings = module.data.plan, module.data.settings
-        assert plan is not None
-        identity = run_identity(module, self.audio)
-        run = folder.run
-        if run:
-            run = refuse_other_run(folder.path, run, identity, allow_other_machine=self.allow_other_machine)
-        else:
-            run = {
-                **run_record(
-                    command=self.command, seed=module.settings.seed, max_frames_from=module.checkpoint.max_frames_from
-                ),
-                "fingerprint": identity.fingerprint,
-                "machine": identity.machine,
-                "settled": {"threads": _threads(trainer, module), "arithmetic": None},
-            }
-            folder.write("config.yaml", self.config_yaml)
-        measured = self._read_measured(folder, plan, settings.batch_size)
-        number = max(len(run["starts"]), measured.starts)
-        if measured.windows < len(plan.windows):
-            (folder.path / "summary.json").unlink(missing_ok=True)  # it would lack the windows of this start
-            started = start_record(processes=trainer.world_size, windows=len(plan.windows))
-            folder.write_run({**run, "starts": [*run["starts"], started]})
-        known = [Failure(plan.tracks.ids[row], reason) for row, reason in measured.failed.items()]
-        refuse_failures([*plan.failures, *known], settings.max_failures)
-        settled = run["settled"]
-        return RunStart(
-            path=folder.path.absolute(),
-            number=number,
-            measured=measured,
-            constants=RunConstants(settled["threads"], settled["arithmetic"], tuple(run.get("other_machines", ()))),
-            machine=identity.machine,
+        return start_run(
+            folder,
+            trainer,
+            module,
+            command=self.command,
+            config_yaml=self.config_yaml,
+            audio=self.audio,
+            retry_failures=self.retry_failures,
+            allow_other_machine=self.allow_other_machine,
+            say=self._say,
         )
-
-    def _read_measured(self, folder: RunFolder, plan: Plan, batch_size: int) -> MeasuredBatches:
-        """Reads from the journal which batches are measured, and removes what a killed process left unfinished."""
-        measured = read_measured(folder.journal, plan, batch_size, retry_failures=self.retry_failures)
-        for note in measured.notes:
-            self._say(f"journal: {note}")
-        if folder.state != "new":
-            remove_partial_files(folder.path)
-            if plan.task == "continue":
-                lost = batches_without_files(folder.path, plan, measured, batch_size=batch_size, audio=self.audio)
-                if lost:
-                    self._say(f"journal: the files of {len(lost)} batches are not all there; these are continued again")
-                measured.leave_out(lost, len(plan.windows), batch_size)
-        if 0 < measured.windows < len(plan.windows):
-            self._say(f"{folder.path}: {measured.windows} of {len(plan.windows)} windows have been measured already")
-        return measured
 
     def _new_context(self, folder: RunFolder, module: MusicGenEvaluation, start: RunStart, rank: int) -> RunContext:
         plan, batch_size, spec = module.data.plan, module.data.settings.batch_size, module.spec
@@ -274,7 +212,7 @@ class RunRecorder(ContextProvider):
     def _finish(self, folder: RunFolder, plan: Plan, result: EvaluationResult) -> None:
         """Writes the files of the result, unless an earlier start has written them. Releases the folder."""
         if self.finds_result:
-            self._say(f"{folder.path} holds a finished run; this is its result")
+            self._say(f"{folder.path} contains a finished run; its result follows")
             if (folder.path / "summary.json").read_text(encoding="utf-8") != to_json(summary(result)):
                 self.files = write_result(folder.path, result)  # summary.json is damaged, or older than the journal
             if self._continuation_folder is not None:
@@ -310,11 +248,11 @@ class RunRecorder(ContextProvider):
             self._say(str(error))
 
     def _release(self, folder: RunFolder, context: RunContext | None) -> None:
-        """Unlocks the folder and reports what was kept, or restores the folder if the run has measured nothing."""
+        """Unlocks the folder and reports which files are kept. If no window is measured, restores the folder."""
         written = self._continuation_folder
         num_written = 0 if written is None else written.num_written
         if written is not None and num_written:
-            self._say(f"\n{num_written} continuations stay, and are listed in {written.table}")
+            self._say(f"\n{num_written} continuations are kept and listed in {written.table.path}")
         if folder.state == "new" and not num_written and not _has_measured(folder):
             folder.remove_if_empty()
             return
@@ -324,23 +262,20 @@ class RunRecorder(ContextProvider):
         folder.unlock()
 
     def _say(self, line: str) -> None:
-        """Prints a line for the user on standard error. Standard output holds the result alone."""
+        """Prints a line for the user on standard error. Standard output receives only the result."""
         if self.console is not None:
             print(redact(line), file=sys.stderr)
 
 
-def _threads(trainer: L.Trainer, module: MusicGenEvaluation) -> int | None:
-    """Returns the number of CPU threads of predict. It affects the last bits, so all starts of a run use the same number."""
-    return (module.continuation.threads or torch.get_num_threads()) if trainer.state.fn == "predict" else None
-
-
 def _has_measured(folder: RunFolder) -> bool:
-    """Returns True if any process has measured a window. Failures alone are not kept."""
+    """Returns True if any process has measured a window. A run whose windows have all failed counts as empty."""
     return any(row.failure is None for _, rows in JournalReader(folder.journal).batches() for row in rows)
 
 
 def _resume_message(path: Path, resume_line: str, *, has_failures: bool) -> str:
-    lines = [f"\nwhat was measured stays in {path}; go on with it:", f"  {resume_line}"]
+    lines = [f"\ncompleted batches are kept in {path}; to resume the run:", f"  {resume_line}"]
     if has_failures:
-        lines.append("  with --max_failures to record what failed, or --retry_failures once it is mended")
+        lines.append(
+            "  add --max_failures to record the failed tracks and continue, or --retry_failures after fixing the files"
+        )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Gives a result to the loggers of a Lightning trainer, such as CSVLogger, through Lightning's logger interface."""
+"""Logs a result to the loggers of a Lightning trainer, such as CSVLogger."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from musicgen_eval.results.summary import EvaluationResult
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.recorder import RunRecorder
 
-ONLY_STEP = 0  # an evaluation has no training steps
+ONLY_STEP = 0
+"""Step of all logged numbers. An evaluation has no training steps."""
 
 
 class ResultLogger(L.Callback):
     """Logs configuration and recipe as hyperparameters and the final numbers as metrics, each once, on rank 0.
 
-    The run folder holds the complete result, so a logger that fails costs the run a warning.
+    The run folder contains the complete result. If a logger fails, a warning is printed and the run continues.
 
     Args:
-        config: the run's configuration.
-        writer: knows whether this start only prints the result of an earlier one, of which nothing is logged again.
-        excluded: a logger that somebody else fills.
+        config: Configuration of the run.
+        recorder: Recorder of the run. If this start only prints the result of an earlier one, nothing is logged.
+        excluded: Logger that another callback uses.
     """
 
-    def __init__(self, config: Mapping[str, Any], writer: RunRecorder, *, excluded: Logger | None = None) -> None:
+    def __init__(self, config: Mapping[str, Any], recorder: RunRecorder, *, excluded: Logger | None = None) -> None:
         self.config = config
-        self.writer = writer
+        self.recorder = recorder
         self.excluded = excluded
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Logs the hyperparameters, when the recipe is settled."""
+        """Logs the hyperparameters. The recipe is complete when this hook is called."""
         assert isinstance(pl_module, MusicGenEvaluation)
         settings = json.loads(to_json({**self.config, "recipe": pl_module.recipe(pl_module.context.constants)}))
         self._to_each_logger(trainer, pl_module, lambda logger: logger.log_hyperparams(settings))
@@ -61,14 +62,14 @@ class ResultLogger(L.Callback):
     on_predict_end = on_test_end
 
     def _to_each_logger(self, trainer: L.Trainer, module: MusicGenEvaluation, log: Callable[[Logger], object]) -> None:
-        if not trainer.is_global_zero or self.writer.finds_result:
+        if not trainer.is_global_zero or self.recorder.finds_result:
             return
         for logger in trainer.loggers:
             if logger is self.excluded:
                 continue
             try:
                 log(logger)
-            except Exception as error:  # libraries raise whatever they like
+            except Exception as error:  # a third-party logger may raise anything
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 warning = (
                     f"warning: {type(logger).__name__} failed: {reason}; the results in the run folder are complete"
@@ -77,7 +78,7 @@ class ResultLogger(L.Callback):
 
 
 def summary_numbers(result: EvaluationResult) -> dict[str, float]:
-    """The result as flat numbers: `perplexity/ppl`, with `/low` and `/high` if there is an interval, and counts."""
+    """Returns the result as flat numbers: `perplexity/ppl`, with `/low` and `/high` if there is an interval, and counts."""
     numbers: dict[str, float] = {f"counts/{name}": count for name, count in result.counts.items()}
     for name, values in result.metrics.items():
         for key, value in values.items():

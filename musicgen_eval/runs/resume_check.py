@@ -15,28 +15,30 @@ from musicgen_eval.data.plan import Plan
 from musicgen_eval.errors import RunError
 from musicgen_eval.results.files import to_json
 from musicgen_eval.results.record_store import MeasuredBatches
+from musicgen_eval.runs.audio_paths import continuation_path
 from musicgen_eval.runs.context import RunConstants
-from musicgen_eval.runs.continuation_files import continuation_path, written_continuations
+from musicgen_eval.runs.continuation_table import written_continuations
 from musicgen_eval.runs.fingerprint import differences, machine, metric_settings, weights_digest
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0, gather_on_rank_0
 from musicgen_eval.runs.settings import AudioSettings
 
 OTHER_MACHINE = (
-    "{begun} on another machine, whose last bits may differ; --allow_other_machine lets it go on, and the result will "
-    "say so:"
+    "{runs} on another machine, so results may differ in the last bits; pass --allow_other_machine to continue anyway (recorded "
+    "in the result). Differences:"
 )
 NOT_IN_FINGERPRINT = ("source", "arithmetic", "other_machines", "resamplers", "notes")
-"""Parts of the recipe that may differ when a run is resumed: the place of the same tracks, and what follows from the rest."""
+"""Parts of the recipe that may differ when a run is resumed. The same tracks may have another source, and the other parts follow
+from the rest of the recipe."""
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """The values by which a run is recognised when it is resumed, as JSON has them.
+    """The values by which a run is recognised when it is resumed, as they are read from JSON.
 
     Attributes:
-        fingerprint: settings, checkpoint, data and metrics. They must be equal.
-        machine: device and library versions. They must be equal unless `allow_other_machine` is set.
+        fingerprint: Settings, checkpoint, data and metrics. They must be equal.
+        machine: Device and library versions. They must be equal unless `allow_other_machine` is set.
     """
 
     fingerprint: dict[str, Any]
@@ -54,29 +56,34 @@ def refuse_other_run(
     """Compares the run in a folder with the one that is about to start.
 
     Args:
-        run_dir: the run folder.
-        run: content of its run.json.
-        asked: the run that is about to start.
-        allow_other_machine: accepts another machine, and records it.
+        run_dir: The run folder.
+        run: Content of its run.json.
+        asked: Identity of the run that is about to start.
+        allow_other_machine: Accept another machine, and record it.
 
     Returns:
-        The content of run.json, with the machine if it is new.
+        The content of run.json. Another machine is added to it.
 
     Raises:
-        RunError: names the differences.
+        RunError: The runs differ. The message lists the differences.
     """
     if "fingerprint" not in run:
-        raise RunError(f"run_dir {run_dir} holds a run without a journal; choose another with --run_dir")
+        raise RunError(
+            f"run_dir {run_dir} contains a run whose run.json has no fingerprint; choose another folder with --run_dir"
+        )
     lines = differences(run["fingerprint"], asked.fingerprint)
     if lines:
-        refusal = f"run_dir {run_dir} holds another run, begun with {run['command']}; choose another folder, or ask for the same:"
+        refusal = (
+            f"run_dir {run_dir} contains another run, started with {run['command']}; choose another folder with --run_dir, or "
+            "use the same settings. Differences:"
+        )
         raise RunError("\n  ".join([refusal, *lines]))
     others = run.get("other_machines", ())
     if asked.machine in [run["machine"], *others]:
         return dict(run)
     if not allow_other_machine:
         lines = differences(run["machine"], asked.machine)
-        raise RunError("\n  ".join([f"run_dir {run_dir} {OTHER_MACHINE.format(begun='was begun')}", *lines]))
+        raise RunError("\n  ".join([f"run_dir {run_dir} {OTHER_MACHINE.format(runs='was started')}", *lines]))
     return {**run, "other_machines": [*others, asked.machine]}
 
 
@@ -88,10 +95,10 @@ def refuse_other_ranks(
     machine_of_rank_0: Mapping[str, Any],
     allow_other_machine: bool,
 ) -> None:
-    """Refuses, on every rank, a folder that some rank does not see, and a rank on another machine.
+    """Refuses a folder that does not exist on some rank, and a rank on another machine.
 
     Raises:
-        RunError: names the rank.
+        RunError: The message names the rank. It is raised on every rank.
     """
     own = _as_json(machine(module.device))
     ranks = gather_on_rank_0(trainer, ((run_dir / "run.json").is_file(), own))
@@ -100,11 +107,11 @@ def refuse_other_ranks(
         for rank, (sees, found) in enumerate(ranks or []):
             if not sees:
                 raise RunError(
-                    f"run_dir {run_dir} is not seen by rank {rank}; it must lie on a file system that all machines share"
+                    f"run_dir {run_dir} does not exist on rank {rank}; choose a folder on a file system that all ranks share"
                 )
             if found != machine_of_rank_0 and not allow_other_machine:
                 lines = differences(machine_of_rank_0, found)
-                raise RunError("\n  ".join([f"rank {rank} {OTHER_MACHINE.format(begun='is')}", *lines]))
+                raise RunError("\n  ".join([f"rank {rank} {OTHER_MACHINE.format(runs='runs')}", *lines]))
 
     decide_on_rank_0(trainer, refuse)
 
@@ -112,14 +119,14 @@ def refuse_other_ranks(
 def batches_without_files(
     run_dir: Path, plan: Plan, measured: MeasuredBatches, *, batch_size: int, audio: AudioSettings
 ) -> set[int]:
-    """Returns the numbers of measured batches whose continuations have lost files or rows of continuations.csv."""
-    there = written_continuations(run_dir)
+    """Returns the numbers of measured batches of which an audio file or a row of continuations.csv is missing."""
+    written = written_continuations(run_dir)
     lost = set()
     for number in measured.batches:
         for row in batch_rows(number, len(plan.windows), batch_size):
             window = plan.windows.window(row, plan.tracks.ids)
             has_failed = int(plan.windows.track[row]) in measured.failed
-            if not has_failed and continuation_path(window.track, window.index, audio.format) not in there:
+            if not has_failed and continuation_path(window.track, window.index, audio.format) not in written:
                 lost.add(number)
     return lost
 
@@ -142,6 +149,6 @@ def _fingerprint(module: MusicGenEvaluation, audio: AudioSettings) -> dict[str, 
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns values as they are read back from a JSON file, for comparison."""
+    """Returns values as they are read from a JSON file, for comparison."""
     read: dict[str, Any] = json.loads(to_json(values))
     return read

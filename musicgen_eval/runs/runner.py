@@ -21,11 +21,13 @@ from musicgen_eval.models.out_of_memory import out_of_memory_explained
 from musicgen_eval.records import Continuation
 from musicgen_eval.results.files import to_json
 from musicgen_eval.results.summary import EvaluationResult
-from musicgen_eval.runs.continuation_files import continuation_path, read_table
-from musicgen_eval.runs.datamodule import WindowDataModule, dead_workers_named
+from musicgen_eval.runs.audio_paths import continuation_path
+from musicgen_eval.runs.continuation_table import read_table
+from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.folder import RunFolder
 from musicgen_eval.runs.library_output import quiet_libraries
 from musicgen_eval.runs.module import PRECISIONS, MusicGenEvaluation
+from musicgen_eval.runs.processes.data_workers import dead_workers_explained
 from musicgen_eval.runs.processes.one_process import OneProcess, one_device
 from musicgen_eval.runs.processes.signals import StopAfterBatch
 from musicgen_eval.runs.progress_bar import EvaluationProgress
@@ -212,7 +214,7 @@ def _trainer(
         if folder is not None:
             folder.claim()
         try:
-            with dead_workers_named(), out_of_memory_explained(data.settings.batch_size, "moving data to it"):
+            with dead_workers_explained(), out_of_memory_explained(data.settings.batch_size, "moving data to it"):
                 yield trainer
         except SystemExit as stopped:
             if isinstance(stopped.__context__, KeyboardInterrupt):  # Lightning would end a notebook with it

@@ -12,18 +12,18 @@ import torch
 
 from musicgen_eval.inference.readings import CodedWindow, score_readings
 from musicgen_eval.metrics.plugin.bank import MetricBank
-from musicgen_eval.metrics.plugin.inputs import Offer, fetch
+from musicgen_eval.metrics.plugin.inputs import WindowData, fetch
 from musicgen_eval.metrics.plugin.states import State
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.models.numerics import float32_by_default, full_precision
 from musicgen_eval.models.threads import single_threaded
 from musicgen_eval.results.measurements import WindowRecord
 from musicgen_eval.results.running_totals import RunningTotals
-from musicgen_eval.runs.datamodule import Batch, WindowAudio
+from musicgen_eval.runs.window_dataset import Batch, WindowAudio
 
 
 class Step(Protocol):
-    """Measures one batch after the other."""
+    """Measures batches, one at a time."""
 
     def run(self, batch: Batch) -> list[WindowRecord]:
         """Returns one record per window of the batch."""
@@ -34,13 +34,13 @@ class ScoringStep:
     """Scores batches of windows under teacher forcing.
 
     Args:
-        model: the model, prepared for `precision`.
-        bank: the metrics of the task "score".
-        tail: as in `MusicGenEvaluation`.
-        seed: seed of the readings that change codes.
-        save_nll: keeps the nll of every code in the records.
-        precision: precision of the decoder, for error messages.
-        totals: running totals, which are updated.
+        model: Model, prepared for `precision`.
+        bank: Metrics of the task "score".
+        tail: As in `MusicGenEvaluation`.
+        seed: Seed of the readings that change codes.
+        save_nll: Store the nll of every code in the records.
+        precision: Precision of the decoder, for error messages.
+        totals: Running totals. They are updated.
     """
 
     def __init__(
@@ -68,14 +68,14 @@ class ScoringStep:
         if not windows:
             return records
         with float32_by_default(), full_precision():
-            offers = self.score(windows)
+            window_data = self.score(windows)
             with single_threaded(), torch.autocast(self.model.device.type, enabled=False):
-                states = self.bank.update(offers)
-        records += [self._record(*results) for results in zip(windows, offers, states, strict=True)]
-        self.totals.add([window.track_row for window in windows], offers)
+                states = self.bank.update(window_data)
+        records += [self._record(*results) for results in zip(windows, window_data, states, strict=True)]
+        self.totals.add([window.track_row for window in windows], window_data)
         return records
 
-    def score(self, windows: Sequence[WindowAudio]) -> list[Offer]:
+    def score(self, windows: Sequence[WindowAudio]) -> list[WindowData]:
         """Encodes and scores windows whose audio was read. Returns one set of metric inputs per window."""
         codes = self.model.encode([window.audio for window in windows if window.audio is not None])
         coded = [
@@ -90,21 +90,21 @@ class ScoringStep:
             seed=self.seed,
             with_logits=self.bank.readings_with_logits,
         )
-        return fetch([Offer(read, self.model.spec.frame_rate_hz) for read in readings])
+        return fetch([WindowData(read, self.model.spec.frame_rate_hz) for read in readings])
 
-    def _record(self, window: WindowAudio, offer: Offer, states: dict[str, State]) -> WindowRecord:
-        """Returns the record of a window. A window whose nll is not finite fails, so that no sum leaves codes out silently."""
-        for name, read in offer.on_cpu.readings.items():
+    def _record(self, window: WindowAudio, data: WindowData, states: dict[str, State]) -> WindowRecord:
+        """Returns the record of a window. A window whose nll is not finite fails, so no code is silently left out of a sum."""
+        for name, read in data.on_cpu.readings.items():
             if read is not None and not read.nll[read.scored].isfinite().all():
                 reading = f"reading {name!r} of " if name else ""
                 reason = (
-                    f"{reading}window {window.window.index}: the decoder gave no finite nll in precision "
-                    f"{self.precision}; try bf16-mixed or 32-true"
+                    f"{reading}window {window.window.index}: the nll is NaN or infinite in precision {self.precision}; set the "
+                    "precision to bf16-mixed or 32-true"
                 )
                 return WindowRecord(window.row, window.track_row, failure=reason)
-        plain = offer.on_cpu.readings[""]
-        kept = {"nll": plain.nll} if self.save_nll and plain is not None else {}
-        return WindowRecord(window.row, window.track_row, states=states, tensors=kept)
+        plain = data.on_cpu.readings[""]
+        tensors = {"nll": plain.nll} if self.save_nll and plain is not None else {}
+        return WindowRecord(window.row, window.track_row, states=states, tensors=tensors)
 
 
 def readable_windows(batch: Batch) -> tuple[list[WindowAudio], list[WindowRecord]]:

@@ -1,4 +1,4 @@
-"""A W&B logger that an evaluation can do without: whatever fails in it costs the run one warning."""
+"""A W&B logger that cannot stop an evaluation. If W&B fails, one warning is printed and the run continues."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
@@ -17,26 +16,33 @@ from lightning.pytorch.loggers.logger import DummyExperiment
 
 from musicgen_eval.errors import RunError
 from musicgen_eval.files.redaction import redact, redact_tree
+from musicgen_eval.records.settings import Settings
 
 STAGING = "WANDB_DATA_DIR"
-QUIET = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}  # the latter would wait for a dead server at exit
+QUIET = {
+    "WANDB_SILENT": "true",
+    "WANDB_ERROR_REPORTING": "false",
+}  # error reporting would wait for a dead server at exit
 
 
-@dataclass
-class WandbSettings:
-    """Where an evaluation is logged.
+@dataclass(frozen=True, kw_only=True)
+class WandbSettings(Settings):
+    """Logging to Weights & Biases.
 
     Attributes:
         mode: `off`, `offline` (into the run folder, for `wandb sync`) or `online`.
         project: W&B project.
         entity: W&B team or user.
-        name: of the run; default: the run folder's.
-        group: of runs.
-        tags: of the run.
-        max_logged: so many continuations are logged with players.
-        start_timeout_s: so long the server is waited for at the start, after which the run goes on without it.
-        end_timeout_s: so long the end waits for what is still to be sent; the rest stays in the run folder, for `wandb sync`.
+        name: Name of the W&B run. Defaults to the name of the run folder.
+        group: Group of W&B runs.
+        tags: Tags of the W&B run.
+        max_logged: Number of continuations that are logged with audio players.
+        start_timeout_s: Time to wait for the server at the start, in seconds. After that the run continues without W&B.
+        end_timeout_s: Time to wait at the end until all data is sent, in seconds. The rest is kept in the run folder, for
+            `wandb sync`.
     """
+
+    name_in_config: ClassVar[str] = "wandb"
 
     mode: Literal["off", "offline", "online"] = "off"
     project: str = "musicgen_eval"
@@ -49,18 +55,19 @@ class WandbSettings:
     end_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("start_timeout_s", "end_timeout_s"):
-            if not (isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise RunError(f"wandb.{name} must be above 0, got {getattr(self, name)}")
+            if not getattr(self, name) > 0:
+                raise RunError(f"wandb.{name} must be a finite number of seconds above 0, got {getattr(self, name)}")
 
 
 def wandb_logger(settings: WandbSettings) -> DispensableWandbLogger | None:
-    """The logger of an evaluation; None when off."""
+    """Returns the logger of an evaluation, or None if W&B is off."""
     return None if settings.mode == "off" else DispensableWandbLogger(settings)
 
 
 def new_table(columns: list[str | int]) -> Any:
-    """Returns an empty `wandb.Table`; `add_data` adds a row."""
+    """Returns an empty `wandb.Table`. `add_data` adds a row."""
     import wandb
 
     return wandb.Table(columns=columns)
@@ -74,15 +81,15 @@ def audio_player(path: Path, *, caption: str) -> Any:
 
 
 class DispensableWandbLogger(WandbLogger):
-    """A `WandbLogger` whose failure costs the evaluation one warning.
+    """A `WandbLogger` that prints one warning and turns itself off if W&B fails.
 
-    It does nothing until `begin`, because Lightning opens its loggers before it is known whether anything will be measured.
+    It does nothing before `begin`, because Lightning opens its loggers before it is known whether there is anything to measure.
 
     Args:
-        settings: where the evaluation is logged.
+        settings: Settings of W&B.
 
     Attributes:
-        is_off: whether W&B has failed.
+        is_off: True if W&B has failed.
     """
 
     def __init__(self, settings: WandbSettings) -> None:
@@ -92,10 +99,10 @@ class DispensableWandbLogger(WandbLogger):
             name=None if settings.name is None else redact(settings.name),
             group=redact_tree(settings.group),
             tags=redact_tree(settings.tags),
-            mode=settings.mode,  # Lightning's `offline` would stay in the environment
+            mode=settings.mode,  # Lightning's argument `offline` would change the environment permanently
             log_model=False,
         )
-        self._wandb_init.pop("anonymous", None)  # W&B warns of it, even as None
+        self._wandb_init.pop("anonymous", None)  # W&B warns about it, even if it is None
         self.is_off = False
         self._settings = settings
         self._has_begun = False
@@ -105,11 +112,11 @@ class DispensableWandbLogger(WandbLogger):
         """Opens the W&B run of an evaluation, below its run folder.
 
         Args:
-            run_dir: the run folder.
-            run_id: id of the W&B run, the same in all starts of the evaluation.
-            is_resumed: whether an earlier start has had this id. Otherwise the server is not asked for such a run.
+            run_dir: The run folder.
+            run_id: Id of the W&B run, the same in all starts of the evaluation.
+            is_resumed: True if an earlier start has used this id. If False, the server is not asked for such a run.
         """
-        staging = (run_dir / "wandb").absolute()  # media wait there before they are sent
+        staging = (run_dir / "wandb").absolute()  # media are stored there until they are sent
         variables = {STAGING: str(staging), **{name: value for name, value in QUIET.items() if name not in os.environ}}
         os.environ.update(variables)
         self._variables = list(variables)
@@ -126,7 +133,7 @@ class DispensableWandbLogger(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run; before it has begun and once it has failed, one that does nothing."""
+        """The W&B run. Before `begin` and after a failure, an object that does nothing."""
         if self.is_off or not self._has_begun:
             return DummyExperiment()
         if self._experiment is not None:
@@ -146,35 +153,37 @@ class DispensableWandbLogger(WandbLogger):
         return run
 
     def attempt(self, act: Callable[[Any], object]) -> None:
-        """Does something with the run, or nothing where it has failed."""
+        """Calls `act` with the W&B run. Turns the logger off if this fails. Does nothing if the logger is off."""
         run = self.experiment
         if self.is_off or not self._has_begun:
             return
         try:
             act(run)
-        except Exception as error:  # whatever it is, it is not the evaluation's
+        except Exception as error:  # an error of W&B must not stop the evaluation
             self.turn_off(error)
 
     def turn_off(self, error: Exception) -> None:
-        """Says why nothing more is logged, and ends the run where one was begun."""
+        """Prints why nothing more is logged, and ends the W&B run if there is one."""
         self.is_off = True
         run, self._experiment = self._experiment, None
         reason = str(error).partition("Consider increasing")[0].strip().splitlines() or [""]
         if not reason[0] or reason[0] == "<no message>":
-            reason = [f"{type(error).__name__} without a message; is the API key right, and the server?"]
-        stays = f"; what was logged stays in {Path(run.dir).parent}, for `wandb sync`" if run is not None else ""
+            reason = [f"{type(error).__name__} without a message; check the API key and the server"]
+        kept = f"; logged data is kept in {Path(run.dir).parent} for `wandb sync`" if run is not None else ""
         print(
-            redact(f"warning: W&B logging is off: {reason[0].rstrip('.')}{stays}; the results are complete without it"),
+            redact(
+                f"warning: W&B logging is off: {reason[0].rstrip('.')}{kept}; the results in the run folder are complete"
+            ),
             file=sys.stderr,
         )
         if run is not None and not isinstance(error, TimeoutError):
             try:
                 run.finish(exit_code=1)
             except Exception:
-                return  # all there is to say has been said
+                return  # the warning is already printed
 
     def end(self, *, exit_code: int) -> None:
-        """Ends the run, so that all of it is on disk and sent, and leaves the environment as it was."""
+        """Ends the W&B run, so that all data is on disk and sent, and restores the environment variables."""
         self.attempt(lambda run: run.finish(exit_code=exit_code))
         for variable in self._variables:
             os.environ.pop(variable, None)
@@ -188,13 +197,13 @@ class DispensableWandbLogger(WandbLogger):
             finish_timeout=self._settings.end_timeout_s,
             finish_timeout_raises=True,
             console="off",
-            x_disable_meta=True,  # the configuration has what matters of command line and environment, without secrets
+            x_disable_meta=True,  # the logged configuration contains the settings without secrets
             disable_git=True,
             disable_code=True,
         )
 
     def _require_key(self) -> None:
-        """Without a key W&B would ask for one, and a run may have nobody to ask."""
+        """Raises RunError if there is no API key. W&B would prompt for it, which blocks a run without a user."""
         if self._wandb_init.get("mode") != "online":
             return
         import wandb
@@ -204,7 +213,7 @@ class DispensableWandbLogger(WandbLogger):
 
 
 def _remove_new_files(folder: Path, before: set[Path] | None) -> None:
-    """Removes what a run that never began has left, and nothing that lay there before."""
+    """Removes files that W&B has created in a folder since `before` was listed. None means that the folder did not exist."""
     if before is None:
         shutil.rmtree(folder, ignore_errors=True)
         return

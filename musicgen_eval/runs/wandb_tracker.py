@@ -1,7 +1,8 @@
 """Logs an evaluation to Weights & Biases.
 
-The results on disk are complete without it, so any failure of W&B costs the run one warning. Online and offline runs hold the same:
-configuration, commit, the running perplexity on its own axis, and once, at the end, the summary and a table of tracks.
+The results on disk are complete without W&B. If W&B fails, one warning is printed and the run continues. Online and offline runs
+contain the same data: configuration, commit and the running perplexity on its own axis, and at the end the summary and a table of
+tracks.
 """
 
 from __future__ import annotations
@@ -17,36 +18,39 @@ import lightning as L
 from musicgen_eval.files.redaction import redact_tree
 from musicgen_eval.results.summary import EvaluationResult
 from musicgen_eval.runs.fingerprint import library_versions
-from musicgen_eval.runs.folder import RunFolder, git_commit
+from musicgen_eval.runs.folder import RunFolder
 from musicgen_eval.runs.module import MusicGenEvaluation
+from musicgen_eval.runs.provenance import git_commit
 from musicgen_eval.runs.recorder import RunRecorder
 from musicgen_eval.runs.result_logger import summary_numbers
 from musicgen_eval.runs.wandb_logger import DispensableWandbLogger, audio_player, new_table
 
-MAX_TABLE_ROWS = 10_000  # W&B cuts longer tables without a word
+MAX_TABLE_ROWS = 10_000  # W&B truncates longer tables without a warning
 RUN_ID = "wandb_run_id"
 RUNNING_AXIS = "running/scored_seconds"
 
 
 class WandbTracker(L.Callback):
-    """Fills the W&B run of an evaluation, on rank 0: one run for all of its starts, and none for a start that measures nothing.
+    """Logs an evaluation to one W&B run on rank 0. All starts of the evaluation use the same W&B run.
+
+    A start that has nothing to measure opens no W&B run.
 
     Args:
-        config: the run's configuration.
-        writer: knows the run folder, and has written the continuations that are logged.
-        max_logged: number of continuations that are logged with players.
+        config: Configuration of the run.
+        recorder: Recorder of the run. It provides the run folder and the rows of the continuations that are logged.
+        max_logged: Number of continuations that are logged with audio players.
     """
 
-    def __init__(self, config: Mapping[str, Any], writer: RunRecorder, max_logged: int = 16) -> None:
+    def __init__(self, config: Mapping[str, Any], recorder: RunRecorder, max_logged: int = 16) -> None:
         self.config = config
-        self.writer = writer
+        self.recorder = recorder
         self.max_logged = max_logged
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Opens the W&B run, logs the configuration and sets the running perplexity's own axis."""
         assert isinstance(pl_module, MusicGenEvaluation)
-        folder = self.writer.folder
-        if not trainer.is_global_zero or folder is None or self.writer.finds_result:
+        folder = self.recorder.folder
+        if not trainer.is_global_zero or folder is None or self.recorder.finds_result:
             return
         for logger in _loggers(trainer):
             run_id, is_resumed = _run_id(folder)
@@ -61,11 +65,11 @@ class WandbTracker(L.Callback):
         _attempt(trainer, begin)
 
     def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Logs what this process has measured so far."""
+        """Logs the running totals of this process."""
         assert isinstance(pl_module, MusicGenEvaluation)
         running = pl_module.context.totals
         if running.tracks:
-            ppl = {"running/ppl": running.ppl} if isfinite(running.ppl) else {}  # predict need not score
+            ppl = {"running/ppl": running.ppl} if isfinite(running.ppl) else {}  # predict may run without scoring
             row = {RUNNING_AXIS: running.scored_seconds, "running/tracks": len(running.tracks), **ppl}
             _attempt(trainer, lambda run: run.log(row))
 
@@ -77,12 +81,12 @@ class WandbTracker(L.Callback):
             _attempt(trainer, lambda run: self._log_result(run, result))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Ends the run as failed."""
+        """Ends the W&B run as failed."""
         for logger in _loggers(trainer):
             logger.end(exit_code=1)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Ends the run, and W&B stages elsewhere again."""
+        """Ends the W&B run."""
         for logger in _loggers(trainer):
             logger.end(exit_code=0)
 
@@ -96,15 +100,15 @@ class WandbTracker(L.Callback):
     def _log_result(self, run: Any, result: EvaluationResult) -> None:
         run.config.update({"recipe": _plain(result.recipe)}, allow_val_change=True)
         run.log({"tracks": _track_table(result)})
-        written = self.writer
-        if written.folder is not None and written.continuations and self.max_logged > 0:
-            rows = written.continuations[: self.max_logged]
-            run.log({"continuations": _player_table(rows, written.folder.path)})
+        recorder = self.recorder
+        if recorder.folder is not None and recorder.continuations and self.max_logged > 0:
+            rows = recorder.continuations[: self.max_logged]
+            run.log({"continuations": _player_table(rows, recorder.folder.path)})
         run.summary.update({**summary_numbers(result), "tracks_in_table": min(len(result.tracks), MAX_TABLE_ROWS)})
 
 
 def _run_id(folder: RunFolder) -> tuple[str, bool]:
-    """The id of the W&B run of an evaluation, kept in its run.json, and whether an earlier start had it."""
+    """Returns the id of the W&B run, which run.json stores, and True if an earlier start has used it."""
     run = folder.run
     known = run.get(RUN_ID)
     if known is not None:
@@ -125,7 +129,7 @@ def _track_table(result: EvaluationResult) -> Any:
 
 
 def _player_table(rows: Sequence[Mapping[str, str]], folder: Path) -> Any:
-    """Rows of continuations.csv, each with players for context, continuation and reference."""
+    """Returns rows of continuations.csv with audio players for context, continuation and reference."""
     table = new_table(["track", "continuation", "text", "generated_s", "context", "generated", "reference"])
     for row in rows:
         row = redact_tree(row)
@@ -138,7 +142,7 @@ def _player_table(rows: Sequence[Mapping[str, str]], folder: Path) -> Any:
 
 
 def _attempt(trainer: L.Trainer, act: Callable[[Any], object]) -> None:
-    """Does something with the W&B run, on rank 0, where there is one."""
+    """Calls `act` with the W&B run on rank 0, if there is one."""
     if trainer.is_global_zero:
         for logger in _loggers(trainer):
             logger.attempt(act)
@@ -149,7 +153,7 @@ def _loggers(trainer: L.Trainer) -> list[DispensableWandbLogger]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON knows it, and without secrets."""
+    """Returns a value in a form that JSON can store, without secrets."""
     return redact_tree(_lists_and_dicts(value))
 
 

@@ -96,7 +96,7 @@ def test_the_error_names_an_unknown_key_of_a_config(capsys, tmp_path):
         (b"data: 3\n", "data: expected a mapping of settings, got 3"),
         (b"data:\n  text: caf\xe9\n", "my.yaml: not UTF-8 text (invalid continuation byte at byte 17)"),
         (b"data: [\n", "Problems parsing config: while parsing a flow node"),
-        (b"run_dir: 'a\\0b'\n".replace(b"'", b'"'), r"run_dir 'a\x00b' holds a null character"),
+        (b"run_dir: 'a\\0b'\n".replace(b"'", b'"'), r"run_dir 'a\x00b' contains a null character"),
     ],
 )
 def test_an_invalid_config_is_a_one_line_error(capsys, tmp_path, content, message):
@@ -124,7 +124,7 @@ def test_a_tilde_means_the_home_directory_in_all_paths(capsys, tmp_path, monkeyp
 
 def test_a_run_dir_with_other_files_is_an_error(capsys, tmp_path):
     (tmp_path / "precious.txt").write_text("x")
-    assert "holds precious.txt" in refusal(capsys, *DEMO, f"--run_dir={tmp_path}")
+    assert "is not empty (precious.txt)" in refusal(capsys, *DEMO, f"--run_dir={tmp_path}")
     assert (tmp_path / "precious.txt").read_text() == "x"
 
 
@@ -211,7 +211,7 @@ def test_several_files_are_one_run_that_can_be_resumed(capsys, tmp_path, monkeyp
         assert main([command, "--resume", command]) == 0
         said = capsys.readouterr()
         assert "2 of 2 tracks" in said.out
-        assert "holds a finished run" in said.err
+        assert "contains a finished run" in said.err
     recipe = json.loads((tmp_path / "evaluate" / "summary.json").read_text())["recipe"]
     assert recipe["source"] == [str(tmp_path / "a.wav"), str(tmp_path / "b.wav")]
 

@@ -9,7 +9,7 @@ from musicgen_eval.inference.readings import CodedWindow, reading_generator, sco
 from musicgen_eval.inference.scoring import score_codes
 from musicgen_eval.metrics import CodebookPerplexity, ContextGain, TextGain
 from musicgen_eval.metrics.plugin.bank import MetricBank
-from musicgen_eval.metrics.plugin.inputs import Offer
+from musicgen_eval.metrics.plugin.inputs import WindowData
 from musicgen_eval.metrics.plugin.readings import PLAIN, READINGS
 from musicgen_eval.records import Reading, Window
 
@@ -206,7 +206,7 @@ def test_metrics_count_nothing_for_readings_that_do_not_exist(tiny_model):
         coded(19, context=5, target=7),
     ]
     batch = score_readings(tiny_model, windows, bank.readings, with_logits=bank.readings_with_logits)
-    states = bank.update([Offer(read, tiny_model.spec.frame_rate_hz) for read in batch])
+    states = bank.update([WindowData(read, tiny_model.spec.frame_rate_hz) for read in batch])
     assert [window["ppl"]["count"].tolist() for window in states] == [[8] * 4, [6] * 4, [7] * 4]
     assert [window["text"]["count"].tolist() for window in states] == [[8] * 4, [0] * 4, [7] * 4]
     assert [window["context"]["count"].tolist() for window in states] == [[0] * 4, [6] * 4, [7] * 4]

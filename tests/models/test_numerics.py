@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from musicgen_eval.models.numerics import float32_exactly, full_precision, numerics_in_use
+from musicgen_eval.models.numerics import float32_exactly, full_precision, numerics_in_use, request_deterministic_lstms
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
@@ -83,3 +83,19 @@ def test_the_numerics_in_use_contain_switches_and_versions():
         "cudnn": torch.backends.cudnn.version(),
         "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
     }
+
+
+def test_deterministic_lstms_are_requested_unless_the_user_has_decided(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    request_deterministic_lstms()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    request_deterministic_lstms()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+
+def test_the_request_comes_too_late_after_cuda_has_started(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    request_deterministic_lstms()
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ

@@ -21,8 +21,8 @@ from musicgen_eval.api import PerplexityResult, generate, perplexity
 from musicgen_eval.cli.main import lightning_main
 from musicgen_eval.errors import RunError
 from musicgen_eval.metrics import CodebookAccuracy, CodebookPerplexity, TextGain
-from musicgen_eval.results.stored_run import perplexities_of
 from musicgen_eval.results.summary import EvaluationResult
+from musicgen_eval.results.unfinished_run import perplexities_of
 from musicgen_eval.runs.runner import GenerationResult
 from tests.support.run_folders import stop_after
 from tests.support.songs import write_songs
@@ -292,7 +292,7 @@ def test_a_torn_journal_is_noted(evaluated, tmp_path):
     rows.write_bytes(rows.read_bytes()[:-9])
     torn = load_run(folder)
     assert len(torn.windows) == NUM_WINDOWS - 1  # the last batch holds one window
-    assert any("1 torn or damaged line left out" in note for note in torn.notes)
+    assert any("skipped 1 truncated or damaged line" in note for note in torn.notes)
     shutil.rmtree(folder / "journal")
     assert (list(load_run(folder).windows), load_run(folder).num_windows_measured) == ([], 0)
 

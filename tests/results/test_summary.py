@@ -16,7 +16,7 @@ from musicgen_eval.errors import RunError
 from musicgen_eval.metrics import CodebookPerplexity, TextGain
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.contract import MetricEntry
-from musicgen_eval.metrics.plugin.inputs import Offer
+from musicgen_eval.metrics.plugin.inputs import WindowData
 from musicgen_eval.metrics.plugin.states import merge_states
 from musicgen_eval.records import ScoredWindow
 from musicgen_eval.results.measurements import Measurements, WindowRecord
@@ -90,8 +90,8 @@ def records(plan, bank) -> list[WindowRecord]:
     for row in range(len(plan.windows)):
         track = int(plan.windows.track[row])
         no_text = scored(plan, row, nats_of(plan, row, 0.5)) if TEXTS[track] else None
-        offer = Offer({"": scored(plan, row, nats_of(plan, row)), "no_text": no_text}, SPEC.frame_rate_hz)
-        (states,) = bank.update([offer])
+        data = WindowData({"": scored(plan, row, nats_of(plan, row)), "no_text": no_text}, SPEC.frame_rate_hz)
+        (states,) = bank.update([data])
         made.append(WindowRecord(row, track, states=states, tensors={"nll": nats_of(plan, row)}))
     return made
 
@@ -233,7 +233,7 @@ def test_curves_are_nan_at_unscored_frames(plan, bank):
     made = []
     for row in range(len(skipping.windows)):
         nll = nats_of(skipping, row)
-        (states,) = bank.update([Offer({"": scored(skipping, row, nll), "no_text": None}, 50)])
+        (states,) = bank.update([WindowData({"": scored(skipping, row, nll), "no_text": None}, 50)])
         made.append(WindowRecord(row, int(skipping.windows.track[row]), states=states, tensors={"nll": nll}))
     for curve in summarised(made, skipping, bank).nll.values():
         assert curve[:, :CONTEXT].isnan().all()

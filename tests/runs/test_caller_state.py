@@ -1,4 +1,4 @@
-"""`perplexity` and `generate` leave the caller's process as they found it, and do not depend on its settings."""
+"""`perplexity` and `generate` do not change the settings of the caller's process, and do not depend on them."""
 
 import contextlib
 import logging
@@ -48,7 +48,7 @@ def fail_in_a_run() -> None:
 
 
 def state() -> dict[str, Any]:
-    """What a script may have set, and would miss."""
+    """Returns settings of the process that a script may rely on."""
     backends = torch.backends
     switches: list[Any] = [
         backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul, backends.mkldnn.conv,
@@ -83,27 +83,27 @@ def state() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def expected() -> float:
-    """The number; also the first call, which imports what is needed."""
+    """Returns the expected number. This is also the first call, which imports all modules."""
     continue_it()
     return measure()
 
 
 @pytest.mark.parametrize("call", [measure, continue_it, fail_before_a_run, fail_in_a_run])
-def test_nothing_of_the_caller_is_changed(expected, call: Callable[[], object]):
+def test_the_callers_settings_are_not_changed(expected, call: Callable[[], object]):
     before = state()
     call()
     assert state() == before
 
 
 @pytest.mark.parametrize("call", [measure, continue_it, fail_in_a_run])
-def test_nothing_of_the_caller_is_changed_from_another_thread(expected, call: Callable[[], object]):
+def test_the_callers_settings_are_not_changed_from_another_thread(expected, call: Callable[[], object]):
     before = state()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(call).result()
     assert state() == before
 
 
-def test_threads_that_measure_side_by_side_get_the_number_and_change_nothing(expected):
+def test_threads_that_measure_in_parallel_get_the_number_and_change_no_settings(expected):
     before = state()
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(lambda _: measure(), range(3))) == [expected] * 3
@@ -145,8 +145,8 @@ def test_the_number_does_not_depend_on_the_callers_settings(expected, setting):
         assert state() == before
 
 
-def test_what_is_quiet_in_one_thread_is_restored_by_the_last_to_leave():
-    """The first to enter leaves first: each restoring what it found would leave the process quiet."""
+def test_the_last_of_several_threads_restores_the_output_of_libraries():
+    """The first thread to enter leaves first. If each thread restored the state that it found, the process would remain quiet."""
     logger = logging.getLogger("huggingface_hub")
     before = (logger.level, list(warnings.filters))
     entered, left = threading.Event(), threading.Event()

@@ -11,10 +11,11 @@ from musicgen_eval.runs.context import ContextProvider, RunConstants, RunContext
 from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_evaluation
+from musicgen_eval.runs.settings import RunSettings
 
 
 class Watch(L.Callback):
-    """Keeps the contexts of the runs that it sees, and raises an error in the first batch if asked to."""
+    """Collects the contexts of runs. Raises an error in the first batch if `fails` is set."""
 
     def __init__(self, *, fails: bool = False) -> None:
         self.fails = fails
@@ -55,7 +56,7 @@ def test_without_a_recorder_the_module_makes_a_context_in_memory(module):
 
 def test_with_a_folder_the_context_is_the_recorders(module, tmp_path):
     watch = Watch()
-    run_evaluation(module, data(), accelerator="cpu", run_dir=tmp_path / "x", callbacks=[watch])
+    run_evaluation(module, data(), RunSettings(accelerator="cpu", run_dir=tmp_path / "x"), callbacks=[watch])
     assert isinstance(watch.contexts[0].store, JournalStore)
     assert watch.contexts[0].constants.arithmetic == module.result.recipe["arithmetic"]
 
@@ -72,7 +73,9 @@ def test_a_context_lasts_for_one_run(module):
 
 def test_the_run_after_an_interrupted_one_has_a_context_of_its_own(module, tmp_path):
     with pytest.raises(RunError, match="stopped by the test"):
-        run_evaluation(module, data(), accelerator="cpu", run_dir=tmp_path / "x", callbacks=[Watch(fails=True)])
+        run_evaluation(
+            module, data(), RunSettings(accelerator="cpu", run_dir=tmp_path / "x"), callbacks=[Watch(fails=True)]
+        )
     watch = Watch()
     plain_trainer(watch).test(module, data(), verbose=False)
     assert isinstance(watch.contexts[0].store, MemoryStore)
@@ -81,10 +84,10 @@ def test_the_run_after_an_interrupted_one_has_a_context_of_its_own(module, tmp_p
 
 def test_a_folder_is_used_by_one_run_and_not_by_the_next(module, tmp_path):
     windows = data()
-    run_evaluation(module, windows, accelerator="cpu", run_dir=tmp_path / "x")
+    run_evaluation(module, windows, RunSettings(accelerator="cpu", run_dir=tmp_path / "x"))
     index = tmp_path / "x" / "journal" / "index.npz"
     index.unlink()
-    run_evaluation(module, windows, accelerator="cpu")
+    run_evaluation(module, windows, RunSettings(accelerator="cpu"))
     assert not index.exists()
 
 
@@ -106,7 +109,7 @@ def test_constants_are_settled_by_the_first_start(module):
     context.settle_arithmetic("packed float32")
     context.settle_arithmetic("packed float32")
     with pytest.raises(
-        RunError, match="started with packed float32 products and would resume with transformers products"
+        RunError, match="started with packed float32 kernels and would resume with transformers kernels"
     ):
         context.settle_arithmetic("transformers")
     assert context.constants == RunConstants(threads=3, arithmetic="packed float32")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from musicgen_eval.data.batches import RankBatches
 from musicgen_eval.data.scoring_plan import plan_evaluation
 from musicgen_eval.data.settings import DataSettings
-from musicgen_eval.runs.datamodule import Batch, WindowDataset
+from musicgen_eval.runs.window_dataset import Batch, WindowDataset
 from tests.support.specs import codec_spec
 
 SPEC = codec_spec(codebook_size=64)

@@ -1,4 +1,4 @@
-"""The pipeline whole: files to results, on one process and on two, in every precision that a CPU has."""
+"""The whole pipeline from files to results, on one process and on two, in every precision that a CPU supports."""
 
 import re
 import signal
@@ -24,6 +24,7 @@ from musicgen_eval.models.threads import single_threaded
 from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_evaluation
+from musicgen_eval.runs.settings import RunSettings
 from tests.support.programs import ROOT, SCRIPT, Program, heed_interrupts, run_script
 from tests.support.songs import write_songs
 
@@ -46,11 +47,13 @@ def tiny_folder(oracle):
 def evaluate(source, checkpoint, *, metrics=None, tail="score", save_nll=False, precision="32-true", **data):
     module = MusicGenEvaluation(str(checkpoint), metrics=metrics, tail=tail, save_nll=save_nll)
     settings = {"context_s": 0.5, "target_s": 0.5, "batch_size": 3, **data}
-    return run_evaluation(module, WindowDataModule(str(source), **settings), precision=precision, accelerator="cpu")
+    return run_evaluation(
+        module, WindowDataModule(str(source), **settings), RunSettings(precision=precision, accelerator="cpu")
+    )
 
 
 @pytest.mark.parametrize("tail", ["score", "drop"])
-def test_the_result_is_the_definition_written_out(songs, tiny_folder, tiny_model, tail):
+def test_the_result_equals_the_definition(songs, tiny_folder, tiny_model, tail):
     result = evaluate(songs, tiny_folder, tail=tail, save_nll=True)
     sums, counts, by_track = torch.zeros(4, dtype=torch.float64), torch.zeros(4), {}
     for index, duration_s in enumerate(DURATIONS_S):
@@ -82,10 +85,10 @@ def test_the_result_is_the_definition_written_out(songs, tiny_folder, tiny_model
         assert torch.equal(result.nll[track].isnan(), curve.isnan())
         assert (result.nll[track] - curve).abs().nan_to_num().max() < 1e-4
     assert values["ppl"].low < values["ppl"].value < values["ppl"].high
-    result.nll["song 0"].nan_to_num_()  # an ordinary tensor, which its owner may change
+    result.nll["song 0"].nan_to_num_()  # an ordinary tensor, which can be changed in place
 
 
-def test_batch_size_and_workers_change_no_bit(songs, tiny_folder):
+def test_results_are_bit_identical_for_any_batch_size_and_number_of_workers(songs, tiny_folder):
     one = evaluate(songs, tiny_folder, save_nll=True, batch_size=1)
     other = evaluate(songs, tiny_folder, save_nll=True, batch_size=8, num_workers=1)
     assert one.metrics == other.metrics
@@ -93,7 +96,7 @@ def test_batch_size_and_workers_change_no_bit(songs, tiny_folder):
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_half_precisions_stay_near_and_leave_codes_and_sums_alone(songs, tiny_folder, precision):
+def test_half_precisions_are_close_and_do_not_change_codes_and_sums(songs, tiny_folder, precision):
     exact = evaluate(songs, tiny_folder)
     rounded = evaluate(songs, tiny_folder, precision=precision)
     assert rounded.recipe["precision"] == precision
@@ -103,7 +106,7 @@ def test_half_precisions_stay_near_and_leave_codes_and_sums_alone(songs, tiny_fo
     assert torch.get_default_dtype() == torch.float32
 
 
-def test_gains_count_only_what_has_a_text_or_a_context(songs, tiny_folder):
+def test_gains_count_only_windows_with_a_text_or_a_context(songs, tiny_folder):
     result = evaluate(songs, tiny_folder, metrics={"text": TextGain(), "context": ContextGain()})
     with_text = {f"song {index}" for index in range(7) if index % 3}
     for track in result.tracks:
@@ -115,14 +118,14 @@ def test_gains_count_only_what_has_a_text_or_a_context(songs, tiny_folder):
     }
 
 
-def test_a_renamed_stock_metric_agrees_with_ours(songs, tiny_folder):
+def test_a_renamed_torchmetrics_class_agrees_with_this_package(songs, tiny_folder):
     metrics = {"ours": CodebookPerplexity(), "mean": MetricEntry(MeanMetric(), {"value": "nll"})}
     result = evaluate(songs, tiny_folder, metrics=metrics)
     sums = [result.metrics["ours"][f"ce_q{k}"].value for k in range(1, 5)]
     assert result.metrics["mean"]["value"].value == pytest.approx(np.mean(sums), rel=1e-5)
 
 
-def test_a_failing_track_is_counted_and_leaves_no_window(songs, tiny_folder, tmp_path):
+def test_a_failed_track_is_counted_and_none_of_its_windows(songs, tiny_folder, tmp_path):
     bad = np.zeros(64000, dtype=np.float32)
     bad[60000] = np.nan
     soundfile.write(songs.parent / "nan.wav", bad, 32000, subtype="FLOAT")
@@ -146,11 +149,13 @@ def test_a_failed_run_leaves_no_folder(tiny_folder, tmp_path):
     run_dir = tmp_path / "runs" / "x"
     module = MusicGenEvaluation(tiny_folder)
     with pytest.raises(RunError, match=r"text\.wav"):
-        run_evaluation(module, WindowDataModule(str(tmp_path / "text.wav")), accelerator="cpu", run_dir=run_dir)
+        run_evaluation(
+            module, WindowDataModule(str(tmp_path / "text.wav")), RunSettings(accelerator="cpu", run_dir=run_dir)
+        )
     assert not run_dir.parent.exists()
 
 
-def test_validate_measures_what_test_measures(songs, tiny_folder):
+def test_validate_and_test_give_the_same_result(songs, tiny_folder):
     module = MusicGenEvaluation(tiny_folder)
     data = WindowDataModule(str(songs), context_s=0.5, target_s=0.5)
     trainer = L.Trainer(
@@ -161,7 +166,7 @@ def test_validate_measures_what_test_measures(songs, tiny_folder):
     assert module.result.metrics == evaluate(songs, tiny_folder).metrics
 
 
-def test_other_text_is_refused_where_there_is_none(songs, tiny_folder):
+def test_other_text_is_refused_if_there_is_no_other_text(songs, tiny_folder):
     class OtherText(MeanMetric):
         def update(self, nll__other_text: torch.Tensor) -> None:  # type: ignore[override]
             super().update(nll__other_text.nan_to_num())
@@ -177,7 +182,7 @@ def test_a_wrong_metric_is_refused_before_any_audio_is_opened(tiny_folder):
 
 @pytest.fixture(scope="module")
 def loaded(tiny_folder):
-    """A model of these tests' own: evaluating it makes it ready for a precision, in place."""
+    """Returns a model for these tests alone. An evaluation prepares it for a precision in place."""
     return load_model(tiny_folder)
 
 
@@ -208,7 +213,7 @@ def test_perplexity_of_a_tensor_equals_that_of_its_file(songs, loaded):
         ("x.wav", {"max_frames": 50}, "settled when a model is loaded"),
     ],
 )
-def test_the_python_door_says_what_is_wrong(loaded, audio, settings, message):
+def test_wrong_arguments_of_perplexity_are_refused_by_name(loaded, audio, settings, message):
     with pytest.raises(EvaluationError, match=re.escape(message)):
         perplexity(audio, loaded, **settings)
 
@@ -226,8 +231,8 @@ def common_arguments(tiny_folder, source) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_failure_on_one_of_two_processes_ends_both_with_its_reason(songs, tiny_folder, tmp_path):
-    """The track opens, so the plan stands; its last window, which only one rank reads, holds a NaN."""
+def test_a_failure_on_one_of_two_processes_stops_both_with_its_reason(songs, tiny_folder, tmp_path):
+    """The track can be opened, so planning succeeds. Its last window, which only one rank reads, contains a NaN."""
     bad = np.zeros(64000, dtype=np.float32)
     bad[-1] = np.nan
     soundfile.write(songs.parent / "late_nan.wav", bad, 32000, subtype="FLOAT")
@@ -243,7 +248,7 @@ def test_a_failure_on_one_of_two_processes_ends_both_with_its_reason(songs, tiny
 
 
 @pytest.mark.slow
-def test_a_plan_that_fails_ends_two_processes_with_one_message(tiny_folder, tmp_path):
+def test_a_failure_while_planning_stops_two_processes_with_one_message(tiny_folder, tmp_path):
     arguments = [*common_arguments(tiny_folder, tmp_path), "--trainer.devices=2", f"--run_dir={tmp_path / 'x'}"]
     done = run_script("test", *arguments)
     assert done.returncode == 1
@@ -255,9 +260,9 @@ def test_a_plan_that_fails_ends_two_processes_with_one_message(tiny_folder, tmp_
 @pytest.mark.parametrize(
     ("sent", "status", "message"), [(signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")]
 )
-def test_a_signal_ends_a_run_with_its_status_and_leaves_what_was_measured(tiny_folder, tmp_path, sent, status, message):
+def test_a_signal_stops_a_run_with_its_status_and_keeps_completed_batches(tiny_folder, tmp_path, sent, status, message):
     noise = np.random.default_rng(0).normal(0, 0.1, 8000 * 3600).astype(np.float32)
-    soundfile.write(tmp_path / "long.wav", noise, 8000)  # an hour: much longer than the signal takes to come
+    soundfile.write(tmp_path / "long.wav", noise, 8000)  # one hour, so the signal arrives during the run
     command = [
         str(SCRIPT), "test", "--wandb.mode=offline",
         *common_arguments(tiny_folder, tmp_path / "long.wav"), f"--run_dir={tmp_path / 'x'}",
@@ -273,10 +278,10 @@ def test_a_signal_ends_a_run_with_its_status_and_leaves_what_was_measured(tiny_f
         while not list(tmp_path.glob("x/journal/*.jsonl")) and process.poll() is None:
             time.sleep(0.1)
         process.send_signal(sent)
-        _, said = process.communicate(timeout=120)
-    assert process.returncode == status, said[-2000:]
-    assert message in said
+        _, printed = process.communicate(timeout=120)
+    assert process.returncode == status, printed[-2000:]
+    assert message in printed
     (journal,) = (tmp_path / "x" / "journal").glob("*.jsonl")
     lines = journal.read_text().splitlines()
     assert len(lines) > 1
-    assert (len(lines) - 1) % 3 == 0  # the batch in hand was brought to its end
+    assert (len(lines) - 1) % 3 == 0  # the current batch was completed

@@ -1,4 +1,4 @@
-"""What can go wrong beneath a run: processes die, disks fill up, folders close; each end is clear, and none is the last."""
+"""Faults of the environment: dead processes, full disks, read-only folders. Errors are clear, and the run can be resumed."""
 
 import multiprocessing
 import os
@@ -17,9 +17,11 @@ import pytest
 
 from musicgen_eval.api import perplexity
 from musicgen_eval.errors import RunError
-from musicgen_eval.runs.datamodule import WindowDataModule, dead_workers_named
+from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
+from musicgen_eval.runs.processes.data_workers import dead_workers_explained
 from musicgen_eval.runs.runner import run_evaluation
+from musicgen_eval.runs.settings import RunSettings
 from tests.support.programs import ROOT, SCRIPT, Program, heed_interrupts
 from tests.support.run_folders import journal_rows
 from tests.support.songs import write_songs
@@ -53,7 +55,7 @@ def checkpoint(oracle) -> str:
 
 @pytest.fixture
 def begin(songs, checkpoint, tmp_path) -> Callable[..., subprocess.Popen | Program]:
-    """Returns a function that starts a run whose windows take some time each, in a forked or a new process."""
+    """Returns a function that starts a run in a forked or a new process. Each of its windows takes some time."""
 
     def run(
         run_dir: Path, *arguments: str, seconds: float = 0.1, is_forked: bool = True, prefix: tuple[str, ...] = ()
@@ -98,16 +100,16 @@ def files(run_dir: Path) -> dict[str, bytes]:
     return {name: (run_dir / name).read_bytes() for name in RESULTS}
 
 
-def test_processes_that_die_end_the_run_clearly_and_it_goes_on_to_the_same_bytes(begin, tmp_path):
-    """On two processes the launched one dies; on two again rank 0 dies; on one it ends."""
+def test_a_run_whose_processes_die_reports_it_and_resumes_to_the_same_bytes(begin, tmp_path):
+    """With two processes, the launched one dies. After a resume with two, rank 0 dies. The resume with one process finishes."""
     with begin(tmp_path / "x", "--trainer.devices=2") as first:
         wait_until(lambda: len(list((tmp_path / "x").glob("journal/*.jsonl"))) == 2, first)
         (launched,) = children(first.pid)
         os.kill(launched, signal.SIGKILL)
-        _, said = first.communicate(timeout=60)
+        _, printed = first.communicate(timeout=60)
     assert first.returncode == 1
-    assert "process 1 of this machine was killed by SIGKILL, so the run ends; what was measured stays" in said
-    assert "Traceback" not in said
+    assert "process 1 of this machine was killed by SIGKILL; stopping the run. Completed batches are kept" in printed
+    assert "Traceback" not in printed
     rows = len(journal_rows(tmp_path / "x"))
     with begin(tmp_path / "x", "--trainer.devices=2") as second:
         wait_until(lambda: len(journal_rows(tmp_path / "x")) > rows, second)
@@ -122,66 +124,66 @@ def test_processes_that_die_end_the_run_clearly_and_it_goes_on_to_the_same_bytes
     assert 4 <= rows < 60
     with begin(tmp_path / "x", seconds=0) as third, begin(tmp_path / "undisturbed", seconds=0) as undisturbed:
         for process in (third, undisturbed):
-            _, said = process.communicate(timeout=300)
-            assert process.returncode == 0, said[-2000:]
+            _, printed = process.communicate(timeout=300)
+            assert process.returncode == 0, printed[-2000:]
     assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
     assert len(journal_rows(tmp_path / "x")) == 60
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_to_rank_0_ends_both_processes_after_their_batch(begin, tmp_path, sent, status):
+def test_a_signal_to_rank_0_stops_both_processes_after_their_batch(begin, tmp_path, sent, status):
     is_forked = sent != signal.SIGTERM
     with begin(tmp_path / "x", "--trainer.devices=2", seconds=0.3, is_forked=is_forked) as run:
         wait_until(lambda: len(list((tmp_path / "x").glob("journal/*.jsonl"))) == 2, run)
         (launched,) = children(run.pid)
         run.send_signal(sent)
-        said = run.communicate(timeout=60)[1]
-    assert run.returncode == status, said[-2000:]
-    assert "Traceback" not in said
-    assert said.count("error: ") == 1
-    assert f"--resume {tmp_path / 'x'}" in said
+        printed = run.communicate(timeout=60)[1]
+    assert run.returncode == status, printed[-2000:]
+    assert "Traceback" not in printed
+    assert printed.count("error: ") == 1
+    assert f"--resume {tmp_path / 'x'}" in printed
     assert not is_alive(launched)
     for journal in (tmp_path / "x" / "journal").glob("*.jsonl"):
         lines = journal.read_text().splitlines()
-        assert len(lines) % 2 == 1  # a header, and whole batches
+        assert len(lines) % 2 == 1  # a header and complete batches
         assert all(line.endswith("}") for line in lines)
 
 
-def test_a_second_interrupt_ends_all_processes_at_once(begin, tmp_path):
+def test_a_second_interrupt_stops_all_processes_immediately(begin, tmp_path):
     with begin(tmp_path / "x", "--trainer.devices=2", seconds=60) as run:
         run_json = tmp_path / "x" / "run.json"
         wait_until(lambda: run_json.exists() and '"packed' in run_json.read_text(), run)
-        time.sleep(2)  # into the first batch
+        time.sleep(2)  # until the first batch runs
         (launched,) = children(run.pid)
         began = time.monotonic()
         for _ in range(2):
             run.send_signal(signal.SIGINT)
             time.sleep(1)
-        _, said = run.communicate(timeout=60)
-    assert run.returncode == 130, said[-2000:]
+        _, printed = run.communicate(timeout=60)
+    assert run.returncode == 130, printed[-2000:]
     assert time.monotonic() - began < 30  # a window takes 60 s
     assert not is_alive(launched)
 
 
-def test_a_second_interrupt_ends_at_once(begin, tmp_path):
+def test_a_second_interrupt_stops_immediately(begin, tmp_path):
     run_json = tmp_path / "x" / "run.json"
     with begin(tmp_path / "x", seconds=60) as run:
         wait_until(lambda: run_json.exists() and '"packed' in run_json.read_text(), run)
-        time.sleep(2)  # into the first batch
+        time.sleep(2)  # until the first batch runs
         run.send_signal(signal.SIGINT)
         time.sleep(1)
         assert run.poll() is None
         began = time.monotonic()
         run.send_signal(signal.SIGINT)
-        said = run.communicate(timeout=60)[1]
-    assert run.returncode == 130, said[-2000:]
+        printed = run.communicate(timeout=60)[1]
+    assert run.returncode == 130, printed[-2000:]
     assert time.monotonic() - began < 30  # a window takes 60 s
-    assert "ending after the batch in hand; interrupt again to end at once" in said
+    assert "stopping after the current batch; interrupt again to stop immediately" in printed
     assert not (tmp_path / "x").exists()  # nothing was measured
 
 
 class KillWorkers(L.Callback):
-    """Kills what reads audio, once something has been measured."""
+    """Kills the DataLoader workers after the first batch."""
 
     def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if batch_idx == 1:
@@ -189,31 +191,31 @@ class KillWorkers(L.Callback):
                 os.kill(worker.pid, signal.SIGKILL)
 
 
-def test_a_worker_that_dies_ends_the_run_by_name(songs, checkpoint, tmp_path):
+def test_a_dead_worker_stops_the_run_with_a_clear_message(songs, checkpoint, tmp_path):
     module, data = MusicGenEvaluation(checkpoint), WindowDataModule(str(songs), batch_size=2, num_workers=1)
     with pytest.raises(RunError, match=r"a DataLoader worker has died, .* resume the run"):
-        run_evaluation(module, data, accelerator="cpu", run_dir=tmp_path / "x", callbacks=[KillWorkers()])
+        run_evaluation(module, data, RunSettings(accelerator="cpu", run_dir=tmp_path / "x"), callbacks=[KillWorkers()])
     assert len(journal_rows(tmp_path / "x")) >= 4
     data = WindowDataModule(str(songs), batch_size=2)
-    run_evaluation(MusicGenEvaluation(checkpoint), data, accelerator="cpu", run_dir=tmp_path / "x")
+    run_evaluation(MusicGenEvaluation(checkpoint), data, RunSettings(accelerator="cpu", run_dir=tmp_path / "x"))
     assert len(journal_rows(tmp_path / "x")) == 60
 
 
-def test_a_worker_that_dies_while_it_hands_over_a_tensor_is_named_too():
+def test_a_worker_that_dies_while_it_sends_a_tensor_is_reported_too():
     read_end, write_end = os.pipe()
     handed_over = resource_sharer.DupFd(read_end)
     resource_sharer.stop()  # as if the process that holds the descriptor had died
     try:
-        with pytest.raises(RunError, match=r"a DataLoader worker has died"), dead_workers_named():
+        with pytest.raises(RunError, match=r"a DataLoader worker has died"), dead_workers_explained():
             handed_over.detach()
-        with pytest.raises(ConnectionResetError), dead_workers_named():
+        with pytest.raises(ConnectionResetError), dead_workers_explained():
             raise ConnectionResetError("of something else")
     finally:
         os.close(read_end)
         os.close(write_end)
 
 
-def test_a_disk_that_fills_up_keeps_whole_batches_and_the_run_goes_on_when_there_is_room(songs, checkpoint, tmp_path):
+def test_a_full_disk_keeps_completed_batches_and_the_run_resumes_when_there_is_space(songs, checkpoint, tmp_path):
     settings = {"batch_size": 4, "accelerator": "cpu"}
     undisturbed = perplexity(songs, checkpoint, run_dir=tmp_path / "undisturbed", **settings)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -232,8 +234,8 @@ def test_a_disk_that_fills_up_keeps_whole_batches_and_the_run_goes_on_when_there
     assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
 
 
-def test_a_folder_that_becomes_read_only_loses_no_measurement(begin, tmp_path):
-    """Root may write anywhere unless it gives that up."""
+def test_a_folder_that_becomes_read_only_loses_no_completed_batch(begin, tmp_path):
+    """Root can write to read-only folders unless it drops this capability."""
     bound = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
     if bound and shutil.which(bound[0]) is None:
         pytest.fail("as root this test needs setpriv (util-linux)")
@@ -241,17 +243,17 @@ def test_a_folder_that_becomes_read_only_loses_no_measurement(begin, tmp_path):
     with begin(run_dir, "--data.limit=12", prefix=bound, seconds=0.3) as run:
         wait_until(lambda: journal_rows(run_dir), run)
         run_dir.chmod(0o555)
-        _, said = run.communicate(timeout=120)
+        _, printed = run.communicate(timeout=120)
     run_dir.chmod(0o755)
     assert run.returncode == 1
-    assert "error: " in said
-    assert "could not be written" in said
-    assert "Permission denied" in said
-    assert "Traceback" not in said
+    assert "error: " in printed
+    assert "could not be written" in printed
+    assert "Permission denied" in printed
+    assert "Traceback" not in printed
     assert len(journal_rows(run_dir)) == 12
     assert not (run_dir / "summary.json").exists()
     with begin(run_dir, "--data.limit=12", seconds=0) as run:
-        _, said = run.communicate(timeout=120)
-    assert run.returncode == 0, said
+        _, printed = run.communicate(timeout=120)
+    assert run.returncode == 0, printed
     assert len(journal_rows(run_dir)) == 12
     assert (run_dir / "summary.json").exists()

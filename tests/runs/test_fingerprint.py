@@ -1,4 +1,4 @@
-"""What makes two runs the same, and what does not: settings of metrics, weights, and how differences read."""
+"""The values by which a run is recognised: settings of metrics and weights. The list of differences."""
 
 import enum
 import importlib
@@ -35,7 +35,7 @@ class Shade(enum.Enum):
 
 
 class Takes(Metric):
-    """Keeps an argument of any kind, in public or for itself."""
+    """Stores an argument of any type in a public or a private attribute."""
 
     total: Tensor
 
@@ -57,7 +57,7 @@ class Takes(Metric):
 
 
 class AlsoTakes(Takes):
-    """Another class of the same arguments."""
+    """Another class with the same arguments."""
 
 
 def settings_of(metric: Metric, inputs: dict[str, str] | None = None) -> Any:
@@ -100,7 +100,7 @@ PAIRS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
 
 @pytest.mark.parametrize("private", [False, True], ids=["public", "private"])
 @pytest.mark.parametrize("kind", PAIRS)
-def test_another_argument_is_another_metric_and_an_equal_one_is_not(kind, private):
+def test_metrics_differ_exactly_if_their_arguments_differ(kind, private):
     make, other = PAIRS[kind]
     first = settings_of(Takes(make(), private=private))
     assert settings_of(Takes(make(), private=private)) == first
@@ -108,12 +108,12 @@ def test_another_argument_is_another_metric_and_an_equal_one_is_not(kind, privat
     assert settings_of(AlsoTakes(make(), private=private)) != first
 
 
-def test_what_has_no_lasting_form_is_named_by_its_kind():
+def test_a_value_without_a_permanent_form_is_described_by_its_class():
     for make in (object, lambda: partial(len), lambda: lambda value: value, torch.Generator):
         assert settings_of(Takes(make())) == settings_of(Takes(make()))
 
 
-def test_settings_hold_what_a_metric_was_given_and_nothing_of_what_it_saw():
+def test_settings_contain_the_arguments_of_a_metric_and_no_states():
     metric = CodebookAccuracy(top_k=3)
     bank = MetricBank({"m": metric}, spec=SPEC)
     before = metric_settings(bank)
@@ -155,7 +155,7 @@ def test_a_copy_of_a_checkpoint_is_the_same_checkpoint(model, oracle, tmp_path):
     assert digest is not None
     assert weights_digest(checkpoint(model)) == digest
     (model / "runs").mkdir()
-    (model / "runs" / "run.json").write_text("{}")  # what is kept beside it is no part of it
+    (model / "runs" / "run.json").write_text("{}")  # other files in the folder are not part of the checkpoint
     (model / "README.md").write_text("mine")
     assert weights_digest(checkpoint(model)) == digest
 
@@ -164,7 +164,7 @@ def test_a_hub_checkpoint_has_no_digest_of_its_own(tmp_path):
     assert weights_digest(checkpoint(tmp_path / "facebook" / "musicgen-small")) is None
 
 
-def test_a_step_of_training_of_any_one_tensor_is_another_checkpoint(model):
+def test_a_training_step_of_any_tensor_gives_another_checkpoint(model):
     file = model / "model.safetensors"
     tensors, seen = load_file(file), {weights_digest(checkpoint(model))}
     names = sorted(name for name, tensor in tensors.items() if tensor.is_floating_point())
@@ -175,7 +175,7 @@ def test_a_step_of_training_of_any_one_tensor_is_another_checkpoint(model):
     assert len(seen) == 1 + len(names[:: max(1, len(names) // 40)])
 
 
-def test_one_trained_tensor_among_large_ones_is_noticed(tmp_path):
+def test_a_change_of_one_tensor_among_large_ones_is_detected(tmp_path):
     tensors = {f"w{row}": torch.zeros(512, 300 + row) for row in range(30)}
     seen = set()
     for name in [None, *tensors]:
@@ -184,7 +184,7 @@ def test_one_trained_tensor_among_large_ones_is_noticed(tmp_path):
     assert len(seen) == 31
 
 
-def test_first_and_last_bytes_of_a_tensor_count(tmp_path):
+def test_the_first_and_last_bytes_of_a_tensor_are_part_of_the_digest(tmp_path):
     seen = set()
     for at in (None, 0, -1):
         weight = torch.zeros(50 * SAMPLE_BYTES)
@@ -195,7 +195,7 @@ def test_first_and_last_bytes_of_a_tensor_count(tmp_path):
     assert len(seen) == 3
 
 
-def test_a_changed_configuration_or_name_of_a_file_is_another_checkpoint(model):
+def test_a_changed_configuration_or_file_name_gives_another_checkpoint(model):
     seen = {weights_digest(checkpoint(model))}
     for name in ("config.json", "generation_config.json", "tokenizer.json"):
         text = (model / name).read_text()
@@ -211,7 +211,7 @@ def test_a_changed_configuration_or_name_of_a_file_is_another_checkpoint(model):
 @pytest.mark.parametrize(
     "content", [b"", b"abc", b"\xff" * 20, b"\x02\0\0\0\0\0\0\0[]", b"\x08\0\0\0\0\0\0\0" + b'{"a": 1}']
 )
-def test_damaged_weights_have_a_digest_all_the_same(tmp_path, content):
+def test_damaged_weights_have_a_digest_too(tmp_path, content):
     (tmp_path / "model.safetensors").write_bytes(content)
     assert weights_digest(checkpoint(tmp_path)) != weights_digest(checkpoint(tmp_path.parent))
 
@@ -219,7 +219,7 @@ def test_damaged_weights_have_a_digest_all_the_same(tmp_path, content):
 # Differences
 
 
-def test_differences_name_the_place_and_both_values():
+def test_differences_name_the_key_and_both_values():
     known = {"a": {"b": 1, "c": [1, 2], "gone": None}, "same": "x", "kind": {"d": 1}}
     asked = {"a": {"b": 2, "c": [1, 3], "here": 0.5}, "same": "x", "kind": 5}
     assert differences(known, asked) == [
@@ -239,7 +239,7 @@ TREES = st.recursive(
 
 
 @given(st.dictionaries(st.text(max_size=2), TREES), st.dictionaries(st.text(max_size=2), TREES))
-def test_there_are_differences_exactly_where_two_trees_differ(known, asked):
+def test_there_are_differences_exactly_if_two_trees_differ(known, asked):
     assert bool(differences(known, asked)) == (known != asked)
     assert differences(known, json.loads(json.dumps(known))) == []
     assert len(differences(known, asked)) == len(differences(asked, known))
@@ -251,7 +251,7 @@ def test_versions_are_those_of_installed_libraries():
     assert versions["numpy"] == np.__version__
 
 
-def test_another_code_of_a_plug_in_is_another_metric(tmp_path, monkeypatch):
+def test_another_source_of_a_plug_in_gives_another_metric(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     digests = []
     for number in (1, 2, 2):

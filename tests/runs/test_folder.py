@@ -7,24 +7,26 @@ import pytest
 
 from musicgen_eval.errors import RunError
 from musicgen_eval.runs import folder as run_folder
-from musicgen_eval.runs.folder import LOCK, RunFolder, default_run_dirs, expanded_path, resumed_arguments, run_record
+from musicgen_eval.runs.folder import RunFolder, default_run_dirs, expanded_path, resumed_arguments
+from musicgen_eval.runs.folder_lock import LOCK
+from musicgen_eval.runs.provenance import run_record
 from tests.support.programs import Program
 
 
-def test_a_folder_that_holds_something_else_is_refused(tmp_path):
+def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "old.txt").write_text("x")
-    with pytest.raises(RunError, match=r"holds old\.txt and no run; choose an empty or new folder"):
+    with pytest.raises(RunError, match=r"is not empty \(old\.txt\) and contains no run; choose an empty or new folder"):
         RunFolder(tmp_path).claim()
     assert [path.name for path in tmp_path.iterdir()] == ["old.txt"]
 
 
-def test_a_file_in_the_way_is_refused(tmp_path):
+def test_a_path_of_a_file_is_refused(tmp_path):
     (tmp_path / "x").write_text("x")
     with pytest.raises(RunError, match="cannot be used"):
         RunFolder(tmp_path / "x").claim()
 
 
-def test_a_run_that_measured_nothing_leaves_the_folder_as_it_was_found(tmp_path):
+def test_a_run_that_ends_before_its_first_batch_restores_the_folder(tmp_path):
     folder = RunFolder(tmp_path / "runs" / "x")
     folder.claim()
     folder.write("config.yaml", "a: 1\n")
@@ -37,7 +39,7 @@ def test_a_run_that_measured_nothing_leaves_the_folder_as_it_was_found(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_begun_before_is_never_taken_back(tmp_path):
+def test_the_files_of_an_earlier_start_are_never_removed(tmp_path):
     first = RunFolder(tmp_path / "x")
     first.claim()
     first.write_run({"command": "test"})
@@ -73,9 +75,13 @@ os.kill(os.getpid(), 9)
 """
 
 
+CONFIG_LEFTOVER = ".config.yaml.0123456789ab.tmp"
+RUN_LEFTOVER = ".run.json.0123456789ab.tmp"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [[], ["config.yaml"], [".config.yaml.part"], ["config.yaml", ".run.json.part"]])
-def test_a_folder_whose_run_was_killed_before_it_began_is_new(tmp_path, names):
+@pytest.mark.parametrize("names", [[], ["config.yaml"], [CONFIG_LEFTOVER], ["config.yaml", RUN_LEFTOVER]])
+def test_a_folder_whose_run_was_killed_before_its_first_batch_is_new(tmp_path, names):
     (tmp_path / "killed.py").write_text(KILLED)
     with Program([str(tmp_path / "killed.py"), str(tmp_path / "x"), *names]) as killed:
         killed.communicate()
@@ -84,30 +90,30 @@ def test_a_folder_whose_run_was_killed_before_it_began_is_new(tmp_path, names):
     again = RunFolder(tmp_path / "x")
     again.claim()
     assert again.state == "new"
-    assert not list((tmp_path / "x").glob("*.part"))
+    assert not list((tmp_path / "x").glob("*.tmp"))
 
 
-def test_a_folder_of_somebody_else_is_refused_whatever_its_names(tmp_path):
-    for name in ("config.yaml", "wandb/precious", "journal/diary.txt", ".run.json.part"):
+def test_a_folder_with_other_files_of_the_same_names_is_refused(tmp_path):
+    for name in ("config.yaml", "wandb/precious", "journal/diary.txt", RUN_LEFTOVER):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
     folder = RunFolder(tmp_path)
-    with pytest.raises(RunError, match="and no run; choose an empty"):
+    with pytest.raises(RunError, match="contains no run; choose an empty"):
         folder.claim()
     folder.remove_if_empty()
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4
 
 
-def test_a_process_does_not_take_a_folder_twice(tmp_path):
+def test_a_process_cannot_claim_a_folder_twice(tmp_path):
     first = RunFolder(tmp_path / "x")
     first.claim()
-    with pytest.raises(RunError, match="belongs to a run that is going on"):
+    with pytest.raises(RunError, match="is in use by another run"):
         RunFolder(tmp_path / "y" / ".." / "x").claim()
     first.remove_if_empty()
     RunFolder(tmp_path / "x").claim()
 
 
-def test_what_was_learnt_of_files_for_long_is_not_taken_back(tmp_path, monkeypatch):
+def test_an_index_that_took_long_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "KEEP_AFTER_S", 0.0)
     folder = RunFolder(tmp_path / "x")
     folder.claim()
@@ -130,13 +136,13 @@ time.sleep(300)
 
 
 @pytest.mark.slow
-def test_a_folder_belongs_to_one_process_at_a_time_however_that_ends(tmp_path):
+def test_one_process_at_a_time_can_claim_a_folder_also_after_it_is_killed(tmp_path):
     (tmp_path / "hold.py").write_text(HOLD)
     with Program([str(tmp_path / "hold.py"), str(tmp_path / "x"), str(tmp_path / "claimed")]) as other:
         while other.poll() is None and not (tmp_path / "claimed").exists():
             time.sleep(0.01)
         assert other.poll() is None, other.communicate()
-        with pytest.raises(RunError, match="belongs to a run that is going on"):
+        with pytest.raises(RunError, match="is in use by another run"):
             RunFolder(tmp_path / "x").claim()
         other.kill()
         other.communicate()
@@ -145,35 +151,35 @@ def test_a_folder_belongs_to_one_process_at_a_time_however_that_ends(tmp_path):
     assert folder.state == "new"
 
 
-def test_a_run_file_that_is_none_is_refused(tmp_path):
+def test_a_damaged_run_json_is_refused(tmp_path):
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(RunError, match=r"run\.json cannot be read .*; choose another run_dir"):
+    with pytest.raises(RunError, match=r"run\.json cannot be read .*; restore it, or choose another folder"):
         RunFolder(tmp_path).claim()
 
 
-def test_resuming_stands_for_the_configuration_and_the_folder(tmp_path):
-    with pytest.raises(RunError, match="which does not exist: no run that could go on"):
+def test_the_argument_resume_is_replaced_by_configuration_and_folder(tmp_path):
+    with pytest.raises(RunError, match="the path does not exist; give a run folder"):
         resumed_arguments(tmp_path / "none")
-    with pytest.raises(RunError, match="no run that could go on; give the folder that holds its run"):
+    with pytest.raises(RunError, match="the path contains no run; give a run folder"):
         resumed_arguments(tmp_path)
     for name in ("run.json", "config.yaml"):
         (tmp_path / name).write_text("{}")
     assert resumed_arguments(tmp_path) == ["--config", str(tmp_path / "config.yaml"), "--run_dir", str(tmp_path)]
 
 
-def test_the_default_names_carry_date_and_command():
+def test_default_names_contain_date_and_command():
     names = default_run_dirs("test", now=datetime(2026, 1, 2, 3, 4, 5))
     first = "runs/20260102-030405-test"
     assert [name.as_posix() for name in islice(names, 3)] == [first, f"{first}-2", f"{first}-3"]
 
 
-def test_the_record_names_the_circumstances():
+def test_the_record_contains_command_and_seed():
     record = run_record(command="test", seed=3, max_frames_from="default")
     assert (record["seed"], record["command"], record["starts"]) == (3, "test", [])
 
 
-def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
-    """Each has chosen the same name before the first of them claims it; other processes only create the folder."""
+def test_runs_that_start_in_the_same_second_get_different_folders(tmp_path, monkeypatch):
+    """All of them choose the same name before the first one claims it. Another process has only created a folder."""
 
     def names(command):
         return default_run_dirs(command, now=datetime(2026, 1, 2, 3, 4, 5))
@@ -192,7 +198,7 @@ def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path, m
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["20260102-030405-test-3"]
 
 
-def test_a_default_folder_that_cannot_be_made_is_an_error(tmp_path, monkeypatch):
+def test_a_default_folder_that_cannot_be_created_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(RunError, match="cannot be used: Not a directory"):

@@ -1,4 +1,4 @@
-"""One device was requested: what launched the script, and its process group, are not joined."""
+"""Runs on one device ignore the launcher of the script and the caller's process group."""
 
 import os
 
@@ -38,7 +38,7 @@ def measure(**settings) -> float:
 
 
 @pytest.mark.slow
-def test_a_rank_of_a_process_group_measures_alone_or_with_others_and_leaves_the_group_usable(tmp_path):
+def test_a_rank_of_a_process_group_can_measure_alone_and_the_group_remains_usable(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     ranks = run_ranks(world_size=2, script=script, timeout=280)
@@ -62,7 +62,7 @@ def test_the_tasks_of_a_slurm_job_are_ignored(slurm, monkeypatch):
     assert measure() == in_job
 
 
-def test_the_everyday_command_ignores_the_tasks_of_a_slurm_job(slurm, tmp_path, capsys):
+def test_musicgen_eval_ignores_the_tasks_of_a_slurm_job(slurm, tmp_path, capsys):
     run_dir = tmp_path / "run"
     status = main(["evaluate", "--audio=demo", "--limit=1", "--target_s=1", "--context_s=1", f"--run_dir={run_dir}"])
     assert status == 0, capsys.readouterr().err
@@ -70,7 +70,7 @@ def test_the_everyday_command_ignores_the_tasks_of_a_slurm_job(slurm, tmp_path, 
 
 
 @pytest.mark.parametrize("variables", [{"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "8"}])
-def test_the_variables_of_a_launcher_are_ignored_and_stay(monkeypatch, variables):
+def test_the_variables_of_a_launcher_are_ignored_and_not_changed(monkeypatch, variables):
     expected = measure()
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""Continuations whole: songs to codes, audio, metrics and files, on one process. Twins do each song alone, step by step."""
+"""The whole of predict: tracks to codes, audio, metrics and files. Reference implementations continue each track alone."""
 
 import csv
 import errno
@@ -27,6 +27,7 @@ from musicgen_eval.models.threads import single_threaded
 from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_continuation
+from musicgen_eval.runs.settings import RunSettings
 from tests.support.run_folders import continuation_rows
 from tests.support.songs import write_manifest, write_noise
 
@@ -34,12 +35,12 @@ HOP, RATE = 640, 32000
 TEXTS = {"song 0": "drums", "song 1": None, "song 2": "slow piano with many strings", "song 3": "drums"}
 NUM_FRAMES = {"song 0": 50, "song 1": 37, "song 2": 63, "song 3": 20}
 DRAWING = {"guidance_scale": 3.0, "temperature": 1.0, "top_k": 40}
-THREADS = {"threads": 1}  # a tiny model's steps are too little work for two
+THREADS = {"threads": 1}  # the steps of a tiny model are too small for two threads
 
 
 @pytest.fixture(scope="module")
 def songs(tmp_path_factory) -> Path:
-    """Four songs of noise, each some samples longer than its whole frames."""
+    """Writes four songs of noise, each some samples longer than its whole frames."""
     folder = tmp_path_factory.mktemp("songs")
     for index, num_frames in enumerate(NUM_FRAMES.values()):
         write_noise(folder / f"{index}.wav", num_frames * HOP + 100 * index, seed=index)
@@ -49,13 +50,13 @@ def songs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(oracle):
-    """A model of these tests' own: a run makes it ready for a precision, in place."""
+    """Returns a model for these tests alone. A run prepares it for a precision in place."""
     return load_model(oracle / "tiny_musicgen")
 
 
 @pytest.fixture(scope="module")
 def short_model(oracle):
-    """As `model`, with windows of 1 s."""
+    """Returns the same model with windows of 1 s."""
     return load_model(oracle / "tiny_musicgen", max_frames=50)
 
 
@@ -64,7 +65,7 @@ def continued(source, model, **settings):
 
 
 def wave_of(songs: Path, track: str) -> torch.Tensor:
-    """(1, N) float32, whole frames of it."""
+    """Returns the (1, N) float32 audio of a track, cut to whole frames."""
     index = list(NUM_FRAMES).index(track)
     wave = torch.from_numpy(soundfile.read(songs.parent / f"{index}.wav", dtype="float32")[0])
     return wave[None, : NUM_FRAMES[track] * HOP]
@@ -82,7 +83,7 @@ def text_states(model, text: str | None) -> torch.Tensor | None:
 
 
 def drawn(model, prompt: torch.Tensor, target_frames: int, *, track: str, text: str | None, seed=0, continuation=0):
-    """The codes of one song alone and its continuation, in one window."""
+    """Returns the codes of one track, processed alone, and its continuation in one window."""
     uniforms = torch.zeros(1, 4, prompt.shape[1] + target_frames)
     uniforms[0, :, prompt.shape[1] :] = continuation_uniforms(
         4, target_frames, seed=seed, track=track, continuation=continuation
@@ -91,7 +92,7 @@ def drawn(model, prompt: torch.Tensor, target_frames: int, *, track: str, text: 
 
 
 def continued_alone(model, prompt: torch.Tensor, total_frames: int, text: str | None, **drawing) -> torch.Tensor:
-    """One row, one window, one thread."""
+    """Continues one prompt in one window with one thread."""
     with single_threaded():
         return continue_codes(
             model.decoder, prompt[None], total_frames=total_frames, delays=(0, 1, 2, 3),
@@ -105,7 +106,7 @@ def decoded(model, codes: torch.Tensor) -> torch.Tensor:
 
 
 def nll_of(model, codes: torch.Tensor, known: int, text: str | None) -> torch.Tensor:
-    """(K, T) nats of one window's codes, NaN on what was known."""
+    """Returns the (K, T) nll of one window, NaN for the codes of the prompt."""
     with torch.inference_mode(), single_threaded():
         nll = score_codes(
             model.decoder, codes[None], delays=(0, 1, 2, 3), encoder_hidden_states=text_states(model, text)
@@ -121,7 +122,7 @@ def same(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-4) -
 
 
 def witness(*names: str) -> tuple[Metric, dict[tuple[str, int], dict]]:
-    """A metric that asks for these, and what it is given by (track, continuation)."""
+    """Returns a metric with these inputs, and the inputs that it receives, by (track, continuation)."""
     seen: dict = {}
     given = ", ".join(dict.fromkeys(["window", *names]))
     space: dict = {"seen": seen}
@@ -135,10 +136,10 @@ def witness(*names: str) -> tuple[Metric, dict[tuple[str, int], dict]]:
     return made(), seen
 
 
-# What is continued, and how
+# Continuations
 
 
-def test_each_songs_first_half_is_continued_by_the_length_of_its_second(songs, model):
+def test_the_first_half_of_each_track_is_continued_by_the_length_of_the_second(songs, model):
     result = continued(songs, model, batch_size=3)
     assert [one.window.track for one in result.continuations] == list(NUM_FRAMES)
     for one in result.continuations:
@@ -154,7 +155,7 @@ def test_each_songs_first_half_is_continued_by_the_length_of_its_second(songs, m
         assert torch.equal(one.context, wave[:, : context * HOP])
         assert torch.equal(one.reference, wave[:, context * HOP :])
         for tensor in (one.codes, one.generated, one.context, one.reference):
-            assert not tensor.is_inference()  # an ordinary tensor, which its owner may change
+            assert not tensor.is_inference()  # an ordinary tensor, which can be changed in place
         assert (one.sample_rate_hz, one.text, one.seed, one.path) == (RATE, TEXTS[one.window.track], 0, None)
     counts = result.evaluation.counts
     assert (counts["tracks_ok"], counts["windows"]) == (4, 4)
@@ -162,21 +163,21 @@ def test_each_songs_first_half_is_continued_by_the_length_of_its_second(songs, m
     assert result.evaluation.metrics == {}
 
 
-def test_alone_in_its_batch_a_song_is_its_twin_bit_for_bit(songs, model):
+def test_a_track_alone_in_its_batch_equals_the_reference_implementation_bit_for_bit(songs, model):
     for one in continued(songs, model, batch_size=1).continuations:
         track, context = one.window.track, one.window.context_frames
-        heard = encoded(model, wave_of(songs, track)[:, : context * HOP])
-        joint = drawn(model, heard, one.window.target_frames, track=track, text=TEXTS[track])
-        assert torch.equal(one.codes, joint)
-        assert torch.equal(one.generated, decoded(model, joint)[:, context * HOP :])
+        prompt = encoded(model, wave_of(songs, track)[:, : context * HOP])
+        whole = drawn(model, prompt, one.window.target_frames, track=track, text=TEXTS[track])
+        assert torch.equal(one.codes, whole)
+        assert torch.equal(one.generated, decoded(model, whole)[:, context * HOP :])
 
 
-def test_in_a_batch_of_other_lengths_and_texts_a_song_has_its_twins_codes(songs, model):
+def test_a_track_in_a_mixed_batch_has_the_codes_of_the_reference_implementation(songs, model):
     for one in continued(songs, model, batch_size=3).continuations:
         track, context = one.window.track, one.window.context_frames
-        heard = encoded(model, wave_of(songs, track)[:, : context * HOP])
-        joint = drawn(model, heard, one.window.target_frames, track=track, text=TEXTS[track])
-        assert torch.equal(one.codes, joint)
+        prompt = encoded(model, wave_of(songs, track)[:, : context * HOP])
+        whole = drawn(model, prompt, one.window.target_frames, track=track, text=TEXTS[track])
+        assert torch.equal(one.codes, whole)
 
 
 @pytest.mark.parametrize(
@@ -192,17 +193,17 @@ def test_in_a_batch_of_other_lengths_and_texts_a_song_has_its_twins_codes(songs,
 def test_context_and_length_can_be_given(songs, model, settings, context, target):
     for one in continued(songs, model, limit=3, **settings).continuations:
         num_frames = NUM_FRAMES[one.window.track]
-        joint = num_frames // 2 if context is None else context
-        assert one.window.context_frames == joint
-        assert one.window.target_frames == (num_frames - joint if target is None else target)
+        boundary = num_frames // 2 if context is None else context
+        assert one.window.context_frames == boundary
+        assert one.window.target_frames == (num_frames - boundary if target is None else target)
         assert one.generated.shape == (1, one.window.target_frames * HOP)
 
 
-def test_settings_of_the_draw_reach_it(songs, model):
+def test_sampling_settings_are_applied(songs, model):
     likeliest = continued(songs, model, limit=1, temperature=0.0, guidance_scale=1.0, batch_size=1).continuations[0]
     context = likeliest.window.context_frames
-    heard = likeliest.codes[:, :context]
-    expected = continued_alone(model, heard, 50, "drums", temperature=0.0, guidance_scale=1.0, top_k=None)
+    prompt = likeliest.codes[:, :context]
+    expected = continued_alone(model, prompt, 50, "drums", temperature=0.0, guidance_scale=1.0, top_k=None)
     assert torch.equal(likeliest.codes, expected)
     others = [{}, {"temperature": 0.3}, {"guidance_scale": 1.0}, {"top_k": 2}, {"top_p": 0.1}]
     codes = [continued(songs, model, limit=1, **other).continuations[0].codes for other in others]
@@ -222,7 +223,7 @@ def test_the_same_seed_repeats_and_another_one_differs(songs, model):
         assert not torch.equal(one.generated, other_one.generated)
 
 
-def test_continuations_of_one_song_differ_and_the_first_is_the_only_one(songs, model):
+def test_continuations_of_a_track_differ_and_the_first_does_not_depend_on_their_number(songs, model):
     several = continued(songs, model, num_continuations=3, limit=2, batch_size=4).continuations
     assert [(one.window.track, one.window.index) for one in several] == [
         (track, index) for track in ("song 0", "song 1") for index in range(3)
@@ -232,7 +233,7 @@ def test_continuations_of_one_song_differ_and_the_first_is_the_only_one(songs, m
     assert [torch.equal(one.codes, several[row].codes) for one, row in zip(only, (0, 3), strict=True)] == [True, True]
 
 
-def test_a_songs_codes_do_not_depend_on_the_others_or_their_order(songs, model, tmp_path):
+def test_the_codes_of_a_track_do_not_depend_on_other_tracks_or_their_order(songs, model, tmp_path):
     all_of_them = {one.window.track: one.codes for one in continued(songs, model, batch_size=4).continuations}
     rows = [(str(songs.parent / f"{index}.wav"), f"song {index}", TEXTS[f"song {index}"]) for index in (2, 0)]
     turned = continued(write_manifest(tmp_path / "turned.csv", rows), model, batch_size=2).continuations
@@ -241,7 +242,7 @@ def test_a_songs_codes_do_not_depend_on_the_others_or_their_order(songs, model, 
         assert torch.equal(one.codes, all_of_them[one.window.track])
 
 
-def test_a_tensor_is_continued_as_its_file(songs, model):
+def test_a_tensor_is_continued_like_its_file(songs, model):
     wave = torch.from_numpy(soundfile.read(songs.parent / "0.wav", dtype="float32")[0])
     from_tensor = continued(wave, model, sample_rate_hz=RATE, text="drums").continuations[0]
     (from_file,) = continued(songs.parent / "0.wav", model, text="drums").continuations
@@ -250,7 +251,7 @@ def test_a_tensor_is_continued_as_its_file(songs, model):
     assert from_tensor.generated.shape == from_file.generated.shape
 
 
-def test_lightnings_own_trainer_predicts_what_generate_gives(songs, model, oracle):
+def test_a_plain_trainer_gives_the_same_continuations_as_generate(songs, model, oracle):
     settings = ContinuationSettings(**DRAWING, **THREADS)
     module = MusicGenEvaluation(str(oracle / "tiny_musicgen"), metrics={}, continuation=settings)
     trainer = L.Trainer(
@@ -264,7 +265,7 @@ def test_lightnings_own_trainer_predicts_what_generate_gives(songs, model, oracl
         assert torch.equal(found[one.window.track].generated, one.generated)
 
 
-# Past the checkpoint's limit
+# Beyond the checkpoint's limit
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +275,7 @@ def long_song(tmp_path_factory) -> Path:
     return path
 
 
-def test_past_the_limit_the_window_slides(long_song, short_model):
+def test_the_window_slides_beyond_the_limit(long_song, short_model):
     (one,) = continued(long_song, short_model, stride_s=0.6, text="drums").continuations
     assert (one.window.start_frame, one.window.context_frames, one.window.target_frames) == (80, 20, 100)
     wave = torch.from_numpy(soundfile.read(long_song, dtype="float32")[0])[None]
@@ -295,9 +296,9 @@ def test_past_the_limit_the_window_slides(long_song, short_model):
     assert torch.equal(one.reference, wave[:, 100 * HOP :])
 
 
-def test_what_is_heard_is_what_fits_beside_the_stride(songs, long_song, short_model):
+def test_the_prompt_is_the_limit_minus_the_stride(songs, long_song, short_model):
     (by_default,) = continued(long_song, short_model).continuations
-    assert by_default.window.context_frames == 20  # 3/5 of 50 frames slide
+    assert by_default.window.context_frames == 20  # the stride is 3/5 of 50 frames
     (small_stride,) = continued(long_song, short_model, stride_s=0.1).continuations
     assert (small_stride.window.start_frame, small_stride.window.context_frames) == (55, 45)
     (whole,) = continued(songs.parent / "0.wav", short_model).continuations  # 25 + 25 frames
@@ -306,7 +307,7 @@ def test_what_is_heard_is_what_fits_beside_the_stride(songs, long_song, short_mo
     assert (little.window.start_frame, little.window.context_frames) == (0, 10)
 
 
-def test_a_context_that_could_not_be_heard_whole_is_refused(long_song, short_model):
+def test_a_context_longer_than_the_prompt_is_refused(long_song, short_model):
     with pytest.raises(WindowError, match=r"context_s=1 and a continuation of .* s exceed .* must be at most 0\.4 s"):
         continued(long_song, short_model, context_s=1.0, stride_s=0.6)
     with pytest.raises(
@@ -326,7 +327,7 @@ def test_a_context_that_could_not_be_heard_whole_is_refused(long_song, short_mod
 # Metrics
 
 
-def test_nll_is_of_the_codes_drawn_and_of_those_that_followed(songs, model):
+def test_nll_is_given_for_continuation_and_reference(songs, model):
     metric, seen = witness("nll", "nll__reference", "codes", "codes__reference", "scored", "rank", "frame_rate_hz")
     result = continued(songs, model, metrics={"witness": metric}, batch_size=3)
     for one in result.continuations:
@@ -335,15 +336,15 @@ def test_nll_is_of_the_codes_drawn_and_of_those_that_followed(songs, model):
         assert torch.equal(given["codes"], one.codes)
         assert same(given["nll"], nll_of(model, one.codes, context, TEXTS[track]))
         assert torch.equal(given["scored"], given["nll"].isfinite())
-        joint = encoded(model, wave_of(songs, track))
-        true = torch.cat([one.codes[:, :context], joint[:, context:]], dim=1)
+        whole = encoded(model, wave_of(songs, track))
+        true = torch.cat([one.codes[:, :context], whole[:, context:]], dim=1)
         assert torch.equal(given["codes__reference"], true)
         assert same(given["nll__reference"], nll_of(model, true, context, TEXTS[track]))
         assert given["frame_rate_hz"] == 50
         assert given["window"] == one.window
 
 
-def test_perplexities_are_of_all_continuations_and_of_all_that_followed(songs, model):
+def test_perplexity_includes_all_continuations_and_all_references(songs, model):
     metrics = {
         "perplexity": CodebookPerplexity(),
         "true": MetricEntry(CodebookPerplexity(), {"nll": "nll__reference"}),
@@ -352,8 +353,8 @@ def test_perplexities_are_of_all_continuations_and_of_all_that_followed(songs, m
     sums, counts = torch.zeros(2, 4, dtype=torch.float64), torch.zeros(2, 4)
     for one in result.continuations:
         context = one.window.context_frames
-        joint = encoded(model, wave_of(songs, one.window.track))
-        for row, target in enumerate((one.codes, joint)):
+        whole = encoded(model, wave_of(songs, one.window.track))
+        for row, target in enumerate((one.codes, whole)):
             codes = torch.cat([one.codes[:, :context], target[:, context:]], dim=1)
             nll = nll_of(model, codes, context, one.text)
             sums[row] += nll.double().nansum(1)
@@ -364,7 +365,7 @@ def test_perplexities_are_of_all_continuations_and_of_all_that_followed(songs, m
         assert values["ppl"].num_tracks == 4
 
 
-def test_past_the_limit_codes_are_scored_in_the_windows_they_were_drawn_in(long_song, short_model):
+def test_codes_beyond_the_limit_are_scored_in_the_window_in_which_they_were_drawn(long_song, short_model):
     metric, seen = witness("nll", "nll__reference")
     result = continued(long_song, short_model, stride_s=0.6, text="drums", metrics={"witness": metric})
     (one,) = result.continuations
@@ -380,7 +381,7 @@ def test_past_the_limit_codes_are_scored_in_the_windows_they_were_drawn_in(long_
     assert same(seen["long.wav", 0]["nll__reference"], true_nll)
 
 
-def test_without_text_is_scored_where_there_is_one(songs, model):
+def test_no_text_is_scored_if_there_is_a_text(songs, model):
     metric, seen = witness("nll", "nll__no_text")
     for one in continued(songs, model, metrics={"witness": metric}).continuations:
         found = seen[one.window.track, 0]["nll__no_text"]
@@ -390,7 +391,7 @@ def test_without_text_is_scored_where_there_is_one(songs, model):
             assert same(found, nll_of(model, one.codes, one.window.context_frames, None))
 
 
-def test_stock_metrics_of_audio_compare_what_was_generated_with_what_followed(songs, model):
+def test_audio_metrics_of_torchmetrics_compare_continuation_and_reference(songs, model):
     stock = {"snr": SignalNoiseRatio(), "sdr": ScaleInvariantSignalDistortionRatio()}
     result = continued(songs, model, metrics=stock, context_s=0.3, duration_s=0.5)
     by_hand = {"snr": SignalNoiseRatio(), "sdr": ScaleInvariantSignalDistortionRatio()}
@@ -407,14 +408,14 @@ def test_stock_metrics_of_audio_compare_what_was_generated_with_what_followed(so
         assert result.evaluation.metrics[name]["value"].value == pytest.approx(metric.compute().item(), rel=1e-5)
 
 
-def test_beyond_the_end_of_a_song_there_is_nothing_to_compare_with(songs, model):
+def test_there_is_no_reference_beyond_the_end_of_a_track(songs, model):
     metric, seen = witness("nll", "nll__reference")
     result = continued(
         songs, model, context_s=0.74, duration_s=0.4, limit=3,
         metrics={"snr": SignalNoiseRatio(), "ppl": CodebookPerplexity(), "witness": metric},
     )  # fmt: skip
     by_track = {one.window.track: one for one in result.continuations}
-    assert by_track["song 1"].reference is None  # 37 frames: its context is all of it
+    assert by_track["song 1"].reference is None  # 37 frames, all of them context
     assert by_track["song 0"].reference.shape == (1, 13 * HOP)
     assert by_track["song 2"].reference.shape == (1, 20 * HOP)
     assert all(one.generated.shape == (1, 20 * HOP) for one in result.continuations)
@@ -432,7 +433,7 @@ def test_beyond_the_end_of_a_song_there_is_nothing_to_compare_with(songs, model)
     assert true[:, 50:].isnan().all()
 
 
-def test_where_no_song_goes_on_audio_metrics_have_no_numbers_and_the_run_works(songs, model, tmp_path):
+def test_a_run_without_any_reference_works_and_has_no_audio_metrics(songs, model, tmp_path):
     result = continued(
         songs.parent / "3.wav", model, context_s=0.4, duration_s=0.2, run_dir=tmp_path / "x",
         metrics={
@@ -447,7 +448,7 @@ def test_where_no_song_goes_on_audio_metrics_have_no_numbers_and_the_run_works(s
     assert json.loads((tmp_path / "x" / "summary.json").read_text())["counts"]["tracks_ok"] == 1
 
 
-def test_metrics_get_the_audio_that_they_name(songs, model):
+def test_metrics_receive_the_audio_that_they_name(songs, model):
     names = (
         "generated",
         "reference",
@@ -463,9 +464,9 @@ def test_metrics_get_the_audio_that_they_name(songs, model):
         given, num_context = seen[one.window.track, 0], one.window.context_frames * HOP
         for name in ("generated", "reference", "context"):
             assert torch.equal(given[name], getattr(one, name))
-        joint = decoded(model, one.codes)
-        assert torch.equal(given["context_decoded"], joint[:, :num_context])
-        assert torch.equal(given["generated"], joint[:, num_context:])
+        whole = decoded(model, one.codes)
+        assert torch.equal(given["context_decoded"], whole[:, :num_context])
+        assert torch.equal(given["generated"], whole[:, num_context:])
         true = encoded(model, wave_of(songs, one.window.track))
         true = torch.cat([one.codes, true], dim=1)[
             :, [*range(one.window.context_frames), *range(-one.window.target_frames, 0)]
@@ -484,7 +485,7 @@ def test_metrics_get_the_audio_that_they_name(songs, model):
         ("something", r"asks for 'something', which predict does not offer; known: .*generated"),
     ],
 )
-def test_what_predict_does_not_offer_is_refused_before_any_audio_is_opened(model, name, message):
+def test_an_input_that_predict_does_not_offer_is_refused_before_any_audio_is_opened(model, name, message):
     with pytest.raises(MetricError, match=message):
         continued("/nowhere", model, metrics={"m": witness(name)[0]})
 
@@ -493,18 +494,18 @@ def test_what_predict_does_not_offer_is_refused_before_any_audio_is_opened(model
 
 
 def audio_files(run_dir: Path) -> list[str]:
-    """Everything below audio/, hidden files too, relative to the run folder."""
+    """Returns all files below audio/, hidden ones included, relative to the run folder."""
     return sorted(str(path.relative_to(run_dir)) for path in (run_dir / "audio").rglob("*") if not path.is_dir())
 
 
 def read(path: Path) -> torch.Tensor:
-    """(C, N) float32."""
+    """Reads a file as (C, N) float32 audio."""
     wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
     assert rate == RATE
     return torch.from_numpy(wave.T)
 
 
-def test_files_hold_what_memory_holds_without_them(songs, model, tmp_path):
+def test_files_contain_the_audio_that_a_run_without_files_returns(songs, model, tmp_path):
     in_memory = continued(songs, model, num_continuations=2).continuations
     result = continued(songs, model, num_continuations=2, format="wav", run_dir=tmp_path / "x")
     rows = continuation_rows(tmp_path / "x")
@@ -529,7 +530,7 @@ def test_files_hold_what_memory_holds_without_them(songs, model, tmp_path):
         assert torch.equal(read(one.reference_path), kept.reference)
         assert one.path.parent == one.context_path.parent == one.reference_path.parent
         num_frames = NUM_FRAMES[one.window.track]
-        times = [float(row[name]) for name in ("context_s", "heard_s", "generated_s", "reference_s")]
+        times = [float(row[name]) for name in ("context_s", "prompt_s", "generated_s", "reference_s")]
         assert times == pytest.approx(
             [count / 50 for count in (num_frames // 2, num_frames // 2, *2 * [num_frames - num_frames // 2])]
         )
@@ -546,10 +547,10 @@ def test_files_hold_what_memory_holds_without_them(songs, model, tmp_path):
     }  # fmt: skip
 
 
-def test_past_the_limit_the_table_tells_what_was_heard(long_song, short_model, tmp_path):
+def test_the_table_contains_the_length_of_the_prompt_beyond_the_limit(long_song, short_model, tmp_path):
     result = continued(long_song, short_model, stride_s=0.6, run_dir=tmp_path / "x", format="wav")
     (row,) = continuation_rows(tmp_path / "x")
-    times = [float(row[name]) for name in ("context_s", "heard_s", "generated_s", "reference_s", "stride_s")]
+    times = [float(row[name]) for name in ("context_s", "prompt_s", "generated_s", "reference_s", "stride_s")]
     assert times == [2.0, 0.4, 2.0, 2.0, 0.6]
     assert read(result.continuations[0].context_path).shape == (1, 100 * HOP)
 
@@ -570,7 +571,7 @@ def test_every_format_is_written(songs, model, tmp_path, format):
             assert (written - kept.generated.clamp(-1, 1)).abs().max() < 1e-6
 
 
-def test_joined_files_are_the_song_up_to_the_joint_and_the_continuation(songs, model, tmp_path):
+def test_joined_files_contain_the_track_up_to_the_boundary_and_the_continuation(songs, model, tmp_path):
     result = continued(songs, model, run_dir=tmp_path / "x", format="wav", layout="joined", batch_size=4)
     in_memory = continued(songs, model, batch_size=4).continuations
     for one, kept in zip(result.continuations, in_memory, strict=True):
@@ -579,16 +580,16 @@ def test_joined_files_are_the_song_up_to_the_joint_and_the_continuation(songs, m
         assert torch.equal(joined[:, num_context:], kept.generated)
         num_faded = 2 * HOP
         assert torch.equal(joined[:, : num_context - num_faded], kept.context[:, :-num_faded])
-        heard = decoded(model, kept.codes)[:, num_context - num_faded : num_context]
+        prompt = decoded(model, kept.codes)[:, num_context - num_faded : num_context]
         original, faded = kept.context[:, -num_faded:], joined[:, num_context - num_faded : num_context]
-        low, high = torch.minimum(original, heard), torch.maximum(original, heard)
+        low, high = torch.minimum(original, prompt), torch.maximum(original, prompt)
         assert ((low - 1e-6 <= faded) & (faded <= high + 1e-6)).all()
-        assert (faded[:, 0] - original[:, 0]).abs() < (original - heard)[:, 0].abs() / 100 + 1e-6
-        assert (faded[:, -1] - heard[:, -1]).abs() < (original - heard)[:, -1].abs() / 100 + 1e-6
+        assert (faded[:, 0] - original[:, 0]).abs() < (original - prompt)[:, 0].abs() / 100 + 1e-6
+        assert (faded[:, -1] - prompt[:, -1]).abs() < (original - prompt)[:, -1].abs() / 100 + 1e-6
         assert torch.equal(read(one.context_path), kept.context)
 
 
-def test_a_joined_file_of_a_slid_window_begins_with_the_whole_song(long_song, short_model, tmp_path):
+def test_a_joined_file_beyond_the_limit_begins_with_the_whole_context(long_song, short_model, tmp_path):
     (one,) = continued(long_song, short_model, run_dir=tmp_path / "x", format="wav", layout="joined").continuations
     joined, wave = read(one.path), read(long_song)
     assert joined.shape == (1, 200 * HOP)
@@ -613,7 +614,7 @@ def test_without_originals_only_continuations_are_written(songs, model, tmp_path
     assert all(one.context_path is None and one.reference_path is None for one in result.continuations)
 
 
-def test_metrics_are_the_same_with_files_and_without(songs, model, tmp_path):
+def test_metrics_are_the_same_with_and_without_files(songs, model, tmp_path):
     def metrics():
         return {
             "snr": SignalNoiseRatio(), "ppl": CodebookPerplexity(),
@@ -634,7 +635,7 @@ HOSTILE_IDS = [
 ]  # fmt: skip
 
 
-def test_no_id_leads_elsewhere_and_no_two_share_a_folder(songs, model, tmp_path):
+def test_every_id_has_its_own_folder_inside_the_run_folder(songs, model, tmp_path):
     rows = [(str(songs.parent / "3.wav"), track, None) for track in HOSTILE_IDS]
     manifest = write_manifest(tmp_path / "hostile.csv", rows)
     before = set(tmp_path.rglob("*"))
@@ -651,31 +652,30 @@ def test_no_id_leads_elsewhere_and_no_two_share_a_folder(songs, model, tmp_path)
     assert elsewhere == {tmp_path / "runs", run_dir}
 
 
-def test_nothing_is_given_back_where_nothing_is_asked_for(songs, oracle, tmp_path):
+def test_no_continuations_are_returned_if_none_are_requested(songs, oracle, tmp_path):
     module = MusicGenEvaluation(
         str(oracle / "tiny_musicgen"), metrics={}, continuation=ContinuationSettings(**DRAWING, **THREADS)
     )
-    result = run_continuation(
-        module, WindowDataModule(str(songs)), accelerator="cpu", run_dir=tmp_path / "x", return_continuations=False
-    )
+    settings = RunSettings(accelerator="cpu", run_dir=str(tmp_path / "x"))
+    result = run_continuation(module, WindowDataModule(str(songs)), settings, return_continuations=False)
     assert result.continuations == []
     assert len(continuation_rows(tmp_path / "x")) == 4
     assert [track.status for track in result.evaluation.tracks] == ["ok"] * 4
 
 
-# What goes wrong
+# Errors
 
 
 @pytest.fixture
 def with_bad(songs, tmp_path) -> Path:
-    """The songs, and one whose second half holds a NaN."""
+    """Returns the manifest of the songs and of one whose second half contains a NaN."""
     write_noise(tmp_path / "bad.wav", 44 * HOP, nan_at=40 * HOP)
     rows = [(str(songs.parent / f"{index}.wav"), track, TEXTS[track]) for index, track in enumerate(NUM_FRAMES)]
     return write_manifest(tmp_path / "bad.csv", [*rows[:2], ("bad.wav", "bad", None), *rows[2:]])
 
 
 @pytest.mark.parametrize("hold", ["files", "memory"])
-def test_a_song_that_cannot_be_read_further_on_is_a_recorded_failure(with_bad, songs, model, tmp_path, hold):
+def test_a_track_that_cannot_be_read_after_the_boundary_is_a_recorded_failure(with_bad, songs, model, tmp_path, hold):
     run_dir = tmp_path / "x" if hold == "files" else None
     metrics = {"snr": SignalNoiseRatio()}
     result = continued(with_bad, model, max_failures=1, run_dir=run_dir, metrics=metrics, batch_size=1)
@@ -694,24 +694,27 @@ def test_a_song_that_cannot_be_read_further_on_is_a_recorded_failure(with_bad, s
 
 
 @pytest.mark.parametrize("metric", [{"true": MetricEntry(CodebookPerplexity(), {"nll": "nll__reference"})}, {}])
-def test_one_failure_too_many_ends_the_run_and_leaves_what_was_written_listed(with_bad, model, tmp_path, metric):
+def test_too_many_failures_stop_the_run_and_written_continuations_stay_listed(with_bad, model, tmp_path, metric):
     with pytest.raises(RunError, match=r"1 track failed but data.max_failures is 0.*\n.*bad\.wav"):
         continued(with_bad, model, run_dir=tmp_path / "x", metrics=metric, batch_size=1)
     rows = continuation_rows(tmp_path / "x")
-    assert [row["track"] for row in rows] == ["song 3", "song 1"]  # shorter than the bad one
+    assert [row["track"] for row in rows] == [
+        "song 3",
+        "song 1",
+    ]  # tracks that are shorter than the damaged one come first
     assert all((tmp_path / "x" / row["path"]).is_file() for row in rows)
     begun = {"config.yaml", "run.json", "journal"}
     assert {path.name for path in (tmp_path / "x").iterdir()} == {"audio", "continuations.csv", *begun}
 
 
-def test_a_bad_end_does_no_harm_where_nobody_asks_for_it(with_bad, model, tmp_path):
+def test_a_damaged_reference_is_not_read_if_it_is_not_needed(with_bad, model, tmp_path):
     result = continued(with_bad, model, run_dir=tmp_path / "x", originals=False)
     assert len(result.continuations) == 5
     beyond = continued(with_bad, model, context_s=0.2, duration_s=0.2)
     assert len(beyond.continuations) == 5
 
 
-def test_songs_too_short_are_counted(songs, model, tmp_path):
+def test_tracks_that_are_too_short_are_counted(songs, model, tmp_path):
     write_noise(tmp_path / "frame.wav", HOP + 1)
     rows = [(str(songs.parent / "0.wav"), "song 0", None), ("frame.wav", "one frame", None)]
     manifest = write_manifest(tmp_path / "short.csv", rows)
@@ -720,15 +723,15 @@ def test_songs_too_short_are_counted(songs, model, tmp_path):
     assert by_half.counts["tracks_too_short"] == 1
     (one,) = continued(manifest, model, context_s=0.04, limit=1).continuations
     assert one.window.context_frames == 2
-    longer = continued(songs, model, context_s=0.8).evaluation  # 40 frames: two songs hold them
+    longer = continued(songs, model, context_s=0.8).evaluation  # 40 frames: two songs are long enough
     assert [track.status for track in longer.tracks] == ["ok", "too_short", "ok", "too_short"]
-    whole = continued(songs, model, context_s=1.0).evaluation  # the first song ends there
+    whole = continued(songs, model, context_s=1.0).evaluation  # the boundary is at the end of the first song
     assert [track.status for track in whole.tracks] == ["too_short", "too_short", "ok", "too_short"]
     with pytest.raises(RunError, match=r"nothing to continue.*1 track too short"):
         continued(tmp_path / "frame.wav", model)
 
 
-def test_a_folder_that_cannot_be_made_is_refused(songs, model, tmp_path):
+def test_a_folder_that_cannot_be_created_is_refused(songs, model, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunError, match=r"run_dir .*file/x cannot be used: Not a directory"):
         continued(songs, model, run_dir=tmp_path / "file" / "x")
@@ -736,17 +739,17 @@ def test_a_folder_that_cannot_be_made_is_refused(songs, model, tmp_path):
         continued(songs, model, run_dir="/proc/x")
 
 
-def test_a_run_dir_that_is_a_file_or_holds_something_is_refused_and_left(songs, model, tmp_path):
+def test_a_run_dir_that_is_a_file_or_contains_other_files_is_refused_and_not_changed(songs, model, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunError, match=r"run_dir .*file cannot be used"):
         continued(songs, model, run_dir=tmp_path / "file")
-    with pytest.raises(RunError, match="holds file"):
+    with pytest.raises(RunError, match=r"is not empty \(file\)"):
         continued(songs, model, run_dir=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("originals", [False, True])
-def test_a_disk_that_fills_up_leaves_whole_files_and_says_so(songs, model, tmp_path, monkeypatch, originals):
+def test_a_full_disk_leaves_complete_files_and_is_reported(songs, model, tmp_path, monkeypatch, originals):
     write, opened = AudioWriter.write, []
 
     def until_full(writer, audio):
@@ -786,32 +789,34 @@ def test_a_run_that_fails_before_the_first_continuation_leaves_no_file(songs, mo
     assert not [path for path in tmp_path.rglob("*") if not path.is_dir()]
 
 
-def test_a_table_that_cannot_grow_ends_the_run_with_what_it_lists(songs, model, tmp_path, monkeypatch):
-    """The table is where the disk fills up: its last line is whole, and the file that it does not name is the only one."""
-    from musicgen_eval.runs import continuation_files
+def test_a_table_that_cannot_be_extended_stops_the_run_and_lists_the_written_continuations(
+    songs, model, tmp_path, monkeypatch
+):
+    """The disk fills up while the table is written. The last line of the table is complete, and its file is removed."""
+    from musicgen_eval.runs import continuation_table
 
-    class Full(continuation_files.csv.DictWriter):
+    class Full(continuation_table.csv.DictWriter):
         def writerow(self, row):
             if row["track"] == "song 0":
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return super().writerow(row)
 
-    monkeypatch.setattr(continuation_files.csv, "DictWriter", Full)
+    monkeypatch.setattr(continuation_table.csv, "DictWriter", Full)
     with pytest.raises(RunError, match="wrote 2 continuations"):
         continued(songs, model, run_dir=tmp_path / "x", originals=False, batch_size=2)
     assert [row["track"] for row in continuation_rows(tmp_path / "x")] == ["song 3", "song 1"]
     assert (tmp_path / "x" / "continuations.csv").read_text().endswith("\n")
 
 
-def test_a_decoder_without_numbers_fails_by_name_and_writes_nothing(songs, oracle, tmp_path):
+def test_a_decoder_with_nan_logits_is_an_error_and_nothing_is_written(songs, oracle, tmp_path):
     broken = load_model(oracle / "tiny_musicgen")
     broken.decoder.model.decoder.layer_norm.weight.fill_(float("nan"))
-    with pytest.raises(RunError, match="no finite logits; try bf16-mixed or 32-true"):
+    with pytest.raises(RunError, match="logits are NaN or infinite; set the precision to bf16-mixed or 32-true"):
         generate(str(songs), checkpoint=broken, top_k=20, limit=2, run_dir=tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
-def test_the_recipe_says_how_many_threads_drew(songs, model):
+def test_the_recipe_contains_the_number_of_threads(songs, model):
     found = generate(str(songs), checkpoint=model, top_k=20, limit=1).evaluation.recipe["threads"]
     assert found == torch.get_num_threads()
     given = generate(str(songs), checkpoint=model, top_k=20, limit=1, threads=1).evaluation.recipe["threads"]

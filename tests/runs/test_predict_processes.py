@@ -1,4 +1,4 @@
-"""Predict as a command: on one process and on two, and told to stop."""
+"""Predict as a command, on one process and on two, and stopped by a signal."""
 
 import csv
 import json
@@ -35,12 +35,12 @@ def arguments_of(oracle: Path, source: Path, run_dir: Path, *arguments: str) -> 
 
 
 def files(run_dir: Path) -> dict[str, bytes]:
-    """All that lies in a run folder, hidden files too."""
+    """Returns all files of a run folder, hidden ones included."""
     return {str(path.relative_to(run_dir)): path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
 
 
 def samples(path: Path) -> bytes:
-    """Of a float wav, whose header holds the time."""
+    """Returns the samples of a float wav without its header, which contains the time."""
     return soundfile.read(path, dtype="float32")[0].tobytes()
 
 
@@ -51,8 +51,8 @@ METRICS = (
 
 
 @pytest.mark.parametrize(("num_tracks", "ending"), [(6, "wav"), (1, "flac")])
-def test_two_processes_give_the_bits_of_one(songs, oracle, tmp_path, num_tracks, ending):
-    """With one track the second process has nothing to do."""
+def test_two_processes_give_bit_identical_results(songs, oracle, tmp_path, num_tracks, ending):
+    """If there is only one track, the second process has no batch."""
     found = {}
     for devices in (1, 2):
         arguments = arguments_of(
@@ -85,7 +85,7 @@ def test_two_processes_give_the_bits_of_one(songs, oracle, tmp_path, num_tracks,
     assert json.loads((tmp_path / "2" / "run.json").read_text())["starts"][0]["processes"] == 2
 
 
-def test_a_failure_on_one_of_two_processes_ends_both_and_what_was_written_stays(songs, oracle, tmp_path):
+def test_a_failure_on_one_of_two_processes_stops_both_and_written_continuations_are_kept(songs, oracle, tmp_path):
     write_noise(songs.parent / "late_nan.wav", 32000, seed=9, nan_at=-1)
     manifest = songs.parent / "late_nan.csv"
     manifest.write_text(songs.read_text() + "late_nan.wav,late,\n")
@@ -105,13 +105,13 @@ def test_a_failure_on_one_of_two_processes_ends_both_and_what_was_written_stays(
 @pytest.mark.parametrize(
     ("sent", "status", "message"), [(signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")]
 )
-def test_a_signal_ends_a_run_with_its_status_and_what_was_written_is_whole_and_listed(
+def test_a_signal_stops_a_run_with_its_status_and_written_continuations_are_complete_and_listed(
     oracle, tmp_path, sent, status, message
 ):
     folder = tmp_path / "songs"
     folder.mkdir()
     write_noise(folder / "first.wav", 40 * 640)
-    for number in range(400):  # much longer than the signal takes to come
+    for number in range(400):  # so many tracks that the signal arrives during the run
         (folder / f"{number:03}.wav").symlink_to(folder / "first.wav")
     arguments = ("--data.batch_size=2", "--audio.originals=false", "--audio.format=wav")
     run_dir = tmp_path / "x"
@@ -119,17 +119,17 @@ def test_a_signal_ends_a_run_with_its_status_and_what_was_written_is_whole_and_l
         while process.poll() is None and len(list(run_dir.rglob("continuation_0.wav"))) < 3:
             time.sleep(0.01)
         process.send_signal(sent)
-        said = process.communicate(timeout=120)[1]
-    assert process.returncode == status, said[-2000:]
-    assert message in said
-    assert "nothing was written" not in said
-    assert "Traceback" not in said
+        printed = process.communicate(timeout=120)[1]
+    assert process.returncode == status, printed[-2000:]
+    assert message in printed
+    assert "nothing was written" not in printed
+    assert "Traceback" not in printed
     rows = continuation_rows(run_dir)
     assert 3 <= len(rows) < 401
-    assert f"{len(rows)} continuations stay" in said
+    assert f"{len(rows)} continuations are kept and listed in" in printed
     begun = {"config.yaml", "run.json", "journal"}
     assert {path.name for path in run_dir.iterdir()} == {"audio", "continuations.csv", *begun}
     assert {row["path"] for row in rows} == {name for name in files(run_dir) if name.startswith("audio/")}
     assert all(soundfile.info(run_dir / row["path"]).frames == 20 * 640 for row in rows)
     if sent == signal.SIGTERM:
-        assert len(rows) % 2 == 0  # the batch in hand was brought to its end
+        assert len(rows) % 2 == 0  # the current batch was completed

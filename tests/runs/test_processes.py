@@ -1,4 +1,4 @@
-"""Any number of processes gives bit-identical results in every precision that a CPU has, however the processes are started.
+"""Results are bit-identical for any number of processes and any launcher, in every precision that a CPU supports.
 
 A single process uses all threads of the machine, and several processes share them. Most processes are forked (see
 `tests.support.programs`); one test each starts them by Lightning's launcher, by torchrun, and by torchrun on two nodes.
@@ -18,7 +18,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from musicgen_eval.runs.datamodule import RankBatches
+from musicgen_eval.data.batches import RankBatches
 from tests.support.programs import ROOT, SCRIPT, free_port, run_ranks, run_script
 from tests.support.songs import write_songs
 
@@ -91,7 +91,7 @@ def differing(one: Path, other: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("devices", [2, 3])
-def test_several_processes_give_the_bits_of_one(evaluate, precision, devices):
+def test_several_processes_give_bit_identical_results(evaluate, precision, devices):
     launcher = "lightning" if (precision, devices) == ("32-true", 2) else "fork"
     one = evaluate(f"--trainer.precision={precision}", devices=1)
     assert differing(one, evaluate(f"--trainer.precision={precision}", devices=devices, launcher=launcher)) == []
@@ -101,21 +101,21 @@ def test_several_processes_give_the_bits_of_one(evaluate, precision, devices):
 
 
 @pytest.mark.slow
-def test_the_precisions_differ_so_that_their_bits_mean_something(evaluate):
+def test_the_precisions_give_different_results(evaluate):
     runs = [evaluate(f"--trainer.precision={name}", devices=1) for name in ("32-true", "bf16-mixed")]
     assert "nll.safetensors" in differing(*runs)
 
 
 @pytest.mark.slow
-def test_fewer_windows_than_processes_leave_no_trace(evaluate):
-    """One track of one batch: two of three processes make a surplus step and nothing else."""
+def test_more_processes_than_windows_do_not_change_the_result(evaluate):
+    """There is one track with one batch, so two of three processes make only a surplus step."""
     one = evaluate("--data.limit=1", devices=1)
     assert differing(one, evaluate("--data.limit=1", devices=3)) == []
     assert json.loads((one / "summary.json").read_text())["counts"]["windows"] == 1
 
 
 @pytest.mark.slow
-def test_torchrun_gives_the_bits_of_one_process(evaluate):
+def test_torchrun_gives_bit_identical_results(evaluate):
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
     one = evaluate("--trainer.precision=32-true", devices=1)
     assert differing(one, evaluate("--trainer.precision=32-true", devices=2, launcher=launcher)) == []
@@ -126,8 +126,8 @@ def nll_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_sharded_models_give_the_numbers_of_a_whole_one(evaluate):
-    """Four processes hold two models, and each pair of processes takes its own batches."""
+def test_sharded_models_give_the_numbers_of_an_unsharded_one(evaluate):
+    """Four processes share two models, and each pair of processes measures its own batches."""
     arguments = ("--config", str(ROOT / "configs" / "hardware" / "model_parallel.yaml"), "--data.num_workers=0")
     groups = ("data_parallel_size", 2), ("tensor_parallel_size", 2)
     sharded = evaluate(
@@ -149,8 +149,8 @@ def test_sharded_models_give_the_numbers_of_a_whole_one(evaluate):
 
 
 @pytest.mark.slow
-def test_torchrun_on_two_nodes_gives_the_bits_of_one_process(evaluate, songs, oracle, tmp_path):
-    """Two launchers that meet at an address, each of one process, as on two machines."""
+def test_torchrun_on_two_nodes_gives_bit_identical_results(evaluate, songs, oracle, tmp_path):
+    """Starts two launchers with one process each, which connect at an address, as on two machines."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d",
         "--rdzv-id", "eval", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--local-addr", "127.0.0.1",
@@ -162,15 +162,15 @@ def test_torchrun_on_two_nodes_gives_the_bits_of_one_process(evaluate, songs, or
         ),
     ]  # fmt: skip
     nodes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
-    said = [node.communicate(timeout=300)[1] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], said[0][-2000:] + said[1][-2000:]
+    printed = [node.communicate(timeout=300)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], printed[0][-2000:] + printed[1][-2000:]
     assert differing(evaluate("--trainer.precision=32-true", devices=1), tmp_path / "x") == []
 
 
 @pytest.mark.parametrize("num_windows", [0, 1, 2, 5, 6, 7, 12, 13])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_every_rank_makes_as_many_steps_and_the_surplus_ones_are_empty(num_windows, world_size):
-    """A rank with a step less would leave the others waiting wherever a step is made together, as in sharded models."""
+    """If a rank made fewer steps, the others would wait without end in steps that ranks make together, as in sharded models."""
     ranks = [
         list(RankBatches(num_windows, batch_size=2, rank=rank, world_size=world_size)) for rank in range(world_size)
     ]

@@ -4,7 +4,7 @@ import lightning as L
 import pytest
 import torch
 
-from musicgen_eval.metrics.plugin.inputs import Offer
+from musicgen_eval.metrics.plugin.inputs import WindowData
 from musicgen_eval.records import ScoredWindow, Window
 from musicgen_eval.results.running_totals import RunningTotals
 from musicgen_eval.runs.datamodule import WindowDataModule
@@ -15,19 +15,19 @@ from tests.support.specs import codec_spec
 SPEC = codec_spec(num_codebooks=2, codebook_size=64)
 
 
-def offer(nll: float) -> Offer:
+def data(nll: float) -> WindowData:
     window = Window("a", 0, 0, 5, 10)
     values = torch.full((2, 15), nll)
     values[:, :5] = float("nan")
     scored = ~values.isnan()
     codes = torch.zeros(2, 15, dtype=torch.int64)
-    return Offer({"": ScoredWindow(window, codes, scored, values, codes)}, 50)
+    return WindowData({"": ScoredWindow(window, codes, scored, values, codes)}, 50)
 
 
 def test_running_totals_count_tracks_seconds_and_perplexity_of_targets():
     running = RunningTotals(SPEC)
-    running.add([3, 3], [offer(1.0), offer(2.0)])
-    running.add([7], [offer(3.0)])
+    running.add([3, 3], [data(1.0), data(2.0)])
+    running.add([7], [data(3.0)])
     assert running.tracks == {3, 7}
     assert running.scored_seconds == pytest.approx(0.6)
     assert running.ppl == pytest.approx(torch.tensor(2.0).exp().item())
@@ -43,17 +43,17 @@ def run_with_bar(oracle):
     return module.result
 
 
-def test_the_bar_shows_what_was_measured_on_standard_error(oracle, capsys, monkeypatch):
+def test_the_bar_shows_the_running_totals_on_standard_error(oracle, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     result = run_with_bar(oracle)
-    said = capsys.readouterr()
-    assert f"ppl={result.metrics['perplexity']['ppl'].value:.2f}" in said.err
-    assert "tracks=1" in said.err
-    assert "audio s/s=" in said.err
-    assert "Testing" not in said.out
+    printed = capsys.readouterr()
+    assert f"ppl={result.metrics['perplexity']['ppl'].value:.2f}" in printed.err
+    assert "tracks=1" in printed.err
+    assert "audio s/s=" in printed.err
+    assert "Testing" not in printed.out
 
 
-def test_there_is_no_bar_where_standard_error_is_no_terminal(oracle, capsys):
+def test_there_is_no_bar_if_standard_error_is_not_a_terminal(oracle, capsys):
     run_with_bar(oracle)
-    said = capsys.readouterr()
-    assert "Testing" not in said.out + said.err
+    printed = capsys.readouterr()
+    assert "Testing" not in printed.out + printed.err

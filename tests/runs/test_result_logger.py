@@ -1,4 +1,4 @@
-"""Loggers of Lightning get the final numbers and the recipe, once."""
+"""Lightning's loggers receive the final numbers and the recipe once."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("command", ["test", "validate", "predict"])
-def test_csv_logger_gets_the_final_numbers_and_the_recipe_once(oracle, tmp_path, monkeypatch, command):
+def test_csv_logger_receives_the_final_numbers_and_the_recipe_once(oracle, tmp_path, monkeypatch, command):
     monkeypatch.setenv("SONG_TOKEN", SECRET)
     extra = ["--model.continuation.top_k=20"] if command == "predict" else []
     assert run(oracle, tmp_path, command, f"--data.text=sung with {SECRET}", *extra) == 0
@@ -54,13 +54,13 @@ def test_a_start_that_only_prints_the_result_logs_nothing(oracle, tmp_path):
     assert not [path for path in again.rglob("*") if path.name == "metrics.csv"]
 
 
-def test_both_this_and_wandb_can_be_used(oracle, tmp_path):
+def test_csv_logger_and_wandb_can_be_combined(oracle, tmp_path):
     assert run(oracle, tmp_path, "test", "--wandb.mode=offline") == 0
     assert len(rows(tmp_path / "logs" / "version_0")) == 1
     assert len(list((tmp_path / "x" / "wandb").glob("offline-run-*"))) == 1
 
 
-def test_a_logger_that_fails_costs_the_run_a_warning(oracle, tmp_path, monkeypatch, capsys):
+def test_a_failing_logger_gives_a_warning_and_the_run_continues(oracle, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SONG_TOKEN", SECRET)
 
     def fail(*arguments: object, **settings: object) -> None:

@@ -1,4 +1,4 @@
-"""Runs that end early and go on: what they come to is what nobody's disturbance can be read from."""
+"""Interrupted runs that are resumed give the same bytes as uninterrupted ones."""
 
 import csv
 import io
@@ -129,7 +129,7 @@ METRICS = {"accuracy": CodebookAccuracy(top_k=3), "all_nats": MetricEntry(CatMet
 
 
 @pytest.mark.parametrize("num_batches", [0, 1, 4])
-def test_a_run_that_ended_early_goes_on_to_the_same_bytes(
+def test_an_interrupted_run_resumes_to_the_same_bytes(
     finished_with_metrics, checkpoint, tmp_path, stop_after, encoded, num_batches
 ):
     songs, undisturbed_folder, undisturbed, num_encoded = finished_with_metrics
@@ -149,7 +149,9 @@ def test_a_run_that_ended_early_goes_on_to_the_same_bytes(
     assert all(torch.equal(again.nll[track], nll) for track, nll in undisturbed.nll.items())
 
 
-def test_a_run_that_ended_early_three_times_measures_nothing_twice(finished, checkpoint, tmp_path, stop_after, encoded):
+def test_a_run_that_is_interrupted_three_times_measures_no_batch_twice(
+    finished, checkpoint, tmp_path, stop_after, encoded
+):
     songs, undisturbed_folder, _, num_windows = finished
     for num_batches in (2, 1, 0):
         stop_after(num_batches)
@@ -157,13 +159,13 @@ def test_a_run_that_ended_early_three_times_measures_nothing_twice(finished, che
             evaluated(songs, checkpoint, tmp_path / "x")
     stop_after(10**6)
     evaluated(songs, checkpoint, tmp_path / "x")
-    assert sum(encoded) == num_windows + 3 * 2  # each time the batch in hand was lost
+    assert sum(encoded) == num_windows + 3 * 2  # each interruption lost the current batch
     assert files(tmp_path / "x") == files(undisturbed_folder)
     run = json.loads((tmp_path / "x" / "run.json").read_text())
     assert len(run["starts"]) == 4
 
 
-def test_a_finished_run_gives_its_result_and_does_nothing(finished_with_metrics, checkpoint, tmp_path, monkeypatch):
+def test_a_finished_run_returns_its_result_without_measuring(finished_with_metrics, checkpoint, tmp_path, monkeypatch):
     songs, first = finished_with_metrics.songs, finished_with_metrics.result
     finished_with_metrics.copied_to(tmp_path / "x")
     before = {
@@ -183,7 +185,7 @@ def test_a_finished_run_gives_its_result_and_does_nothing(finished_with_metrics,
     assert after == before
 
 
-def test_a_result_that_was_lost_is_found_again_without_measuring(finished, checkpoint, tmp_path, encoded):
+def test_a_lost_result_is_computed_again_without_measuring(finished, checkpoint, tmp_path, encoded):
     finished.copied_to(tmp_path / "x")
     before = files(tmp_path / "x")
     for name in RESULTS:
@@ -193,7 +195,7 @@ def test_a_result_that_was_lost_is_found_again_without_measuring(finished, check
     assert files(tmp_path / "x") == before
 
 
-def test_a_torn_journal_costs_what_it_tore(finished, tmp_path, encoded, capsys):
+def test_only_damaged_batches_of_a_journal_are_measured_again(finished, tmp_path, encoded, capsys):
     finished.copied_to(tmp_path / "x")
     before = files(tmp_path / "x")
     (rows,) = (tmp_path / "x" / "journal").glob("*.jsonl")
@@ -201,9 +203,9 @@ def test_a_torn_journal_costs_what_it_tore(finished, tmp_path, encoded, capsys):
     for name in RESULTS:
         (tmp_path / "x" / name).unlink()
     assert main(["evaluate", "--resume", str(tmp_path / "x")]) == 0
-    said = capsys.readouterr().err
-    assert "000-r0.jsonl: skipped 1 truncated or damaged line" in said
-    assert sum(encoded) in (1, 2)  # the last batch, whole
+    printed = capsys.readouterr().err
+    assert "000-r0.jsonl: skipped 1 truncated or damaged line" in printed
+    assert sum(encoded) in (1, 2)  # all windows of the last batch
     assert files(tmp_path / "x") == before
 
 
@@ -236,7 +238,7 @@ def test_another_run_is_refused_with_the_difference_named(
     assert files(tmp_path / "x") == before
 
 
-def test_other_weights_in_the_same_folder_are_another_run(songs, checkpoint, tmp_path):
+def test_other_weights_in_the_same_folder_make_another_run(songs, checkpoint, tmp_path):
     folder = tmp_path / "checkpoint"
     shutil.copytree(checkpoint, folder)
     evaluated(songs, str(folder), tmp_path / "x")
@@ -248,7 +250,7 @@ def test_other_weights_in_the_same_folder_are_another_run(songs, checkpoint, tmp
         evaluated(songs, str(folder), tmp_path / "x")
 
 
-def test_a_source_that_changed_is_another_run_and_the_track_is_named(songs, checkpoint, tmp_path, stop_after):
+def test_a_changed_source_makes_another_run_and_the_track_is_named(songs, checkpoint, tmp_path, stop_after):
     stop_after(1)
     with pytest.raises(RunError, match="no room"):
         evaluated(songs, checkpoint, tmp_path / "x")
@@ -264,7 +266,7 @@ def test_a_source_that_changed_is_another_run_and_the_track_is_named(songs, chec
         evaluated(songs, checkpoint, tmp_path / "x")
 
 
-def test_another_machine_is_refused_unless_that_is_meant_and_the_result_says_so(
+def test_another_machine_is_refused_unless_it_is_allowed_and_recorded(
     songs, checkpoint, tmp_path, stop_after, monkeypatch
 ):
     from musicgen_eval.runs import fingerprint
@@ -274,7 +276,7 @@ def test_another_machine_is_refused_unless_that_is_meant_and_the_result_says_so(
         evaluated(songs, checkpoint, tmp_path / "x")
     stop_after(10**6)
     monkeypatch.setattr(fingerprint, "_cpu_model", lambda: "an older processor")
-    with pytest.raises(RunError, match="--allow_other_machine lets it go on") as refused:
+    with pytest.raises(RunError, match="pass --allow_other_machine to continue anyway") as refused:
         evaluated(songs, checkpoint, tmp_path / "x")
     assert "an older processor" in str(refused.value)
     result = evaluated(songs, checkpoint, tmp_path / "x", allow_other_machine=True).evaluation
@@ -284,9 +286,7 @@ def test_another_machine_is_refused_unless_that_is_meant_and_the_result_says_so(
 
 
 @pytest.mark.parametrize("other", ["blind", "another machine"])
-def test_ranks_that_do_not_see_the_folder_or_are_unlike_rank_0_are_refused(
-    songs, checkpoint, tmp_path, monkeypatch, other
-):
+def test_ranks_without_the_folder_or_on_another_machine_are_refused(songs, checkpoint, tmp_path, monkeypatch, other):
     from musicgen_eval.runs import resume_check
 
     def with_another(trainer, part):
@@ -297,14 +297,14 @@ def test_ranks_that_do_not_see_the_folder_or_are_unlike_rank_0_are_refused(
         ]
 
     monkeypatch.setattr(resume_check, "gather_on_rank_0", with_another)
-    expected = "is not seen by rank 1" if other == "blind" else r"rank 1 is on another machine.*\n.*of 1999"
+    expected = "does not exist on rank 1" if other == "blind" else r"rank 1 runs on another machine.*\n.*of 1999"
     with pytest.raises(RunError, match=expected):
         evaluated(songs, checkpoint, tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
-def test_a_failure_is_kept_until_it_is_to_be_tried_again(songs, checkpoint, tmp_path, stop_after, encoded):
-    """The track opens, so the plan stands; one of its windows cannot be read until the file is mended."""
+def test_a_failure_is_kept_until_retry_failures_is_set(songs, checkpoint, tmp_path, stop_after, encoded):
+    """The track can be opened, so planning succeeds. One of its windows cannot be read until the file is repaired."""
     path = songs.parent / "c.wav"
     good = path.read_bytes()
     samples, _ = soundfile.read(path, dtype="float32")
@@ -323,14 +323,14 @@ def test_a_failure_is_kept_until_it_is_to_be_tried_again(songs, checkpoint, tmp_
     assert [failure.track for failure in kept.failures] == ["song c"]
     again = evaluated(songs, checkpoint, tmp_path / "x", retry_failures=True)
     assert again.evaluation.failures == []
-    assert 0 < sum(encoded) <= 4  # the batches of the windows that had failed, whole
+    assert 0 < sum(encoded) <= 4  # all windows of the batches with failures
     evaluated(songs, checkpoint, tmp_path / "undisturbed")
     assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize("was", ["text", "cut short"])
-def test_a_track_that_could_not_be_opened_is_tried_again_when_it_is_mended(songs, checkpoint, tmp_path, was):
-    """A mended file has another size, which is no other source; its windows move the batches of others."""
+def test_a_track_that_could_not_be_opened_is_measured_after_it_is_repaired(songs, checkpoint, tmp_path, was):
+    """A repaired file has another size, but the source is the same. Its windows change the batches of other tracks."""
     path = songs.parent / "c.wav"
     good = path.read_bytes()
     path.write_bytes(b"no music" if was == "text" else good[: len(good) // 2])
@@ -344,7 +344,7 @@ def test_a_track_that_could_not_be_opened_is_tried_again_when_it_is_mended(songs
     assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
 
 
-def test_a_track_that_failed_later_may_be_mended_to_another_size(songs, checkpoint, tmp_path):
+def test_a_track_that_failed_during_the_run_may_have_another_size_after_repair(songs, checkpoint, tmp_path):
     path = songs.parent / "c.wav"
     good = path.read_bytes()
     samples, _ = soundfile.read(path, dtype="float32")
@@ -359,8 +359,8 @@ def test_a_track_that_failed_later_may_be_mended_to_another_size(songs, checkpoi
     assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
 
 
-def test_more_failures_than_allowed_are_said_before_anything_is_measured_again(songs, checkpoint, tmp_path, encoded):
-    path = songs.parent / "b.wav"  # the shortest, and so the first
+def test_too_many_failures_are_reported_before_anything_is_measured_again(songs, checkpoint, tmp_path, encoded):
+    path = songs.parent / "b.wav"  # the shortest track is measured first
     samples, _ = soundfile.read(path, dtype="float32")
     samples[-10] = np.nan
     soundfile.write(path, samples, 32000, subtype="FLOAT")
@@ -383,10 +383,11 @@ def test_a_damaged_result_of_a_finished_run_is_written_again(finished, checkpoin
     assert files(tmp_path / "x") == before
 
 
-def test_a_module_that_was_interrupted_starts_afresh(songs, checkpoint, tmp_path, stop_after):
+def test_a_module_can_be_used_again_after_an_interrupted_run(songs, checkpoint, tmp_path, stop_after):
     from musicgen_eval.runs.datamodule import WindowDataModule
     from musicgen_eval.runs.module import MusicGenEvaluation
     from musicgen_eval.runs.runner import run_evaluation
+    from musicgen_eval.runs.settings import RunSettings
 
     def data() -> WindowDataModule:
         return WindowDataModule(str(songs), context_s=0.3, target_s=0.3, batch_size=2)
@@ -394,13 +395,13 @@ def test_a_module_that_was_interrupted_starts_afresh(songs, checkpoint, tmp_path
     evaluation = MusicGenEvaluation(checkpoint)
     stop_after(2)
     with pytest.raises(RunError, match="no room"):
-        run_evaluation(evaluation, data(), accelerator="cpu", run_dir=tmp_path / "x")
+        run_evaluation(evaluation, data(), RunSettings(accelerator="cpu", run_dir=tmp_path / "x"))
     stop_after(10**6)
-    whole = run_evaluation(evaluation, data(), accelerator="cpu")
+    whole = run_evaluation(evaluation, data(), RunSettings(accelerator="cpu"))
     assert whole.metrics == evaluated(songs, checkpoint, None).evaluation.metrics
 
 
-def test_a_track_that_vanishes_during_the_run_is_a_failure_of_its_own(songs, checkpoint, tmp_path, monkeypatch):
+def test_a_track_that_is_deleted_during_the_run_fails(songs, checkpoint, tmp_path, monkeypatch):
     from musicgen_eval.runs.module import MusicGenEvaluation
 
     begin = MusicGenEvaluation.on_test_start
@@ -423,7 +424,7 @@ def test_a_track_that_vanishes_during_the_run_is_a_failure_of_its_own(songs, che
     assert before["counts"]["tracks_ok"] == result.evaluation.counts["tracks_ok"] + 1
 
 
-def test_continuations_that_were_written_are_not_generated_again(songs, checkpoint, tmp_path, stop_after):
+def test_written_continuations_are_not_generated_again(songs, checkpoint, tmp_path, stop_after):
     undisturbed = continued(songs, checkpoint, tmp_path / "undisturbed", metrics={})
     stop_after(2)
     with pytest.raises(RunError, match="no room is left"):
@@ -432,7 +433,7 @@ def test_continuations_that_were_written_are_not_generated_again(songs, checkpoi
     kept = {
         (path, path.stat().st_ino, path.stat().st_mtime_ns) for path in (tmp_path / "x").rglob("continuation_*.wav")
     }
-    assert len(kept) == 6  # two batches, and the one whose rows found no room
+    assert len(kept) == 6  # two batches, and the one whose rows could not be written
     again = continued(songs, checkpoint, tmp_path / "x", metrics={})
     now = {(path, path.stat().st_ino, path.stat().st_mtime_ns) for path in (tmp_path / "x").rglob("continuation_*.wav")}
     assert len(kept & now) == 4
@@ -449,7 +450,7 @@ def test_continuations_that_were_written_are_not_generated_again(songs, checkpoi
     assert not list((tmp_path / "x").glob("continuations.*.*.csv"))
 
 
-def test_a_continuation_whose_file_is_gone_is_generated_again(songs, checkpoint, tmp_path, capsys):
+def test_a_continuation_whose_file_is_missing_is_generated_again(songs, checkpoint, tmp_path, capsys):
     undisturbed = continued(songs, checkpoint, tmp_path / "x", metrics={})
     lost = undisturbed.continuations[3].path
     held = lost.read_bytes()
@@ -463,7 +464,7 @@ def test_a_continuation_whose_file_is_gone_is_generated_again(songs, checkpoint,
     assert sum(path.stat().st_mtime_ns == before for path, before in kept.items()) == 8
 
 
-def test_strange_ids_are_continued_each_to_its_own_row(songs, checkpoint, tmp_path, stop_after):
+def test_each_strange_id_has_its_own_row(songs, checkpoint, tmp_path, stop_after):
     ids = ["a\rb", "https://u:one@h/x", "https://u:two@h/x", "line\nbreak", 'quo"te,']
     rows = list(csv.DictReader(songs.open(newline="")))
     manifest = songs.with_suffix(".jsonl")
@@ -482,7 +483,7 @@ def test_strange_ids_are_continued_each_to_its_own_row(songs, checkpoint, tmp_pa
         assert len(list(csv.DictReader(file))) == 5
 
 
-def test_what_a_killed_process_was_writing_is_swept_away(songs, checkpoint, tmp_path, stop_after):
+def test_incomplete_files_of_a_killed_process_are_removed(songs, checkpoint, tmp_path, stop_after):
     stop_after(1)
     with pytest.raises(RunError, match="no room is left"):
         continued(songs, checkpoint, tmp_path / "x", metrics={})
@@ -493,23 +494,23 @@ def test_what_a_killed_process_was_writing_is_swept_away(songs, checkpoint, tmp_
     assert not [path for path in (tmp_path / "x").rglob(".*") if path.is_file()]
 
 
-def test_both_commands_resume_from_the_folder_alone(songs, checkpoint, tmp_path, stop_after, capsys):
+def test_musicgen_eval_resumes_with_only_the_folder(songs, checkpoint, tmp_path, stop_after, capsys):
     common = ["--context_s", "0.3", "--target_s", "0.3", "--batch_size", "2", "--checkpoint", checkpoint]
     assert main(["evaluate", "--audio", str(songs), *common, "--run_dir", str(tmp_path / "undisturbed")]) == 0
     stop_after(2)
     assert main(["evaluate", "--audio", str(songs), *common, "--run_dir", str(tmp_path / "x")]) == 1
-    said = capsys.readouterr()
-    assert f"musicgen-eval evaluate --resume {tmp_path / 'x'}" in said.err
+    printed = capsys.readouterr()
+    assert f"musicgen-eval evaluate --resume {tmp_path / 'x'}" in printed.err
     stop_after(10**6)
     assert main(["evaluate", "--resume", str(tmp_path / "x"), "--retry-failures"]) == 0
-    said = capsys.readouterr()
-    assert "measured already" in said.err
-    assert "bits/s" in said.out
-    assert "measured already" not in said.out
+    printed = capsys.readouterr()
+    assert "are already measured" in printed.err
+    assert "bits/s" in printed.out
+    assert "are already measured" not in printed.out
     assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
 
 
-def test_the_lightning_command_resumes_from_the_folder_alone(songs, checkpoint, tmp_path, stop_after, capsys):
+def test_train_like_eval_resumes_with_only_the_folder(songs, checkpoint, tmp_path, stop_after, capsys):
     common = [
         "--trainer.accelerator=cpu", f"--model.checkpoint={checkpoint}", "--data.context_s=0.3", "--data.target_s=0.3",
         "--data.batch_size=2", "--trainer.enable_progress_bar=false", f"--data.source={songs}",
@@ -525,7 +526,7 @@ def test_the_lightning_command_resumes_from_the_folder_alone(songs, checkpoint, 
     assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
 
 
-def test_a_run_goes_on_from_another_folder_than_it_was_begun_in(songs, checkpoint, tmp_path, stop_after, monkeypatch):
+def test_a_run_can_be_resumed_from_another_working_directory(songs, checkpoint, tmp_path, stop_after, monkeypatch):
     shutil.copytree(checkpoint, tmp_path / "model")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -554,20 +555,20 @@ def test_a_run_goes_on_from_another_folder_than_it_was_begun_in(songs, checkpoin
     ("arguments", "message"),
     [
         (["evaluate", "--resume"], "--resume needs a run folder"),
-        (["evaluate", "--resume", "nowhere"], "nowhere, which does not exist: no run that could go on"),
+        (["evaluate", "--resume", "nowhere"], "nowhere: the path does not exist; give a run folder"),
         (["evaluate", "--resume", "x", "--audio", "y.wav"], "leave out --audio"),
         (["generate", "--resume", "x", "--top-k", "5"], "leave out --top_k"),
     ],
 )
-def test_resuming_wrongly_is_said_in_a_line(tmp_path, monkeypatch, capsys, arguments, message):
+def test_wrong_resume_arguments_are_reported_in_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == (1 if "nowhere" in arguments else 2)
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
 
 
-def test_rows_that_are_damaged_later_are_named(finished, tmp_path):
+def test_rows_whose_side_file_is_damaged_are_noted(finished, tmp_path):
     finished.copied_to(tmp_path / "x")
     (side_car,) = (tmp_path / "x" / "journal").glob("*.states")
     held = bytearray(side_car.read_bytes())

@@ -1,4 +1,4 @@
-"""Planted secrets are in nothing that a run writes or prints."""
+"""A run neither writes nor prints secrets that its input contains."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ def _planted(monkeypatch):
 
 @pytest.fixture
 def manifest(tmp_path) -> Path:
-    """Ids, texts and a path that hold secrets; the last track is not there, and fails."""
+    """Writes a manifest whose ids, texts and a path contain secrets. The last track does not exist, and fails."""
     folder = tmp_path / "songs"
     folder.mkdir()
     shutil.copy(CLIP, folder / "a.wav")
@@ -54,12 +54,12 @@ def leaks(content: bytes) -> list[str]:
     return [secret for secret in secrets if secret.encode() in content]
 
 
-def assert_clean(folder: Path, *said: str) -> None:
+def assert_clean(folder: Path, *printed: str) -> None:
     written = [path for path in folder.rglob("*") if path.is_file()]
     assert written
     assert {str(path): leaks(path.read_bytes()) for path in written if leaks(path.read_bytes())} == {}
     assert [name for name in map(str, folder.rglob("*")) if leaks(name.encode())] == []
-    assert leaks("\n".join(said).encode()) == []
+    assert leaks("\n".join(printed).encode()) == []
 
 
 def arguments(oracle: Path, manifest: Path, folder: Path) -> list[str]:
@@ -72,7 +72,7 @@ def arguments(oracle: Path, manifest: Path, folder: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_test_writes_and_prints_no_secret(oracle, manifest, tmp_path):
-    """As a process of its own, whose command line holds secrets, which W&B would log."""
+    """Runs in another process, because W&B would log the command line, which contains secrets."""
     command = [sys.executable, str(ROOT / "train_like_eval.py"), "test", *arguments(oracle, manifest, tmp_path / "x")]
     done = subprocess.run(
         [*command, "--model.save_nll=true"], capture_output=True, text=True, cwd=ROOT, timeout=300,
@@ -94,8 +94,8 @@ def test_test_writes_and_prints_no_secret(oracle, manifest, tmp_path):
 def test_predict_writes_and_prints_no_secret(oracle, manifest, tmp_path, capsys):
     command = ["predict", *arguments(oracle, manifest, tmp_path / "x"), "--model.continuation.top_k=20"]
     assert lightning_main(command) == 0, capsys.readouterr().err
-    said = capsys.readouterr()
-    assert_clean(tmp_path / "x", said.out, said.err)
+    printed = capsys.readouterr()
+    assert_clean(tmp_path / "x", printed.out, printed.err)
     assert len(list((tmp_path / "x" / "audio").rglob("continuation_0.flac"))) == 2
 
 
@@ -105,9 +105,9 @@ def test_evaluate_writes_and_prints_no_secret(oracle, manifest, tmp_path, capsys
         ["evaluate", "--audio", str(manifest), "--text", URL, "--checkpoint", str(oracle / "tiny_musicgen"),
          "--context_s", "1", "--target_s", "1", "--max_failures", "1", "--run_dir", str(tmp_path / "x")]
     )  # fmt: skip
-    said = capsys.readouterr()
-    assert status == 0, said.err
-    assert_clean(tmp_path / "x", said.out, said.err)
+    printed = capsys.readouterr()
+    assert status == 0, printed.err
+    assert_clean(tmp_path / "x", printed.out, printed.err)
 
 
 @pytest.mark.usefixtures("_planted")
@@ -124,6 +124,6 @@ def test_evaluate_writes_and_prints_no_secret(oracle, manifest, tmp_path, capsys
 def test_a_refusal_shows_no_secret(tmp_path, capsys, monkeypatch, wrong):
     monkeypatch.chdir(tmp_path)
     assert lightning_main(["test", *wrong]) != 0
-    said = capsys.readouterr()
-    assert said.err.startswith("error: ")
-    assert leaks((said.out + said.err).encode()) == []
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert leaks((printed.out + printed.err).encode()) == []

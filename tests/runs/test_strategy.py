@@ -1,4 +1,4 @@
-"""Ways to run on several devices that would be wrong are refused; a layer that is sharded is held in parts."""
+"""Strategies with wrong results are refused. The processes of a sharded model share its layers."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_each_process_holds_its_part_of_every_layer(oracle, tmp_path):
+def test_each_process_has_a_part_of_every_layer(oracle, tmp_path):
     script = tmp_path / "sharded.py"
     script.write_text(SHARDED)
     for process in run_ranks(str(oracle / "tiny_musicgen"), world_size=2, script=script, timeout=120):
@@ -61,32 +61,32 @@ def arguments(oracle: Path, folder: Path, *further: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_sharded_model_does_not_continue(oracle, tmp_path):
+def test_a_sharded_model_is_refused_in_predict(oracle, tmp_path):
     config = str(ROOT / "configs" / "hardware" / "model_parallel.yaml")
     command = ["predict", "--config", config, *arguments(oracle, tmp_path / "x", "--trainer.accelerator=cpu")]
     command += ["--model.continuation.top_k=20"]
     done = run_script(*command, "--trainer.devices=2", "--trainer.precision=32-true", timeout=120)
     assert done.returncode == 1
-    assert done.stderr.count("error: a sharded model scores and does not continue") == 1
+    assert done.stderr.count("error: predict does not support a sharded model") == 1
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "x").exists()
 
 
-def test_fsdp_is_refused_on_a_cpu_in_a_line(oracle, tmp_path, capsys):
+def test_fsdp_is_refused_on_a_cpu_in_one_line(oracle, tmp_path, capsys):
     command = ["test", *arguments(oracle, tmp_path / "x", "--trainer.accelerator=cpu", "--trainer.strategy=fsdp")]
     assert lightning_main(command) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert "FSDP" in said
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert "FSDP" in printed
     assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
-def test_strategies_that_would_leave_ranks_waiting_are_refused(strategy):
-    """Their ranks take different batches, and would gather a layer at different times."""
+def test_strategies_that_would_hang_are_refused(strategy):
+    """The ranks of these strategies measure different batches, so they would gather a layer at different times."""
     made = {"fsdp": FSDPStrategy, "deepspeed": DeepSpeedStrategy}[strategy]
     trainer = SimpleNamespace(strategy=made.__new__(made), is_global_zero=True)
-    with pytest.raises(RunError, match=f"trainer.strategy {made.__name__} is not supported; take auto, ddp, or"):
+    with pytest.raises(RunError, match=f"trainer.strategy {made.__name__} is not supported; set it to auto, ddp, or"):
         refuse_strategy(trainer, "score")
     trainer.is_global_zero = False
     with pytest.raises(StoppedElsewhere):

@@ -1,4 +1,4 @@
-"""Weights & Biases may fail in any way: the results are complete, the exit status is 0, and it is said once why logging is off."""
+"""If W&B fails, the results are complete, the exit status is 0, and one warning gives the reason."""
 
 import json
 import os
@@ -34,7 +34,7 @@ NEW_RUN = {
 
 @pytest.fixture(autouse=True)
 def _home_of_wandb(tmp_path, monkeypatch):
-    """W&B reads its environment once a process, and keys from the home folder."""
+    """Isolates W&B, which reads environment variables once per process, and keys from the home folder."""
     wandb.teardown()
     for variable in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.setenv(variable, str(tmp_path / "home"))
@@ -46,8 +46,8 @@ def _home_of_wandb(tmp_path, monkeypatch):
 
 
 @contextmanager
-def server(status: int, *, hangs: Literal["never", "at once", "when a run has begun"] = "never") -> Iterator[str]:
-    """The address of a server on this machine, which may stop answering."""
+def server(status: int, *, hangs: Literal["never", "at once", "after a run has started"] = "never") -> Iterator[str]:
+    """Yields the address of a local server, which may stop answering."""
     silent, over = threading.Event(), threading.Event()
     if hangs == "at once":
         silent.set()
@@ -58,7 +58,7 @@ def server(status: int, *, hangs: Literal["never", "at once", "when a run has be
             if silent.is_set():
                 over.wait(120)
                 return
-            if b"upsertBucket" in asked and hangs == "when a run has begun":
+            if b"upsertBucket" in asked and hangs == "after a run has started":
                 silent.set()
             body = json.dumps({"data": NEW_RUN}).encode() if status == 200 else b"{}"
             self.send_response(status)
@@ -75,7 +75,7 @@ def server(status: int, *, hangs: Literal["never", "at once", "when a run has be
         daemon_threads = True
 
         def handle_error(self, *arguments: object) -> None:
-            """Callers who give up are no errors."""
+            """Ignores errors of clients that disconnect."""
 
     served = Server(("127.0.0.1", 0), Answer)
     threading.Thread(target=served.serve_forever, daemon=True).start()
@@ -96,11 +96,11 @@ def run(oracle: Path, folder: Path, command: str, *arguments: str) -> int:
     )  # fmt: skip
 
 
-def warnings_of(said: str) -> list[str]:
-    """What is said on stderr of W&B; nothing else may be."""
-    lines = [line for line in said.splitlines() if "wandb" in line.lower() or "w&b" in line.lower()]
-    assert "Traceback" not in said
-    assert FAKE_KEY not in said
+def warnings_of(printed: str) -> list[str]:
+    """Returns the warnings about W&B on standard error. There must be no other output."""
+    lines = [line for line in printed.splitlines() if "wandb" in line.lower() or "w&b" in line.lower()]
+    assert "Traceback" not in printed
+    assert FAKE_KEY not in printed
     return lines
 
 
@@ -111,12 +111,12 @@ def files(folder: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("status", "hangs", "command", "reason"),
     [
-        (401, "never", "test", "CommError without a message; is the API key right"),
+        (401, "never", "test", "CommError without a message; check the API key and the server"),
         (500, "never", "predict", "Timed out while retrying: HTTP 500"),
         (200, "at once", "test", "Timed out initializing run"),
     ],
 )
-def test_a_server_that_refuses_or_hangs_at_the_start_costs_the_run_nothing(
+def test_a_server_that_refuses_or_hangs_at_the_start_does_not_affect_the_result(
     oracle, tmp_path, monkeypatch, capsys, status, hangs, command, reason
 ):
     began = time.monotonic()
@@ -125,13 +125,13 @@ def test_a_server_that_refuses_or_hangs_at_the_start_costs_the_run_nothing(
         assert run(oracle, tmp_path / "x", command, "--wandb.mode=online", "--wandb.start_timeout_s=2") == 0
     (warning,) = warnings_of(capsys.readouterr().err)
     assert warning.startswith(f"warning: W&B logging is off: {reason}")
-    assert "the results are complete without it" in warning
+    assert "the results in the run folder are complete" in warning
     assert files(tmp_path / "x") - {"audio", "continuations.csv"} == WRITTEN
     assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("command", ["test", "predict"])
-def test_an_address_where_nobody_listens_costs_the_run_nothing(oracle, tmp_path, monkeypatch, capsys, command):
+def test_an_address_without_a_server_does_not_affect_the_result(oracle, tmp_path, monkeypatch, capsys, command):
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     assert run(oracle, tmp_path / "x", command, "--wandb.mode=online", "--wandb.start_timeout_s=2") == 0
     (warning,) = warnings_of(capsys.readouterr().err)
@@ -140,7 +140,7 @@ def test_an_address_where_nobody_listens_costs_the_run_nothing(oracle, tmp_path,
     assert files(tmp_path / "x") - {"audio", "continuations.csv"} == WRITTEN
 
 
-def test_without_a_key_nobody_is_asked_for_one(oracle, tmp_path, monkeypatch, capsys):
+def test_a_missing_key_is_not_prompted_for(oracle, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("WANDB_API_KEY")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     assert run(oracle, tmp_path / "x", "test", "--wandb.mode=online") == 0
@@ -149,20 +149,20 @@ def test_without_a_key_nobody_is_asked_for_one(oracle, tmp_path, monkeypatch, ca
     assert files(tmp_path / "x") == WRITTEN
 
 
-def test_a_key_of_a_wrong_shape_is_said_and_not_shown(oracle, tmp_path, monkeypatch, capsys):
+def test_a_malformed_key_is_reported_without_its_value(oracle, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_API_KEY", "much too short for a key")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     assert run(oracle, tmp_path / "x", "test", "--wandb.mode=online") == 0
-    said = capsys.readouterr().err
-    (warning,) = warnings_of(said)
+    printed = capsys.readouterr().err
+    (warning,) = warnings_of(printed)
     assert "W&B logging is off: WANDB_API_KEY invalid" in warning
-    assert "much too short for a key" not in said
+    assert "much too short for a key" not in printed
 
 
-def test_a_server_that_falls_silent_during_the_run_is_not_waited_for(oracle, tmp_path, monkeypatch, capsys):
+def test_a_server_that_stops_answering_during_the_run_does_not_block_it(oracle, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "2")
     began = time.monotonic()
-    with server(200, hangs="when a run has begun") as address:
+    with server(200, hangs="after a run has started") as address:
         monkeypatch.setenv("WANDB_BASE_URL", address)
         assert run(oracle, tmp_path / "x", "test", "--wandb.mode=online", "--wandb.end_timeout_s=2") == 0
     began_at, warning = warnings_of(capsys.readouterr().err)
@@ -184,7 +184,7 @@ def test_a_server_that_falls_silent_during_the_run_is_not_waited_for(oracle, tmp
         ("wandb.sdk.wandb_run.Run._on_finish", "when it ends"),
     ],
 )
-def test_wandb_raising_in_the_middle_leaves_the_run_alone(
+def test_an_error_of_wandb_during_the_run_does_not_stop_it(
     oracle, tmp_path, monkeypatch, capsys, command, broken, where
 ):
     def fail(*arguments: object, **settings: object) -> None:
@@ -192,23 +192,21 @@ def test_wandb_raising_in_the_middle_leaves_the_run_alone(
 
     monkeypatch.setattr(broken, fail)
     assert run(oracle, tmp_path / "x", command, "--wandb.mode=offline") == 0
-    said = capsys.readouterr().err
-    (warning,) = [line for line in warnings_of(said) if "Problem finishing run" not in line]  # W&B's own words
-    assert warning.startswith(
-        f"warning: W&B logging is off: broken {where}, with [redacted]; what was logged stays in "
-    )
+    printed = capsys.readouterr().err
+    (warning,) = [line for line in warnings_of(printed) if "Problem finishing run" not in line]  # a message of W&B
+    assert warning.startswith(f"warning: W&B logging is off: broken {where}, with [redacted]; logged data is kept in ")
     assert files(tmp_path / "x") - {"audio", "continuations.csv", "wandb"} == WRITTEN
 
 
-def test_an_offline_run_leaves_the_environment_as_it_was(oracle, tmp_path):
-    """Lightning's `offline` would make every later run of the process a dry one."""
+def test_an_offline_run_restores_the_environment(oracle, tmp_path):
+    """Lightning's argument `offline` would also affect all later runs of the process."""
     before = dict(os.environ)
     assert run(oracle, tmp_path / "x", "test", "--wandb.mode=offline") == 0
     changed = {name for name in os.environ.keys() | before if os.environ.get(name) != before.get(name)}
-    assert changed <= {"WANDB_SERVICE"}  # W&B's own, until its teardown
+    assert changed <= {"WANDB_SERVICE"}  # W&B sets it until its teardown
 
 
-def test_what_an_earlier_run_logged_survives_a_failed_start(oracle, tmp_path, monkeypatch, capsys):
+def test_data_of_an_earlier_run_is_kept_after_a_failed_start(oracle, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     earlier = tmp_path / "wandb" / "run-1" / "run-1.wandb"
     earlier.parent.mkdir(parents=True)
@@ -225,6 +223,6 @@ def test_what_an_earlier_run_logged_survives_a_failed_start(oracle, tmp_path, mo
 
 
 @pytest.mark.parametrize("setting", ["start_timeout_s", "end_timeout_s"])
-def test_no_time_at_all_is_refused(oracle, tmp_path, capsys, setting):
+def test_a_timeout_of_zero_is_refused(oracle, tmp_path, capsys, setting):
     assert run(oracle, tmp_path / "x", "test", f"--wandb.{setting}=0") != 0
-    assert f"wandb.{setting} must be above 0, got 0" in capsys.readouterr().err
+    assert f"wandb.{setting} must be a finite number of seconds above 0, got 0" in capsys.readouterr().err

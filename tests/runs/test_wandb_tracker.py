@@ -1,4 +1,4 @@
-"""An offline W&B run is written through the CLI, read back with W&B's own reader, and holds the numbers."""
+"""An offline W&B run of the command contains the numbers, as W&B's own reader reads them."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def records(run_dir):
 
 
 def records_of(run_dir):
-    """Every record of a run's transaction log."""
+    """Returns all records of the transaction log of a run."""
     wandb = Path(sys.executable).parent / "wandb"
     log = next(run_dir.glob("wandb/offline-run-*/*.wandb"))
     done = subprocess.run(
@@ -52,7 +52,7 @@ def records_of(run_dir):
 
 
 def merged(records, kind, field):
-    """The last value of every key that records of a kind update."""
+    """Returns the last value of every key that records of a kind update."""
     values = {}
     for record in records:
         if record["type"] == kind:
@@ -60,7 +60,7 @@ def merged(records, kind, field):
     return values
 
 
-def test_the_summary_holds_the_results_numbers(run_dir, records):
+def test_the_summary_contains_the_numbers_of_the_result(run_dir, records):
     written = json.loads((run_dir / "summary.json").read_text())
     logged = merged(records, "summary", "update")
     for name, values in written["metrics"].items():
@@ -99,13 +99,13 @@ def test_the_table_of_tracks_is_logged_once(run_dir):
     assert table["columns"][:3] == ["track", "text", "status"]
 
 
-def test_media_wait_inside_the_run_folder_and_only_during_the_run(run_dir):
+def test_media_are_staged_in_the_run_folder_during_the_run_only(run_dir):
     assert (run_dir / "wandb" / "artifacts" / "staging").is_dir()
     assert "WANDB_DATA_DIR" not in os.environ
 
 
 def test_all_starts_of_an_evaluation_share_one_wandb_run(tmp_path, oracle, monkeypatch):
-    """The first ends early, the second finishes the run, the third finds it finished."""
+    """The first start is interrupted, the second finishes the run, and the third only prints the result."""
     asked = []
     start, append = wandb.init, JournalWriter.append
 
@@ -130,7 +130,7 @@ def test_all_starts_of_an_evaluation_share_one_wandb_run(tmp_path, oracle, monke
     with monkeypatch.context() as patch:
         patch.setattr(JournalWriter, "append", fail_in_the_second_batch)
         assert lightning_main(arguments) == 1
-    time.sleep(1)  # W&B names a folder by the second
+    time.sleep(1)  # W&B names folders by time, to the second
     assert lightning_main(arguments) == 0
     assert lightning_main(arguments) == 0
     run_id = json.loads((tmp_path / "x" / "run.json").read_text())["wandb_run_id"]
@@ -156,7 +156,7 @@ def test_continuations_are_logged_with_players_up_to_a_limit(tmp_path, oracle):
     assert len(table["data"]) == 2
     first = (tmp_path / "run" / "continuations.csv").read_text().splitlines()[1].split(",")
     assert table["data"][0][:2] == [first[0], 0]
-    assert table["data"][0][4:] == ["Audio"] * 3  # the players themselves go with the table's artifact
+    assert table["data"][0][4:] == ["Audio"] * 3  # the audio itself is stored with the table's artifact
     artifacts = [record["artifact"] for record in records_of(tmp_path / "run") if record["type"] == "artifact"]
     (logged,) = [artifact for artifact in artifacts if artifact["name"].endswith("-continuations")]
     held = sorted(Path(item["path"]).name for item in logged["manifest"]["contents"] if item["path"].endswith(".flac"))

@@ -171,7 +171,7 @@ def decode_step(
 
 
 def table_rows(precisions: Sequence[str] = PRECISIONS) -> list[Row]:
-    """All rows."""
+    """Returns all rows of the table."""
     rows: list[Row] = []
     with pretend_cuda() as log, quiet_libraries():
         for precision in precisions:

@@ -137,7 +137,7 @@ def pin_memory(x: Tensor, device: Any = None) -> Tensor:
 
 
 def is_pinned(x: Tensor, device: Any = None) -> bool:
-    """`Tensor.is_pinned`."""
+    """Returns True if a tensor is in pinned memory, as `Tensor.is_pinned`."""
     return STATE.is_pinned(x)
 
 

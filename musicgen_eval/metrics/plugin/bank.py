@@ -1,6 +1,6 @@
 """Holds the metrics of a run and updates each of them with the inputs that its `update()` names, one window at a time.
 
-    Offer (data of a window) --requests--> metric.update(**inputs) --> state of the window --> merged states --> result
+    data of a window --requests--> metric.update(**inputs) --> state of the window --> merged states --> result
 
 The state of every window is kept. Therefore any metric has a value per track, an interval over tracks, and a result that does not
 depend on batches or devices.
@@ -24,12 +24,12 @@ from musicgen_eval.metrics.plugin.contract import (
     recipe_of,
 )
 from musicgen_eval.metrics.plugin.entries import GivenMetric, copied, metric_entries
-from musicgen_eval.metrics.plugin.inputs import Offer, fetch
+from musicgen_eval.metrics.plugin.inputs import WindowData, fetch
 from musicgen_eval.metrics.plugin.providers import InputRegistry
 from musicgen_eval.metrics.plugin.readings import PLAIN, ReadingTable
 from musicgen_eval.metrics.plugin.requests import InputRequest, RequestParser, collect
 from musicgen_eval.metrics.plugin.states import State, compute_in_place, merge_states, to_cpu, window_states
-from musicgen_eval.metrics.plugin.trial import trial_offers, try_metric, try_on_device
+from musicgen_eval.metrics.plugin.trial import trial_data, try_metric, try_on_device
 from musicgen_eval.records import CodecSpec, Reading, Task
 
 
@@ -67,9 +67,9 @@ class MetricBank:
         self._requests: dict[str, list[InputRequest]] = {
             name: parser.parse(name, self.metrics[name], entry.inputs) for name, entry in entries.items()
         }
-        offers = trial_offers(spec, self.readings, task)
+        window_data = trial_data(spec, self.readings, task)
         for name, metric in self.metrics.items():
-            try_metric(name, metric, self._trial_inputs(name, offers))
+            try_metric(name, metric, self._trial_inputs(name, window_data))
         self._untouched = {name: deepcopy(metric) for name, metric in self.metrics.items()}  # to compute in
 
     @property
@@ -106,31 +106,31 @@ class MetricBank:
         """Returns the inputs of a metric: parameter of its `update()` -> name of the input, with its reading."""
         return {request.parameter: request.input_name for request in self._requests[name]}
 
-    def update(self, offers: Sequence[Offer]) -> list[dict[str, State]]:
+    def update(self, window_data: Sequence[WindowData]) -> list[dict[str, State]]:
         """Updates every metric on each window alone.
 
         Args:
-            offers: Data of the windows of a batch.
+            window_data: Data of the windows of a batch.
 
         Returns:
             For each window, metric name -> state after this window, on the CPU. States are copied from a device at once. A metric
             has no state for windows with which it is not updated (see `requests.collect`).
         """
-        states: list[dict[str, State]] = [{} for _ in offers]
-        offers = fetch(offers)
-        offers_on_cpu = [offer.on_cpu for offer in offers]
+        states: list[dict[str, State]] = [{} for _ in window_data]
+        window_data = fetch(window_data)
+        data_on_cpu = [data.on_cpu for data in window_data]
         shared: dict[bool, list[dict[tuple[str, str], Any]]] = {
-            on_device: [{} for _ in offers] for on_device in (False, True)
+            on_device: [{} for _ in window_data] for on_device in (False, True)
         }
         for name, metric in self.metrics.items():
             on_device = self._runs_on_device(name)
-            metric.to(_device(offers) if on_device else "cpu")
+            metric.to(_device(window_data) if on_device else "cpu")
             collected = [
-                collect(self._requests[name], offer, self.spec, shared=values)
-                for offer, values in zip(offers if on_device else offers_on_cpu, shared[on_device], strict=True)
+                collect(self._requests[name], data, self.spec, shared=values)
+                for data, values in zip(window_data if on_device else data_on_cpu, shared[on_device], strict=True)
             ]
             given = [(window, inputs) for window, inputs in zip(states, collected, strict=True) if inputs is not None]
-            left = self._window_states(name, [inputs for _, inputs in given], offers)
+            left = self._window_states(name, [inputs for _, inputs in given], window_data)
             for (window, _), state in zip(given, left, strict=True):
                 window[name] = state
         return to_cpu(states)
@@ -144,9 +144,9 @@ class MetricBank:
         names = [name for name in self.metrics if self._runs_on_device(name)]
         if not names or device.type == "cpu":
             return
-        offers = [offer.to(device) for offer in trial_offers(self.spec, self.readings, self.task)]
+        window_data = [data.to(device) for data in trial_data(self.spec, self.readings, self.task)]
         for name in names:
-            try_on_device(name, self.metrics[name], self._trial_inputs(name, offers), device)
+            try_on_device(name, self.metrics[name], self._trial_inputs(name, window_data), device)
 
     def compute(self, states: Sequence[Mapping[str, State]]) -> dict[str, dict[str, float]]:
         """Computes the results over windows in canonical (track, window) order.
@@ -167,15 +167,17 @@ class MetricBank:
     def _runs_on_device(self, name: str) -> bool:
         return any(request.on_device for request in self._requests[name])
 
-    def _trial_inputs(self, name: str, offers: Sequence[Offer]) -> list[dict[str, Any]]:
+    def _trial_inputs(self, name: str, window_data: Sequence[WindowData]) -> list[dict[str, Any]]:
         """Returns the inputs of a metric for each synthetic window that it is updated with."""
         collected = [
-            collect(self._requests[name], offer, self.spec, generator=torch.Generator().manual_seed(index))
-            for index, offer in enumerate(offers)
+            collect(self._requests[name], data, self.spec, generator=torch.Generator().manual_seed(index))
+            for index, data in enumerate(window_data)
         ]
         return [inputs for inputs in collected if inputs is not None]
 
-    def _window_states(self, name: str, inputs: Sequence[Mapping[str, Any]], offers: Sequence[Offer]) -> list[State]:
+    def _window_states(
+        self, name: str, inputs: Sequence[Mapping[str, Any]], window_data: Sequence[WindowData]
+    ) -> list[State]:
         """Returns the states of a metric after each of several windows.
 
         Raises:
@@ -187,14 +189,14 @@ class MetricBank:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a third-party metric may raise anything
-            windows = [offer.readings[""].window for offer in offers if offer.readings[""] is not None]
+            windows = [data.readings[""].window for data in window_data if data.readings[""] is not None]
             where = f"windows {windows[0].index} of {windows[0].track} to {windows[-1].index} of {windows[-1].track}"
             raise MetricError(f"metric {name!r} ({type(metric).__name__}) failed on {where}: {error!r}") from error
 
 
-def _device(offers: Sequence[Offer]) -> torch.device:
+def _device(window_data: Sequence[WindowData]) -> torch.device:
     """Returns the device of the readings."""
     return next(
-        (reading.nll.device for offer in offers for reading in offer.readings.values() if reading is not None),
+        (reading.nll.device for data in window_data for reading in data.readings.values() if reading is not None),
         torch.device("cpu"),
     )

@@ -44,7 +44,7 @@ def copied(name: str, metric: Metric) -> Metric:
 
 def _entry(name: object, given: object) -> MetricEntry:
     if not isinstance(name, str) or not name:
-        raise MetricError(f"metrics are given by name, and a name is a string; got {name!r}")
+        raise MetricError(f"the name of a metric must be a non-empty string, got {name!r}")
     if isinstance(given, Mapping):
         entry = _installed_entry(name, given)
     else:
@@ -53,7 +53,7 @@ def _entry(name: object, given: object) -> MetricEntry:
         raise MetricError(f"metric {name!r} must be a torchmetrics.Metric, got {type(entry.metric).__name__}")
     if not isinstance(entry.inputs, Mapping) or not all(isinstance(ours, str) for ours in entry.inputs.values()):
         raise MetricError(
-            f"metric {name!r}: inputs must map parameters of update() to our names, such as {{'value': 'nll'}}; got "
+            f"metric {name!r}: inputs must map parameters of update() to names of inputs, such as {{'value': 'nll'}}; got "
             f"{entry.inputs!r}"
         )
     return entry

@@ -36,7 +36,7 @@ class ContinuationAudio:
 
 
 @dataclass(frozen=True)
-class Offer:
+class WindowData:
     """The data of one window.
 
     Attributes:
@@ -52,14 +52,14 @@ class Offer:
     fetched: Mapping[str, ScoredWindow | None] | None = None
 
     @property
-    def on_cpu(self) -> Offer:
-        """The same offer without logits, on the CPU."""
+    def on_cpu(self) -> WindowData:
+        """The same data without logits, on the CPU."""
         readings = fetch([self])[0].fetched
         assert readings is not None
-        return Offer(readings, self.frame_rate_hz, self.audio, readings)
+        return WindowData(readings, self.frame_rate_hz, self.audio, readings)
 
-    def to(self, device: torch.device) -> Offer:
-        """Returns the same offer with its readings on a device."""
+    def to(self, device: torch.device) -> WindowData:
+        """Returns the same data with its readings on a device."""
 
         def moved(read: ScoredWindow) -> ScoredWindow:
             codes, nll, rank = (upload(tensor, device) for tensor in (read.codes, read.nll, read.rank))
@@ -67,12 +67,14 @@ class Offer:
             return replace(read, codes=codes, nll=nll, rank=rank, logits=logits)
 
         readings = {name: None if read is None else moved(read) for name, read in self.readings.items()}
-        return Offer(readings, self.frame_rate_hz, self.audio)
+        return WindowData(readings, self.frame_rate_hz, self.audio)
 
 
-def fetch(offers: Sequence[Offer]) -> list[Offer]:
-    """Copies the readings of all offers to the CPU, without logits and with one wait for the device."""
-    reads = [read for offer in offers if offer.fetched is None for read in offer.readings.values() if read is not None]
+def fetch(window_data: Sequence[WindowData]) -> list[WindowData]:
+    """Copies the readings of all windows to the CPU, without logits and with one wait for the device."""
+    reads = [
+        read for data in window_data if data.fetched is None for read in data.readings.values() if read is not None
+    ]
     copies = download([tensor for read in reads for tensor in (read.codes, read.nll, read.rank)])
     triples = iter(zip(copies[::3], copies[1::3], copies[2::3], strict=True))
 
@@ -81,13 +83,13 @@ def fetch(offers: Sequence[Offer]) -> list[Offer]:
         return replace(read, codes=codes, scored=read.scored.cpu(), nll=nll, rank=rank, logits=None)
 
     return [
-        offer
-        if offer.fetched is not None
+        data
+        if data.fetched is not None
         else replace(
-            offer,
-            fetched={name: None if read is None else on_cpu(read) for name, read in offer.readings.items()},
+            data,
+            fetched={name: None if read is None else on_cpu(read) for name, read in data.readings.items()},
         )
-        for offer in offers
+        for data in window_data
     ]
 
 

@@ -54,16 +54,16 @@ class ReadingTable:
         if reading.text not in ("own", "none", "other") or reading.context not in ("own", "none"):
             raise MetricError(
                 f"metric {metric!r} publishes a reading {reading.name!r} with text={reading.text!r} and "
-                f"context={reading.context!r}; text is own, none or other, context own or none"
+                f"context={reading.context!r}; text must be own, none or other, and context own or none"
             )
         if self.task == "continue" and (reading.context == "none" or reading.change is not None):
             raise MetricError(
                 f"metric {metric!r} publishes a reading {reading.name!r} that changes codes or leaves out the context, which "
-                "predict does not score; measure it in a test"
+                "predict does not support; use the metric in test"
             )
         known = self._readings.get(reading.name)
         if known is not None and known != reading:
             raise MetricError(
-                f"metric {metric!r} publishes a reading {reading.name!r} that stands for something else already"
+                f"metric {metric!r} defines the reading {reading.name!r} differently from an earlier definition; rename one of them"
             )
         self._readings[reading.name] = reading

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.text import Perplexity
 
 from musicgen_eval.errors import MetricError, near_matches
-from musicgen_eval.metrics.plugin.inputs import Offer, absent_reading
+from musicgen_eval.metrics.plugin.inputs import WindowData, absent_reading
 from musicgen_eval.metrics.plugin.providers import InputProvider, InputRegistry, InputSource
 from musicgen_eval.metrics.plugin.readings import ReadingTable
 from musicgen_eval.models.transfers import upload
@@ -32,8 +32,8 @@ class InputRequest:
         parameter: Name of the parameter.
         provider: Provider of its value.
         reading: Name of the reading; "" is the plain one.
-        flat: Whether the value holds the rows of the scored codes only.
-        is_sequence: Whether the rows are given as a batch of one sequence.
+        flat: True if the value has only the rows of the scored codes.
+        is_sequence: True if the rows are passed as a batch of one sequence.
     """
 
     parameter: str
@@ -91,8 +91,8 @@ class RequestParser:
         ]
         if not named:
             raise MetricError(
-                f"metric {name!r}: {type(metric).__name__}.update() names no input, so nothing can be given to it; "
-                "wrap it in a metric of its own that names what it wants"
+                f"metric {name!r}: {type(metric).__name__}.update() names no input, so it cannot be updated; "
+                "wrap it in a metric whose update() names its inputs"
             )
         return [self._request(name, metric, key, renames) for key in named]
 
@@ -123,7 +123,7 @@ class RequestParser:
 
 def collect(
     requests: Sequence[InputRequest],
-    offer: Offer,
+    data: WindowData,
     spec: CodecSpec,
     *,
     shared: dict[tuple[str, str], Any] | None = None,
@@ -135,7 +135,7 @@ def collect(
 
     Args:
         requests: Requests of the metric.
-        offer: Data of the window.
+        data: Data of the window.
         spec: Codebooks, rates and channels of the checkpoint.
         shared: Values that other metrics have requested for this window, by input and reading. New values are added.
         generator: Random numbers for the trial, given for synthetic windows only.
@@ -145,11 +145,11 @@ def collect(
         because an input does not exist.
     """
     shared = {} if shared is None else shared
-    plain = offer.readings[""]
+    plain = data.readings[""]
     assert plain is not None  # the plain reading always exists
     with_logits = any(request.on_device for request in requests)
     readings = {
-        request.reading: offer.readings[request.reading] or absent_reading(plain, spec, with_logits=with_logits)
+        request.reading: data.readings[request.reading] or absent_reading(plain, spec, with_logits=with_logits)
         for request in requests
     }
     counted = torch.stack([reading.scored for reading in readings.values()]).all(0)
@@ -159,7 +159,7 @@ def collect(
     for request in requests:
         key = (request.provider.name, request.reading)
         if key not in shared:
-            source = InputSource(readings[request.reading], spec, offer.audio)
+            source = InputSource(readings[request.reading], spec, data.audio)
             shared[key] = _provided(request.provider, source, generator)
         if shared[key] is None and not request.provider.accepts_none:
             return None

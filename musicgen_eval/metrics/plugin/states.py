@@ -44,7 +44,7 @@ def window_states(metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> list[S
 
 
 def to_cpu(states: Sequence[Mapping[str, State]]) -> list[dict[str, State]]:
-    """States of a batch of windows, by metric, copied to the CPU with one wait for the device."""
+    """Copies the states of a batch of windows, by metric, to the CPU, with one wait for the device."""
     values = [value for window in states for state in window.values() for value in state.values()]
     parts = [part for value in values for part in (value if isinstance(value, list) else [value])]
     copies = iter(download(parts))
@@ -59,11 +59,11 @@ def to_cpu(states: Sequence[Mapping[str, State]]) -> list[dict[str, State]]:
 
 
 def merge_states(metric: Metric, states: Sequence[State]) -> State:
-    """One state from those of several windows, as torchmetrics merges ranks.
+    """Merges the states of several windows into one, as torchmetrics merges ranks.
 
     Args:
-        metric: gives the reduction of each state.
-        states: in canonical (track, window) order, on the CPU; at least one.
+        metric: Metric that defines the reduction of each state.
+        states: At least one state, in canonical (track, window) order, on the CPU.
     """
     merged: State = {}
     reductions: Mapping[str, Any] = metric._reductions
@@ -78,7 +78,7 @@ def merge_states(metric: Metric, states: Sequence[State]) -> State:
 
 
 def merge_column(reduction: Any, column: Tensor) -> Tensor:
-    """One tensor state of many windows, (n, ...) in canonical order, as torchmetrics merges that of ranks."""
+    """Merges one tensor state of n windows, (n, ...) in canonical order, as torchmetrics merges ranks."""
     if reduction == dim_zero_sum and column[0].numel() <= MAX_EXACT_NUMBERS:
         return exact_sum(column)
     merged: Tensor = column if reduction is None else reduction(column)
@@ -86,7 +86,7 @@ def merge_column(reduction: Any, column: Tensor) -> Tensor:
 
 
 def exact_sum(stacked: Tensor) -> Tensor:
-    """Sum of an (n, ...) tensor over its rows, in float64 without rounding on the way, cast back to its dtype.
+    """Returns the sum of an (n, ...) tensor over its rows, summed in float64 without intermediate rounding, in its own dtype.
 
     >>> exact_sum(torch.tensor([1e16, 1.0, -1e16])).item()
     1.0
@@ -99,22 +99,22 @@ def exact_sum(stacked: Tensor) -> Tensor:
 
 
 def compute_from(metric: Metric, state: State) -> dict[str, float]:
-    """What the metric computes from a state, as numbers by key; a lone number has the key `value`."""
+    """Computes the numbers of a metric from a state, by key. A single number has the key `value`."""
     scratch = deepcopy(metric)
     scratch.reset()
     return compute_in_place(scratch, state)
 
 
 def compute_in_place(scratch: Metric, state: State) -> dict[str, float]:
-    """As `compute_from`, in a copy that the caller keeps for many states."""
+    """Computes the same as `compute_from`, in a copy of the metric that the caller uses for many states."""
     for name, value in state.items():
         setattr(scratch, name, value)
-    # the class's own compute: the instance's is wrapped to cache, to warn and to talk to other ranks
+    # the compute of the class, since that of the instance is wrapped to cache, to warn and to synchronise ranks
     return flatten_result(type(scratch).compute(scratch))
 
 
 def flatten_result(result: Any) -> dict[str, float]:
-    """Numbers by key from whatever `compute` returned: a tensor, a dictionary or a sequence of them.
+    """Returns the numbers in a result of `compute`, by key. The result is a tensor, a dictionary or a sequence of them.
 
     >>> flatten_result({"ppl": torch.tensor(2.0), "parts": torch.tensor([1.0, 3.0])})
     {'ppl': 2.0, 'parts_0': 1.0, 'parts_1': 3.0}
@@ -125,7 +125,7 @@ def flatten_result(result: Any) -> dict[str, float]:
 
 
 def is_sum_metric(metric: Metric) -> bool:
-    """Whether every state sums, so that the metric can be computed for any bag of tracks from their sums."""
+    """Returns True if every state is a sum. The metric can then be computed for any selection of tracks from their sums."""
     return all(
         reduction == dim_zero_sum and isinstance(metric._defaults[name], Tensor)
         for name, reduction in metric._reductions.items()
@@ -152,5 +152,5 @@ def _detached(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
 def _fsum(column: list[float]) -> float:
     try:
         return fsum(column)
-    except (OverflowError, ValueError):  # inf and -inf met, or the sum left the range: as IEEE adds
+    except (OverflowError, ValueError):  # inf - inf or overflow: the result of IEEE addition
         return sum(column)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from musicgen_eval.errors import MetricError
-from musicgen_eval.metrics.plugin.inputs import ContinuationAudio, Offer
+from musicgen_eval.metrics.plugin.inputs import ContinuationAudio, WindowData
 from musicgen_eval.metrics.plugin.states import State, compute_in_place, flatten_result, merge_states, window_states
 from musicgen_eval.records import CodecSpec, Reading, ScoredWindow, Task, Window
 
@@ -72,13 +72,13 @@ def try_on_device(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]
     """Refuses a metric that cannot be updated on an accelerator.
 
     Args:
-        name: name of the metric, for the message.
-        metric: left as it is.
-        inputs: inputs of its `update` for each trial window, on the device.
-        device: where the metric will run.
+        name: Name of the metric, for the message.
+        metric: The metric. It is not changed.
+        inputs: Inputs of its `update` for each trial window, on the device.
+        device: Device on which the metric will run.
 
     Raises:
-        MetricError: names the metric and the usual cause.
+        MetricError: The metric failed. The message names it and the usual cause.
     """
     try:
         window_states(deepcopy(metric).to(device), inputs)
@@ -91,15 +91,15 @@ def try_on_device(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]
         ) from error
 
 
-def trial_offers(spec: CodecSpec, readings: Sequence[Reading], task: Task = "score") -> list[Offer]:
+def trial_data(spec: CodecSpec, readings: Sequence[Reading], task: Task = "score") -> list[WindowData]:
     """Returns windows of random codes and logits, scored consistently, and in predict with noise for audio.
 
     The second window has no text. In test the first has no context. In predict the last is longer than the rest of its track.
     """
-    offers = [_synthetic_offer(spec, readings, index, num_frames) for index, num_frames in enumerate(TRIAL_FRAMES)]
+    window_data = [_synthetic_data(spec, readings, index, num_frames) for index, num_frames in enumerate(TRIAL_FRAMES)]
     if task == "score":
-        return offers
-    return [replace(offer, audio=_synthetic_audio(spec, index)) for index, offer in enumerate(offers)]
+        return window_data
+    return [replace(data, audio=_synthetic_audio(spec, index)) for index, data in enumerate(window_data)]
 
 
 def _synthetic_audio(spec: CodecSpec, index: int) -> ContinuationAudio:
@@ -122,7 +122,7 @@ def _synthetic_audio(spec: CodecSpec, index: int) -> ContinuationAudio:
     )
 
 
-def _synthetic_offer(spec: CodecSpec, readings: Sequence[Reading], index: int, num_frames: int) -> Offer:
+def _synthetic_data(spec: CodecSpec, readings: Sequence[Reading], index: int, num_frames: int) -> WindowData:
     """Returns a window of random codes and logits, scored consistently."""
     generator = torch.Generator().manual_seed(index)
     shape = (spec.num_codebooks, num_frames)
@@ -132,15 +132,15 @@ def _synthetic_offer(spec: CodecSpec, readings: Sequence[Reading], index: int, n
     )
     scored = torch.ones(shape, dtype=torch.bool)
     scored[:, :context] = False
-    offered: dict[str, ScoredWindow | None] = {}
+    readings_of_window: dict[str, ScoredWindow | None] = {}
     for reading in readings:
         if (reading.context == "none" and context == 0) or (reading.text == "none" and index == 1):
-            offered[reading.name] = None
+            readings_of_window[reading.name] = None
             continue
         codes = torch.randint(spec.codebook_size, shape, generator=generator)
         logits = torch.randn((*shape, spec.codebook_size), generator=generator)
         true = logits.gather(-1, codes.unsqueeze(-1))
-        offered[reading.name] = ScoredWindow(
+        readings_of_window[reading.name] = ScoredWindow(
             window=window,
             codes=codes,
             scored=scored,
@@ -148,7 +148,7 @@ def _synthetic_offer(spec: CodecSpec, readings: Sequence[Reading], index: int, n
             rank=(logits > true).sum(-1).masked_fill(~scored, -1),
             logits=logits.masked_fill(~scored.unsqueeze(-1), 0.0),
         )
-    return Offer(readings=offered, frame_rate_hz=spec.frame_rate_hz)
+    return WindowData(readings=readings_of_window, frame_rate_hz=spec.frame_rate_hz)
 
 
 def _one_line(error: Exception) -> str:

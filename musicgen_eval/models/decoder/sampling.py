@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from musicgen_eval.models.decoder.sampling_settings import SamplingSettings
-
-_DEFAULT = SamplingSettings()
+from musicgen_eval.records.signatures import takes_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,23 +38,13 @@ class Sampling(SamplingSettings):
         return codes.gather(-1, rank).squeeze(-1)
 
 
-def draw_codes(
-    logits: Tensor,
-    uniforms: Tensor | None = None,
-    *,
-    temperature: float = _DEFAULT.temperature,
-    top_k: int | None = _DEFAULT.top_k,
-    top_p: float | None = _DEFAULT.top_p,
-) -> Tensor:
+@takes_settings(positional=("logits", "uniforms"), without=("guidance_scale",))
+def draw_codes(logits: Tensor, uniforms: Tensor | None = None, *, sampling: Sampling) -> Tensor:
     """Draws one code from each row of logits, by inversion of the cumulative distribution.
 
     Args:
         logits: (..., V) float.
         uniforms: (...) in [0, 1), one number per row. Not needed at temperature 0.
-        temperature: divisor of the logits. 0 selects the likeliest code.
-        top_k: number of likeliest codes to draw from. None means all codes.
-        top_p: draw from the smallest set of likeliest codes whose total probability, after top_k, reaches this value. None means
-            all codes.
 
     Returns:
         (...) int64 in [0, V).
@@ -68,11 +57,10 @@ def draw_codes(
 
     Source: top-k as Fan et al. 2018 (arXiv 1805.04833), top-p as Holtzman et al. 2019 (arXiv 1904.09751).
     """
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     sampling.check(logits.shape[-1])
-    if temperature != 0 and uniforms is None:
+    if sampling.temperature != 0 and uniforms is None:
         raise ValueError(
-            f"uniforms must be given unless temperature is 0, got temperature={temperature:g}; pass uniforms, such as "
+            f"uniforms must be given unless temperature is 0, got temperature={sampling.temperature:g}; pass uniforms, such as "
             "torch.rand(..., generator=...), or set temperature=0"
         )
     return sampling.draw(logits, uniforms)

@@ -1,4 +1,4 @@
-"""The settings that select the codes to draw from. `sampling.py` draws."""
+"""The settings of sampling. `sampling.py` draws codes with them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ class SamplingSettings(Settings):
     """Settings of sampling. The defaults are those of audiocraft and transformers.
 
     Attributes:
+        guidance_scale: Scale of classifier-free guidance. 1 turns guidance off. Not used without a text.
         temperature: Divisor of the logits. 0 selects the most likely code.
         top_k: Number of most likely codes to sample from. None means all codes.
         top_p: Nucleus sampling: codes are sampled from the smallest set whose total probability, after `top_k`, reaches `top_p`.
             None means all codes.
     """
 
+    guidance_scale: float = 3.0
     temperature: float = 1.0
     top_k: int | None = 250
     top_p: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.guidance_scale >= 1:
+            raise RunError(f"guidance_scale must be at least 1 (no guidance) and finite, got {self.guidance_scale}")
         if not self.temperature >= 0:
             raise RunError(f"temperature must be a finite number of at least 0, got {self.temperature}")
         if self.top_p is not None and not 0 < self.top_p <= 1:

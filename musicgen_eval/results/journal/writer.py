@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from musicgen_eval.errors import MetricError, RunError
+from musicgen_eval.files.atomic import sync_folder
 from musicgen_eval.files.redaction import redactor
 from musicgen_eval.results.journal.format import VERSION, JournalEntry, Layouts, row_line
 from musicgen_eval.results.state_table import numbers_of
@@ -189,11 +190,7 @@ class _AppendFile:
 def _sync_name(path: Path) -> None:
     """Flushes the name of a new file to disk, on systems that support it."""
     with suppress(OSError):
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
 
 
 def _sync_all(files: Sequence[_AppendFile]) -> None:

@@ -1,7 +1,7 @@
-"""A run of one process on one device, whatever launched the script and whatever it has set up.
+"""Runs on one process and one device, independent of the caller's environment.
 
-`perplexity()`, `generate()` and `musicgen-eval` request one device. A SLURM job with several tasks, torchrun's variables or a
-process group of the caller are none of their business, and stay as they are.
+`perplexity()`, `generate()` and `musicgen-eval` use one device. They ignore a SLURM job with several tasks, the variables of
+torchrun and a process group of the caller, and do not change them.
 """
 
 from collections.abc import Iterator
@@ -11,34 +11,34 @@ import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.accelerators import CUDAAccelerator
 
-from musicgen_eval.models.numerics import float32_by_default
+from musicgen_eval.models.numerics import float32_by_default, request_deterministic_lstms
 
 
 class OneProcess(LightningEnvironment):
-    """A cluster of one process, independent of the variables that describe a larger one."""
+    """A cluster of one process, independent of environment variables that describe a larger one."""
 
     @property
     def creates_processes_externally(self) -> bool:
-        """Nothing is to be launched."""
+        """True, so that Lightning does not launch any process."""
         return True
 
     def local_rank(self) -> int:
-        """The only one."""
+        """Returns 0, the rank of the only process."""
         return 0
 
     def node_rank(self) -> int:
-        """The only one."""
+        """Returns 0, the rank of the only node."""
         return 0
 
     def teardown(self) -> None:
-        """Leaves WORLD_SIZE, which belongs to the caller."""
+        """Does nothing. Lightning's method would delete WORLD_SIZE, which belongs to the caller."""
 
 
 def one_device(accelerator: str) -> int | list[int]:
-    """The device to run on, as Lightning takes it: the caller's current GPU where a GPU is used.
+    """Returns Lightning's argument `devices`: the caller's current GPU if the accelerator is a GPU, otherwise 1.
 
     Args:
-        accelerator: as Lightning's: `auto`, `cpu`, `gpu`, `cuda`.
+        accelerator: Lightning's argument: `auto`, `cpu`, `gpu` or `cuda`.
     """
     if accelerator in ("auto", "gpu", "cuda") and CUDAAccelerator.is_available():
         return [torch.cuda.current_device()]
@@ -47,7 +47,11 @@ def one_device(accelerator: str) -> int | list[int]:
 
 @contextmanager
 def own_defaults() -> Iterator[None]:
-    """Undoes a default dtype or device of the caller, which tensors without their own would take on; as before at the end."""
+    """Sets the default dtype to float32 and the default device to the CPU. Restores the caller's defaults at the end.
+
+    It also requests deterministic LSTMs on CUDA, for the whole process.
+    """
+    request_deterministic_lstms()
     with ExitStack() as stack:
         if torch.get_default_dtype() != torch.float32:
             stack.enter_context(float32_by_default())

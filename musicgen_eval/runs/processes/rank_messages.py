@@ -1,7 +1,7 @@
-"""What the processes of a run tell each other: small things, over gloo, with patience.
+"""Small messages between the ranks of a run, sent with gloo.
 
-Planning and summarising happen on rank 0 while the others wait, for hours where a data set is large; and whatever goes wrong
-there must reach them all, or they would wait for ever. Who waits can still be told to end.
+Rank 0 plans the run and computes the result while the other ranks wait. This may take hours if a data set is large. An error on
+rank 0 is sent to all ranks, because they would otherwise wait without end. Waiting ranks still respond to signals.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import lightning as L
 import torch.distributed as dist
 
 from musicgen_eval.errors import RunError
-from musicgen_eval.runs.processes.signals import stopper
+from musicgen_eval.runs.processes.signals import stop_callback
 
 Outcome = TypeVar("Outcome")
-PATIENCE = timedelta(days=7)
-LOOK_EVERY_S = 0.02
+TIMEOUT = timedelta(days=7)
+POLL_INTERVAL_S = 0.02
 _groups: WeakKeyDictionary[L.Trainer, Any] = WeakKeyDictionary()
 
 
 class StoppedElsewhere(RunError):
-    """The run ended because of what another rank has said."""
+    """Another rank has stopped the run."""
 
 
 def decide_on_rank_0(trainer: L.Trainer, decide: Callable[[], Outcome]) -> Outcome:
-    """Calls `decide` on rank 0 and gives every rank what it returned.
+    """Calls `decide` on rank 0, and returns its result on every rank.
 
     Raises:
-        Exception: on rank 0 whatever `decide` raised.
-        StoppedElsewhere: the same words, on the other ranks.
+        Exception: Any error of `decide`, on rank 0.
+        StoppedElsewhere: The same message, on the other ranks.
     """
     if trainer.world_size == 1:
         return decide()
@@ -44,9 +44,9 @@ def decide_on_rank_0(trainer: L.Trainer, decide: Callable[[], Outcome]) -> Outco
     if trainer.is_global_zero:
         try:
             message[0] = decide()
-        except Exception as raised:  # whatever it is, the others must not wait for it
+        except Exception as raised:  # any error must reach the ranks that wait
             error, message[1] = raised, f"{type(raised).__name__}: {raised}"
-    with _hearing(trainer):
+    with _closed_connections_explained(trainer):
         _wait_for_all(trainer, group)
         dist.broadcast_object_list(message, src=0, group=group)
     if error is not None:
@@ -58,55 +58,59 @@ def decide_on_rank_0(trainer: L.Trainer, decide: Callable[[], Outcome]) -> Outco
 
 
 def gather_on_rank_0(trainer: L.Trainer, part: Outcome) -> list[Outcome] | None:
-    """Every rank's part, in rank order, on rank 0; None on the others. Parts are small and lie on the CPU."""
+    """Returns the parts of all ranks, in rank order, on rank 0, and None on the other ranks.
+
+    A part is a small object whose tensors are on the CPU.
+    """
     if trainer.world_size == 1:
         return [part]
     parts: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None
     group = _group(trainer)
-    with _hearing(trainer):
+    with _closed_connections_explained(trainer):
         _wait_for_all(trainer, group)
         dist.gather_object(part, parts, dst=0, group=group)
     return parts
 
 
 def _wait_for_all(trainer: L.Trainer, group: Any) -> None:
-    """Waits until all ranks have come here, in Python, where signals are heard."""
-    arrived = dist.barrier(group=group, async_op=True)
-    asked = stopper(trainer)
-    while not arrived.is_completed():
-        time.sleep(LOOK_EVERY_S)
-        if asked is not None:
-            asked.end_if_asked()
-    arrived.wait()
+    """Waits until all ranks have called this function. It waits in Python, where signal handlers run."""
+    barrier = dist.barrier(group=group, async_op=True)
+    callback = stop_callback(trainer)
+    while not barrier.is_completed():
+        time.sleep(POLL_INTERVAL_S)
+        if callback is not None:
+            callback.stop_if_requested()
+    barrier.wait()
 
 
 def _group(trainer: L.Trainer) -> Any:
-    """All ranks on the CPU, whatever the devices speak, waiting as long as it takes.
+    """Returns a gloo group of all ranks, whatever the backend of the devices is.
 
-    Made once and early, when all come together: who makes a group waits for the others deaf to signals.
+    It is created once, early in the run, when all ranks get here at about the same time. A rank that creates a group waits for
+    the others, and its signal handlers do not run meanwhile.
     """
     if trainer not in _groups:
-        with _hearing(trainer):
-            _groups[trainer] = dist.new_group(backend="gloo", timeout=PATIENCE)
+        with _closed_connections_explained(trainer):
+            _groups[trainer] = dist.new_group(backend="gloo", timeout=TIMEOUT)
     return _groups[trainer]
 
 
 def leave_process_group(trainer: L.Trainer) -> None:
-    """Ends what this process tells the others, at the end of a run."""
+    """Destroys the gloo group of a run at its end."""
     group = _groups.pop(trainer, None)
     if group is not None and dist.is_initialized():
         dist.destroy_process_group(group)
 
 
 @contextmanager
-def _hearing(trainer: L.Trainer) -> Iterator[None]:
-    """Says what it means that a connection was closed.
+def _closed_connections_explained(trainer: L.Trainer) -> Iterator[None]:
+    """Turns the error of a closed connection into a message for the user.
 
     Raises:
-        RunError: another process has gone.
+        RunError: Another process has ended.
     """
     try:
         yield
     except RuntimeError as error:
-        words = "another process of the run has ended, and with it the run; what was measured stays, resume it"
-        raise (RunError(words) if trainer.is_global_zero else StoppedElsewhere(words)) from error
+        message = "another process of the run has ended, so the run stops. Completed batches are kept; resume the run"
+        raise (RunError(message) if trainer.is_global_zero else StoppedElsewhere(message)) from error

@@ -1,10 +1,10 @@
-"""Which process takes which batches, and who keeps what comes of them.
+"""The distribution of batches to processes under the strategies of Lightning.
 
-    one model a process            every process its own batches          (single device, DDP)
-    one model a group of processes every group its own batches            (`ModelParallelStrategy`)
+    one model per process               each process measures its own batches       (single device, DDP)
+    one model per group of processes    each group measures its own batches         (`ModelParallelStrategy`)
 
-The processes of a group walk through the same batches, since each holds a part of every layer; the first of them keeps the
-records. Knows Lightning's strategies; nothing of audio or of layers.
+The processes of a group measure the same batches, because each of them has a part of every layer. The first process of a group
+stores the records.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from musicgen_eval.runs.processes.rank_messages import StoppedElsewhere
 
 
 def share_of_data(trainer: L.Trainer) -> tuple[int, int]:
-    """Which share of the batches this process takes, and how many shares there are."""
+    """Returns the number of this process's share of the batches, and the number of shares."""
     strategy = trainer.strategy
     if isinstance(strategy, ModelParallelStrategy):
         groups = strategy.device_mesh["data_parallel"]
@@ -34,12 +34,12 @@ def share_of_data(trainer: L.Trainer) -> tuple[int, int]:
 
 
 def shares_model(trainer: L.Trainer) -> bool:
-    """Whether this process holds but a part of a model."""
+    """Returns True if this process has only a part of the model."""
     return isinstance(trainer.strategy, ModelParallelStrategy)
 
 
 def keeps_records(trainer: L.Trainer) -> bool:
-    """Whether this process is the one of its group that keeps what was measured."""
+    """Returns True if this process stores the records of its group."""
     strategy = trainer.strategy
     return (
         not isinstance(strategy, ModelParallelStrategy) or strategy.device_mesh["tensor_parallel"].get_local_rank() == 0
@@ -47,10 +47,10 @@ def keeps_records(trainer: L.Trainer) -> bool:
 
 
 def refuse_strategy(trainer: L.Trainer, task: Task) -> None:
-    """Refuses ways to run on several devices under which this package is not right.
+    """Refuses strategies under which results would be wrong.
 
     Raises:
-        RunError: says what to take instead; on the other ranks the same words as `StoppedElsewhere`.
+        RunError: The message names a supported strategy. The other ranks raise it as `StoppedElsewhere`.
     """
     refusal = _refusal(trainer.strategy, task)
     if refusal is not None:
@@ -59,16 +59,16 @@ def refuse_strategy(trainer: L.Trainer, task: Task) -> None:
 
 def _refusal(strategy: Strategy, task: Task) -> str | None:
     if isinstance(strategy, ModelParallelStrategy):
-        sharded = "a sharded model scores and does not continue: predict runs with trainer.strategy auto or ddp"
-        return sharded if task == "continue" else None
+        no_predict = "predict does not support a sharded model; set trainer.strategy to auto or ddp"
+        return no_predict if task == "continue" else None
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy) or isinstance(strategy, DeepSpeedStrategy):
         return (
-            f"trainer.strategy {type(strategy).__name__} is not supported; take auto, ddp, or lightning.pytorch.strategies."
-            "ModelParallelStrategy (configs/hardware/model_parallel.yaml) for a model that fits no single device"
+            f"trainer.strategy {type(strategy).__name__} is not supported; set it to auto, ddp, or lightning.pytorch.strategies."
+            "ModelParallelStrategy (configs/hardware/model_parallel.yaml) for a model that does not fit on one device"
         )
     if isinstance(strategy.launcher, _MultiProcessingLauncher):
         return (
-            "trainer.strategy ddp_spawn, ddp_fork and ddp_notebook are not supported: they copy a process in which the run has "
-            "begun, and its locks cannot be copied; use ddp, which starts the command once per process"
+            "trainer.strategy ddp_spawn, ddp_fork and ddp_notebook are not supported, because they fork a process that holds "
+            "the run's locks; set it to ddp, which starts the command once per process"
         )
     return None

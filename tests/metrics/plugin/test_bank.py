@@ -20,10 +20,10 @@ from musicgen_eval.errors import MetricError
 from musicgen_eval.metrics import CodebookAccuracy, CodebookPerplexity, ContextGain, LocalPerplexity, TextGain
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.contract import InstalledMetric, MetricEntry
-from musicgen_eval.metrics.plugin.inputs import Offer
+from musicgen_eval.metrics.plugin.inputs import WindowData
 from musicgen_eval.metrics.plugin.providers import PROVIDERS
 from musicgen_eval.metrics.plugin.readings import PLAIN
-from musicgen_eval.metrics.plugin.trial import trial_offers
+from musicgen_eval.metrics.plugin.trial import trial_data
 from musicgen_eval.records import CodecSpec, Reading, ScoredWindow, Window
 from musicgen_eval.runs.module import MusicGenEvaluation
 from tests.support.specs import codec_spec
@@ -33,7 +33,7 @@ DOCS = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
 
 
 def read(window: Window, seed: int, spec: CodecSpec = SPEC) -> ScoredWindow:
-    """A reading of random codes under random logits."""
+    """Returns a reading of random codes and random logits."""
     generator = torch.Generator().manual_seed(seed)
     shape = (spec.num_codebooks, window.num_frames)
     codes = torch.randint(spec.codebook_size, shape, generator=generator)
@@ -52,27 +52,27 @@ def read(window: Window, seed: int, spec: CodecSpec = SPEC) -> ScoredWindow:
     )
 
 
-def make_offer(
+def make_data(
     index: int, *, context: int = 3, target: int = 8, absent: tuple[str, ...] = (), **readings: int
-) -> Offer:
-    """An offer whose readings are random, each from a seed of its own."""
+) -> WindowData:
+    """Returns window data with random readings. Each reading has its own seed."""
     window = Window(f"t{index}", index, 0, context, target)
-    offered: dict[str, ScoredWindow | None] = {"": read(window, 100 * index)}
-    offered |= {name: read(window, 100 * index + seed) for name, seed in readings.items()}
-    offered |= dict.fromkeys(absent)
-    return Offer(offered, SPEC.frame_rate_hz)
+    readings_of_window: dict[str, ScoredWindow | None] = {"": read(window, 100 * index)}
+    readings_of_window |= {name: read(window, 100 * index + seed) for name, seed in readings.items()}
+    readings_of_window |= dict.fromkeys(absent)
+    return WindowData(readings_of_window, SPEC.frame_rate_hz)
 
 
 def bank_of(metric: Metric, inputs: dict[str, str] | None = None, spec: CodecSpec = SPEC) -> MetricBank:
     return MetricBank({"m": metric if inputs is None else MetricEntry(metric, inputs)}, spec=spec)
 
 
-def result(bank: MetricBank, offers: list[Offer]) -> dict[str, float]:
-    return bank.compute(bank.update(offers))["m"]
+def result(bank: MetricBank, window_data: list[WindowData]) -> dict[str, float]:
+    return bank.compute(bank.update(window_data))["m"]
 
 
 class Asks(Metric):
-    """Keeps what it was given, as a metric of one's own would name it."""
+    """Stores its inputs."""
 
     total: Tensor
 
@@ -86,22 +86,22 @@ class Asks(Metric):
 
 
 def asking(signature: str) -> type[Asks]:
-    """A metric whose update takes these parameters."""
+    """Returns a metric whose `update` has these parameters."""
     names = [part.split("=")[0].strip(" *") for part in signature.split(",")]
     space: dict = {}
     exec(f"def update(self, {signature}):\n    self.seen.append(dict({', '.join(f'{n}={n}' for n in names)}))", space)
     return type("Asking", (Asks,), {"update": space["update"]})
 
 
-# What is given
+# Inputs
 
 
-def test_a_metric_gets_by_name_what_its_update_names():
+def test_a_metric_receives_the_inputs_that_its_update_names():
     bank = bank_of(asking("nll, rank, codes, scored, window, frame_rate_hz")())
-    offer = make_offer(1)
-    bank.update([offer])
+    data = make_data(1)
+    bank.update([data])
     (given,) = bank.metrics["m"].seen
-    plain = offer.readings[""]
+    plain = data.readings[""]
     assert set(given) == {"nll", "rank", "codes", "scored", "window", "frame_rate_hz"}
     for name in ("nll", "rank", "codes", "scored"):
         assert given[name] is getattr(plain, name) or torch.equal(
@@ -110,21 +110,21 @@ def test_a_metric_gets_by_name_what_its_update_names():
     assert (given["window"], given["frame_rate_hz"]) == (plain.window, 50)
 
 
-def test_parameters_with_a_default_are_left_alone_unless_renamed():
+def test_parameters_with_a_default_are_ignored_unless_renamed():
     bank = bank_of(asking("nll, rank=None")())
-    bank.update([make_offer(1)])
+    bank.update([make_data(1)])
     assert bank.metrics["m"].seen[0]["rank"] is None
     renamed = bank_of(asking("nll, weight=None")(), {"weight": "rank"})
-    renamed.update([make_offer(1)])
+    renamed.update([make_data(1)])
     assert (renamed.metrics["m"].seen[0]["weight"] >= 0).all()
 
 
 def test_preds_and_target_are_the_scored_codes_of_all_codebooks():
-    offers = [make_offer(index, context=index, target=5 + index) for index in range(3)]
-    found = result(bank_of(MulticlassAccuracy(num_classes=16, average="micro")), offers)["value"]
+    window_data = [make_data(index, context=index, target=5 + index) for index in range(3)]
+    found = result(bank_of(MulticlassAccuracy(num_classes=16, average="micro")), window_data)["value"]
     right = total = 0
-    for offer in offers:
-        plain = offer.readings[""]
+    for data in window_data:
+        plain = data.readings[""]
         for k in range(4):
             for t in range(plain.window.context_frames, plain.window.num_frames):
                 right += int(plain.logits[k, t].argmax() == plain.codes[k, t])
@@ -132,39 +132,39 @@ def test_preds_and_target_are_the_scored_codes_of_all_codebooks():
     assert found == pytest.approx(right / total, rel=1e-6)
 
 
-def test_a_renamed_input_comes_without_the_unscored():
-    offers = [make_offer(1), make_offer(2, context=0)]
-    numbers = torch.cat([offer.readings[""].nll[offer.readings[""].scored] for offer in offers]).double()
-    assert result(bank_of(MeanMetric(), {"value": "nll"}), offers)["value"] == pytest.approx(numbers.mean().item())
-    assert result(bank_of(MaxMetric(), {"value": "nll"}), offers)["value"] == numbers.max().item()
-    kept = result(bank_of(CatMetric(), {"value": "nll"}), offers)
+def test_a_renamed_input_has_only_scored_codes():
+    window_data = [make_data(1), make_data(2, context=0)]
+    numbers = torch.cat([data.readings[""].nll[data.readings[""].scored] for data in window_data]).double()
+    assert result(bank_of(MeanMetric(), {"value": "nll"}), window_data)["value"] == pytest.approx(numbers.mean().item())
+    assert result(bank_of(MaxMetric(), {"value": "nll"}), window_data)["value"] == numbers.max().item()
+    kept = result(bank_of(CatMetric(), {"value": "nll"}), window_data)
     assert list(kept.values()) == pytest.approx(numbers.tolist())
 
 
-def test_where_only_the_reading_is_renamed_the_shape_stays():
-    offers = [make_offer(1, no_text=7), make_offer(2, absent=("no_text",)), make_offer(3, context=0, no_text=8)]
-    found = result(bank_of(CodebookPerplexity(), {"nll": "nll__no_text"}), offers)
+def test_an_input_with_only_another_reading_keeps_its_shape():
+    window_data = [make_data(1, no_text=7), make_data(2, absent=("no_text",)), make_data(3, context=0, no_text=8)]
+    found = result(bank_of(CodebookPerplexity(), {"nll": "nll__no_text"}), window_data)
     expected = CodebookPerplexity(num_codebooks=4)
-    expected.update(offers[0].readings["no_text"].nll)
-    expected.update(offers[2].readings["no_text"].nll)
+    expected.update(window_data[0].readings["no_text"].nll)
+    expected.update(window_data[2].readings["no_text"].nll)
     assert found == pytest.approx({key: value.item() for key, value in expected.compute().items()}, rel=1e-12)
 
 
-def test_a_suffix_gives_another_reading_of_the_same_window():
+def test_a_suffix_names_another_reading_of_the_same_window():
     bank = bank_of(asking("nll, nll__no_context, codes__no_text, logits__other_text")())
-    offer = make_offer(1, no_context=1, no_text=2, other_text=3)
-    bank.update([offer])
+    data = make_data(1, no_context=1, no_text=2, other_text=3)
+    bank.update([data])
     (given,) = bank.metrics["m"].seen
-    assert torch.equal(given["nll__no_context"].nan_to_num(-1), offer.readings["no_context"].nll.nan_to_num(-1))
-    assert torch.equal(given["codes__no_text"], offer.readings["no_text"].codes)
-    assert torch.equal(given["logits__other_text"], offer.readings["other_text"].logits)
+    assert torch.equal(given["nll__no_context"].nan_to_num(-1), data.readings["no_context"].nll.nan_to_num(-1))
+    assert torch.equal(given["codes__no_text"], data.readings["no_text"].codes)
+    assert torch.equal(given["logits__other_text"], data.readings["other_text"].logits)
     assert bank.readings_with_logits == {"other_text"}
 
 
 # Readings
 
 
-def test_only_readings_that_a_metric_asked_for_are_to_be_scored():
+def test_only_readings_that_a_metric_names_are_scored():
     plain = MetricBank({"a": CodebookPerplexity(), "b": CodebookAccuracy()}, spec=SPEC)
     assert plain.readings == [PLAIN]
     assert plain.readings_with_logits == frozenset()
@@ -188,25 +188,25 @@ class Reversal(CodebookPerplexity):
     window_states = None
 
 
-def test_a_metric_publishes_a_reading_and_others_may_ask_for_it():
+def test_a_reading_that_a_metric_defines_can_be_named_by_others():
     entry = MetricEntry(CodebookPerplexity(), {"nll": "nll__reversed"})
     for metrics in ({"a": Reversal(), "b": entry}, {"b": entry, "a": Reversal()}):
         bank = MetricBank(metrics, spec=SPEC)
         assert bank.readings == [PLAIN, Reversal.readings[0]]
-        states = bank.update([make_offer(1, reversed=4)])
+        states = bank.update([make_data(1, reversed=4)])
         assert bank.compute(states)["a"] == bank.compute(states)["b"]
 
 
-def test_a_reading_of_one_name_and_two_meanings_is_refused():
+def test_two_different_readings_with_one_name_are_refused():
     class Other(Reversal):
         readings = (Reading("reversed", text="none", change=reverse),)
 
     class Renames(Reversal):
         readings = (Reading("no_text", change=reverse), *Reversal.readings)
 
-    with pytest.raises(MetricError, match="'b' publishes a reading 'reversed' that stands for something else"):
+    with pytest.raises(MetricError, match="'b' defines the reading 'reversed' differently from an earlier definition"):
         MetricBank({"a": Reversal(), "b": Other()}, spec=SPEC)
-    with pytest.raises(MetricError, match="publishes a reading 'no_text' that stands for something else"):
+    with pytest.raises(MetricError, match="defines the reading 'no_text' differently from an earlier definition"):
         bank_of(Renames())
     MetricBank({"a": Reversal(), "b": Reversal()}, spec=SPEC)
 
@@ -219,8 +219,8 @@ def test_a_reading_with_a_misspelt_condition_is_refused():
         bank_of(Misspelt())
 
 
-def test_a_reading_that_does_not_exist_counts_nothing():
-    here, gone = make_offer(1, no_text=5), make_offer(2, absent=("no_text",))
+def test_a_reading_that_does_not_exist_is_not_counted():
+    here, gone = make_data(1, no_text=5), make_data(2, absent=("no_text",))
     bank = MetricBank(
         {
             "gain": TextGain(),
@@ -241,14 +241,14 @@ def test_a_reading_that_does_not_exist_counts_nothing():
     assert bank.compute(both[:1])["mean"] == bank.compute(both[:1])["stock"] == {}
 
 
-def test_rows_of_two_readings_stand_side_by_side():
-    offers = [
-        make_offer(1, no_context=3),
-        make_offer(2, context=0, absent=("no_context",)),
-        make_offer(3, no_context=4),
+def test_rows_of_two_readings_are_aligned():
+    window_data = [
+        make_data(1, no_context=3),
+        make_data(2, context=0, absent=("no_context",)),
+        make_data(3, no_context=4),
     ]
-    found = result(bank_of(PearsonCorrCoef(), {"preds": "nll", "target": "nll__no_context"}), offers)["value"]
-    pairs = [(offer.readings[""], offer.readings["no_context"]) for offer in (offers[0], offers[2])]
+    found = result(bank_of(PearsonCorrCoef(), {"preds": "nll", "target": "nll__no_context"}), window_data)["value"]
+    pairs = [(data.readings[""], data.readings["no_context"]) for data in (window_data[0], window_data[2])]
     x = torch.cat([plain.nll[plain.scored] for plain, _ in pairs]).double()
     y = torch.cat([other.nll[other.scored] for _, other in pairs]).double()
     assert found == pytest.approx(torch.corrcoef(torch.stack([x, y]))[0, 1].item(), abs=1e-5)
@@ -257,7 +257,7 @@ def test_rows_of_two_readings_stand_side_by_side():
 # States
 
 
-def test_the_states_of_a_batch_are_those_of_each_window_alone():
+def test_the_states_of_a_batch_equal_those_of_each_window_alone():
     metrics = {
         "ppl": CodebookPerplexity(),
         "local": LocalPerplexity(duration_s=0.1),
@@ -266,29 +266,29 @@ def test_the_states_of_a_batch_are_those_of_each_window_alone():
         "cat": MetricEntry(CatMetric(), {"value": "nll"}),
     }
     bank = MetricBank(metrics, spec=SPEC)
-    offers = [make_offer(index, context=index, target=4 + 3 * index) for index in range(4)]
-    batch = bank.update(offers)
-    for offer, together in zip(offers, batch, strict=True):
-        (alone,) = bank.update([offer])
+    window_data = [make_data(index, context=index, target=4 + 3 * index) for index in range(4)]
+    batch = bank.update(window_data)
+    for data, together in zip(window_data, batch, strict=True):
+        (alone,) = bank.update([data])
         assert repr(bank.compute([alone])) == repr(bank.compute([together]))
     assert bank.update([]) == []
 
 
-def test_a_state_holds_no_more_memory_than_its_own():
-    states = bank_of(CodebookPerplexity()).update([make_offer(index) for index in range(5)])
+def test_a_state_does_not_keep_the_memory_of_its_batch():
+    states = bank_of(CodebookPerplexity()).update([make_data(index) for index in range(5)])
     for window in states:
         assert window["m"]["total"].untyped_storage().nbytes() == 4 * 8
 
 
-def test_metrics_that_are_given_are_never_updated_and_those_of_the_bank_are_left_reset():
+def test_the_callers_metrics_are_never_updated_and_those_of_the_bank_are_reset():
     given = CodebookPerplexity(num_codebooks=4)
     bank = bank_of(given)
-    result(bank, [make_offer(1)])
+    result(bank, [make_data(1)])
     for metric in (given, bank.metrics["m"]):
         assert metric.count.tolist() == [0] * 4
 
 
-def test_a_module_that_is_cast_to_bf16_does_not_touch_the_banks_states():
+def test_casting_a_module_to_bf16_does_not_change_the_banks_states():
     class Module(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -298,23 +298,23 @@ def test_a_module_that_is_cast_to_bf16_does_not_touch_the_banks_states():
             )
 
     module = Module()
-    before = module.bank.compute(module.bank.update([make_offer(1)]))
+    before = module.bank.compute(module.bank.update([make_data(1)]))
     module.to(torch.bfloat16)
     assert module.layer.weight.dtype == torch.bfloat16
-    (states,) = module.bank.update([make_offer(1)])
+    (states,) = module.bank.update([make_data(1)])
     assert (states["ppl"]["total"].dtype, states["mean"]["mean_value"].dtype) == (torch.float64, torch.float32)
     assert module.bank.compute([states]) == before
 
 
-def test_nats_of_inference_mode_are_taken():
+def test_nats_from_inference_mode_are_accepted():
     with torch.inference_mode():
-        offers = [make_offer(index) for index in range(2)]
+        window_data = [make_data(index) for index in range(2)]
     bank = MetricBank({"ppl": CodebookPerplexity(), "stock": MulticlassAccuracy(num_classes=16)}, spec=SPEC)
-    assert bank.compute(bank.update(offers)) == bank.compute(bank.update([make_offer(0), make_offer(1)]))
+    assert bank.compute(bank.update(window_data)) == bank.compute(bank.update([make_data(0), make_data(1)]))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
-def test_on_an_accelerator_logits_are_used_where_they_are_and_states_come_back():
+def test_logits_remain_on_an_accelerator_and_states_are_copied_to_the_cpu():
     metrics = {
         "ppl": CodebookPerplexity(),
         "stock": MulticlassAccuracy(num_classes=16, average="micro"),
@@ -322,12 +322,12 @@ def test_on_an_accelerator_logits_are_used_where_they_are_and_states_come_back()
         "gain": TextGain(),
     }
     bank = MetricBank(metrics, spec=SPEC)
-    offers = [make_offer(1, no_text=3), make_offer(2, absent=("no_text",))]
+    window_data = [make_data(1, no_text=3), make_data(2, absent=("no_text",))]
     moved = [
-        Offer({name: None if one is None else on_cuda(one) for name, one in offer.readings.items()}, 50)
-        for offer in offers
+        WindowData({name: None if one is None else on_cuda(one) for name, one in data.readings.items()}, 50)
+        for data in window_data
     ]
-    expected = bank.compute(bank.update(offers))
+    expected = bank.compute(bank.update(window_data))
     states = bank.update(moved)
     for window in states:
         for state in window.values():
@@ -349,14 +349,14 @@ def test_a_checkpoint_configures_the_metrics():
     assert bank.metrics["m"].frame_rate_hz == 25
 
 
-def test_a_stock_metric_speaks_through_its_class():
+def test_the_recipe_of_a_torchmetrics_class_is_its_class():
     bank = MetricBank({"ours": CodebookAccuracy(top_k=3), "stock": MulticlassAccuracy(num_classes=16)}, spec=SPEC)
     assert bank.recipe("ours").settings == {"top_k": 3}
     assert bank.recipe("stock").source == "torchmetrics.classification.accuracy.MulticlassAccuracy"
     assert bank.recipe("stock").higher_is_better is True
 
 
-# What is refused
+# Refused metrics
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def test_unknown_names_are_refused_with_their_near_matches(signature, message):
         bank_of(asking(signature)())
 
 
-def test_renaming_what_update_does_not_take_is_refused():
+def test_renaming_an_unknown_parameter_is_refused():
     with pytest.raises(
         MetricError, match=r"inputs renames 'values', which MeanMetric.update\(\) does not take; did you mean value"
     ):
@@ -392,18 +392,18 @@ def test_wrappers_and_compositions_are_refused(make):
 
 
 @pytest.mark.parametrize("thing", [MetricCollection([MeanMetric()]), nn.Linear(1, 1), "perplexity"])
-def test_what_is_no_metric_is_refused(thing):
+def test_an_object_that_is_not_a_metric_is_refused(thing):
     with pytest.raises(MetricError, match=f"must be a torchmetrics.Metric, got {type(thing).__name__}"):
         bank_of(thing)
 
 
-def test_no_metric_at_all_is_refused():
+def test_a_run_without_metrics_is_refused():
     with pytest.raises(MetricError, match="no metric was given"):
         MetricBank({}, spec=SPEC)
 
 
 class OwnWrapper(Metric):
-    """Passes on to a metric of its own."""
+    """Updates an inner metric and has no states of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -417,7 +417,7 @@ class OwnWrapper(Metric):
 
 
 class HiddenCount(Asks):
-    """Divides by what is no state."""
+    """Divides by a value that is not a state."""
 
     num_seen = 0
 
@@ -441,7 +441,7 @@ class MeanOfSums(Asks):
 
 
 class WrongBatch(CodebookPerplexity):
-    """Several windows at once leave something else than single updates."""
+    """Has a `window_states` that differs from single updates."""
 
     def window_states(self, batch):
         states = super().window_states(batch)
@@ -449,7 +449,7 @@ class WrongBatch(CodebookPerplexity):
 
 
 class Fussy(CodebookPerplexity):
-    """Cannot bear a reading that does not exist."""
+    """Raises an error if a reading does not exist."""
 
     window_states = None
 
@@ -491,13 +491,13 @@ def test_a_state_over_64_kilobytes_per_window_is_refused_with_size_limit_and_rem
     "inputs", [None, {"preds": "logits", "target": "codes"}, {"preds": "preds", "target": "target"}]
 )
 def test_the_stock_perplexity_gets_the_scored_codes_as_one_sequence(inputs):
-    offers = [make_offer(1), make_offer(2, context=0, target=5)]
-    nll = torch.cat([read.nll[read.scored] for offer in offers for read in offer.readings.values()])
-    value = result(bank_of(Perplexity(), inputs), offers)["value"]
+    window_data = [make_data(1), make_data(2, context=0, target=5)]
+    nll = torch.cat([read.nll[read.scored] for data in window_data for read in data.readings.values()])
+    value = result(bank_of(Perplexity(), inputs), window_data)["value"]
     assert value == pytest.approx(nll.double().mean().exp().item(), rel=1e-5)
 
 
-def test_a_metric_that_takes_other_shapes_is_told_what_it_was_given():
+def test_the_error_of_a_metric_that_expects_other_shapes_lists_its_inputs():
     class WantsImages(MeanMetric):
         def update(self, preds: Tensor, target: Tensor) -> None:  # type: ignore[override]
             raise ValueError("expected 4 dimensions")
@@ -508,7 +508,7 @@ def test_a_metric_that_takes_other_shapes_is_told_what_it_was_given():
 
 
 class Locked(CodebookPerplexity):
-    """Holds something that cannot be copied."""
+    """Has an attribute that cannot be copied."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -521,8 +521,8 @@ class Locked(CodebookPerplexity):
         ({"m": Locked()}, r"metric 'm' \(Locked\) cannot be copied \(cannot pickle '_thread.lock' object\)"),
         ({"m": MetricEntry(Locked())}, r"metric 'm' \(Locked\) cannot be copied"),
         ([CodebookPerplexity()], r"metrics must map names to metrics, such as .*; got list"),
-        ({3: CodebookPerplexity()}, r"a name is a string; got 3"),
-        ({"": CodebookPerplexity()}, r"a name is a string; got ''"),
+        ({3: CodebookPerplexity()}, r"the name of a metric must be a non-empty string, got 3"),
+        ({"": CodebookPerplexity()}, r"the name of a metric must be a non-empty string, got ''"),
         ({"m": CodebookPerplexity}, r"metric 'm' must be a torchmetrics.Metric, got "),
         ({"m": None}, r"metric 'm' must be a torchmetrics.Metric, got NoneType"),
         (
@@ -535,31 +535,31 @@ class Locked(CodebookPerplexity):
         ),
     ],
 )
-def test_what_is_no_metric_is_refused_by_name(metrics, message):
+def test_an_entry_that_is_not_a_metric_is_refused_by_name(metrics, message):
     with pytest.raises(MetricError, match=message):
         MetricBank(metrics, spec=SPEC)
     with pytest.raises(MetricError, match=message):
         MusicGenEvaluation("demo", metrics=metrics).prepare("score")
 
 
-# What docs/metrics.md shows
+# Examples of docs/metrics.md
 
 
 def shown(name: str) -> str:
-    """The block of docs/metrics.md that follows this mark."""
+    """Returns the block of docs/metrics.md that follows a mark."""
     return re.search(rf"<!-- tested: {name} -->\n```\w+\n(.*?)```", DOCS, re.DOTALL)[1]
 
 
-def test_the_metric_of_ones_own_in_the_docs_works_in_as_few_lines_as_they_say():
+def test_the_example_of_a_metric_in_the_docs_works():
     space: dict = {}
     exec(shown("own"), space)
     assert len([line for line in shown("own").splitlines() if line]) <= 15
     bank = bank_of(space["OrderGain"]())
     assert [reading.name for reading in bank.readings] == ["", "shuffled"]
-    offers = [make_offer(1, shuffled=3), make_offer(2, context=0, shuffled=4)]
-    saved = [offer.readings["shuffled"].nll.double() - offer.readings[""].nll.double() for offer in offers]
+    window_data = [make_data(1, shuffled=3), make_data(2, context=0, shuffled=4)]
+    saved = [data.readings["shuffled"].nll.double() - data.readings[""].nll.double() for data in window_data]
     expected = torch.cat(saved, dim=1).nanmean(1).sum().item() * 50
-    assert result(bank, offers)["nats_per_second"] == pytest.approx(expected, rel=1e-9)
+    assert result(bank, window_data)["nats_per_second"] == pytest.approx(expected, rel=1e-9)
 
     codes = torch.arange(12).expand(2, -1)
     changed = space["shuffle_target"](codes, Window("t", 0, 0, 4, 8), torch.Generator().manual_seed(0))
@@ -568,75 +568,75 @@ def test_the_metric_of_ones_own_in_the_docs_works_in_as_few_lines_as_they_say():
 
 
 @pytest.mark.parametrize("name", ["stock", "sequence", "renamed", "repointed"])
-def test_the_yaml_of_the_docs_makes_metrics_that_are_accepted(name):
+def test_the_metrics_of_the_yaml_examples_in_the_docs_are_accepted(name):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--metrics", type=dict[str, Metric | MetricEntry | InstalledMetric])
     text = shown(name).replace("2048", "16")
     config = parser.instantiate(parser.parse_object({"metrics": yaml.safe_load(text)}))
     bank = MetricBank(config.metrics, spec=SPEC)
-    offers = [make_offer(1, no_text=5), make_offer(2, no_text=6)]
-    results = bank.compute(bank.update(offers))
+    window_data = [make_data(1, no_text=5), make_data(2, no_text=6)]
+    results = bank.compute(bank.update(window_data))
     assert list(results) == list(yaml.safe_load(text))
     assert all(values for values in results.values())
 
 
-def test_the_yaml_of_the_docs_for_predict_makes_metrics_that_are_accepted():
+def test_the_metrics_of_the_yaml_example_for_predict_are_accepted():
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--metrics", type=dict[str, Metric | MetricEntry | InstalledMetric])
     config = parser.instantiate(parser.parse_object({"metrics": yaml.safe_load(shown("predict"))}))
     bank = MetricBank(config.metrics, spec=SPEC, task="continue")
-    results = bank.compute(bank.update(trial_offers(SPEC, bank.readings, "continue")))
+    results = bank.compute(bank.update(trial_data(SPEC, bank.readings, "continue")))
     assert list(results) == ["snr", "true_ppl", "true_seam"]
     assert all(values for values in results.values())
     assert bank.audio_names == {"generated", "reference", "context", "sample_rate_hz"}
     assert [reading.name for reading in bank.scored_readings] == ["reference"]
 
 
-def test_the_input_of_ones_own_in_the_docs_is_an_entropy():
+def test_the_example_of_an_input_in_the_docs_is_an_entropy():
     space: dict = {}
     exec(shown("provider"), space)
-    offer = make_offer(1)
-    plain = offer.readings[""]
+    data = make_data(1)
+    plain = data.readings[""]
     probabilities = plain.logits[plain.scored].double().softmax(-1)
     expected = -(probabilities * probabilities.log()).sum(-1).mean().item()
-    assert result(bank_of(space["MeanEntropy"]()), [offer])["nats"] == pytest.approx(expected, rel=1e-6)
+    assert result(bank_of(space["MeanEntropy"]()), [data])["nats"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_frechet_distance_of_the_docs_is_one():
+def test_the_example_of_a_frechet_distance_in_the_docs_is_correct():
     space: dict = {}
     exec(shown("frechet"), space)
     metric = space["FrechetDistance"](num_bands=2)
     bank = MetricBank({"fad": metric}, spec=SPEC, task="continue")
-    offers = trial_offers(SPEC, bank.readings, "continue")
+    window_data = trial_data(SPEC, bank.readings, "continue")
     sets = [
-        torch.cat([metric.embed(getattr(offer.audio, name)) for offer in offers]).numpy()
+        torch.cat([metric.embed(getattr(data.audio, name)) for data in window_data]).numpy()
         for name in ("generated", "reference")
     ]
     roots = [matrix_sqrt(np.cov(embeddings.T, ddof=0)) for embeddings in sets]
     inner = matrix_sqrt(roots[0] @ roots[1] @ roots[1] @ roots[0])
     expected = np.square(sets[0].mean(0) - sets[1].mean(0)).sum() + sum(np.trace(root @ root) for root in roots)
-    assert distance(bank, offers) == pytest.approx(expected - 2 * np.trace(inner), rel=1e-4, abs=1e-9)
+    assert distance(bank, window_data) == pytest.approx(expected - 2 * np.trace(inner), rel=1e-4, abs=1e-9)
     bank = MetricBank({"same": MetricEntry(metric, {"generated": "reference"})}, spec=SPEC, task="continue")
-    assert distance(bank, offers) == pytest.approx(0, abs=1e-6)
+    assert distance(bank, window_data) == pytest.approx(0, abs=1e-6)
 
 
-def distance(bank: MetricBank, offers: list[Offer]) -> float:
-    return next(iter(bank.compute(bank.update(offers)).values()))["value"]
+def distance(bank: MetricBank, window_data: list[WindowData]) -> float:
+    return next(iter(bank.compute(bank.update(window_data)).values()))["value"]
 
 
 def matrix_sqrt(matrix: np.ndarray) -> np.ndarray:
-    """The square root of a symmetric matrix without negative eigenvalues."""
+    """Returns the square root of a symmetric matrix without negative eigenvalues."""
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * np.sqrt(values.clip(0))) @ vectors.T
 
 
-def test_the_docs_name_everything_that_predict_offers():
+def test_the_docs_list_all_inputs_of_predict():
     section = DOCS[DOCS.index("### In predict") : DOCS.index("## Stock metrics")]
     for provider in PROVIDERS:
         assert provider.tasks != ("continue",) or f"`{provider.name}`" in section
 
 
-def test_the_two_lines_of_the_docs_measure_alone(tiny_model, generator):
+def test_the_two_lines_in_the_docs_compute_perplexity(tiny_model, generator):
     codes = torch.randint(64, (2, 4, 12), generator=generator)
     delays, decoder = tiny_model.spec.delays, tiny_model.decoder
     space = {"codes": codes, "delays": delays, "decoder": decoder}
@@ -649,15 +649,15 @@ def test_the_two_lines_of_the_docs_measure_alone(tiny_model, generator):
     assert space["metric"].compute()["ce"].item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_docs_name_everything_that_can_be_asked_for():
-    table = DOCS[DOCS.index("## What can be asked for") : DOCS.index("### Readings")]
+def test_the_docs_list_all_inputs_of_test():
+    table = DOCS[DOCS.index("## Inputs") : DOCS.index("### Readings")]
     names = {provider.name for provider in PROVIDERS if "score" in provider.tasks}
     assert names == {"logits", "codes", "scored", "nll", "rank", "preds", "target", "window", "frame_rate_hz"}
     for name in names:
         assert f"`{name}`" in table
 
 
-def test_a_metric_that_fails_on_real_windows_is_named_with_them():
+def test_the_error_of_a_metric_names_the_windows():
     class Picky(MeanMetric):
         def update(self, nll: torch.Tensor) -> None:  # type: ignore[override]
             if nll.shape[-1] == 40:
@@ -666,4 +666,4 @@ def test_a_metric_that_fails_on_real_windows_is_named_with_them():
 
     bank = MetricBank({"picky": Picky()}, spec=SPEC)
     with pytest.raises(MetricError, match=r"metric 'picky' \(Picky\) failed on windows 2 of t2 .*no forties"):
-        bank.update([make_offer(2, context=10, target=30)])
+        bank.update([make_data(2, context=10, target=30)])

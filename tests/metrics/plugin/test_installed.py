@@ -39,7 +39,7 @@ GIVEN = {"name": "top_share", "init_args": {"top_k": 3}, "inputs": {"rank": "ran
 
 
 def install(folder: Path, name: str, entry_points: str) -> None:
-    """Leaves the files that the installation of a package leaves."""
+    """Writes the files of an installed package."""
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -48,7 +48,7 @@ def install(folder: Path, name: str, entry_points: str) -> None:
 
 @pytest.fixture
 def site(tmp_path, monkeypatch) -> Path:
-    """A folder of installed packages that holds one package with metrics."""
+    """Adds a folder with an installed package that declares metrics."""
     folder = tmp_path / "site"
     folder.mkdir()
     (folder / "metric_package_of_the_test.py").write_text(MODULE)
@@ -60,7 +60,7 @@ def site(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def expected() -> dict[str, float]:
-    """Values of the same metric, given as an object."""
+    """Returns the values of the same metric, given as an object."""
     entry = MetricEntry(CodebookAccuracy(top_k=3), {"rank": "rank__no_text"})
     result = perplexity("demo", limit=1, context_s=5.0, target_s=5.0, metrics={"share": entry})
     return {key: value.value for key, value in result.evaluation.metrics["share"].items()}
@@ -95,12 +95,12 @@ def test_train_like_eval_names_an_installed_metric(site, expected, tmp_path, cap
 
 def test_an_unknown_name_is_refused_at_the_command_line_with_near_matches(site, capsys):
     status = lightning_main(["test", "--config", str(DEMO), "--model.metrics.share={name: top_shares}"])
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert status == 1
-    assert said.startswith(
+    assert printed.startswith(
         "error: metric 'share': no installed package declares a metric 'top_shares'; did you mean top_share?"
     )
-    assert "known: constant, keyed, missing, top_share" in said
+    assert "known: constant, keyed, missing, top_share" in printed
 
 
 @pytest.mark.parametrize(

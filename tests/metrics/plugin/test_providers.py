@@ -45,7 +45,7 @@ class MeanEntropy(CodebookMeans):
 
 
 def band_energies(source: InputSource) -> Tensor:
-    """Returns a (3,) embedding of the generated audio; notes each use."""
+    """Returns a (3,) embedding of the generated audio, and records each call."""
     audio = source.continuation_audio.generated
     EMBEDDED.append(audio.shape)
     return torch.stack([band.square().mean() for band in torch.fft.rfft(audio.double()).abs().tensor_split(3, dim=1)])

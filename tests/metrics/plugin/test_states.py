@@ -1,4 +1,4 @@
-"""Merging against torchmetrics itself: two real processes synchronise over gloo, once for all metrics.
+"""Compares merging with torchmetrics, which synchronises two processes with gloo, once for all metrics.
 
 This file is also the program of those processes: `python test_states.py RANK FOLDER`.
 """
@@ -43,7 +43,7 @@ from musicgen_eval.metrics.plugin.states import (
 )
 from tests.support.programs import Program
 
-NUM_WINDOWS = 6  # three a process
+NUM_WINDOWS = 6  # three per process
 
 
 class MeanState(Metric):
@@ -63,7 +63,7 @@ class MeanState(Metric):
 
 
 class OwnReduction(Metric):
-    """A state with a reduction of its own: the widest spread that any rank saw."""
+    """A state with a custom reduction: the largest spread of any rank."""
 
     spread: Tensor
 
@@ -123,7 +123,7 @@ CASES: dict[str, tuple[Callable[[], Metric], Callable[[int], tuple[Tensor, ...]]
     "MeanState": (MeanState, lambda index: (values(index, 5),)),
     "OwnReduction": (OwnReduction, lambda index: (values(index, 5),)),
 }
-DEPENDS_ON_PARTS = {"MeanState"}  # an average of sums is another number for another number of ranks
+DEPENDS_ON_PARTS = {"MeanState"}  # an average of sums depends on the number of ranks
 
 
 def updated(name: str, windows: Sequence[int]) -> Metric:
@@ -146,7 +146,7 @@ def raw_states(metric: Metric) -> State:
 
 
 def synchronise(rank: int, folder: Path) -> None:
-    """One of two processes: updates each metric with its half of the windows, and lets torchmetrics do the rest."""
+    """Runs one of two processes. Updates each metric with half of the windows, and lets torchmetrics synchronise."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
     half = NUM_WINDOWS // 2
     found = {}
@@ -183,7 +183,7 @@ def synchronise_in_processes(folder: Path) -> dict[str, tuple[State, dict[str, f
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_merging_the_states_of_two_ranks_is_what_torchmetrics_does_between_them(synchronised, name):
+def test_merging_the_states_of_two_ranks_equals_torchmetrics_synchronisation(synchronised, name):
     half = NUM_WINDOWS // 2
     ranks = [raw_states(updated(name, range(half))), raw_states(updated(name, range(half, NUM_WINDOWS)))]
     metric = CASES[name][0]()
@@ -196,7 +196,7 @@ def test_merging_the_states_of_two_ranks_is_what_torchmetrics_does_between_them(
 
 
 @pytest.mark.parametrize("name", ["CodebookPerplexity", "CodebookAccuracy"])
-def test_metrics_of_ours_are_the_same_to_1e_12_from_windows_in_one_process_and_under_ddp(synchronised, name):
+def test_metrics_of_this_package_are_equal_to_1e_12_from_windows_and_under_ddp(synchronised, name):
     metric = CASES[name][0]()
     expected = synchronised[name][1]
     in_one = flatten_result(updated(name, range(NUM_WINDOWS)).compute())
@@ -206,7 +206,7 @@ def test_metrics_of_ours_are_the_same_to_1e_12_from_windows_in_one_process_and_u
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in DEPENDS_ON_PARTS])
-def test_states_of_windows_merge_into_the_result_of_one_metric_that_saw_everything(name):
+def test_merged_states_give_the_result_of_one_metric_with_all_windows(name):
     metric = CASES[name][0]()
     merged = compute_from(metric, merge_states(metric, states_of(name)))
     assert merged == pytest.approx(flatten_result(updated(name, range(NUM_WINDOWS)).compute()), rel=1e-5)
@@ -220,7 +220,7 @@ def test_cat_states_keep_the_order_of_the_windows():
     }
 
 
-def test_a_window_that_left_an_empty_list_adds_nothing():
+def test_a_window_with_an_empty_list_state_adds_nothing():
     metric = CatMetric()
     full = window_state(metric, {"value": torch.tensor([1.0, 2.0])})
     empty: State = {key: [] for key in full}
@@ -228,14 +228,14 @@ def test_a_window_that_left_an_empty_list_adds_nothing():
     assert merge_states(metric, [empty, empty]) == {"value": []}
 
 
-def test_one_window_alone_computes_as_the_metric_itself_does():
+def test_a_single_window_gives_the_result_of_the_metric_itself():
     for name in CASES:
         metric = CASES[name][0]()
         alone = compute_from(metric, merge_states(metric, states_of(name)[:1]))
         assert alone == pytest.approx(flatten_result(updated(name, [0]).compute()), rel=1e-6), name
 
 
-def test_a_window_state_depends_on_its_window_alone_and_leaves_the_metric_reset():
+def test_a_window_state_depends_only_on_its_window_and_the_metric_is_reset():
     metric = updated("CatMetric", range(3))
     state = window_state(metric, {"value": torch.tensor([7.0])})
     assert [part.tolist() for part in state["value"]] == [[7.0]]
@@ -244,7 +244,7 @@ def test_a_window_state_depends_on_its_window_alone_and_leaves_the_metric_reset(
     assert [part.tolist() for part in state["value"]] == [[7.0]]
 
 
-def test_computing_from_a_state_leaves_the_metric_as_it_is():
+def test_computing_from_a_state_does_not_change_the_metric():
     metric = updated("CodebookPerplexity", range(2))
     before = metric.total.clone(), metric.count.clone()
     compute_from(metric, states_of("CodebookPerplexity")[3])
@@ -268,8 +268,8 @@ FLOATS = st.floats(min_value=-1e300, max_value=1e300, allow_subnormal=True)
     st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=15),
     st.randoms(use_true_random=False),
 )
-def test_exact_sums_are_rounded_once_whatever_the_order(large, small, shuffler):
-    numbers = [*large, *small, *(-number for number in large)]  # what cancels would take the small ones with it
+def test_exact_sums_are_rounded_once_in_any_order(large, small, shuffler):
+    numbers = [*large, *small, *(-number for number in large)]  # large numbers that cancel would lose the small ones
     expected = float(sum(map(Fraction, numbers)))
     shuffled = list(numbers)
     shuffler.shuffle(shuffled)
@@ -289,11 +289,11 @@ def test_exact_sums_of_float32_states_are_float32_of_the_true_sum(numbers):
 
 
 @given(st.lists(st.integers(-(2**60), 2**60), min_size=1, max_size=8))
-def test_exact_sums_of_integers_pass_2_to_the_53(numbers):
+def test_exact_sums_of_integers_exceed_2_to_the_53(numbers):
     assert exact_sum(torch.tensor(numbers)).item() == sum(numbers)
 
 
-def test_exact_sums_of_infinities_are_as_ieee_adds():
+def test_exact_sums_of_infinities_follow_ieee_addition():
     infinity = float("inf")
     parts = [torch.tensor([infinity, infinity, float("nan")]), torch.tensor([1.0, -infinity, 1.0])]
     summed = exact_sum(torch.stack(parts)).tolist()
@@ -302,7 +302,7 @@ def test_exact_sums_of_infinities_are_as_ieee_adds():
     assert summed[2] != summed[2]
 
 
-def test_a_large_sum_state_is_summed_all_the_same():
+def test_a_large_sum_state_is_summed_too():
     metric = MulticlassConfusionMatrix(num_classes=100)
     parts = [{"confmat": torch.full((100, 100), value)} for value in (1, 2, 3)]
     assert (merge_states(metric, parts)["confmat"] == 6).all()

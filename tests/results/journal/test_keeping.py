@@ -23,7 +23,7 @@ from musicgen_eval.errors import RunError
 from musicgen_eval.metrics import CodebookPerplexity, TextGain
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.contract import MetricEntry
-from musicgen_eval.metrics.plugin.inputs import Offer
+from musicgen_eval.metrics.plugin.inputs import WindowData
 from musicgen_eval.records import ScoredWindow
 from musicgen_eval.results.measurements import Measurements, WindowRecord
 from musicgen_eval.results.record_store import JournalStore, MeasuredBatches, MemoryStore, batch_numbers, read_measured
@@ -89,7 +89,7 @@ def scored(plan: Plan, row: int, shift: float = 0.0) -> ScoredWindow:
 def record(plan: Plan, bank: MetricBank, row: int) -> WindowRecord:
     track, plain = int(plan.windows.track[row]), scored(plan, row)
     no_text = scored(plan, row, 0.5) if TEXTS[track] else None
-    (states,) = bank.update([Offer({"": plain, "no_text": no_text}, SPEC.frame_rate_hz)])
+    (states,) = bank.update([WindowData({"": plain, "no_text": no_text}, SPEC.frame_rate_hz)])
     return WindowRecord(row, track, states=states, tensors={"nll": plain.nll})
 
 

@@ -17,10 +17,10 @@ from musicgen_eval.errors import CheckpointError, EvaluationError, RunError
 from musicgen_eval.inference.settings import ContinuationSettings
 from musicgen_eval.models.musicgen import load_model
 from musicgen_eval.records.settings import Settings, field_types, help_texts
+from musicgen_eval.records.signatures import takes_settings
 from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.settings import AudioSettings, LengthSettings, ModelSettings, RunSettings
-from musicgen_eval.runs.signatures import takes_settings
 
 AUDIO = torch.zeros(32000) + 0.01
 

@@ -1,4 +1,4 @@
-"""Track ids become names of folders: one component, safe anywhere, different for different ids."""
+"""The name of a track's folder is a single safe path component, and different ids have different names."""
 
 import math
 import unicodedata
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from musicgen_eval.runs.continuation_files import NUM_DIGITS, track_folder
+from musicgen_eval.runs.audio_paths import NUM_DIGITS, track_folder
 
 STRANGE = [
     "../../x", "/etc/passwd", "..", ".", "", "a\0b", "a\nb", "\r\n", "x" * 10_000, "é" * 10_000, "\u202egpj.mp3", "~", "~root",
@@ -19,7 +19,7 @@ STRANGE = [
 
 
 def folded(name: str) -> str:
-    """As a file system may see it that ignores case and normalises."""
+    """Returns the name as a file system compares it that ignores case and normalises Unicode."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFKD", name).casefold())
 
 
@@ -36,13 +36,13 @@ def test_a_strange_id_gives_one_plain_component(track, tmp_path):
     assert (tmp_path / name).resolve().parent == tmp_path.resolve()
 
 
-def test_strange_ids_give_different_folders_also_where_case_is_ignored():
+def test_strange_ids_give_different_folders_also_if_case_is_ignored():
     assert len({folded(track_folder(track)) for track in STRANGE}) == len(STRANGE)
 
 
 @given(st.sets(st.text(st.characters(), max_size=300) | st.sampled_from(STRANGE), min_size=2, max_size=20))
 @example({"a/x.mp3", "a/x.wav", "A/x.mp3"})
-def test_different_ids_give_different_folders_whatever_they_are(tracks):
+def test_any_different_ids_give_different_folders(tracks):
     names = [track_folder(track) for track in tracks]
     assert len({folded(name) for name in names}) == len(tracks)
     for name in names:
@@ -51,13 +51,13 @@ def test_different_ids_give_different_folders_whatever_they_are(tracks):
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40))
-def test_two_spellings_of_a_letter_are_two_tracks(text):
+def test_two_unicode_forms_of_an_id_are_two_tracks(text):
     composed, decomposed = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
     same = composed == decomposed
     assert (folded(track_folder(composed)) == folded(track_folder(decomposed))) == same
 
 
-def test_no_two_of_a_million_tracks_meet_by_chance():
-    """The birthday bound for ids that read alike, such as `disc 17/track 01.mp3`."""
+def test_a_million_tracks_have_different_folders_with_high_probability():
+    """Computes the birthday bound for ids with the same readable part."""
     chance = -math.expm1(-(1e6**2) / 2 / 16**NUM_DIGITS)
     assert chance < 1e-7

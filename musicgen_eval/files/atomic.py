@@ -1,0 +1,100 @@
+"""Writes a file completely or not at all.
+
+    write   .summary.json.3f9c01d2ab47.tmp      a hidden file in the same folder
+    fsync
+    rename  summary.json                        replaces an existing file
+
+If the process is killed before the file is renamed, the temporary file is left over. `remove_leftovers` removes it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, BinaryIO, Literal, TextIO, overload
+
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{12}\.tmp", re.DOTALL)
+
+
+@overload
+def atomic_file(path: Path, mode: Literal["w"] = "w") -> AbstractContextManager[TextIO]: ...
+@overload
+def atomic_file(path: Path, mode: Literal["wb"]) -> AbstractContextManager[BinaryIO]: ...
+def atomic_file(path: Path, mode: Literal["w", "wb"] = "w") -> AbstractContextManager[IO[Any]]:
+    r"""Opens a temporary file, which is synced to disk and renamed to `path` at the end of the `with` block.
+
+    If the block or the sync raises, the temporary file is removed and an existing file at `path` is kept. Several processes can
+    write the same file at the same time; the last one to finish replaces the others.
+
+    Args:
+        path: Path of the file. An existing file is replaced.
+        mode: `w` for text in UTF-8, where `\n` is written as it is and characters that UTF-8 cannot encode are escaped with a
+            backslash. `wb` for bytes.
+
+    Raises:
+        OSError: The file cannot be written.
+
+    Example:
+        >>> with atomic_file(Path("summary.json")) as file:  # doctest: +SKIP
+        ...     file.write("{}")
+    """
+    return _atomic_file(path, mode)
+
+
+@contextmanager
+def _atomic_file(path: Path, mode: Literal["w", "wb"]) -> Iterator[IO[Any]]:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    file: IO[Any] = (
+        temporary.open("xb")
+        if mode == "wb"
+        else temporary.open("x", newline="", encoding="utf-8", errors="backslashreplace")
+    )
+    try:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        temporary.replace(path)
+    except BaseException:
+        # An error of the clean-up must not replace this one.
+        with suppress(OSError):
+            file.close()
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def is_leftover(name: str) -> bool:
+    """Returns whether a file name is that of a temporary file of `atomic_file`.
+
+    >>> is_leftover(".summary.json.3f9c01d2ab47.tmp"), is_leftover("summary.json")
+    (True, False)
+    """
+    return _LEFTOVER.fullmatch(name) is not None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files in a folder that interrupted processes left, but not those in its subfolders.
+
+    It must not be called while another process writes to the folder.
+    """
+    for path in folder.glob(".*.tmp"):
+        if is_leftover(path.name):
+            path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes the names of a folder's files to disk.
+
+    Raises:
+        OSError: The folder cannot be opened, or the file system does not support it.
+    """
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -1,0 +1,64 @@
+"""Reads the continuations of a run from the tables of its starts and processes.
+
+continuations.csv          first start, rank 0; all continuations once the run is finished
+continuations.2.1.csv      start 2, rank 1
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from musicgen_eval.errors import RunError
+from musicgen_eval.results.stored_records import (
+    CONTINUATION_NUMBERS,
+    CONTINUATION_TEXTS,
+    StoredContinuation,
+    continuation_of,
+)
+from musicgen_eval.results.table_reader import TableRecords, read_table
+
+_CONTINUATION_TABLE = re.compile(r"continuations(?:\.(\d+)\.(\d+))?\.csv")
+
+
+def read_continuations(
+    folder: Path, *, is_finished: bool, is_expected: bool = False, remedy: str
+) -> Sequence[StoredContinuation]:
+    """Reads the tables of all starts and processes. If a continuation was written twice, the later row counts.
+
+    Args:
+        folder: Run folder.
+        is_finished: False skips incomplete rows, which a process that was killed can leave.
+        is_expected: True raises an error if there is no table.
+        remedy: What to do about a missing or damaged table, for the error message.
+
+    Raises:
+        RunError: A table is missing, unreadable or damaged.
+    """
+    tables = sorted((_start_and_rank(table), table) for table in folder.glob("continuations*.csv"))
+    places = [table for start_and_rank, table in tables if start_and_rank is not None]
+    if is_expected and not places:
+        places = [folder / "continuations.csv"]  # reading it raises the error
+    by_path: dict[Path, StoredContinuation] = {}
+    for place in places:
+        table = read_table(
+            place,
+            required=("track", "continuation", "path"),
+            texts=CONTINUATION_TEXTS,
+            numbers=CONTINUATION_NUMBERS,
+            skip_incomplete=not is_finished,
+            remedy=remedy,
+        )
+        try:
+            by_path |= {record.path: record for record in TableRecords(table, partial(continuation_of, folder))}
+        except ValueError as error:
+            raise RunError(f"{place}: damaged: column seed ({error}); {remedy}") from error
+    return list(by_path.values())
+
+
+def _start_and_rank(table: Path) -> tuple[int, int] | None:
+    """Returns start and rank of the process that wrote a table. None means that the name is of another file."""
+    match = _CONTINUATION_TABLE.fullmatch(table.name)
+    return None if match is None else (int(match[1] or 0), int(match[2] or 0))

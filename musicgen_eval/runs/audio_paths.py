@@ -1,0 +1,30 @@
+"""The paths of continuations below a run folder."""
+
+from __future__ import annotations
+
+import re
+from hashlib import sha256
+
+from musicgen_eval.files.redaction import redact
+
+NUM_DIGITS = 16
+"""Digits of a track id's digest. The chance that any two of 100,000 ids are equal is 3e-10, with 8 digits it would be 0.69."""
+DEVICE_NAMES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(1, 10))}
+"""Names that Windows reserves for devices."""
+
+
+def continuation_path(track: str, index: int, extension: str) -> str:
+    """Returns the path of a continuation's file, relative to the run folder."""
+    return f"audio/{track_folder(track)}/continuation_{index}.{extension}"
+
+
+def track_folder(track: str) -> str:
+    """Returns the name of a track's folder: readable, safe as a single path component, and different for different ids.
+
+    >>> track_folder("my songs/a.mp3")
+    'my_songs_a.mp3-c0d5c51c59cddcf7'
+    """
+    readable = re.sub(r"[^\w.-]+", "_", redact(track), flags=re.ASCII).strip("._-")[-80:]
+    if not readable or readable.partition(".")[0].upper() in DEVICE_NAMES:
+        readable = f"track_{readable}".rstrip("_")
+    return f"{readable}-{sha256(track.encode('utf-8', 'surrogatepass')).hexdigest()[:NUM_DIGITS]}"

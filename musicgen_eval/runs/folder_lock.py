@@ -1,0 +1,79 @@
+"""A lock that gives one process at a time a run folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+LOCK = ".musicgen_eval.lock"
+"""Name of the lock file. It remains if a process is killed, and then marks the folder as one of this package."""
+_locked_here: set[Path] = set()
+"""Folders that this process has locked."""
+
+
+class FolderLock:
+    """A POSIX lock on a folder.
+
+    It ends with the process, however the process ends, and forked workers do not inherit it. It does not exclude the process that
+    has taken it, and it would end if this process opened the file again. Hence `_locked_here`.
+    """
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._file: IO[bytes] | None = None
+
+    @property
+    def is_taken(self) -> bool:
+        """True between `take` and `release`."""
+        return self._file is not None
+
+    def take(self, folder: Path) -> None:
+        """Locks a folder.
+
+        Raises:
+            BlockingIOError: A run in this process or another one has locked it.
+            OSError: The file system does not support locks, or the lock file cannot be written.
+        """
+        folder = folder.resolve()
+        if folder in _locked_here:
+            raise BlockingIOError
+        file = (folder / LOCK).open("ab")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except PermissionError:  # on some file systems this means that the file is locked
+            file.close()
+            raise BlockingIOError from None
+        except OSError:
+            file.close()
+            raise
+        if not _is_same_file(file, folder / LOCK):  # another process had locked it, and removed it in the meantime
+            file.close()
+            self.take(folder)
+            return
+        self._folder, self._file = folder, file
+        _locked_here.add(folder)
+
+    def release(self, *, keep_file: bool = False) -> None:
+        """Ends the lock.
+
+        Args:
+            keep_file: Keep the lock file, which marks the folder as one of this package.
+        """
+        assert self._folder is not None
+        assert self._file is not None
+        if not keep_file:
+            with suppress(OSError):  # the folder may have become read-only; the lock ends nevertheless
+                (self._folder / LOCK).unlink()
+        self._file.close()
+        _locked_here.discard(self._folder)
+        self._folder = self._file = None
+
+
+def _is_same_file(opened: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(opened.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

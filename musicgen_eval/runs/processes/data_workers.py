@@ -1,0 +1,36 @@
+"""Explains the errors of a DataLoader whose worker process has died."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_sharer
+
+from musicgen_eval.errors import RunError
+
+
+@contextmanager
+def dead_workers_explained() -> Iterator[None]:
+    """Replaces the errors that torch raises when a DataLoader worker has died by one message.
+
+    Raises:
+        RunError: a worker died.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        if not comes_from_a_dead_worker(error):
+            raise
+        raise RunError(
+            f"a DataLoader worker has died, killed or out of memory ({error}); completed batches are kept, resume the run, with "
+            "a smaller data.num_workers if memory was short"
+        ) from error
+
+
+def comes_from_a_dead_worker(error: BaseException) -> bool:
+    """Returns True if a worker of the DataLoader has died, or the connection to it was lost."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker")
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code.co_filename == resource_sharer.__file__ for frame, _ in frames)

@@ -1,0 +1,44 @@
+"""The circumstances of a run, for run.json: command, machine, commit and time."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from typing import Any
+
+
+def run_record(*, command: str, seed: int, max_frames_from: str) -> dict[str, Any]:
+    """Returns the first content of run.json: command, seed, platform and commit, and an empty list of starts."""
+    return {
+        "command": command,
+        "seed": seed,
+        "max_frames_from": max_frames_from,
+        "platform": platform.platform(),
+        "git_commit": git_commit(),
+        "starts": [],
+    }
+
+
+def start_record(*, processes: int, windows: int) -> dict[str, Any]:
+    """Returns the entry of run.json for one start: time, number of processes, host and number of planned windows."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processes": processes,
+        "host": platform.node(),
+        "windows": windows,
+    }
+
+
+def git_commit() -> str | None:
+    """Returns the commit of the working directory, or None outside of a repository. `-dirty` marks changed files."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

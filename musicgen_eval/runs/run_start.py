@@ -1,0 +1,139 @@
+"""Starts or resumes a run in a claimed folder, on rank 0.
+
+run.json  --compare or write-->  journal  --read-->  RunStart, the message to all ranks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from musicgen_eval.data.plan import Plan
+from musicgen_eval.data.plan_builder import refuse_failures
+from musicgen_eval.records import Failure
+from musicgen_eval.results.record_store import MeasuredBatches, read_measured
+from musicgen_eval.runs.context import RunConstants
+from musicgen_eval.runs.continuation_files import remove_partial_files
+from musicgen_eval.runs.folder import RunFolder
+from musicgen_eval.runs.module import MusicGenEvaluation
+from musicgen_eval.runs.provenance import run_record, start_record
+from musicgen_eval.runs.resume_check import RunIdentity, batches_without_files, refuse_other_run, run_identity
+from musicgen_eval.runs.settings import AudioSettings
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """The message of rank 0 to all ranks when a run is started or resumed.
+
+    Attributes:
+        path: Absolute path of the run folder.
+        number: Number of this start, from 0.
+        measured: Batches that earlier starts have measured.
+        constants: Values that the first start has determined.
+        machine: Device and library versions of rank 0.
+    """
+
+    path: Path
+    number: int
+    measured: MeasuredBatches
+    constants: RunConstants
+    machine: Mapping[str, Any]
+
+
+def start_run(
+    folder: RunFolder,
+    trainer: L.Trainer,
+    module: MusicGenEvaluation,
+    *,
+    command: str,
+    config_yaml: str,
+    audio: AudioSettings,
+    retry_failures: bool,
+    allow_other_machine: bool,
+    say: Callable[[str], None],
+) -> RunStart:
+    """Compares or writes run.json, and reads the journal.
+
+    Args:
+        folder: The claimed folder.
+        trainer: Trainer of the run.
+        module: Module that is evaluated.
+        command: Command of the run, for run.json.
+        config_yaml: Configuration, for config.yaml of a new run.
+        audio: Format of the continuations' files.
+        retry_failures: Measure tracks again that failed in earlier starts.
+        allow_other_machine: Resume a run that was started on another machine, or with other versions of libraries.
+        say: Function that prints a line for the user.
+
+    Raises:
+        RunError: The folder contains another run, or too many tracks have failed.
+    """
+    plan, settings = module.data.plan, module.data.settings
+    assert plan is not None
+    identity = run_identity(module, audio)
+    run = folder.run
+    if run:
+        run = refuse_other_run(folder.path, run, identity, allow_other_machine=allow_other_machine)
+    else:
+        run = _new_run(trainer, module, identity, command=command)
+        folder.write("config.yaml", config_yaml)
+    measured = read_measured(folder.journal, plan, settings.batch_size, retry_failures=retry_failures)
+    _discard_incomplete(folder, plan, measured, batch_size=settings.batch_size, audio=audio, say=say)
+    number = max(len(run["starts"]), measured.starts)
+    if measured.windows < len(plan.windows):
+        (folder.path / "summary.json").unlink(missing_ok=True)  # it would lack the windows of this start
+        started = start_record(processes=trainer.world_size, windows=len(plan.windows))
+        folder.write_run({**run, "starts": [*run["starts"], started]})
+    known = [Failure(plan.tracks.ids[row], reason) for row, reason in measured.failed.items()]
+    refuse_failures([*plan.failures, *known], settings.max_failures)
+    settled = run["settled"]
+    return RunStart(
+        path=folder.path.absolute(),
+        number=number,
+        measured=measured,
+        constants=RunConstants(settled["threads"], settled["arithmetic"], tuple(run.get("other_machines", ()))),
+        machine=identity.machine,
+    )
+
+
+def _new_run(trainer: L.Trainer, module: MusicGenEvaluation, identity: RunIdentity, *, command: str) -> dict[str, Any]:
+    """Returns the content of run.json for a new run."""
+    return {
+        **run_record(command=command, seed=module.settings.seed, max_frames_from=module.checkpoint.max_frames_from),
+        "fingerprint": identity.fingerprint,
+        "machine": identity.machine,
+        "settled": {"threads": _threads(trainer, module), "arithmetic": None},
+    }
+
+
+def _discard_incomplete(
+    folder: RunFolder,
+    plan: Plan,
+    measured: MeasuredBatches,
+    *,
+    batch_size: int,
+    audio: AudioSettings,
+    say: Callable[[str], None],
+) -> None:
+    """Removes incomplete files, and from `measured` the batches whose files are missing. Reports the measured windows."""
+    for note in measured.notes:
+        say(f"journal: {note}")
+    if folder.state != "new":
+        remove_partial_files(folder.path)
+        if plan.task == "continue":
+            lost = batches_without_files(folder.path, plan, measured, batch_size=batch_size, audio=audio)
+            if lost:
+                say(f"journal: files of {len(lost)} batches are missing; these batches are generated again")
+            measured.leave_out(lost, len(plan.windows), batch_size)
+    if 0 < measured.windows < len(plan.windows):
+        say(f"{folder.path}: {measured.windows} of {len(plan.windows)} windows are already measured")
+
+
+def _threads(trainer: L.Trainer, module: MusicGenEvaluation) -> int | None:
+    """Returns the number of CPU threads of predict. It affects the last bits, so all starts of a run use the same number."""
+    return (module.continuation.threads or torch.get_num_threads()) if trainer.state.fn == "predict" else None

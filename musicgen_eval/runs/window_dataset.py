@@ -1,0 +1,97 @@
+"""Reads the audio of the windows of a plan, in the processes of a DataLoader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from musicgen_eval.data.plan import Plan
+from musicgen_eval.errors import AudioError
+from musicgen_eval.models.transfers import upload
+from musicgen_eval.records import CodecSpec, Window
+
+
+@dataclass(frozen=True)
+class WindowAudio:
+    """The audio and the texts of a window.
+
+    Attributes:
+        row: Row of the window in the plan.
+        track_row: Row of the track in the plan.
+        window: Position of the window.
+        audio: (C, N) float32 at the sample rate of the codec, N = frames x hop. In predict, the audio of the prompt. None means
+            that reading failed.
+        text: Text of the track.
+        other_text: Text of another track.
+        failure: Reason why reading failed.
+    """
+
+    row: int
+    track_row: int
+    window: Window
+    audio: Tensor | None
+    text: str | None
+    other_text: str | None
+    failure: str | None = None
+
+
+class Batch:
+    """The windows of one step. A surplus step, which keeps the ranks in step, has none.
+
+    This is not a dataclass, because `bf16-true` converts the fields of dataclasses and would round the audio.
+    """
+
+    def __init__(self, windows: list[WindowAudio]) -> None:
+        self.windows = windows
+
+    def pin_memory(self) -> Batch:
+        """Returns the batch in pinned memory, from which an accelerator copies asynchronously. The DataLoader calls this."""
+        return self._with_audio(torch.Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> Batch:
+        """Returns the batch on a device, without waiting for the copies."""
+        return self._with_audio(lambda audio: upload(audio, device))
+
+    def _with_audio(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(
+            [window if window.audio is None else replace(window, audio=change(window.audio)) for window in self.windows]
+        )
+
+
+class WindowDataset(Dataset[WindowAudio]):
+    """Reads the windows of a plan. A file that cannot be read gives a failure, not an exception."""
+
+    def __init__(self, plan: Plan, spec: CodecSpec) -> None:
+        self.plan = plan
+        self.spec = spec
+
+    def __len__(self) -> int:
+        return len(self.plan.windows)
+
+    def __getitem__(self, row: int) -> WindowAudio:
+        plan, spec = self.plan, self.spec
+        track_row = int(plan.windows.track[row])
+        window = plan.windows.window(row, plan.tracks.ids)
+        audio, failure = None, None
+        try:
+            audio = plan.open_track(track_row).read(
+                window.start_frame * spec.hop_samples,
+                (window.num_frames if plan.task == "score" else window.context_frames) * spec.hop_samples,
+                sample_rate_hz=spec.sample_rate_hz,
+                channels=spec.channels,
+            )
+        except AudioError as error:
+            failure = str(error)
+        return WindowAudio(
+            row=row,
+            track_row=track_row,
+            window=window,
+            audio=audio,
+            text=plan.tracks.texts[track_row],
+            other_text=plan.other_texts[track_row],
+            failure=failure,
+        )
