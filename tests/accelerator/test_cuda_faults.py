@@ -19,7 +19,7 @@ from tests.support.pretend_cuda import pretend_cuda
 
 DELAYS = (0, 1, 2, 3)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture

@@ -27,6 +27,8 @@ from musicgen_eval.runs.runner import GenerationResult
 from tests.support.run_folders import stop_after
 from tests.support.songs import write_songs
 
+pytestmark = pytest.mark.slow
+
 FRAMES = {"a": 61, "b": 25, "c": 90, "d": 47, "short": 8}
 TEXTS = {"a": 'drums, "fast"\nand loud', "c": "Klänge"}
 SETTINGS = {"context_s": 0.3, "target_s": 0.3, "batch_size": 2, "min_duration_s": 0.2, "max_failures": 1}

@@ -31,6 +31,8 @@ from musicgen_eval.runs.settings import RunSettings
 from tests.support.run_folders import continuation_rows
 from tests.support.songs import write_manifest, write_noise
 
+pytestmark = pytest.mark.slow
+
 HOP, RATE = 640, 32000
 TEXTS = {"song 0": "drums", "song 1": None, "song 2": "slow piano with many strings", "song 3": "drums"}
 NUM_FRAMES = {"song 0": 50, "song 1": 37, "song 2": 63, "song 3": 20}

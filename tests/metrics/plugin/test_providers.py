@@ -152,6 +152,7 @@ def test_an_input_of_another_task_is_not_offered():
 # Runs with a new kind of input
 
 
+@pytest.mark.slow
 def test_an_evaluation_measures_an_input_that_a_metric_declares():
     metrics = {
         "entropy": MeanEntropy(),

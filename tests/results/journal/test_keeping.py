@@ -170,6 +170,7 @@ def undisturbed(plan, bank, records) -> tuple[object, ...]:
     return everything(from_memory(plan, bank, records), bank)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2, 3, 20])
 def test_results_from_a_journal_equal_those_from_memory(tmp_path, plan, bank, records, undisturbed, world):
     one_start(tmp_path, plan, bank, records, world=world)
@@ -179,6 +180,7 @@ def test_results_from_a_journal_equal_those_from_memory(tmp_path, plan, bank, re
     assert everything(measured, bank) == everything(expected, bank) == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_failures_from_a_journal_equal_those_from_memory(tmp_path, plan, bank, records, world):
     failed = failing(records, 1, 5)
