@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.limits import Limits
 from benchmarks.scoring_variants import Work
-from musicgen_eval.models.codec.encoder_kernels import CACHE_FLOATS, MAX_LANES
+from musicgen_eval.models.codec.lockstep_lstm import CACHED_WEIGHTS, MAX_LANES
 
 
 @dataclass(frozen=True)
@@ -80,5 +80,5 @@ def _encoder_work(codec: Any, num_frames: int) -> tuple[float, float, float]:
                 elif name.startswith("weight_hh"):
                     recurrent += num_frames * weight.numel()
     total += num_frames * sum(layer.codebook.embed.numel() for layer in codec.quantizer.layers)
-    read = 4 * recurrent if 4 * codec.encoder.layers[-1].conv.in_channels ** 2 > CACHE_FLOATS else 0
+    read = 4 * recurrent if 4 * codec.encoder.layers[-1].conv.in_channels ** 2 > CACHED_WEIGHTS else 0
     return 2 * total / 1e9, 2 * recurrent / 1e9, read / 1e9

@@ -5,18 +5,17 @@ NaN values are not counted. Subclasses define the values and name the results.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import Module
-from torchmetrics import Metric
 
 from musicgen_eval.errors import MetricError
+from musicgen_eval.metrics.plugin.metric_internals import DtypeKeepingMetric
 from musicgen_eval.records import CodecSpec
 
 
-class CodebookMeans(Metric):
+class CodebookMeans(DtypeKeepingMetric):
     """Base class of metrics that average a value over the codes of each codebook.
 
     A subclass defines `update(...)`, which calls `add` with (K, T) values, and `compute()`, which uses `means()`.
@@ -64,11 +63,6 @@ class CodebookMeans(Metric):
         sums, counts = sums_and_counts(batch)
         self.total = self.total + sums.sum(0)
         self.count = self.count + counts.sum(0)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> Module:
-        """Moves the states to another device without changing their dtypes. In bf16 a sum of 1400 ones would stall at 256."""
-        device = fn(torch.empty(0, device=self.total.device)).device
-        return super()._apply(lambda tensor: tensor.to(device), exclude_state)
 
     def means(self) -> Tensor:
         """Returns the (K,) float64 means of the codebooks, NaN for codebooks without counted values."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor
-from torch.nn import Module
-from torchmetrics import Metric
 
 from musicgen_eval.errors import MetricError
 from musicgen_eval.metrics.plugin.contract import MetricRecipe
+from musicgen_eval.metrics.plugin.metric_internals import DtypeKeepingMetric
 
 HOP_S = 0.008
 FRAME_HOPS = 4  # length of a spectrum's window: 32 ms
@@ -21,7 +18,7 @@ COMPRESSION = 100.0  # so that components 40 dB below the mean magnitude still c
 FLOOR = 0.01  # nats; smaller distances are indistinguishable from silence
 
 
-class SeamDiscontinuity(Metric):
+class SeamDiscontinuity(DtypeKeepingMetric):
     """Spectral change at the boundary, relative to other places in the same music, as two ratios.
 
     A ratio of 1 means that the sound changes as much as elsewhere. `flux` measures the change over a few milliseconds and detects
@@ -86,11 +83,6 @@ class SeamDiscontinuity(Metric):
         """Returns `flux` and `change`, float64. They are NaN if no continuation was counted."""
         flux, change = (self.total / self.count).exp()
         return {"flux": flux, "change": change}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> Module:
-        """Moves the states to another device without changing their dtypes."""
-        device = fn(torch.empty(0, device=self.total.device)).device
-        return super()._apply(lambda tensor: tensor.to(device), exclude_state)
 
 
 def seam_discontinuity(before: Tensor, after: Tensor, *, sample_rate_hz: int) -> Tensor:

@@ -22,6 +22,7 @@ from musicgen_eval.errors import CheckpointError
 from musicgen_eval.models.checkpoint import IN_MEMORY, Checkpoint, describe_in_memory, find_checkpoint
 from musicgen_eval.models.loading import LoadedParts, load_composite
 from musicgen_eval.models.tokenizer import check_tokenizer, load_tokenizer
+from musicgen_eval.models.transformers_internals import commit_of, has_adapters
 
 HOW_TO_PASS = (
     "pass a tokenizer to load_model(model, tokenizer=...), "
@@ -65,7 +66,7 @@ def copy_model(
 
 def _copied_state(model: MusicgenForConditionalGeneration) -> dict[str, Tensor]:
     """Returns a copy of the weights in float32 on the CPU."""
-    if getattr(model, "_hf_peft_config_loaded", False):
+    if has_adapters(model):
         raise CheckpointError(
             f"the {IN_MEMORY} has adapters, which are not supported; merge them with merge_and_unload"
         )
@@ -101,9 +102,8 @@ def _tokenizer_of_origin(model: MusicgenForConditionalGeneration) -> PreTrainedT
         raise CheckpointError(
             f"the {IN_MEMORY} was not loaded from a checkpoint, so its tokenizer is unknown; {HOW_TO_PASS}"
         )
-    commit = getattr(model.config, "_commit_hash", None)
     try:
-        found = find_checkpoint(origin, revision=None if Path(origin).is_dir() else commit)
+        found = find_checkpoint(origin, revision=None if Path(origin).is_dir() else commit_of(model.config))
         return load_tokenizer(found.files, model.config)
     except CheckpointError as error:
         raise CheckpointError(

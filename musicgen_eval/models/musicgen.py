@@ -31,6 +31,7 @@ from musicgen_eval.models.numerics import float32_exactly
 from musicgen_eval.models.sharding import is_sharded
 from musicgen_eval.models.threads import map_single_threaded
 from musicgen_eval.models.tokenizer import empty_ids
+from musicgen_eval.models.torch_internals import ConvertedModule, convert_tensors
 from musicgen_eval.models.transfers import upload
 from musicgen_eval.records import CodecSpec
 
@@ -86,7 +87,7 @@ def load_model(
     return MusicGen(parts.composite, parts.tokenizer, checkpoint)
 
 
-class MusicGen(nn.Module):
+class MusicGen(ConvertedModule):
     """A loaded checkpoint.
 
     Attributes:
@@ -282,13 +283,13 @@ class MusicGen(nn.Module):
             self.fused.last_steps = None
         self.fused = None
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MusicGen:
+    def convert(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Moves all parts, but changes the dtype of the decoder only, because codes and texts are always computed in float32."""
         self._drop_fused()
         self._text_states.clear()
         # A new object, because the old one holds weights on the old device.
         self._segment_decoder = SegmentDecoder(self.audio_encoder, channels=self.spec.channels)
-        self.decoder._apply(fn)
+        convert_tensors(self.decoder, fn)
         device = fn(torch.empty(0, device=self.text_encoder.device)).device
 
         def move(tensor: Tensor) -> Tensor:
@@ -298,8 +299,7 @@ class MusicGen(nn.Module):
             return tensor if is_size else tensor.to(device)
 
         for part in (self.text_encoder, self.text_projection, self.audio_encoder):
-            part._apply(move)
-        return self
+            convert_tensors(part, move)
 
 
 def _name(dtype: torch.dtype) -> str:

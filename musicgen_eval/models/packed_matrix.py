@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import platform
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Activation = Literal["none", "gelu"]
+from musicgen_eval.models.torch_internals import (
+    Activation,
+    has_packed_products,
+    packed_product,
+    packed_product_plus,
+    packed_weight,
+)
 
 
 def can_pack(dtype: torch.dtype) -> bool:
     """Returns whether torch and the processor support oneDNN's packed products in `dtype`. Only x86 has been tested."""
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
         return False
-    if not all(hasattr(torch.ops.mkldnn, op) for op in ("_reorder_linear_weight", "_linear_pointwise")):
-        return False
-    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return has_packed_products(dtype)
 
 
 class PackedMatrix:
@@ -46,7 +49,7 @@ class PackedMatrix:
         """Packs the weight for oneDNN if possible, or unpacks it. Both are exact."""
         packed = packed and can_pack(self.weight.dtype)
         if packed and not self.is_packed:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, self.num_rows)
+            self.weight = packed_weight(self.weight, self.num_rows)
         elif self.is_packed and not packed:
             self.weight = self.plain_weight()
         self.is_packed = packed
@@ -56,15 +59,14 @@ class PackedMatrix:
         if not self.is_packed:
             return self.weight
         identity = torch.eye(self.shape[1], dtype=self.weight.dtype)
-        return torch.ops.mkldnn._linear_pointwise(identity, self.weight, None, "none", [], "").t().contiguous()
+        return packed_product(identity, self.weight).t().contiguous()
 
     def __call__(self, x: Tensor, *, add: Tensor | None = None, activation: Activation = "none") -> Tensor:
         """(..., D_in) -> (..., D_out). Applies the activation, or adds `add` (..., D_out)."""
-        if self.is_packed and add is None:
-            how = "none" if activation == "gelu" else ""
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, activation, [], how)
         if self.is_packed:
-            return torch.ops.mkldnn._linear_pointwise.binary(x, add, self.weight, self.bias, "add")
+            if add is None:
+                return packed_product(x, self.weight, self.bias, activation)
+            return packed_product_plus(x, add, self.weight, self.bias)
         y = functional.linear(x, self.weight, self.bias)
         y = functional.gelu(y) if activation == "gelu" else y
         return y if add is None else y.add_(add)
@@ -72,5 +74,5 @@ class PackedMatrix:
     def add_to(self, total: Tensor, x: Tensor) -> Tensor:
         """Adds the product of x (N, D_in), without the bias, to `total` (N, D_out), which may be overwritten."""
         if self.is_packed:
-            return torch.ops.mkldnn._linear_pointwise.binary(x, total, self.weight, None, "add")
+            return packed_product_plus(x, total, self.weight)
         return total.addmm_(x, self.weight.t())

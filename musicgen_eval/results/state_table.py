@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics import Metric
 
+from musicgen_eval.metrics.plugin.metric_internals import state_defaults, state_reductions
 from musicgen_eval.metrics.plugin.states import State, merge_column, merge_states
 
 MAX_NUMBERS = 64
@@ -37,7 +38,7 @@ class StateTable:
     def __init__(self, metric: Metric) -> None:
         self.metric = metric
         self.layout = layout_of(metric)
-        self._is_flat = len(self.layout) == len(metric._defaults)
+        self._is_flat = len(self.layout) == len(state_defaults(metric))
         self._places = array("q")
         self._columns = {name: array("d" if _is_float(shape) else "q") for name, shape in self.layout.items()}
         self._kept: dict[int, State] = {}  # entry -> state that does not fit the columns
@@ -109,7 +110,7 @@ class StateTable:
         if not self._kept:
             return {
                 name: merge_column(reduction, self._rows(name, entries))
-                for name, reduction in self.metric._reductions.items()
+                for name, reduction in state_reductions(self.metric).items()
             }
         return merge_states(self.metric, [self._state(int(entry)) for entry in entries])
 
@@ -127,7 +128,7 @@ class StateTable:
 def layout_of(metric: Metric) -> Layout:
     """Returns the layout of a metric's small tensor states, from their default values."""
     shapes = {
-        name: shape_of(default) for name, default in metric._defaults.items() if isinstance(default, torch.Tensor)
+        name: shape_of(default) for name, default in state_defaults(metric).items() if isinstance(default, torch.Tensor)
     }
     return {name: shape for name, shape in shapes.items() if shape is not None and 0 < _numel(shape) <= MAX_NUMBERS}
 

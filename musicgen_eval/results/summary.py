@@ -24,6 +24,7 @@ from musicgen_eval.data.plan import STATUSES, Plan, StatusColumn, TrackStatus
 from musicgen_eval.data.plan_builder import refuse_failures
 from musicgen_eval.errors import RunError
 from musicgen_eval.metrics.plugin.bank import MetricBank
+from musicgen_eval.metrics.plugin.metric_internals import state_reductions
 from musicgen_eval.metrics.plugin.states import State, compute_in_place, is_sum_metric
 from musicgen_eval.records import CodecSpec, Failure, Window
 from musicgen_eval.results.bootstrap import bootstrap_sums, percentile_interval
@@ -274,7 +275,7 @@ def interval(metric: Metric, per_track: Sequence[State]) -> dict[str, tuple[floa
     """
     if len(per_track) < 2 or not is_sum_metric(metric):
         return {}
-    names = list(metric._reductions)
+    names = list(state_reductions(metric))
     shapes = [per_track[0][name].shape for name in names]  # type: ignore[union-attr]
     dtypes = [per_track[0][name].dtype for name in names]  # type: ignore[union-attr]
     sizes = [shape.numel() for shape in shapes]

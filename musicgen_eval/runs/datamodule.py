@@ -27,6 +27,7 @@ from musicgen_eval.records import CodecSpec, Task
 from musicgen_eval.records.signatures import takes_settings
 from musicgen_eval.results.journal.reader import failed_tracks
 from musicgen_eval.runs.context import RunContext, context_provider
+from musicgen_eval.runs.processes.lightning_internals import uses_distributed_sampler
 from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0
 from musicgen_eval.runs.processes.strategy import share_of_data
 from musicgen_eval.runs.window_dataset import Batch, WindowAudio, WindowDataset
@@ -55,7 +56,7 @@ class WindowDataModule(L.LightningDataModule):
         """Makes the plan on rank 0, and broadcasts the plan or the error."""
         trainer = self.trainer
         assert trainer is not None
-        if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+        if trainer.world_size > 1 and uses_distributed_sampler(trainer):
             raise RunError(
                 "use_distributed_sampler would score windows twice; create the Trainer with use_distributed_sampler=False"
             )

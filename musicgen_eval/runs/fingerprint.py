@@ -22,6 +22,7 @@ from torch.nn import Module
 from torchmetrics import Metric
 
 from musicgen_eval.metrics.plugin.bank import MetricBank
+from musicgen_eval.metrics.plugin.metric_internals import state_defaults
 from musicgen_eval.models.checkpoint import Checkpoint
 
 _VERSIONED = ("musicgen_eval", "torchmetrics", "torch", "lightning_utilities", "abc", "typing", "builtins")
@@ -138,7 +139,7 @@ def _code(kind: type) -> str | None:
 
 def _own_values(metric: Metric) -> Iterator[tuple[str, Any]]:
     """Yields the values that the constructor of a metric has set, without the fields of torchmetrics and without states."""
-    stock = set(vars(_MinimalMetric())) | set(metric._defaults)
+    stock = set(vars(_MinimalMetric())) | set(state_defaults(metric))
     yield from ((key, value) for key, value in vars(metric).items() if key not in stock)
     yield from metric.named_parameters(recurse=False)
     yield from metric.named_buffers(recurse=False)

@@ -23,7 +23,7 @@ from time import monotonic
 from typing import Any, Literal
 
 from musicgen_eval.errors import RunError
-from musicgen_eval.files.atomic import atomic_file, is_leftover
+from musicgen_eval.files.atomic import atomic_file, is_leftover, remove_leftovers
 from musicgen_eval.files.redaction import redact
 from musicgen_eval.results.files import to_json
 from musicgen_eval.runs.folder_lock import LOCK, FolderLock

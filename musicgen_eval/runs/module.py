@@ -56,6 +56,7 @@ from musicgen_eval.results.summary import EvaluationResult, summarise
 from musicgen_eval.runs.context import RunConstants, RunContext, context_provider
 from musicgen_eval.runs.continuation_step import Continuations, ContinuationStep
 from musicgen_eval.runs.datamodule import WindowDataModule
+from musicgen_eval.runs.processes.lightning_internals import attached_trainer
 from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0, gather_on_rank_0, leave_process_group
 from musicgen_eval.runs.processes.strategy import keeps_records, refuse_strategy, shares_model
 from musicgen_eval.runs.recipe import run_recipe
@@ -307,7 +308,7 @@ class MusicGenEvaluation(L.LightningModule):
 
     @property
     def _task(self) -> Task:
-        trainer = self._trainer
+        trainer = attached_trainer(self)
         return "continue" if trainer is not None and trainer.state.fn == TrainerFn.PREDICTING else "score"
 
     def _refuse_trainer_settings(self) -> None:

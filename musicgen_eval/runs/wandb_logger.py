@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import DummyExperiment
 
 from musicgen_eval.errors import RunError
 from musicgen_eval.files.redaction import redact, redact_tree
 from musicgen_eval.records.settings import Settings
+from musicgen_eval.runs.wandb_internals import LateWandbLogger
 
 STAGING = "WANDB_DATA_DIR"
 QUIET = {
@@ -80,7 +80,7 @@ def audio_player(path: Path, *, caption: str) -> Any:
     return wandb.Audio(str(path), caption=caption)
 
 
-class DispensableWandbLogger(WandbLogger):
+class DispensableWandbLogger(LateWandbLogger):
     """A `WandbLogger` that prints one warning and turns itself off if W&B fails.
 
     It does nothing before `begin`, because Lightning opens its loggers before it is known whether there is anything to measure.
@@ -102,7 +102,7 @@ class DispensableWandbLogger(WandbLogger):
             mode=settings.mode,  # Lightning's argument `offline` would change the environment permanently
             log_model=False,
         )
-        self._wandb_init.pop("anonymous", None)  # W&B warns about it, even if it is None
+        self.init_arguments.pop("anonymous", None)  # W&B warns about it, even if it is None
         self.is_off = False
         self._settings = settings
         self._has_begun = False
@@ -120,13 +120,12 @@ class DispensableWandbLogger(WandbLogger):
         variables = {STAGING: str(staging), **{name: value for name, value in QUIET.items() if name not in os.environ}}
         os.environ.update(variables)
         self._variables = list(variables)
-        self._save_dir = os.fspath(run_dir)
-        self._wandb_init |= {
-            "dir": self._save_dir,
-            "id": run_id,
-            "name": self._wandb_init["name"] or redact(run_dir.name),
-            "resume": "allow" if is_resumed else None,
-        }
+        self.set_folder(run_dir)
+        self.init_arguments.update(
+            id=run_id,
+            name=self.init_arguments["name"] or redact(run_dir.name),
+            resume="allow" if is_resumed else None,
+        )
         self._has_begun = True
         _ = self.experiment
 
@@ -136,13 +135,13 @@ class DispensableWandbLogger(WandbLogger):
         """The W&B run. Before `begin` and after a failure, an object that does nothing."""
         if self.is_off or not self._has_begun:
             return DummyExperiment()
-        if self._experiment is not None:
-            return self._experiment
-        folder = Path(self._wandb_init["dir"]) / "wandb"
+        if self.opened_run is not None:
+            return self.opened_run
+        folder = Path(self.init_arguments["dir"]) / "wandb"
         before = set(folder.iterdir()) if folder.is_dir() else None
         try:
             self._require_key()
-            self._wandb_init["settings"] = self._quiet_settings()
+            self.init_arguments["settings"] = self._quiet_settings()
             run = super().experiment
         except Exception as error:
             self.turn_off(error)
@@ -165,7 +164,8 @@ class DispensableWandbLogger(WandbLogger):
     def turn_off(self, error: Exception) -> None:
         """Prints why nothing more is logged, and ends the W&B run if there is one."""
         self.is_off = True
-        run, self._experiment = self._experiment, None
+        run = self.opened_run
+        self.forget_run()
         reason = str(error).partition("Consider increasing")[0].strip().splitlines() or [""]
         if not reason[0] or reason[0] == "<no message>":
             reason = [f"{type(error).__name__} without a message; check the API key and the server"]
@@ -204,7 +204,7 @@ class DispensableWandbLogger(WandbLogger):
 
     def _require_key(self) -> None:
         """Raises RunError if there is no API key. W&B would prompt for it, which blocks a run without a user."""
-        if self._wandb_init.get("mode") != "online":
+        if self.init_arguments.get("mode") != "online":
             return
         import wandb
 

@@ -19,6 +19,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_sum
 
 from musicgen_eval.metrics.plugin.contract import batched_window_states
+from musicgen_eval.metrics.plugin.metric_internals import state_defaults, state_reductions
 from musicgen_eval.models.transfers import download
 
 State = dict[str, Tensor | list[Tensor]]
@@ -29,7 +30,7 @@ def window_state(metric: Metric, inputs: Mapping[str, Any]) -> State:
     """Updates the metric on one window alone, returns its state, and resets the metric."""
     metric.reset()
     metric.update(**inputs)
-    state = {name: _detached(getattr(metric, name)) for name in metric._defaults}
+    state = {name: _detached(getattr(metric, name)) for name in state_defaults(metric)}
     metric.reset()
     return state
 
@@ -66,8 +67,7 @@ def merge_states(metric: Metric, states: Sequence[State]) -> State:
         states: At least one state, in canonical (track, window) order, on the CPU.
     """
     merged: State = {}
-    reductions: Mapping[str, Any] = metric._reductions
-    for name, reduction in reductions.items():
+    for name, reduction in state_reductions(metric).items():
         parts: list[Any] = [state[name] for state in states]
         if isinstance(parts[0], list):
             joined = [tensor for part in parts for tensor in part]
@@ -127,8 +127,8 @@ def flatten_result(result: Any) -> dict[str, float]:
 def is_sum_metric(metric: Metric) -> bool:
     """Returns True if every state is a sum. The metric can then be computed for any selection of tracks from their sums."""
     return all(
-        reduction == dim_zero_sum and isinstance(metric._defaults[name], Tensor)
-        for name, reduction in metric._reductions.items()
+        reduction == dim_zero_sum and isinstance(state_defaults(metric)[name], Tensor)
+        for name, reduction in state_reductions(metric).items()
     )
 
 

@@ -17,6 +17,7 @@ from torchmetrics import Metric
 
 from musicgen_eval.errors import MetricError
 from musicgen_eval.metrics.plugin.inputs import ContinuationAudio, WindowData
+from musicgen_eval.metrics.plugin.metric_internals import state_defaults
 from musicgen_eval.metrics.plugin.states import State, compute_in_place, flatten_result, merge_states, window_states
 from musicgen_eval.records import CodecSpec, Reading, ScoredWindow, Task, Window
 
@@ -39,7 +40,7 @@ def try_metric(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]) -
         MetricError: The metric has no states, or its states are too large or cannot be merged, or it raised an error itself.
     """
     kind = type(metric).__name__
-    if not metric._defaults:
+    if not state_defaults(metric):
         raise MetricError(
             f"metric {name!r} ({kind}) keeps no states of its own, so windows cannot be merged; use what it wraps"
         )

@@ -2,7 +2,7 @@
 
     codes --codebooks--> latents --convolution--> --LSTM, with its state--> --upsampling, convolutions--> audio
 
-The kernel sizes determine how many frames a piece needs beyond its own (`decoder_layers.py`). In facebook's 32 kHz codec, it is
+The kernel sizes determine how many frames a piece needs beyond its own (`layers.py`). In facebook's 32 kHz codec, it is
 one frame of the LSTM's output on either side. If the receptive field of the convolutions is not bounded, transformers' `decode`
 is used, in one piece.
 
@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import EncodecModel, PreTrainedModel
 
-from musicgen_eval.models.codec.decoder_layers import Chain, Convolution, nodes_of
-from musicgen_eval.models.codec.encoder import has_finite_view
+from musicgen_eval.models.codec.decoder_kernels import TORCH
+from musicgen_eval.models.codec.layers import Chain, nodes_of, split_at_lstm
+from musicgen_eval.models.codec.requirements import checked_codec, has_finite_view, require_float32
 from musicgen_eval.models.numerics import float32_exactly
 from musicgen_eval.models.transfers import upload
 
@@ -48,13 +49,9 @@ class SegmentDecoder:
     """
 
     def __init__(self, model: PreTrainedModel, *, channels: int = 1) -> None:
-        if not isinstance(model, EncodecModel):
-            raise ValueError(f"the codec must be an EncodecModel from transformers, got {type(model).__name__}")
-        if channels not in (model.config.audio_channels, 2 * model.config.audio_channels) or channels > 2:
-            raise ValueError(f"channels is {channels}, but the codec has {model.config.audio_channels} channel(s)")
-        self.model = model
+        self.model = checked_codec(model, channels)
         self.channels = channels
-        self._num_lanes = channels // model.config.audio_channels
+        self._num_lanes = channels // self.model.config.audio_channels
         self._plan: _Plan | None = None
         self._planning = threading.Lock()
         self._require_float32()
@@ -148,27 +145,20 @@ class SegmentDecoder:
             )
 
     def _require_float32(self) -> None:
-        used = (*self.model.decoder.parameters(), *self.model.quantizer.buffers())
-        wrong = {str(tensor.dtype) for tensor in used if tensor.dtype != torch.float32}
-        if wrong:
-            raise ValueError(
-                f"the codec must have float32 weights, got {', '.join(sorted(wrong))}, which would change the audio; load it with "
-                "dtype=torch.float32"
-            )
+        require_float32((*self.model.decoder.parameters(), *self.model.quantizer.buffers()), "the audio")
 
 
 class _Plan:
-    """The layers of the codec's decoder with plain weights, because weight norm would recompute them for every piece."""
+    """The layers of the codec's decoder."""
 
     def __init__(self, model: EncodecModel) -> None:
-        layers: list[Any] = list(model.decoder.layers)
+        before, lstm, after = split_at_lstm(model.decoder.layers)
         quantizers: list[Any] = list(model.quantizer.layers)
-        first, lstm, *rest = layers
         self.device = model.device
         self.codebooks = [quantizer.codebook.embed for quantizer in quantizers]
-        self.before = Convolution(first)
-        self.lstm: nn.LSTM = lstm.lstm
-        self.after = Chain(nodes_of(rest))
+        self.before = Chain(nodes_of(before, TORCH))
+        self.lstm = lstm
+        self.after = Chain(nodes_of(after, TORCH))
 
     def latents(self, codes: Tensor) -> Tensor:
         """(K, T) -> (D, T), summed over codebooks in transformers' order."""
@@ -192,7 +182,7 @@ class _Stream:
     def decode(self, low: int, high: int) -> Tensor:
         """Returns the audio (C, N) of frames [low, high). Calls must be in order of time."""
         after = self.plan.after
-        samples = low * after.hop, high * after.hop
+        samples = low * after.up, high * after.up
         start, stop = after.view(*samples, self.num_frames)
         return after(self._lstm_rows(start, stop), start, *samples, self.num_frames)
 

@@ -12,9 +12,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import EncodecModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from musicgen_eval.models.codec.encoder_kernels import EncoderProducts
+from musicgen_eval.models.codec.requirements import checked_codec, has_finite_view, require_float32
 from musicgen_eval.models.numerics import float32_exactly
 from musicgen_eval.models.threads import map_single_threaded, single_threaded
 
@@ -46,14 +47,10 @@ class SegmentEncoder:
         bandwidth: float | None = None,
         num_workers: int | None = None,
     ) -> None:
-        if not isinstance(model, EncodecModel):
-            raise ValueError(f"the codec must be an EncodecModel from transformers, got {type(model).__name__}")
-        if channels not in (model.config.audio_channels, 2 * model.config.audio_channels) or channels > 2:
-            raise ValueError(f"channels is {channels}, but the codec has {model.config.audio_channels} channel(s)")
-        _require_float32(model)
-        self.model = model
+        self.model = checked_codec(model, channels)
+        require_float32(self.model.parameters(), "codes")
         self.channels = channels
-        self.bandwidth = bandwidth if bandwidth is not None else model.config.target_bandwidths[0]
+        self.bandwidth = bandwidth if bandwidth is not None else self.model.config.target_bandwidths[0]
         self.num_workers = num_workers
         self._plan: EncoderProducts | None = None
         self._planning = threading.Lock()
@@ -159,7 +156,7 @@ class SegmentEncoder:
     def _planned(self) -> EncoderProducts | None:
         with self._planning:
             if self._plan is None and has_finite_view(self.model):
-                _require_float32(self.model)
+                require_float32(self.model.parameters(), "codes")
                 with single_threaded():
                     self._plan = EncoderProducts(self.model, self.bandwidth)
         return self._plan
@@ -176,26 +173,6 @@ class SegmentEncoder:
             )
 
 
-def has_finite_view(model: EncodecModel) -> bool:
-    """Returns whether the receptive field of the convolutions is bounded, so that audio can be processed in pieces."""
-    config = model.config
-    return (
-        config.norm_type == "weight_norm"
-        and not config.normalize
-        and config.chunk_length_s is None
-        and config.pad_mode in ("reflect", "constant", "replicate")
-    )
-
-
 def _interleave(codes: Sequence[Tensor]) -> Tensor:
     """(K', T) per lane -> (K, T) in the order left 1, right 1, left 2, ..., as transformers' `generate` orders its prompts."""
     return torch.stack(list(codes), dim=1).flatten(0, 1)
-
-
-def _require_float32(model: EncodecModel) -> None:
-    wrong = {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}
-    if wrong:
-        raise ValueError(
-            f"the codec must have float32 weights, got {', '.join(sorted(wrong))}, which would change codes; load it with "
-            "dtype=torch.float32"
-        )

@@ -15,6 +15,7 @@ from transformers.models.musicgen.modeling_musicgen import MusicgenAttention, Mu
 from musicgen_eval.models.decoder.packing import PackedLinear, PackedPart
 from musicgen_eval.models.packed_matrix import can_pack
 from musicgen_eval.models.processor import has_fast_mkl
+from musicgen_eval.models.torch_internals import packed_product
 
 KeepKeysValues = Callable[[int, Tensor, Tensor], None]
 """Callback that receives the number of a layer and its (S, D) keys and values."""
@@ -135,14 +136,13 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int) -> Tens
     v = v.t().contiguous().view(num_heads, head_width, num_steps)
     mixed = v.new_empty(num_steps, num_heads, head_width)
     future = torch.full((QUERY_BLOCK, QUERY_BLOCK), -torch.inf).triu_(1)
-    product = torch.ops.mkldnn._linear_pointwise
     for head in range(num_heads):
         for a in range(0, num_steps, QUERY_BLOCK):
             b = min(a + QUERY_BLOCK, num_steps)
-            scores = product(q[head, a:b], k[head, :b], None, "none", [], "")
+            scores = packed_product(q[head, a:b], k[head, :b])
             scores[:, a:] += future[: b - a, : b - a]  # takes a quarter of the time of masked_fill_
             weights = torch.softmax(scores, dim=-1, out=scores)
-            mixed[a:b, head] = product(weights.to(v.dtype), v[head, :, :b].contiguous(), None, "none", [], "")
+            mixed[a:b, head] = packed_product(weights.to(v.dtype), v[head, :, :b].contiguous())
     return mixed.flatten(1)
 
 

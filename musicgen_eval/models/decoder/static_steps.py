@@ -24,6 +24,7 @@ from torch.nn import functional
 from musicgen_eval.models.decoder.fused_decoder import HIDDEN, FusedDecoder, FusedLayer, TextKeys
 from musicgen_eval.models.decoder.sampling import Sampling
 from musicgen_eval.models.decoder.window_draw import WindowDraw, guided
+from musicgen_eval.models.torch_internals import compiled_for_sizes
 from musicgen_eval.models.transfers import upload
 from musicgen_eval.records import StepKernels
 
@@ -147,7 +148,7 @@ class StaticSteps:
         # Python's garbage collector runs.
         self._run_step: Callable[[StaticSteps, int], None] = StaticSteps._step_eagerly
         if sizes.kernels == "compiled":
-            self._run_step = _compiled(StaticSteps._step_eagerly)
+            self._run_step = compiled_for_sizes(StaticSteps._step_eagerly, max_compiled=MAX_COMPILED)
         self._captures = sizes.kernels != "eager" and decoder.device.type == "cuda"
         self._graphs: dict[int, CudaGraph] = {}
         self._pool: Any = None
@@ -278,12 +279,3 @@ class StaticSteps:
         numbers = None if self._numbers is None else self._numbers.gather(2, at).squeeze(2)
         drawn = self.sizes.sampling.draw(logits, numbers).unsqueeze(2)
         self._columns.scatter_(2, at, torch.where(self._is_drawn.gather(2, at), drawn, self._columns.gather(2, at)))
-
-
-def _compiled(step: Callable[[StaticSteps, int], None]) -> Callable[[StaticSteps, int], None]:
-    """Compiles a step for each number of keys and each size of a batch. By default, torch fails at the ninth recompilation."""
-    import torch._dynamo
-
-    unlimited = torch._dynamo.config.patch(recompile_limit=MAX_COMPILED, accumulated_recompile_limit=MAX_COMPILED)
-    compiled: Callable[[StaticSteps, int], None] = unlimited(torch.compile(step, fullgraph=True, dynamic=False))
-    return compiled

@@ -23,8 +23,9 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from musicgen_eval.runs.processes.lightning_internals import launched_processes
 
 CHECK_INTERVAL_S = 0.5
 LAST_BATCH_TIMEOUT_S = 3600.0
@@ -77,8 +78,7 @@ class StopAfterBatch(L.Callback):
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lets signals wait for the end of a batch, and starts to watch the other processes of this machine."""
         self._is_measuring = True
-        launcher = trainer.strategy.launcher
-        self._processes = launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
+        self._processes = launched_processes(trainer.strategy)
         if threading.current_thread() is threading.main_thread():
             self._install_handlers()  # replaces the handlers that Lightning has installed
         if self._processes or self._parent is not None:

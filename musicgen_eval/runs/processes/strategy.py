@@ -17,10 +17,10 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
     Strategy,
 )
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from musicgen_eval.errors import RunError
 from musicgen_eval.records import Task
+from musicgen_eval.runs.processes.lightning_internals import copies_process
 from musicgen_eval.runs.processes.rank_messages import StoppedElsewhere
 
 
@@ -66,7 +66,7 @@ def _refusal(strategy: Strategy, task: Task) -> str | None:
             f"trainer.strategy {type(strategy).__name__} is not supported; set it to auto, ddp, or lightning.pytorch.strategies."
             "ModelParallelStrategy (configs/hardware/model_parallel.yaml) for a model that does not fit on one device"
         )
-    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+    if copies_process(strategy):
         return (
             "trainer.strategy ddp_spawn, ddp_fork and ddp_notebook are not supported, because they fork a process that holds "
             "the run's locks; set it to ddp, which starts the command once per process"

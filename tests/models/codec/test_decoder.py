@@ -143,7 +143,7 @@ def test_pieces_that_are_decoded_independently_differ_from_one_piece(codec, smal
 
 def test_the_view_of_facebooks_codec_is_one_frame_on_either_side():
     after = SegmentDecoder(random_codec(**FACEBOOK))._planned().after
-    assert after.hop == 640
+    assert (after.up, after.down) == (640, 1)
     assert after.view(100 * 640, 200 * 640, 1000) == (99, 201)
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import EncodecConfig, EncodecModel
 
-from musicgen_eval.models.codec import encoder_kernels
-from musicgen_eval.models.codec.encoder import SegmentEncoder, has_finite_view
+from musicgen_eval.models.codec import encoder_kernels, lockstep_lstm
+from musicgen_eval.models.codec.encoder import SegmentEncoder
+from musicgen_eval.models.codec.requirements import has_finite_view
 from musicgen_eval.models.packed_matrix import can_pack
 from musicgen_eval.models.threads import map_single_threaded, single_threaded
 
@@ -141,17 +142,18 @@ class Float64Matrix:
 def test_output_depends_on_the_first_and_last_row_in_view_and_on_no_row_outside(codec):
     ours, audio = plan(codec), random_audio(30)
     with torch.no_grad():
-        before = ours._convolve(3, audio.t(), 10, 20)
-        last = ours.stages[-1]
-        low, high = last.view(10, 20, 30 * last.hop)
-        for stage, num_in in ((ours.stages[1], 30 * 20), (ours.stages[0], 30 * 40)):
+        before = ours.stages(audio.t(), 0, 10, 20, 30 * 40)
+        assert [stage.down for stage in ours.stages.nodes] == [2, 5, 4]
+        low, high = 10, 20
+        for stage, num_in in zip(reversed(ours.stages.nodes), (30 * 4, 30 * 20, 30 * 40), strict=True):
             low, high = stage.view(low, high, num_in)
+        assert ours.stages.view(10, 20, 30 * 40) == (low, high)
         audio[:, :low] = audio[:, high:] = 100.0
-        assert torch.equal(ours._convolve(3, audio.t(), 10, 20), before)
+        assert torch.equal(ours.stages(audio.t(), 0, 10, 20, 30 * 40), before)
         for sample in (low, high - 1):
             changed = audio.clone()
             changed[:, sample] += 1.0
-            assert not torch.equal(ours._convolve(3, changed.t(), 10, 20), before)
+            assert not torch.equal(ours.stages(changed.t(), 0, 10, 20, 30 * 40), before)
 
 
 def test_codes_do_not_depend_on_threads_other_segments_or_order(codec):
@@ -214,16 +216,16 @@ def test_transformers_encodes_if_the_view_is_not_finite(changes):
 def test_an_lstm_in_lockstep_equals_the_lstm_and_sequences_are_independent(has_bias, generator, monkeypatch):
     lstm = torch.nn.LSTM(16, 16, 2, bias=has_bias)
     sequences = [torch.randn(n, 16, generator=generator) for n in (300, 300, 129, 128, 128, 65, 64, 1)]
-    monkeypatch.setattr(encoder_kernels, "CACHE_FLOATS", 1)
+    monkeypatch.setattr(lockstep_lstm, "CACHED_WEIGHTS", 1)
     with torch.no_grad():
         for parameter in lstm.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-        lockstep = encoder_kernels._Lstm(lstm)
+        lockstep = lockstep_lstm.LockstepLstm(lstm)
         together = lockstep(sequences)
         for sequence, output in zip(sequences, together, strict=True):
             assert (output - lstm(sequence)[0]).abs().max() < 1e-5
-        assert lockstep.max_lanes in (1, encoder_kernels.MAX_LANES)
-        if lockstep.max_lanes == encoder_kernels.MAX_LANES:
+        assert lockstep.max_lanes in (1, lockstep_lstm.MAX_LANES)
+        if lockstep.max_lanes == lockstep_lstm.MAX_LANES:
             for i, sequence in enumerate(sequences):
                 assert torch.equal(lockstep([sequence])[0], together[i])
                 assert torch.equal(lockstep(sequences[i:])[0], together[i])
@@ -233,7 +235,7 @@ def test_segments_in_groups_have_the_same_codes_as_alone(codec, monkeypatch):
     segments = [random_audio(n, seed=n) for n in (30, 140, 3, 129, 1, 140, 60)]
     encoder = SegmentEncoder(codec, num_workers=1)
     with monkeypatch.context() as patch:
-        patch.setattr(encoder_kernels, "CACHE_FLOATS", 64)
+        patch.setattr(lockstep_lstm, "CACHED_WEIGHTS", 64)
         plan = encoder._planned()
     assert plan.lstm.layers or not can_pack(torch.float32)
     alone = [encoder.encode(audio) for audio in segments]

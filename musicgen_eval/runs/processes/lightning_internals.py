@@ -1,0 +1,35 @@
+"""The private members of Lightning's trainer and module that this package uses. No other module uses them.
+
+`tests/runs/test_lightning_internals.py` fails if a release of Lightning changes one of them.
+
+Source: Lightning 2.6, `Trainer`, `LightningModule`, `lightning.pytorch.strategies.launchers`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+
+import lightning as L
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
+
+
+def launched_processes(strategy: Strategy) -> list[subprocess.Popen[bytes]]:
+    """Returns the processes of this machine that Lightning has launched from this one, in rank order from rank 1."""
+    launcher = strategy.launcher
+    return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
+
+
+def copies_process(strategy: Strategy) -> bool:
+    """Returns whether a strategy starts ranks as copies of this process, by fork or spawn."""
+    return isinstance(strategy.launcher, _MultiProcessingLauncher)
+
+
+def uses_distributed_sampler(trainer: L.Trainer) -> bool:
+    """Returns the trainer's argument `use_distributed_sampler`."""
+    return bool(trainer._accelerator_connector.use_distributed_sampler)
+
+
+def attached_trainer(module: L.LightningModule) -> L.Trainer | None:
+    """Returns the trainer that a module is attached to. `module.trainer` raises an error if there is none."""
+    return module._trainer
