@@ -13,6 +13,8 @@ import pytest
 from musicgen_eval.cli import commands
 from musicgen_eval.cli.main import lightning_main, main
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "torchaudio", "torchmetrics", "lightning", "transformers", "wandb")
 START = f"""

@@ -27,6 +27,7 @@ sys.exit(status or lightning_main(["test", "--resume", run_dir]))
 """
 
 
+@pytest.mark.slow
 def test_both_commands_and_the_api_work_in_a_minimal_environment_with_utf8_text(tmp_path):
     """`config.yaml` must be read as UTF-8, too. Otherwise the resumed run would have a different text."""
     environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
