@@ -147,7 +147,9 @@ def test_the_error_for_a_file_size_limit_quotes_the_system(ending, num_blocks, t
     limit = "1000" if num_blocks == 1 else "20000"
     command = [sys.executable, "-c", WRITE_UNDER_A_LIMIT, str(path), limit, str(num_blocks)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert f"{path}: cannot be written as {ending.upper()} at 32000 Hz: [Errno 27] File too large" in done.stdout
+    assert (
+        f"{path}: the file cannot be written as {ending.upper()} at 32000 Hz: [Errno 27] File too large" in done.stdout
+    )
     assert done.stderr == ""
     assert not list(tmp_path.iterdir())
 
@@ -164,7 +166,9 @@ def test_the_error_for_a_full_disk_quotes_the_system(tmp_path, monkeypatch, audi
     for samples in (audio, audio[:, :100]):  # larger and smaller than Python's buffer
         with monkeypatch.context() as patch:
             patch.setattr(Path, "open", full)
-            with pytest.raises(AudioError, match=r"a\.wav: cannot be written as WAV .*No space left on device"):
+            with pytest.raises(
+                AudioError, match=r"a\.wav: the file cannot be written as WAV .*No space left on device"
+            ):
                 write_audio(path, samples, RATE_HZ)
         assert path.read_text() == "before"
         assert list(tmp_path.iterdir()) == [path]
