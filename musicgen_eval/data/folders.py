@@ -62,7 +62,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def skipped_files(relative_paths: Sequence[str]) -> str:
-    """Returns the number of skipped files and their extensions, the most frequent first."""
+    """Returns a note with the number of skipped files and their extensions, the most frequent first."""
     skipped = [PurePosixPath(path).suffix.lower() for path in relative_paths if not is_audio_name(path)]
     counts = Counter(suffix or "no extension" for suffix in skipped)
     by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))

@@ -23,7 +23,7 @@ def demo_notes(setting: str, value: object, file: str = "") -> tuple[str, ...]:
     Args:
         setting: Name of the setting.
         value: Value of the setting.
-        file: File that the folder `demo` must contain to be a valid value. An empty string means any file or folder counts.
+        file: File that the folder `demo` must contain to be a valid value. If empty, any file or folder named `demo` is valid.
     """
     is_demo = value == "demo" or (isinstance(value, list) and "demo" in value)
     if not is_demo or not Path("demo", file).exists():

@@ -234,7 +234,7 @@ def tiny(oracle: Path) -> list[str]:
         (["--context", "-1"], "context_s=-1"),
         (
             ["--context", "9", "--duration", "20"],
-            "context_s=9 and a continuation of 20 s exceed the checkpoint's limit of 10 s",
+            "context_s=9 and a continuation of 20 s together exceed the checkpoint's limit of 10 s",
         ),
         (["--duration", "0"], "duration_s=0"),
         (["--duration", "0.03"], "duration_s=0.03 s is 1.5 frames"),
@@ -276,7 +276,7 @@ def test_invalid_arguments_of_generate_are_one_line_errors_and_write_no_files(
         (["--data.context_s=0.01"], "context_s=0.01 is shorter than one frame"),
         (
             ["--data.context_s=9", "--data.target_s=20"],
-            "context_s=9 and a continuation of 20 s exceed the checkpoint's limit of 10 s",
+            "context_s=9 and a continuation of 20 s together exceed the checkpoint's limit of 10 s",
         ),
         (["--data.target_s=0"], "target_s=0 is shorter than one frame"),
         (["--data.head=skip"], "data.head does not apply to predict"),
