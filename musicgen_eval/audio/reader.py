@@ -16,7 +16,9 @@ from musicgen_eval.audio.resampling import RatePair, resample, resample_slice, r
 from musicgen_eval.errors import AudioError
 from musicgen_eval.files.printable import with_printable_errors
 
-END_TOLERANCE_S = 0.001  # manifests round times to milliseconds, so a track may seem to end this much after its file
+END_TOLERANCE_S = (
+    0.001  # manifests round times to milliseconds, so a declared end may lie this far past the end of the file
+)
 
 __all__ = [
     "AudioInfo",

@@ -1,6 +1,6 @@
 """Finds the audio files below a folder by their extensions, without opening them.
 
-The extension decides whether a file is used; its content decides how it is decoded.
+The extension of a file determines whether the file is used. The content determines how it is decoded.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 The column `path` is required; `id`, `text`, `start_s`, `end_s` and `duration_s` are optional. `duration_s` is the length of the
 whole file, not of the row's excerpt. A file whose duration is declared is not opened until it is first read.
 
-audiocraft manifests (jsonl with `path`, `duration` and `sample_rate`) are recognised by their keys. The text of such a track is the
-`description` in the json file next to the audio file. `duration` is ignored, because ffmpeg computes it from the container and
-includes the padding of mp3 and m4a files.
+audiocraft manifests (jsonl with `path`, `duration` and `sample_rate`) are recognised by their keys. The text of a track in such a
+manifest is the `description` in the json file next to the audio file. `duration` is ignored, because ffmpeg computes it from the
+container and includes the padding of mp3 and m4a files.
 
 A text or a number of seconds that is one of `MISSING_WORDS`, such as `nan` or `None`, counts as missing in every format, because
 pandas, Excel and others write missing values in this way. Every error names the row. No audio is opened.
@@ -81,7 +81,8 @@ def read_manifest(path: Path, oddities: Oddities) -> Iterator[ManifestRows]:
         oddities: Counters to which skipped rows and values are added.
 
     Raises:
-        SourceError: The file cannot be read, a column is missing or its name resembles one of `COLUMNS`, or a row is invalid.
+        SourceError: The file cannot be read, the column `path` is missing, the name of an unknown column resembles one of
+            `COLUMNS`, or a row is invalid.
     """
     for batch in read_row_batches(path, COLUMNS, _check_columns, oddities):
         rows = _plain_rows(batch) or _odd_rows(path, batch)

@@ -1,6 +1,7 @@
 """Prints notes: one-line messages about circumstances that affect the results but are not errors.
 
-`TrackList.notes` holds the notes about the source and `Plan.notes` all notes of a run. Rank 0 prints them when the run starts.
+`TrackList.notes` contains the notes about the source, and `Plan.notes` contains all notes of a run. Rank 0 prints them when the run
+starts.
 """
 
 import sys

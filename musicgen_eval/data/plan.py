@@ -34,7 +34,7 @@ class Plan:
     """The tracks and windows that a run measures. Plans are identical on every process.
 
     Attributes:
-        tracks: Tracks of the source, limited to the first `limit`.
+        tracks: Tracks of the source, up to `limit`.
         index: Properties of the tracks' files at the time they were opened.
         frame_rate_hz: Frame rate of the checkpoint's codec.
         num_frames: (tracks,) length of each track in frames, 0 for a track that is not measured.
@@ -42,8 +42,8 @@ class Plan:
         reasons: Row -> reason, for tracks whose status is not `ok`.
         windows: Windows in scoring order.
         context_frames: Length of the context in frames. None means half of each track.
-        target_frames: Length of the target in frames. None means half of each track.
-        num_in_source: Number of tracks in the source, before `limit`.
+        target_frames: Length of the target in frames. None means up to the end of each track.
+        num_in_source: Number of tracks in the source, before `limit` is applied.
         ignored_files: Number of files in folders that have no audio extension.
         resamplers: Resampler -> number of measured tracks that it resamples.
         task: `score` in test. `continue` in predict, where each window of a track is one of its continuations.
@@ -72,7 +72,7 @@ class Plan:
 
     @cached_property
     def other_texts(self) -> Sequence[str | None]:
-        """A text of another track for each track. The reading `other_text` uses these texts."""
+        """Sequence that contains, for each track, the text that the reading `other_text` uses."""
         return OtherTexts(self.tracks.texts)
 
     @cached_property
@@ -172,7 +172,9 @@ class StatusColumn(Sequence[TrackStatus]):
 
 
 class OtherTexts(Sequence[str | None]):
-    """Sequence of the next text for each track, in cyclic order, that is neither empty nor the track's own; None if there is none.
+    """Sequence that contains, for each track, the next text that is different and not empty, or None if there is none.
+
+    The next text is searched in cyclic order.
 
         texts    a   -   a   b      (-: no text)
         runs     0       0   1      runs of equal texts, in cyclic order, excluding the tracks that have no text

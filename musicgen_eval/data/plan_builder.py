@@ -49,8 +49,8 @@ def make_plan(
     Args:
         settings: Source and limits.
         spec: Codec parameters of the checkpoint.
-        outcome_of: Maps the length of a track, in frames, to its outcome.
-        windows_of: Maps the (tracks,) lengths, in frames, to their windows.
+        outcome_of: Function that maps the length of a track, in frames, to its outcome.
+        windows_of: Function that maps the (tracks,) lengths of the tracks, in frames, to their windows.
         context_frames: Length of the context in frames, recorded in the plan.
         target_frames: Length of the target in frames, recorded in the plan.
         task: `score` or `continue`.

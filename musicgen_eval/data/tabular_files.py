@@ -35,7 +35,7 @@ class Oddities:
         num_empty_rows: Number of rows that contain only separators.
         num_unnamed_cells: Number of rows with a value in a column without a name. The first column is exempt, because it may
             contain row numbers.
-        num_missing_words: Number of texts that are a word for a missing value, such as `nan`.
+        num_missing_words: Number of texts that denote a missing value, such as `nan`.
     """
 
     num_empty_rows: int = 0

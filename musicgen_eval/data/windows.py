@@ -2,7 +2,7 @@
 
     head="score", context 3, target 4, a track of 13 frames (c: context, #: scored):
 
-        window 0    # # # # # # #                    as many frames as fit a window, all scored
+        window 0    # # # # # # #                    as many frames as fit into a window, all scored
         window 1            c c c # # # #
         window 2                    c c c # #        the last target is the remainder
 
@@ -27,7 +27,7 @@ class WindowPlan:
     """Windows as columns, one row per window. All columns are int64 and of equal length.
 
     Attributes:
-        track: Row of the track in its table.
+        track: Row of the track in the list of tracks.
         index: Number of the window in its track, from 0.
         start_frame: First frame of the window, counted from the start of the track.
         context_frames: Number of frames that are fed but not scored.

@@ -179,8 +179,7 @@ class Reading:
 
     Attributes:
         name: The suffix. "" is the plain reading.
-        text: `own` is the window's text, `none` is the null condition, and `other` is a different text, taken from the next
-            track that has one.
+        text: `own` is the window's text, `none` is the null condition, and `other` is a different text, taken from another track.
         context: `own` feeds the window's context. `none` feeds the target alone, at positions from 0.
         target: `own` scores the window's target. `reference`, in predict only, scores the reference instead of the
             generated codes.
@@ -206,8 +205,8 @@ class Continuation:
         sample_rate_hz: Sample rate of the audio.
         text: Text that conditions the model, or None.
         seed: Seed of the run. Seed, track id and `window.index` determine the random numbers of the continuation.
-        generated: (C, N) float32, audio of the continuation. None if it was written to a file.
-        context: (C, N) float32, the track before the boundary. None if it was written to a file.
+        generated: (C, N) float32, audio of the continuation. None if the audio was written to a file.
+        context: (C, N) float32, the track before the boundary. None if the audio was written to a file.
         reference: (C, N) float32, the track after the boundary, at most as long as the continuation. None if the track ends
             at the boundary or the audio was written to a file.
         path: Path of the continuation file. None if the file was not written.

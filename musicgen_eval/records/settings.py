@@ -61,7 +61,7 @@ class Settings:
                 raise RunError(f"{self.name_in_config}.{field.name} does not apply to predict; remove it")
 
     def recipe(self, task: Task) -> dict[str, Any]:
-        """Returns the values that determine the numbers of a task, by name."""
+        """Returns the settings that determine the results of a task, by name."""
         return {
             field.name: getattr(self, field.name)
             for field in fields(self)

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 RESERVOIR_BYTES = 511  # largest distance that a frame can point back into the bytes of earlier frames
 SEARCH_BYTES = 1 << 16  # number of bytes that are searched for the first frame
-_KBIT_PER_S = {  # (is MPEG-1, layer) -> bit rates by the header's four bits; ISO 11172-3 and 13818-3, bit rate table
+_KBIT_PER_S = {  # (is MPEG-1, layer) -> bit rates, indexed by four bits of the header; ISO 11172-3 and 13818-3, bit rate table
     (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -218,7 +218,7 @@ def mute_incomplete_frames(frames: list[bytes], *, is_start_of_file: bool) -> li
             break
         body = frame[4 + header.side_info_bytes :]
         if not is_start_of_file or _main_data_begin(frame, header) > num_kept_bytes:
-            # The side information begins with main_data_begin (9 bits in MPEG-1, else 8). It keeps earlier bytes available.
+            # The side information begins with main_data_begin (9 bits in MPEG-1, otherwise 8), which keeps earlier bytes available.
             back = min(num_kept_bytes, limit_bytes) << (7 if header.mpeg1 else 0)
             side_info = back.to_bytes(2, "big") if header.mpeg1 else back.to_bytes(1, "big")
             word = bytes((frame[0], frame[1] | 1)) + frame[2:4]

@@ -24,7 +24,7 @@ from musicgen_eval.errors import AudioError
 
 INSTALL = "pip install 'musicgen-eval[av]'"
 MAX_CACHED_READERS = 4
-KEPT_S = 40  # decoded audio that a cached reader keeps, because windows overlap by their context
+KEPT_S = 40  # seconds of decoded audio that a cached reader keeps, because windows overlap by their context
 _GAP_S = 0.03  # timestamps are rounded to milliseconds; a lost packet is 0.02 s (Opus) to 0.05 s (WMA) long
 _CHECKSUMMED = frozenset({"ac3", "eac3", "flac", "tak", "tta", "wavpack"})
 _SHORTFALL_S = 0.25  # containers round the duration to milliseconds or to a packet

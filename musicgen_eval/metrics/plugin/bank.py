@@ -163,7 +163,7 @@ class MetricBank:
         return results
 
     def compute_one(self, name: str, merged: State) -> dict[str, float]:
-        """Computes the numbers of one metric, by key, from a merged state."""
+        """Computes the results of one metric, by key, from a merged state."""
         return compute_in_place(self._untouched[name], merged)
 
     def _runs_on_device(self, name: str) -> bool:

@@ -69,7 +69,7 @@ class MetricContract(Protocol):
 
 @dataclass(frozen=True)
 class MetricRecipe:
-    """The definition of a metric's numbers.
+    """The definition of a metric's results.
 
     Attributes:
         units: Unit of each result key. The unit of `ce` also applies to `ce_q1`, `ce_q2`, ....

@@ -173,7 +173,7 @@ def _reference_beside_generated(source: InputSource) -> Tensor | None:
 
 
 def _cut_to_shorter(source: InputSource) -> tuple[Tensor | None, Tensor | None]:
-    """Returns generated and reference audio, both cut to the length of the shorter one, or two None if either does not exist."""
+    """Returns generated and reference audio, cut to the length of the shorter one. Both are None if either does not exist."""
     audio = source.continuation_audio
     if audio.generated is None or audio.reference is None:
         return None, None

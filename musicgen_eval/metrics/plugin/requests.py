@@ -192,7 +192,7 @@ def _provided(provider: InputProvider, source: InputSource, generator: torch.Gen
 
 
 def _arranged(request: InputRequest, value: Any, counted: Tensor, device: torch.device) -> Any:
-    """Selects the rows of scored codes if the request is flat, and moves values per code to the device of their reading."""
+    """Selects the rows of scored codes if the request is flat, and moves per-code values to the device of their reading."""
     if not request.provider.has_readings or value is None:
         return value
     if not request.flat:

@@ -23,7 +23,7 @@ from musicgen_eval.metrics.plugin.metric_internals import state_defaults, state_
 from musicgen_eval.models.transfers import download
 
 State = dict[str, Tensor | list[Tensor]]
-MAX_EXACT_NUMBERS = 4096  # a sum state up to this size is summed exactly, a larger one by torch
+MAX_EXACT_NUMBERS = 4096  # sum states up to this size are summed exactly, larger ones by torch
 
 
 def window_state(metric: Metric, inputs: Mapping[str, Any]) -> State:
@@ -36,7 +36,7 @@ def window_state(metric: Metric, inputs: Mapping[str, Any]) -> State:
 
 
 def window_states(metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> list[State]:
-    """Returns the state after each window alone. The metric's own `window_states` is used if it has one."""
+    """Returns the state after each window alone. Uses the metric's own `window_states` if it is defined."""
     batched = batched_window_states(metric)
     if batched is None or not inputs:
         return [window_state(metric, window) for window in inputs]
@@ -99,7 +99,7 @@ def exact_sum(stacked: Tensor) -> Tensor:
 
 
 def compute_from(metric: Metric, state: State) -> dict[str, float]:
-    """Computes the numbers of a metric from a state, by key. A single number has the key `value`."""
+    """Computes the results of a metric from a state, by key. A single number has the key `value`."""
     scratch = deepcopy(metric)
     scratch.reset()
     return compute_in_place(scratch, state)
@@ -152,5 +152,5 @@ def _detached(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
 def _fsum(column: list[float]) -> float:
     try:
         return fsum(column)
-    except (OverflowError, ValueError):  # inf - inf or overflow: the result of IEEE addition
+    except (OverflowError, ValueError):  # for inf - inf and overflow, the result is that of IEEE addition
         return sum(column)
