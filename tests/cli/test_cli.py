@@ -64,7 +64,7 @@ def refusal(capsys, *arguments: str, command=lightning_main) -> str:
         (["--wandb.tags=x"], "wandb.tags: expected list or null, got 'x'"),
         (["--data.text=\udcff"], r"data.text is not UTF-8 text, got '\udcff'"),
         (["--run_dir=/dev/null/x"], "run_dir /dev/null/x cannot be used: Not a directory"),
-        (["--data.context_s=9"], "is 700 frames, over the checkpoint's limit of 500 (10 s)"),
+        (["--data.context_s=9"], "is 700 frames, over the checkpoint's limit of 500 frames (10 s)"),
         (["--data.context_s=0.33"], "context_s=0.33 s is 16.5 frames"),
         (["--data.batch_size=0"], "batch_size must be at least 1"),
         (["--data.limit=0"], "limit must be at least 1"),
