@@ -1,4 +1,4 @@
-"""Exceptions for wrong inputs and settings.
+"""Exceptions for invalid inputs and settings.
 
 All of them are subclasses of `EvaluationError`, which is a `ValueError`.
 """
@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 
 class EvaluationError(ValueError):
-    """Base class of all errors that wrong inputs or settings cause."""
+    """Base class of all errors that invalid inputs or settings cause."""
 
 
 class AudioError(EvaluationError):

@@ -1,9 +1,9 @@
 """Reads the properties of an audio file, and any range of its native samples, in all supported formats.
 
-A range equals the same part of a full decode. This needs workarounds for libsndfile's estimated lengths and short pre-roll in
-mp3 (`mp3.py`), a shift in the last page of Ogg Vorbis, the pre-roll of Opus, FLAC files of unknown length, and truncated files
-that are read as shorter ones (`containers.py`). python-soundfile seeks after every read, so each range uses a new handle, one
-seek and one read.
+A range is identical to the same part of a full decode. This requires workarounds for libsndfile's estimated lengths and short
+pre-roll in mp3 (`mp3.py`), a shift in the last page of Ogg Vorbis, the pre-roll of Opus, FLAC files of unknown length, and
+truncated files that libsndfile reads as shorter ones (`containers.py`). python-soundfile seeks after every read, so each range is
+read with a new handle, one seek and one read.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class AudioInfo:
         format: Container and coding as named by soundfile or PyAV, such as "WAV/PCM_16", "MP3/MPEG_LAYER_III" or "MP4/AAC".
         sample_rate_hz: Native sample rate.
         num_channels: Number of channels.
-        num_samples: Number of native samples per channel. They are counted if the header only estimates them.
+        num_samples: Number of native samples per channel. The samples are counted if the header only estimates their number.
     """
 
     path: Path
@@ -59,21 +59,21 @@ class AudioInfo:
 
 @with_printable_errors
 def probe(path: str | Path) -> AudioInfo:
-    """Returns the properties of an audio file, which is identified by its content, not by its name.
+    """Returns the properties of an audio file. The format is identified by the content of the file, not by its name.
 
-    Reads only the headers if they can be trusted. Otherwise, the frames of an mp3 file are counted. Files that need PyAV are
+    Only the headers are read if they can be trusted. Otherwise, the frames of an mp3 file are counted. Files that require PyAV are
     decoded once.
 
     Raises:
-        AudioError: If the file is missing, not a regular file, empty, not audio, detectably truncated, without samples, or of a
-            format that needs PyAV while PyAV is not installed.
+        AudioError: If the file is missing, not a regular file, empty, not audio or detectably truncated, contains no samples, or
+            requires PyAV, which is not installed.
     """
     path = Path(path)
     num_bytes = file_bytes(path)
     try:
         info = _probe(path)
     except OSError as error:
-        raise AudioError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise AudioError(f"{path}: the file cannot be read: {error.strerror or error}") from error
     if info.num_samples > num_bytes * MAX_SAMPLES_PER_BYTE:
         raise AudioError(
             f"{path}: damaged: its header declares {info.num_samples} samples, too many for {num_bytes} bytes; "
@@ -98,7 +98,7 @@ def _probe(path: Path) -> AudioInfo:
 
 
 def read_native(info: AudioInfo, start: int, num_samples: int) -> np.ndarray:
-    """Returns native samples [start, start + num_samples) of a file, equal to the same range of a full decode.
+    """Returns native samples [start, start + num_samples) of a file, identical to the same range of a full decode.
 
     Returns:
         (num_samples, C) float32.
@@ -120,7 +120,7 @@ def read_native(info: AudioInfo, start: int, num_samples: int) -> np.ndarray:
             audio = _read_soundfile(info, start, num_samples)
     except (OSError, soundfile.SoundFileError) as error:
         raise AudioError(
-            f"{path}: cannot be read at {start / info.sample_rate_hz:.3f} s (truncated or damaged?): {_cause(error)}"
+            f"{path}: the file cannot be read at {start / info.sample_rate_hz:.3f} s (truncated or damaged?): {_cause(error)}"
         ) from error
     if len(audio) != num_samples or audio.shape[1] != info.num_channels:
         raise AudioError(
@@ -139,7 +139,7 @@ def read_native(info: AudioInfo, start: int, num_samples: int) -> np.ndarray:
 
 
 def is_decoded_from_start(format: str) -> bool:
-    """Returns whether files of a format must be decoded from their start, even to find out their length.
+    """Returns whether files of a format must be decoded from their start, even to determine their length.
 
     >>> is_decoded_from_start("MP4/AAC"), is_decoded_from_start("WAV/PCM_16")
     (True, False)
@@ -162,19 +162,19 @@ def file_bytes(path: Path) -> int:
         status = path.stat()
     except FileNotFoundError:
         reason = (
-            "symbolic link to a file that does not exist"
+            "the symbolic link points to a file that does not exist"
             if path.is_symlink()
             else f"no such file{missing_file_hint(str(path))}"
         )
         raise AudioError(f"{path}: {reason}") from None
     except (OSError, ValueError) as error:
-        raise AudioError(f"{path}: cannot be opened: {error}") from error
+        raise AudioError(f"{path}: the file cannot be opened: {error}") from error
     if stat.S_ISDIR(status.st_mode):
-        raise AudioError(f"{path}: is a folder, expected an audio file")
+        raise AudioError(f"{path}: expected an audio file, got a folder")
     if not stat.S_ISREG(status.st_mode):
-        raise AudioError(f"{path}: not a regular file (a fifo, socket or device)")
+        raise AudioError(f"{path}: expected a regular file, got a fifo, socket or device")
     if status.st_size == 0:
-        raise AudioError(f"{path}: file is empty (0 bytes)")
+        raise AudioError(f"{path}: the file is empty (0 bytes)")
     return status.st_size
 
 
@@ -185,7 +185,7 @@ def _probe_mpeg(path: Path) -> AudioInfo:
         declared = stream.first, stream.num_samples
     header, num_samples = declared
     if num_samples <= 0:
-        raise AudioError(f"{path}: MP3 file without audio samples")
+        raise AudioError(f"{path}: the MP3 file contains no audio samples")
     layer = "I" * header.layer
     return AudioInfo(path, f"MP3/MPEG_LAYER_{layer}", header.sample_rate_hz, header.num_channels, num_samples)
 
@@ -197,13 +197,13 @@ def _probe_soundfile(path: Path, head: bytes) -> AudioInfo:
             seekable, log = sound.seekable(), sound.extra_info
     except soundfile.SoundFileError as error:
         raise AudioError(
-            f"{path}: not audio that soundfile can read ({_describe_start(head)}): {_cause(error)}"
+            f"{path}: the file is not audio that soundfile can read ({_describe_start(head)}): {_cause(error)}"
         ) from error
     if info.format.startswith("FLAC"):
         info = replace(info, num_samples=_check_flac(path, info.num_samples))
     containers.check_soundfile_log(path, info.format, info.num_samples, log)
     if info.num_samples <= 0:
-        raise AudioError(f"{path}: {info.format} file without audio samples")
+        raise AudioError(f"{path}: the {info.format} file contains no audio samples")
     if seekable and not info.format.startswith("OGG"):
         try:
             _read_soundfile(info, info.num_samples - 1, 1)
@@ -219,7 +219,7 @@ def _check_flac(path: Path, declared: int) -> int:
     """Returns the number of samples of a FLAC file.
 
     Raises:
-        AudioError: If header and last frame disagree.
+        AudioError: If the header and the last frame disagree.
     """
     if declared >= _UNKNOWN_FRAMES:
         return flac_num_samples(path)
@@ -235,7 +235,7 @@ def _check_flac(path: Path, declared: int) -> int:
 
 
 def _read_soundfile(info: AudioInfo, start: int, num_samples: int) -> np.ndarray:
-    """Returns (N, C) float32, which is shorter than `num_samples` if the file ends early."""
+    """Returns (N, C) float32. N is less than `num_samples` if the file ends early."""
     position = start
     if info.format == "OGG/VORBIS":
         ogg.check_ogg_pages(info.path)
@@ -261,7 +261,7 @@ def _read_soundfile(info: AudioInfo, start: int, num_samples: int) -> np.ndarray
 def _open(path: Path) -> Iterator[soundfile.SoundFile]:
     """Opens a file with soundfile.
 
-    soundfile is given an open file, because it treats every file named `.raw` as samples without a header.
+    soundfile receives an open file, because it would treat a file named `*.raw` as samples without a header.
     """
     with open_audio(path) as file:
         raw = ogg.split_header_page(file.raw) or _flac_with_length(path, file.raw) or file.raw
@@ -271,7 +271,7 @@ def _open(path: Path) -> Iterator[soundfile.SoundFile]:
 
 
 def _flac_with_length(path: Path, file: RawIOBase) -> SpanFile | None:
-    """Returns a FLAC file that was written to a pipe, with its length added to the header; None for any other file.
+    """Adds the length to the header of a FLAC file that was written to a pipe. Returns None for any other file.
 
     Without the length, libsndfile cannot read up to the last sample.
     """

@@ -1,7 +1,7 @@
 """Reads slices of audio files at any sample rate.
 
-A slice equals the same part of the whole track, decoded, mixed and resampled in one piece. `decoding.py` and `resampling.py`
-describe how.
+A slice is identical to the same part of the whole track, decoded, mixed and resampled in one piece. `decoding.py` and
+`resampling.py` describe how this is achieved.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from musicgen_eval.audio.resampling import RatePair, resample, resample_slice, r
 from musicgen_eval.errors import AudioError
 from musicgen_eval.files.printable import with_printable_errors
 
-END_TOLERANCE_S = 0.001  # manifests round to milliseconds, so a track may end this much after its file
+END_TOLERANCE_S = (
+    0.001  # manifests round times to milliseconds, so a declared end may lie this far past the end of the file
+)
 
 __all__ = [
     "AudioInfo",
@@ -57,8 +59,8 @@ class TrackAudio:
     def read(self, start_sample: int, num_samples: int, *, sample_rate_hz: int, channels: int) -> torch.Tensor:
         """Returns a slice of the track, mixed and resampled.
 
-        The result equals the same part of the whole track, mixed and resampled in one piece. Only the native samples that the
-        slice depends on are read.
+        The result is identical to the same part of the whole track, mixed and resampled in one piece. Only the native samples that
+        the slice depends on are read.
 
         Args:
             start_sample: First sample, counted at `sample_rate_hz` from the start of the track.
@@ -79,7 +81,7 @@ class TrackAudio:
         if start_sample < 0 or num_samples < 0 or start_sample + num_samples > total:
             raise AudioError(
                 f"{self.info.path}: samples {start_sample} to {start_sample + num_samples} at {sample_rate_hz} Hz "
-                f"are outside the track, which has {total}"
+                f"are outside the track, which has {total} samples"
             )
 
         def read_mixed(start: int, num: int) -> torch.Tensor:
@@ -123,7 +125,7 @@ def open_track(
     if not (0 <= start_s < min(end_s, seconds) and end_s < float("inf")):
         asked_end = "the end" if duration_s is None else f"{end_s:g} s"
         raise AudioError(
-            f"{info.path}: a track from {start_s:g} s to {asked_end} is outside the file of {seconds:.3f} s"
+            f"{info.path}: the track from {start_s:g} s to {asked_end} is outside the file, which lasts {seconds:.3f} s"
         )
     first, end = int(start_s * rate_hz + 0.5), int(end_s * rate_hz + 0.5)
     if duration_s is None:

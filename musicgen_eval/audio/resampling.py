@@ -1,7 +1,7 @@
-"""Resamples slices of audio so that they equal the same part of the whole audio, resampled in one piece.
+"""Resamples slices of audio. A slice is identical to the same part of the whole audio, resampled in one piece.
 
-The filter is part of the definition of the numbers, so it cannot be configured. It is torchaudio's windowed sinc, with settings
-that agree with audiocraft's resampler (julius) to 101 dB. Pairs of rates that would need too large a kernel are resampled by
+The filter is part of the definition of the results, so it cannot be configured. It is torchaudio's windowed sinc, with settings
+whose output agrees with audiocraft's resampler (julius) to 101 dB. Rate pairs that would need too large a kernel are resampled by
 soxr, in blocks that are counted from the start of the audio.
 """
 
@@ -19,7 +19,8 @@ from torchaudio.functional import resample as sinc_resample
 
 LOWPASS_FILTER_WIDTH = 24
 ROLLOFF = 0.945
-MAX_KERNEL_SAMPLES = 1 << 22  # 16 MB; 44056 Hz to 32000 Hz would need 88 MB, rates without a common divisor gigabytes
+# 16 MB. Resampling from 44056 Hz to 32000 Hz would need 88 MB, and rates without a common divisor would need gigabytes.
+MAX_KERNEL_SAMPLES = 1 << 22
 MIN_CONVOLUTION_SAMPLES = 1 << 15  # torch switches to oneDNN at 20,480
 SOXR_MARGIN_SAMPLES = 400
 SOXR_BLOCK_S = 4
@@ -29,7 +30,7 @@ ReadNative = Callable[[int, int], torch.Tensor]  # (start, num) -> (C, num), bot
 
 @dataclass(frozen=True)
 class RatePair:
-    """A native and a resampled rate, with the sizes derived from them.
+    """A native rate and a resampled rate, with the sizes derived from them.
 
     Attributes:
         from_hz: Native sample rate.
@@ -45,7 +46,7 @@ class RatePair:
 
     @property
     def native_period(self) -> int:
-        """Number of native samples after which both sampling grids coincide; slices start at its multiples."""
+        """Number of native samples after which the two sampling grids coincide. Slices are read from multiples of it."""
         return self.from_hz // gcd(self.from_hz, self.to_hz)
 
     @property
@@ -55,7 +56,7 @@ class RatePair:
 
     @property
     def margin(self) -> int:
-        """Number of native samples on each side that a resampled sample depends on."""
+        """Number of native samples before and after a resampled sample on which it depends."""
         if self.resampler == "soxr":
             return ceil(SOXR_MARGIN_SAMPLES * max(1.0, self.from_hz / self.to_hz))
         return _sinc_width(self.native_period, self.period)
@@ -98,7 +99,7 @@ def resample(audio: torch.Tensor, *, from_hz: int, to_hz: int) -> torch.Tensor:
 def resample_slice(
     read_native: ReadNative, *, num_native: int, start: int, num_samples: int, rates: RatePair
 ) -> torch.Tensor:
-    """Returns samples [start, start + num_samples) of the resampled audio, reading only the native samples it depends on.
+    """Returns samples [start, start + num_samples) of the resampled audio. Only the native samples that they depend on are read.
 
         native    |---------|=========|=========|---------|     read: whole periods, and a margin on either side
         resampled           |   [.....slice.....]  |             cut
@@ -108,7 +109,7 @@ def resample_slice(
         num_native: Length of the whole audio, in native samples.
         start: First resampled sample of the slice.
         num_samples: Length of the slice, in resampled samples.
-        rates: Native and resampled rate.
+        rates: Native and resampled rates.
 
     Returns:
         (C, num_samples) float32.
@@ -162,7 +163,7 @@ def _sinc_width(native_period: int, period: int) -> int:
 
 def _sinc(audio: torch.Tensor, rates: RatePair) -> torch.Tensor:
     num_resampled = rates.num_resampled(audio.shape[-1])
-    # torch uses another convolution for short inputs, which differs in the last bits. Padding avoids it.
+    # For short inputs, torch uses another convolution, whose results differ in the last bits. Padding avoids this.
     audio = torch.nn.functional.pad(audio, (0, max(0, MIN_CONVOLUTION_SAMPLES - audio.shape[-1])))
     # A caller's autocast would run the convolution in bf16.
     with torch.no_grad(), torch.autocast(audio.device.type, enabled=False):
@@ -180,7 +181,7 @@ def _soxr_blocks(
     for number in blocks:
         piece_start = max(0, number * native_block - margin)
         piece = native[..., piece_start - native_start : (number + 1) * native_block + margin - native_start]
-        # Padded with silence as in torchaudio, because soxr rounds lengths to the nearest and we round up.
+        # soxr rounds lengths to the nearest sample, and we round up. Therefore the input is padded with silence, as in torchaudio.
         interleaved = np.pad(piece.cpu().numpy().T, ((0, margin), (0, 0)))
         resampled = soxr.resample(interleaved, rates.from_hz, rates.to_hz, quality="VHQ")
         skip = rates.num_resampled(number * native_block - piece_start)

@@ -20,7 +20,8 @@ __all__ = ["AudioWriter", "WriteFormat", "write_audio"]
 _WRITE_BLOCK_SAMPLES = 1 << 16
 """Samples per call of libsndfile.
 
-Its Ogg encoder overflows the stack if it is given millions of samples, and its output depends on the size of the blocks.
+The Ogg encoder of libsndfile overflows the stack if it is given millions of samples at once, and its output depends on the size of
+the blocks.
 """
 _WRITE_FORMATS = {
     "wav": ("WAV", "FLOAT"),
@@ -42,7 +43,8 @@ class AudioWriter:
         path: Path of the file. An existing file is replaced.
         sample_rate_hz: Sample rate of the audio.
         channels: Number of channels of every block.
-        format: "wav" (float32), "flac" (24 bit), "flac16" (16 bit), "mp3" or "ogg". None means the suffix of `path`.
+        format: "wav" (float32), "flac" (24 bit), "flac16" (16 bit), "mp3" or "ogg". None means that the suffix of `path` determines
+            the format.
 
     Raises:
         AudioError: If the format is unknown, does not support the sample rate or the number of channels, or the file cannot be
@@ -81,7 +83,7 @@ class AudioWriter:
         """Appends a block.
 
         Args:
-            audio: (C, n) float in [-1, 1]. Values outside are kept in wav files and clipped in other formats.
+            audio: (C, n) float in [-1, 1]. Values outside this range are kept in wav files and clipped in other formats.
 
         Raises:
             AudioError: If the number of channels differs, samples are NaN or infinite, or the file cannot be written.
@@ -104,7 +106,7 @@ class AudioWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # An exception of the `with` block must not be replaced by one of the clean-up.
+        # An exception raised in the `with` block must not be replaced by one raised during the clean-up.
         failures = self._errors_with_path() if kind is None else contextlib.suppress(OSError, soundfile.SoundFileError)
         with failures:
             self._on_exit.__exit__(kind, error, trace)
@@ -121,7 +123,7 @@ class AudioWriter:
             yield
         except (OSError, soundfile.SoundFileError) as error:
             raise AudioError(
-                f"{self.path}: cannot be written as {self._container} at {self.sample_rate_hz} Hz: {error}"
+                f"{self.path}: the file cannot be written as {self._container} at {self.sample_rate_hz} Hz: {error}"
             ) from error
 
 
@@ -132,7 +134,7 @@ def write_audio(
 
     Args:
         path: Path of the file. An existing file is replaced.
-        audio: (C, N) float in [-1, 1]. Values outside are kept in wav files and clipped in other formats.
+        audio: (C, N) float in [-1, 1]. Values outside this range are kept in wav files and clipped in other formats.
         sample_rate_hz: Sample rate of the audio.
         format: See `AudioWriter`.
 
@@ -174,7 +176,7 @@ class _OutputFile:
         return b""
 
     def flush(self) -> None:
-        """Does nothing, because `atomic_file` flushes."""
+        """Does nothing, because `atomic_file` flushes the file."""
 
     def check(self) -> None:
         """Raises the stored error, if there is one."""

@@ -26,7 +26,7 @@ class RankBatches(Sampler[list[int]]):
         batch_size: Windows per batch.
         rank: Rank of this process, from 0.
         world_size: Number of processes.
-        done: Numbers of the batches that are already measured and are left out.
+        done: Numbers of the batches that have already been measured. They are left out.
 
     >>> [list(RankBatches(5, batch_size=2, rank=rank, world_size=2)) for rank in range(2)]
     [[[0, 1], [4]], [[2, 3], []]]
@@ -44,7 +44,7 @@ class RankBatches(Sampler[list[int]]):
         self._left = [number for number in range(num_batches(num_windows, batch_size)) if number not in done]
 
     def __len__(self) -> int:
-        """Returns the number of steps: the same on every rank, and at least one, so that all ranks synchronise."""
+        """Returns the number of steps. It is the same on every rank, and at least one, so that all ranks synchronise."""
         return max(1, -(-len(self._left) // self.world_size))
 
     def __iter__(self) -> Iterator[list[int]]:

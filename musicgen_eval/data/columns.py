@@ -1,4 +1,4 @@
-"""Columns of text: a million names are stored as one sequence of bytes instead of a million objects.
+"""Stores columns of text compactly: a million names are one sequence of bytes instead of a million objects.
 
     rows    "a.wav"  "b/c.wav"  "d.wav"
     data    a.wavb/c.wavd.wav               UTF-8; file names that are not UTF-8 keep their bytes
@@ -28,7 +28,7 @@ Row = TypeVar("Row", bound=str | None, covariant=True)
 
 
 class _Column(Sequence[Row]):
-    """A sequence that equals a list of the same rows."""
+    """Sequence that compares equal to any sequence of the same rows, such as a list."""
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str | bytes):
@@ -65,7 +65,7 @@ class Strings(_Column[str]):
         return builder.build()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns the state to pickle. Lengths replace ends, because a length needs one or two bytes and an end needs eight."""
+        """Returns the state to pickle. Lengths replace ends, because a length takes one or two bytes and an end takes eight."""
         return {"data": self.data, "lengths": smallest_int_dtype(np.diff(self.ends, prepend=0))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -164,7 +164,7 @@ class Texts(_Column[str | None]):
 
 
 class Paths(_Column[str]):
-    """A column of file paths relative to one folder; absolute paths are kept as they are.
+    """A column of file paths relative to one folder. Absolute paths are not changed.
 
     >>> list(Paths("/data", Strings.of(["a.wav", "/music/b.wav"])))
     ['/data/a.wav', '/music/b.wav']
@@ -192,7 +192,7 @@ class Paths(_Column[str]):
 
 
 def packed(column: NDArray[Any]) -> NDArray[Any]:
-    """Returns only the first row of a column if all rows are equal, otherwise the column."""
+    """Returns only the first row of a column if all rows are equal, or else the whole column."""
     alike = len(column) > 1 and bool((bits(column) == bits(column[:1])).all())
     return column[:1].copy() if alike else column
 
@@ -214,5 +214,5 @@ def smallest_int_dtype(column: NDArray[np.integer[Any]]) -> NDArray[np.integer[A
 
 
 def bits(column: NDArray[Any]) -> NDArray[Any]:
-    """Returns float64 numbers as int64 bit patterns, so that NaN equals NaN; other dtypes are returned unchanged."""
+    """Returns float64 numbers as int64 bit patterns, so that NaN equals NaN. Other dtypes are returned unchanged."""
     return np.ascontiguousarray(column).view(np.int64) if column.dtype == np.float64 else column

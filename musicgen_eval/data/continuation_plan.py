@@ -30,11 +30,11 @@ def plan_continuation(
         spec: Codec parameters of the checkpoint.
         stride_frames: Number of frames by which the window slides beyond the checkpoint's limit.
         num_continuations: Number of continuations per track.
-        opening: How tracks are opened, and where the index of tracks is saved.
+        opening: Options for opening the tracks, including the path of the index of tracks.
 
     Raises:
         SourceError: The source contains no tracks or cannot be read.
-        WindowError: The context does not fit a window.
+        WindowError: The context does not fit into a window.
         RunError: More tracks failed than allowed, a setting does not apply to predict, or no track can be continued.
     """
     settings.refuse_scoring_only()
@@ -70,10 +70,10 @@ def plan_continuation(
 
 
 def settle_continuation(settings: DataSettings, spec: CodecSpec, stride_frames: int) -> tuple[int | None, int | None]:
-    """Returns the lengths of context and continuation in frames; None stands for half of each track.
+    """Returns the lengths of context and continuation in frames, or None for a length that is not set.
 
     Raises:
-        WindowError: A length is shorter than a frame or not a whole number of frames, or the context does not fit a window.
+        WindowError: A length is shorter than a frame or not a whole number of frames, or the context does not fit into a window.
     """
     rate = spec.frame_rate_hz
     given: list[int | None] = []
@@ -88,17 +88,18 @@ def settle_continuation(settings: DataSettings, spec: CodecSpec, stride_frames: 
 
 
 def check_context(context_frames: int, target_frames: int, spec: CodecSpec, stride_frames: int) -> None:
-    """Checks that an explicit context fits the first window.
+    """Checks that an explicit context fits into the first window.
 
     Raises:
-        WindowError: The context is too long; the message gives the longest context that fits.
+        WindowError: The context is too long. The message gives the length of the longest context that fits.
     """
     longest = spec.max_frames - stride_frames
     if context_frames + target_frames <= spec.max_frames or context_frames <= longest:
         return
     rate = spec.frame_rate_hz
     raise WindowError(
-        f"context_s={context_frames / rate:g} and a continuation of {target_frames / rate:g} s exceed the checkpoint's limit of "
-        f"{spec.max_frames / rate:g} s, so the window slides by {stride_frames / rate:g} s and the context must be at most "
-        f"{longest / rate:g} s; shorten data.context_s or data.target_s, or reduce model.continuation.stride_s"
+        f"context_s={context_frames / rate:g} and a continuation of {target_frames / rate:g} s together exceed the "
+        f"checkpoint's limit of {spec.max_frames / rate:g} s, so the window slides by {stride_frames / rate:g} s and the "
+        f"context must be at most {longest / rate:g} s; shorten data.context_s or data.target_s, or reduce "
+        "model.continuation.stride_s"
     )

@@ -1,6 +1,6 @@
 """Finds the audio files below a folder by their extensions, without opening them.
 
-The extension decides whether a file is used; its content decides how it is decoded.
+The extension of a file determines whether the file is used. The content determines how it is decoded.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def skipped_files(relative_paths: Sequence[str]) -> str:
-    """Returns the number of skipped files and their extensions, the most frequent first."""
+    """Returns a note with the number of skipped files and their extensions, the most frequent first."""
     skipped = [PurePosixPath(path).suffix.lower() for path in relative_paths if not is_audio_name(path)]
     counts = Counter(suffix or "no extension" for suffix in skipped)
     by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))

@@ -4,7 +4,7 @@
                                                                           |
     later, when a window is read                                       reopen: check that the file is unchanged
 
-A track whose `duration_s` is declared is not opened before it is read.
+A track whose `duration_s` is declared is not opened until it is first read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FILES_AT_ONCE = 8
 ROWS_AT_ONCE = 256
 SAVE_EVERY_S = 10.0
 DECLARED_PRECISION_S = 1e-6
-"""Declared durations are precise to a microsecond; one sample at 768 kHz is longer."""
+"""Declared durations are precise to a microsecond, which is shorter than one sample at 768 kHz."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Opening:
     """Options for opening the tracks of a source at the start of a run.
 
     Attributes:
-        index_path: File in which the index is saved, and from which a resumed run loads it. None means it is not saved.
+        index_path: File in which the index is saved, and from which a resumed run loads it. None means that it is not saved.
         retry_failures: True to open failed tracks again, both those that could not be opened and those in `failed_later`.
         failed_later: Ids of tracks that failed after they were opened, with secrets redacted.
-        show_progress: True to show a progress bar on stderr, if it is a terminal and opening takes more than a second.
+        show_progress: True to show a progress bar on stderr, if stderr is a terminal and opening takes more than a second.
     """
 
     index_path: Path | None = None
@@ -74,17 +74,19 @@ def open_tracks(tracks: TrackList, opening: Opening) -> TrackIndex:
         index = TrackIndex.of(tracks)
     try:
         _open_pending(tracks, index, opening, source)
-    finally:  # an interrupted start saves the tracks opened so far
+    finally:  # after an interruption, the tracks opened so far are saved
         if path is not None and source is not None:
             save_index(path, index, source)
     return index
 
 
 def refuse_other_sizes(tracks: TrackList, index: TrackIndex) -> None:
-    """Compares the sizes of files with the index. A missing file is not an error here; its track fails when it is read.
+    """Compares the sizes of the files with those in the index.
+
+    A missing file is not an error here. Its track fails when the file is read.
 
     Raises:
-        RunError: The size of a file differs; the message names the first such file.
+        RunError: The size of a file differs. The message names the first such file.
     """
 
     def size(row: int) -> int:
@@ -99,15 +101,16 @@ def refuse_other_sizes(tracks: TrackList, index: TrackIndex) -> None:
             for row, num_bytes in zip(rows.tolist(), pool.map(size, rows.tolist()), strict=True):
                 if num_bytes not in (0, index.num_bytes[row]):
                     raise RunError(
-                        f"{tracks.paths[row]}: has {num_bytes} bytes, but had {index.num_bytes[row]} when the run started; "
+                        f"{tracks.paths[row]}: the file has {num_bytes} bytes but had {index.num_bytes[row]} when the run started; "
                         "restore the file or start a new run"
                     )
 
 
 def reopen(tracks: TrackList, index: TrackIndex, row: int) -> TrackAudio:
-    """Opens a track for reading and checks that its file is the one that was planned.
+    """Opens a track for reading and checks that its file has not changed since the run was planned.
 
-    The header is read again and compared. If the length is known only from decoding the whole file, only the size is compared.
+    The header is read again and compared with the index. If the length is known only from decoding the whole file, only the size is
+    compared.
 
     Raises:
         AudioError: The file is missing, unreadable or changed.
@@ -118,7 +121,9 @@ def reopen(tracks: TrackList, index: TrackIndex, row: int) -> TrackAudio:
         refuse_changed_size(path, int(index.num_bytes[row]))
     info = known if known is not None and is_decoded_from_start(known.format) else _probe(path)
     if known is not None and info != known:
-        raise AudioError(f"{path}: changed since the run was planned: now {_shown(info)}, then {_shown(known)}")
+        raise AudioError(
+            f"{path}: the file has changed since the run was planned: expected {_shown(known)}, got {_shown(info)}"
+        )
     return open_track(path, start_s=track.start_s, duration_s=track.duration_s, info=info)
 
 
@@ -130,18 +135,20 @@ def refuse_changed_size(path: Path, num_bytes: int) -> None:
     """
     found = file_bytes(path)
     if found != num_bytes:
-        raise AudioError(f"{path}: changed since the run was planned: now {found} bytes, then {num_bytes} bytes")
+        raise AudioError(
+            f"{path}: the file has changed since the run was planned: expected {num_bytes} bytes, got {found} bytes"
+        )
 
 
 def declared_seconds(tracks: TrackList) -> NDArray[np.float64]:
-    """Returns the (tracks,) length of each track in seconds, from the declared duration of its file; NaN if there is none."""
+    """Returns the (tracks,) lengths in seconds that follow from the declared durations of the files, NaN if none is declared."""
     end_s = tracks.start_s + tracks.duration_s
     file_end_s = declared_durations(tracks)
     return np.where(np.isnan(end_s), file_end_s, np.minimum(end_s, file_end_s)) - tracks.start_s
 
 
 def declared_frames(seconds: NDArray[np.float64], frame_rate_hz: int) -> NDArray[np.int64]:
-    """Converts (tracks,) seconds to whole frames, rounded down; NaN becomes 0.
+    """Converts (tracks,) seconds to whole frames, rounded down. NaN becomes 0.
 
     >>> declared_frames(np.array([30.0, 29.999, 30.019999999, float("nan")]), 50)
     array([1500, 1499, 1501,    0])
@@ -197,7 +204,7 @@ def _probe_once(path: Path, num_bytes: int, mtime_ns: int) -> AudioInfo:
 
 
 def _split(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Splits rows into chunks, since a million pending calls would take a gigabyte."""
+    """Splits rows into chunks, because a million pending calls would take a gigabyte."""
     return np.array_split(rows, -(-len(rows) // ROWS_AT_ONCE)) if len(rows) else []
 
 

@@ -1,11 +1,11 @@
 """Reads manifests: csv, jsonl, jsonl.gz and parquet tables that list tracks.
 
 The column `path` is required; `id`, `text`, `start_s`, `end_s` and `duration_s` are optional. `duration_s` is the length of the
-whole file, not of the row's excerpt. A file with a declared duration is not opened until it is first read.
+whole file, not of the row's excerpt. A file whose duration is declared is not opened until it is first read.
 
-audiocraft manifests (jsonl with `path`, `duration` and `sample_rate`) are recognised by their keys. The text of such a track is the
-`description` in the json file next to the audio file. `duration` is ignored, because ffmpeg computes it from the container and
-includes the padding of mp3 and m4a files.
+audiocraft manifests (jsonl with `path`, `duration` and `sample_rate`) are recognised by their keys. The text of a track in such a
+manifest is the `description` in the json file next to the audio file. `duration` is ignored, because ffmpeg computes it from the
+container and includes the padding of mp3 and m4a files.
 
 A text or a number of seconds that is one of `MISSING_WORDS`, such as `nan` or `None`, counts as missing in every format, because
 pandas, Excel and others write missing values in this way. Every error names the row. No audio is opened.
@@ -38,7 +38,7 @@ MISSING_WORDS = frozenset({
 })  # fmt: skip
 """Words that stand for a missing value in every manifest format; pandas reads the same words as missing."""
 AUDIOCRAFT_KEYS = frozenset({"path", "duration", "sample_rate"})
-# Common names for our columns in other data sets. Ignoring such a column would change the results.
+# Names that other data sets use for these columns. Ignoring a column with such a name would change the results.
 _SYNONYMS = {
     "file": "path", "filename": "path", "file_name": "path", "file_path": "path", "filepath": "path", "audio": "path",
     "audio_path": "path", "audio_file": "path", "wav": "path", "caption": "text", "prompt": "text", "description":
@@ -53,11 +53,11 @@ class ManifestRows(NamedTuple):
 
     Attributes:
         paths: Paths as written in the manifest.
-        ids: Ids; None for a row without one.
-        texts: Texts; None for a row without one.
+        ids: Ids, None for a row without one.
+        texts: Texts, None for a row without one.
         start_s: (rows,) float64, start of each track in its file.
-        end_s: (rows,) float64, end of each track in its file; NaN for the end of the file.
-        file_duration_s: (rows,) float64, declared duration of each file; NaN if it is not declared.
+        end_s: (rows,) float64, end of each track in its file. NaN means the end of the file.
+        file_duration_s: (rows,) float64, declared duration of each file, NaN if it is not declared.
     """
 
     paths: Sequence[str]
@@ -81,7 +81,8 @@ def read_manifest(path: Path, oddities: Oddities) -> Iterator[ManifestRows]:
         oddities: Counters to which skipped rows and values are added.
 
     Raises:
-        SourceError: The file cannot be read, a column is missing or its name resembles one of `COLUMNS`, or a row is invalid.
+        SourceError: The file cannot be read, the column `path` is missing, the name of an unknown column resembles one of
+            `COLUMNS`, or a row is invalid.
     """
     for batch in read_row_batches(path, COLUMNS, _check_columns, oddities):
         rows = _plain_rows(batch) or _odd_rows(path, batch)
@@ -91,7 +92,7 @@ def read_manifest(path: Path, oddities: Oddities) -> Iterator[ManifestRows]:
 
 
 def _plain_rows(batch: RowBatch) -> ManifestRows | None:
-    """Parses all rows at once if they are regular; returns None if any row must be checked individually."""
+    """Parses all rows at once if they are regular. Returns None if any row must be checked individually."""
     num_rows = len(batch)
     paths, ids, texts = batch.column("path"), batch.column("id"), batch.column("text")
     if paths is None or (num_rows and batch.has_row_with(AUDIOCRAFT_KEYS)):
@@ -183,7 +184,7 @@ def _check_columns(where: str, columns: frozenset[str]) -> None:
 def _parse_row(
     path: Path, where: str, row: Mapping[str, Any]
 ) -> tuple[str, str | None, str | None, float, float, float]:
-    """Parses and checks one row; returns its values in the order of `ManifestRows`."""
+    """Parses and checks one row. Returns its values in the order of `ManifestRows`."""
 
     def fail(reason: str) -> SourceError:
         return SourceError(f"{path}: {where}: {reason}")
@@ -227,7 +228,7 @@ def _number_of_seconds(row: Mapping[str, Any], name: str, fail: Callable[[str], 
 
 
 def _seconds(value: Any) -> float | str | None:
-    """Returns a cell as a number of seconds, None if it is missing, or text if it is not a number."""
+    """Returns the number of seconds in a cell, None if the value is missing, or a string if it is not a number."""
     if value is None or (isinstance(value, str) and value.strip() in MISSING_WORDS):
         return None
     if isinstance(value, float) and math.isnan(value):
@@ -241,7 +242,7 @@ def _seconds(value: Any) -> float | str | None:
 
 
 def _is_unicode(texts: Iterable[str]) -> bool:
-    """Returns whether texts are valid Unicode; json can contain lone surrogates, which cannot be encoded."""
+    """Returns whether all texts are valid Unicode. JSON can contain lone surrogates, which cannot be encoded."""
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:

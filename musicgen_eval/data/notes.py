@@ -1,6 +1,7 @@
 """Prints notes: one-line messages about circumstances that affect the results but are not errors.
 
-`TrackList.notes` holds the notes about the source and `Plan.notes` all notes of a run. Rank 0 prints them when the run starts.
+`TrackList.notes` contains the notes about the source, and `Plan.notes` contains all notes of a run. Rank 0 prints them when the run
+starts.
 """
 
 import sys
@@ -23,7 +24,7 @@ def demo_notes(setting: str, value: object, file: str = "") -> tuple[str, ...]:
     Args:
         setting: Name of the setting.
         value: Value of the setting.
-        file: File that the folder `demo` must contain to be a valid value. An empty string means any file or folder counts.
+        file: File that the folder `demo` must contain to be a valid value. If empty, any file or folder named `demo` is valid.
     """
     is_demo = value == "demo" or (isinstance(value, list) and "demo" in value)
     if not is_demo or not Path("demo", file).exists():

@@ -34,18 +34,18 @@ class Plan:
     """The tracks and windows that a run measures. Plans are identical on every process.
 
     Attributes:
-        tracks: Tracks of the source, limited to the first `limit`.
-        index: Properties of their files at the time they were opened.
+        tracks: Tracks of the source, up to `limit`.
+        index: Properties of the tracks' files at the time they were opened.
         frame_rate_hz: Frame rate of the checkpoint's codec.
         num_frames: (tracks,) length of each track in frames, 0 for a track that is not measured.
         status: (tracks,) status of each track.
         reasons: Row -> reason, for tracks whose status is not `ok`.
         windows: Windows in scoring order.
         context_frames: Length of the context in frames. None means half of each track.
-        target_frames: Length of the target in frames. None means half of each track.
-        num_in_source: Number of tracks in the source, before `limit`.
+        target_frames: Length of the target in frames. None means up to the end of each track.
+        num_in_source: Number of tracks in the source, before `limit` is applied.
         ignored_files: Number of files in folders that have no audio extension.
-        resamplers: Resampler -> number of measured tracks that it is used for.
+        resamplers: Resampler -> number of measured tracks that it resamples.
         task: `score` in test. `continue` in predict, where each window of a track is one of its continuations.
         notes: Notes that rank 0 prints when the run starts, including those of the source.
     """
@@ -72,7 +72,7 @@ class Plan:
 
     @cached_property
     def other_texts(self) -> Sequence[str | None]:
-        """For each track the text of another track, for the reading `other_text`."""
+        """Sequence that contains, for each track, the text that the reading `other_text` uses."""
         return OtherTexts(self.tracks.texts)
 
     @cached_property
@@ -81,7 +81,7 @@ class Plan:
         return digest_source(self.tracks)
 
     def open_track(self, row: int) -> TrackAudio:
-        """Opens a measured track. The properties of the last tracks are cached; no file stays open.
+        """Opens a measured track. The properties of the most recently opened tracks are cached, but no file stays open.
 
         Raises:
             AudioError: The file is missing, unreadable, changed since the run was planned, or not as long as its `duration_s`.
@@ -97,7 +97,8 @@ class Plan:
             rate_hz, declared_s = audio.info.sample_rate_hz, declared_durations(self.tracks)[row]
             raise AudioError(
                 f"{audio.info.path}: the file lasts {audio.info.num_samples / rate_hz:.9g} s ({num_frames} frames of the track), "
-                f"but duration_s is {declared_s:.9g} ({planned} frames); correct duration_s, rounded down, or remove it"
+                f"but duration_s is {declared_s:.9g} ({planned} frames); set duration_s to the length of the file, rounded down, "
+                "or remove it"
             )
         while len(self._opened) >= TRACKS_KEPT:
             self._opened.pop(next(iter(self._opened)), None)
@@ -171,10 +172,12 @@ class StatusColumn(Sequence[TrackStatus]):
 
 
 class OtherTexts(Sequence[str | None]):
-    """For each track the next text, in cyclic order, that is neither empty nor equal to its own; None if there is none.
+    """Sequence that contains, for each track, the next text that is different and not empty, or None if there is none.
+
+    The next text is searched in cyclic order.
 
         texts    a   -   a   b      (-: no text)
-        runs     0       0   1      runs of equal texts, in cyclic order, without the tracks that have no text
+        runs     0       0   1      runs of equal texts, in cyclic order, excluding the tracks that have no text
         rows     3   2   3   0      start of the next run; for a track without a text, the next track that has one
 
     Args:

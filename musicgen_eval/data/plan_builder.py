@@ -1,4 +1,4 @@
-"""Builds the plan of a run: reads the source, measures the lengths of its tracks, and applies a task's windows.
+"""Builds the plan of a run: reads the source, measures the lengths of its tracks, and plans the windows of the task.
 
     source --read_source--> tracks --open_tracks--> lengths in frames --windows_of--> windows in scoring order
 
@@ -30,7 +30,7 @@ NOT_OPENED = "not known beforehand (duration_s given)"
 """Replaces the resampler's name in `Plan.resamplers` for tracks that are not opened before they are read."""
 
 Outcome = tuple[TrackStatus, str]
-"""Status of a track, and the reason; the reason is a predicate that follows the track's length in a message."""
+"""Status of a track, and the reason. The reason is a predicate that follows the length of the track in a message."""
 
 
 def make_plan(
@@ -49,12 +49,12 @@ def make_plan(
     Args:
         settings: Source and limits.
         spec: Codec parameters of the checkpoint.
-        outcome_of: Maps the length of a track, in frames, to its outcome.
-        windows_of: Maps the (tracks,) lengths, in frames, to their windows.
+        outcome_of: Function that maps the length of a track, in frames, to its outcome.
+        windows_of: Function that maps the (tracks,) lengths of the tracks, in frames, to their windows.
         context_frames: Length of the context in frames, recorded in the plan.
         target_frames: Length of the target in frames, recorded in the plan.
         task: `score` or `continue`.
-        opening: How tracks are opened.
+        opening: Options for opening the tracks.
 
     Raises:
         RunError: More tracks failed than allowed, or there are no windows.
@@ -86,7 +86,7 @@ def make_plan(
 
 
 def _resolved(source: Source) -> Source:
-    """Makes the paths of a source absolute and replaces `demo` by the bundled clips."""
+    """Makes the paths of a source absolute and replaces `demo` with the path of the bundled clips."""
     if isinstance(source, list):
         return [str(_resolved(one)) for one in source]
     return str(DEMO_SOURCE) if source == "demo" else lasting_source(source)

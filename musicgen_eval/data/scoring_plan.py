@@ -19,11 +19,11 @@ def plan_evaluation(settings: DataSettings, spec: CodecSpec, opening: Opening | 
     Args:
         settings: Source, windows and limits.
         spec: Codec parameters of the checkpoint.
-        opening: How tracks are opened, and where the index of tracks is saved.
+        opening: Options for opening the tracks, including the path of the index of tracks.
 
     Raises:
         SourceError: The source contains no tracks or cannot be read.
-        WindowError: Context and target exceed the checkpoint's limit, or are not whole numbers of frames.
+        WindowError: Context and target together exceed the checkpoint's limit, or are not whole numbers of frames.
         RunError: More tracks failed than allowed, or no track can be scored.
     """
     context_frames, target_frames = settle_windows(settings, spec)
@@ -45,10 +45,10 @@ def plan_evaluation(settings: DataSettings, spec: CodecSpec, opening: Opening | 
 
 
 def settle_windows(settings: DataSettings, spec: CodecSpec) -> tuple[int, int]:
-    """Returns context and target in frames; each defaults to half of the checkpoint's limit.
+    """Returns the lengths of context and target in frames. Each defaults to half of the checkpoint's limit.
 
     Raises:
-        WindowError: Context and target exceed the checkpoint's limit, or are not whole numbers of frames.
+        WindowError: Context and target together exceed the checkpoint's limit, or are not whole numbers of frames.
     """
     half = spec.max_frames // 2
     context = half if settings.context_s is None else spec.whole_frames(settings.context_s, setting="context_s")

@@ -1,7 +1,7 @@
 """Reads a source (a file, folder, glob or manifest, or a list of these) into a list of tracks.
 
-Tracks are stored as columns, so that a million of them take little memory. Errors in the source itself are raised at once. Audio
-files are not opened, so that one bad file later fails only its own track.
+Tracks are stored as columns, so a million of them take little memory. Errors in the source itself are raised immediately. Audio
+files are not opened here, so a bad file causes only its own track to fail later.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class TrackList:
         paths: Paths of the files as text, because a million `Path` objects would take five times the memory.
         start_s: (tracks,) float64, start of each track in its file.
         duration_s: (tracks,) float64, length of each track; NaN means up to the end of the file.
-        texts: Descriptions of the music; None for a track without one.
+        texts: Descriptions of the music, None for a track without one.
         ignored: Number of files skipped in folders and globs because they have no audio extension.
-        file_duration_s: (tracks,) float64, declared duration of each file, NaN if it is not declared. None if no file has one.
+        file_duration_s: (tracks,) float64, declared duration of each file, NaN if it is not declared. None if none is declared.
         notes: Notes about how the source was read, one line each.
         from_manifest: True if the ids come from a manifest.
     """
@@ -65,7 +65,7 @@ class TrackList:
         )
 
     def file(self, row: int) -> Path:
-        """Returns the path of a track's file, spelled as in the file system; a manifest may spell it differently."""
+        """Returns the path of a track's file, spelled as in the file system. A manifest may spell it differently."""
         return self.paths.file(row) if isinstance(self.paths, Paths) else Path(self.paths[row])
 
     def __iter__(self) -> Iterator[Track]:
@@ -108,7 +108,7 @@ def read_source(source: str | Path | Sequence[str | Path], *, text: str | None =
     Ids come from the manifest. Other ids are paths relative to the folder, the manifest or the fixed part of the glob. If several
     sources are given, the ids of their files are relative to the deepest folder that contains all of them.
 
-    Tracks of folders and globs are sorted by relative path. Tracks of manifests, and several sources, keep their order.
+    Tracks of folders and globs are sorted by relative path. The rows of a manifest and the sources in a list keep their order.
 
     Args:
         source: Path, folder, glob or manifest, or a list of these.
@@ -256,7 +256,7 @@ def _manifest_notes(path: Path, oddities: Oddities) -> tuple[str, ...]:
 
 
 def _check_unique(manifest: Path, ids: Strings) -> None:
-    # Different hashes prove that ids differ, without a set, which would take 100 MB for a million ids.
+    # If all hashes differ, all ids differ. A set of a million ids would take 100 MB.
     hashes = np.fromiter(map(hash, ids.all_encoded()), np.int64, len(ids))
     hashes.sort()
     if (hashes[1:] != hashes[:-1]).all():
@@ -272,7 +272,7 @@ def _check_unique(manifest: Path, ids: Strings) -> None:
 
 
 def _whole_files(ids: list[str], folder: Path, names: list[str], text: str | None) -> TrackList:
-    """Makes one track per file. Ids can be equal only if file names are not valid UTF-8."""
+    """Makes one track per file. Two ids can be equal only if file names are not valid UTF-8."""
     if len(set(ids)) < len(ids):
         raise SourceError(
             f"two file names are both printed as {next(id for id in ids if ids.count(id) > 1)!r}; rename one of the files"
@@ -288,7 +288,7 @@ def _whole_files(ids: list[str], folder: Path, names: list[str], text: str | Non
 
 
 def _manifest_id(row_path: str, folder: str) -> str:
-    """Returns a row's path relative to its manifest's folder, with forward slashes; a path outside the folder stays absolute.
+    """Returns a row's path relative to the folder of its manifest, with forward slashes. Paths outside the folder stay absolute.
 
     >>> _manifest_id("rock/./a.wav", "/data/"), _manifest_id("/data/rock/a.wav", "/data/")
     ('rock/a.wav', 'rock/a.wav')
@@ -297,7 +297,7 @@ def _manifest_id(row_path: str, folder: str) -> str:
 
 
 def _printable(name: str) -> str:
-    """Escapes the bytes of a file name that are not UTF-8, since results are written in UTF-8."""
+    """Escapes the bytes of a file name that are not UTF-8, because results are written in UTF-8."""
     if name.isascii():
         return name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -29,13 +29,13 @@ INSTALL_PARQUET = "pip install 'musicgen-eval[parquet]'"
 
 @dataclass
 class Oddities:
-    """Counters of the skipped parts of a manifest.
+    """Counters of the parts of a manifest that are skipped.
 
     Attributes:
         num_empty_rows: Number of rows that contain only separators.
-        num_unnamed_cells: Number of rows with a value in a column without a name. The first column is exempt, since it may
-            number the rows.
-        num_missing_words: Number of texts that are words for a missing value, such as `nan`.
+        num_unnamed_cells: Number of rows with a value in a column without a name. The first column is exempt, because it may
+            contain row numbers.
+        num_missing_words: Number of texts that denote a missing value, such as `nan`.
     """
 
     num_empty_rows: int = 0
@@ -50,7 +50,7 @@ class RowBatch:
     Attributes:
         first_number: Number of the first row, counted from 1.
         lines: Line of the file in which each row ends. None for a format without lines.
-        columns: Name -> (rows,) cells. None if each row has its own keys; the rows are then in `rows`.
+        columns: Name -> (rows,) cells. None if each row has its own keys and is stored in `rows`.
         rows: The rows as dictionaries, if `columns` is None.
     """
 
@@ -93,7 +93,8 @@ def read_row_batches(
     Args:
         path: File that ends in .csv, .jsonl, .jsonl.gz or .parquet.
         wanted: Columns to read. Formats that are not stored by column yield all columns.
-        check_columns: Called with the position and the names of the columns; raises `SourceError` for invalid columns.
+        check_columns: Function that receives the position and the names of the columns, and raises `SourceError` if they are
+            invalid.
         oddities: Counters to which skipped rows and values are added.
 
     Raises:
@@ -145,7 +146,7 @@ def _csv_row_batches(path: Path, check_columns: CheckColumns, oddities: Oddities
 
 
 def _encoding(path: Path) -> str:
-    """Returns UTF-16 if the file begins with its byte order mark, as Excel's "Unicode Text" does, otherwise UTF-8."""
+    """Returns UTF-16 if the file begins with a UTF-16 byte order mark, as Excel's "Unicode Text" files do, or else UTF-8."""
     with path.open("rb") as file:
         return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
@@ -159,7 +160,10 @@ class _Header(NamedTuple):
 
 
 def _read_header(file: TextIO) -> _Header:
-    """Reads the header and detects the separator. Excel's separator depends on the locale; a first line `sep=;` may declare it."""
+    """Reads the header and detects the separator.
+
+    Excel's separator depends on the locale. A first line such as `sep=;` may declare it.
+    """
     lines = [file.readline()]
     declared = re.fullmatch(r"sep=(.)\s*", lines[0])
     if declared:

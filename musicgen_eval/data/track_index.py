@@ -7,8 +7,8 @@ The index is saved, so that a resumed run does not open the files again.
     1      failed            0                0              0             0               0           -    with a reason
     2      declared          0                0              0             0               0           -    duration_s is declared
 
-The file also contains the source's columns: a digest of every id and text, and the excerpt of the file that each track covers.
-`index_builder.py` fills the index.
+The saved index also contains the columns of the source: a digest of every id and text, and the excerpt that each track covers in
+its audio file. `index_builder.py` fills the index.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _COLUMNS = (
 
 @dataclass(eq=False)
 class TrackIndex:
-    """Properties of the tracks' files, one row per track; 0 if the file was not opened.
+    """Properties of the tracks' files, one row per track. Numbers are 0 if the file was not opened.
 
     Attributes:
         state: (tracks,) uint8, index into `STATES`.
@@ -142,11 +142,11 @@ class TrackIndex:
 
 @dataclass(frozen=True, eq=False)
 class SourceColumns:
-    """The columns of a source, with digests instead of ids and texts. They are compared when a run is resumed.
+    """The columns of a source, with digests in place of ids and texts. They are compared when a run is resumed.
 
     Attributes:
         id_digests: (tracks,) int64, digests of the ids.
-        text_digests: (tracks,) int64, digests of the texts; all 0 if no track has a text.
+        text_digests: (tracks,) int64, digests of the texts. All are 0 if no track has a text.
         start_s: (tracks,) float64, as in `TrackList`.
         duration_s: (tracks,) float64, as in `TrackList`.
         file_duration_s: (tracks,) float64, as in `TrackList`, NaN if no duration is declared.
@@ -170,11 +170,11 @@ class SourceColumns:
 
         Args:
             given: Columns of `tracks`.
-            tracks: Tracks of the source at this start.
+            tracks: Current tracks of the source.
             kept: File in which these columns are saved.
 
         Raises:
-            RunError: The source has changed; the message names the first track that differs, and the difference.
+            RunError: The source has changed. The message names the first track that differs, and the difference.
         """
         num_shared = min(len(self.id_digests), len(tracks))
         differs = {
@@ -207,14 +207,14 @@ class SourceColumns:
 
 
 def declared_durations(tracks: TrackList) -> NDArray[np.float64]:
-    """Returns the (tracks,) declared durations of the files in seconds; NaN if a duration is not declared."""
+    """Returns the (tracks,) declared durations of the files in seconds, NaN if a duration is not declared."""
     return np.full(len(tracks), np.nan) if tracks.file_duration_s is None else tracks.file_duration_s
 
 
 def digest_source(tracks: TrackList) -> str:
     """Returns the SHA-256 in hex of the ids, texts, excerpts and declared durations of a source, in order.
 
-    The properties of the files are not part of the digest; the index holds them.
+    The properties of the files are not part of the digest. They are stored in the index.
     """
     digest = sha256()
     for column in (tracks.ids, tracks.texts):
@@ -248,7 +248,7 @@ def load_index(path: Path) -> tuple[TrackIndex, SourceColumns]:
     """Reads a file written by `save_index`.
 
     Raises:
-        RunError: The file is damaged or not an index of tracks.
+        RunError: The file is damaged, or is not an index of tracks.
     """
     try:
         with np.load(path, allow_pickle=False) as kept:
@@ -260,7 +260,7 @@ def load_index(path: Path) -> tuple[TrackIndex, SourceColumns]:
             source = {name: unpacked(kept[name], num_tracks) for name in SourceColumns.__dataclass_fields__}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise RunError(
-            f"{path}: not an index of tracks, or damaged ({error}); delete the file to have the tracks opened again"
+            f"{path}: the file is not an index of tracks, or is damaged ({error}); delete the file to open the tracks again"
         ) from error
     reasons = {int(row): reason for row, reason in words["reasons"].items()}
     return TrackIndex(**columns, formats=words["formats"], reasons=reasons), SourceColumns(**source)

@@ -2,13 +2,13 @@
 
     head="score", context 3, target 4, a track of 13 frames (c: context, #: scored):
 
-        window 0    # # # # # # #                    as many frames as fit a window, all scored
+        window 0    # # # # # # #                    as many frames as fit into a window, all scored
         window 1            c c c # # # #
         window 2                    c c c # #        the last target is the remainder
 
     head="skip" omits window 0 and starts with the first target that has a full context.
 
-A plan of a million tracks is a few numpy columns; a `Window` is created from a row on demand.
+The plan of a million tracks consists of a few numpy columns. A `Window` is created from a row on demand.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class WindowPlan:
     """Windows as columns, one row per window. All columns are int64 and of equal length.
 
     Attributes:
-        track: Row of the track in its table.
+        track: Row of the track in the list of tracks.
         index: Number of the window in its track, from 0.
         start_frame: First frame of the window, counted from the start of the track.
         context_frames: Number of frames that are fed but not scored.
@@ -76,9 +76,9 @@ def plan_windows(
         num_frames: (tracks,) length of each track in frames. A track of 0 frames has no windows.
         context_frames: Number of frames fed before each target, at least 0.
         target_frames: Number of frames scored in each window, at least 1.
-        head: With `score`, the first window is the first context + target frames, all of them scored, and targets tile the
-            rest, so that every frame is scored once. With `skip`, only targets with a full context are scored; the first
-            `context_frames` frames are never scored, and a track that is not longer has no windows.
+        head: With `score`, the first window consists of the first context + target frames, which are all scored, and targets tile
+            the rest, so that every frame is scored once. With `skip`, only targets with a full context are scored: the first
+            `context_frames` frames are never scored, and a track that is not longer than the context has no windows.
 
     Returns:
         Windows in (track, index) order.
@@ -129,14 +129,14 @@ def plan_continuations(
         num_frames: (tracks,) length of each track in frames. A track of 0 frames has no windows.
         context_frames: Boundary, in frames from the start of the track. None means half of each track, rounded down.
         target_frames: Number of frames to generate. None means up to the end of each track.
-        max_frames: Longest window that the decoder was trained on. If everything before the boundary and the target fit into
-            it together, the prompt is everything before the boundary.
-        stride_frames: Stride of the sliding window. If they do not fit, the prompt is the last max_frames - stride_frames
-            frames before the boundary.
-        num_continuations: Windows per track.
+        max_frames: Length of the longest window that the decoder was trained on. If the track up to the boundary and the target
+            together fit into such a window, the prompt is the whole track up to the boundary.
+        stride_frames: Stride of the sliding window. If the track up to the boundary and the target do not fit into one window, the
+            prompt is the last max_frames - stride_frames frames before the boundary.
+        num_continuations: Number of windows per track.
 
     Returns:
-        Windows in (track, continuation) order; `context_frames` is the length of the prompt.
+        Windows in (track, continuation) order. Their `context_frames` is the length of the prompt.
     """
     lengths = np.asarray(num_frames, dtype=np.int64)
     track = np.repeat(np.flatnonzero(lengths), num_continuations)
@@ -153,7 +153,7 @@ def check_limit(context_frames: int, target_frames: int, spec: CodecSpec, *, all
     """Checks that windows are not longer than the checkpoint's limit, unless `allow_beyond_limit` is set.
 
     Raises:
-        WindowError: Context + target exceed `spec.max_frames` and `allow_beyond_limit` is not set.
+        WindowError: Context and target together exceed `spec.max_frames`, and `allow_beyond_limit` is not set.
     """
     total = context_frames + target_frames
     if total <= spec.max_frames or allow_beyond_limit:
@@ -161,6 +161,6 @@ def check_limit(context_frames: int, target_frames: int, spec: CodecSpec, *, all
     rate = spec.frame_rate_hz
     raise WindowError(
         f"context {context_frames / rate:g} s + target {target_frames / rate:g} s is {total} frames, over the checkpoint's "
-        f"limit of {spec.max_frames} ({spec.max_frames / rate:g} s), beyond which its positions are untrained; shorten "
+        f"limit of {spec.max_frames} frames ({spec.max_frames / rate:g} s), and positions beyond the limit are untrained; shorten "
         "data.context_s or data.target_s, or set data.allow_beyond_limit to evaluate longer windows anyway"
     )

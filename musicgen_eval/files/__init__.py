@@ -1,1 +1,1 @@
-"""File names, results cached per file, printable errors, and removal of secrets."""
+"""Atomic writes, file names, results cached per file, printable errors, and removal of secrets."""

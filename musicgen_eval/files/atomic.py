@@ -4,7 +4,7 @@
     fsync
     rename  summary.json                        replaces an existing file
 
-If the process is killed before the file is renamed, the temporary file is left over. `remove_leftovers` removes it.
+If the process is killed before the file is renamed, the temporary file remains until `remove_leftovers` removes it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def atomic_file(path: Path, mode: Literal["w", "wb"] = "w") -> AbstractContextMa
 
     Args:
         path: Path of the file. An existing file is replaced.
-        mode: `w` for text in UTF-8, where `\n` is written as it is and characters that UTF-8 cannot encode are escaped with a
-            backslash. `wb` for bytes.
+        mode: `w` for UTF-8 text, or `wb` for bytes. In text, `\n` is not translated, and characters that UTF-8 cannot encode are
+            escaped with a backslash.
 
     Raises:
         OSError: The file cannot be written.
@@ -60,7 +60,7 @@ def _atomic_file(path: Path, mode: Literal["w", "wb"]) -> Iterator[IO[Any]]:
         file.close()
         temporary.replace(path)
     except BaseException:
-        # An error of the clean-up must not replace this one.
+        # An error during the clean-up must not replace the original error.
         with suppress(OSError):
             file.close()
         with suppress(OSError):
@@ -69,7 +69,7 @@ def _atomic_file(path: Path, mode: Literal["w", "wb"]) -> Iterator[IO[Any]]:
 
 
 def is_leftover(name: str) -> bool:
-    """Returns whether a file name is that of a temporary file of `atomic_file`.
+    """Returns whether a file name is that of a temporary file created by `atomic_file`.
 
     >>> is_leftover(".summary.json.3f9c01d2ab47.tmp"), is_leftover("summary.json")
     (True, False)
@@ -78,9 +78,9 @@ def is_leftover(name: str) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files in a folder that interrupted processes left, but not those in its subfolders.
+    """Removes the temporary files that interrupted processes left in a folder. Subfolders are not searched.
 
-    It must not be called while another process writes to the folder.
+    The function must not be called while another process writes to the folder.
     """
     for path in folder.glob(".*.tmp"):
         if is_leftover(path.name):
@@ -88,7 +88,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flushes the names of a folder's files to disk.
+    """Flushes the directory entries of a folder to disk.
 
     Raises:
         OSError: The folder cannot be opened, or the file system does not support it.

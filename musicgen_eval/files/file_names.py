@@ -1,4 +1,4 @@
-"""File names with `~`, file:// URLs, backslashes, percent encoding, and composed or decomposed accents.
+"""Resolves file names that contain `~`, backslashes, percent encoding or accents, and file:// URLs.
 
 An existing file is found under its literal name. Other spellings are tried only if there is no such file, so most files of a
 manifest need a single lookup.
@@ -17,7 +17,7 @@ _WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
 def expanded(name: str) -> str:
-    """Returns the name with a leading `~` or `~user` replaced by the home directory, or unchanged if it cannot be determined."""
+    """Replaces a leading `~` or `~user` with the home directory. The name is unchanged if the directory is unknown."""
     return os.path.expanduser(name)  # noqa: PTH111 - Path.expanduser raises for a file called ~x
 
 
@@ -32,7 +32,7 @@ def of_file_address(address: str) -> str | None:
 
 
 def locate(folder: str, name: str) -> Path:
-    """Returns the path of a file that a manifest names.
+    """Returns the path of a file that is listed in a manifest.
 
     The first spelling of the name that exists is used, or the literal name if none exists.
 
@@ -47,7 +47,7 @@ def locate(folder: str, name: str) -> Path:
 
 
 def spellings(name: str) -> Iterator[str]:
-    r"""Yields other spellings that the file may have on this system.
+    r"""Yields alternative spellings that the file may have on this system.
 
     >>> list(spellings(r"rock\a%20b.wav"))
     ['rock/a%20b.wav', 'rock\\a b.wav', 'rock/a b.wav']

@@ -1,7 +1,7 @@
 """Support for users without a name, as under `docker run --user 4242` and on OpenShift.
 
-torch derives the name of its folder of compiled kernels from the user name. If the user has no name, importing torchmetrics or
-Lightning fails. Setting `TORCHINDUCTOR_CACHE_DIR` avoids this.
+torch derives the name of the folder for its compiled kernels from the user name. If the user has no name, importing torchmetrics or
+Lightning fails. Setting `TORCHINDUCTOR_CACHE_DIR` avoids this error.
 """
 
 import getpass

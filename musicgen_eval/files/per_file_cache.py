@@ -1,7 +1,7 @@
 """Cache for functions that scan a whole file.
 
-Entries are identified by path, size and modification time. Errors are cached, too. Otherwise, every window of a damaged file
-would scan the file again.
+Entries are identified by path, size and modification time. Errors are also cached. Otherwise, a damaged file would be scanned
+again for each of its windows.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Error messages that are a single printable line.
+"""Converts error messages to a single printable line.
 
-File names may contain newlines and bytes that are not UTF-8. Messages that quote them are written to tables, logs and JSON.
+File names may contain newlines and bytes that are not UTF-8. Messages that quote such names are written to tables, logs and JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _R = TypeVar("_R")
 
 
 def printable(text: str) -> str:
-    r"""Returns the text with escapes for unprintable characters and for bytes that are not UTF-8.
+    r"""Escapes the unprintable characters in a text, and the bytes that are not UTF-8.
 
     >>> print(printable("a\nb \udcff ä"))
     a\nb \xff ä
@@ -29,7 +29,7 @@ def printable(text: str) -> str:
 
 
 def with_printable_errors(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Wraps a function so that the message of its `AudioError` is a single printable line."""
+    """Wraps a function so that the message of any `AudioError` that it raises is a single printable line."""
 
     @wraps(function)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:

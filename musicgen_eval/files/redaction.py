@@ -48,7 +48,7 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
     """Returns the text with each secret replaced by `[redacted]`.
 
     Args:
-        text: Any text.
+        text: Any string.
         environment: Environment variables (default: those of the process).
 
     >>> redact("took https://me:pass@host/a.mp3?X-Amz-Signature=0f3a&part=2", {})
@@ -60,13 +60,13 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
 
 
 def redact_tree(value: Value, environment: Mapping[str, str] | None = None) -> Value:
-    """Returns a tree of mappings, lists and tuples with all strings and paths redacted, keys included."""
+    """Redacts all strings and paths, including keys, in a tree of mappings, lists and tuples."""
     cleaned: Value = _clean_tree(value, _secrets(environment))
     return cleaned
 
 
 def redactor(environment: Mapping[str, str] | None = None) -> Callable[[str], str]:
-    """Returns a faster `redact` for many texts, which reads the environment only once."""
+    """Returns a function that does the same as `redact` but is faster for many texts, because the environment is read only once."""
     secrets = _secrets(environment)
     return lambda text: _clean(text, secrets)
 
@@ -110,7 +110,7 @@ def _is_existing_path(value: str) -> bool:
 
 
 def _secrets(environment: Mapping[str, str] | None) -> re.Pattern[str] | None:
-    """Returns a pattern for all secret values, also in their JSON, YAML and URL forms; None if there are no secrets."""
+    """Returns a pattern that matches all secret values, also in their JSON, YAML and URL forms. Returns None if there are none."""
     written: dict[str, None] = {}
     for value in secret_values(os.environ if environment is None else environment):
         for form in (value, json.dumps(value)[1:-1], value.replace("'", "''"), quote(value, safe="")):

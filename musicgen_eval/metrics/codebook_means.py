@@ -24,7 +24,7 @@ class CodebookMeans(DtypeKeepingMetric):
         num_codebooks: Number of codebooks K.
         frame_rate_hz: Frames per second.
 
-    In a run, `configure` replaces both by the values of the checkpoint.
+    In a run, `configure` replaces both with the values of the checkpoint.
     """
 
     is_differentiable = False
@@ -74,7 +74,7 @@ class CodebookMeans(DtypeKeepingMetric):
 
 
 def sums_and_counts(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Computes sums and counts over the last dimension, without NaN values.
+    """Computes sums and counts over the last dimension, excluding NaN values.
 
     Args:
         values: (B, K, T) floating-point values.
@@ -87,7 +87,7 @@ def sums_and_counts(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pad_values(values: Sequence[Tensor]) -> Tensor:
-    """Stacks the (K, T_i) values of several windows to one (B, K, T) tensor, padded with NaN."""
+    """Stacks the (K, T_i) values of several windows into one (B, K, T) tensor, padded with NaN."""
     longest = max(window.shape[-1] for window in values)
     return torch.stack(
         [torch.nn.functional.pad(window, (0, longest - window.shape[-1]), value=float("nan")) for window in values]

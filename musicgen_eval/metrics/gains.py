@@ -1,6 +1,6 @@
 """Likelihood gains: the nll without a text or context minus the nll with it, in nats per second.
 
-Both readings score the same codes. Therefore effects of the music alone, such as silence or repetition, cancel.
+Both readings score the same codes. Therefore effects of the music alone, such as silence or repetition, cancel out.
 """
 
 from torch import Tensor
@@ -10,7 +10,7 @@ from musicgen_eval.metrics.plugin.contract import MetricRecipe
 
 
 class _Gain(CodebookMeans):
-    """Base class of gains: the mean nll difference of two readings, over the codes that both scored."""
+    """Base class of gains: the mean difference in nll between two readings, over the codes that both readings scored."""
 
     higher_is_better = True
 
@@ -33,7 +33,7 @@ class TextGain(_Gain):
     """Decrease of nll due to the text of a track, in nats per second. Only tracks with a text are counted."""
 
     def update(self, nll: Tensor, nll__no_text: Tensor) -> None:
-        """Adds the (K, T) nats of a window with and without its text."""
+        """Adds the (K, T) nats of a window: `nll` with its text, `nll__no_text` without it."""
         self.add_gain(nll__no_text, nll)
 
 
@@ -41,5 +41,5 @@ class ContextGain(_Gain):
     """Decrease of nll due to the context of a window, in nats per second. Only windows with a context are counted."""
 
     def update(self, nll: Tensor, nll__no_context: Tensor) -> None:
-        """Adds the (K, T) nats of a window with its context, and without it from position 0."""
+        """Adds the (K, T) nats of a window: `nll` with its context, `nll__no_context` without it, at positions from 0."""
         self.add_gain(nll__no_context, nll)

@@ -12,7 +12,7 @@ UNITS = {"ppl": "", "ce": "nats", "bits_per_second": "bit/s"}
 
 
 class MeanNll(CodebookMeans):
-    """Base class of the perplexities. It computes the results from sums and counts of nll."""
+    """Base class of perplexity metrics. It computes the results from sums and counts of nll."""
 
     higher_is_better = False
 
@@ -56,6 +56,6 @@ class CodebookPerplexity(MeanNll):
         self.add(nll)
 
     def window_states(self, batch: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Returns the (B, K) states of several windows at once. They equal the states after single updates."""
+        """Returns the (B, K) states of several windows at once. They are identical to the states after single updates."""
         total, count = sums_and_counts(pad_values([window["nll"] for window in batch]))
         return {"total": total, "count": count}

@@ -1,4 +1,4 @@
-"""Perplexity by position in the window, also beyond the checkpoint's limit.
+"""Perplexity by position in the window, including positions beyond the checkpoint's limit.
 
 Positions are frames from the start of the window, as in the position table of the decoder.
 """
@@ -15,15 +15,15 @@ from musicgen_eval.records import CodecSpec, Window
 
 
 class PositionProfile(CodebookMeans):
-    """Cross entropy and perplexity of each bin of the window, and of the positions within and beyond the limit.
+    """Cross entropy and perplexity of each bin of the window, and perplexity within and beyond the checkpoint's limit.
 
         0 s        1 s        2 s             limit           end_s
         |- ce_0s --|- ce_1s --|- ...            |                |
         |-------------- ppl_within -------------|-- ppl_beyond --|
 
-    Results: `ce_<start>s` in nats and `ppl_<start>s` = exp(`ce_<start>s`) for each bin, named by the second at which it starts.
-    `ce` is the mean over codebooks of the codebook means. `ppl_within` covers the positions below the checkpoint's limit, and
-    `ppl_beyond` the others. If a codebook has no scored codes in a bin, the values of the bin are NaN.
+    Results: `ce_<start>s` in nats and `ppl_<start>s` = exp(`ce_<start>s`) for each bin, named after the second at which it starts.
+    `ce` is the mean over codebooks of the codebook means. `ppl_within` covers the positions within the checkpoint's limit, and
+    `ppl_beyond` covers the others. If a codebook has no scored codes in a bin, the values of the bin are NaN.
 
     Args:
         bin_s: Length of a bin in seconds, a whole number of frames.
@@ -59,7 +59,7 @@ class PositionProfile(CodebookMeans):
         super().configure(spec)
 
     def _set_up(self, num_codebooks: int, frame_rate_hz: float) -> None:
-        """Creates the states, with one column per bin, one for the positions within the limit and one for those beyond."""
+        """Creates the states, with one column per bin, one for the positions within the limit and one for those beyond it."""
         if not (0 < self.bin_s < float("inf") and 0 < self.end_s < float("inf")):
             raise MetricError(
                 f"PositionProfile: bin_s and end_s must be above 0 and finite, got {self.bin_s} and {self.end_s}"

@@ -11,8 +11,8 @@ from musicgen_eval.metrics.plugin.metric_internals import DtypeKeepingMetric
 
 HOP_S = 0.008
 FRAME_HOPS = 4  # length of a spectrum's window: 32 ms
-SPAN_S = 1.0  # averaged audio before and after a mark, for `change`
-AROUND_S = 3.0  # analysed audio before and after the boundary
+SPAN_S = 1.0  # length of the audio before and after a mark that `change` averages
+AROUND_S = 3.0  # length of the analysed audio before and after the boundary
 MIN_HOPS = 3 * FRAME_HOPS  # shortest audio before or after the boundary: 96 ms, which holds a few marks
 COMPRESSION = 100.0  # so that components 40 dB below the mean magnitude still contribute
 FLOOR = 0.01  # nats; smaller distances are indistinguishable from silence
@@ -22,12 +22,12 @@ class SeamDiscontinuity(DtypeKeepingMetric):
     """Spectral change at the boundary, relative to other places in the same music, as two ratios.
 
     A ratio of 1 means that the sound changes as much as elsewhere. `flux` measures the change over a few milliseconds and detects
-    clicks and hard cuts. `change` compares the second before the boundary with the second after it, and detects another sound or
-    another song. The results are geometric means over continuations, because ratios of 4 and 1/4 are equally far from 1. A
-    continuation with less than 96 ms of audio before or after the boundary is not counted.
+    clicks and hard cuts. `change` compares the second before the boundary with the second after it, and detects a change to
+    another sound or another song. The results are geometric means over continuations, because ratios of 4 and 1/4 are equally far
+    from 1. A continuation with less than 96 ms of audio before or after the boundary is not counted.
 
-    At random places of an uncut recording, the ratios have a geometric mean of 1, with or without beats. Single ratios vary by a
-    factor of 2 and more. Therefore evaluate many continuations, and compare them with the reference.
+    At random places in an uncut recording, the ratios have a geometric mean of 1, with or without beats. Individual ratios vary by
+    a factor of 2 or more. Therefore, evaluate many continuations and compare them with the reference.
 
     >>> import torch
     >>> times = torch.arange(32000, dtype=torch.float64) / 32000
@@ -39,7 +39,7 @@ class SeamDiscontinuity(DtypeKeepingMetric):
     [('flux', 1.0, True), ('change', 1.0, True)]
 
     Source: spectral flux (Dixon, Onset detection revisited, 2006), here counting decreases as well as increases, and novelty
-    between two spans (Foote, Automatic audio segmentation, 2000). The comparison with other places is our addition.
+    between two spans (Foote, Automatic audio segmentation, 2000). The comparison with other places is an addition of this package.
     """
 
     is_differentiable = False
@@ -90,13 +90,13 @@ def seam_discontinuity(before: Tensor, after: Tensor, *, sample_rate_hz: int) ->
 
         before ...----+----+----|----+----+----... after          one mark per hop; | is the boundary
                            [ frame ]                              a spectrum covers 4 hops and starts at a mark
-        flux              <-------->                              largest distance of neighbours of which one spans the mark
-        change   [-- span --]  [-- span --]                       distance of the spans' mean spectra
+        flux              <-------->                              largest distance between neighbours, one of which spans the mark
+        change   [-- span --]  [-- span --]                       distance between the mean spectra of the spans
 
     Spectra are log(1 + 100 |X| / mean |X|). The mean covers all analysed audio, so gain does not matter. Distances are root mean
-    squares over frequencies and channels. The other marks are at most 3 s from the boundary, and their measure lies completely
-    before or completely after it. Spans are 1 s, or a third of the shorter side. A floor of 0.01 nats is added to each measure,
-    so silence has the ratio 1. Logarithms are averaged, so the log ratio at a random mark has mean 0.
+    squares of differences over frequencies and channels. The other marks are at most 3 s from the boundary, and the audio that they
+    measure lies completely before or completely after it. Spans are 1 s long, or a third of the shorter side. A floor of 0.01 nats
+    is added to each measure, so silence has a ratio of 1. Logarithms are averaged, so the log ratio at a random mark has mean 0.
 
     Args:
         before: (C, N) floating-point audio that ends at the boundary.
@@ -138,13 +138,13 @@ def _log_spectra(audio: Tensor, hop: int) -> Tensor:
 
 
 def _flux(spectra: Tensor) -> Tensor:
-    """Returns the flux at each mark from `FRAME_HOPS` on: the largest distance of neighbours of which one spans the mark."""
+    """Returns the flux at each mark from `FRAME_HOPS` on: the largest distance between neighbours, one of which spans the mark."""
     distances = _distance(spectra[1:], spectra[:-1])
     return distances.unfold(0, FRAME_HOPS, 1).amax(-1)
 
 
 def _change(spectra: Tensor, span_hops: int) -> Tensor:
-    """Returns the change at each mark from `span_hops` on: the distance of the spans' mean spectra before and after it."""
+    """Returns the change at each mark from `span_hops` on: the distance between the mean spectra of the spans around the mark."""
     num_frames = span_hops - FRAME_HOPS + 1  # frames that lie completely in a span
     sums = torch.nn.functional.pad(spectra.cumsum(0), (0, 0, 1, 0))
     means = (sums[num_frames:] - sums[:-num_frames]) / num_frames  # row i: mean of the span that starts at mark i

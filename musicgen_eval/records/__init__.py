@@ -1,9 +1,9 @@
-"""Records that the packages exchange, and the legend of dimension letters.
+"""Records that the packages exchange, and the letters that denote tensor dimensions.
 
     B batch   K codebooks   T frames   S delayed steps   V codebook size   C channels   N samples   D features
 
 Records are frozen dataclasses. Tables with many rows, such as all windows of a run, are stored as numpy columns; a record is
-one row. `settings.py` is the base of the settings classes.
+one row. `settings.py` defines the base class of settings.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from musicgen_eval.errors import WindowError
 
-if TYPE_CHECKING:  # help texts do not wait for torch
+if TYPE_CHECKING:  # importing torch would delay the display of help texts
     import torch
 
 MAX_FRAMES = 1 << 40  # seven centuries at 50 Hz
@@ -34,7 +34,7 @@ class CodecSpec:
         codebook_size: V, which is also the id of the special token.
         channels: Number of audio channels, 1 or 2.
         delays: (K,) number of steps by which the delay pattern shifts each codebook.
-        max_frames: Length of the longest window that the decoder was trained on.
+        max_frames: Length of the longest window that the decoder was trained on, in frames.
     """
 
     sample_rate_hz: int
@@ -66,7 +66,7 @@ class CodecSpec:
 
         Args:
             seconds: Length in seconds.
-            setting: Name of the setting, for messages.
+            setting: Name of the setting, for error messages.
 
         Raises:
             WindowError: The length is not finite or not a whole number of frames. The message gives the nearest valid lengths.
@@ -124,7 +124,7 @@ class Window:
 
     @property
     def num_frames(self) -> int:
-        """Number of frames in the window, context and target."""
+        """Number of frames in the window, including context and target."""
         return self.context_frames + self.target_frames
 
     @property
@@ -163,7 +163,7 @@ class ScoredWindow:
 
 
 StepKernels = Literal["graph", "compiled", "eager"]
-"""Implementations of decode steps on CUDA, see `ContinuationSettings`."""
+"""Implementations of decoding steps on CUDA (see `ContinuationSettings`)."""
 
 Task = Literal["score", "continue"]
 """Task of a run: `score` in test and validate, `continue` in predict."""
@@ -179,8 +179,7 @@ class Reading:
 
     Attributes:
         name: The suffix. "" is the plain reading.
-        text: `own` is the window's text, `none` is the null condition, and `other` is a different text, taken from the next
-            track that has one.
+        text: `own` is the window's text, `none` is the null condition, and `other` is a different text, taken from another track.
         context: `own` feeds the window's context. `none` feeds the target alone, at positions from 0.
         target: `own` scores the window's target. `reference`, in predict only, scores the reference instead of the
             generated codes.
@@ -206,13 +205,13 @@ class Continuation:
         sample_rate_hz: Sample rate of the audio.
         text: Text that conditions the model, or None.
         seed: Seed of the run. Seed, track id and `window.index` determine the random numbers of the continuation.
-        generated: (C, N) float32, audio of the continuation. None if it was written to a file.
-        context: (C, N) float32, the track before the boundary. None if it was written to a file.
+        generated: (C, N) float32, audio of the continuation. None if the audio was written to a file.
+        context: (C, N) float32, the track before the boundary. None if the audio was written to a file.
         reference: (C, N) float32, the track after the boundary, at most as long as the continuation. None if the track ends
             at the boundary or the audio was written to a file.
-        path: File of the continuation. None if it was not written.
-        context_path: File of the context. None if it was not written.
-        reference_path: File of the reference. None if it was not written.
+        path: Path of the continuation file. None if the file was not written.
+        context_path: Path of the context file. None if the file was not written.
+        reference_path: Path of the reference file. None if the file was not written.
     """
 
     window: Window

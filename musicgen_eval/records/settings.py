@@ -1,7 +1,7 @@
-"""The base class of settings: one declaration per setting, from which commands, functions and recipes derive theirs.
+"""Base class of settings. Each setting is declared once; commands, functions and recipes are derived from the declaration.
 
-A field declares the name, type and default of a setting. The class docstring declares its help text, under `Attributes:`. The
-constructor checks types, and a subclass checks ranges in `__post_init__`.
+A field declares the name, type and default of a setting. The class docstring contains its help text, under `Attributes:`. The
+constructor checks types, and subclasses check ranges in `__post_init__`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from musicgen_eval.records import Task
 
 SCORING_ONLY: Mapping[str, Any] = MappingProxyType({"task": "score"})
-"""Metadata of a field that applies to `test` and `validate` only. `predict` refuses other values than its default."""
+"""Metadata of a field that applies to `test` and `validate` only. `predict` refuses any value other than the default."""
 
 NOT_IN_RECIPE: Mapping[str, Any] = MappingProxyType({"recipe": False})
-"""Metadata of a field that cannot change a number. It is not part of the recipe, and may differ when a run is resumed."""
+"""Metadata of a field that cannot change the results. The field is not part of the recipe, and may differ when a run is resumed."""
 
-MAX_SHOWN = 60  # letters of a value in a message
+MAX_SHOWN = 60  # number of characters of a value that a message shows
 NAMES: Mapping[object, str] = {
     int: "a whole number", float: "a finite number", str: "a string", bool: "True or False", Path: "a path", type(None): "None",
     Mapping: "a mapping",
@@ -38,7 +38,7 @@ class Settings:
     """Base class of settings.
 
     Raises:
-        RunError: From the constructor, if a value has another type than its field declares.
+        RunError: Raised by the constructor if a value does not have the type that its field declares.
     """
 
     name_in_config: ClassVar[str]
@@ -48,7 +48,7 @@ class Settings:
         check_types(field_types(type(self)), vars(self))
 
     def require_at_least(self, least: float, *names: str) -> None:
-        """Raises `RunError` for values below a limit. None is not checked."""
+        """Raises `RunError` for values below a limit. Values of None are not checked."""
         for name in names:
             value = getattr(self, name)
             if value is not None and value < least:
@@ -61,7 +61,7 @@ class Settings:
                 raise RunError(f"{self.name_in_config}.{field.name} does not apply to predict; remove it")
 
     def recipe(self, task: Task) -> dict[str, Any]:
-        """Returns the values that determine the numbers of a task, by name."""
+        """Returns the settings that determine the results of a task, by name."""
         return {
             field.name: getattr(self, field.name)
             for field in fields(self)
@@ -76,7 +76,7 @@ def field_types(settings: type[Settings]) -> Mapping[str, Any]:
 
 
 def help_texts(settings: type[Settings]) -> Mapping[str, str]:
-    """Returns the help text of each field of a settings class, from its docstring and those of its bases."""
+    """Returns the help text of each field of a settings class, read from the docstrings of the class and its bases."""
     from docstring_parser import parse
 
     texts: dict[str, str] = {}
@@ -88,14 +88,14 @@ def help_texts(settings: type[Settings]) -> Mapping[str, str]:
 
 
 def check_types(declared: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Checks values against declared types: numbers, strings, paths, flags, choices and mappings.
+    """Checks values against declared types.
 
     Args:
-        declared: Type by name. Names with other types are not checked.
-        given: Value by name. Names that are not declared are ignored.
+        declared: Type of each name. Only numbers, strings, paths, flags, choices and mappings are checked.
+        given: Value of each name. Names that are not declared are ignored.
 
     Raises:
-        RunError: Names the argument, the types it can have, and the value.
+        RunError: A value does not have its declared type. The message contains its name, the expected type and the value.
     """
     for name, declared_type in declared.items():
         kinds = list(_kinds(declared_type))
@@ -107,16 +107,16 @@ def check_types(declared: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 
 
 def shown(value: object) -> str:
-    """Returns a value as error messages show it: short, in one line, with its type."""
+    """Returns a short representation of a value and its type, on one line, for error messages."""
     kind, shape = type(value).__name__, getattr(value, "shape", None)
-    if shape:  # a tensor or an array; numbers of numpy have the shape ()
+    if shape:  # a tensor or an array; numpy scalars have the shape ()
         return f"{kind} of shape {tuple(shape)}"
     text = " ".join(repr(value).split())
     return f"{text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + '...'} ({kind})"
 
 
 def _kinds(declared: Any) -> Iterable[Any]:
-    """Yields the alternatives of a type."""
+    """Yields the members of a union type, or the type itself if it is not a union."""
     if get_origin(declared) in (Union, types.UnionType):
         for part in get_args(declared):
             yield from _kinds(part)

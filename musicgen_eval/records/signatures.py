@@ -1,7 +1,7 @@
 """Functions whose keyword arguments are the fields of settings classes.
 
-A function receives settings as one record per class, and its callers pass each setting by name. So a setting is declared once, in
-its class, and every function that takes it has the same name, type, default and help text.
+A function receives settings as one record per class, and its callers pass each setting by name. A setting is therefore declared
+once, in its class, and has the same name, type, default and help text in every function that takes it.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ LINE_LENGTH = 100
 def takes_settings(
     *, positional: Sequence[str] = (), without: Collection[str] = ()
 ) -> Callable[[Callable[..., _R]], Callable[..., _R]]:
-    """Replaces each parameter of a settings class, if it has no default, by the fields of the class.
+    """Returns a decorator that replaces parameters whose type is a settings class with the fields of the class.
 
-    The signature, the docstring and the help of the decorated function show the fields. An own parameter of the function that has
-    the name of a field takes the place of the field. The attribute `prepared` of the function checks its arguments, and returns a
-    function without arguments that runs it.
+    Parameters with a default are not replaced. The signature, the docstring and the help of the decorated function show the fields.
+    If the function declares a parameter with the name of a field, this parameter replaces the field. The attribute
+    `prepared` of the function checks its arguments, and returns a function without arguments that runs it.
 
     Args:
-        positional: Names that can be passed by position, in this order. All others are passed by keyword.
-        without: Names of fields that the function does not take. They keep their defaults.
+        positional: Names of the parameters that can be passed by position, in this order. All others are keyword-only.
+        without: Names of fields that the function does not take. These fields keep their defaults.
 
     Raises:
-        RunError: From the function, if an argument has another type than declared, or a value that its class refuses.
-        TypeError: From the function, for unknown and missing arguments.
+        RunError: Raised by the decorated function if an argument does not have its declared type, or its class refuses the value.
+        TypeError: Raised by the decorated function if an argument is unknown or missing.
     """
 
     def decorate(function: Callable[..., _R]) -> Callable[..., _R]:
@@ -86,7 +86,7 @@ def _signature(
     positional: Sequence[str],
     without: Collection[str],
 ) -> Signature:
-    """Returns the signature with the fields of the settings classes, the positional parameters first."""
+    """Returns the signature with the fields of the settings classes, positional parameters first."""
     found: dict[str, Parameter] = {}
     for name, parameter in own.items():
         if name not in classes:
@@ -123,7 +123,7 @@ def _bind(
 def _docstring(
     doc: str, signature: Signature, own: Mapping[str, Parameter], classes: Collection[type[Settings]]
 ) -> str:
-    """Returns a docstring in which `Args:` also describes the fields, in the order of the signature."""
+    """Returns a docstring whose `Args:` section also describes the fields, in the order of the signature."""
     texts = {name: text for settings in classes for name, text in help_texts(settings).items()}
     head, section, rest = inspect.cleandoc(doc).partition("Args:\n")
     described, blank, tail = rest.partition("\n\n")

@@ -149,7 +149,9 @@ def test_the_error_for_a_file_size_limit_quotes_the_system(ending, num_blocks, t
     script.write_text(WRITE_UNDER_A_LIMIT)
     done = run_script(str(path), limit, str(num_blocks), script=script)
     assert done.returncode == 0
-    assert f"{path}: cannot be written as {ending.upper()} at 32000 Hz: [Errno 27] File too large" in done.stdout
+    assert (
+        f"{path}: the file cannot be written as {ending.upper()} at 32000 Hz: [Errno 27] File too large" in done.stdout
+    )
     assert done.stderr == ""
     assert list(tmp_path.iterdir()) == [script]
 
@@ -166,7 +168,9 @@ def test_the_error_for_a_full_disk_quotes_the_system(tmp_path, monkeypatch, audi
     for samples in (audio, audio[:, :100]):  # larger and smaller than Python's buffer
         with monkeypatch.context() as patch:
             patch.setattr(Path, "open", full)
-            with pytest.raises(AudioError, match=r"a\.wav: cannot be written as WAV .*No space left on device"):
+            with pytest.raises(
+                AudioError, match=r"a\.wav: the file cannot be written as WAV .*No space left on device"
+            ):
                 write_audio(path, samples, RATE_HZ)
         assert path.read_text() == "before"
         assert list(tmp_path.iterdir()) == [path]

@@ -54,7 +54,10 @@ def refusal(capsys, *arguments: str, command=lightning_main) -> str:
             ["--trainer.strategy=ddp_spawn", "--trainer.devices=2"],
             "ddp_spawn, ddp_fork and ddp_notebook are not supported",
         ),
-        (["--trainer.strategy=ddp_fork", "--trainer.devices=2"], "set it to ddp, which starts the command once per process"),
+        (
+            ["--trainer.strategy=ddp_fork", "--trainer.devices=2"],
+            "set it to ddp, which starts the command once per process",
+        ),
         (["--trainer.logger=CSVLogger"], "trainer.logger: lightning.pytorch.loggers.CSVLogger needs save_dir"),
         (["--trainer.logger=TensorBoardLogger", "--trainer.logger.save_dir=x"], "pip install -U 'tensorboard"),
         (
@@ -64,7 +67,7 @@ def refusal(capsys, *arguments: str, command=lightning_main) -> str:
         (["--wandb.tags=x"], "wandb.tags: expected list or null, got 'x'"),
         (["--data.text=\udcff"], r"data.text is not UTF-8 text, got '\udcff'"),
         (["--run_dir=/dev/null/x"], "run_dir /dev/null/x cannot be used: Not a directory"),
-        (["--data.context_s=9"], "is 700 frames, over the checkpoint's limit of 500 (10 s)"),
+        (["--data.context_s=9"], "is 700 frames, over the checkpoint's limit of 500 frames (10 s)"),
         (["--data.context_s=0.33"], "context_s=0.33 s is 16.5 frames"),
         (["--data.batch_size=0"], "batch_size must be at least 1"),
         (["--data.limit=0"], "limit must be at least 1"),
@@ -237,7 +240,7 @@ def tiny(oracle: Path) -> list[str]:
         (["--context", "-1"], "context_s=-1"),
         (
             ["--context", "9", "--duration", "20"],
-            "context_s=9 and a continuation of 20 s exceed the checkpoint's limit of 10 s",
+            "context_s=9 and a continuation of 20 s together exceed the checkpoint's limit of 10 s",
         ),
         (["--duration", "0"], "duration_s=0"),
         (["--duration", "0.03"], "duration_s=0.03 s is 1.5 frames"),
@@ -279,7 +282,7 @@ def test_invalid_arguments_of_generate_are_one_line_errors_and_write_no_files(
         (["--data.context_s=0.01"], "context_s=0.01 is shorter than one frame"),
         (
             ["--data.context_s=9", "--data.target_s=20"],
-            "context_s=9 and a continuation of 20 s exceed the checkpoint's limit of 10 s",
+            "context_s=9 and a continuation of 20 s together exceed the checkpoint's limit of 10 s",
         ),
         (["--data.target_s=0"], "target_s=0 is shorter than one frame"),
         (["--data.head=skip"], "data.head does not apply to predict"),

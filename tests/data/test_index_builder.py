@@ -134,7 +134,7 @@ def test_a_wrong_declared_duration_fails_and_the_message_gives_both_lengths(
     assert item.audio is None
     assert item.failure == (
         f"{tmp_path}/a.wav: the file lasts {lasts} s ({frames} frames of the track), but duration_s is {declared_s:g} "
-        f"({planned} frames); correct duration_s, rounded down, or remove it"
+        f"({planned} frames); set duration_s to the length of the file, rounded down, or remove it"
     )
 
 
@@ -144,11 +144,14 @@ def test_a_file_that_changes_after_planning_fails(folder):
     assert planned.open_track(0) is kept
     write_wav(folder / "a.wav", 16000)
     with pytest.raises(
-        AudioError, match=r"a\.wav: changed since the run was planned: now 32044 bytes, then 64044 bytes"
+        AudioError,
+        match=r"a\.wav: the file has changed since the run was planned: expected 64044 bytes, got 32044 bytes",
     ):
         planned.open_track(0)
     write_wav(folder / "b.wav", 64000, 16000)  # of the same size
-    with pytest.raises(AudioError, match=r"b\.wav: changed .*64000 samples at 16000 Hz, .*64000 samples at 32000 Hz"):
+    with pytest.raises(
+        AudioError, match=r"b\.wav: .* changed .*64000 samples at 32000 Hz, .*64000 samples at 16000 Hz"
+    ):
         planned.open_track(1)
     (folder / "d.wav").unlink()
     with pytest.raises(AudioError, match=r"d\.wav: no such file"):
@@ -263,14 +266,14 @@ def test_a_changed_file_size_raises_and_names_the_file(folder):
     opening = Opening(index_path=folder / "index.npz")
     plan(folder / "m.jsonl", opening)
     write_wav(folder / "b.wav", 1000)
-    with pytest.raises(RunError, match=r"b\.wav: has 2044 bytes, but had 128044 when the run started"):
+    with pytest.raises(RunError, match=r"b\.wav: the file has 2044 bytes but had 128044 when the run started"):
         plan(folder / "m.jsonl", opening)
 
 
 @pytest.mark.parametrize("content", [b"", b"no index", b"PK\x03\x04 and no more"])
 def test_a_damaged_index_raises_with_a_remedy(content, folder):
     (folder / "index.npz").write_bytes(content)
-    with pytest.raises(RunError, match=r"index\.npz: not an index of tracks, .*delete the file"):
+    with pytest.raises(RunError, match=r"index\.npz: the file is not an index of tracks, .*delete the file"):
         plan(folder / "m.jsonl", Opening(index_path=folder / "index.npz"))
 
 

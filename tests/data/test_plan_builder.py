@@ -261,7 +261,7 @@ def test_scoring_settings_raise_in_predict(folder, given, message):
         ({"context_s": 0.01}, r"context_s=0\.01 is shorter than one frame"),
         (
             {"context_s": 20.0, "target_s": 20.0},
-            "exceed the checkpoint's limit of 30 s, so the window slides by 18 s and the context must be at most 12 s",
+            "together exceed the checkpoint's limit of 30 s, so the window slides by 18 s and the context must be at most 12 s",
         ),
     ],
 )

@@ -29,9 +29,9 @@ AUDIO = torch.zeros(32000) + 0.01
     ("call", "message"),
     [
         (lambda: perplexity(AUDIO, sample_rate_hz=32000.0), r"sample_rate_hz must be a whole number or None, got 32000\.0"),
-        (lambda: perplexity("demo", text=["a", "b"]), r"text must be a string or None, got \['a', 'b'\] \(list\); a manifest"),
+        (lambda: perplexity("demo", text=["a", "b"]), r"text must be a string or None, got \['a', 'b'\] \(list\); .* a manifest"),
         (lambda: perplexity("demo", text=float("nan")), r"text must be a string or None, got nan \(float\)"),
-        (lambda: perplexity("demo", text="\udcc3 techno"), r"text must be valid text, got .* undecodable byte at position 0"),
+        (lambda: perplexity("demo", text="\udcc3 techno"), r"text cannot be decoded: .* an undecodable byte at position 0"),
         (lambda: perplexity("demo", context_s="1"), r"context_s must be a finite number or None, got '1' \(str\)"),
         (lambda: perplexity("demo", target_s=float("inf")), r"target_s must be a finite number or None, got inf"),
         (lambda: perplexity("demo", batch_size=8.0), r"batch_size must be a whole number, got 8\.0"),

@@ -310,14 +310,16 @@ def test_the_prompt_is_the_limit_minus_the_stride(songs, long_song, short_model)
 
 
 def test_a_context_longer_than_the_prompt_is_refused(long_song, short_model):
-    with pytest.raises(WindowError, match=r"context_s=1 and a continuation of .* s exceed .* must be at most 0\.4 s"):
+    with pytest.raises(
+        WindowError, match=r"context_s=1 and a continuation of .* s together exceed .* must be at most 0\.4 s"
+    ):
         continued(long_song, short_model, context_s=1.0, stride_s=0.6)
     with pytest.raises(
-        WindowError, match=r"context_s=0\.8 and a continuation of 3\.2 s exceed .* must be at most 0\.4 s"
+        WindowError, match=r"context_s=0\.8 and a continuation of 3\.2 s together exceed .* must be at most 0\.4 s"
     ):
         continued(long_song, short_model, context_s=0.8, stride_s=0.6)
     with pytest.raises(
-        WindowError, match=r"context_s=0\.42 and a continuation of 1 s exceed .* must be at most 0\.4 s"
+        WindowError, match=r"context_s=0\.42 and a continuation of 1 s together exceed .* must be at most 0\.4 s"
     ):
         continued(long_song, short_model, context_s=0.42, duration_s=1.0)
     (one,) = continued(long_song, short_model, context_s=0.4, duration_s=1.0).continuations

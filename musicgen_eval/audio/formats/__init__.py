@@ -1,1 +1,1 @@
-"""Length, integrity and decoding of each audio format."""
+"""Modules that determine the length of audio files, check their integrity and decode them, one per format."""

@@ -19,7 +19,7 @@ HEAD_BYTES = 512
 MPEG_CODINGS = frozenset({0x50, 0x55})  # WAVE_FORMAT_MPEG and WAVE_FORMAT_MPEGLAYER3
 UNKNOWN_SIZES = frozenset(
     {0xFFFFFFFF, 0x7FFFFFFF, 0x80000000, 0x7FFFF000}
-)  # sizes in headers that were written to a pipe
+)  # placeholder sizes in the headers of files that were written to a pipe
 _W64_RIFF = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
@@ -50,7 +50,7 @@ class DataChunk:
 
     Attributes:
         start: First byte.
-        num_bytes: Declared number of bytes. None means that the container does not declare it.
+        num_bytes: Declared number of bytes. None means that the container does not declare the number.
     """
 
     start: int
@@ -85,7 +85,7 @@ def is_known_start(head: bytes) -> bool:
 
 
 def is_read_past_declared_end(head: bytes) -> bool:
-    """Returns whether decoders read past the end that the header declares. They do so for W64 and ASF."""
+    """Returns whether decoders read past the end that the header declares, as they do in W64 and ASF files."""
     return head.startswith((_W64_RIFF, _ASF))
 
 
@@ -97,9 +97,9 @@ def wav_coding(head: bytes) -> int | None:
 
 
 def data_chunk(file: BinaryIO) -> DataChunk | None:
-    """Returns the bytes that must exist in a wav, RF64, W64, AIFF, CAF, AU, NIST, MP4, Matroska or ASF file.
+    """Returns the range of bytes that must exist in a wav, RF64, W64, AIFF, CAF, AU, NIST, MP4, Matroska or ASF file.
 
-    Returns None for other formats, and if no such chunk is found.
+    Returns None for other formats, or if the header declares no such range.
     """
     file.seek(0)
     head = file.read(40)
@@ -139,7 +139,7 @@ def _read_at(file: BinaryIO, at: int, num_bytes: int) -> bytes:
 
 
 def _chunks(file: BinaryIO, at: int, order: str) -> Iterator[tuple[bytes, int, int]]:
-    """Yields (name, start, number of bytes) of the chunks of a RIFF or AIFF file."""
+    """Yields (name, start, number of bytes) for each chunk of a RIFF or AIFF file."""
     while True:
         head = _read_at(file, at, 8)
         if len(head) < 8:
@@ -232,7 +232,7 @@ def _matroska_segment(file: BinaryIO) -> DataChunk | None:
 
 
 def _asf_file(file: BinaryIO) -> DataChunk | None:
-    """Returns the whole file, with the size in its file properties."""
+    """Returns the whole file as one chunk, with the size that its file properties declare."""
     file.seek(0)
     head = file.read(1 << 16)
     at = head.find(_ASF_FILE_PROPERTIES)
@@ -246,10 +246,10 @@ def check_data_size(path: Path, file: BinaryIO) -> None:
 
     Args:
         path: Path for error messages.
-        file: The file, without the tags around its audio.
+        file: The file, excluding the tags around its audio.
 
     Raises:
-        AudioError: If the file is shorter than declared, or declares no audio although it has some.
+        AudioError: If the file is shorter than declared, or if the header declares no audio but the file contains some.
     """
     chunk = data_chunk(file)
     if chunk is None or chunk.num_bytes is None:
@@ -276,7 +276,7 @@ def check_soundfile_log(path: Path, format: str, num_samples: int, log: str) -> 
         path: Path for error messages.
         format: Format as named by soundfile.
         num_samples: Number of samples that libsndfile found.
-        log: libsndfile's log of opening the file.
+        log: Log that libsndfile wrote when the file was opened.
 
     Raises:
         AudioError: If the file is truncated.

@@ -1,7 +1,7 @@
 """Finds the last frame of a FLAC file, which determines the length of the audio.
 
-A FLAC file that was written to a pipe declares no length, and libsndfile stops at damage as if the file ended there. Each frame
-contains its position and two checksums, so the last frame shows the length of the audio and whether the file is complete.
+A FLAC file that was written to a pipe declares no length, and libsndfile stops at damaged data as if the file ended there. Each
+frame contains its position and two checksums, so the last frame shows the length of the audio and whether the file is complete.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from musicgen_eval.errors import AudioError
 from musicgen_eval.files.per_file_cache import once_per_file
 
 _TAIL_BYTES = 1 << 20
-_SHORT_TAIL_BYTES = 1 << 16  # a frame of 4,608 stereo samples of 24 bits has 28 kB
+_SHORT_TAIL_BYTES = 1 << 16  # a frame of 4,608 stereo samples of 24 bits takes 28 kB
 _MAX_CANDIDATES = 4
 _BLOCK_SAMPLES = {
     1: 192,
@@ -35,7 +35,7 @@ def flac_num_samples(path: Path) -> int:
     num_samples = find_flac_end(path)
     if num_samples is None:
         raise AudioError(
-            f"{path}: truncated or damaged: its header declares no length and it does not end with a complete FLAC frame; "
+            f"{path}: truncated or damaged: its header declares no length and the file does not end with a complete FLAC frame; "
             "encode it again"
         )
     return num_samples
@@ -81,7 +81,7 @@ def _last_frames(file: BinaryIO, tail_bytes: int) -> Iterator[tuple[tuple[int, i
 
 
 def _parse_frame(head: bytes, fixed_block_samples: int) -> tuple[int, int] | None:
-    """Returns first sample and number of samples of the frame at the start of `head`, or None if there is none.
+    """Returns the first sample and the number of samples of the frame at the start of `head`, or None if there is no frame.
 
     Source: RFC 9639, section 9.1.
     """
@@ -107,7 +107,11 @@ def _parse_frame(head: bytes, fixed_block_samples: int) -> tuple[int, int] | Non
 
 
 def _coded_number(head: bytes, at: int) -> tuple[int | None, int]:
-    """Decodes a number of up to 36 bits in UTF-8-like coding; returns the number, or None, and the position after it."""
+    """Decodes a number of up to 36 bits in a UTF-8-like coding.
+
+    Returns:
+        The number, or None if the coding is invalid, and the position after the number.
+    """
     leading = 8 - (head[at] ^ 0xFF).bit_length()  # number of leading ones
     if leading == 0:
         return head[at], at + 1
@@ -121,7 +125,7 @@ def _coded_number(head: bytes, at: int) -> tuple[int | None, int]:
 
 
 def _checksum(data: bytes, *, width: int) -> int:
-    """Returns FLAC's CRC-8 or CRC-16 of data, which is 0 if the data ends with its correct checksum.
+    """Returns FLAC's CRC-8 or CRC-16 of `data`, which is 0 if the data ends with its correct checksum.
 
     The example is the frame in RFC 9639, appendix D.1.
 

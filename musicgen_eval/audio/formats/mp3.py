@@ -1,9 +1,9 @@
 """Counts and decodes the frames of MPEG audio files (mp3).
 
 libsndfile's pre-roll after a seek is too short for the bit reservoir, its lengths are estimates if there is no Xing tag, and
-damage in the middle shifts the samples after it. This module counts the frame headers instead, copies a range of whole frames
-into a new stream, and decodes it with soundfile. The first 65,536 samples are pre-roll and are discarded. The cost does not
-depend on the position in the file.
+damage in the middle of a file shifts all later samples. This module counts the frame headers instead, copies a range of whole
+frames into a new stream, and decodes this stream with soundfile. The first 65,536 samples are pre-roll and are discarded. The cost
+does not depend on the position in the file.
 
     file   | ID3 | tag frame | frame 0 | frame 1 | ... | frame n-1 | ID3v1 |
     decode               529 + delay samples cut ->|<--- num_samples --->|<- padding - 529 cut
@@ -40,7 +40,7 @@ DECODER_DELAY_SAMPLES = (
     529  # delay of layer III decoders, which mpg123 trims if a tag declares the delay of the encoder
 )
 PRE_ROLL_SAMPLES = 65_536
-# Largest difference between the total size of frames of one bit rate and their number times the mean size.
+# Largest accepted difference between the total size of frames of one bit rate and the product of their number and mean size.
 MAX_PADDED_BYTES = 8
 _BLOCK_BYTES = 1 << 20
 
@@ -54,7 +54,7 @@ class MpegStream:
         starts: (frames,) int64, position of each frame in the file, in bytes.
         sizes: (frames,) int64, size of each frame, in bytes.
         skip_samples: Number of decoded samples before the start of the audio.
-        num_samples: Number of samples of the audio.
+        num_samples: Number of samples in the audio.
     """
 
     first: MpegHeader
@@ -67,7 +67,7 @@ class MpegStream:
 def declared_stream(path: Path) -> tuple[MpegHeader, int] | None:
     """Returns the first header and the number of samples that the tag declares, or None if the frames must be counted.
 
-    A tag is trusted if it accounts for every byte of the file, and its checksum or a constant bit rate confirms its number of
+    A tag is trusted if it accounts for every byte of the file, and if its checksum or a constant bit rate confirms its number of
     frames. The confirmation is needed because some encoders also count the tag's own frame.
     """
     with open_audio(path) as file:
@@ -97,7 +97,7 @@ def _is_confirmed_by_size(num_frames: int, num_bytes: int, start: bytes) -> bool
 
 
 def _trimmed(num_frames: int, header: MpegHeader, tag: MpegTag | None) -> tuple[int, int]:
-    """Returns the number of samples to skip at the start and the number of samples of the audio, as trimmed by mpg123."""
+    """Returns the number of samples to skip at the start, and the number of samples in the audio as mpg123 trims it."""
     decoded = num_frames * header.num_samples
     if tag is None:
         return 0, decoded
@@ -110,11 +110,11 @@ def _trimmed(num_frames: int, header: MpegHeader, tag: MpegTag | None) -> tuple[
 
 @once_per_file(32)
 def index_stream(path: Path) -> MpegStream:
-    """Returns the frames of an mp3 file. The results for the last files are cached (2 MB for two hours).
+    """Returns the frames of an mp3 file. The results for the most recent files are cached (2 MB for two hours of audio).
 
     Raises:
         AudioError: If there are no frames, their number contradicts the tag, the last frame is incomplete, the file is damaged in
-            the middle, or sample rate or number of channels change.
+            the middle, or the sample rate or number of channels changes.
     """
     with open_audio(path) as file:
         num_bytes = file.seek(0, io.SEEK_END)
@@ -143,13 +143,13 @@ def index_stream(path: Path) -> MpegStream:
     if stop < num_bytes and (declared is None or is_miscounted):
         _check_tail(path, starts, stop, num_bytes)
     if not len(starts):
-        raise AudioError(f"{path}: MPEG header without audio frames")
+        raise AudioError(f"{path}: the file contains an MPEG header but no audio frames")
     skip, num_samples = _trimmed(len(starts), first, tag)
     return MpegStream(first, starts, sizes, skip, num_samples)
 
 
 def _is_miscounted(tag: MpegTag, num_frames: int, num_tag_bytes: int, num_bytes: int) -> bool:
-    """Returns whether the file is complete although the number of frames in its tag is wrong by one.
+    """Returns whether the file is complete although the number of frames in its tag is off by one.
 
     Args:
         tag: The tag.
@@ -165,7 +165,7 @@ def _is_miscounted(tag: MpegTag, num_frames: int, num_tag_bytes: int, num_bytes:
 def _walk_frames(
     path: Path, file: BinaryIO, start: int, num_bytes: int
 ) -> tuple[np.ndarray, np.ndarray, MpegHeader, int]:
-    """Follows the frames from `start`; returns their starts and sizes, the first header, and the end of the last frame."""
+    """Follows the frames from `start`. Returns their starts and sizes, the first header, and the end of the last frame."""
     starts: list[int] = []
     sizes: list[int] = []
     first: MpegHeader | None = None
@@ -185,7 +185,7 @@ def _walk_frames(
         first = first or header
         if header.stream != first.stream:
             raise AudioError(
-                f"{path}: changes from {first.sample_rate_hz} Hz and {first.num_channels} channel(s) to "
+                f"{path}: the audio changes from {first.sample_rate_hz} Hz and {first.num_channels} channel(s) to "
                 f"{header.sample_rate_hz} Hz and {header.num_channels} channel(s) at byte {at}; split the file there"
             )
         if at + header.num_bytes > num_bytes:
@@ -254,5 +254,7 @@ def _frame_bytes(path: Path, stream: MpegStream, first: int, end: int) -> list[b
         data = file.read(int(starts[-1] + sizes[-1] - starts[0]))
     frames = [data[at : at + size] for at, size in zip((starts - starts[0]).tolist(), sizes.tolist(), strict=True)]
     if len(frames[-1]) != sizes[-1]:
-        raise AudioError(f"{path}: ends before byte {int(starts[-1] + sizes[-1])}; the file was changed during the run")
+        raise AudioError(
+            f"{path}: the file ends before byte {int(starts[-1] + sizes[-1])}; it was changed during the run"
+        )
     return frames

@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import BinaryIO
 
 RESERVOIR_BYTES = 511  # largest distance that a frame can point back into the bytes of earlier frames
-SEARCH_BYTES = 1 << 16  # number of bytes in which the first frame is searched for
-_KBIT_PER_S = {  # (is MPEG-1, layer) -> bit rates by the header's four bits; ISO 11172-3 and 13818-3, bit rate table
+SEARCH_BYTES = 1 << 16  # number of bytes that are searched for the first frame
+_KBIT_PER_S = {  # (is MPEG-1, layer) -> bit rates, indexed by four bits of the header; ISO 11172-3 and 13818-3, bit rate table
     (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -71,7 +71,7 @@ class MpegTag:
 
 @lru_cache(maxsize=1 << 12)
 def parse_header(word: bytes) -> MpegHeader | None:
-    """Parses a frame header; returns None if there is none, or if it has the free format (without a size)."""
+    """Parses a frame header. Returns None if there is none, or if it has the free format, which declares no size."""
     if len(word) < 4 or word[0] != 0xFF or word[1] & 0xE0 != 0xE0:
         return None
     version, layer = (word[1] >> 3) & 3, 4 - ((word[1] >> 1) & 3)
@@ -91,7 +91,7 @@ def parse_header(word: bytes) -> MpegHeader | None:
 
 
 def smallest_frame_bytes(like: MpegHeader) -> int:
-    """Returns the size of a frame of the same stream as `like` at the lowest bit rate of its layer, in bytes."""
+    """Returns the size in bytes of a frame of the same stream as `like`, at the lowest bit rate of its layer."""
     kbit_per_s = _KBIT_PER_S[like.mpeg1, like.layer][1]
     return like.num_samples // 8 * 1000 * kbit_per_s // like.sample_rate_hz
 
@@ -203,10 +203,10 @@ def silent_frame(like: bytes, num_frames: int | None = None) -> bytes:
 
 
 def mute_incomplete_frames(frames: list[bytes], *, is_start_of_file: bool) -> list[bytes]:
-    """Mutes the first frames, which may need bytes of earlier frames that are missing.
+    """Mutes the first frames, because they may need bytes of missing earlier frames.
 
-    Their bytes are kept, because later frames may need them. Without muting, mpg123 would print an error for each frame. At the
-    start of a file, only frames that need missing bytes are muted, because mpg123 would decode them as noise.
+    The bytes of muted frames are kept, because later frames may need them. Without muting, mpg123 would print an error for each
+    frame. At the start of a file, only frames that need missing bytes are muted, because mpg123 would decode them as noise.
     """
     num_kept_bytes = 0
     muted = list(frames)
@@ -218,7 +218,7 @@ def mute_incomplete_frames(frames: list[bytes], *, is_start_of_file: bool) -> li
             break
         body = frame[4 + header.side_info_bytes :]
         if not is_start_of_file or _main_data_begin(frame, header) > num_kept_bytes:
-            # The side information begins with main_data_begin (9 bits in MPEG-1, else 8). It keeps earlier bytes available.
+            # The side information begins with main_data_begin (9 bits in MPEG-1, otherwise 8), which keeps earlier bytes available.
             back = min(num_kept_bytes, limit_bytes) << (7 if header.mpeg1 else 0)
             side_info = back.to_bytes(2, "big") if header.mpeg1 else back.to_bytes(1, "big")
             word = bytes((frame[0], frame[1] | 1)) + frame[2:4]
@@ -228,9 +228,9 @@ def mute_incomplete_frames(frames: list[bytes], *, is_start_of_file: bool) -> li
 
 
 def _main_data_begin(frame: bytes, header: MpegHeader) -> int:
-    """Returns the number of bytes by which the audio of a layer III frame begins before the frame.
+    """Returns the number of bytes by which the audio data of a layer III frame begins before the frame.
 
-    Headers and side information are not counted.
+    The bytes of headers and side information are not counted.
     """
     at = 6 if header.has_crc else 4
     return int.from_bytes(frame[at : at + 2], "big") >> 7 if header.mpeg1 else frame[at]

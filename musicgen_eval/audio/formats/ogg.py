@@ -27,10 +27,10 @@ def check_ogg_end(path: Path, file: BinaryIO) -> None:
 
     Args:
         path: Path for error messages.
-        file: The file, without the tags around its audio.
+        file: The file, excluding the tags around its audio.
 
     Raises:
-        AudioError: If the last page is incomplete or damaged, lacks the end flag, or belongs to another stream than the first
+        AudioError: If the last page is incomplete or damaged, lacks the end flag, or belongs to a different stream than the first
             page.
     """
     num_bytes = file.seek(0, os.SEEK_END)
@@ -60,7 +60,7 @@ def _checksum_error(path: Path, at: int) -> AudioError:
 
 def _several_streams_error(path: Path) -> AudioError:
     return AudioError(
-        f"{path}: contains several Ogg streams (chained or joined), but only the first would be read; "
+        f"{path}: the file contains several Ogg streams (chained or joined), but only the first would be read; "
         "decode and encode it again, or split it"
     )
 
@@ -76,7 +76,7 @@ class _OggPage:
 
     @classmethod
     def parse(cls, head: bytes) -> _OggPage | None:
-        """Parses the header of a page; returns None if it is incomplete."""
+        """Parses the header of a page. Returns None if the header is incomplete."""
         if len(head) < 27 or len(head) < 27 + head[26]:
             return None
         serial, sequence, checksum = (int.from_bytes(head[at : at + 4], "little") for at in (14, 18, 22))
@@ -92,7 +92,7 @@ class _OggPage:
 def check_ogg_pages(path: Path) -> None:
     """Checks all pages of an Ogg file, because a damaged or missing page would shift later samples without an error.
 
-    The results for the last files are cached.
+    The results for the most recent files are cached.
 
     Raises:
         AudioError: If a page is missing, incomplete or damaged, or the file contains several streams.
@@ -122,7 +122,7 @@ def check_ogg_pages(path: Path) -> None:
 
 
 def split_header_page(file: io.RawIOBase) -> SpanFile | None:
-    """Splits the last header page of a Vorbis file if it also contains audio; returns None for all other files.
+    """Splits the last header page of a Vorbis file if the page also contains audio. Returns None for all other files.
 
         pages      0 | 1: comment, setup, audio |            2: audio | ...
         becomes    0 | 1: comment, setup        | 1: audio | 2: audio | ...
@@ -170,13 +170,13 @@ def _find_end_of_headers(file: io.RawIOBase) -> tuple[int, int] | None:
 
 
 def _read_page_head(file: io.RawIOBase) -> bytes:
-    """Reads the header of a page with its segment table; returns b"" if no page begins here."""
+    """Reads the header of a page, including its segment table. Returns b"" if no page begins here."""
     head = file.read(27) or b""
     return head + (file.read(head[26]) or b"") if len(head) == 27 and head[:4] == b"OggS" else b""
 
 
 def _page_like(head: bytes, table: bytes, body: bytes, *, granule: bytes, without: int) -> bytes:
-    """Returns a page of the same stream and number with other segments and without some flags."""
+    """Returns a page with the same stream and number, but with other segments and without the flags in `without`."""
     flags, num_segments = bytes((head[5] & ~without,)), bytes((len(table),))
     page = head[:5] + flags + granule + head[14:22] + bytes(4) + num_segments + table + body
     return page[:22] + ogg_checksum(page).to_bytes(4, "little") + page[26:]

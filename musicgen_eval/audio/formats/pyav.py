@@ -1,6 +1,6 @@
 """Reads formats that soundfile does not support (m4a, aac, wma, webm) with PyAV, an optional dependency.
 
-Seeks in these formats are not exact, so a file is always decoded from its start, block by block. Memory does not grow with the
+Seeks in these formats are not exact, so a file is always decoded from its start, block by block. Memory use does not grow with the
 length of the file. Readers are cached, so reading slices in order decodes the file only once.
 """
 
@@ -24,7 +24,7 @@ from musicgen_eval.errors import AudioError
 
 INSTALL = "pip install 'musicgen-eval[av]'"
 MAX_CACHED_READERS = 4
-KEPT_S = 40  # decoded audio that a cached reader keeps, because windows overlap by their context
+KEPT_S = 40  # seconds of decoded audio that a cached reader keeps, because windows overlap by their context
 _GAP_S = 0.03  # timestamps are rounded to milliseconds; a lost packet is 0.02 s (Opus) to 0.05 s (WMA) long
 _CHECKSUMMED = frozenset({"ac3", "eac3", "flac", "tak", "tta", "wavpack"})
 _SHORTFALL_S = 0.25  # containers round the duration to milliseconds or to a packet
@@ -62,7 +62,7 @@ def probe_av(path: Path, kind: str) -> tuple[str, int, int, int]:
     for _ in reader:
         pass
     if reader.end == 0:
-        raise AudioError(f"{path}: {kind} file without audio samples")
+        raise AudioError(f"{path}: the {kind} file contains no audio samples")
     if declared_s is not None and reader.end / reader.sample_rate_hz < declared_s - _SHORTFALL_S:
         raise AudioError(
             f"{path}: truncated: its header declares {declared_s:.3f} s but the file has "
@@ -76,7 +76,7 @@ def read_av(path: Path, kind: str, start: int, num_samples: int) -> np.ndarray:
     """Returns samples [start, start + num_samples), decoded from the start of the file.
 
     Returns:
-        (N, C) float32, shorter than `num_samples` if the file ends early.
+        (N, C) float32. N is less than `num_samples` if the file ends early.
     """
     stat = path.stat()
     key = str(path), stat.st_size, stat.st_mtime_ns
@@ -96,13 +96,13 @@ def _open(av: ModuleType, path: Path, kind: str) -> Iterator[Any]:
         try:
             container = av.open(source)
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise AudioError(f"{path}: {kind} file cannot be opened (damaged or truncated?): {error}") from error
+            raise AudioError(f"{path}: the {kind} file cannot be opened (damaged or truncated?): {error}") from error
         with container:
             streams = container.streams.audio
             if not streams:
-                raise AudioError(f"{path}: {kind} file without an audio stream")
+                raise AudioError(f"{path}: the {kind} file contains no audio stream")
             if streams[0].codec_context is None:
-                raise AudioError(f"{path}: {kind} file with audio that PyAV cannot decode (unknown codec or damaged?)")
+                raise AudioError(f"{path}: PyAV cannot decode the audio of the {kind} file (unknown codec or damaged?)")
             yield container
 
 
@@ -131,7 +131,7 @@ class AvReader:
             yield block
 
     def read(self, start: int, num_samples: int) -> np.ndarray:
-        """Returns (N, C) float32 samples [start, start + num_samples), fewer at the end of the file.
+        """Returns (N, C) float32 samples [start, start + num_samples), or fewer at the end of the file.
 
         `start` must not be less than `self.start`.
         """
@@ -158,14 +158,14 @@ class AvReader:
             self.sample_rate_hz, self.num_channels = rate_hz, block.shape[1]
         if (rate_hz, block.shape[1]) != (self.sample_rate_hz, self.num_channels):
             raise AudioError(
-                f"{self.path}: changes from {self.sample_rate_hz} Hz and {self.num_channels} channel(s) to "
+                f"{self.path}: the audio changes from {self.sample_rate_hz} Hz and {self.num_channels} channel(s) to "
                 f"{rate_hz} Hz and {block.shape[1]} channel(s) after {self.end} samples; split the file there"
             )
         self.end += len(block)
 
 
 def _decode(path: Path, kind: str) -> Generator[tuple[int, np.ndarray], None, None]:
-    """Yields (sample rate, (N, C) float32 samples) of the decoded frames of a file."""
+    """Yields (sample rate, (N, C) float32 samples) for each decoded frame of a file."""
     av = _import_av(path, kind)
     damage = (av.FFmpegError, OSError)  # looked up here, because PyAV may be unloaded when a reader is closed at exit
     with _open(av, path, kind) as container:
@@ -181,8 +181,8 @@ def _decode(path: Path, kind: str) -> Generator[tuple[int, np.ndarray], None, No
                     at_s = float(frame.pts * frame.time_base)
                     if due_s is not None and at_s - due_s > _GAP_S:
                         raise AudioError(
-                            f"{path}: {kind} file in which {at_s - due_s:.3f} s are missing at {due_s:.3f} s (damaged, or "
-                            "recorded with gaps); download it again or convert it to wav"
+                            f"{path}: {at_s - due_s:.3f} s of audio are missing from the {kind} file at {due_s:.3f} s (damaged, or "
+                            "recorded with gaps?); download it again or convert it to wav"
                         )
                     due_s = at_s + frame.samples / frame.sample_rate
                 samples = _to_float(frame.to_ndarray())
@@ -190,7 +190,7 @@ def _decode(path: Path, kind: str) -> Generator[tuple[int, np.ndarray], None, No
                     samples = samples.reshape(-1, frame.layout.nb_channels).T
                 yield frame.sample_rate, np.ascontiguousarray(samples.T)
         except damage as error:
-            raise AudioError(f"{path}: {kind} file cannot be decoded to its end (damaged?): {error}") from error
+            raise AudioError(f"{path}: the {kind} file cannot be decoded to the end (damaged?): {error}") from error
 
 
 def _to_float(samples: np.ndarray) -> np.ndarray:
@@ -235,7 +235,7 @@ class _ReaderCache:
 def _reader_cache(process: int) -> _ReaderCache:
     """Returns the cache of a process.
 
-    A forked process must not use its parent's readers: they share the parent's file positions, and closing them would wait for
+    A forked process must not use the readers of its parent. They share the parent's file positions, and closing them would wait for
     threads that do not exist in the child.
     """
     return _ReaderCache(MAX_CACHED_READERS)

@@ -1,9 +1,9 @@
-"""Finds the part of a file that contains audio, without ID3, APE and Lyrics3 tags and padding around it.
+"""Finds the part of a file that contains audio, excluding the ID3, APE and Lyrics3 tags and the padding around it.
 
     file    | ID3v2 | APE | zeros | RIFF, fLaC, OggS, ... | APE | Lyrics3 | ID3v1 |
     span                            [start             end)
 
-Tagging programs write these tags around every format, but most readers expect them around mp3 only. The other modules open
+Tagging programs write these tags in files of every format, but most readers expect them in mp3 files only. The other modules open
 files with `open_audio`, which presents the span as the whole file. If a wav file contains an mp3 stream, the span is the stream.
 """
 
@@ -41,7 +41,7 @@ class AudioSpan(NamedTuple):
 
 @contextmanager
 def open_audio(path: Path, *, buffer_bytes: int = io.DEFAULT_BUFFER_SIZE) -> Iterator[io.BufferedReader[io.RawIOBase]]:
-    """Opens a file for reading, without the tags around its audio.
+    """Opens a file for reading, excluding the tags around its audio.
 
     If there are no tags, the `raw` attribute of the result is a plain file.
     """
@@ -53,7 +53,7 @@ def open_audio(path: Path, *, buffer_bytes: int = io.DEFAULT_BUFFER_SIZE) -> Ite
 
 
 def find_span(file: io.RawIOBase) -> AudioSpan:
-    """Returns the bytes that contain the audio of a file. Changes the file's position."""
+    """Returns the span of bytes that contain the audio of a file. Changes the position of the file."""
     num_bytes = file.seek(0, os.SEEK_END)
     start = _skip_tags(file, num_bytes)
     end = _skip_tags_at_end(file, start, num_bytes)
@@ -79,7 +79,7 @@ class SpanFile(io.RawIOBase):
     Args:
         file: An open file.
         span: Bytes of `file` to present.
-        prefix: Bytes to present before them.
+        prefix: Bytes to present before the span.
     """
 
     def __init__(self, file: io.RawIOBase, span: AudioSpan, prefix: bytes = b"") -> None:
@@ -194,7 +194,7 @@ def _tag_bytes_at_end(tail: bytes) -> int:
 
 
 def _synchsafe(size: bytes) -> int:
-    """Returns the number that four bytes of seven bits each represent."""
+    """Returns the number that is stored in four bytes of seven bits each."""
     return size[0] << 21 | size[1] << 14 | size[2] << 7 | size[3]
 
 

@@ -2,7 +2,7 @@
 
     data of a window --requests--> metric.update(**inputs) --> state of the window --> merged states --> result
 
-The state of every window is kept. Therefore any metric has a value per track, an interval over tracks, and a result that does not
+The state of every window is kept. Therefore every metric has a value per track, an interval over tracks, and a result that does not
 depend on batches or devices.
 """
 
@@ -40,7 +40,7 @@ class MetricBank:
         metrics: Metrics by name. Each is a `torchmetrics.Metric`, a `MetricEntry` that renames its inputs, or a dictionary that
             names an installed metric (`InstalledMetric`).
         spec: Codebooks, rates and channels of the checkpoint, for metrics with a `configure(spec)`.
-        task: `score` in test and validate, `continue` in predict, which may run without a metric.
+        task: `score` in test and validate, `continue` in predict. Predict can run without metrics.
 
     Raises:
         MetricError: A metric names an unknown input, or fails its trial.
@@ -70,28 +70,30 @@ class MetricBank:
         window_data = trial_data(spec, self.readings, task)
         for name, metric in self.metrics.items():
             try_metric(name, metric, self._trial_inputs(name, window_data))
-        self._untouched = {name: deepcopy(metric) for name, metric in self.metrics.items()}  # to compute in
+        self._untouched = {
+            name: deepcopy(metric) for name, metric in self.metrics.items()
+        }  # copies that compute results
 
     @property
     def readings(self) -> list[Reading]:
-        """The readings that some metric names, the plain one first. Only these are scored."""
+        """The readings that at least one metric names, the plain one first. Only these are scored."""
         named = {request.reading for request in self._all_requests}
         return [PLAIN, *(self._readings[name] for name in sorted(named - {""}))]
 
     @property
     def readings_with_logits(self) -> frozenset[str]:
-        """Names of the readings whose logits some metric needs."""
+        """Names of the readings whose logits at least one metric needs."""
         return frozenset(request.reading for request in self._all_requests if request.on_device)
 
     @property
     def scored_readings(self) -> list[Reading]:
-        """The same as `readings`, without the plain one if all metrics need only its codes or its audio."""
+        """The same as `readings`, but without the plain one if all metrics need only its codes or its audio."""
         is_needed = any(request.needs_scores for request in self._all_requests if not request.reading)
         return self.readings if is_needed else self.readings[1:]
 
     @property
     def audio_names(self) -> frozenset[str]:
-        """Fields of `ContinuationAudio` that some metric needs."""
+        """Fields of `ContinuationAudio` that at least one metric needs."""
         return frozenset(name for request in self._all_requests for name in request.provider.audio)
 
     @property
@@ -103,7 +105,7 @@ class MetricBank:
         return recipe_of(self.metrics[name])
 
     def input_names(self, name: str) -> dict[str, str]:
-        """Returns the inputs of a metric: parameter of its `update()` -> name of the input, with its reading."""
+        """Returns the inputs of a metric, as parameter of its `update()` -> name of the input, including the reading."""
         return {request.parameter: request.input_name for request in self._requests[name]}
 
     def update(self, window_data: Sequence[WindowData]) -> list[dict[str, State]]:
@@ -113,8 +115,8 @@ class MetricBank:
             window_data: Data of the windows of a batch.
 
         Returns:
-            For each window, metric name -> state after this window, on the CPU. States are copied from a device at once. A metric
-            has no state for windows with which it is not updated (see `requests.collect`).
+            For each window, metric name -> state after this window, on the CPU. All states are copied from the device at once. A
+            metric has no state for windows with which it is not updated (see `requests.collect`).
         """
         states: list[dict[str, State]] = [{} for _ in window_data]
         window_data = fetch(window_data)
@@ -139,7 +141,7 @@ class MetricBank:
         """Tries the metrics that take logits on the device on which they will run.
 
         Raises:
-            MetricError: A metric fails there, for example because it keeps a tensor on the CPU.
+            MetricError: A metric fails on the device, for example because it keeps a tensor on the CPU.
         """
         names = [name for name in self.metrics if self._runs_on_device(name)]
         if not names or device.type == "cpu":
@@ -161,7 +163,7 @@ class MetricBank:
         return results
 
     def compute_one(self, name: str, merged: State) -> dict[str, float]:
-        """Computes the numbers of one metric, by key, from a merged state."""
+        """Computes the results of one metric, by key, from a merged state."""
         return compute_in_place(self._untouched[name], merged)
 
     def _runs_on_device(self, name: str) -> bool:
@@ -181,7 +183,7 @@ class MetricBank:
         """Returns the states of a metric after each of several windows.
 
         Raises:
-            MetricError: The metric raised. The message names the metric and the windows.
+            MetricError: The metric raised an exception. The message names the metric and the windows.
         """
         metric = self.metrics[name]
         try:

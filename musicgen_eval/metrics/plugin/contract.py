@@ -1,8 +1,8 @@
 """The contract between a metric and an evaluation.
 
 A metric is any `torchmetrics.Metric`. The parameters of its `update()` name its inputs (`providers.py`). `MetricContract` lists the
-optional members by which a metric tells more about itself. The functions at the end of this file are the only readers of these
-members, and they define the default of each.
+optional members with which a metric describes itself further. Only the functions at the end of this file read these members. They
+also define the default of each member.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class MetricContract(Protocol):
     def window_states(self, batch: Sequence[Mapping[str, Any]]) -> Mapping[str, Tensor]:
         """Returns the states of several windows at once, for speed. Default: `update()` is called for each window.
 
-        A subclass sets `window_states = None` to switch an inherited method off.
+        A subclass sets `window_states = None` to disable an inherited method.
 
         Args:
             batch: Inputs of `update()`, one dictionary per window.
@@ -69,11 +69,11 @@ class MetricContract(Protocol):
 
 @dataclass(frozen=True)
 class MetricRecipe:
-    """The definition of a metric's numbers.
+    """The definition of a metric's results.
 
     Attributes:
         units: Unit of each result key. The unit of `ce` also applies to `ce_q1`, `ce_q2`, ....
-        higher_is_better: Direction of the metric. None means that it has none.
+        higher_is_better: Whether a higher value is better. None means that the metric has no direction.
         source: Origin of the definition.
         settings: Settings of the metric.
     """
@@ -117,7 +117,7 @@ class InstalledMetric(TypedDict, total=False):
 
 
 def configure(metric: Metric, spec: CodecSpec) -> None:
-    """Calls `configure(spec)` of a metric, if it has one."""
+    """Calls the `configure(spec)` method of a metric, if the metric has one."""
     own = getattr(metric, "configure", None)
     if callable(own):
         own(spec)
@@ -134,7 +134,7 @@ def published_providers(metric: Metric) -> Sequence[InputProvider]:
 
 
 def recipe_of(metric: Metric) -> MetricRecipe:
-    """Returns the recipe of a metric, or for a stock metric one that names its class."""
+    """Returns the recipe of a metric. For a metric without one, the recipe names the class of the metric."""
     own = getattr(metric, "recipe", None)
     if isinstance(own, MetricRecipe):
         return own

@@ -1,4 +1,4 @@
-"""Checks the metrics that a caller gives, and brings them into one form."""
+"""Checks the metrics that a caller passes, and converts them to `MetricEntry` objects."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def metric_entries(metrics: object) -> dict[str, MetricEntry]:
     """Returns metrics by name, each as a checked entry. Metrics of installed packages are created.
 
     Raises:
-        MetricError: Not a mapping, a name that is not a string, an object that is not a metric, renamed inputs that are not names,
-            or an unknown installed metric.
+        MetricError: `metrics` is not a mapping, a name is not a string, an object is not a metric, renamed inputs are not names, or
+            an installed metric is unknown.
     """
     if not isinstance(metrics, Mapping):
         raise MetricError(f"metrics must map names to metrics, such as {{'ppl': metric}}; got {type(metrics).__name__}")
@@ -37,7 +37,7 @@ def copied(name: str, metric: Metric) -> Metric:
         return deepcopy(metric)
     except Exception as error:  # a third-party metric may hold anything
         raise MetricError(
-            f"metric {name!r} ({type(metric).__name__}) cannot be copied ({error}), and every run works on a copy; keep locks, "
+            f"metric {name!r} ({type(metric).__name__}) cannot be copied ({error}), but every run works on a copy; keep locks, "
             "files and generators out of the metric, or create them in update()"
         ) from error
 
@@ -63,7 +63,7 @@ def _installed_entry(name: str, given: Mapping[str, Any]) -> MetricEntry:
     """Creates the installed metric that a mapping names.
 
     Raises:
-        MetricError: A wrong key or type, an unknown metric, or wrong arguments.
+        MetricError: A key is unknown, a value has the wrong type, the metric is unknown, or its arguments are invalid.
     """
     known = list(InstalledMetric.__annotations__)
     unknown = next((key for key in given if key not in known), None)

@@ -14,7 +14,7 @@ from musicgen_eval.records import CodecSpec, ScoredWindow
 
 @dataclass(frozen=True)
 class ContinuationAudio:
-    """The audio of a continuation: (C, N) float32 in about [-1, 1] on the CPU, or None if no metric needs it.
+    """The audio of a continuation: (C, N) float32 tensors on the CPU, roughly in [-1, 1]. A field is None if no metric needs it.
 
     Attributes:
         sample_rate_hz: Sample rate of all audio.
@@ -43,7 +43,7 @@ class WindowData:
         readings: Scored readings by name; "" is the plain one. A reading that does not exist is None.
         frame_rate_hz: Frame rate of the codes.
         audio: Audio of the continuation, in predict only.
-        fetched: Readings without logits on the CPU, if `fetch` has copied them.
+        fetched: Readings on the CPU, without logits. None if `fetch` has not copied them.
     """
 
     readings: Mapping[str, ScoredWindow | None]
@@ -71,7 +71,7 @@ class WindowData:
 
 
 def fetch(window_data: Sequence[WindowData]) -> list[WindowData]:
-    """Copies the readings of all windows to the CPU, without logits and with one wait for the device."""
+    """Copies the readings of all windows to the CPU, excluding logits. Waits for the device only once."""
     reads = [
         read for data in window_data if data.fetched is None for read in data.readings.values() if read is not None
     ]
@@ -94,7 +94,7 @@ def fetch(window_data: Sequence[WindowData]) -> list[WindowData]:
 
 
 def absent_reading(plain: ScoredWindow, spec: CodecSpec, *, with_logits: bool) -> ScoredWindow:
-    """Returns the values of a reading that does not exist: all NaN, rank -1, nothing scored."""
+    """Returns the values of a reading that does not exist: every nll is NaN, every rank is -1, and no code is scored."""
     shape = (*plain.codes.shape, spec.codebook_size)
     return ScoredWindow(
         window=plain.window,

@@ -34,7 +34,7 @@ def create_metric(name: str, *, installed_name: str, init_args: Mapping[str, Any
         init_args: Arguments of the constructor.
 
     Raises:
-        MetricError: Unknown or ambiguous name, a class that cannot be imported or is not a metric, or wrong arguments.
+        MetricError: The name is unknown or ambiguous, the class cannot be imported or is not a metric, or an argument is invalid.
     """
     kind = _load_class(name, _find(name, installed_name))
     _refuse_unknown_arguments(name, kind, init_args)
@@ -62,7 +62,7 @@ def _find(name: str, wanted: str) -> EntryPoint:
 
 
 def _suggestions(wanted: str, known: Mapping[str, str]) -> str:
-    """Returns near matches, followed by all known names unless they are the same list."""
+    """Returns near matches followed by all known names, or only the known names if there are no near matches."""
     if not known:
         return f"none is installed (entry points of the group {GROUP}); for any other class give class_path instead of name"
     listed = f"known: {', '.join(known)}"

@@ -17,12 +17,12 @@ from torchmetrics import Metric
 
 
 def state_defaults(metric: Metric) -> Mapping[str, Tensor | list[Tensor]]:
-    """Returns the initial value of each state, in the order of `add_state`. It is a tensor or an empty list."""
+    """Returns the initial value of each state, a tensor or an empty list, in the order of `add_state`."""
     return metric._defaults
 
 
 def state_reductions(metric: Metric) -> Mapping[str, Callable[[Any], Any] | None]:
-    """Returns the function that reduces each state over ranks, in the order of `add_state`. None means no reduction."""
+    """Returns the function that reduces each state over ranks, or None for no reduction, in the order of `add_state`."""
     return cast(Mapping[str, Callable[[Any], Any] | None], metric._reductions)
 
 

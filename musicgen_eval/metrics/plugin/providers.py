@@ -1,7 +1,7 @@
 """The inputs that a metric can name as parameters of its `update()`.
 
-Each input is declared by one `InputProvider` in `PROVIDERS`, which tells the rest of the package everything about it. To add a new
-kind of input, add a provider there, or define it on the metric that needs it (`MetricContract.providers`).
+Each input is declared by one `InputProvider` in `PROVIDERS`, which contains everything that the rest of the package needs to know
+about the input. To add an input, add a provider there, or define one in the metric that needs it (`MetricContract.providers`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class InputSource:
     """The data of one window, from which a provider computes its input.
 
     Attributes:
-        reading: Reading that the metric named. It is the plain reading if the input takes no suffix. A reading that does not
-            exist for the window is all NaN, with rank -1 and nothing scored.
+        reading: Reading that the metric named, or the plain reading if the input takes no suffix. If the reading does not exist for
+            the window, every nll is NaN, every rank is -1, and no code is scored.
         spec: Codebooks, rates and channels of the checkpoint.
         audio: Audio of the continuation in predict, None in test.
     """
@@ -54,17 +54,18 @@ class InputProvider:
         shape: Shape, dtype and unit, in words.
         compute: Returns the input of one window. If it returns None, the metric is not updated with the window.
         tasks: Tasks that offer the input: `score` (test and validate), `continue` (predict).
-        device: `cpu`, or `model` for an input that is computed from logits. If a metric names an input of the latter kind, its
-            readings have logits, and the metric and all its readings are on the model's device.
+        device: `cpu`, or `model` for an input that is computed from logits. If a metric names a `model` input, its readings have
+            logits, and the metric and all its readings are on the model's device.
         has_readings: Whether a suffix can name another reading (`nll__no_text`). If True, the value is a tensor whose first
             dimensions are (K, T).
         rows: Whether a metric receives the (M, ...) rows of the scored codes in place of (K, T, ...): `never`, `renamed` if an
             entry renames the input, or `always`. Rows need `has_readings`.
         needs_scores: Whether the reading must be scored. False for inputs that need only its codes or audio.
-        audio: Fields of `ContinuationAudio` from which the input is computed. The run reads or decodes only fields that are named.
-        accepts_none: Whether None is a value that the metric receives.
-        synthesise: Returns the input of a synthetic window, for the trial before a run. None means that `compute` does, from
-            random codes and logits, and noise for audio. Set it if `compute` is expensive.
+        audio: Fields of `ContinuationAudio` from which the input is computed. A run reads or decodes only the fields that its
+            metrics need.
+        accepts_none: Whether a metric receives the input if its value is None.
+        synthesise: Returns the input of a synthetic window, for the trial before a run. None means that `compute` is called with
+            random codes and logits, and with noise as audio. Set `synthesise` if `compute` is expensive.
     """
 
     name: str
@@ -83,16 +84,20 @@ class InputProvider:
         known_audio = [item.name for item in fields(ContinuationAudio)]
         unknown = next((name for name in self.audio if name not in known_audio), None)
         if not self.name.isidentifier():
-            raise MetricError(f"input {self.name!r}: name must be a Python identifier, since update() takes it by name")
+            raise MetricError(
+                f"input {self.name!r}: name must be a Python identifier, because it is a parameter name of update()"
+            )
         if not self.tasks or not set(self.tasks) <= set(TASKS):
-            raise MetricError(f"input {self.name!r}: tasks must be some of {', '.join(TASKS)}, got {self.tasks!r}")
+            raise MetricError(
+                f"input {self.name!r}: tasks must be one or more of {', '.join(TASKS)}, got {self.tasks!r}"
+            )
         if self.device not in get_args(Device) or self.rows not in get_args(Rows):
             raise MetricError(
-                f"input {self.name!r}: device must be cpu or model and rows never, renamed or always, got "
+                f"input {self.name!r}: device must be cpu or model, and rows must be never, renamed or always, got "
                 f"{self.device!r} and {self.rows!r}"
             )
         if self.rows != "never" and not self.has_readings:
-            raise MetricError(f"input {self.name!r}: rows={self.rows!r} needs has_readings=True")
+            raise MetricError(f"input {self.name!r}: rows={self.rows!r} requires has_readings=True")
         if unknown is not None:
             raise MetricError(
                 f"input {self.name!r}: audio names {unknown!r}, which is not a field of ContinuationAudio; "
@@ -127,7 +132,7 @@ class InputRegistry:
             by: Owner of the provider, for the message.
 
         Raises:
-            MetricError: Not a provider, another input has this name, or the name means a reading of another input.
+            MetricError: The object is not a provider, another input has this name, or the name denotes a reading of another input.
         """
         if not isinstance(provider, InputProvider):
             raise MetricError(f"{by}: providers must be InputProvider objects, got {type(provider).__name__}")
@@ -144,7 +149,7 @@ class InputRegistry:
         """Splits the name of an input into its provider and the name of a reading.
 
         Returns:
-            The provider with the longest matching name, and the suffix after `__`, which is None if there is none. None if no
+            The provider with the longest matching name, and the suffix after `__` or None if there is no suffix. None if no
             provider matches.
 
         >>> provider, reading = InputRegistry("score").find("nll__no_text")
@@ -168,7 +173,7 @@ def _reference_beside_generated(source: InputSource) -> Tensor | None:
 
 
 def _cut_to_shorter(source: InputSource) -> tuple[Tensor | None, Tensor | None]:
-    """Returns generated and true audio, both with the length of the shorter one, or None if either does not exist."""
+    """Returns generated and reference audio, cut to the length of the shorter one. Both are None if either does not exist."""
     audio = source.continuation_audio
     if audio.generated is None or audio.reference is None:
         return None, None

@@ -1,4 +1,4 @@
-"""The readings that metrics can name as a suffix of an input (`nll__no_text`): built-in ones, and those that metrics define."""
+"""The readings that metrics can name as a suffix of an input (`nll__no_text`). They are built in or defined by metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BUILT_IN: Mapping[Task, Sequence[Reading]] = {
     "score": (PLAIN, *READINGS),
     "continue": (PLAIN, *(reading for reading in READINGS if reading.context == "own"), REFERENCE),
 }
-"""The built-in readings of each task. A continuation was generated after its context, so predict scores it with the context."""
+"""The built-in readings of each task. A continuation is generated from its context, so predict scores it with the context."""
 
 
 class ReadingTable:
@@ -49,17 +49,17 @@ class ReadingTable:
         """Adds a reading that a metric defines.
 
         Raises:
-            MetricError: Wrong condition, a reading that predict cannot score, or another reading has this name.
+            MetricError: The text or context is invalid, predict cannot score the reading, or another reading has this name.
         """
         if reading.text not in ("own", "none", "other") or reading.context not in ("own", "none"):
             raise MetricError(
-                f"metric {metric!r} publishes a reading {reading.name!r} with text={reading.text!r} and "
-                f"context={reading.context!r}; text must be own, none or other, and context own or none"
+                f"metric {metric!r} defines a reading {reading.name!r} with text={reading.text!r} and "
+                f"context={reading.context!r}; text must be own, none or other, and context must be own or none"
             )
         if self.task == "continue" and (reading.context == "none" or reading.change is not None):
             raise MetricError(
-                f"metric {metric!r} publishes a reading {reading.name!r} that changes codes or leaves out the context, which "
-                "predict does not support; use the metric in test"
+                f"metric {metric!r} defines a reading {reading.name!r} that changes codes or leaves out the context, which "
+                "predict does not support; use the metric in a test"
             )
         known = self._readings.get(reading.name)
         if known is not None and known != reading:

@@ -32,7 +32,7 @@ class InputRequest:
         parameter: Name of the parameter.
         provider: Provider of its value.
         reading: Name of the reading; "" is the plain one.
-        flat: True if the value has only the rows of the scored codes.
+        flat: True if the value contains only the rows of the scored codes.
         is_sequence: True if the rows are passed as a batch of one sequence.
     """
 
@@ -101,7 +101,8 @@ class RequestParser:
         provider, reading = self._find(name, metric, parameter, wanted)
         if reading not in self.readings:
             raise MetricError(
-                f"metric {name!r} asks for the reading {reading!r} ({wanted}); {near_matches(reading, self.readings.names)}"
+                f"metric {name!r} asks for the reading {reading!r} ({wanted}), which {TASK_NAMES[self.registry.task]} does not "
+                f"offer; {near_matches(reading, self.readings.names)}"
             )
         is_renamed = parameter in renames and parameter.partition("__")[0] != provider.name
         flat = provider.rows == "always" or (provider.rows == "renamed" and is_renamed)
@@ -138,7 +139,7 @@ def collect(
         data: Data of the window.
         spec: Codebooks, rates and channels of the checkpoint.
         shared: Values that other metrics have requested for this window, by input and reading. New values are added.
-        generator: Random numbers for the trial, given for synthetic windows only.
+        generator: Random number generator of the trial. It is passed for synthetic windows only.
 
     Returns:
         Parameter -> value. None if the metric is not updated with this window, because it takes rows and no code was scored, or
@@ -168,10 +169,10 @@ def collect(
 
 
 def _provided(provider: InputProvider, source: InputSource, generator: torch.Generator | None) -> Any:
-    """Computes an input, or for the trial synthesises it.
+    """Computes an input, or synthesises it for the trial.
 
     Raises:
-        MetricError: The provider raised, or returned a tensor of the wrong shape for a synthetic window.
+        MetricError: The provider raised an exception, or returned a tensor of the wrong shape for a synthetic window.
     """
     try:
         if generator is None or provider.synthesise is None:
@@ -191,7 +192,7 @@ def _provided(provider: InputProvider, source: InputSource, generator: torch.Gen
 
 
 def _arranged(request: InputRequest, value: Any, counted: Tensor, device: torch.device) -> Any:
-    """Selects the rows of scored codes if the request is flat, and moves values per code to the device of their reading."""
+    """Selects the rows of scored codes if the request is flat, and moves per-code values to the device of their reading."""
     if not request.provider.has_readings or value is None:
         return value
     if not request.flat:
@@ -206,7 +207,7 @@ def _refuse_other_shapes(provider: InputProvider, value: Any, source: InputSourc
     if value is not None and not (isinstance(value, Tensor) and tuple(value.shape[:2]) == expected):
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise MetricError(
-            f"input {provider.name!r} must be a tensor whose first dimensions are (K, T) = {expected}, since it has readings; "
+            f"input {provider.name!r} must be a tensor whose first dimensions are (K, T) = {expected}, because it has readings; "
             f"got {got}"
         )
 

@@ -2,8 +2,8 @@
 
 States are merged as torchmetrics merges the ranks of a distributed run: tensor states are stacked in window order, list states are
 joined, and then the state's own reduction is applied. A metric that is correct under DDP is therefore correct here, also with a
-reduction of None. Sums are exact: they are rounded once, in any order. `Metric.merge_state` is not used, because it refuses metrics
-whose full_state_update is None and reverses the order of cat states.
+reduction of None. Sums are exact: they are rounded only once, whatever the order of the windows. `Metric.merge_state` is not used,
+because it refuses metrics whose full_state_update is None and reverses the order of cat states.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from musicgen_eval.metrics.plugin.metric_internals import state_defaults, state_
 from musicgen_eval.models.transfers import download
 
 State = dict[str, Tensor | list[Tensor]]
-MAX_EXACT_NUMBERS = 4096  # a sum state up to this size is summed exactly, a larger one by torch
+MAX_EXACT_NUMBERS = 4096  # sum states up to this size are summed exactly, larger ones by torch
 
 
 def window_state(metric: Metric, inputs: Mapping[str, Any]) -> State:
@@ -36,7 +36,7 @@ def window_state(metric: Metric, inputs: Mapping[str, Any]) -> State:
 
 
 def window_states(metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> list[State]:
-    """Returns the state after each window alone, by the metric's own `window_states` if it has one."""
+    """Returns the state after each window alone. Uses the metric's own `window_states` if it is defined."""
     batched = batched_window_states(metric)
     if batched is None or not inputs:
         return [window_state(metric, window) for window in inputs]
@@ -45,7 +45,7 @@ def window_states(metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> list[S
 
 
 def to_cpu(states: Sequence[Mapping[str, State]]) -> list[dict[str, State]]:
-    """Copies the states of a batch of windows, by metric, to the CPU, with one wait for the device."""
+    """Copies the states of a batch of windows, by metric, to the CPU. Waits for the device only once."""
     values = [value for window in states for state in window.values() for value in state.values()]
     parts = [part for value in values for part in (value if isinstance(value, list) else [value])]
     copies = iter(download(parts))
@@ -86,7 +86,7 @@ def merge_column(reduction: Any, column: Tensor) -> Tensor:
 
 
 def exact_sum(stacked: Tensor) -> Tensor:
-    """Returns the sum of an (n, ...) tensor over its rows, summed in float64 without intermediate rounding, in its own dtype.
+    """Sums an (n, ...) tensor over its rows, in float64 without intermediate rounding. The result has the dtype of the tensor.
 
     >>> exact_sum(torch.tensor([1e16, 1.0, -1e16])).item()
     1.0
@@ -99,17 +99,17 @@ def exact_sum(stacked: Tensor) -> Tensor:
 
 
 def compute_from(metric: Metric, state: State) -> dict[str, float]:
-    """Computes the numbers of a metric from a state, by key. A single number has the key `value`."""
+    """Computes the results of a metric from a state, by key. A single number has the key `value`."""
     scratch = deepcopy(metric)
     scratch.reset()
     return compute_in_place(scratch, state)
 
 
 def compute_in_place(scratch: Metric, state: State) -> dict[str, float]:
-    """Computes the same as `compute_from`, in a copy of the metric that the caller uses for many states."""
+    """Computes the same as `compute_from`, but in a copy of the metric that the caller can use for many states."""
     for name, value in state.items():
         setattr(scratch, name, value)
-    # the compute of the class, since that of the instance is wrapped to cache, to warn and to synchronise ranks
+    # The class's `compute` is called, because the instance's is wrapped to cache results, warn and synchronise ranks.
     return flatten_result(type(scratch).compute(scratch))
 
 
@@ -125,7 +125,7 @@ def flatten_result(result: Any) -> dict[str, float]:
 
 
 def is_sum_metric(metric: Metric) -> bool:
-    """Returns True if every state is a sum. The metric can then be computed for any selection of tracks from their sums."""
+    """Returns whether every state is a sum. If so, the metric can be computed for any selection of tracks from their sums."""
     return all(
         reduction == dim_zero_sum and isinstance(state_defaults(metric)[name], Tensor)
         for name, reduction in state_reductions(metric).items()
@@ -152,5 +152,5 @@ def _detached(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
 def _fsum(column: list[float]) -> float:
     try:
         return fsum(column)
-    except (OverflowError, ValueError):  # inf - inf or overflow: the result of IEEE addition
+    except (OverflowError, ValueError):  # for inf - inf and overflow, the result is that of IEEE addition
         return sum(column)

@@ -1,7 +1,9 @@
-"""The trial before a run: on synthetic windows, merged states must give the same result as one metric updated with all windows.
+"""Tries each metric before a run.
 
-Wrappers and compositions have no states of their own, and some metrics keep values outside of their states. The trial refuses them
-by name.
+On synthetic windows, merged states must give the same result as one metric that is updated with all windows.
+
+Wrappers and compositions have no states of their own, and some metrics keep values outside their states. The trial refuses such
+metrics, with an error that names them.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ MAX_STATE_BYTES = 64 * 1024
 
 
 def try_metric(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses a metric if its merged states give another result than one metric that is updated with all windows.
+    """Refuses a metric if its merged states give a different result than one metric that is updated with all windows.
 
-    Every step works on its own copy, so values outside of the states cannot pass from one step to the next.
+    Every step works on its own copy, so values outside the states cannot pass from one step to the next.
 
     Args:
         name: Name of the metric, for the message.
@@ -37,12 +39,12 @@ def try_metric(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]) -
         inputs: Inputs of its `update` for each trial window.
 
     Raises:
-        MetricError: The metric has no states, or its states are too large or cannot be merged, or it raised an error itself.
+        MetricError: The metric has no states, its states are too large or cannot be merged, or it raised an exception.
     """
     kind = type(metric).__name__
     if not state_defaults(metric):
         raise MetricError(
-            f"metric {name!r} ({kind}) keeps no states of its own, so windows cannot be merged; use what it wraps"
+            f"metric {name!r} ({kind}) keeps no states of its own, so windows cannot be merged; use the metric that it wraps"
         )
     try:
         together = deepcopy(metric)
@@ -58,14 +60,15 @@ def try_metric(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]) -
     largest = max(_state_bytes(state) for state in states)
     if largest > MAX_STATE_BYTES:
         raise MetricError(
-            f"metric {name!r} ({kind}) keeps a state of {largest} bytes per window; the limit is {MAX_STATE_BYTES}, since every "
-            "window's state is kept. Keep per window only what compute() reduces, such as one embedding in a list state "
-            "(docs/metrics.md shows it for a Frechet distance)"
+            f"metric {name!r} ({kind}) keeps a state of {largest} bytes per window; the limit is {MAX_STATE_BYTES}, because the "
+            "state of every window is kept. Keep only the values that compute() reduces, such as one embedding per window in a "
+            "list state (docs/metrics.md shows this for a Frechet distance)"
         )
     if not _agree(at_once, merged):
         raise MetricError(
-            f"metric {name!r} ({kind}) cannot be merged: three windows give {merged} merged and {at_once} together; "
-            "keep all that compute() needs in states (add_state), each with the reduction that merges it"
+            f"metric {name!r} ({kind}) cannot be merged: three windows give {merged} if their states are merged, and {at_once} if "
+            "one metric is updated with all of them; keep all values that compute() needs in states (add_state), each with the "
+            "reduction that merges it"
         )
 
 
@@ -88,14 +91,14 @@ def try_on_device(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]
     except Exception as error:  # a third-party metric may raise anything; the run must not start with it
         raise MetricError(
             f"metric {name!r} ({type(metric).__name__}) takes logits, so it runs on {device.type}, and failed its trial there: "
-            f"{error!r}. Register tensors that it keeps with register_buffer or add_state, so that they move with it"
+            f"{error!r}. Register the tensors that the metric keeps with register_buffer or add_state, so that they move with it"
         ) from error
 
 
 def trial_data(spec: CodecSpec, readings: Sequence[Reading], task: Task = "score") -> list[WindowData]:
-    """Returns windows of random codes and logits, scored consistently, and in predict with noise for audio.
+    """Returns windows of random codes and logits with consistent scores and, in predict, with noise as audio.
 
-    The second window has no text. In test the first has no context. In predict the last is longer than the rest of its track.
+    The second window has no text. In test, the first has no context. In predict, the last is longer than the rest of its track.
     """
     window_data = [_synthetic_data(spec, readings, index, num_frames) for index, num_frames in enumerate(TRIAL_FRAMES)]
     if task == "score":
@@ -104,7 +107,7 @@ def trial_data(spec: CodecSpec, readings: Sequence[Reading], task: Task = "score
 
 
 def _synthetic_audio(spec: CodecSpec, index: int) -> ContinuationAudio:
-    """Returns some seconds of noise, because metrics of audio need more of it than metrics of codes."""
+    """Returns a few seconds of noise, because audio metrics need longer inputs than code metrics."""
     generator = torch.Generator().manual_seed(index)
 
     def noise(seconds: float) -> Tensor:
@@ -124,7 +127,7 @@ def _synthetic_audio(spec: CodecSpec, index: int) -> ContinuationAudio:
 
 
 def _synthetic_data(spec: CodecSpec, readings: Sequence[Reading], index: int, num_frames: int) -> WindowData:
-    """Returns a window of random codes and logits, scored consistently."""
+    """Returns a window of random codes and logits with consistent scores."""
     generator = torch.Generator().manual_seed(index)
     shape = (spec.num_codebooks, num_frames)
     context = num_frames // 3 if index else 0
@@ -153,12 +156,12 @@ def _synthetic_data(spec: CodecSpec, readings: Sequence[Reading], index: int, nu
 
 
 def _one_line(error: Exception) -> str:
-    """Returns type and message of an error that a metric raised, in one line."""
+    """Returns the type and message of an error that a metric raised, on one line."""
     return " ".join(repr(error).split())
 
 
 def _described(inputs: Sequence[Mapping[str, Any]]) -> str:
-    """Returns shapes and types of the tensors that the metric received, as the end of a message."""
+    """Returns the shapes and dtypes of the tensors that the metric received, for the end of a message."""
     tensors = {key: value for key, value in (inputs[0] if inputs else {}).items() if isinstance(value, Tensor)}
     given = [f"{key} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" for key, value in tensors.items()]
     return f"; it was given {', '.join(given)}" if given else ""

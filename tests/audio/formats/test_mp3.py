@@ -200,7 +200,8 @@ def test_a_change_of_rate_in_the_middle_is_an_error(tmp_path: Path):
     path = tmp_path / "a.mp3"
     path.write_bytes((DATA / "cbr64_untagged.mp3").read_bytes() + (DATA / "cbr32.mp3").read_bytes())
     with pytest.raises(
-        AudioError, match=r"a\.mp3: changes from 44100 Hz and 1 channel\(s\) to 22050 Hz and 2 channel\(s\) at byte"
+        AudioError,
+        match=r"a\.mp3: the audio changes from 44100 Hz and 1 channel\(s\) to 22050 Hz and 2 channel\(s\) at byte",
     ):
         index_stream(path)
 

@@ -106,9 +106,12 @@ def test_a_provider_whose_name_already_means_an_input_is_refused(name):
     ("changes", "message"),
     [
         ({"name": "my input"}, "name must be a Python identifier"),
-        ({"tasks": ("test",)}, r"tasks must be some of score, continue, got \('test',\)"),
-        ({"device": "cuda"}, "device must be cpu or model and rows never, renamed or always, got 'cuda' and 'renamed'"),
-        ({"has_readings": False}, "rows='renamed' needs has_readings=True"),
+        ({"tasks": ("test",)}, r"tasks must be one or more of score, continue, got \('test',\)"),
+        (
+            {"device": "cuda"},
+            "device must be cpu or model, and rows must be never, renamed or always, got 'cuda' and 'renamed'",
+        ),
+        ({"has_readings": False}, "rows='renamed' requires has_readings=True"),
         (
             {"audio": ("generatd",)},
             r"names 'generatd', which is not a field of ContinuationAudio; did you mean generated\?",
