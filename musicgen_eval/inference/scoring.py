@@ -1,4 +1,4 @@
-"""Teacher-forced scoring: computes the nll of every code given all preceding codes.
+"""Scores codes under teacher forcing, by computing the nll of each code given all preceding codes.
 
     codes (B,K,T) --delay--> steps (B,K,S) --decoder--> hidden (B,S,D) --rows of scored codes only--> logits --> nll, rank
 

@@ -104,7 +104,7 @@ def _load_composite(name: str, location: str | None, **given: Any) -> MusicgenFo
 
 
 def _refuse_other_weights(name: str, info: Mapping[str, Any]) -> None:
-    """Raises an error if weights are missing, have another shape, or are not used by the configuration."""
+    """Raises an error if weights are missing, have the wrong shape, or are not used by the configuration."""
     wrong = sorted(info["missing_keys"]) or sorted(str(key) for key in info["mismatched_keys"])
     if wrong:
         raise CheckpointError(

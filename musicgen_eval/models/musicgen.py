@@ -163,7 +163,7 @@ class MusicGen(ConvertedModule):
             self.arithmetic = f"fused {_name(dtype)}"
 
     def refuse_change(self, precision: str, device: torch.device) -> None:
-        """Raises an error if the model was prepared for another precision or device type, because this changed its weights.
+        """Raises an error if the model was prepared for another precision or device type, because that changed its weights.
 
         Raises:
             CheckpointError: If the precision or the device type differs.
@@ -175,7 +175,7 @@ class MusicGen(ConvertedModule):
             )
 
     def _refuse_cast(self, precision: str) -> None:
-        """Raises an error if the caller has cast the decoder, because its weights then do not have the requested precision."""
+        """Raises an error if the caller has cast the decoder, because its weights then do not have the expected dtype."""
         expected = torch.bfloat16 if precision == "bf16-true" else torch.float32
         if self.decoder.dtype != expected:
             raise CheckpointError(

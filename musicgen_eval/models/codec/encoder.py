@@ -26,7 +26,7 @@ STACK_SAMPLES = 8 * 30 * 32_000
 
 
 class SegmentEncoder:
-    """Encodes segments of audio with an `EncodecModel`. The weights are read once, with the first segment, and are not changed.
+    """Encodes segments of audio with an `EncodecModel`. Its weights are read once, for the first segment, and not changed.
 
     Args:
         model: A transformers `EncodecModel`, in float32, in eval mode.

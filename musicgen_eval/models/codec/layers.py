@@ -71,7 +71,7 @@ class Node(Protocol):
 
 
 class Chain:
-    """A sequence of nodes, as one node."""
+    """A sequence of nodes that is used as one node."""
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         self.nodes = nodes
@@ -222,7 +222,7 @@ class Kernels:
 
 
 def nodes_of(layers: Sequence[nn.Module], kernels: Kernels) -> list[Node]:
-    """Converts consecutive layers of an `EncodecEncoder` or `EncodecDecoder`, which do not include its LSTM, to nodes."""
+    """Converts consecutive layers of an `EncodecEncoder` or `EncodecDecoder`, excluding its LSTM, to nodes."""
     nodes: list[Node] = []
     for layer, before in zip(layers, [None, *layers], strict=False):
         if isinstance(layer, EncodecResnetBlock):

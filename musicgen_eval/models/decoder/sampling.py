@@ -19,7 +19,7 @@ from musicgen_eval.records.signatures import takes_settings
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling(SamplingSettings):
-    """Settings of sampling that can draw codes."""
+    """Sampling settings with a method that draws codes."""
 
     def draw(self, logits: Tensor, uniforms: Tensor | None) -> Tensor:
         """Draws (...) codes from (..., V) logits and (...) uniform numbers. The arguments are not checked (see `draw_codes`)."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class WindowDraw:
-    """One window of every row. Rows with a text come first.
+    """One window per row. Rows with a text come first.
 
     Attributes:
         prompts: (B, K, S) int64 delayed ids, padded on the right.
