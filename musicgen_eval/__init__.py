@@ -1,6 +1,6 @@
-"""Exact evaluation of MusicGen checkpoints: perplexity, readings of likelihood, plug-in metrics.
+"""Exact evaluation of MusicGen checkpoints: perplexity, other likelihood metrics, and plug-in metrics.
 
-Public names are imported when first used, so that `import musicgen_eval` costs nothing.
+Public names are imported on first use, so that `import musicgen_eval` is fast.
 """
 
 from importlib import import_module
@@ -61,7 +61,7 @@ _HOMES = {
     "data.windows": ("plan_windows",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_ORIGINAL_NAMES = {"MusicGen_Perplexity": "perplexity"}  # of the script that this package grew from
+_ORIGINAL_NAMES = {"MusicGen_Perplexity": "perplexity"}  # names in the script that this package is based on
 
 __all__ = sorted([*_HOME_OF, *_ORIGINAL_NAMES])
 

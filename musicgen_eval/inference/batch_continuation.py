@@ -1,8 +1,8 @@
 """Continues windows of codes with a loaded model, and scores the continuations.
 
-prompt audio --encode, without what follows--> codes --continue_prompts--> prompt and continuation (K, T)
-|
-nll of every generated code, in the sliding window in which it was generated; the earlier codes of that window are context
+    prompt audio --encode the prompt only--> codes --continue_prompts--> prompt and continuation (K, T) --score_continuations--> nll
+
+Each generated code is scored in the sliding window in which it was generated. The earlier codes of that window are its context.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def continue_windows(
     Args:
         model: Loaded model.
         prompts: (K, context_frames) int64 codes of each window's prompt, encoded without the audio that follows.
-        windows: Windows to continue; `index` is the number of the continuation.
-        texts: Text of each window; None for the null condition.
-        settings: Sampling, guidance and threads.
+        windows: Windows to continue. `index` is the number of the continuation.
+        texts: Text of each window. None means the null condition.
+        settings: Settings for sampling, guidance and threads.
         stride_frames: Stride of the sliding window, for windows longer than the checkpoint's limit.
-        seed: Seed of the random numbers.
+        seed: Seed for sampling codes.
 
     Returns:
-        (K, context_frames + target_frames) int64 per window, on the model's device: the prompt and the continuation.
+        (K, context_frames + target_frames) int64 codes of prompt and continuation per window, on the model's device.
     """
     spec = model.spec
     totals = [window.num_frames for window in windows]
@@ -85,9 +85,10 @@ def encode_reference(
     Args:
         model: Loaded model.
         prompt: (K, P) int64 codes of the prompt.
-        read: Maps the first frame, counted from the start of the prompt, and a number of frames to (C, N) float32 audio.
+        read: Function that takes a first frame, counted from the start of the prompt, and a number of frames, and returns
+            (C, N) float32 audio.
         num_frames: Number of frames of the reference.
-        stride_frames: As in `continue_windows`.
+        stride_frames: See `continue_windows`.
 
     Returns:
         (K, P + num_frames) int64.
@@ -106,8 +107,8 @@ class ContinuedCodes:
     Attributes:
         window: The window.
         codes: (K, context_frames + target_frames) int64, prompt and continuation.
-        reference: (K, context_frames + R) int64, prompt and reference, R <= target_frames. None if no reference exists or none
-            is scored.
+        reference: (K, context_frames + R) int64, prompt and reference, R <= target_frames. None if there is no
+            reference, or if it is not scored.
         text: Text of the track. None means the null condition.
         other_text: Text of another track, for the reading `other_text`.
     """
@@ -128,19 +129,19 @@ def score_continuations(
     seed: int = 0,
     with_logits: frozenset[str] = frozenset(),
 ) -> list[dict[str, ScoredWindow | None]]:
-    """Scores continuations and references after their prompts, in the sliding windows used for generation.
+    """Scores continuations and references after their prompts, in the sliding windows that generation uses.
 
     Args:
         model: Loaded model.
         continued: Windows with their codes.
         readings: Readings to score.
-        stride_frames: As in `continue_windows`.
-        seed: Seed of the generators that change codes.
+        stride_frames: See `continue_windows`.
+        seed: Seed for the generators that readings use to change codes.
         with_logits: Names of the readings whose logits are returned.
 
     Returns:
-        For each window, reading name -> scores of (K, context_frames + target_frames) codes. The nll is NaN in the prompt and after
-        the end of a shorter reference. A reading that does not exist for a window is None.
+        A dict per window that maps the name of each reading to the scores of (K, context_frames + target_frames) codes, or to None
+        if the reading does not exist for the window. The nll is NaN in the prompt and after the end of a shorter reference.
     """
     results: list[dict[str, ScoredWindow | None]] = [{reading.name: None for reading in readings} for _ in continued]
     for target in ("own", "reference"):
@@ -164,12 +165,12 @@ def score_continuations(
 
 
 def unscored(window: Window, codes: Tensor, like: Tensor | None = None) -> ScoredWindow:
-    """Returns the scores of a window in which no code is scored: nll NaN and rank -1.
+    """Returns the scores of a window in which no code is scored. The nll is NaN and the rank is -1.
 
     Args:
         window: The window.
         codes: (K, T) int64. If T is less than the length of the window, the missing codes are 0.
-        like: (K, t, V) logits of any t frames, whose V and device the returned logits take. None means no logits.
+        like: (K, t, V) logits of any number of frames. The returned logits have the same V and device. None means no logits.
     """
     K, T = codes.shape[0], window.num_frames
     shape = (K, T)

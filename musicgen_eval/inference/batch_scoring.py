@@ -1,10 +1,10 @@
 """Scores the windows of a batch with a loaded model.
 
-    CPU           each window alone and unpadded, on one thread; several windows run in parallel
-    accelerator   one padded forward pass; padding is masked and not scored. Sharded models are scored in the same way, since
-                  their processes must run the same passes in the same order.
+On a CPU, each window is scored separately and without padding, on one thread, and several windows run in parallel. Therefore, the
+scores of a window are bit-identical for any batch and any number of threads or processes.
 
-On a CPU the scores of a window are therefore bit-identical for any batch and any number of threads or processes.
+On an accelerator, all windows are scored in one padded forward pass. Padding is masked and not scored. Sharded models are scored in
+the same way, because their processes must run the same passes in the same order.
 """
 
 from collections.abc import Sequence
@@ -33,11 +33,11 @@ def score_windows(
 
     Args:
         model: Loaded model.
-        codes: (K, T_i) int64 per window; lengths may differ.
+        codes: (K, T_i) int64 per window. The lengths may differ.
         scored: (K, T_i) bool per window, on the CPU, True for codes that are scored.
-        texts: Text of each window; None for the null condition.
-        tail: See `score_codes`; applies to the T_i of each window.
-        with_logits: True to return the logits of scored codes, too.
+        texts: Text of each window. None means the null condition.
+        tail: See `score_codes`. Applies to the T_i of each window.
+        with_logits: Whether to also return the logits of the scored codes.
 
     Returns:
         Scores with (K, T_i) tensors per window, on the model's device.
@@ -64,7 +64,7 @@ def score_padded(
         model: Loaded model.
         codes: See `score_windows`.
         scored: See `score_windows`.
-        states: (L_i, D) text states of each window; None for the null condition.
+        states: (L_i, D) text states of each window. None means the null condition.
         tail: See `score_windows`.
         with_logits: See `score_windows`.
 
@@ -139,7 +139,7 @@ def _score_alone(
 
 
 def _grow_positions(model: MusicGen, num_frames: int) -> None:
-    """Extends the table of positions for windows beyond the limit, so that parallel threads do not all extend it."""
+    """Extends the position table for windows beyond the limit, so that parallel threads do not all have to extend it."""
     positions = model.decoder.model.decoder.embed_positions
     num_steps = num_frames + max(model.spec.delays)
     if num_steps > positions.weights.shape[0]:
@@ -149,17 +149,17 @@ def _grow_positions(model: MusicGen, num_frames: int) -> None:
 def pad_states(
     states: Sequence[Tensor | None], *, width: int, device: torch.device
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Pads text states of different lengths to one batch.
+    """Pads text states of different lengths and joins them into one batch.
 
     Args:
-        states: (L_i, D) text states of each row; None for the null condition.
+        states: (L_i, D) text states of each row. None means the null condition.
         width: D.
         device: Device of the batch.
 
     Returns:
-        (B, L, D) float32 states, padded with zeros, and (B, L) int64 mask. (None, None) if every row is the null condition. A
-        null row attends to one position of zeros, since a softmax over no positions is NaN. Keys and values have no bias, so
-        its cross attention is exactly zero.
+        (B, L, D) float32 states, padded with zeros, and (B, L) int64 mask. (None, None) if every row has the null condition.
+        A row with the null condition attends to one position of zeros, because a softmax over no positions is NaN. The keys and
+        values have no bias, so the cross attention of this row is exactly zero.
     """
     if all(row is None for row in states):
         return None, None

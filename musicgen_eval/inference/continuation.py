@@ -1,7 +1,7 @@
-"""Continues prompts of codes, also beyond the longest window of the decoder, by sliding windows (`sliding_windows`).
+"""Continues prompts of codes, beyond the decoder's longest window if necessary, in sliding windows (see `sliding_windows`).
 
-Prompts and totals may differ between the rows of a batch, since each row has its own windows. The codes of a row do not depend on
-the other rows. Independent of audio, tokenised texts and Lightning.
+The lengths of prompts and continuations may differ between the rows of a batch, because each row has its own windows. The codes of
+a row do not depend on the other rows. This module does not depend on audio, tokenizers or Lightning.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ def continue_codes(
     """Continues prompts of codes.
 
     Args:
-        decoder: A transformers `MusicgenForCausalLM` in eval mode. On an accelerator, each call makes a fused copy of its weights.
-        prompt: (B, K, P) int64 in [0, V), undelayed; P may be 0.
-        total_frames: Frames of prompt and continuation together, one number or (B,).
+        decoder: A transformers `MusicgenForCausalLM` in eval mode. On an accelerator, each call makes a fused copy of the
+            weights.
+        prompt: (B, K, P) int64 in [0, V), undelayed. P may be 0.
+        total_frames: Number of frames of prompt and continuation together: one number for all rows, or (B,).
         delays: (K,) delay pattern of the checkpoint (`CodecSpec.delays`).
         max_frames: Longest window that the decoder was trained on.
         stride_frames: Stride of the sliding window, used if total_frames exceeds max_frames. None means 3/5 of max_frames, as in
@@ -58,12 +59,12 @@ def continue_codes(
 
     Returns:
         (B, K, max total_frames) int64 on the decoder's device: the prompt, the continuation, and the special token V after the
-        end of a shorter row. If the prompt is at least max_frames long and total_frames exceeds max_frames, the first window is
-        fed only the last max_frames - stride_frames frames of it.
+        end of a shorter row. If the prompt has at least max_frames frames and total_frames exceeds max_frames, only the last
+        max_frames - stride_frames frames of the prompt are fed in the first window.
 
     Raises:
-        ValueError: Shapes do not match, codes are outside [0, V), or a setting is out of range.
-        NonFiniteError: The decoder produced NaN or infinite logits. A subclass of ValueError that names the rows.
+        ValueError: If shapes do not match, codes are outside [0, V), or a setting is out of range.
+        NonFiniteError: If the decoder produces NaN or infinite logits. This subclass of ValueError names the rows.
 
     Source: MusicGen (arXiv 2306.05284), section 2.2; audiocraft 1.3.0, `LMModel.generate` and `MusicGen._generate_tokens`.
     """
@@ -111,7 +112,7 @@ def continue_prompts(
     Args:
         decoder: A transformers decoder, or a fused decoder for an accelerator.
         prompts: (K, P_i) int64 per row.
-        total_frames: (B,) frames of prompt and continuation together.
+        total_frames: (B,) number of frames of prompt and continuation together.
         delays: (K,) delay of each codebook in steps.
         max_frames: See `continue_codes`.
         stride_frames: See `continue_codes`.
@@ -119,7 +120,7 @@ def continue_prompts(
         guidance_scale: See `continue_codes`.
         sampling: Temperature, top_k and top_p.
         uniforms: (B, K, max total_frames), or None at temperature 0.
-        kernels: Execution of the decoding steps on CUDA.
+        kernels: Implementation of the decoding steps on CUDA.
 
     Returns:
         (B, K, max total_frames) int64 on the decoder's device.
@@ -162,7 +163,7 @@ def _padded_prompts(
     special_token: int,
     device: torch.device,
 ) -> Tensor:
-    """Returns (B, K, max total_frames) int64 with the prompts at the start of the rows, padded with the special token."""
+    """Returns (B, K, max total_frames) int64 codes: each row's prompt, padded on the right with the special token."""
     shape = (len(prompts), num_codebooks, max(total_frames, default=0))
     codes = torch.full(shape, special_token, dtype=torch.int64, device=device)
     for row, prompt in enumerate(prompts):

@@ -1,4 +1,4 @@
-"""Checks of the arguments of `continue_codes`."""
+"""Checks the arguments of `continue_codes`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from musicgen_eval.models.decoder.sampling import Sampling
 
 
 class RowLengths(NamedTuple):
-    """Lengths of the rows of a batch in frames.
+    """Lengths of the rows of a batch, in frames.
 
     Attributes:
         prompts: (B,) length of each prompt.
@@ -37,7 +37,7 @@ def checked_lengths(
     """Checks the arguments of `continue_codes` and returns the lengths of its rows.
 
     Raises:
-        ValueError: Shapes do not match, codes are outside [0, V), or a setting is out of range.
+        ValueError: If shapes do not match, codes are outside [0, V), or a setting is out of range.
     """
     if prompt.dim() != 3 or prompt.shape[1] != len(delays) or prompt.dtype != torch.int64:
         raise ValueError(
@@ -50,7 +50,7 @@ def checked_lengths(
     for row, (frames, total) in enumerate(zip(prompts, totals, strict=True)):
         if not 0 <= frames <= min(P, total):
             raise ValueError(
-                f"row {row}: prompt_frames must be 0 to {min(P, total)} (prompt: {P}, total_frames: {total}), got {frames}"
+                f"row {row}: prompt_frames must be between 0 and {min(P, total)} (prompt: {P}, total_frames: {total}), got {frames}"
             )
     _check_uniforms(uniforms, (B, K, max(totals, default=0)), sampling.temperature)
     _check_prompts(prompt, prompts, codebook_size)
@@ -58,7 +58,7 @@ def checked_lengths(
 
 
 def _per_row(value: int | Sequence[int] | Tensor, num_rows: int, name: str) -> list[int]:
-    """Returns one whole number per row, from a number for all rows or a sequence."""
+    """Returns one whole number per row, given a sequence or one number for all rows."""
     try:
         if isinstance(value, int):
             return [value] * num_rows
@@ -87,7 +87,7 @@ def _check_prompts(prompt: Tensor, prompt_frames: Sequence[int], codebook_size: 
     for row, frames in enumerate(prompt_frames):
         if not in_range[row, :frames].all():
             raise ValueError(
-                f"row {row}: prompt must be in [0, {codebook_size}) in its first {frames} frames; mask padding with prompt_frames"
+                f"row {row}: the first {frames} frames of prompt must be in [0, {codebook_size}); mark padding with prompt_frames"
             )
 
 
@@ -95,7 +95,7 @@ def row_texts(states: Tensor | None, mask: Tensor | None, num_rows: int, *, widt
     """Returns the (L_i, D) text states of each row without padding. None means the null condition.
 
     Raises:
-        ValueError: Shapes do not match.
+        ValueError: If shapes do not match.
     """
     if states is None:
         if mask is not None:

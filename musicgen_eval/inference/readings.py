@@ -1,4 +1,4 @@
-"""Scores the readings of windows: the plain reading, and those that metrics request.
+"""Scores the readings of windows: the plain reading, and the readings that metrics request.
 
 window, codes, texts --reading--> codes and text that are fed --score_windows--> scores, aligned to the window
 
@@ -52,16 +52,16 @@ def score_readings(
         model: Loaded model.
         windows: Windows of a batch.
         readings: Readings to score.
-        tail: See `score_codes`; applies to the length of each window.
-        seed: Seed of the generators that change codes.
+        tail: See `score_codes`. Applies to the length of each window.
+        seed: Seed for the generators that readings use to change codes.
         with_logits: Names of the readings whose logits are returned.
 
     Returns:
-        For each window, reading name -> scores, or None if the reading does not exist: `no_text` for a window without a text,
-        `no_context` for a window without a context.
+        A dict per window that maps the name of each reading to its scores, or to None if the reading does not exist for the window.
+        For example, `no_text` does not exist for a window without a text, nor `no_context` for a window without a context.
 
     Raises:
-        MetricError: No other text exists for `other_text`, or a reading changes codes to an invalid shape, dtype or value.
+        MetricError: If no other text exists for `other_text`, or if a reading changes codes to an invalid shape, dtype or value.
     """
     results: list[dict[str, ScoredWindow | None]] = [{reading.name: None for reading in readings} for _ in windows]
     for reading in readings:
@@ -85,14 +85,14 @@ def score_readings(
 
 
 def scored_mask(window: Window, spec: CodecSpec, tail: Tail) -> Tensor:
-    """Returns a (K, T) bool mask on the CPU of the target's codes, without the tail of the window if `tail` is `drop`."""
+    """Returns the (K, T) bool mask of the target's codes, on the CPU, excluding the window's tail if `tail` is `drop`."""
     mask = torch.ones((spec.num_codebooks, window.num_frames), dtype=torch.bool)
     mask[:, : window.context_frames] = False
     return mask & tail_mask(window.num_frames, delays=spec.delays) if tail == "drop" else mask
 
 
 def reading_generator(seed: int, window: Window, reading: Reading) -> torch.Generator:
-    """Returns a generator seeded by seed, track, window and reading only, independent of batch and device."""
+    """Returns a generator whose seed depends on `seed`, track, window and reading, but not on batch or device."""
     key = f"{seed}\0{window.track}\0{window.index}\0{reading.name}".encode()
     return torch.Generator().manual_seed(int.from_bytes(sha256(key).digest()[:8], "big") >> 1)
 
@@ -123,7 +123,7 @@ def _start(reading: Reading, window: Window) -> int:
 def _fed_codes(reading: Reading, coded: CodedWindow, seed: int, num_entries: int) -> Tensor:
     if reading.change is None:
         return coded.codes
-    # copied, since a change in place would affect the other readings
+    # copied, because a change in place would affect the other readings
     changed = reading.change(coded.codes.cpu().clone(), coded.window, reading_generator(seed, coded.window, reading))
     if changed.shape != coded.codes.shape or changed.dtype != coded.codes.dtype:
         raise MetricError(

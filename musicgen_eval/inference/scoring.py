@@ -1,4 +1,4 @@
-"""Teacher-forced scoring: computes the nll of every code given all preceding codes.
+"""Scores codes under teacher forcing, by computing the nll of each code given all preceding codes.
 
     codes (B,K,T) --delay--> steps (B,K,S) --decoder--> hidden (B,S,D) --rows of scored codes only--> logits --> nll, rank
 
@@ -32,8 +32,8 @@ class Scores:
     """Scores of a batch of codes from one forward pass.
 
     Attributes:
-        nll: (B, K, T) float32 nats, NaN for codes that are not scored.
-        rank: (B, K, T) int64, number of logits greater than that of the true code, -1 for codes that are not scored.
+        nll: (B, K, T) float32, nll in nats, NaN for codes that are not scored.
+        rank: (B, K, T) int64, number of logits that are greater than that of the true code, or -1 for codes that are not scored.
         logits: (B, K, T, V) float32, 0 for codes that are not scored. None unless requested.
     """
 
@@ -59,7 +59,7 @@ def score_codes(
         decoder: A transformers `MusicgenForCausalLM` in eval mode.
         codes: (B, K, T) int64 in [0, V), undelayed. Padding may have any value.
         delays: (K,) delay pattern of the checkpoint (`CodecSpec.delays`).
-        valid: (B, K, T) bool, False for padding only, which is fed as the special token. None means no padding.
+        valid: (B, K, T) bool, False for padding, which is fed as the special token. None means no padding.
         scored: (B, K, T) bool, True for codes to score. None means all valid codes.
         encoder_hidden_states: (B, L, D) text states, projected to the decoder's width. None means the null condition.
         encoder_attention_mask: (B, L), 0 for padding. None means no padding.
@@ -70,7 +70,7 @@ def score_codes(
         (B, K, T) float32 nats, NaN for codes that are not scored.
 
     Raises:
-        ValueError: Codes, masks or delays have the wrong shape, or a code is outside [0, V).
+        ValueError: If codes, masks or delays have the wrong shape, or if a code is outside [0, V).
 
     Source: MusicGen (arXiv 2306.05284), section 2.2; audiocraft 1.3.0, `MusicGenSolver._compute_cross_entropy`.
     """
@@ -100,7 +100,7 @@ def score_and_rank_codes(
 ) -> Scores:
     """Computes nll, ranks and optionally logits in one pass.
 
-    Masks may be on the CPU if codes and decoder are on an accelerator.
+    Masks may be on the CPU even if codes and decoder are on an accelerator.
 
     Args:
         decoder: See `score_codes`.
@@ -111,7 +111,7 @@ def score_and_rank_codes(
         encoder_hidden_states: See `score_codes`.
         encoder_attention_mask: See `score_codes`.
         tail: See `score_codes`.
-        with_logits: True to return the logits of scored codes, too.
+        with_logits: Whether to also return the logits of the scored codes.
     """
     counted = counted_codes(codes, delays=delays, valid=valid, scored=scored, tail=tail)
     V = decoder.config.vocab_size
@@ -144,12 +144,12 @@ def score_fused(
 
     Args:
         decoder: A fused decoder.
-        codes: (B, K, T) int64 in [0, V), with the special token as padding. Not checked.
+        codes: (B, K, T) int64 in [0, V), with the special token as padding. The values are not checked.
         delays: (K,) delay of each codebook in steps.
         counted: (B, K, T) bool on the CPU, True for codes to score.
         texts: Keys and values of the texts.
-        tail: See `score_codes`; determines only the number of steps that are fed.
-        with_logits: True to return the logits of scored codes, too.
+        tail: See `score_codes`. Determines only the number of steps that are fed.
+        with_logits: Whether to also return the logits of the scored codes.
     """
     V = decoder.special_token
     steps = delay_codes(codes, delays=delays, special_token=V, num_steps=_num_steps(codes, delays, tail))
@@ -188,8 +188,8 @@ def hidden_states(
     Args:
         decoder: A transformers `MusicgenForCausalLM`.
         steps: (B, K, S) int64 decoder input.
-        encoder_hidden_states: (B, L, D) text states. None skips cross attention, which is equivalent to states of zeros because
-            its projections have no bias.
+        encoder_hidden_states: (B, L, D) text states. None skips cross attention, which is equivalent to states of zeros, because
+            the projections have no bias.
         encoder_attention_mask: (B, L), 0 for padding. None means no padding.
 
     Returns:
@@ -215,7 +215,7 @@ def counted_codes(
     """Returns the (B, K, T) bool mask, on the CPU, of the codes to score.
 
     Raises:
-        ValueError: Codes, masks or delays have the wrong shape, or `tail` is unknown.
+        ValueError: If codes, masks or delays have the wrong shape, or if `tail` is unknown.
     """
     if codes.dim() != 3 or codes.shape[1] != len(delays):
         raise ValueError(f"codes must be (B, K, T) with K = {len(delays)} delays, got {tuple(codes.shape)}")
@@ -265,7 +265,7 @@ def nll_from_logits(logits: Tensor, codes: Tensor, *, delays: Sequence[int], sco
 
 
 def _logits(head: nn.Module, hidden: Tensor) -> Tensor:
-    """Computes (M, V) logits from (M, D) rows, in float32 for every precision of the decoder.
+    """Computes (M, V) logits from (M, D) rows, in float32, regardless of the decoder's precision.
 
     Rounded logits would change the nll by hundredths and produce ties.
     """
@@ -285,7 +285,7 @@ def _score_rows(
     *,
     with_logits: bool,
 ) -> Scores:
-    """Scores the counted codes of each codebook in chunks; `head` maps a codebook and (M, D) rows to (M, V) logits."""
+    """Scores the counted codes of each codebook in chunks. `head` maps a codebook and (M, D) rows to (M, V) logits."""
     B, K, T = codes.shape
     V = codebook_size
     device = hidden.device

@@ -1,4 +1,4 @@
-"""The settings of continuations."""
+"""Defines the settings for generating continuations."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ MAX_THREADS = 1024  # torch accepts any number, but the process then runs out of
 
 @dataclass(frozen=True, kw_only=True)
 class ContinuationSettings(SamplingSettings):
-    """Settings of continuations.
+    """Settings for generating continuations.
 
     Attributes:
-        stride_s: Number of seconds by which the window slides if prompt and continuation exceed the checkpoint's limit together.
-            Defaults to 3/5 of the limit.
+        stride_s: Number of seconds by which the window slides if the prompt and the continuation together exceed the checkpoint's
+            limit. Defaults to 3/5 of the limit.
         num_continuations: Number of continuations per track, each with its own random numbers.
-        threads: Number of CPU threads for generating codes and decoding audio. Defaults to the number that torch uses. Results
-            depend on it in the last bits, which can change a sampled code. Small steps always use one thread.
-        kernels: Implementation of decode steps on CUDA. `graph` replays a CUDA graph, `compiled` replays a graph of kernels that
+        threads: Number of CPU threads for generating codes and decoding audio. Defaults to the number that torch uses. The number
+            affects the last bits of the results, and so can change a sampled code. Small steps always use one thread.
+        kernels: Implementation of decoding steps on CUDA. `graph` replays a CUDA graph, `compiled` replays a graph of kernels that
             `torch.compile` has fused, and `eager` launches every kernel. Ignored on CPUs, which have their own kernels.
     """
 
@@ -40,7 +40,7 @@ class ContinuationSettings(SamplingSettings):
             raise RunError(f"threads must be at most {MAX_THREADS}, got {self.threads}")
         if self.temperature == 0 and self.num_continuations > 1:
             raise RunError(
-                f"num_continuations is {self.num_continuations}, but at temperature 0 all continuations of a track are equal; "
+                f"num_continuations is {self.num_continuations}, but at temperature 0 all continuations of a track are identical; "
                 "set model.continuation.num_continuations to 1 or raise model.continuation.temperature"
             )
 
@@ -48,24 +48,24 @@ class ContinuationSettings(SamplingSettings):
         """Checks the settings that depend on the checkpoint.
 
         Raises:
-            RunError: `top_k` exceeds the size of a codebook.
-            WindowError: The stride is out of range or not a whole number of frames.
+            RunError: If `top_k` exceeds the size of a codebook.
+            WindowError: If the stride is out of range or not a whole number of frames.
         """
         self.check(spec.codebook_size)
         self.stride_frames(spec)
 
     def stride_frames(self, spec: CodecSpec) -> int:
-        """Returns the stride of the sliding window in frames.
+        """Returns the stride of the sliding window, in frames.
 
         Raises:
-            WindowError: The stride is zero, not a whole number of frames, or not shorter than the window.
+            WindowError: If the stride is zero, not a whole number of frames, or not shorter than the window.
         """
         if self.stride_s is None:
             return 3 * spec.max_frames // 5
         stride = spec.whole_frames(self.stride_s, setting="stride_s")
         if not 1 <= stride < spec.max_frames:
             raise WindowError(
-                f"stride_s={self.stride_s:g} must be above 0 and below the checkpoint's window of "
-                f"{spec.max_frames / spec.frame_rate_hz:g} s"
+                "stride_s must be above 0 and below the checkpoint's window of "
+                f"{spec.max_frames / spec.frame_rate_hz:g} s, got {self.stride_s:g}"
             )
         return stride

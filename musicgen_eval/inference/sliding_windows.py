@@ -1,7 +1,7 @@
-"""The sliding windows of a continuation: the frames that each window is fed and generates.
+"""Plans the sliding windows of a continuation: the frames that are fed and the frames that are generated in each window.
 
-A prompt that is to become longer than the decoder's longest window is continued in several windows. With max_frames 10, stride 6,
-a prompt of 4 frames (p) and 20 frames in total:
+If prompt and continuation together exceed the decoder's longest window, the prompt is continued in several windows. Example with
+max_frames 10, stride 6, a prompt of 4 frames (p) and 20 frames in total:
 
     frame        0 1 2 3 4 5 6 7 8 9 . . . . . . . . . 19
     window 0     p p p p # # # # # #                          the prompt is fed, six frames are generated (#)
@@ -24,7 +24,7 @@ class WindowSpan:
 
     Attributes:
         start: First frame of the window.
-        known: First generated frame; the frames from `start` up to it are already known.
+        known: First generated frame. The frames from `start` up to this one are already known.
         end: End of the window, exclusive.
     """
 
@@ -43,20 +43,20 @@ def window_spans(prompt_frames: int, total_frames: int, *, max_frames: int, stri
 
     The list is empty if the prompt already has the total length.
 
-    The first window is fed the whole prompt if the prompt is shorter than max_frames, otherwise the last
-    max_frames - stride_frames frames of it.
+    If the prompt is shorter than max_frames, the whole prompt is fed in the first window. Otherwise, only its last
+    max_frames - stride_frames frames are fed.
 
     >>> [(span.start, span.known, span.end) for span in window_spans(4, 20, max_frames=10, stride_frames=6)]
     [(0, 4, 10), (6, 10, 16), (12, 16, 20)]
 
     Raises:
-        ValueError: max_frames or stride_frames is out of range.
+        ValueError: If max_frames or stride_frames is out of range.
     """
     if max_frames < 1:
         raise ValueError(f"max_frames must be at least 1, got {max_frames}")
     if total_frames > max_frames and not 1 <= stride_frames < max_frames:
         raise ValueError(
-            f"stride_frames must be 1 to {max_frames - 1}, less than max_frames={max_frames}, got {stride_frames}"
+            f"stride_frames must be between 1 and {max_frames - 1} (below max_frames={max_frames}), got {stride_frames}"
         )
     fits = total_frames <= max_frames or prompt_frames < max_frames
     start, known = (0 if fits else prompt_frames - max_frames + stride_frames), prompt_frames
@@ -70,7 +70,7 @@ def window_spans(prompt_frames: int, total_frames: int, *, max_frames: int, stri
 
 @dataclass(frozen=True)
 class WindowLayout:
-    """The frame of each codebook that every column of a window contains. A column is one decoding step.
+    """The mapping from the entries of a window's columns to frames. A column is one decoding step.
 
     Column c contains frame known + c - delay_k of codebook k, and is predicted from the columns before it. All tensors are on
     the CPU.
@@ -82,7 +82,7 @@ class WindowLayout:
         codebook 1         p p p p # # #          codebook 1        p # # #        frames 6 7 8 9; . is the special token
 
     Attributes:
-        frames: (B, K, C) int64, frame of each entry, clamped to the frames of the row.
+        frames: (B, K, C) int64, the frame of each entry, clamped to the frames of the row.
         is_drawn: (B, K, C) bool, True for entries to generate.
         is_known: (B, K, C) bool, True for entries with a known code.
     """
@@ -93,12 +93,12 @@ class WindowLayout:
 
 
 def window_layout(spans: Sequence[WindowSpan | None], *, delays: Sequence[int], num_frames: int) -> WindowLayout:
-    """Computes the layout of one window of every row.
+    """Computes the layout of one window per row.
 
     Args:
-        spans: (B,) window of each row. None means that the row is complete.
+        spans: (B,) the window of each row. None means that the row is complete.
         delays: (K,) delay of each codebook in steps.
-        num_frames: T, number of frames of the rows.
+        num_frames: Number of frames of the rows, T.
 
     >>> layout = window_layout([WindowSpan(3, 7, 10)], delays=(0, 1), num_frames=12)
     >>> layout.frames[0].tolist()

@@ -1,4 +1,4 @@
-"""Generates one sliding window of every row of a batch."""
+"""Generates one sliding window per row of a batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from musicgen_eval.models.transfers import upload
 from musicgen_eval.records import StepKernels
 
 WindowDrawer = Callable[[WindowDraw], tuple[Tensor, Sequence[int]]]
-"""Generates one window of every row. Returns (B, K, C) codes by column, and the rows with NaN or infinite logits."""
+"""Function that generates one window per row. It returns (B, K, C) codes by column, and the rows with NaN or infinite logits."""
 
 
 def generate_windows(
@@ -32,18 +32,18 @@ def generate_windows(
     delays: Sequence[int],
     special_token: int,
 ) -> None:
-    """Generates one window of every row, in place.
+    """Generates one window per row, and writes its codes to `codes` in place.
 
     Args:
         draw: Function that generates the columns.
         codes: (B, K, T) int64, rows with a text first.
-        spans: (B,) window of each row. None means that the row is complete and stays idle.
+        spans: (B,) the window of each row. None means that the row is complete and stays idle.
         uniforms: (B, K, T) random numbers, or None at temperature 0.
         delays: (K,) delay of each codebook in steps.
-        special_token: V.
+        special_token: Id of the special token, V.
 
     Raises:
-        NonFiniteError: The decoder produced NaN or infinite logits in rows that are not idle.
+        NonFiniteError: If the decoder produces NaN or infinite logits in rows that are not idle.
     """
     layout = window_layout(spans, delays=delays, num_frames=codes.shape[2])
     frames = upload(layout.frames, codes.device)
@@ -69,7 +69,7 @@ def generate_windows(
 def _delayed_prompts(
     codes: Tensor, spans: Sequence[WindowSpan | None], *, delays: Sequence[int], special_token: int
 ) -> Tensor:
-    """Returns the (B, K, S) int64 decoder input before the first column of each row, padded on the right with the special token."""
+    """Returns the (B, K, S) int64 decoder input before each row's first column, padded on the right with the special token."""
     B, K, _ = codes.shape
     known = [0 if span is None else span.known - span.start for span in spans]
     prompts = codes.new_full((B, K, max(known)), special_token)

@@ -1,6 +1,6 @@
 """Finds a checkpoint and reads its specification from its configuration files, without weights.
 
-A checkpoint is given by name: `demo`, a hub name, or a local folder.
+A checkpoint is specified as `demo`, a hub name, or a local folder.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class Checkpoint:
     """The location and the specification of a checkpoint.
 
     Attributes:
-        name: name as given by the user. A local folder is given as an absolute path.
-        location: folder of the checkpoint's files, or "" for a model in memory.
-        revision: requested hub revision, or None.
-        commit: hub commit that the revision resolved to, or None for a folder.
-        spec: specification of the codes.
-        max_frames_from: origin of `spec.max_frames`: `generation_config`, `given`, or `default` (30 s, or fewer if the decoder has
+        name: Name as specified by the user. The path of a local folder is made absolute.
+        location: Folder of the checkpoint's files, or "" for a model in memory.
+        revision: Requested hub revision, or None.
+        commit: Hub commit that the revision resolved to, or None for a folder.
+        spec: Specification of the codes.
+        max_frames_from: Origin of `spec.max_frames`: `generation_config`, `given`, or `default` (30 s, or less if the decoder has
             fewer positions).
-        is_reachable: whether files that are not cached can be downloaded from the hub.
-        digest: digest of everything that determines the numbers of a model in memory. None for a checkpoint of files.
-        notes: remarks for the user about how the checkpoint is used, one line each.
+        is_reachable: Whether files that are not cached can be downloaded from the hub.
+        digest: Digest of everything that determines the numbers of a model in memory. None for a checkpoint loaded from files.
+        notes: Remarks for the user about how the checkpoint is used, one line each.
     """
 
     name: str
@@ -72,14 +72,14 @@ def find_checkpoint(
 
     Args:
         checkpoint: `demo`, a hub name such as `facebook/musicgen-small`, or a local folder in transformers' format.
-        revision: hub branch, tag or commit. Allowed for hub names only.
-        max_frames: length of the longest window, in frames. None means the length given by the checkpoint.
+        revision: Hub branch, tag or commit. Allowed for hub names only.
+        max_frames: Length of the longest window, in frames. None means the length given by the checkpoint.
 
     Returns:
         The checkpoint's description.
 
     Raises:
-        CheckpointError: if the checkpoint is not found or is not MusicGen, or if its configuration is inconsistent.
+        CheckpointError: If the checkpoint is not found, is not a MusicGen checkpoint, or has an inconsistent configuration.
     """
     refuse_other_types(checkpoint)
     files = _files(str(checkpoint), revision)
@@ -102,14 +102,14 @@ def describe_in_memory(config: MusicgenConfig, *, stated: int | None, given: int
     """Describes a model in memory.
 
     Args:
-        config: the model's configuration.
+        config: The model's configuration.
         stated: `max_length` of the model's generation config.
-        given: length of the longest window, in frames, which overrides `stated`.
-        digest: digest of everything that determines the model's numbers. It is part of the name, so that different models have
+        given: Length of the longest window, in frames, which overrides `stated`.
+        digest: Digest of everything that determines the model's numbers. It is part of the name, so that different models have
             different names.
 
     Raises:
-        CheckpointError: if the configuration is inconsistent.
+        CheckpointError: If the configuration is inconsistent.
     """
     stated = None if given is not None else _checked_length(stated, IN_MEMORY)
     spec, source, notes = _spec(config, IN_MEMORY, stated=stated, given=given)
@@ -120,7 +120,7 @@ def refuse_other_types(checkpoint: object) -> None:
     """Raises an error if a checkpoint is neither a name nor a path.
 
     Raises:
-        CheckpointError: if the type is not supported.
+        CheckpointError: If the type is not supported.
     """
     if not isinstance(checkpoint, str | Path):
         raise CheckpointError(
@@ -130,11 +130,11 @@ def refuse_other_types(checkpoint: object) -> None:
 
 
 def lasting_name(checkpoint: str) -> str:
-    """Returns a name that does not depend on the working directory: the path of a local checkpoint becomes absolute."""
+    """Returns a name that does not depend on the working directory, by making the path of a local checkpoint absolute."""
     folder = _expanded(checkpoint)
     if checkpoint == DEMO or not _is_folder(folder):
         return checkpoint
-    return os.path.abspath(folder)  # noqa: PTH100 - without `..`, which pathlib keeps
+    return os.path.abspath(folder)  # noqa: PTH100 - removes `..`, which pathlib keeps
 
 
 def _files(name: str, revision: str | None) -> CheckpointFiles:
@@ -143,13 +143,13 @@ def _files(name: str, revision: str | None) -> CheckpointFiles:
     if _is_folder(folder):
         if revision is not None:
             raise CheckpointError(
-                f"checkpoint {name} is a folder, but revision {revision} was given, which is allowed for hub names only; "
+                f"checkpoint {name} is a folder, but revision is {revision!r}, which is allowed for hub names only; "
                 "remove revision"
             )
         return CheckpointFiles(lasting_name(name), folder)
     if name.startswith(IN_MEMORY):
         raise CheckpointError(
-            f"checkpoint {name!r} was a model in memory, which cannot be loaded by its name; pass the model from Python, "
+            f"checkpoint {name!r} was a model in memory, which cannot be loaded by name; pass the model in Python, "
             "with the same run_dir"
         )
     if not _is_hub_name(name):
@@ -167,7 +167,7 @@ def _config(files: CheckpointFiles) -> MusicgenConfig:
             f"checkpoint folder {files.name} has no {CONFIG}; expected a MusicGen checkpoint in transformers' format"
         )
     written = _read_json(files, path)
-    if written.get("transformers_weights") is not None:  # transformers would open that file, of whatever type
+    if written.get("transformers_weights") is not None:  # transformers would open that file, whatever its type
         raise CheckpointError(
             f"checkpoint {files.name}: {CONFIG} sets transformers_weights to {written['transformers_weights']!r}, which is not "
             "supported; remove that line, or save the model again with save_pretrained"
@@ -187,7 +187,7 @@ def _config(files: CheckpointFiles) -> MusicgenConfig:
     if not isinstance(config, MusicgenConfig):
         raise CheckpointError(
             f"checkpoint {files.name} has type {config.model_type!r}, but only 'musicgen' is supported (mono or stereo, without "
-            "melody); choose such a checkpoint"
+            "melody); choose a checkpoint of that type"
         )
     return config
 
@@ -196,7 +196,7 @@ def _stated_max_length(files: CheckpointFiles) -> int | None:
     """Returns `max_length` of the generation config, or None if it is not set.
 
     Raises:
-        CheckpointError: if the file is damaged or not available, or if the value is not a number of frames.
+        CheckpointError: If the file is damaged or not available, or if the value is not a number of frames.
     """
     path = files.find(GENERATION_CONFIG)
     return None if path is None else _checked_length(_read_json(files, path).get("max_length"), files.name)
@@ -207,7 +207,7 @@ def _checked_length(stated: object, name: str) -> int | None:
         return None
     if not isinstance(stated, int) or isinstance(stated, bool) or stated < 1:
         raise CheckpointError(
-            f"checkpoint {name}: max_length in {GENERATION_CONFIG} must be a whole number of frames of at least 1, got {stated!r}; "
+            f"checkpoint {name}: max_length in {GENERATION_CONFIG} must be a positive whole number of frames, got {stated!r}; "
             "correct it, or set max_frames"
         )
     return stated
@@ -234,7 +234,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _expanded(name: str) -> Path:
-    """Returns a path with `~` expanded. If there is no such home directory, the name is unchanged."""
+    """Returns the path with `~` expanded, or unchanged if there is no such home directory."""
     return Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser raises if there is no such home directory
 
 
@@ -291,7 +291,7 @@ def _limit(stated: int | None, given: int | None, *, default: int) -> tuple[int,
     """Returns the length of the longest window, in frames, and its origin."""
     if given is not None:
         if not isinstance(given, int) or isinstance(given, bool) or given < 1:
-            raise CheckpointError(f"max_frames must be a whole number of at least 1, got {given!r}")
+            raise CheckpointError(f"max_frames must be a positive whole number, got {given!r}")
         return given, "given"
     if stated is None or stated == TRANSFORMERS_DEFAULT_LENGTH:
         return default, "default"
@@ -302,7 +302,8 @@ def _notes(spec: CodecSpec, source: Source, name: str, *, stated: int | None, po
     """Returns a note if the window length may not be a property of the model.
 
     Users often set `max_length` to the length of the audio that they generate, and `save_pretrained` saves it. There is no note
-    if it is MusicGen's 30 s, or if the decoder has exactly that many positions, as in the demo model.
+    if the length is MusicGen's 30 s, or if the decoder has exactly one position per step of the longest window, as in the demo
+    model.
     """
     trained = DEFAULT_WINDOW_S * spec.frame_rate_hz
     window_s = spec.max_frames / spec.frame_rate_hz
@@ -315,7 +316,7 @@ def _notes(spec: CodecSpec, source: Source, name: str, *, stated: int | None, po
         return ()
     return (
         f"checkpoint {name}: windows hold up to {window_s:g} s, because {GENERATION_CONFIG} has "
-        f"max_length {spec.max_frames}; MusicGen was trained on {DEFAULT_WINDOW_S} s (set max_frames={trained} to use it)",
+        f"max_length {spec.max_frames}; MusicGen was trained on {DEFAULT_WINDOW_S} s (set max_frames={trained} to use this length)",
     )
 
 

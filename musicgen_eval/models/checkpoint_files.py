@@ -1,9 +1,9 @@
-"""Finds the files of a checkpoint in a local folder, or in the local cache of a hub commit, and downloads missing ones.
+"""Finds the files of a checkpoint in a local folder, or in the local cache of a hub commit, and downloads missing files.
 
     name, revision --locate_files--> folder and commit --find(file name)--> path, or None
 
-The hub is asked once for the commit of a revision. If it does not answer within `HUB_TIMEOUT_S`, it is not asked again, and only
-cached files are used. A missing file then raises an error that names it.
+The hub is queried once for the commit of a revision. If it does not respond within `HUB_TIMEOUT_S`, it is not queried again, and
+only cached files are used. If a required file is not cached, an error names it.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class CheckpointFiles:
     """The location of a checkpoint's files.
 
     Attributes:
-        name: the checkpoint's name, for messages.
-        folder: local folder. For a hub checkpoint, the cached snapshot of its commit.
-        commit: hub commit, or None for a local folder.
-        is_reachable: whether files that are not cached can be downloaded.
+        name: The checkpoint's name, for messages.
+        folder: Local folder, which for a hub checkpoint is the cached snapshot of its commit.
+        commit: Hub commit, or None for a local folder.
+        is_reachable: Whether files that are not cached can be downloaded.
     """
 
     name: str
@@ -47,10 +47,10 @@ class CheckpointFiles:
     is_reachable: bool = False
 
     def find(self, filename: str) -> Path | None:
-        """Returns the path of a file, downloaded if necessary, or None if the checkpoint has no such file.
+        """Returns the path of a file, after downloading it if necessary, or None if the checkpoint has no such file.
 
         Raises:
-            CheckpointError: if the file is not cached and the hub cannot be reached.
+            CheckpointError: If the file is not cached and the hub cannot be reached.
         """
         path = self.find_if_known(filename)
         if path is None and not self._knows_absence(filename):
@@ -69,7 +69,7 @@ class CheckpointFiles:
             return None
         try:
             return Path(hf_hub_download(self.name, filename, revision=self.commit))
-        except EntryNotFoundError:  # raised for a missing file, and also for a connection that was lost meanwhile
+        except EntryNotFoundError:  # raised if there is no such file, and also if the connection was lost
             return None
         except (httpx.HTTPError, OSError) as error:
             raise CheckpointError(
@@ -77,7 +77,7 @@ class CheckpointFiles:
             ) from error
 
     def _knows_absence(self, filename: str) -> bool:
-        """Returns whether the checkpoint is known to have no such file, without asking the hub."""
+        """Returns whether the checkpoint is known to have no such file, without querying the hub."""
         if self.commit is None:
             return True
         return not isinstance(try_to_load_from_cache(self.name, filename, revision=self.commit), str | None)
@@ -87,11 +87,11 @@ def locate_files(name: str, *, revision: str | None = None) -> CheckpointFiles:
     """Finds the commit of a hub checkpoint, and the folder in which its files are cached.
 
     Args:
-        name: hub name, `owner/model`.
-        revision: branch, tag or commit. None means the default branch.
+        name: Hub name, `owner/model`.
+        revision: Branch, tag or commit. None means the default branch.
 
     Raises:
-        CheckpointError: if the hub does not have the checkpoint, or if the hub cannot be reached and the configuration is not
+        CheckpointError: If the hub does not have the checkpoint, or if the hub cannot be reached and the configuration is not
             cached.
     """
     revision = revision or DEFAULT_REVISION
@@ -117,10 +117,10 @@ def _files_at(name: str, config: str | os.PathLike[str], *, is_reachable: bool) 
 
 
 def _why_unreachable(name: str, revision: str) -> str | None:
-    """Asks the hub once for the checkpoint's configuration, and returns why there was no answer, or None if there was one.
+    """Requests the checkpoint's configuration from the hub once, and returns the reason if the request fails, otherwise None.
 
     Raises:
-        CheckpointError: if the hub has no such checkpoint or revision, or denies access.
+        CheckpointError: If the hub has no such checkpoint or revision, or denies access.
     """
     try:
         get_hf_file_metadata(hf_hub_url(name, CONFIG, revision=revision), timeout=_timeout_s())
@@ -129,7 +129,7 @@ def _why_unreachable(name: str, revision: str) -> str | None:
     except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
         raise _refused(name, revision, error) from error
     except HfHubHTTPError as error:
-        return f"the hub answered: {first_line(error)}"
+        return f"the hub responded: {first_line(error)}"
     except (httpx.HTTPError, OSError) as error:
         return f"the hub cannot be reached ({first_line(error)})"
     return None

@@ -2,13 +2,13 @@
 
 Codebook k is shifted right by `delays[k]` steps, after one step that holds the special token (id V, here `#`) in all codebooks:
 
-    delays 0 1 2      step   0 1 2 3 4 5 6      frames 0..3 of codebook k are fed at steps t + 1 + delay_k
+    delays 0 1 2      step   0 1 2 3 4 5 6      frame t of codebook k is fed at step     t + 1 + delay_k
     codebook 0               # 0 1 2 3 # #      and predicted by the output at step     t + delay_k
     codebook 1               # # 0 1 2 3 #
     codebook 2               # # # 0 1 2 3
 
-T + max(delays) steps score all codes of T frames. The last step of the full layout is not fed, because all of its codes are
-predicted by the step before it.
+T + max(delays) steps are sufficient to score all codes of T frames. The last step of the full layout is not fed,
+because all of its codes are predicted by the step before it.
 
 Source: MusicGen (arXiv 2306.05284), section 2.2; audiocraft 1.3.0, `DelayedPatternProvider`.
 """
@@ -32,7 +32,7 @@ def delay_codes(
     Args:
         codes: (B, K, T) int64.
         delays: (K,) delay of each codebook, in steps.
-        special_token: id that is fed at positions without a code.
+        special_token: Id that is fed at positions without a code.
         valid: (B, K, T) bool, False for padding, which is fed as the special token. None means that all codes are valid.
         num_steps: S. None means T + max(delays).
 
@@ -59,7 +59,7 @@ def undelay_codes(steps: Tensor, *, delays: Sequence[int], num_frames: int) -> T
 
     Args:
         steps: (B, K, S) with S >= num_frames + 1 + max(delays).
-        delays: (K,).
+        delays: (K,) delay of each codebook, in steps.
         num_frames: T.
 
     Returns:
@@ -73,14 +73,14 @@ def realign(outputs: Tensor, *, delays: Sequence[int], num_frames: int) -> Tenso
 
     Args:
         outputs: (B, K, S, ...) with one entry per step, such as logits (B, K, S, V), and S >= num_frames + max(delays).
-        delays: (K,).
+        delays: (K,) delay of each codebook, in steps.
         num_frames: T.
 
     Returns:
         (B, K, T, ...), in which entry (k, t) is the output at step t + delays[k].
 
     Raises:
-        ValueError: if there are too few steps for the last frame.
+        ValueError: If there are too few steps for the last frame.
     """
     num_steps = outputs.shape[2]
     if num_steps < num_frames + max(delays):

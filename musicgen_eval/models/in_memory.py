@@ -1,8 +1,9 @@
-"""Uses a transformers model in memory as a checkpoint, by copying its weights and naming the copy by their digest.
+"""Uses a transformers model in memory as a checkpoint. The model is copied, and the copy is named after its digest.
 
     model, tokenizer --copy_model--> Checkpoint, LoadedParts
 
-The caller's model is not changed. The copy is in float32 on the CPU, and equals the model after saving and loading.
+The caller's model is not changed. The copy is in float32 on the CPU, and is identical to a model that was
+saved and loaded again.
 """
 
 from __future__ import annotations
@@ -37,16 +38,16 @@ def copy_model(
     tokenizer: PreTrainedTokenizerBase | ProcessorMixin | None = None,
     max_frames: int | None = None,
 ) -> tuple[Checkpoint, LoadedParts]:
-    """Copies a model in memory, and describes the copy.
+    """Copies a model in memory, and returns a description of the copy and the copy itself.
 
     Args:
-        model: the model. Its dtype, device, mode and configuration are not changed.
-        tokenizer: tokenizer of the text encoder, or a processor that contains it. None means the tokenizer of the checkpoint from
+        model: Model to copy. Its dtype, device, mode and configuration are not changed.
+        tokenizer: Tokenizer of the text encoder, or a processor that contains it. None means the tokenizer of the checkpoint from
             which the model was loaded.
-        max_frames: length of the longest window, in frames. None means `max_length` of the model's generation config.
+        max_frames: Length of the longest window, in frames. None means `max_length` of the model's generation config.
 
     Raises:
-        CheckpointError: if no tokenizer is found, or if the model has adapters, is quantized, or is not entirely in memory.
+        CheckpointError: If no tokenizer is found, or if the model has adapters, is quantized, or is not entirely in memory.
     """
     state = _copied_state(model)
     config = deepcopy(model.config)

@@ -29,8 +29,8 @@ from musicgen_eval.models.tokenizer import load_tokenizer, require_tokenizer_fil
 _LOADING = threading.RLock()
 _DECODER = re.compile(r"decoder\.model\.decoder\.(layers|embed_tokens)\.|decoder\.lm_heads\.")
 _BEYOND_THE_CONFIG = re.compile(r"text_encoder\.encoder\.block\.|audio_encoder\.(encoder|decoder|quantizer)\.layers\.")
-"""Unused weights with these names mean that the configuration has another size. Other unused weights, such as tables of
-positions, are normal."""
+"""Unused weights with these names mean that the configuration describes a model of another size. Other unused weights, such as
+position tables, are normal."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class LoadedParts:
     """The loaded parts of a checkpoint.
 
     Attributes:
-        composite: the model, in float32, on the CPU, in eval mode.
-        tokenizer: the tokenizer of the text encoder.
+        composite: The model, in float32, on the CPU, in eval mode.
+        tokenizer: The tokenizer of the text encoder.
     """
 
     composite: MusicgenForConditionalGeneration
@@ -50,7 +50,7 @@ def load_parts(found: Checkpoint) -> LoadedParts:
     """Loads a checkpoint from its files.
 
     Raises:
-        CheckpointError: if files are missing, damaged, pickled, or inconsistent.
+        CheckpointError: If files are missing, damaged, pickled, or inconsistent.
     """
     files = found.files
     require_files(files)
@@ -63,10 +63,10 @@ def load_parts(found: Checkpoint) -> LoadedParts:
 
 
 def load_composite(name: str, config: MusicgenConfig, state: Mapping[str, Tensor]) -> MusicgenForConditionalGeneration:
-    """Creates a model from a configuration and weights in memory, exactly as if they were loaded from files.
+    """Creates a model from a configuration and weights in memory, exactly as when loading them from files.
 
     Raises:
-        CheckpointError: if the weights do not match the configuration.
+        CheckpointError: If the weights do not match the configuration.
     """
     with _LOADING:
         composite = _load_composite(name, None, config=config, state_dict=dict(state))
@@ -75,19 +75,19 @@ def load_composite(name: str, config: MusicgenConfig, state: Mapping[str, Tensor
 
 
 def require_files(files: CheckpointFiles) -> None:
-    """Checks that a checkpoint has safetensors weights and a tokenizer, before any large file is read.
+    """Checks, before any large file is read, that a checkpoint has safetensors weights and a tokenizer.
 
     Raises:
-        CheckpointError: if a file is missing.
+        CheckpointError: If a file is missing.
     """
     _refuse_pickles(files)
     require_tokenizer_files(files)
 
 
 def _load_composite(name: str, location: str | None, **given: Any) -> MusicgenForConditionalGeneration:
-    """Loads with transformers, independently of the caller's device, default dtype and random state.
+    """Loads the model with transformers, independently of the caller's device, default dtype and random state.
 
-    Within a trainer's device context, transformers would require a device map. The table of positions is computed in the default
+    Inside a trainer's device context, transformers would require a device map. The position table is computed in the default
     dtype. transformers initialises the weights at random before it loads them, which would advance the caller's generator.
     """
     try:
@@ -104,11 +104,11 @@ def _load_composite(name: str, location: str | None, **given: Any) -> MusicgenFo
 
 
 def _refuse_other_weights(name: str, info: Mapping[str, Any]) -> None:
-    """Raises an error if weights are missing, have another shape, or are not used by the configuration."""
+    """Raises an error if weights are missing, have the wrong shape, or are not used by the configuration."""
     wrong = sorted(info["missing_keys"]) or sorted(str(key) for key in info["mismatched_keys"])
     if wrong:
         raise CheckpointError(
-            f"checkpoint {name}: {len(wrong)} weights are missing or have another shape than in config.json "
+            f"checkpoint {name}: {len(wrong)} weights are missing or do not have the shape given by config.json "
             f"({', '.join(wrong[:3])}, ...); save the complete model again with save_pretrained"
         )
     _refuse_surplus(name, [key for key in info["unexpected_keys"] if _BEYOND_THE_CONFIG.match(key)])
@@ -117,7 +117,7 @@ def _refuse_other_weights(name: str, info: Mapping[str, Any]) -> None:
 def _refuse_surplus_layers(name: str, composite: MusicgenForConditionalGeneration, weights: Iterable[str]) -> None:
     """Raises an error for unused weights of the decoder.
 
-    transformers does not report them, because it ignores the decoder of a T5 model, which has the same name.
+    transformers does not report them, because it ignores unused decoder weights of T5 models, which have the same names.
     """
     known = set(composite.state_dict())
     _refuse_surplus(name, [key for key in weights if _DECODER.match(key) and key not in known])
@@ -126,22 +126,23 @@ def _refuse_surplus_layers(name: str, composite: MusicgenForConditionalGeneratio
 def _refuse_surplus(name: str, surplus: Sequence[str]) -> None:
     if surplus:
         raise CheckpointError(
-            f"checkpoint {name}: config.json describes a smaller model than the weights, of which {len(surplus)} would not be used "
+            f"checkpoint {name}: config.json describes a smaller model, which would not use {len(surplus)} of the weights "
             f"({', '.join(sorted(surplus)[:3])}, ...); save the complete model again with save_pretrained"
         )
 
 
 def _explained(error: Exception) -> str:
-    """Returns the error's message, in one line if weights have another shape. transformers then only refers to its log."""
+    """Returns the error's message, or a new one for weights of the wrong shape, because transformers only refers to its log."""
     if "ignore_mismatched_sizes" in str(error):
-        return (
-            "some weights have another shape than in config.json; restore the config.json that belongs to the weights"
-        )
+        return "some weights do not have the shape given by config.json; restore the config.json that belongs to the weights"
     return str(error) or type(error).__name__
 
 
 def _weight_files(files: CheckpointFiles) -> list[Path]:
-    """Returns the paths of the weight files, downloaded if necessary. Like transformers, it prefers a single file to shards."""
+    """Returns the paths of the weight files, after downloading them if necessary.
+
+    Like transformers, this function prefers a single file to shards.
+    """
     single = files.find_if_known(SAFE_WEIGHTS_NAME)
     if single is not None:
         return [single]
@@ -170,13 +171,13 @@ def _refuse_pickles(files: CheckpointFiles) -> None:
     """Raises an error if the weights are not in safetensors files, before any file is opened."""
     if files.commit is None and not any(files.folder.glob("*.safetensors")):
         pickles = sorted(path.name for path in files.folder.glob("*.bin"))
-        hint = f" (its pickles are not loaded, because they can run code: {', '.join(pickles)})" if pickles else ""
+        hint = f" (pickle files are not loaded, because they can run code: {', '.join(pickles)})" if pickles else ""
         raise CheckpointError(
             f"checkpoint folder {files.name} contains no .safetensors weights{hint}; save the model again with save_pretrained"
         )
     if files.find_if_known("adapter_config.json") is not None:
         raise CheckpointError(
-            f"checkpoint {files.name} is an adapter, which is not supported; merge it into its model, and save the merged model"
+            f"checkpoint {files.name} is an adapter, which is not supported; merge it into its base model and save the result"
         )
     for name in _shards(files):
         if not name.endswith(".safetensors") or Path(name).name != name:
@@ -187,7 +188,7 @@ def _refuse_pickles(files: CheckpointFiles) -> None:
 
 
 def _shards(files: CheckpointFiles) -> set[str]:
-    """Returns the file names in the weight index. transformers would open files of any type."""
+    """Returns the file names in the weight index. The index can name files of any type, which transformers would open."""
     index = files.find_if_known(SAFE_WEIGHTS_INDEX_NAME)
     if index is None:
         return set()

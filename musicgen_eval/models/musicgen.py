@@ -1,9 +1,9 @@
 """A loaded MusicGen model. It encodes audio and text, decodes codes, and prepares its decoder for scoring.
 
-    audio (C, N) --SegmentEncoder, each segment alone--> codes (K, T)
-    text         --T5, each text alone-----------------> projected states (L, D), or None
+    audio (C, N) --SegmentEncoder, segment by segment--> codes (K, T)
+    text         --T5, text by text--------------------> projected states (L, D), or None
 
-Codes and text states are always computed in float32. A precision applies to the decoder only.
+Codes and text states are always computed in float32. The precision setting applies to the decoder only.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PRODUCT_DTYPES = {
     "bf16-true": torch.bfloat16,
     "16-mixed": torch.float16,
 }
-"""Dtype of the decoder's matrix products on an accelerator, by precision."""
+"""Dtype of the decoder's matrix products on an accelerator, for each precision."""
 MAX_TEXTS = 256
 """Number of recent texts whose states are cached. Consecutive windows often belong to the same track."""
 
@@ -54,32 +54,33 @@ def load_model(
     max_frames: int | None = None,
     tokenizer: PreTrainedTokenizerBase | ProcessorMixin | None = None,
 ) -> MusicGen:
-    """Loads a MusicGen checkpoint in float32 on the CPU. If several threads call it, one loads at a time.
+    """Loads a MusicGen checkpoint in float32 on the CPU. If several threads call this function, only one loads at a time.
 
     Args:
         checkpoint: `demo`, a hub name such as `facebook/musicgen-small`, a folder in transformers' format, the result of
             `find_checkpoint`, or a transformers model in memory, which is copied and not changed.
-        revision: hub branch, tag or commit. Allowed for hub names only.
-        max_frames: length of the longest window, in frames. None means the length given by the checkpoint.
-        tokenizer: tokenizer or processor of a model in memory. None means the tokenizer of the checkpoint from which it was loaded.
+        revision: Hub branch, tag or commit. Allowed for hub names only.
+        max_frames: Length of the longest window, in frames. None means the length given by the checkpoint.
+        tokenizer: Tokenizer or processor of a model in memory. None means the tokenizer of the checkpoint from which
+            the model was loaded.
 
     Returns:
-        The model in eval mode. `.to("cuda")` moves all of it. A change of dtype applies to its decoder only.
+        The model in eval mode. `.to("cuda")` moves the whole model. A change of dtype applies to the decoder only.
 
     Raises:
-        CheckpointError: if the checkpoint is not found, is not MusicGen, or has no safetensors weights or no tokenizer, or if its
-            weights do not match its configuration.
+        CheckpointError: If the checkpoint is not found, is not a MusicGen checkpoint, has no safetensors weights or tokenizer, or
+            has weights that do not match its configuration.
     """
     if isinstance(checkpoint, MusicgenForConditionalGeneration):
         if revision is not None:
             raise CheckpointError(
-                f"revision {revision} was given, which is allowed for hub names only, not for a model in memory; remove revision"
+                f"revision is {revision!r}, but it is allowed for hub names only, not for a model in memory; remove revision"
             )
         found, parts = copy_model(checkpoint, tokenizer=tokenizer, max_frames=max_frames)
         return MusicGen(parts.composite, parts.tokenizer, found)
     if tokenizer is not None:
         raise CheckpointError(
-            "tokenizer is allowed for a model in memory only, because a checkpoint of files has its own; remove tokenizer"
+            "tokenizer is allowed for a model in memory only, because a checkpoint loaded from files has its own; remove tokenizer"
         )
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = find_checkpoint(checkpoint, revision=revision, max_frames=max_frames)
@@ -91,10 +92,10 @@ class MusicGen(ConvertedModule):
     """A loaded checkpoint.
 
     Attributes:
-        checkpoint: the checkpoint from which the model was loaded.
-        decoder: transformers' `MusicgenForCausalLM`, the only part whose precision may change.
-        fused: the decoder for accelerators. None on a CPU, and if the model is sharded.
-        arithmetic: implementation of the decoder's matrix products: `transformers`, `transformers, sharded`, `packed <dtype>` or
+        checkpoint: The checkpoint from which the model was loaded.
+        decoder: The transformers `MusicgenForCausalLM`, the only part whose precision may change.
+        fused: The decoder for accelerators. None on a CPU, or if the model is sharded.
+        arithmetic: Implementation of the decoder's matrix products: `transformers`, `transformers, sharded`, `packed <dtype>` or
             `fused <dtype>`.
     """
 
@@ -127,19 +128,19 @@ class MusicGen(ConvertedModule):
         return self.decoder.device
 
     def prepare(self, precision: str, *, decoding: bool = True) -> None:
-        """Prepares the decoder for a precision, after it has been moved to its device.
+        """Prepares the decoder for a precision. Call this method after moving the model to its device.
 
-        On a CPU, its weights are packed for the processor, in place: in float32, or in bfloat16 with float32 sums, residuals and
-        output heads. On an accelerator, they are joined and cast in place. If the processor does not support packed weights, or if
-        the model is sharded, transformers' modules are used unchanged.
+        On a CPU, the decoder's weights are packed for the processor, in place. They are packed in float32, or in bfloat16 with
+        float32 sums, residuals and output heads. On an accelerator, the weights are joined and cast in place. If the processor does
+        not support packed weights, or if the model is sharded, transformers' modules are used unchanged.
 
         Args:
-            precision: precision as in Lightning: `32-true`, `bf16-mixed`, `bf16-true` or `16-mixed`.
-            decoding: whether the model will also decode step by step. If it only scores, float32 weights may be laid out for
+            precision: Precision, named as in Lightning: `32-true`, `bf16-mixed`, `bf16-true` or `16-mixed`.
+            decoding: Whether the model will also decode step by step. If it only scores, float32 weights may be laid out for
                 products of many rows, which may change the last bits of the sums.
 
         Raises:
-            CheckpointError: if the model was prepared for another precision, or if its decoder was cast to another dtype.
+            CheckpointError: If the model was prepared for another precision, or if its decoder was cast to another dtype.
         """
         self.refuse_change(precision, self.device)
         self._refuse_cast(precision)
@@ -162,10 +163,10 @@ class MusicGen(ConvertedModule):
             self.arithmetic = f"fused {_name(dtype)}"
 
     def refuse_change(self, precision: str, device: torch.device) -> None:
-        """Raises an error if the model was prepared for another precision or device type, because its weights have changed.
+        """Raises an error if the model was prepared for another precision or device type, because that changed its weights.
 
         Raises:
-            CheckpointError: if the precision or the device type differs.
+            CheckpointError: If the precision or the device type differs.
         """
         if self._prepared_for not in (None, (precision, device.type)):
             raise CheckpointError(
@@ -174,16 +175,16 @@ class MusicGen(ConvertedModule):
             )
 
     def _refuse_cast(self, precision: str) -> None:
-        """Raises an error if the caller has cast the decoder, because its weights then do not have the requested precision."""
+        """Raises an error if the caller has cast the decoder, because its weights then do not have the expected dtype."""
         expected = torch.bfloat16 if precision == "bf16-true" else torch.float32
         if self.decoder.dtype != expected:
             raise CheckpointError(
-                f"checkpoint {self.checkpoint.name}: precision {precision} needs a decoder in {_name(expected)}, but it was cast "
-                f"to {_name(self.decoder.dtype)}; call load_model again, and set precision instead of casting the model"
+                f"checkpoint {self.checkpoint.name}: precision {precision} requires a decoder in {_name(expected)}, but it was "
+                f"cast to {_name(self.decoder.dtype)}; call load_model again, and set precision instead of casting the model"
             )
 
     def encode(self, segments: Sequence[Tensor]) -> list[Tensor]:
-        """Encodes audio to codes, each segment alone, in float32.
+        """Encodes audio to codes in float32, each segment separately.
 
         Args:
             segments: (C, N) float32 each, at `spec.sample_rate_hz`. N is a multiple of `spec.hop_samples`.
@@ -206,7 +207,7 @@ class MusicGen(ConvertedModule):
         return self._segment_decoder.decode(codes)
 
     def decode_pieces(self, codes: Tensor) -> Iterator[Tensor]:
-        """Decodes codes to audio, lazily in blocks. Memory use does not depend on T.
+        """Decodes codes to audio lazily, block by block. Memory use does not depend on T.
 
         Args:
             codes: (K, T) int64, as in `decode`.
@@ -221,7 +222,7 @@ class MusicGen(ConvertedModule):
         """Encodes a text to the states that cross attention reads, in float32.
 
         Args:
-            text: a description. None, "" and blanks mean the null condition.
+            text: A description. None, "" and whitespace mean the null condition.
 
         Returns:
             (L, D) states of L tokens, including the end token, where D is the decoder's width. None for the null condition.
@@ -233,10 +234,10 @@ class MusicGen(ConvertedModule):
             return self.text_projection(self.text_encoder(input_ids=ids).last_hidden_state)[0]
 
     def encode_texts(self, texts: Sequence[str | None]) -> list[Tensor | None]:
-        """Encodes each text alone, so that its states do not depend on the others. Recent states are cached.
+        """Encodes each text separately, so that its states do not depend on the other texts. Recent states are cached.
 
         Args:
-            texts: descriptions. None, "" and blanks mean the null condition.
+            texts: Descriptions. None, "" and whitespace mean the null condition.
 
         Returns:
             (L_i, D) states of each text, or None for the null condition.
@@ -263,14 +264,14 @@ class MusicGen(ConvertedModule):
         return [None if text is None else known[text] for text in plain]
 
     def can_read(self, text: str) -> bool:
-        """Returns whether the tokenizer knows any part of a text. If it does not, the model receives unknown tokens only."""
+        """Returns whether the tokenizer recognises any part of a text. If not, the model receives only unknown tokens."""
         return not self._empty_ids.issuperset(self.tokenizer(text).input_ids)
 
     def __getstate__(self) -> NoReturn:
         """Prevents copying and pickling, because packed weights support neither.
 
         Raises:
-            CheckpointError: always.
+            CheckpointError: Always.
         """
         raise CheckpointError(
             f"checkpoint {self.checkpoint.name}: a model from load_model can be neither copied nor pickled; call load_model again "
@@ -307,12 +308,12 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def unreadable_texts(model: MusicGen, texts: Sequence[str | None]) -> tuple[str, ...]:
-    """Returns a note about texts of which the tokenizer knows no part. Only the first `MAX_CHECKED_TEXTS` texts are checked."""
+    """Returns a note about texts without any part that the tokenizer recognises. Checks the first `MAX_CHECKED_TEXTS` texts."""
     checked = [text for text in dict.fromkeys(islice(texts, MAX_CHECKED_TEXTS)) if text and text.strip()]
     unreadable = [text for text in checked if not model.can_read(text)]
     if not unreadable:
         return ()
     return (
-        f"the checkpoint's tokenizer knows no part of {len(unreadable)} of {len(checked)} texts, such as {unreadable[0][:40]!r}; "
-        "the model receives only unknown tokens for them",
+        f"the checkpoint's tokenizer recognises no part of {len(unreadable)} of {len(checked)} texts, "
+        f"such as {unreadable[0][:40]!r}; the model receives only unknown tokens for them",
     )

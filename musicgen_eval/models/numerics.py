@@ -1,4 +1,4 @@
-"""Sets the process-wide switches of torch that affect numbers, while codes are encoded, scored, generated or decoded.
+"""Sets torch's process-wide switches that affect numbers while codes are encoded, scored, generated or decoded.
 
     full_precision()      float32 products without TF32, sums of half-precision products in float32, deterministic cuDNN,
                           no cuDNN attention
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 CUBLAS_WORKSPACE = ":4096:8"
-"""Value of CUBLAS_WORKSPACE_CONFIG for deterministic LSTMs, as torch documents it."""
+"""Value of CUBLAS_WORKSPACE_CONFIG for deterministic LSTMs, as documented by torch."""
 
 
 @contextlib.contextmanager
@@ -39,9 +39,9 @@ def full_precision() -> Iterator[None]:
 
 @contextlib.contextmanager
 def float32_by_default() -> Iterator[None]:
-    """Sets the default dtype to float32, because Lightning's `bf16-true` sets it to bfloat16 for a step.
+    """Sets the default dtype to float32, because Lightning's `bf16-true` sets it to bfloat16 during a step.
 
-    transformers counts samples of audio in the default dtype, and bfloat16 cannot represent all integers above 256.
+    transformers counts audio samples in the default dtype, and bfloat16 cannot represent all integers above 256.
     """
     with _FLOAT32_BY_DEFAULT.held():
         yield
@@ -55,13 +55,13 @@ def float32_exactly(device_type: str = "cpu") -> Iterator[None]:
 
 
 def request_deterministic_lstms() -> None:
-    """Sets CUBLAS_WORKSPACE_CONFIG, which cuBLAS reads when CUDA starts, unless it is set or CUDA has started."""
+    """Sets CUBLAS_WORKSPACE_CONFIG unless it is already set or CUDA has started. cuBLAS reads it when CUDA starts."""
     if not torch.cuda.is_initialized():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
 
 
 def numerics_in_use() -> dict[str, Any]:
-    """Returns the CUDA switches as they are inside `full_precision`, and the versions of CUDA's libraries."""
+    """Returns the values of the CUDA switches inside `full_precision`, and the versions of the CUDA libraries."""
     with full_precision():
         matmul: Any = torch.backends.cuda.matmul
         return {
@@ -77,12 +77,12 @@ def numerics_in_use() -> dict[str, Any]:
 
 
 class _ProcessWide:
-    """A process-wide setting that several threads may hold at the same time. The last one to release it restores it.
+    """A process-wide setting that several threads may hold at the same time. The last of them restores the original value.
 
     Args:
-        read: function that returns the current value.
-        write: function that sets a value.
-        wanted: value of the setting while it is held.
+        read: Function that returns the current value.
+        write: Function that sets a value.
+        wanted: Value of the setting while it is held.
     """
 
     def __init__(self, read: Callable[[], Any], write: Callable[[Any], None], wanted: Any) -> None:
@@ -113,7 +113,7 @@ class _ProcessWide:
 
 
 def _switches() -> list[tuple[Any, str, Any]]:
-    """Returns (owner, attribute, value while held) of every switch that is an attribute."""
+    """Returns (owner, attribute, value while held) for every switch that is an attribute."""
     matmul, cudnn, onednn = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn
     backends: list[Any] = [matmul, cudnn.conv, cudnn.rnn, onednn.matmul, onednn.conv, onednn.rnn]  # type: ignore[attr-defined]
     return [

@@ -1,4 +1,4 @@
-"""Converts an accelerator's out-of-memory error to one that names a solution."""
+"""Converts an accelerator's out-of-memory error to a `RunError` that suggests a remedy."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def out_of_memory_explained(batch_size: int, occasion: str) -> Iterator[None]:
     """Raises a `RunError` instead of `torch.OutOfMemoryError`.
 
     Args:
-        batch_size: value of data.batch_size, for the message.
-        occasion: activity that needed the memory, for the message.
+        batch_size: Value of data.batch_size, for the message.
+        occasion: Activity that needed the memory, such as `processing a batch`, for the message.
     """
     try:
         yield
@@ -28,8 +28,8 @@ def _message(error: torch.OutOfMemoryError, batch_size: int, occasion: str) -> s
     request = next((part for part in str(error).split(". ") if part.startswith("Tried to allocate")), "")
     remedy = (
         f"start a new run with data.batch_size below {batch_size}, such as {max(1, batch_size // 2)}, or resume this run on a "
-        "device with more free memory. A run cannot be resumed with another data.batch_size, because the numbers depend on it"
+        "device with more free memory. A run cannot be resumed with a different data.batch_size, because the numbers depend on it"
         if batch_size > 1
         else "data.batch_size is already 1; use a 16-bit precision, shorter windows, or a device with more memory"
     )
-    return f"the accelerator ran out of memory in {occasion}{f' ({request})' if request else ''}; {remedy}"
+    return f"the accelerator ran out of memory while {occasion}{f' ({request})' if request else ''}; {remedy}"

@@ -1,4 +1,4 @@
-"""Matrix products on a CPU with a weight that is laid out once, by oneDNN or by torch's own BLAS."""
+"""Computes matrix products on a CPU with oneDNN or torch's own BLAS, with a weight whose memory layout is prepared once."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 class PackedMatrix:
-    """Computes `x @ weight.T + bias`, with a weight that is packed for oneDNN if torch supports it.
+    """Computes `x @ weight.T + bias`, with a weight that is packed for oneDNN if possible.
 
     Args:
         weight: (D_out, D_in), float32 or bfloat16, on a CPU. It is copied.
         bias: (D_out,), or None.
-        num_rows: approximate number of rows of x per call, which may affect the packed layout.
-        lay_out: whether to pack the weight. For many rows, a plain weight is faster if `has_fast_mkl`.
+        num_rows: Approximate number of rows of x per call, which may affect the packed layout.
+        lay_out: Whether to pack the weight. For many rows, a plain weight is faster if `has_fast_mkl()`
+            is true.
     """
 
     def __init__(
@@ -41,12 +42,12 @@ class PackedMatrix:
         self.shape = tuple(weight.shape)
         self.num_rows = num_rows
         self.is_packed = False
-        # Cloned, because oneDNN does not copy a weight that already has the right layout, and would share it with the module.
+        # The weight is cloned, because oneDNN does not copy a weight that already has the right layout.
         self.weight = weight.detach().clone(memory_format=torch.contiguous_format)
         self.lay_out(lay_out)
 
     def lay_out(self, packed: bool) -> None:
-        """Packs the weight for oneDNN if possible, or unpacks it. Both are exact."""
+        """Packs the weight for oneDNN if possible, or unpacks it. Both conversions are exact."""
         packed = packed and can_pack(self.weight.dtype)
         if packed and not self.is_packed:
             self.weight = packed_weight(self.weight, self.num_rows)
@@ -55,14 +56,14 @@ class PackedMatrix:
         self.is_packed = packed
 
     def plain_weight(self) -> Tensor:
-        """Returns the weight (D_out, D_in). A packed weight is multiplied by the identity, which is exact."""
+        """Returns the plain weight (D_out, D_in). A packed weight is unpacked by multiplying it by the identity, which is exact."""
         if not self.is_packed:
             return self.weight
         identity = torch.eye(self.shape[1], dtype=self.weight.dtype)
         return packed_product(identity, self.weight).t().contiguous()
 
     def __call__(self, x: Tensor, *, add: Tensor | None = None, activation: Activation = "none") -> Tensor:
-        """(..., D_in) -> (..., D_out). Applies the activation, or adds `add` (..., D_out)."""
+        """Computes (..., D_in) -> (..., D_out), and applies the activation or adds `add` (..., D_out)."""
         if self.is_packed:
             if add is None:
                 return packed_product(x, self.weight, self.bias, activation)

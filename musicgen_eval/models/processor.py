@@ -1,4 +1,4 @@
-"""Detects whether MKL, or oneDNN with packed weights, multiplies matrices faster on this processor."""
+"""Detects which library multiplies matrices faster on this processor: MKL, or oneDNN with packed weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ CPUINFO = Path("/proc/cpuinfo")
 
 @functools.cache
 def has_fast_mkl() -> bool:
-    """Returns whether torch uses MKL on an Intel processor, for float32 products and for attention.
+    """Returns whether torch provides MKL and the processor is from Intel, so that MKL should be preferred for many rows.
 
-    On Intel processors, MKL multiplies large float32 matrices 8% faster than oneDNN with packed weights. torch's causal attention
-    takes 60% (float32) or one third (bfloat16) of the time of attention that is built from oneDNN products. On other
+    On Intel processors, MKL multiplies large float32 matrices 8% faster than oneDNN does with packed weights, and torch's causal
+    attention takes 60% (float32) or one third (bfloat16) of the time of an attention that consists of oneDNN products. On other
     processors, MKL is half as fast as oneDNN. For few rows, as in a decoding step, packed weights are faster on all processors.
     """
     return torch.backends.mkl.is_available() and _is_intel()

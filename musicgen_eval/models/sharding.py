@@ -1,7 +1,8 @@
-"""Shards a decoder over processes: each process stores a part of every layer, and gathers a layer when it runs.
+"""Shards a decoder across processes. Each process stores a part of every layer, and gathers a layer in order to run it.
 
 Gathering is exact, so a sharded decoder gives the same numbers as an unsharded one. All processes of a mesh must run the same
-passes in the same order, on the same batch. Independent of Lightning.
+passes in the same order, on the same batch. This module does
+not depend on Lightning.
 """
 
 from torch.distributed.device_mesh import DeviceMesh
@@ -13,13 +14,13 @@ def shard_decoder(decoder: MusicgenForCausalLM, mesh: DeviceMesh) -> None:
     """Shards the layers in place. Every process keeps all embeddings and output heads, which are small.
 
     Args:
-        decoder: the decoder, with the same weights on every process.
-        mesh: one-dimensional mesh of the processes that share the model.
+        decoder: The decoder, with the same weights on every process.
+        mesh: One-dimensional mesh of the processes that share the model.
     """
     for layer in decoder.model.decoder.layers:
         fully_shard(layer, mesh=mesh)
 
 
 def is_sharded(decoder: MusicgenForCausalLM) -> bool:
-    """Returns whether the layers are sharded over processes."""
+    """Returns whether the layers are sharded across processes."""
     return isinstance(decoder.model.decoder.layers[0], FSDPModule)

@@ -1,7 +1,7 @@
 """Runs CPU work in parallel with one torch thread per item, so that results do not depend on the number of threads.
 
-The last bits of some kernels depend on the number of torch threads (oneDNN's convolutions and packed matrices, `torch.sum`). They
-are constant if each item runs on one thread.
+The last bits of some kernels' results depend on the number of torch threads (oneDNN's convolutions and packed products,
+`torch.sum`). The results are always the same if each item runs on one thread.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ Result = TypeVar("Result")
 def map_single_threaded(
     fn: Callable[[Item], Result], items: Iterable[Item], *, num_workers: int | None = None
 ) -> list[Result]:
-    """Applies `fn` to all items in parallel, each with one torch thread.
+    """Applies `fn` to all items in parallel, with one torch thread per item.
 
-    The workers have the caller's autocast, inference and grad modes, and its context variables. The results do not depend on
+    The workers use the caller's autocast, inference and grad modes, and its context variables. The results do not depend on
     `num_workers` if `fn` depends only on its item.
 
     Args:
-        fn: function that is called from several threads at the same time.
-        items: items, processed in order.
-        num_workers: number of items that are processed at the same time. None means the caller's number of torch threads.
+        fn: Function that is called from several threads at the same time.
+        items: Items to process, started in order.
+        num_workers: Number of items that are processed at the same time. None means the caller's number of torch threads.
 
     Returns:
         The results in the order of the items.
 
     Raises:
-        ValueError: if `num_workers` is below 1.
-        BaseException: the exception that `fn` raised for the first failed item. Items that have not started are skipped.
+        ValueError: If `num_workers` is below 1.
+        BaseException: The exception that `fn` raised for the first item that failed. Items that have not started are skipped.
 
     >>> map_single_threaded(lambda n: n * torch.get_num_threads(), [1, 2, 3], num_workers=2)
     [1, 2, 3]
@@ -67,7 +67,7 @@ def map_single_threaded(
 
 @contextlib.contextmanager
 def single_threaded() -> Iterator[None]:
-    """Sets the calling thread's number of torch threads to 1, and restores it at the end. Other threads are not affected."""
+    """Sets the calling thread's number of torch threads to 1, and restores it on exit. Other threads are not affected."""
     num_threads = torch.get_num_threads()
     if num_threads == 1:
         yield
@@ -83,7 +83,7 @@ def single_threaded() -> Iterator[None]:
 
 @contextlib.contextmanager
 def torch_threads(num_threads: int | None) -> Iterator[None]:
-    """Sets the calling thread's number of torch threads, and restores it at the end. None means no change."""
+    """Sets the calling thread's number of torch threads, and restores it on exit. None means no change."""
     found = torch.get_num_threads()
     if num_threads in (None, found):
         yield
@@ -95,19 +95,19 @@ def torch_threads(num_threads: int | None) -> Iterator[None]:
         torch.set_num_threads(found)
 
 
-# torch.set_num_threads(n) sets the number of the calling thread, and the process-wide default of threads that have not used torch
+# torch.set_num_threads(n) sets the number for the calling thread, and the process-wide default for threads that have not used torch
 # yet. The functions of this module restore the default. The lock prevents concurrent callers from restoring each other's value.
 _SETTING = threading.Lock()
 
 
 @contextlib.contextmanager
 def _single_threaded_pool(num_workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Returns a pool whose workers have one torch thread each. The caller and other threads are not affected."""
+    """Yields a pool whose workers have one torch thread each. The caller and other threads are not affected."""
     num_threads = torch.get_num_threads()
     all_set = threading.Barrier(num_workers)
 
     def settle() -> None:
-        torch.get_num_threads()  # applies the process-wide default now, or the first operator would override our value
+        torch.get_num_threads()  # applies the process-wide default now, so that the first operator does not override the 1 below
         torch.set_num_threads(1)
         all_set.wait()
 
@@ -127,7 +127,7 @@ def _set_default_for_new_threads(num_threads: int) -> None:
 
 
 class _Modes:
-    """torch's thread-local modes of the creating thread, which another thread can enter."""
+    """The thread-local torch modes of the thread that creates this object. Other threads can enter them."""
 
     def __init__(self) -> None:
         self._inference = torch.is_inference_mode_enabled()

@@ -17,18 +17,18 @@ from musicgen_eval.models.checkpoint_files import CheckpointFiles, first_line
 VOCABULARY, SENTENCEPIECE, TOKENIZER_CONFIG = "tokenizer.json", "spiece.model", "tokenizer_config.json"
 TOKENIZER_FILES = (VOCABULARY, SENTENCEPIECE, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json")
 NUM_PROBE_WORDS = 32
-WORD_START = "▁"  # sentencepiece's mark of a word start, which even a T5 tokenizer without a vocabulary has
+WORD_START = "▁"  # sentencepiece's word-start marker, which even a T5 tokenizer without a vocabulary contains
 HOW_TO_SAVE = (
-    "save the tokenizer to the folder of the weights; for a fine-tuned MusicGen: "
+    "save the tokenizer in the folder that contains the weights; for a fine-tuned MusicGen, call "
     "AutoTokenizer.from_pretrained('facebook/musicgen-small').save_pretrained(folder)"
 )
 
 
 def require_tokenizer_files(files: CheckpointFiles) -> None:
-    """Checks that a checkpoint has a vocabulary, before its weights are loaded.
+    """Checks, before the weights are loaded, that a checkpoint has a vocabulary.
 
     Raises:
-        CheckpointError: if the vocabulary is missing.
+        CheckpointError: If the vocabulary is missing.
     """
     if (files.find_if_known(VOCABULARY) or files.find_if_known(SENTENCEPIECE)) is None:
         files.find(VOCABULARY)  # raises an error if the hub cannot be reached
@@ -40,19 +40,19 @@ def require_tokenizer_files(files: CheckpointFiles) -> None:
 def load_tokenizer(files: CheckpointFiles, config: MusicgenConfig) -> PreTrainedTokenizerBase:
     """Loads and checks the tokenizer of a checkpoint.
 
-    A `tokenizer.json` is complete without a `tokenizer_config.json`. In that case it is read directly, because transformers would
-    choose the tokenizer's class by the type of the text encoder.
+    A `tokenizer.json` is sufficient without a `tokenizer_config.json`. In that case, `tokenizer.json` is read directly, because
+    transformers would choose the tokenizer's class from the type of the text encoder.
 
     Args:
-        files: the checkpoint's files.
-        config: the checkpoint's configuration.
+        files: The checkpoint's files.
+        config: The checkpoint's configuration.
 
     Raises:
-        CheckpointError: if files are missing or damaged, or if the tokenizer does not match the text encoder.
+        CheckpointError: If files are missing or damaged, or if the tokenizer does not match the text encoder.
     """
     require_tokenizer_files(files)
     for name in TOKENIZER_FILES:
-        files.find_if_known(name)  # downloads it
+        files.find_if_known(name)  # downloads the file if the checkpoint has it
     vocabulary = files.find_if_known(VOCABULARY)
     try:
         if vocabulary is not None and files.find(TOKENIZER_CONFIG) is None:
@@ -73,12 +73,12 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: MusicgenConfig, 
     """Checks that a tokenizer has words, recognises its own words, and has no ids beyond the text encoder's embeddings.
 
     Args:
-        tokenizer: the tokenizer.
-        config: the checkpoint's configuration.
-        name: the checkpoint's name, for the message.
+        tokenizer: The tokenizer.
+        config: The checkpoint's configuration.
+        name: The checkpoint's name, for the message.
 
     Raises:
-        CheckpointError: if a check fails.
+        CheckpointError: If a check fails.
     """
     text_encoder: Any = config.text_encoder
     vocabulary: dict[str, int] = tokenizer.get_vocab()
@@ -102,7 +102,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: MusicgenConfig, 
 
 
 def empty_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Returns the ids that carry no text: special tokens, the unknown token, and the mark of a word start."""
+    """Returns the ids that carry no text: special tokens, the unknown token, and the word-start marker."""
     vocabulary = tokenizer.get_vocab()
     marks = {vocabulary[token] for token in (WORD_START, "<unk>") if token in vocabulary}
     return frozenset(marks | _special_ids(tokenizer))
@@ -121,7 +121,7 @@ def _load_failure(has_vocabulary: bool, error: Exception) -> str:
 
 
 def _ordinary_words(tokenizer: PreTrainedTokenizerBase, vocabulary: dict[str, int]) -> list[str]:
-    """Returns the entries that represent text, in the order of their ids."""
+    """Returns the vocabulary entries that represent text, ordered by id."""
     special = _special_ids(tokenizer)
     return [
         word

@@ -1,4 +1,4 @@
-"""The private members of torch that this package uses. No other module uses them.
+"""Wraps the private members of torch that this package uses. No other module uses them.
 
 `tests/models/test_torch_internals.py` fails if a release of torch changes one of them.
 
@@ -19,10 +19,10 @@ Activation = Literal["none", "gelu"]
 
 
 def has_packed_products(dtype: torch.dtype) -> bool:
-    """Returns whether torch has oneDNN's packed products, and whether the processor supports them in `dtype`.
+    """Returns whether torch provides oneDNN's packed products and the processor supports them in `dtype`.
 
     Args:
-        dtype: float32 or bfloat16.
+        dtype: Either float32 or bfloat16.
     """
     if not all(hasattr(torch.ops.mkldnn, op) for op in ("_reorder_linear_weight", "_linear_pointwise")):
         return False
@@ -30,11 +30,11 @@ def has_packed_products(dtype: torch.dtype) -> bool:
 
 
 def packed_weight(weight: Tensor, num_rows: int) -> Tensor:
-    """Returns a weight in oneDNN's memory layout. It shares memory with `weight` if that layout is already right.
+    """Returns a weight in oneDNN's memory layout. The result shares memory with `weight` if the layout is already correct.
 
     Args:
         weight: (D_out, D_in), float32 or bfloat16, on a CPU.
-        num_rows: approximate number of rows per product, which may affect the layout.
+        num_rows: Approximate number of rows per product, which may affect the layout.
     """
     return cast(Tensor, torch.ops.mkldnn._reorder_linear_weight(weight, num_rows))
 
@@ -46,7 +46,7 @@ def packed_product(x: Tensor, weight: Tensor, bias: Tensor | None = None, activa
         x: (..., D_in), in the weight's dtype.
         weight: (D_out, D_in), packed or plain.
         bias: (D_out,), or None.
-        activation: activation that is applied to the result.
+        activation: Activation that is applied to the result.
 
     Returns:
         (..., D_out).
@@ -71,11 +71,13 @@ def packed_product_plus(x: Tensor, add: Tensor, weight: Tensor, bias: Tensor | N
 
 
 def compiled_for_sizes(function: Callable[P, R], *, max_compiled: int) -> Callable[P, R]:
-    """Compiles a function for each size of its inputs. By default, torch fails at the ninth recompilation.
+    """Compiles a function separately for each combination of input sizes.
+
+    By default, torch raises an error at the ninth recompilation.
 
     Args:
-        function: function without breaks in its graph.
-        max_compiled: number of recompilations after which torch fails.
+        function: Function that compiles without graph breaks.
+        max_compiled: Number of recompilations after which torch raises an error.
     """
     import torch._dynamo
 
@@ -85,18 +87,18 @@ def compiled_for_sizes(function: Callable[P, R], *, max_compiled: int) -> Callab
 
 
 def convert_tensors(module: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:
-    """Replaces all parameters and buffers of a module by `fn` of them, like `Module.to`."""
+    """Replaces each parameter and buffer of a module with the result of `fn`, like `Module.to`."""
     module._apply(fn)
 
 
 class ConvertedModule(nn.Module):
-    """Base class of modules that define themselves how `to`, `cuda`, `half` and the like convert their tensors."""
+    """Base class for modules that define how `to`, `cuda`, `half` and similar methods convert their tensors."""
 
     def convert(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Converts all parameters and buffers.
 
         Args:
-            fn: function that moves a tensor to the requested device, or casts it to the requested dtype, or both.
+            fn: Function that moves a tensor to the requested device, or casts it to the requested dtype, or both.
         """
         raise NotImplementedError
 

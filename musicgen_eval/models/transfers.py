@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copies a CPU tensor to a device. For CUDA, it uses pinned memory, so that the CPU does not wait."""
+    """Copies a CPU tensor to a device. For CUDA, the copy uses pinned memory, so that the CPU does not wait."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
@@ -22,5 +22,5 @@ def download(tensors: Sequence[Tensor]) -> list[Tensor]:
     devices = {tensor.device for tensor in tensors if tensor.is_cuda}
     for device in devices:
         torch.cuda.current_stream(device).synchronize()
-    # The copies are in pinned memory, which is scarce, and callers may keep the results for long.
+    # The copies are in pinned memory, which is scarce, and callers may keep the results for a long time.
     return [copy.clone() if tensor.is_cuda else copy for copy, tensor in zip(copies, tensors, strict=True)]

@@ -354,7 +354,7 @@ class MusicGenEvaluation(L.LightningModule):
         self.bank.try_on(model.device)
         self.context.settle_arithmetic(model.arithmetic)
 
-    def _unless_stopped(self, act: Callable[[], None], occasion: str = "a batch") -> None:
+    def _unless_stopped(self, act: Callable[[], None], occasion: str = "processing a batch") -> None:
         """Calls `act`. If it fails on one of several ranks, this rank stops measuring, and `on_test_epoch_end` raises the error."""
         if self._stopped is not None:
             return

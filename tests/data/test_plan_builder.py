@@ -273,10 +273,10 @@ def test_a_context_that_is_empty_or_does_not_fit_the_window_raises(folder, given
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"stride_s": 0.0}, "stride_s=0 must be above 0 and below the checkpoint's window of 30 s"),
-        ({"stride_s": 30.0}, "stride_s=30 must be above 0 and below"),
+        ({"stride_s": 0.0}, "stride_s must be above 0 and below the checkpoint's window of 30 s, got 0"),
+        ({"stride_s": 30.0}, "stride_s must be above 0 and below"),
         ({"stride_s": 0.03}, r"stride_s=0\.03 s is 1\.5 frames"),
-        ({"top_k": 2049}, "top_k must be 1 to 2048"),
+        ({"top_k": 2049}, "top_k must be between 1 and 2048"),
         ({"top_p": 1.5}, "top_p must be above 0"),
         ({"temperature": float("nan")}, "temperature must be a finite number"),
         ({"guidance_scale": 0.5}, "guidance_scale must be at least 1"),

@@ -83,8 +83,8 @@ def test_the_window_layout_equals_brute_force(spans, delays):
     ("max_frames", "stride_frames", "message"),
     [
         (0, 1, "max_frames must be at least 1, got 0"),
-        (10, 0, "stride_frames must be 1 to 9, less than max_frames=10, got 0"),
-        (10, 10, "stride_frames must be 1 to 9, less than max_frames=10, got 10"),
+        (10, 0, r"stride_frames must be between 1 and 9 \(below max_frames=10\), got 0"),
+        (10, 10, r"stride_frames must be between 1 and 9 \(below max_frames=10\), got 10"),
     ],
 )
 def test_invalid_window_lengths_raise(max_frames, stride_frames, message):

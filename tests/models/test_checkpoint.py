@@ -62,7 +62,7 @@ def test_the_default_limit_is_30_seconds(folder):
 def test_max_frames_overrides_the_limit_of_the_checkpoint(folder):
     found = find_checkpoint(folder, max_frames=700)
     assert (found.spec.max_frames, found.max_frames_from) == (700, "given")
-    with pytest.raises(CheckpointError, match="max_frames must be a whole number of at least 1, got 0"):
+    with pytest.raises(CheckpointError, match="max_frames must be a positive whole number, got 0"):
         find_checkpoint(folder, max_frames=0)
 
 
@@ -97,7 +97,7 @@ def test_a_folder_without_a_configuration_is_refused(tmp_path):
 
 def test_a_revision_is_refused_for_a_folder(folder):
     with pytest.raises(
-        CheckpointError, match="is a folder, but revision main was given, which is allowed for hub names only"
+        CheckpointError, match="is a folder, but revision is 'main', which is allowed for hub names only"
     ):
         find_checkpoint(folder, revision="main")
 
@@ -162,7 +162,7 @@ def test_a_max_length_that_is_not_a_positive_integer_is_refused(folder, length):
     set_max_length(folder, length)
     with pytest.raises(
         CheckpointError,
-        match=r"max_length in generation_config\.json must be a whole number of frames of at least 1, got ",
+        match=r"max_length in generation_config\.json must be a positive whole number of frames, got ",
     ):
         find_checkpoint(folder)
     assert find_checkpoint(folder, max_frames=700).spec.max_frames == 700

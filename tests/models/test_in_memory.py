@@ -142,7 +142,7 @@ def test_the_digest_depends_on_weights_and_tokenizer(model, folder):
 
 def test_a_model_in_memory_cannot_be_loaded_by_its_recorded_name(model):
     with pytest.raises(
-        CheckpointError, match="was a model in memory, which cannot be loaded by its name; pass the model from Python"
+        CheckpointError, match="was a model in memory, which cannot be loaded by name; pass the model in Python"
     ):
         find_checkpoint(load_model(model).checkpoint.name)
 

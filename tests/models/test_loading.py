@@ -68,13 +68,13 @@ def test_a_failed_load_does_not_affect_other_loads(folder, tiny_model, tmp_path)
 )
 def test_weights_of_layers_that_are_not_in_the_configuration_are_refused(folder, part, layers, named):
     configure(folder, part, **{layers: 1})
-    with pytest.raises(CheckpointError, match=rf"describes a smaller model than the weights, of which .*{named}"):
+    with pytest.raises(CheckpointError, match=rf"describes a smaller model, which would not use .*{named}"):
         load_model(folder)
 
 
 def test_weights_of_another_shape_are_refused_in_one_line(folder):
     configure(folder, "decoder", ffn_dim=48)
-    with pytest.raises(CheckpointError, match=r"some weights have another shape than in config\.json") as refused:
+    with pytest.raises(CheckpointError, match=r"some weights do not have the shape given by config\.json") as refused:
         load_model(folder)
     assert "\n" not in str(refused.value)
 

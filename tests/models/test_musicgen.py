@@ -79,7 +79,7 @@ def test_pickled_weights_are_refused(oracle, tmp_path):
     folder = copy_of(oracle, tmp_path)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(
-        CheckpointError, match=r"no \.safetensors weights \(its pickles are not loaded, .*: pytorch_model\.bin\)"
+        CheckpointError, match=r"no \.safetensors weights \(pickle files are not loaded, .*: pytorch_model\.bin\)"
     ):
         load_model(folder)
 

@@ -105,7 +105,9 @@ def test_a_text_of_unknown_words_gives_a_note_of_one_line(capsys):
     noise = torch.randn(16000, generator=torch.Generator().manual_seed(0)) * 0.1
     result = perplexity(noise, "demo", sample_rate_hz=32000, text="zwölf Boxkämpfer")
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("note: the checkpoint's tokenizer knows no part of 1 of 1 texts, such as 'zwölf Boxkämpfer'")
+    assert line.startswith(
+        "note: the checkpoint's tokenizer recognises no part of 1 of 1 texts, such as 'zwölf Boxkämpfer'"
+    )
     assert line.removeprefix("note: ") in result.evaluation.recipe["notes"]
     perplexity(noise, "demo", sample_rate_hz=32000, text="dreamy piano")
     assert capsys.readouterr().err == ""

@@ -101,7 +101,7 @@ def test_settings_outside_of_the_recipe_are_named_here():
         (lambda: DataSettings("x", max_failures=-1), "max_failures must be at least 0, got -1"),
         (
             lambda: ContinuationSettings(temperature=-1.0),
-            r"temperature must be a finite number of at least 0, got -1\.0",
+            r"temperature must be finite and at least 0, got -1\.0",
         ),
         (lambda: ContinuationSettings(top_p=0.0), r"top_p must be above 0 and at most 1, got 0\.0"),
         (lambda: ContinuationSettings(guidance_scale=0.5), r"guidance_scale must be at least 1"),

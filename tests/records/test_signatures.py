@@ -51,7 +51,7 @@ AUDIO = torch.zeros(32000) + 0.01
         (lambda: MusicGenEvaluation(tail="all"), r"tail must be one of score, drop, got 'all'"),
         (lambda: MusicGenEvaluation(continuation={}), r"continuation must be ContinuationSettings, got dict"),
         (lambda: WindowDataModule(batch_size="8"), r"batch_size must be a whole number, got '8'"),
-        (lambda: load_model("demo", max_frames="500"), r"max_frames must be a whole number of at least 1, got '500'"),
+        (lambda: load_model("demo", max_frames="500"), r"max_frames must be a positive whole number, got '500'"),
     ],
 )  # fmt: skip
 def test_a_wrong_argument_is_named_in_one_line(call, message):

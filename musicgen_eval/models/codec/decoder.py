@@ -1,10 +1,10 @@
-"""Decodes codes to audio with EnCodec in float32, piece by piece in constant memory. It equals decoding in one piece.
+"""Decodes codes to audio with EnCodec in float32, piece by piece in constant memory.
 
-    codes --codebooks--> latents --convolution--> --LSTM, with its state--> --upsampling, convolutions--> audio
+    codes --codebooks--> latents --convolution, LSTM with its state, upsampling, convolutions--> audio
 
-The kernel sizes determine how many frames a piece needs beyond its own (`layers.py`). In facebook's 32 kHz codec, it is
-one frame of the LSTM's output on either side. If the receptive field of the convolutions is not bounded, transformers' `decode`
-is used, in one piece.
+The result is the same as that of decoding in one piece. The kernel sizes determine how many additional frames a piece needs
+(`layers.py`). In facebook's 32 kHz codec, a piece needs one additional frame of the LSTM's output on either side. If the receptive
+field of the convolutions is not bounded, transformers' `decode` is used, and there is only one piece.
 
 Source: transformers 5.17, `EncodecDecoder`, `EncodecResidualVectorQuantizer`.
 """
@@ -27,25 +27,28 @@ from musicgen_eval.models.numerics import float32_exactly
 from musicgen_eval.models.transfers import upload
 
 PIECE_FRAMES = 100
-"""Frames per piece on a CPU: 2 s of facebook's codec, which take 140 MB.
+"""Frames per piece on a CPU: 2 s for facebook's codec, which require 140 MB.
 
-Decoding 10 s on one core took 0.98 s. It took 1.09 s in pieces of 1 s, because more frames are computed twice. It took 1.33 s in
-pieces of 5 s and 1.52 s in one piece, because the memory of large buffers is mapped again for every layer.
+Decoding 10 s on one core took 0.98 s with this size. It took 1.09 s in pieces of 1 s, because more frames are computed twice. It
+took 1.33 s in pieces of 5 s and 1.52 s in one piece, because the memory of large buffers is mapped again for every layer.
 """
 ACCELERATOR_PIECE_FRAMES = 1500
-"""Frames per piece on an accelerator: 30 s of facebook's codec, which take about 1 GB. Each piece ends with a copy to the CPU."""
+"""Frames per piece on an accelerator: 30 s for facebook's codec, which require about 1 GB.
+
+Each piece ends with a copy to the CPU.
+"""
 
 
 class SegmentDecoder:
-    """Decodes codes with an `EncodecModel`. The weights are read at the first call on each device, and are not changed.
+    """Decodes codes with an `EncodecModel`. The weights are read during the first call on each device, and are not changed.
 
     Args:
-        model: transformers' `EncodecModel`, in float32, in eval mode.
-        channels: number of audio channels. It is the codec's number, or 2 for a mono codec, as in facebook's stereo models. Their
-            codebooks are ordered left 1, right 1, left 2, ..., and each channel is decoded alone.
+        model: A transformers `EncodecModel`, in float32, in eval mode.
+        channels: Number of audio channels, which is that of the codec, or 2 for a mono codec, as in facebook's stereo models. The
+            codebooks of these models are ordered left 1, right 1, left 2, ..., and each channel is decoded separately.
 
     Raises:
-        ValueError: if the model is not an `EncodecModel`, does not support the channels, or is not in float32.
+        ValueError: If the model is not an `EncodecModel`, does not support this number of channels, or is not in float32.
     """
 
     def __init__(self, model: PreTrainedModel, *, channels: int = 1) -> None:
@@ -67,7 +70,7 @@ class SegmentDecoder:
             (C, N) float32 on the device of the codes, with N = T * hop. The audio is not clipped and may slightly exceed [-1, 1].
 
         Raises:
-            ValueError: if there are no codes, a code is out of range, or the number of codebooks is not supported.
+            ValueError: If there are no codes, a code is out of range, or the number of codebooks is not supported.
         """
         pieces = self.decode_pieces(codes)
         num_samples = codes.shape[1] * self.model.config.hop_length
@@ -79,17 +82,17 @@ class SegmentDecoder:
         return audio
 
     def decode_pieces(self, codes: Tensor) -> Iterator[Tensor]:
-        """Decodes codes lazily in blocks. Memory use does not depend on the number of frames.
+        """Decodes codes lazily, block by block. Memory use does not depend on the number of frames.
 
         Args:
             codes: (K, T) int64, as in `decode`.
 
         Returns:
             The consecutive blocks, (C, n) float32 each. n is at most `PIECE_FRAMES` * hop on a CPU, and at most
-            `ACCELERATOR_PIECE_FRAMES` * hop elsewhere. If transformers decodes, there is one block.
+            `ACCELERATOR_PIECE_FRAMES` * hop elsewhere. If transformers' `decode` is used, there is one block.
 
         Raises:
-            ValueError: as in `decode`, before the first block.
+            ValueError: As in `decode`, before the first block.
         """
         self._check(codes)
         lanes = [codes[lane :: self._num_lanes] for lane in range(self._num_lanes)]
@@ -134,14 +137,14 @@ class SegmentDecoder:
         K, T = codes.shape
         if not 1 <= K <= most or K % self._num_lanes:
             per_channel = ", with equal numbers for left and right" if self._num_lanes > 1 else ""
-            raise ValueError(f"codes must have 1 to {most} codebooks{per_channel}, got {K}")
+            raise ValueError(f"codes must have between 1 and {most} codebooks{per_channel}, got {K}")
         if T == 0:
             raise ValueError("codes must have at least one frame, got none; do not decode empty codes")
         lowest, highest = (int(code) for code in codes.aminmax())
         V = self.model.config.codebook_size
         if lowest < 0 or highest >= V:
             raise ValueError(
-                f"codes must be from 0 to {V - 1}, got {lowest} to {highest}; use undelay_codes to remove special tokens"
+                f"codes must be between 0 and {V - 1}, got {lowest} to {highest}; use undelay_codes to remove special tokens"
             )
 
     def _require_float32(self) -> None:
@@ -161,7 +164,7 @@ class _Plan:
         self.after = Chain(nodes_of(after, TORCH))
 
     def latents(self, codes: Tensor) -> Tensor:
-        """(K, T) -> (D, T), summed over codebooks in transformers' order."""
+        """Computes the latents of codes, (K, T) -> (D, T), summed over codebooks in transformers' order."""
         latents = F.embedding(codes[0], self.codebooks[0])
         for row, codebook in zip(codes[1:], self.codebooks[1:], strict=False):
             latents = latents + F.embedding(row, codebook)
@@ -169,7 +172,10 @@ class _Plan:
 
 
 class _Stream:
-    """Decodes the codes (K, T) of one lane. Keeps the LSTM's state, and the rows of its output that are still needed."""
+    """Decodes the codes (K, T) of one lane, which consists of the channels that the codec decodes together.
+
+    The stream keeps the LSTM's state, and the rows of its output that are still needed.
+    """
 
     def __init__(self, plan: _Plan, codes: Tensor) -> None:
         self.plan = plan
@@ -180,7 +186,7 @@ class _Stream:
         self.start = self.stop = 0
 
     def decode(self, low: int, high: int) -> Tensor:
-        """Returns the audio (C, N) of frames [low, high). Calls must be in order of time."""
+        """Returns the audio (C, N) of frames [low, high). Successive calls must be in chronological order."""
         after = self.plan.after
         samples = low * after.up, high * after.up
         start, stop = after.view(*samples, self.num_frames)

@@ -1,6 +1,6 @@
-"""EnCodec's decoder by torch's convolutions, on any device. Tensors are (channels, rows).
+"""Implements the layers of EnCodec's decoder with torch's convolutions, on any device. Tensors are (channels, rows).
 
-Weights are computed once, because weight norm would recompute them for every piece. The model's modules are not changed.
+Weights are computed once, because weight norm would otherwise recompute them for every piece. The model's modules are not changed.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from musicgen_eval.models.transformers_internals import pad_rows
 
 
 class TorchConvolution(Convolution):
-    """An `EncodecConv1d` of stride 1."""
+    """An `EncodecConv1d` with stride 1."""
 
     def __init__(self, layer: EncodecConv1d, *, elu: bool) -> None:
         super().__init__(layer, elu=elu)
         self.weight, self.bias = layer.conv.weight.detach(), layer.conv.bias
 
     def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int, *, add: Tensor | None = None) -> Tensor:
-        """As `Node.__call__`."""
+        """See `Node.__call__`."""
         a, b = self.view(low, high, num_in)
         x = x[:, a - start : b - start]
         padded = self._padded(F.elu(x) if self.elu else x, a, low, high, num_in)
@@ -52,7 +52,7 @@ class TorchUpsampling(Upsampling):
         self.weight, self.bias = layer.conv.weight.detach(), layer.conv.bias
 
     def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int, *, add: Tensor | None = None) -> Tensor:
-        """As `Node.__call__`."""
+        """See `Node.__call__`."""
         a, b = self.view(low, high, num_in)
         full = F.conv_transpose1d(F.elu(x[:, a - start : b - start]), self.weight, self.bias, stride=self.up)
         first = low + self.trim_left - a * self.up

@@ -1,4 +1,6 @@
-"""Encodes audio to codes with EnCodec, in float32, each segment alone, bit-identically for any number of threads.
+"""Encodes audio to codes with EnCodec, in float32.
+
+Each segment is encoded separately. The codes are bit-identical for any number of threads.
 
 On a CPU, `EncoderProducts` computes the codes. On other devices, and for configurations that it does not support (chunks,
 normalisation over time), transformers' `encode` is used.
@@ -20,23 +22,23 @@ from musicgen_eval.models.numerics import float32_exactly
 from musicgen_eval.models.threads import map_single_threaded, single_threaded
 
 STACK_SAMPLES = 8 * 30 * 32_000
-"""Samples that are encoded together on an accelerator: eight windows of 30 s, which take about 8 GB."""
+"""Maximum number of samples that are encoded together on an accelerator: eight windows of 30 s, which require about 8 GB."""
 
 
 class SegmentEncoder:
-    """Encodes segments of audio with an `EncodecModel`. The weights are read once, at the first segment, and are not changed.
+    """Encodes segments of audio with an `EncodecModel`. Its weights are read once, for the first segment, and not changed.
 
     Args:
-        model: transformers' `EncodecModel`, in float32, in eval mode.
-        channels: number of audio channels. It is the codec's number, or 2 for a mono codec, as in facebook's stereo models: left
-            and right are then encoded alone, and their codebooks are interleaved.
-        bandwidth: bandwidth in kbit/s, as in `EncodecModel.encode`. None means the codec's first one, which is the only one of
-            MusicGen's codecs.
-        num_workers: number of segments that are encoded at the same time on a CPU. None means the caller's number of torch
-            threads. Codes do not depend on it.
+        model: A transformers `EncodecModel`, in float32, in eval mode.
+        channels: Number of audio channels, which is that of the codec, or 2 for a mono codec, as in facebook's stereo models. In
+            that case, left and right are encoded separately, and their codebooks are interleaved.
+        bandwidth: Bandwidth in kbit/s, as in `EncodecModel.encode`. None means the codec's first bandwidth. MusicGen's
+            codecs have only one.
+        num_workers: Number of segments that are encoded at the same time on a CPU. None means the caller's number of torch
+            threads. The codes do not depend on this number.
 
     Raises:
-        ValueError: if the model is not an `EncodecModel`, does not support the channels, or is not in float32.
+        ValueError: If the model is not an `EncodecModel`, does not support this number of channels, or is not in float32.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class SegmentEncoder:
             left 1, right 1, left 2, ...
 
         Raises:
-            ValueError: if the audio has another shape or dtype, is empty, or is not a whole number of frames.
+            ValueError: If the audio has the wrong shape or dtype, is empty, or is not a whole number of frames.
         """
         return self.encode_all([audio])[0]
 
@@ -81,7 +83,7 @@ class SegmentEncoder:
             (K, T) int64 codes of each segment, in order.
 
         Raises:
-            ValueError: as in `encode`.
+            ValueError: As in `encode`.
         """
         for audio in segments:
             self._check(audio)
@@ -100,14 +102,14 @@ class SegmentEncoder:
         return [_interleave(group).to(audio.device, copy=False) for group, audio in zip(grouped, segments, strict=True)]
 
     def _lanes(self, audio: Tensor) -> Sequence[Tensor]:
-        """(C, N) -> parts with the codec's number of channels, which are encoded separately."""
+        """Splits (C, N) audio into lanes: parts with the codec's number of channels, which are encoded separately."""
         return audio.split(self.model.config.audio_channels)
 
     def _encode_in_phases(self, plan: EncoderProducts, lanes: Sequence[Tensor]) -> list[Tensor]:
         """Computes the convolutions per lane, then the LSTM of several lanes in lockstep, then the codes per lane.
 
-        Each task runs on one thread. An LSTM is limited by reading its weights. Therefore, the lanes are distributed, longest
-        first, over as few groups as keep all threads busy. Each layer of a group is a task.
+        Each task runs on one thread. The speed of an LSTM is limited by reading its weights. Therefore, the lanes are distributed,
+        longest first, over the smallest number of groups that keeps all threads busy. Each LSTM layer of a group is a task.
         """
         num_workers = self.num_workers or torch.get_num_threads()
         lstm = plan.lstm
@@ -130,8 +132,8 @@ class SegmentEncoder:
     def _encode_in_stacks(self, lanes: Sequence[Tensor]) -> list[Tensor]:
         """Encodes lanes of equal length together on an accelerator, because the LSTM takes as long for one lane as for many.
 
-        No lane is padded, so its codes do not depend on the content of the others. The last bits of its latents may depend on their
-        number.
+        No lane is padded, so the codes of a lane do not depend on the content of the other lanes. The last bits of its latents may
+        depend on the number of lanes.
         """
         by_length: dict[int, list[int]] = {}
         for index, lane in enumerate(lanes):
@@ -145,11 +147,11 @@ class SegmentEncoder:
         return [codes[index] for index in range(len(lanes))]
 
     def _encode_plainly(self, audio: Tensor) -> Tensor:
-        """(codec's channels, N) -> (K, T)."""
+        """Encodes one lane with transformers, (codec's channels, N) -> (K, T)."""
         return self._encode_stack(audio[None])[0]
 
     def _encode_stack(self, audio: Tensor) -> Tensor:
-        """(n, codec's channels, N) -> (n, K, T)."""
+        """Encodes lanes of equal length with transformers, (n, codec's channels, N) -> (n, K, T)."""
         encoded: Any = self.model.encode(audio, bandwidth=self.bandwidth)
         return cast(Tensor, encoded.audio_codes[0])
 
@@ -174,5 +176,5 @@ class SegmentEncoder:
 
 
 def _interleave(codes: Sequence[Tensor]) -> Tensor:
-    """(K', T) per lane -> (K, T) in the order left 1, right 1, left 2, ..., as transformers' `generate` orders its prompts."""
+    """Interleaves the codes of lanes, (K', T) each, to (K, T) in the order left 1, right 1, left 2, ..., like transformers."""
     return torch.stack(list(codes), dim=1).flatten(0, 1)

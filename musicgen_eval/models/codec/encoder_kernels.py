@@ -1,6 +1,6 @@
-"""EnCodec's encoder by matrix products over short pieces of audio that fit into the processor's cache.
+"""Implements EnCodec's encoder with matrix products over short pieces of audio that fit into the processor's cache.
 
-    audio --stages of convolutions, piece by piece--> frames --LSTM over all frames--> --convolution--> latents --> codes
+    audio --stages of convolutions, piece by piece--> frames --LSTM over all frames, convolution--> latents --> codes
 
 Tensors are (rows, channels) float32, on a CPU. All methods are thread-safe.
 
@@ -23,21 +23,21 @@ from musicgen_eval.models.packed_matrix import PackedMatrix
 from musicgen_eval.models.processor import has_fast_mkl
 
 PIECE_FRAMES = 256
-"""Frames per piece of the convolutions. It limits the memory."""
+"""Frames per piece of the convolutions. This limits memory use."""
 CACHE_FLOATS = 2**18
 """Target size of a layer's input within a piece: 1 MB, which fits into a core's second-level cache."""
 MIN_ROWS = 256
 """Minimum number of rows per product, if the piece is long enough. With fewer rows, reading the weights dominates the time."""
 MIN_TAP_WIDTH = 32
-"""Minimum width of the products per tap. Below it, copying the view of every output row is faster."""
+"""Minimum width of the products per kernel tap. For smaller widths, copying the view of every output row is faster."""
 
 
 class EncoderProducts:
     """The encoder and quantizer of an `EncodecModel`, with copies of their weights that are packed for oneDNN if possible.
 
     Args:
-        model: model in float32 on a CPU, with weight norm, without chunks and normalisation.
-        bandwidth: bandwidth in kbit/s, as in `EncodecModel.encode`.
+        model: Model in float32 on a CPU, with weight norm, without chunks or normalisation.
+        bandwidth: Bandwidth in kbit/s, as in `EncodecModel.encode`.
     """
 
     def __init__(self, model: EncodecModel, bandwidth: float) -> None:
@@ -50,12 +50,12 @@ class EncoderProducts:
         self.codebooks = [_Codebook(quantizer.codebook.embed) for quantizer in quantizers[:num_codebooks]]
 
     def latents(self, lanes: Sequence[Tensor], *, piece_frames: int = PIECE_FRAMES) -> list[Tensor]:
-        """(C, N) per lane, longest first -> (T, D) latents per lane, in the calling thread."""
+        """Encodes lanes in the calling thread, (C, N) per lane, longest first -> (T, D) latents per lane."""
         convolved = [self.convolve(audio, piece_frames=piece_frames) for audio in lanes]
         return [self.project(frames, more) for frames, more in zip(convolved, self.lstm(convolved), strict=True)]
 
     def convolve(self, audio: Tensor, *, piece_frames: int = PIECE_FRAMES) -> Tensor:
-        """(C, N) -> (T, channels of the LSTM)."""
+        """Runs the layers before the LSTM, (C, N) -> (T, channels of the LSTM)."""
         num_samples = audio.shape[1]
         num_frames = num_samples // self.stages.down
         rows = audio.t().contiguous()
@@ -64,11 +64,11 @@ class EncoderProducts:
         return torch.cat(pieces)
 
     def project(self, frames: Tensor, lstm_output: Tensor) -> Tensor:
-        """Two tensors (T, channels of the LSTM) -> (T, D) latents."""
+        """Runs the layers after the LSTM on its input and output, (T, channels of the LSTM) each -> (T, D) latents."""
         return self.last(frames + lstm_output, 0, 0, len(frames), len(frames))
 
     def quantize(self, latents: Tensor) -> Tensor:
-        """(T, D) -> (K, T). Each codebook quantizes the residual of the previous ones."""
+        """Quantizes latents, (T, D) -> (K, T) codes. Each codebook quantizes the residual of the previous codebooks."""
         residual = latents.clone()
         codes = torch.empty(len(self.codebooks), latents.shape[0], dtype=torch.int64)
         for k, codebook in enumerate(self.codebooks):
@@ -78,9 +78,9 @@ class EncoderProducts:
 
 
 class Stage:
-    """Several nodes, the last of which is a strided convolution, as one node that computes blocks of rows.
+    """A group of nodes that ends with a strided convolution, used as one node that computes blocks of rows.
 
-    The first stage starts with the codec's first convolution. Each further one consists of residual blocks and the strided
+    The first stage starts with the codec's first convolution. Each further stage consists of residual blocks and the strided
     convolution after them.
     """
 
@@ -93,11 +93,11 @@ class Stage:
         self.floats_per_row = last.down * last.channels_in
 
     def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
-        """As `Node.view`."""
+        """See `Node.view`."""
         return self.chain.view(low, high, num_in)
 
     def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int, *, add: Tensor | None = None) -> Tensor:
-        """As `Node.__call__`."""
+        """See `Node.__call__`."""
         step = max(MIN_ROWS, CACHE_FLOATS // self.floats_per_row)
         out = x.new_empty(high - low, self.channels_out)
         for a in range(low, high, step):
@@ -108,11 +108,11 @@ class Stage:
 
 
 class ProductConvolution(Convolution):
-    """An `EncodecConv1d` as matrix products.
+    """An `EncodecConv1d` that is computed by matrix products.
 
     For kernel k, stride s and C channels, s input rows are read as one row of s * C numbers. Output row o is the sum over the k / s
     taps j of `rows[o + j] @ weight[j].T`. If there are few channels, or if k is not a multiple of s, the views of all output rows
-    are copied into a matrix, and there is one product.
+    are copied into one matrix, which is multiplied by all weights at once.
     """
 
     def __init__(self, layer: EncodecConv1d, *, elu: bool) -> None:
@@ -129,7 +129,7 @@ class ProductConvolution(Convolution):
         ]
 
     def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int, *, add: Tensor | None = None) -> Tensor:
-        """As `Node.__call__`."""
+        """See `Node.__call__`."""
         rows = self._padded(_elu(x) if self.elu else x, start, *self.raw_view(low, high), num_in)
         num_out = high - low
         if not self.in_taps:
@@ -176,7 +176,7 @@ class _Codebook:
         self.squares = vectors.pow(2).sum(1)  # (V,)
 
     def nearest(self, x: Tensor) -> Tensor:
-        """(T, D) -> (T,) int64. If several vectors are nearest, the first one is chosen."""
+        """Returns the index of the vector nearest to each row, (T, D) -> (T,) int64, or the first index if several are nearest."""
         step = max(1, CACHE_FLOATS // self.vectors.shape[0])
         return torch.cat([self._nearest(rows) for rows in x.split(step)])
 
@@ -186,7 +186,7 @@ class _Codebook:
 
 
 def _stages(nodes: Sequence[Node]) -> list[Stage]:
-    """Groups nodes into stages, each of which ends with a strided convolution. Unlike the first one, these follow an ELU."""
+    """Groups nodes into stages that end with a strided convolution. Unlike the first convolution, these follow an ELU."""
     stages: list[Stage] = []
     group: list[Node] = []
     for node in nodes:

@@ -1,7 +1,7 @@
-"""The layers of EnCodec's encoder and decoder as nodes that compute a range of rows, so that audio can be processed in pieces.
+"""Represents EnCodec's layers as nodes that compute a range of rows, so that audio can be processed in pieces.
 
-    encoder: audio  --convolutions, down--> LSTM --convolution--> latents
-    decoder: latents --convolution--> LSTM --convolutions, up--> audio
+    encoder: audio   --strided convolutions--> LSTM --convolution--> latents
+    decoder: latents --convolution--> LSTM --transposed convolutions--> audio
 
 A row is one time step of one layer. A node computes rows [low, high) of its output from the input rows in their view:
 
@@ -9,7 +9,7 @@ A row is one time step of one layer. A node computes rows [low, high) of its out
     raw input rows   low * down - pad_left ........ (high - 1) * down - pad_left + span
 
 Raw rows outside the input are padding. Like EnCodec, a node pads only at the ends of the whole input, so pieces give the same
-result as the whole. This module reads sizes and views. The arithmetic is defined by `Kernels`: matrix products in
+result as the whole. This module determines sizes and views. The arithmetic is defined by `Kernels`: matrix products in
 `encoder_kernels.py`, and torch's convolutions in `decoder_kernels.py`.
 
 Source: transformers 5.17, `EncodecConv1d`, `EncodecConvTranspose1d`, `EncodecResnetBlock`.
@@ -33,7 +33,7 @@ from transformers.models.encodec.modeling_encodec import (
 
 
 class Node(Protocol):
-    """A layer, or several, that computes `up` output rows per `down` input rows."""
+    """A layer or group of layers that computes `up` output rows per `down` input rows."""
 
     @property
     def up(self) -> int:
@@ -49,9 +49,9 @@ class Node(Protocol):
         """Returns the input rows [start, stop) that output rows [low, high) depend on, including rows that padding mirrors.
 
         Args:
-            low: first output row.
-            high: end of the output rows.
-            num_in: number of rows of the whole input.
+            low: First output row.
+            high: End of the output rows.
+            num_in: Number of rows of the whole input.
 
         Returns:
             The range of input rows. If `low` and `high` increase, its start does not decrease.
@@ -61,17 +61,17 @@ class Node(Protocol):
         """Computes output rows [low, high).
 
         Args:
-            x: consecutive input rows, including all rows in view.
-            start: number of the first row of `x`.
-            low: first output row.
-            high: end of the output rows.
-            num_in: number of rows of the whole input.
-            add: tensor that is added to the output. It is not changed.
+            x: Consecutive input rows, including all rows in view.
+            start: Number of the first row of `x`.
+            low: First output row.
+            high: End of the output rows.
+            num_in: Number of rows of the whole input.
+            add: Tensor that is added to the output. It is not changed.
         """
 
 
 class Chain:
-    """A sequence of nodes, as one node."""
+    """A sequence of nodes that is used as one node."""
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         self.nodes = nodes
@@ -79,11 +79,11 @@ class Chain:
         self.down = math.prod(node.down for node in nodes)
 
     def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
-        """As `Node.view`."""
+        """See `Node.view`."""
         return self._steps(low, high, num_in)[0][0]
 
     def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int, *, add: Tensor | None = None) -> Tensor:
-        """As `Node.__call__`."""
+        """See `Node.__call__`."""
         steps = self._steps(low, high, num_in)
         for node, (_, num), ((a, b), _) in zip(self.nodes, steps, steps[1:], strict=False):
             x = node(x, start, a, b, num, add=add if node is self.nodes[-1] else None)
@@ -91,7 +91,7 @@ class Chain:
         return x
 
     def _steps(self, low: int, high: int, num_in: int) -> list[tuple[tuple[int, int], int]]:
-        """Returns the range of rows before each node and after the last one, each with the number of rows of the whole."""
+        """Returns the range of rows before each node and after the last one, each with the number of rows of the whole input."""
         nums_in = [num_in]
         for node in self.nodes:
             nums_in.append(nums_in[-1] * node.up // node.down)
@@ -105,13 +105,13 @@ class Convolution(ABC):
     """An `EncodecConv1d`, with or without an ELU before it.
 
     Attributes:
-        down: stride.
-        kernel: number of input rows that are multiplied per output row.
-        dilation: distance of these rows.
-        span: number of rows from the first of them to the last.
-        pad_left, pad_right: number of rows of padding at the ends of the whole input.
+        down: Stride.
+        kernel: Number of input rows that are multiplied per output row.
+        dilation: Distance between these rows.
+        span: Number of rows from the first to the last of these rows, inclusive.
+        pad_left, pad_right: Number of rows of padding at the ends of the whole input.
         mode: `reflect`, `constant` or `replicate`.
-        elu: whether there is an ELU before it.
+        elu: Whether there is an ELU before the convolution.
     """
 
     up = 1
@@ -130,7 +130,7 @@ class Convolution(ABC):
         return first, first + (high - 1 - low) * self.down + self.span
 
     def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
-        """As `Node.view`."""
+        """See `Node.view`."""
         if num_in <= max(self.pad_left, self.pad_right):
             return 0, num_in
         first, end = self.raw_view(low, high)
@@ -142,7 +142,7 @@ class Convolution(ABC):
 
     @abstractmethod
     def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int, *, add: Tensor | None = None) -> Tensor:
-        """As `Node.__call__`."""
+        """See `Node.__call__`."""
 
 
 class Upsampling(ABC):
@@ -152,9 +152,9 @@ class Upsampling(ABC):
     Therefore, output row o depends on the input rows i with i * up <= o + trim_left < i * up + kernel.
 
     Attributes:
-        up: stride.
-        kernel: number of output rows to which an input row is added.
-        trim_left: number of rows of the full output that are removed at the start.
+        up: Stride.
+        kernel: Number of output rows to which an input row is added.
+        trim_left: Number of rows of the full output that are removed at the start.
     """
 
     down = 1
@@ -165,23 +165,23 @@ class Upsampling(ABC):
         self.trim_left = trim - (math.ceil(trim * layer.trim_right_ratio) if layer.causal else trim // 2)
 
     def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
-        """As `Node.view`."""
+        """See `Node.view`."""
         first = (low + self.trim_left - self.kernel) // self.up + 1
         last = (high - 1 + self.trim_left) // self.up
         return max(first, 0), min(last + 1, num_in)
 
     @abstractmethod
     def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int, *, add: Tensor | None = None) -> Tensor:
-        """As `Node.__call__`."""
+        """See `Node.__call__`."""
 
 
 class Residual:
-    """An `EncodecResnetBlock`: convolutions with ELUs before them, plus the input or a convolution of it.
+    """An `EncodecResnetBlock`: convolutions that follow ELUs, plus the input or a convolution of the input.
 
     Args:
-        block: the convolutions.
-        shortcut: convolution of the input. None means the input itself.
-        row_dim: dimension of tensors that counts rows.
+        block: The convolutions.
+        shortcut: Convolution of the input. None means the input itself.
+        row_dim: Tensor dimension along which the rows lie.
     """
 
     up = down = 1
@@ -192,12 +192,12 @@ class Residual:
         self.row_dim = row_dim
 
     def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
-        """As `Node.view`."""
+        """See `Node.view`."""
         start, stop = self.block.view(low, high, num_in)
         return min(start, low), max(stop, high)
 
     def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int, *, add: Tensor | None = None) -> Tensor:
-        """As `Node.__call__`."""
+        """See `Node.__call__`."""
         if self.shortcut is None:
             skip = x.narrow(self.row_dim, low - start, high - low)
         else:
@@ -211,9 +211,9 @@ class Kernels:
     """Implementations of the convolutions for one memory layout.
 
     Attributes:
-        row_dim: dimension of tensors that counts rows.
-        convolution: implementation of `EncodecConv1d`.
-        upsampling: implementation of `EncodecConvTranspose1d`. An encoder needs none.
+        row_dim: Tensor dimension along which the rows lie.
+        convolution: Implementation of `EncodecConv1d`.
+        upsampling: Implementation of `EncodecConvTranspose1d`. None for an encoder.
     """
 
     row_dim: int
@@ -222,7 +222,7 @@ class Kernels:
 
 
 def nodes_of(layers: Sequence[nn.Module], kernels: Kernels) -> list[Node]:
-    """Converts some consecutive layers of an `EncodecEncoder` or `EncodecDecoder`, without its LSTM."""
+    """Converts consecutive layers of an `EncodecEncoder` or `EncodecDecoder`, excluding its LSTM, to nodes."""
     nodes: list[Node] = []
     for layer, before in zip(layers, [None, *layers], strict=False):
         if isinstance(layer, EncodecResnetBlock):

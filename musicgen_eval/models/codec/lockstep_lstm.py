@@ -1,4 +1,4 @@
-"""An LSTM that processes several sequences at the same time, bit-identically to each sequence alone, on a CPU."""
+"""Runs an LSTM on a CPU over several sequences at once, bit-identically to processing each sequence alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from musicgen_eval.models.packed_matrix import PackedMatrix, can_pack
 
 MAX_LANES = 8
-"""Number of sequences that an LSTM processes in lockstep."""
+"""Maximum number of sequences that an LSTM processes in lockstep."""
 LSTM_STEPS = 64
 """Steps per block that one LSTM layer passes to the next, which may run in another thread."""
 CACHED_WEIGHTS = 2**18
@@ -20,15 +20,15 @@ CACHED_WEIGHTS = 2**18
 
 
 class LockstepLstm:
-    """An `nn.LSTM` that processes several sequences in lockstep. The output of each is bit-identical to its output alone.
+    """An `nn.LSTM` that processes several sequences in lockstep. Each output is bit-identical to that of the sequence alone.
 
     A step of one sequence multiplies a vector by the weights, so reading the weights takes most of the time (16 MB in facebook's
-    32 kHz codec). In lockstep, they are read once for all sequences. This requires that a row of oneDNN's product does not depend
-    on other rows, which is tested at construction. If the weights fit into a core's cache, lockstep has no advantage, and `nn.LSTM`
-    processes the sequences one by one.
+    32 kHz codec). In lockstep, the weights are read once for all sequences. This requires that a row of oneDNN's product does not
+    depend on other rows, which is tested at construction. If the weights fit into a core's cache, lockstep has no advantage, and
+    `nn.LSTM` processes the sequences one by one.
 
     Attributes:
-        max_lanes: maximum number of sequences per call.
+        max_lanes: Maximum number of sequences per call.
     """
 
     def __init__(self, lstm: nn.LSTM) -> None:
@@ -52,7 +52,7 @@ class LockstepLstm:
         return max(1, len(self.layers))
 
     def __call__(self, sequences: Sequence[Tensor]) -> list[Tensor]:
-        """(T, D) per sequence, longest first -> (T, D) per sequence, in the calling thread."""
+        """Processes sequences in the calling thread, (T, D) each, longest first -> (T, D) each."""
         outputs: list[Tensor] | None = None
         for task in self.tasks(sequences):
             outputs = task()
@@ -144,7 +144,7 @@ def _sigmoids_first(parameter: Tensor) -> Tensor:
 
 
 def _rows_are_independent(matrix: PackedMatrix) -> bool:
-    """Returns whether a row of the product is bit-identical alone, with other rows, and at any position."""
+    """Returns whether a row of the product is bit-identical if computed alone or with other rows, at any position."""
     generator = torch.Generator().manual_seed(0)
     out_features, in_features = matrix.shape
     x = torch.randn(MAX_LANES, in_features, generator=generator)

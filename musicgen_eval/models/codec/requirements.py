@@ -1,4 +1,4 @@
-"""The requirements that a codec must meet to encode or decode segments."""
+"""Checks whether a codec meets the requirements for encoding and decoding segments."""
 
 from __future__ import annotations
 
@@ -10,31 +10,33 @@ from transformers import EncodecModel, PreTrainedModel
 
 
 def checked_codec(model: PreTrainedModel, channels: int) -> EncodecModel:
-    """Returns the model.
+    """Returns the model after checking its type and its number of channels.
 
     Args:
-        model: codec of a checkpoint.
-        channels: requested number of audio channels.
+        model: Codec of a checkpoint.
+        channels: Requested number of audio channels.
 
     Raises:
-        ValueError: if the model is not an `EncodecModel`, or does not support the channels.
+        ValueError: If the model is not an `EncodecModel`, or does not support this number of channels.
     """
     if not isinstance(model, EncodecModel):
         raise ValueError(f"the codec must be an EncodecModel from transformers, got {type(model).__name__}")
     if channels not in (model.config.audio_channels, 2 * model.config.audio_channels) or channels > 2:
-        raise ValueError(f"channels is {channels}, but the codec has {model.config.audio_channels} channel(s)")
+        raise ValueError(
+            f"channels must be {model.config.audio_channels} (as in the codec), or 2 for a mono codec, got {channels}"
+        )
     return model
 
 
 def require_float32(tensors: Iterable[Tensor], effect: str) -> None:
-    """Checks the weights of a codec.
+    """Checks that the weights of a codec are in float32.
 
     Args:
-        tensors: weights.
-        effect: effect of another dtype, for the message.
+        tensors: Weights of the codec.
+        effect: Result that another dtype would change, for the message.
 
     Raises:
-        ValueError: if a weight is not in float32.
+        ValueError: If a weight is not in float32.
     """
     wrong = {str(tensor.dtype) for tensor in tensors if tensor.dtype != torch.float32}
     if wrong:

@@ -1,4 +1,4 @@
-"""Draws codes on a CPU, step by step. `continuation.py` handles delays and the sequence of windows."""
+"""Draws codes on a CPU, step by step. `inference/continuation.py` handles delays and the sequence of windows."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class CpuSteps:
     """Draws the windows of one batch.
 
     Args:
-        decoder: transformers' `MusicgenForCausalLM` on a CPU, plain or packed.
+        decoder: A transformers `MusicgenForCausalLM` on a CPU, plain or packed.
         texts: (L_i, D) text states of the first rows. The other rows have the null condition.
-        num_rows: B.
-        num_steps: number of steps of the longest row, including its prompt.
-        guidance_scale: scale of classifier-free guidance. 1 means no guidance.
-        sampling: sampling settings.
+        num_rows: Number of rows, B.
+        num_steps: Number of steps of the longest row, including its prompt.
+        guidance_scale: Scale of classifier-free guidance. 1 means no guidance.
+        sampling: Sampling settings.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class CpuSteps:
         with self._precision():
             self._read_prompts(window)
             columns, hidden = self._draw_columns(window)
-        # NaN stays in the keys and values of its row, so a check of the last hidden states is sufficient.
+        # A NaN stays in the keys and values of its row, so a check of the last hidden states is sufficient.
         finite = hidden.isfinite().all(1).tolist()
         return columns, sorted({self._row(twin) for twin, is_finite in enumerate(finite) if not is_finite})
 
@@ -88,9 +88,9 @@ class CpuSteps:
         return columns, hidden
 
     def _row(self, twin: int) -> int:
-        """Returns the row of the batch that a row of the decoder belongs to."""
+        """Returns the row of the batch to which a row of the decoder belongs. Guidance adds a second decoder row per text."""
         return twin % self.num_rows
 
     def _precision(self) -> torch.autocast:
-        """Returns the caller's autocast, but turned off for a packed decoder, whose weights determine the precision."""
+        """Returns the caller's autocast, or a disabled one for a packed decoder, whose weights determine the precision."""
         return torch.autocast("cpu", dtype=torch.get_autocast_dtype("cpu"), enabled=self._autocast)

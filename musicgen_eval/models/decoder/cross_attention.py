@@ -1,4 +1,4 @@
-"""Attention of a decoding step on a CPU, with one query per row: to all keys of a cache, and to the texts.
+"""Computes the attention of a decoding step on a CPU, with one query per row, to cached keys and to texts.
 
 The keys and values of texts are computed once per batch.
 """
@@ -44,9 +44,9 @@ class TextProjections:
     """The norm and the projections of a layer's cross attention.
 
     Args:
-        layer: transformers' `MusicgenDecoderLayer`, plain or packed.
-        dtype: dtype of the products.
-        unpack: whether packed float32 weights are unpacked.
+        layer: A transformers `MusicgenDecoderLayer`, plain or packed.
+        dtype: Dtype of the products.
+        unpack: Whether packed float32 weights are unpacked.
     """
 
     def __init__(self, layer: Any, dtype: torch.dtype, *, unpack: bool) -> None:
@@ -63,10 +63,10 @@ class ProjectedCrossAttention:
     """Cross attention that projects its queries and its output in each step.
 
     Args:
-        projections: norm and projections of the layer.
+        projections: Norm and projections of the layer.
         states: (n, L, D) text states, with padding.
-        num_heads: H.
-        mask: (n, 1, L) bool, True for padding. None means that there is none.
+        num_heads: Number of heads, H.
+        mask: (n, 1, L) bool, True for padding. None means no padding.
     """
 
     def __init__(self, projections: TextProjections, states: Tensor, num_heads: int, mask: Tensor | None) -> None:
@@ -78,7 +78,7 @@ class ProjectedCrossAttention:
         self.values = self._per_head(projections.value(states)).transpose(1, 2).contiguous()  # (n, H, L, d)
 
     def add_to(self, rows: Tensor) -> None:
-        """As `CrossAttention.add_to`."""
+        """See `CrossAttention.add_to`."""
         projections = self.projections
         q = self._per_head(projections.query(projections.norm(rows)))
         rows += projections.output(attend(q, self.keys, self.values, self.mask).to(projections.dtype))
@@ -89,15 +89,15 @@ class ProjectedCrossAttention:
 
 
 class FoldedCrossAttention:
-    """Cross attention whose query projection is multiplied into the keys, and whose output projection into the values.
+    """Cross attention whose query and output projections are multiplied into the keys and values, respectively.
 
-    A product with a projection is replaced by a product with the keys of the texts, which is smaller if the texts are short.
+    The product with a projection becomes part of the product with the keys or values, which is small if the texts are short.
 
     Args:
-        projections: norm and projections of the layer, which have no bias.
+        projections: Norm and projections of the layer, which have no bias.
         states: (n, L, D) text states, with padding.
-        num_heads: H.
-        mask: (n, 1, L) bool, True for padding. None means that there is none.
+        num_heads: Number of heads, H.
+        mask: (n, 1, L) bool, True for padding. None means no padding.
     """
 
     def __init__(self, projections: TextProjections, states: Tensor, num_heads: int, mask: Tensor | None) -> None:
@@ -117,7 +117,7 @@ class FoldedCrossAttention:
         self.values = torch.einsum("nlhd,hdo->nhlo", values, output.view(num_heads, d, D)).flatten(1, 2)
 
     def add_to(self, rows: Tensor) -> None:
-        """As `CrossAttention.add_to`."""
+        """See `CrossAttention.add_to`."""
         scores = torch.bmm(self.norm(rows).float().unsqueeze(1), self.keys).view(self.scores_shape)
         if self.mask is not None:
             scores.masked_fill_(self.mask, -torch.inf)

@@ -1,4 +1,4 @@
-"""The decoder's forward pass for one window on a CPU, without padding, masks or a cache; for plain and packed decoders."""
+"""Computes the forward pass of a plain or packed decoder for one window on a CPU, without padding, masks or a cache."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def last_hidden_state(
 ) -> Tensor:
     """Computes the last hidden state of `decoder.model.decoder(...)` for one window.
 
-    It computes the same sums as transformers, but without masks, caches, dropout and a batch dimension, which a single window
-    without padding does not need. Causal attention skips the upper triangle. The decoder may be plain or packed.
+    This function computes the same sums as transformers, but without masks, caches, dropout or a batch dimension, which a single
+    window without padding does not need. Causal attention skips the upper triangle. The decoder may be plain or packed.
 
     Args:
-        decoder: decoder in eval mode.
+        decoder: Decoder in eval mode.
         input_ids: (K, S) int64 delayed codes.
         text_states: (L, D) projected text states without padding. None means the null condition, for which cross attention adds
             nothing.
-        keep: callback that receives each layer's keys and values, for step-by-step decoding.
+        keep: Callback that receives each layer's keys and values, for step-by-step decoding.
 
     Returns:
         (S, D) in the decoder's dtype, or in float32 if the decoder is packed.
@@ -57,7 +57,7 @@ def last_hidden_state(
 
 
 QUERY_BLOCK = 192
-"""Queries per block of causal attention. Larger blocks waste more work above the diagonal, and smaller products are slower."""
+"""Queries per block of causal attention. Larger blocks waste work above the diagonal, and smaller blocks make products slower."""
 FFN_ROWS = 512
 """Number of rows for which the feed-forward network is computed at a time."""
 
@@ -83,7 +83,7 @@ def _cast_for(linear: nn.Module, x: Tensor) -> Tensor:
 
 
 def _self_attention(attention: MusicgenAttention, x: Tensor, keep: Callable[[Tensor, Tensor], None] | None) -> Tensor:
-    """(S, D) -> (S, D). Each step attends to itself and to earlier steps."""
+    """Computes self attention, (S, D) -> (S, D). Each step attends to itself and to earlier steps."""
     q, k, v = _project(attention, x)
     if keep is not None:
         keep(k, v)
@@ -104,7 +104,7 @@ def _project(attention: MusicgenAttention, x: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def _cross_attention(attention: MusicgenAttention, x: Tensor, text_states: Tensor) -> Tensor:
-    """(S, D), (L, D) -> (S, D). Each step attends to the whole text."""
+    """Computes cross attention, (S, D), (L, D) -> (S, D). Each step attends to the whole text."""
     q, k, v = attention.q_proj(x), attention.k_proj(text_states), attention.v_proj(text_states)
     q, k, v = (_heads(t, attention.num_heads)[None] for t in (q, k, v))
     mixed = functional.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).flatten(1)
@@ -117,14 +117,14 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int) -> Tens
         keys       0 ........... a .... b ......... S
         block a:b  [ no mask     | \ mask ] not computed
 
-    Scores and softmax are always float32. It is used on processors that are not from Intel, on which torch's kernel is slower: it
-    multiplies with MKL, which is half as fast as oneDNN there, and is not faster in bfloat16 than in float32.
+    Scores and softmax are always float32. This function is used on processors that are not from Intel. torch's kernel is slower on
+    them, because it multiplies with MKL, which is half as fast as oneDNN there and no faster in bfloat16 than in float32.
 
     Args:
         q: (S, D), of any float dtype.
         k: (S, D), of any float dtype.
         v: (S, D). Its dtype is also the dtype of the weighted sums and of the result.
-        num_heads: number of heads, which divides D.
+        num_heads: Number of heads, which divides D.
 
     Returns:
         (S, D).

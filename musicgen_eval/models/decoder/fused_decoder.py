@@ -1,13 +1,13 @@
-"""A forward pass of MusicGen's decoder for accelerators, over padded batches, with weights that are cast and joined once.
+"""Runs MusicGen's decoder on accelerators over padded batches, with weights that are cast and joined once.
 
     steps (R, K, S) --embeddings + positions--> x (R, S, D) --layers--> norm --> hidden states (R, S, D)
 
-Matrix products use one dtype. The residual stream, the norms and the output heads are float32. Nothing synchronises with the
-device.
+Matrix products use one dtype. The residual stream, the norms and the output heads are float32. No operation
+synchronises with the device.
 
 Padded keys are hidden by marks instead of a mask. Every key and query gets `MARK_CHANNELS` additional channels. They are 1 in
-queries and 0 in visible keys. In a hidden key, the first of them is `HIDDEN`, so its softmax weight is exactly zero. Therefore,
-flash attention, which does not support masks, can be used for texts and prompts of different lengths.
+queries and 0 in visible keys. In a hidden key, the first of them is `HIDDEN`, so the key's softmax weight is exactly zero.
+Therefore, flash attention, which does not support masks, can be used for texts and prompts of different lengths.
 
 Source: transformers 5.17, `MusicgenDecoder.forward`.
 """
@@ -26,7 +26,7 @@ from transformers import MusicgenForCausalLM
 from musicgen_eval.models.transfers import upload
 
 HIDDEN = -30000.0
-"""Mark of a hidden key. It fits into float16, and after scaling it is still far below any attention score."""
+"""Mark of a hidden key. It can be represented in float16, and after scaling it is still far below any attention score."""
 MARK_CHANNELS = 8
 """Number of channels for the mark. Flash attention requires a head width that is a multiple of 8."""
 TEXT_LENGTH_MULTIPLE = 16
@@ -65,15 +65,15 @@ class FusedLayer:
     """The weights of one layer.
 
     Attributes:
-        self_norm, cross_norm, ffn_norm: layer norms, from float32 to the dtype of the products.
-        qkv: (3 D, D).
-        out: (D, D).
-        cross_q: (D, D).
-        cross_kv: (2 D, D).
-        cross_out: (D, D).
-        fc1: (F, D).
-        fc2: (D, F).
-        activation: function between fc1 and fc2.
+        self_norm, cross_norm, ffn_norm: Layer norms that convert float32 to the dtype of the products.
+        qkv: (3 D, D) joined query, key and value projections of self attention.
+        out: (D, D) output projection of self attention.
+        cross_q: (D, D) query projection of cross attention.
+        cross_kv: (2 D, D) joined key and value projections of cross attention.
+        cross_out: (D, D) output projection of cross attention.
+        fc1: (F, D) first layer of the feed-forward network.
+        fc2: (D, F) second layer of the feed-forward network.
+        activation: Function between fc1 and fc2.
     """
 
     self_norm: Norm
@@ -89,20 +89,20 @@ class FusedLayer:
     activation: Callable[[Tensor], Tensor]
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D). Adds the output of the feed-forward network to x."""
+        """Adds the output of the feed-forward network to x, (..., D) -> (..., D)."""
         inner = self.activation(functional.linear(self.ffn_norm(x), self.fc1))
         return x + functional.linear(inner, self.fc2)
 
 
 class Norm:
-    """An `nn.LayerNorm` that computes in float32 and returns `dtype`."""
+    """An `nn.LayerNorm` that computes in float32 and returns its result in `dtype`."""
 
     def __init__(self, module: nn.LayerNorm, dtype: torch.dtype) -> None:
         self.shape, self.eps, self.dtype = tuple(module.normalized_shape), module.eps, dtype
         self.weight, self.bias = module.weight.detach().float(), module.bias.detach().float()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(..., D) float32 -> (..., D) in `dtype`."""
+        """Normalises x, (..., D) float32 -> (..., D) in `dtype`."""
         return functional.layer_norm(x, self.shape, self.weight, self.bias, self.eps).to(self.dtype)
 
 
@@ -110,22 +110,22 @@ class FusedDecoder:
     """The weights of a decoder, and its forward passes over whole sequences.
 
     Args:
-        decoder: transformers' `MusicgenForCausalLM` in eval mode, on any device.
-        dtype: dtype of the matrix products.
-        in_place: whether the linear layers of the decoder become views of the joined weights, so that the weights are stored once.
+        decoder: A transformers `MusicgenForCausalLM` in eval mode, on any device.
+        dtype: Dtype of the matrix products.
+        in_place: Whether the linear layers of the decoder become views of the joined weights, so that the weights are stored once.
             The decoder's `forward` still works, under autocast if `dtype` is not the dtype of the embeddings.
 
     Attributes:
-        decoder: the decoder.
-        num_heads: H.
-        head_width: d, the width of a head without marks.
-        marked_width: w, the width of a head with marks, a multiple of 8.
-        scale: factor of the attention scores.
-        special_token: V, the id of the special token.
-        last_steps: static steps of the last batch (`static_steps.py`), whose cache and graphs the next batch can use. They refer
-            to the decoder. Set this to None before deleting the decoder, or its memory is not freed before Python's garbage
-            collector runs.
-        may_capture: whether steps may be captured as CUDA graphs. False after a capture has failed.
+        decoder: The decoder.
+        num_heads: Number of heads, H.
+        head_width: Width of a head without marks, d.
+        marked_width: Width of a head with marks, w, which is a multiple of 8.
+        scale: Factor of the attention scores.
+        special_token: Id of the special token, V.
+        last_steps: Static steps of the last batch (`static_steps.py`), whose cache and graphs the next batch can use. They refer
+            to the decoder. Set this to None before deleting the decoder, because its memory is otherwise not freed until Python's
+            garbage collector runs.
+        may_capture: Whether steps may be captured as CUDA graphs. False after a capture has failed.
     """
 
     def __init__(self, decoder: MusicgenForCausalLM, dtype: torch.dtype, *, in_place: bool = False) -> None:
@@ -162,11 +162,11 @@ class FusedDecoder:
         return table.weights[:num_steps].float()
 
     def embed(self, ids: Tensor) -> Tensor:
-        """(N, K) int64 ids -> (N, D) float32 embeddings, summed over codebooks."""
+        """Embeds ids, (N, K) int64 -> (N, D) float32, summed over codebooks."""
         return functional.embedding_bag(ids + self._first_rows, self._tables, mode="sum")
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(R, D) float32 -> (R, K, V) float32."""
+        """Applies the output heads, (R, D) float32 -> (R, K, V) float32."""
         return functional.linear(hidden, self.heads).unflatten(-1, (self.num_codebooks, -1))
 
     def head(self, codebook: int) -> Tensor:
@@ -174,7 +174,7 @@ class FusedDecoder:
         return self.heads.view(self.num_codebooks, -1, self.width)[codebook]
 
     def text_keys(self, states: Sequence[Tensor | None]) -> TextKeys | None:
-        """Computes the keys and values of texts.
+        """Computes the keys and values of texts for cross attention.
 
         Args:
             states: (L_i, D) text states of each row, or None for the null condition.
@@ -212,8 +212,8 @@ class FusedDecoder:
         Args:
             steps: (R, K, S) int64 delayed codes, padded on the right. Attention is causal, so padding does not affect earlier
                 steps.
-            texts: keys and values for the first rows. The other rows have the null condition.
-            keep: callback that receives the number of each layer and its (R, H, S, d) keys and values.
+            texts: Keys and values for the first rows. The other rows have the null condition.
+            keep: Callback that receives the number of each layer and its (R, H, S, d) keys and values.
 
         Returns:
             (R, S, D) float32 hidden states.
@@ -234,7 +234,7 @@ class FusedDecoder:
             return self.final_norm(x)
 
     def add_cross_attention(self, x: Tensor, layer: FusedLayer, keys: Tensor, values: Tensor) -> None:
-        """Adds a layer's cross attention to (n, S, D) float32, in place."""
+        """Adds the output of a layer's cross attention to x, (n, S, D) float32, in place."""
         q = functional.linear(layer.cross_norm(x), layer.cross_q).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         q = functional.pad(q, (0, self.marked_width - self.head_width), value=1.0)
         mixed = functional.scaled_dot_product_attention(q, keys, values, scale=self.scale)[..., : self.head_width]
@@ -264,7 +264,7 @@ def _fused_layer(layer: Any, dtype: torch.dtype, *, in_place: bool) -> FusedLaye
 
 
 def _joined(linears: Sequence[Any], dtype: torch.dtype, *, in_place: bool) -> Tensor:
-    """Joins the weights of linear layers with the same input to one (sum of outputs, inputs) matrix."""
+    """Joins the weights of linear layers that have the same input into one (sum of outputs, inputs) matrix."""
     if any(linear.bias is not None for linear in linears):
         raise ValueError(
             "the decoder has linear layers with a bias, which are not supported on accelerators; use a CPU, or a checkpoint "

@@ -19,26 +19,27 @@ from musicgen_eval.models.processor import has_fast_mkl
 
 
 def pack_linears(decoder: nn.Module, dtype: torch.dtype = torch.float32, *, few_rows: bool = True) -> bool:
-    """Replaces every `nn.Linear` of a MusicGen decoder by packed weights, in place, and frees the old parameters.
+    """Replaces every `nn.Linear` of a MusicGen decoder with a packed layer, in place, and frees the old parameters.
 
     If the decoder is already packed in `dtype`, only the memory layout of its weights is adapted to `few_rows`.
 
     The output heads stay in float32, because they take only 2% of the work, and rounding logits to bfloat16 would change an nll by
-    hundredths of a nat. Call this after any other change of the model, because packed weights are not part of a `state_dict`, and
-    `.to()` does not move or cast them.
+    hundredths of a nat. Call this function after all other changes to the model, because packed weights are not part of a
+    `state_dict`, and `.to()` does not move or cast them.
 
     Args:
         decoder: `MusicgenForCausalLM` or another decoder with `lm_heads`, in float32, on a CPU, in eval mode.
-        dtype: float32, or bfloat16 with sums in float32. The residual stream has the dtype of the decoder's embeddings, which is
-            float32 unless the decoder was cast.
-        few_rows: whether the decoder will also be used with few rows, as in decoding steps. If not, float32 weights keep torch's
-            layout if MKL is faster on this processor (`has_fast_mkl`).
+        dtype: Either float32, or bfloat16 with sums in float32. The residual stream has the dtype of the decoder's embeddings,
+            which is float32 unless the decoder was cast.
+        few_rows: Whether the decoder will also be used with few rows, as in decoding steps. If not, float32 weights keep torch's
+            layout on processors on which MKL is faster (`has_fast_mkl`).
 
     Returns:
-        Whether the decoder is packed. If torch, the processor or the device does not support it, the decoder is not changed.
+        Whether the decoder is packed. If torch, the processor or the device does not support packing, the decoder is not
+        changed.
 
     Raises:
-        ValueError: if `dtype` is not supported, the weights are neither float32 nor `dtype`, or the decoder is already packed in
+        ValueError: If `dtype` is not supported, the weights are neither float32 nor `dtype`, or the decoder is already packed in
             another dtype.
     """
     if dtype not in (torch.float32, torch.bfloat16):
@@ -74,7 +75,7 @@ def pack_linears(decoder: nn.Module, dtype: torch.dtype = torch.float32, *, few_
 
 
 def _fuse_projections(attention: MusicgenAttention, dtype: torch.dtype, *, lay_out: bool) -> None:
-    """Replaces the query, key and value projections by parts of one packed matrix, `qkv`."""
+    """Replaces the query, key and value projections with parts of one packed matrix, `qkv`."""
     projections = [attention.q_proj, attention.k_proj, attention.v_proj]
     for projection in projections:
         _require_packable(projection, dtype)
@@ -102,10 +103,10 @@ class PackedLinear(nn.Module):
     """An `nn.Linear` for inference, with a packed weight.
 
     Args:
-        linear: linear layer on a CPU. Its parameters are copied.
-        dtype: dtype of the weight and the result. Inputs are cast to it.
-        activation: activation that is applied to the result.
-        lay_out: whether to pack the weight, as in `PackedMatrix`.
+        linear: Linear layer on a CPU. Its parameters are copied.
+        dtype: Dtype of the weight and the result. Inputs are cast to it.
+        activation: Activation that is applied to the result.
+        lay_out: Whether to pack the weight, as in `PackedMatrix`.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class PackedLinear(nn.Module):
         self.matrix = PackedMatrix(linear.weight.detach().to(dtype), bias, lay_out=lay_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D_in) -> (..., D_out) in `dtype`."""
+        """Computes the product, (..., D_in) -> (..., D_out), in `dtype`."""
         return self.matrix(x.to(self.dtype), activation=self.activation)
 
     def extra_repr(self) -> str:
@@ -128,12 +129,12 @@ class PackedLinear(nn.Module):
 
 
 class PackedPart(nn.Module):
-    """Some outputs of a `PackedLinear`, for transformers' forward, which uses separate projections.
+    """A range of the outputs of a `PackedLinear`, for transformers' `forward`, which uses separate projections.
 
     Args:
-        whole: the linear layer. It is not registered as a submodule, because it belongs to another module.
-        start: first output.
-        num: number of outputs.
+        whole: The linear layer. It is not registered as a submodule, because it belongs to another module.
+        start: Index of the first output.
+        num: Number of outputs.
     """
 
     def __init__(self, whole: PackedLinear, start: int, num: int) -> None:
@@ -145,5 +146,5 @@ class PackedPart(nn.Module):
     whole: PackedLinear
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D_in) -> (..., num) in the dtype of the linear layer."""
+        """Computes the outputs, (..., D_in) -> (..., num), in the dtype of the linear layer."""
         return self.whole(x).narrow(-1, self.start, self.num)

@@ -1,6 +1,7 @@
-"""The matrix products of a decoding step on a CPU, made from plain or packed layers, with their norms and output heads.
+"""Computes the matrix products, norms and output heads of a decoding step on a CPU, from plain or packed layers.
 
-A step has few rows. Reading the weights takes most of its time, and the overhead of a packed product may exceed its work.
+A step has few rows. Reading the weights takes most of the time, and the overhead of a packed product may exceed the time of its
+arithmetic.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ class Product(Protocol):
     """A linear layer, with or without an activation."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(R, D_in) -> (R, D_out) in the dtype of the weight."""
+        """Computes the product, (R, D_in) -> (R, D_out), in the dtype of the weight."""
 
     def plus(self, x: Tensor, add: Tensor) -> Tensor:
         """Returns the product of x (R, D_in) plus `add` (R, D_out), in float32. `add` is float32 and is not changed."""
 
 
 class PlainProduct:
-    """A product by torch.
+    """A product that torch computes.
 
     Args:
         weight: (D_out, D_in).
         bias: (D_out,), or None.
-        activation: activation that is applied to the result.
-        adds_in_product: whether `plus` adds within the product. Requires float32, no bias and no activation.
+        activation: Activation that is applied to the result.
+        adds_in_product: Whether `plus` adds as part of the product. Requires float32, no bias and no activation.
     """
 
     def __init__(
@@ -45,21 +46,21 @@ class PlainProduct:
         self.transposed = weight.t() if adds_in_product else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """As `Product.__call__`."""
+        """See `Product.__call__`."""
         y = functional.linear(x, self.weight, self.bias)
         return functional.gelu(y) if self.activation == "gelu" else y
 
     def plus(self, x: Tensor, add: Tensor) -> Tensor:
-        """As `Product.plus`."""
+        """See `Product.plus`."""
         return add + self(x) if self.transposed is None else torch.addmm(add, x, self.transposed)
 
 
 class PackedProduct:
-    """A product by oneDNN.
+    """A product that oneDNN computes.
 
     Args:
-        matrix: packed weight and bias.
-        activation: activation that is applied to the result. In `plus`, it must be `none`.
+        matrix: Packed weight and bias.
+        activation: Activation that is applied to the result. In `plus`, it must be `none`.
     """
 
     def __init__(self, matrix: PackedMatrix, activation: Activation = "none") -> None:
@@ -68,21 +69,21 @@ class PackedProduct:
         self.adds_in_product = matrix.weight.dtype == torch.float32
 
     def __call__(self, x: Tensor) -> Tensor:
-        """As `Product.__call__`."""
+        """See `Product.__call__`."""
         return self.matrix(x, activation=self.activation)
 
     def plus(self, x: Tensor, add: Tensor) -> Tensor:
-        """As `Product.plus`."""
+        """See `Product.plus`."""
         return self.matrix(x, add=add) if self.adds_in_product else add + self(x)
 
 
 def product_of(module: nn.Module, dtype: torch.dtype, *, unpack: bool) -> Product:
-    """Converts a linear layer.
+    """Converts a linear layer to a product.
 
     Args:
-        module: `PackedLinear`, or a plain `nn.Linear`.
-        dtype: dtype of the product of a plain layer.
-        unpack: whether packed float32 weights are unpacked.
+        module: A `PackedLinear` or a plain `nn.Linear`.
+        dtype: Dtype of the product of a plain layer.
+        unpack: Whether packed float32 weights are unpacked.
     """
     if isinstance(module, PackedLinear):
         if not (unpack and module.dtype == torch.float32):
@@ -95,7 +96,7 @@ def product_of(module: nn.Module, dtype: torch.dtype, *, unpack: bool) -> Produc
 
 
 def joined_projections(attention: Any, dtype: torch.dtype) -> Product:
-    """Joins the query, key and value projections of a plain attention layer to one product."""
+    """Joins the query, key and value projections of a plain attention layer into one product."""
     projections = [attention.q_proj, attention.k_proj, attention.v_proj]
     weight = torch.cat([projection.weight.to(dtype) for projection in projections])
     biases = [projection.bias for projection in projections]
@@ -103,7 +104,7 @@ def joined_projections(attention: Any, dtype: torch.dtype) -> Product:
 
 
 class Norm:
-    """A layer norm that computes in float32 and returns `dtype`."""
+    """A layer norm that computes in float32 and returns its result in `dtype`."""
 
     def __init__(self, norm: nn.LayerNorm, dtype: torch.dtype = torch.float32) -> None:
         self.shape = norm.weight.shape
@@ -113,7 +114,7 @@ class Norm:
         self.dtype = dtype
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(R, D) float32 -> (R, D) in `dtype`."""
+        """Normalises x, (R, D) float32 -> (R, D) in `dtype`."""
         return functional.layer_norm(x, self.shape, self.weight, self.bias, self.eps).to(self.dtype)
 
 
@@ -121,8 +122,8 @@ class Heads:
     """All output heads, as one product in float32 if their weights can be joined.
 
     Args:
-        heads: `PackedLinear` or `nn.Linear`, one per codebook. They have no bias.
-        unpack: whether packed weights are unpacked, so that they can be joined.
+        heads: One `PackedLinear` or `nn.Linear` per codebook, without a bias.
+        unpack: Whether packed weights are unpacked, so that they can be joined.
     """
 
     def __init__(self, heads: Sequence[nn.Module], *, unpack: bool) -> None:
@@ -135,7 +136,7 @@ class Heads:
             self.products = [product_of(head, torch.float32, unpack=False) for head in heads]
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """(R, D) -> (R, K, V) float32."""
+        """Computes the logits, (R, D) -> (R, K, V) float32."""
         if self.weight is None:
             return torch.stack([product(hidden) for product in self.products], dim=1)
         return functional.linear(hidden, self.weight).unflatten(-1, (self.num_codebooks, -1))

@@ -19,10 +19,10 @@ from musicgen_eval.records.signatures import takes_settings
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling(SamplingSettings):
-    """Draws codes with its settings."""
+    """Sampling settings with a method that draws codes."""
 
     def draw(self, logits: Tensor, uniforms: Tensor | None) -> Tensor:
-        """Draws (...) codes from (..., V) logits and (...) uniform numbers. It does not check its arguments (see `draw_codes`)."""
+        """Draws (...) codes from (..., V) logits and (...) uniform numbers. The arguments are not checked (see `draw_codes`)."""
         if self.temperature == 0:
             return logits.argmax(-1)
         assert uniforms is not None
@@ -50,12 +50,12 @@ def draw_codes(logits: Tensor, uniforms: Tensor | None = None, *, sampling: Samp
         (...) int64 in [0, V).
 
     Raises:
-        ValueError: if a setting is out of range (see `SamplingSettings`), or if uniforms are needed but not given.
+        ValueError: If a setting is out of range (see `SamplingSettings`), or if uniforms are required but missing.
 
     >>> draw_codes(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([0.99]), top_k=2).tolist()
     [2]
 
-    Source: top-k as Fan et al. 2018 (arXiv 1805.04833), top-p as Holtzman et al. 2019 (arXiv 1904.09751).
+    Source: top-k as in Fan et al. 2018 (arXiv 1805.04833), top-p as in Holtzman et al. 2019 (arXiv 1904.09751).
     """
     sampling.check(logits.shape[-1])
     if sampling.temperature != 0 and uniforms is None:
@@ -69,8 +69,8 @@ def draw_codes(logits: Tensor, uniforms: Tensor | None = None, *, sampling: Samp
 def _cumulative_sum(probabilities: Tensor) -> Tensor:
     """Returns the cumulative sums over the last dimension, (..., n) -> (..., n).
 
-    On an accelerator, it multiplies by a triangular matrix, because CUDA's cumsum of floats is not deterministic, and torch raises
-    an error for it under `use_deterministic_algorithms`. The product is in float64, because autocast and TF32 do not affect it.
+    On an accelerator, the sums are a product with a triangular matrix, because CUDA's cumsum of floats is not deterministic, and
+    raises an error under `use_deterministic_algorithms`. The product is in float64, which autocast and TF32 do not affect.
     """
     if probabilities.device.type == "cpu":
         return probabilities.cumsum(-1)
@@ -89,9 +89,9 @@ def continuation_uniforms(
     Args:
         num_codebooks: K.
         num_frames: T.
-        seed: seed of the run.
-        track: id of the track.
-        continuation: number of the continuation among those of the track, from 0.
+        seed: Seed of the run.
+        track: Id of the track.
+        continuation: Number of the continuation within its track, from 0.
 
     Returns:
         (K, T) float32 in [0, 1), on the CPU.

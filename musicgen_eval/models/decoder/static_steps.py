@@ -35,7 +35,7 @@ MAX_COMPILED = 1 << 16
 MIN_REPLAYS = 8
 """Minimum number of remaining steps in a bucket for which a capture saves time."""
 STEPS_AT_ONCE = 1 << 15
-"""Maximum number of prompt steps per pass, over all rows. It limits the memory."""
+"""Maximum number of prompt steps per pass, over all rows. This limits memory use."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class StepSizes:
     """The sizes and settings that determine the addresses, shapes and kernels of a step.
 
     Attributes:
-        num_rows: B.
-        num_texts: number of rows with a text.
-        text_length: number of keys per text, including padding.
-        num_steps: maximum number of steps of a row, including its prompt. It is a multiple of `BUCKET`, so that batches of similar
+        num_rows: Number of rows, B.
+        num_texts: Number of rows with a text.
+        text_length: Number of keys per text, including padding.
+        num_steps: Maximum number of steps of a row, including its prompt. It is a multiple of `BUCKET`, so that batches of similar
             length can use the same cache and graphs.
-        guidance_scale: scale of classifier-free guidance. 1 means no guidance.
-        sampling: sampling settings.
-        kernels: execution mode of a step.
+        guidance_scale: Scale of classifier-free guidance. 1 means no guidance.
+        sampling: Sampling settings.
+        kernels: Execution mode of a step.
     """
 
     num_rows: int
@@ -80,9 +80,9 @@ class CudaGraph:
     """A captured sequence of kernels.
 
     Args:
-        device: device of the tensors.
-        pool: memory pool, which graphs may share if they are not replayed at the same time.
-        stream: stream of the capture, which graphs of one pool share.
+        device: Device of the tensors.
+        pool: Memory pool, which graphs may share if they are not replayed at the same time.
+        stream: Stream of the capture, which graphs of one pool share.
     """
 
     def __init__(self, device: torch.device, pool: Any, stream: Any) -> None:
@@ -93,7 +93,7 @@ class CudaGraph:
         """Records the kernels that the function launches, without running them.
 
         Raises:
-            RuntimeError: if the function synchronises with the device, or calls an operator that cannot be captured.
+            RuntimeError: If the function synchronises with the device, or calls an operator that cannot be captured.
         """
         before = torch.cuda.current_stream(self._device)
         try:
@@ -116,8 +116,8 @@ class StaticSteps:
     """The tensors of a step, which are created once and filled for each window.
 
     Args:
-        decoder: the decoder.
-        sizes: sizes and settings of a step.
+        decoder: The decoder.
+        sizes: Sizes and settings of a step.
     """
 
     def __init__(self, decoder: FusedDecoder, sizes: StepSizes) -> None:
@@ -158,8 +158,8 @@ class StaticSteps:
         """Reads the prompts of a window and draws its codes.
 
         Args:
-            window: the window.
-            texts: keys and values of the rows with a text.
+            window: The window.
+            texts: Keys and values of the rows with a text.
 
         Returns:
             (B, K, C) int64 columns that contain the drawn codes. The next window overwrites them.
@@ -175,7 +175,10 @@ class StaticSteps:
         return self._columns[:, :, : last + 1]
 
     def failed_rows(self) -> list[int]:
-        """Returns the rows whose last hidden states are not finite. A NaN stays in the keys and values of its row."""
+        """Returns the rows whose last hidden states are not finite.
+
+        Checking the last step is sufficient, because a NaN stays in the keys and values of its row.
+        """
         finite: list[bool] = self._hidden.isfinite().all(1).tolist()
         return sorted({row % self.sizes.num_rows for row, is_finite in enumerate(finite) if not is_finite})
 

@@ -1,4 +1,4 @@
-"""A MusicGen decoder that reads prompts and continues them step by step on a CPU, with cached keys and values.
+"""Reads prompts with a MusicGen decoder and continues them step by step on a CPU, with cached keys and values.
 
     read(row, steps 0..P) -> hidden state of step P      the prompt of one row, without padding
     step(ids of step P + i, i) -> hidden states          one step of all rows, each at its own position
@@ -39,13 +39,13 @@ FOLDED_WIDTH = 512
 
 
 class StepDecoder:
-    """Decodes a batch of rows, each from its own prompt.
+    """A decoder for a batch of rows, each of which continues its own prompt.
 
     Args:
-        decoder: transformers' `MusicgenForCausalLM` in eval mode, plain or packed. The weights of a plain decoder are cast to the
+        decoder: A transformers `MusicgenForCausalLM` in eval mode, plain or packed. The weights of a plain decoder are cast to the
             autocast dtype at construction, if autocast is enabled.
-        num_rows: R.
-        num_steps: length of the longest row (prompt and continuation), in steps.
+        num_rows: Number of rows, R.
+        num_steps: Length of the longest row (prompt and continuation), in steps.
         text_states: (L_i, D) text states of the first rows. The other rows have the null condition.
     """
 
@@ -86,7 +86,7 @@ class StepDecoder:
         """Reads the prompt of a row, and replaces its earlier keys and values.
 
         Args:
-            row: number of the row, from 0.
+            row: Number of the row, from 0.
             input_ids: (K, S) int64 delayed codes. The hidden state after the last step is stored in `last_read[row]`.
         """
         num_steps = input_ids.shape[1]
@@ -107,12 +107,12 @@ class StepDecoder:
 
         Args:
             input_ids: (R, K) int64.
-            number: number of the step, from 0 at the start of each row. A row that has reached the end stays at its last position.
+            number: Number of the step after the prompts, from 0. A row that has reached the end stays at its last position.
 
         Returns:
             (R, D) float32 hidden states.
         """
-        if torch.is_autocast_enabled("cpu"):  # the weights already have its dtype
+        if torch.is_autocast_enabled("cpu"):  # the weights already have the autocast dtype
             with torch.autocast("cpu", enabled=False):
                 return self.step(input_ids, number)
         positions = self._positions
@@ -147,7 +147,7 @@ class StepDecoder:
         return 1 if weights * self.num_rows < SMALL_STEP else None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(R, D) -> (R, K, V) float32."""
+        """Applies the output heads, (R, D) -> (R, K, V) float32."""
         with torch.autocast("cpu", enabled=False):
             return self.heads(hidden)
 
@@ -155,10 +155,10 @@ class StepDecoder:
         """Stores this step's keys and values, and computes attention to all keys up to this step.
 
         Args:
-            layer: number of the layer.
+            layer: Number of the layer.
             qkv: (R, 3 D) queries, keys and values.
-            at: position of all rows, or (R,) position of each row.
-            num_keys: largest position plus one.
+            at: Position of all rows, or (R,) position of each row.
+            num_keys: Largest position plus one.
             mask: (R, 1, num_keys) bool, True for keys that a row must not attend to. None means that all keys are visible.
 
         Returns:
@@ -175,7 +175,7 @@ class StepDecoder:
         return attend(q, keys[..., :num_keys], values[:, :, :num_keys], mask).to(qkv.dtype)
 
     def _prepare_texts(self) -> list[CrossAttention]:
-        """Returns the cross attention of each layer, or nothing if no row has a text."""
+        """Returns the cross attention of each layer, or an empty list if no row has a text."""
         if not self.text_states:
             return []
         lengths = [len(states) for states in self.text_states]
@@ -195,10 +195,10 @@ class _RowPositions:
     """The position of step 0 in each row.
 
     Attributes:
-        starts: (R,) int64.
+        starts: (R,) int64, the position in each row.
         rows: (R,) int64, the numbers of the rows.
-        are_equal: whether all rows have the same position.
-        last: largest position.
+        are_equal: Whether all rows have the same position.
+        last: Largest position.
     """
 
     starts: Tensor
@@ -215,12 +215,12 @@ class _StepLayer:
     """A decoder layer without its attention. Norms convert float32 to the dtype of the products.
 
     Args:
-        layer: transformers' `MusicgenDecoderLayer`, plain or packed.
-        dtype: dtype of a plain layer's weights and products. None means the dtype of its weights.
-        unpack: whether packed float32 weights are unpacked.
+        layer: A transformers `MusicgenDecoderLayer`, plain or packed.
+        dtype: Dtype of a plain layer's weights and products. None means the dtype of its weights.
+        unpack: Whether packed float32 weights are unpacked.
 
     Attributes:
-        dtype: dtype of the products.
+        dtype: Dtype of the products.
     """
 
     def __init__(self, layer: Any, dtype: torch.dtype | None, *, unpack: bool) -> None:
@@ -239,7 +239,7 @@ class _StepLayer:
         self.fc2 = product(layer.fc2)
 
     def add_feed_forward(self, x: Tensor) -> Tensor:
-        """(R, D) -> (R, D) float32, the sum of x and the feed-forward network's output."""
+        """Adds the output of the feed-forward network to x, (R, D) -> (R, D) float32."""
         hidden = self.fc1(self.ffn_norm(x))
         if self.activation is not None:
             hidden = self.activation(hidden)

@@ -1,4 +1,4 @@
-"""The input of a decoder for drawing one window of codes, and classifier-free guidance."""
+"""Describes the decoder's input for drawing one window of codes, and applies classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class WindowDraw:
-    """One window of every row. Rows with a text come first.
+    """One window per row. Rows with a text come first.
 
     Attributes:
         prompts: (B, K, S) int64 delayed ids, padded on the right.
@@ -35,8 +35,8 @@ def guided(logits: Tensor, num_rows: int, guidance_scale: float) -> Tensor:
 
     Args:
         logits: (R, K, V), changed in place. Rows from `num_rows` on repeat the first rows without their text.
-        num_rows: B.
-        guidance_scale: scale of the guidance. 1 returns the logits with the text.
+        num_rows: Number of rows, B.
+        guidance_scale: Scale of the guidance. 1 returns the logits with the text.
 
     Returns:
         (B, K, V) guided logits.

@@ -259,9 +259,9 @@ def test_invalid_codes_are_refused_before_the_first_block(codec):
     decoder = SegmentDecoder(codec)
     for codes, reason in (
         (torch.zeros(4, 0, dtype=torch.int64), "at least one frame, got none"),
-        (torch.tensor([[0, 16]]), "from 0 to 15, got 0 to 16; use undelay_codes"),
-        (torch.tensor([[-1, 3]]), "from 0 to 15, got -1 to 3"),
-        (torch.zeros(5, 3, dtype=torch.int64), "1 to 4 codebooks, got 5"),
+        (torch.tensor([[0, 16]]), "between 0 and 15, got 0 to 16; use undelay_codes"),
+        (torch.tensor([[-1, 3]]), "between 0 and 15, got -1 to 3"),
+        (torch.zeros(5, 3, dtype=torch.int64), "between 1 and 4 codebooks, got 5"),
         (torch.zeros(3, dtype=torch.int64), r"\(K, T\) int64, got \(3,\) int64"),
         (torch.zeros(4, 3), r"\(K, T\) int64, got \(4, 3\) float32"),
     ):
@@ -273,7 +273,7 @@ def test_invalid_codes_are_refused_before_the_first_block(codec):
 
 
 def test_unsupported_codecs_are_refused():
-    with pytest.raises(ValueError, match=r"channels is 3, but the codec has 1 channel"):
+    with pytest.raises(ValueError, match=r"channels must be 1 \(as in the codec\), or 2 for a mono codec, got 3"):
         SegmentDecoder(random_codec(), channels=3)
     with pytest.raises(ValueError, match=r"must have float32 weights, got torch\.bfloat16"):
         SegmentDecoder(random_codec().bfloat16())
