@@ -19,27 +19,27 @@ class DataSettings(Settings):
         source: Audio to evaluate: a file, a folder, a glob, a manifest (csv, jsonl, parquet), `demo` for the bundled clips, or a
             list of these.
         text: Text of the tracks that have none of their own.
-        context_s: Length of the context before each target, in seconds. Defaults to half of the checkpoint's limit. In
-            continuations, the boundary: the time in the track at which the continuation starts. Defaults to the middle of the
-            track.
-        target_s: Length of the target of each window, in seconds. Defaults to half of the checkpoint's limit. In continuations,
-            the length of the continuation. Defaults to the rest of the track.
-        head: Treatment of the start of a track. `score` scores the whole first window, so that every code of a track counts
+        context_s: When scoring, the length of the context before each target, in seconds (default: half of the checkpoint's
+            limit). When generating, the time in the track at which the continuation starts (default: the middle of the track).
+        target_s: When scoring, the length of the target of each window, in seconds (default: half of the checkpoint's limit).
+            When generating, the length of the continuation (default: the rest of the track).
+        head: Treatment of the start of a track. `score` scores the whole first window, so that every code of a track is scored
             once. `skip` scores only codes with a full context.
         batch_size: Number of windows per step. On a CPU, windows are processed side by side with one thread each, so use at
             least one window per core.
         num_workers: Number of processes that read audio. 0 reads in the main process.
-        limit: Number of tracks to evaluate, from the start of the source. Defaults to all.
-        min_duration_s: Length in seconds below which tracks are skipped. The result counts them.
+        limit: Number of tracks to evaluate, from the start of the source. Defaults to all tracks.
+        min_duration_s: Length of the shortest track to evaluate, in seconds. Shorter tracks are skipped, and the result counts
+            them.
         max_failures: Number of tracks that may fail before the run stops with an error.
-        allow_beyond_limit: Whether windows may be longer than those that the checkpoint was trained on, for experiments.
+        allow_beyond_limit: Whether windows may be longer than those that the checkpoint was trained on. Intended for experiments.
     """
 
     name_in_config: ClassVar[str] = "data"
 
     source: str | list[str] = field(
         default="demo", kw_only=False, metadata=NOT_IN_RECIPE
-    )  # the same tracks may lie elsewhere
+    )  # the same tracks may be stored elsewhere
     text: str | None = None
     context_s: float | None = None
     target_s: float | None = None
@@ -63,11 +63,11 @@ class DataSettings(Settings):
 
 
 def _check_text(text: str | None) -> None:
-    """Raises `RunError` for a text that contains undecodable bytes of a terminal or a file. No tokenizer accepts them."""
+    """Raises `RunError` if a text contains undecodable bytes from a terminal or a file. No tokenizer accepts them."""
     try:
         (text or "").encode("utf-8")
     except UnicodeEncodeError as error:
         raise RunError(
-            f"text must be valid text, got {shown(text)} with an undecodable byte at position {error.start}; check the encoding "
-            "of the terminal (LC_ALL=C.UTF-8)"
+            f"text {shown(text)} has an undecodable byte at position {error.start}; check the encoding of the terminal "
+            "(LC_ALL=C.UTF-8)"
         ) from error

@@ -17,11 +17,11 @@ class ContinuationSettings(SamplingSettings):
     """Settings of continuations.
 
     Attributes:
-        stride_s: Number of seconds by which the window slides if prompt and continuation exceed the checkpoint's limit together.
-            Defaults to 3/5 of the limit.
+        stride_s: Number of seconds by which the window slides if the prompt and the continuation together exceed the checkpoint's
+            limit. Defaults to 3/5 of the limit.
         num_continuations: Number of continuations per track, each with its own random numbers.
-        threads: Number of CPU threads for generating codes and decoding audio. Defaults to the number that torch uses. Results
-            depend on it in the last bits, which can change a sampled code. Small steps always use one thread.
+        threads: Number of CPU threads for generating codes and decoding audio. Defaults to the number that torch uses. The number
+            affects the last bits of the results, and so can change a sampled code. Small steps always use one thread.
         kernels: Implementation of decode steps on CUDA. `graph` replays a CUDA graph, `compiled` replays a graph of kernels that
             `torch.compile` has fused, and `eager` launches every kernel. Ignored on CPUs, which have their own kernels.
     """
@@ -40,7 +40,7 @@ class ContinuationSettings(SamplingSettings):
             raise RunError(f"threads must be at most {MAX_THREADS}, got {self.threads}")
         if self.temperature == 0 and self.num_continuations > 1:
             raise RunError(
-                f"num_continuations is {self.num_continuations}, but at temperature 0 all continuations of a track are equal; "
+                f"num_continuations is {self.num_continuations}, but at temperature 0 all continuations of a track are identical; "
                 "set model.continuation.num_continuations to 1 or raise model.continuation.temperature"
             )
 

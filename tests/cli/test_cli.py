@@ -221,8 +221,8 @@ def tiny(oracle: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--top_k", "999"], "top_k must be 1 to 256, the checkpoint's codebook size, got 999"),
-        (["--top_k", "0"], "top_k must be 1 to 256"),
+        (["--top_k", "999"], "top_k must be between 1 and 256, the checkpoint's codebook size, got 999"),
+        (["--top_k", "0"], "top_k must be between 1 and 256"),
         (["--top_p", "0"], "top_p must be above 0 and at most 1, got 0"),
         (["--temperature", "-1"], "temperature must be a finite number of at least 0"),
         (["--guidance_scale", "0.5"], "guidance_scale must be at least 1"),
@@ -264,7 +264,10 @@ def test_invalid_arguments_of_generate_are_one_line_errors_and_write_no_files(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model.continuation.top_k=999"], "top_k must be 1 to 256, the checkpoint's codebook size, got 999"),
+        (
+            ["--model.continuation.top_k=999"],
+            "top_k must be between 1 and 256, the checkpoint's codebook size, got 999",
+        ),
         (["--model.continuation.temperature=-1"], "temperature must be a finite number of at least 0"),
         (["--model.continuation.guidance_scale=0.5"], "guidance_scale must be at least 1"),
         (["--model.continuation.stride_s=0"], "stride_s=0 must be above 0"),

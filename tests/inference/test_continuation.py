@@ -257,7 +257,7 @@ def test_a_prompt_of_the_total_length_is_returned_unchanged(decoder):
         ({"max_frames": 0}, "max_frames must be at least 1"),
         ({"guidance_scale": 0.5}, "guidance_scale must be at least 1"),
         ({"temperature": -1.0}, "temperature must be"),
-        ({"temperature": 1.0, "top_k": 65}, "top_k must be 1 to 64"),
+        ({"temperature": 1.0, "top_k": 65}, "top_k must be between 1 and 64"),
         ({"temperature": 1.0, "top_k": 20}, "uniforms is required if temperature is above 0"),
         ({"uniforms": torch.zeros(1, 4, 5)}, r"uniforms must be \(B, K, total_frames\) = \(1, 4, 20\)"),
         ({"encoder_hidden_states": torch.zeros(2, 3, 64)}, r"encoder_hidden_states must be \(B, L, D\) with B = 1"),
@@ -266,7 +266,7 @@ def test_a_prompt_of_the_total_length_is_returned_unchanged(decoder):
         ({"uniforms": torch.full((1, 4, 20), 1.0)}, r"uniforms must be in \[0, 1\)"),
         ({"uniforms": torch.full((1, 4, 20), float("nan"))}, r"uniforms must be in \[0, 1\)"),
         ({"prompt": torch.zeros(1, 4, 5)}, r"prompt must be \(B, K, P\) int64"),
-        ({"top_k": 65}, "top_k must be 1 to 64"),
+        ({"top_k": 65}, "top_k must be between 1 and 64"),
     ],
 )
 def test_invalid_arguments_raise(composite, change, message):

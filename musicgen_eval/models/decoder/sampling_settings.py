@@ -13,7 +13,7 @@ class SamplingSettings(Settings):
     """Settings of sampling. The defaults are those of audiocraft and transformers.
 
     Attributes:
-        guidance_scale: Scale of classifier-free guidance. 1 turns guidance off. Not used without a text.
+        guidance_scale: Scale of classifier-free guidance. 1 turns guidance off. Has no effect without a text.
         temperature: Divisor of the logits. 0 selects the most likely code.
         top_k: Number of most likely codes to sample from. None means all codes.
         top_p: Nucleus sampling: codes are sampled from the smallest set whose total probability, after `top_k`, reaches `top_p`.
@@ -41,4 +41,6 @@ class SamplingSettings(Settings):
         """
         has_no_effect = self.temperature == 0 and self.top_k == SamplingSettings.top_k
         if self.top_k is not None and not 1 <= self.top_k <= codebook_size and not has_no_effect:
-            raise RunError(f"top_k must be 1 to {codebook_size}, the checkpoint's codebook size, got {self.top_k}")
+            raise RunError(
+                f"top_k must be between 1 and {codebook_size}, the checkpoint's codebook size, got {self.top_k}"
+            )
