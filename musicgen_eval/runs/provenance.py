@@ -1,4 +1,4 @@
-"""The circumstances of a run, for run.json: command, machine, commit and time."""
+"""The circumstances of a run that run.json records: command, machine, commit and time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def start_record(*, processes: int, windows: int) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """Returns the commit of the working directory, or None outside of a repository. `-dirty` marks changed files."""
+    """Returns the commit of the working directory, followed by `-dirty` if files are changed, or None outside of a repository."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(

@@ -216,7 +216,7 @@ def test_perplexity_of_a_tensor_equals_that_of_its_file(songs, loaded):
         (torch.full((32000,), 30000.0), {"sample_rate_hz": 32000}, "samples reach 30000"),
         ("x.wav", {"precision": "fp8"}, "precision must be one of"),
         ("x.wav", {"accelerator": "tpux"}, "tpux"),
-        ("x.wav", {"metrics": {"perplexity": CodebookPerplexity()}}, "the metric name 'perplexity' is taken"),
+        ("x.wav", {"metrics": {"perplexity": CodebookPerplexity()}}, "the name 'perplexity', which is reserved"),
         ("x.wav", {"max_frames": 50}, "settled when a model is loaded"),
     ],
 )

@@ -25,7 +25,7 @@ from musicgen_eval.runs.processes.rank_messages import StoppedElsewhere
 
 
 def share_of_data(trainer: L.Trainer) -> tuple[int, int]:
-    """Returns the number of this process's share of the batches, and the number of shares."""
+    """Returns the index of this process's share of the batches, and the number of shares."""
     strategy = trainer.strategy
     if isinstance(strategy, ModelParallelStrategy):
         groups = strategy.device_mesh["data_parallel"]
