@@ -18,7 +18,7 @@ class DataSettings(Settings):
     Attributes:
         source: Audio to evaluate: a file, a folder, a glob, a manifest (csv, jsonl, parquet), `demo` for the bundled clips, or a
             list of these.
-        text: Text of the tracks that have none of their own.
+        text: Text for tracks that have none of their own.
         context_s: When scoring, the length of the context before each target, in seconds (default: half of the checkpoint's
             limit). When generating, the time in the track at which the continuation starts (default: the middle of the track).
         target_s: When scoring, the length of the target of each window, in seconds (default: half of the checkpoint's limit).

@@ -50,7 +50,7 @@ class StoredRun:
 
     Attributes:
         folder: The run folder, an absolute path.
-        state: `finished` if the folder holds results, else `unfinished`.
+        state: `finished` if the folder contains results, otherwise `unfinished`.
         command: Command that started the run: `test`, `validate`, `predict`, `evaluate` or `generate`.
         run: Content of run.json.
         recipe: Everything that determines the numbers. For an unfinished run, the fingerprint in run.json, which contains the
@@ -187,13 +187,13 @@ def load_run(folder: str | Path) -> StoredRun:
     path = Path(os.path.expanduser(folder)).absolute()  # noqa: PTH111 - Path.expanduser raises if there is no home directory
     if not path.is_dir():
         problem = "is not a folder" if path.exists() else "does not exist"
-        raise RunError(f"{path} {problem}; give the run folder, which holds run.json")
+        raise RunError(f"{path} {problem}; give the run folder, which contains run.json")
     if not (path / "run.json").exists():
-        raise RunError(f"{path} holds no run: run.json does not exist; give the run folder, which holds run.json")
+        raise RunError(f"{path} contains no run: run.json does not exist; give the run folder, which contains run.json")
     run = _json(path / "run.json", "restore it from a copy, or start the run again in another folder with run_dir")
     if not isinstance(run.get("command"), str):
         raise RunError(
-            f"{path / 'run.json'} names no command, so it does not describe a run; give a folder that holds a run"
+            f"{path / 'run.json'} names no command, so it does not describe a run; give a folder that contains a run"
         )
     return _finished(path, run) if (path / "summary.json").exists() else _unfinished(path, run)
 

@@ -2,7 +2,7 @@
 
     plan (rank 0, broadcast) --batches, formed once over all windows--> rank r takes batches r, r + R, r + 2R, ...
 
-Batches do not depend on the number of devices, so a window always has the same neighbours. Every rank makes the same number of
+Batches do not depend on the number of devices, so a window always has the same neighbours. Every rank takes the same number of
 steps. A surplus step has an empty batch.
 """
 
@@ -53,7 +53,7 @@ class WindowDataModule(L.LightningDataModule):
         self.plan: Plan | None = None
 
     def setup(self, stage: str) -> None:
-        """Makes the plan on rank 0, and broadcasts the plan or the error."""
+        """Creates the plan on rank 0, and broadcasts the plan or the error."""
         trainer = self.trainer
         assert trainer is not None
         if trainer.world_size > 1 and uses_distributed_sampler(trainer):

@@ -2,7 +2,7 @@
 
 Lightning calls the hooks of one run in this order (`trainer.test`; `validate` and `predict` are similar):
 
-    data.setup                      rank 0 makes the plan and broadcasts it
+    data.setup                      rank 0 creates the plan and broadcasts it
     RunRecorder.setup               rank 0 reads the journal; every rank opens a RunContext on the run folder
     module.setup                    takes this context, or creates one in memory; refuses unsuitable settings
     module.configure_model          loads the weights, unless every batch is already measured

@@ -123,7 +123,7 @@ def run_continuation(
         callbacks: Further callbacks of the Trainer.
         notes: Comments for config.yaml.
         resume: Returns the line that tells the user how a run in this folder is resumed.
-        return_continuations: Whether the result contains the continuations. Otherwise none of them stays in memory.
+        return_continuations: Whether the result contains the continuations. If not, they do not stay in memory.
 
     Raises:
         EvaluationError: The run failed (see `generate`).

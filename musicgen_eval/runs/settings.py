@@ -51,11 +51,11 @@ class RunSettings(Settings):
 
     Attributes:
         precision: Precision of the decoder.
-        accelerator: Kind of device.
-        run_dir: Folder for the results. If the folder already holds this run, the run is resumed. Defaults to
+        accelerator: Type of device. `auto` selects a GPU if there is one.
+        run_dir: Folder for the results. If the folder already contains this run, the run is resumed. Defaults to
             runs/<date>-<command> for commands. The Python functions write no files by default.
-        resume: Run folder to resume with the settings of its config.yaml. Of the other settings, only max_failures,
-            retry_failures and allow_other_machine can be combined with it.
+        resume: Run folder to resume with the settings in its config.yaml. Only max_failures, retry_failures and
+            allow_other_machine can be combined with it.
         retry_failures: Whether a resumed run measures its failed tracks again.
         allow_other_machine: Whether to resume a run that was started on another machine. Results may then differ in the last
             bits. They record both machines.
@@ -77,8 +77,8 @@ class AudioSettings(Settings):
 
     Attributes:
         format: Format of the audio files.
-        layout: Content of each continuation file. `continuation` is the generated audio alone. `joined` is the track up to the
-            boundary followed by the generated audio, with a crossfade of 40 ms. Intended for listening.
+        layout: Content of each continuation file. `continuation` is the generated audio alone. `joined`, intended for listening,
+            is the track up to the boundary followed by the generated audio, with a crossfade of 40 ms.
         originals: Whether to write the context and the reference of each track as well.
     """
 
