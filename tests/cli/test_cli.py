@@ -54,7 +54,10 @@ def refusal(capsys, *arguments: str, command=lightning_main) -> str:
             ["--trainer.strategy=ddp_spawn", "--trainer.devices=2"],
             "ddp_spawn, ddp_fork and ddp_notebook are not supported",
         ),
-        (["--trainer.strategy=ddp_fork", "--trainer.devices=2"], "use ddp, which starts the command once per process"),
+        (
+            ["--trainer.strategy=ddp_fork", "--trainer.devices=2"],
+            "set it to ddp, which starts the command once per process",
+        ),
         (["--trainer.logger=CSVLogger"], "trainer.logger: lightning.pytorch.loggers.CSVLogger needs save_dir"),
         (["--trainer.logger=TensorBoardLogger", "--trainer.logger.save_dir=x"], "pip install -U 'tensorboard"),
         (

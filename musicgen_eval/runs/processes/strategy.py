@@ -68,7 +68,7 @@ def _refusal(strategy: Strategy, task: Task) -> str | None:
         )
     if copies_process(strategy):
         return (
-            "trainer.strategy ddp_spawn, ddp_fork and ddp_notebook are not supported, because they start ranks from a process that holds "
-            "the run's locks; set it to ddp, which starts the command once per process"
+            "trainer.strategy ddp_spawn, ddp_fork and ddp_notebook are not supported, because they start ranks from a process that "
+            "holds the run's locks; set it to ddp, which starts the command once per process"
         )
     return None
