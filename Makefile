@@ -1,10 +1,10 @@
-# `make demo` and `make test` install the package into .venv first, unless this has been done already.
+# `make demo`, `make test` and `make test-quick` install the package into .venv first, unless this has been done already.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types check gpu-check setup clean
+.PHONY: demo test test-quick lint types check gpu-check setup clean
 
 setup: $(READY)
 
@@ -16,9 +16,16 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python train_like_eval.py test --config configs/demo.yaml
 
-# Runs one process per core with one thread each. Tests of a file share fixtures and run in the same process.
+# Runs one process per core with one thread each. Tests of a file share fixtures and run in the same process. Files with slow tests
+# come first (tests/conftest.py).
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
 test: $(READY)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(PYTEST)
+
+# Leaves out the tests that start processes or take several seconds each.
+test-quick: $(READY)
+	$(PYTEST) -m "not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,11 +1,31 @@
-"""Common fixtures, such as the checkpoints and figures of the oracle (audiocraft 1.3.0, tests/data/oracle/README.md)."""
+"""Fixtures of many tests, hypothesis profiles, and the order of the test files.
 
+The oracle's checkpoints and figures come from audiocraft 1.3.0; see tests/data/oracle/README.md.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from musicgen_eval.models.musicgen import MusicGen, load_model
+
+settings.register_profile("dev", max_examples=50, deadline=None)
+settings.register_profile("ci", max_examples=100, deadline=None, print_blob=True)
+settings.register_profile(
+    "nightly", settings.get_profile("ci"), max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "2000"))
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Moves files with slow tests to the front, so that no pytest process is left with a slow file at the end."""
+    num_slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -num_slow[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,6 +45,14 @@ def oracle() -> Path:
 def tiny_model(oracle: Path) -> MusicGen:
     """A random MusicGen with 64 codes per codebook and logits far from uniform. Tests must not move or cast it."""
     return load_model(oracle / "tiny_musicgen")
+
+
+@pytest.fixture(scope="module")
+def without_fsync() -> Iterator[None]:
+    """Does not wait for disks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda number: None)
+        yield
 
 
 @pytest.fixture

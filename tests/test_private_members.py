@@ -18,8 +18,6 @@ ADAPTERS = {
 }
 ALLOWED = {
     "cli/lightning.py": {"_parser", "_prepare_subcommand_kwargs", "_run_subcommand"},  # methods of LightningCLI
-    "runs/datamodule.py": {"_accelerator_connector"},
-    "runs/module.py": {"_device_mesh", "_trainer"},
     "runs/processes/signals.py": {"_exit"},  # os._exit, which is documented
 }
 

@@ -155,7 +155,7 @@ def _kill(command: Sequence[str], run_dir: Path, target: str, delay_s: float, ea
 
 
 def _wait_for(run: subprocess.Popen[bytes], run_dir: Path, event: str) -> None:
-    """Waits until a file appears or changes."""
+    """Waits until a file whose path matches the pattern appears or changes."""
 
     def state() -> object:
         try:

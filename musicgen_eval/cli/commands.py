@@ -56,7 +56,7 @@ def parse_command(args: Sequence[str]) -> Callable[[], None]:
 
     Raises:
         ArgumentError: The arguments are invalid.
-        RunError: The folder after `--resume` contains no run.
+        RunError: A setting is out of range, or the folder after `--resume` contains no run.
         SystemExit: A help text or the version was printed.
     """
     full = with_values([full_option(arg) for arg in args])
@@ -69,7 +69,8 @@ def parse_command(args: Sequence[str]) -> Callable[[], None]:
         return _resumed_command(full)
     parsed = _parser().parse_args(full)
     settings = parsed[parsed.subcommand].as_dict()
-    return partial(COMMANDS[parsed.subcommand], **{**settings, "text": utf8_text(settings["text"], option="--text")})
+    settings["text"] = utf8_text(settings["text"], option="--text")
+    return COMMANDS[parsed.subcommand].prepared(**settings)  # type: ignore[attr-defined]
 
 
 def _parser() -> ArgumentParser:

@@ -1,6 +1,6 @@
 """Shortens the error messages of jsonargparse to one line, without the terms of Python's type hints.
 
-This is the only module that depends on the wording of jsonargparse. `tests/cli/test_cli.py` compares it with the
+This is the only module that depends on the wording of jsonargparse. `tests/cli/test_parser_messages.py` compares it with the
 installed version.
 """
 

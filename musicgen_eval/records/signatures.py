@@ -10,7 +10,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
-from functools import wraps
+from functools import partial, wraps
 from inspect import Parameter, Signature
 from typing import Any, TypeVar, get_type_hints
 
@@ -26,7 +26,8 @@ def takes_settings(
     """Replaces each parameter of a settings class, if it has no default, by the fields of the class.
 
     The signature, the docstring and the help of the decorated function show the fields. An own parameter of the function that has
-    the name of a field takes the place of the field.
+    the name of a field takes the place of the field. The attribute `prepared` of the function checks its arguments, and returns a
+    function without arguments that runs it.
 
     Args:
         positional: Names that can be passed by position, in this order. All others are passed by keyword.
@@ -47,8 +48,7 @@ def takes_settings(
         }
         signature = _signature(own, own_types, classes, positional, without)
 
-        @wraps(function)
-        def taking(*args: Any, **kwargs: Any) -> _R:
+        def prepared(*args: Any, **kwargs: Any) -> Callable[[], _R]:
             bound = _bind(function, signature, args, kwargs)
             check_types({name: kind for name, kind in own_types.items() if name not in classes}, bound)
             records = {
@@ -57,9 +57,14 @@ def takes_settings(
                 )
                 for name, settings in classes.items()
             }
-            return function(**{name: bound[name] for name in own if name in bound}, **records)
+            return partial(function, **{name: bound[name] for name in own if name in bound}, **records)
+
+        @wraps(function)
+        def taking(*args: Any, **kwargs: Any) -> _R:
+            return prepared(*args, **kwargs)()
 
         taking.__signature__ = signature  # type: ignore[attr-defined]
+        taking.prepared = prepared  # type: ignore[attr-defined]
         taking.__doc__ = _docstring(function.__doc__ or "", signature, own, classes.values())
         return taking
 

@@ -197,8 +197,8 @@ class MusicGenEvaluation(L.LightningModule):
         """
         if self.model is None and not self.context.is_complete:
             self.model = load_model(self.checkpoint)
-            if self._device_mesh is not None:
-                shard_decoder(self.model.decoder, self._device_mesh["tensor_parallel"])
+            if self.device_mesh is not None:
+                shard_decoder(self.model.decoder, self.device_mesh["tensor_parallel"])
         if self.model is not None and self.trainer.is_global_zero:
             self._text_notes = unreadable_texts(self.model, self.context.plan.tracks.texts)
             print_notes(self._text_notes)

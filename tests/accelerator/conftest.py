@@ -1,18 +1,16 @@
 """Fixtures for runs on the pretend device: songs of several lengths, with and without texts, and a stereo checkpoint."""
 
-import csv
 import functools
 import shutil
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 from transformers import MusicgenForCausalLM, MusicgenForConditionalGeneration
 
 from musicgen_eval.results import summary as results
+from tests.support.songs import write_songs
 
 NUM_FRAMES = {"a": 50, "b": 37, "c": 63}
 TEXTS = {"a": "drums", "b": "", "c": "slow piano with many strings"}
@@ -36,16 +34,8 @@ def _few_resamples():
 @pytest.fixture(scope="package")
 def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A manifest of three stereo songs of noise. A mono checkpoint is given the mean of both channels."""
-    folder = tmp_path_factory.mktemp("songs")
-    generator = np.random.default_rng(0)
-    with (folder / "songs.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "id", "text"])
-        for name, num_frames in NUM_FRAMES.items():
-            wave = generator.normal(0, 0.2, (num_frames * HOP, 2)).astype(np.float32)
-            soundfile.write(folder / f"{name}.wav", wave, RATE, subtype="FLOAT")
-            rows.writerow([f"{name}.wav", name, TEXTS[name]])
-    return folder / "songs.csv"
+    num_samples = {name: num_frames * HOP for name, num_frames in NUM_FRAMES.items()}
+    return write_songs(tmp_path_factory.mktemp("songs"), num_samples, texts=TEXTS, num_channels=2)
 
 
 @pytest.fixture(scope="package")

@@ -21,7 +21,7 @@ DELAYS = (0, 1, 2, 3)
 MOVES = (" _apply", " convert", " move")
 """Functions that move a model to another device."""
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture

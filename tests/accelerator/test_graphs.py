@@ -12,7 +12,7 @@ from musicgen_eval.models.decoder.fused_decoder import FusedDecoder, FusedLayer
 from musicgen_eval.models.decoder.sampling import Sampling
 from tests.support.pretend_cuda import pretend_cuda
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 GREEDY = Sampling(temperature=0)
 TOP_K = Sampling(top_k=20)

@@ -22,6 +22,8 @@ from musicgen_eval.models.checkpoint import find_checkpoint
 from tests.accelerator.conftest import NUM_FRAMES
 from tests.support.pretend_cuda import Log, pretend_cuda
 
+pytestmark = pytest.mark.slow
+
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
 HALF = PRECISIONS[1:]
 CHECKPOINTS = ("demo", "stereo")

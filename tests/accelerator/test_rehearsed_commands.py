@@ -11,6 +11,8 @@ from musicgen_eval.cli.main import lightning_main, main
 from tests.accelerator.conftest import NUM_FRAMES
 from tests.support.pretend_cuda import pretend_cuda
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 

@@ -12,6 +12,8 @@ from musicgen_eval.errors import RunError
 from musicgen_eval.results.journal.writer import JournalWriter
 from tests.support.pretend_cuda import pretend_cuda
 
+pytestmark = pytest.mark.slow
+
 RESULTS = ("summary.json", "tracks.csv", "windows.csv", "nll.safetensors", "continuations.csv")
 
 

@@ -16,7 +16,7 @@ DELAYS = (0, 1, 2, 3)
 LOADING = ("_apply", " move", "fused_decoder.py", "run_evaluation", "run_continuation")
 """Parts of the places that belong to loading a model or to the set-up of Lightning."""
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 def waits(log):

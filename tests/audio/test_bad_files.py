@@ -137,6 +137,7 @@ def evaluated(bad_files: list[BadFile], folder: Path) -> musicgen_eval.Perplexit
     )
 
 
+@pytest.mark.slow
 def test_a_run_over_all_bad_files_gives_a_number_or_a_reason_for_each(
     bad_files: list[BadFile], evaluated: musicgen_eval.PerplexityResult
 ):
@@ -164,6 +165,7 @@ def test_a_run_over_all_bad_files_gives_a_number_or_a_reason_for_each(
     assert math.isfinite(evaluated.ppl)
 
 
+@pytest.mark.slow
 def test_every_failure_of_a_run_is_counted(bad_files: list[BadFile], evaluated: musicgen_eval.PerplexityResult):
     counts, tracks = evaluated.evaluation.counts, evaluated.evaluation.tracks
     assert counts["tracks"] == counts["tracks_ok"] + counts["tracks_failed"] == len(tracks)
@@ -171,6 +173,7 @@ def test_every_failure_of_a_run_is_counted(bad_files: list[BadFile], evaluated: 
     assert counts["tracks_failed"] >= sum(file.expected == "failure" and file.is_track for file in bad_files)
 
 
+@pytest.mark.slow
 def test_a_run_without_the_bad_files_gives_the_same_numbers(
     bad_files: list[BadFile], evaluated: musicgen_eval.PerplexityResult, tmp_path: Path
 ):

@@ -1,7 +1,5 @@
 """Audio files that are written block by block, and failures while writing."""
 
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import torch
 
 from musicgen_eval.audio.writer import AudioWriter, write_audio
 from musicgen_eval.errors import AudioError
+from tests.support.programs import run_script
 
 RATE_HZ = 32000
 
@@ -139,17 +138,20 @@ except AudioError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["wav", "flac", "mp3", "ogg"])
 @pytest.mark.parametrize("num_blocks", [1, 40], ids=["error while closing", "error while writing"])
 def test_the_error_for_a_file_size_limit_quotes_the_system(ending, num_blocks, tmp_path):
     path = tmp_path / f"a.{ending}"
     # 40 blocks are four times as many samples as libsndfile receives per call.
     limit = "1000" if num_blocks == 1 else "20000"
-    command = [sys.executable, "-c", WRITE_UNDER_A_LIMIT, str(path), limit, str(num_blocks)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    script = tmp_path / "write.py"
+    script.write_text(WRITE_UNDER_A_LIMIT)
+    done = run_script(str(path), limit, str(num_blocks), script=script)
+    assert done.returncode == 0
     assert f"{path}: cannot be written as {ending.upper()} at 32000 Hz: [Errno 27] File too large" in done.stdout
     assert done.stderr == ""
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [script]
 
 
 def test_the_error_for_a_full_disk_quotes_the_system(tmp_path, monkeypatch, audio):

@@ -107,6 +107,7 @@ def test_an_invalid_config_is_a_one_line_error(capsys, tmp_path, content, messag
     assert message in refusal(capsys, "test", "--config", str(tmp_path / "my.yaml"))
 
 
+@pytest.mark.slow
 def test_a_tilde_means_the_home_directory_in_all_paths(capsys, tmp_path, monkeypatch, oracle):
     home = tmp_path / "home"
     home.mkdir()
@@ -176,6 +177,7 @@ def test_evaluate_prints_a_table_and_writes_a_run(capsys, tmp_path, oracle):
     assert str(clip) in config
 
 
+@pytest.mark.slow
 def test_the_config_of_a_run_reproduces_the_run(capsys, tmp_path, oracle):
     arguments = [
         *DEMO, f"--model.checkpoint={oracle / 'tiny_musicgen'}", "--data.limit=1", "--data.context_s=2",
@@ -198,6 +200,7 @@ def test_audio_accepts_several_files(monkeypatch, command):
     assert sources == [["a.wav", "b.wav", "[c].wav"], "[c].wav"]
 
 
+@pytest.mark.slow
 def test_several_files_are_one_run_that_can_be_resumed(capsys, tmp_path, monkeypatch, oracle):
     for name in ("a.wav", "b.wav"):
         (tmp_path / name).write_bytes((ROOT / "musicgen_eval" / "data" / "demo" / "dreamy_01.wav").read_bytes())
@@ -331,6 +334,7 @@ def test_predict_parses_the_shipped_continuation_config(capsys):
     assert "continuation:" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_shipped_continuation_config_runs(capsys, tmp_path, oracle):
     arguments = [
         *CONTINUATION, f"--model.checkpoint={oracle / 'tiny_musicgen'}", "--model.continuation.top_k=40",
@@ -344,6 +348,7 @@ def test_the_shipped_continuation_config_runs(capsys, tmp_path, oracle):
     assert len(list((tmp_path / "a" / "audio").rglob("*.flac"))) == 2 * 3
 
 
+@pytest.mark.slow
 def test_the_config_of_a_predict_run_reproduces_the_run(capsys, tmp_path, oracle):
     arguments = [
         "predict", f"--model.checkpoint={oracle / 'tiny_musicgen'}", "--model.continuation.top_k=40",

@@ -13,6 +13,8 @@ import pytest
 from musicgen_eval.cli import commands
 from musicgen_eval.cli.main import lightning_main, main
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "torchaudio", "torchmetrics", "lightning", "transformers", "wandb")
 START = f"""
@@ -49,7 +51,10 @@ def start(*arguments: str, folder: Path, command: str = "musicgen-eval") -> tupl
         (["evaluate", "--audio", "x", "--batchsize", "4"], 2, "error: unrecognized arguments: --batchsize 4"),
         (["generate", "--audio", "x", "--top-k", "many"], 2, "error: top_k: expected int"),
         (["generate", "--audio", "x", "--format", "ogg"], 2, "error: format: expected one of 'flac', 'wav', 'mp3'"),
-        (["evaluate", "--resume", "nowhere"], 1, "nowhere, which does not exist"),
+        (["generate", "--audio", "x", "--top-k", "0", "--temperature", "-1"], 1, "error: temperature must be"),
+        (["evaluate", "--audio", "x", "--limit", "0"], 1, "error: limit must be at least 1, got 0"),
+        (["generate", "--audio", "x", "--duration", "3", "--max-new-frames", "9"], 1, "both set the length"),
+        (["evaluate", "--resume", "nowhere"], 1, "nowhere: the path does not exist"),
         (["evaluate", "--resume", "x", "--limit", "2"], 2, "error: --resume takes every setting from the run"),
     ],
 )
@@ -62,7 +67,7 @@ def test_help_and_argument_errors_import_no_large_libraries(tmp_path, arguments,
 
 @pytest.mark.parametrize(
     ("arguments", "status", "expected"),
-    [(["--version"], 0, "musicgen-eval "), (["test", "--resume", "nowhere"], 1, "nowhere, which does not exist")],
+    [(["--version"], 0, "musicgen-eval "), (["test", "--resume", "nowhere"], 1, "nowhere: the path does not exist")],
 )
 def test_version_and_run_folder_errors_of_the_lightning_command_import_no_large_libraries(
     tmp_path, arguments, status, expected

@@ -78,6 +78,7 @@ def test_a_tolerant_stream_has_the_other_attributes_of_the_stream():
     assert (stream.write("de"), stream.getvalue(), stream.isatty()) == (2, "a\nbcde", False)
 
 
+@pytest.mark.slow
 def test_a_run_works_with_standard_streams_that_are_closed_from_the_start(evaluate, tmp_path):
     """No file of the run gets their descriptors, and the interpreter exits without an error."""
     command = [sys.executable, "-c", RUN, *evaluate]

@@ -24,14 +24,14 @@ from musicgen_eval.data.scoring_plan import plan_evaluation
 from musicgen_eval.data.settings import DataSettings
 from musicgen_eval.data.track_index import load_index
 from musicgen_eval.errors import AudioError, RunError
-from musicgen_eval.records import CodecSpec
 from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.folder import RunFolder
 from musicgen_eval.runs.recorder import RunRecorder
 from musicgen_eval.runs.settings import RunSettings
 from musicgen_eval.runs.window_dataset import WindowDataset
+from tests.support.specs import codec_spec
 
-SPEC = CodecSpec(32000, 50, 640, 4, 2048, 1, (0, 1, 2, 3), 1500)
+SPEC = codec_spec()
 DATA = Path(__file__).parent.parent / "data" / "audio"
 
 

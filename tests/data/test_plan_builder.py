@@ -13,9 +13,10 @@ from musicgen_eval.data.settings import DataSettings
 from musicgen_eval.data.windows import plan_windows
 from musicgen_eval.errors import RunError, WindowError
 from musicgen_eval.inference.settings import ContinuationSettings
-from musicgen_eval.records import CodecSpec, Failure
+from musicgen_eval.records import Failure
+from tests.support.specs import codec_spec
 
-SPEC = CodecSpec(32000, 50, 640, 4, 2048, 1, (0, 1, 2, 3), 1500)
+SPEC = codec_spec()
 
 
 def write_wav(path, num_samples: int, sample_rate_hz: int = 32000) -> None:

@@ -55,6 +55,7 @@ def test_a_list_of_anything_but_paths_raises(songs: Path):
         musicgen_eval.perplexity([songs / "b.wav", torch.zeros(1, 10)])  # type: ignore[list-item]
 
 
+@pytest.mark.slow
 def test_the_lightning_command_accepts_a_list_and_writes_it_to_config_yaml(songs: Path, tmp_path: Path):
     sources = [str(songs / "b.wav"), str(songs / "jazz")]
     config = tmp_path / "sources.yaml"

@@ -5,10 +5,11 @@ from hypothesis import strategies as st
 
 from musicgen_eval.data.windows import check_limit, plan_continuations, plan_windows
 from musicgen_eval.errors import WindowError
-from musicgen_eval.records import CodecSpec, Window
+from musicgen_eval.records import Window
+from tests.support.specs import codec_spec
 
 LENGTHS = st.lists(st.integers(0, 60), max_size=6)
-SPEC = CodecSpec(32000, 50, 640, 4, 2048, 1, (0, 1, 2, 3), 1500)
+SPEC = codec_spec()
 
 
 def brute_force(num_frames: int, context: int, target: int, head: str) -> list[tuple[int, int, int]]:

@@ -1,6 +1,7 @@
 """Compares continuations with audiocraft, transformers, and an implementation without a cache."""
 
 import copy
+import functools
 import json
 from types import SimpleNamespace
 
@@ -138,20 +139,36 @@ def test_greedy_codes_equal_transformers_generate(composite, decoder, guidance):
     assert torch.equal(ours, theirs)
 
 
+@pytest.fixture(scope="module")
+def repeated_generate(composite):
+    """Returns a function that continues random codes by one call of `generate` per window, once for the same arguments."""
+
+    @functools.cache
+    def repeated(num_frames, max_frames, num_prompt, text_ids):
+        ids = torch.tensor([text_ids])
+        text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        codes = random_codes(1, 4, num_prompt, seed=2)
+        start = 0
+        while codes.shape[-1] < num_frames:
+            known = codes[:, :, start:]
+            num_new = min(max_frames, num_frames - start) - known.shape[-1]
+            grown = generate_by_transformers(composite, known, num_new, text=text, guidance=3.0)
+            codes = torch.cat([codes[:, :, :start], grown], dim=-1)
+            start += 3 * max_frames // 5
+        return codes
+
+    return repeated
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_frames", "max_frames", "num_prompt"), [(130, 40, 25), pytest.param(3000, 1500, 300, id="a minute")]
 )
-def test_sliding_windows_equal_repeated_calls_of_generate(composite, decoder, num_frames, max_frames, num_prompt):
+def test_sliding_windows_equal_repeated_calls_of_generate(
+    composite, repeated_generate, decoder, num_frames, max_frames, num_prompt
+):
     ids = torch.randint(3, 200, (1, 6), generator=torch.Generator().manual_seed(1))
-    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    expected = random_codes(1, 4, num_prompt, seed=2)
-    start = 0
-    while expected.shape[-1] < num_frames:
-        known = expected[:, :, start:]
-        num_new = min(max_frames, num_frames - start) - known.shape[-1]
-        grown = generate_by_transformers(composite, known, num_new, text=text, guidance=3.0)
-        expected = torch.cat([expected[:, :, :start], grown], dim=-1)
-        start += 3 * max_frames // 5
+    expected = repeated_generate(num_frames, max_frames, num_prompt, tuple(ids[0].tolist()))
     states = composite.text_encoder(ids).last_hidden_state
     states = composite.enc_to_dec_proj(states) if hasattr(composite, "enc_to_dec_proj") else states
     ours = continue_codes(

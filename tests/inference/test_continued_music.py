@@ -28,6 +28,8 @@ from song_similarity.likelihood import nats, perplexity
 from song_similarity.songs import Songs, generated_portraits, songs_of
 from song_similarity.sounds import joined, level_db, random_codes, sounds_around, white_noise
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model() -> MusicGen:

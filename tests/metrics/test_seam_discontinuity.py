@@ -180,6 +180,7 @@ def test_audio_of_another_shape_or_with_nan_is_refused(before, after, message):
         seam_discontinuity(before, after, sample_rate_hz=RATE_HZ)
 
 
+@pytest.mark.slow
 def test_true_continuations_of_the_clips_are_smoother_than_cuts_to_other_songs(generator):
     rate_hz, num = 32000, 3 * 32000
     clips = []

@@ -21,6 +21,8 @@ from musicgen_eval.models.checkpoint import DEMO_MODEL
 from musicgen_eval.models.delay import delay_codes
 from musicgen_eval.models.musicgen import MusicGen, load_model
 
+pytestmark = pytest.mark.slow
+
 TOOLS = Path(__file__).parents[2] / "tools"
 HALF = 250  # frames: 5 s of context, 5 s of target
 

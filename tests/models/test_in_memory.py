@@ -10,6 +10,8 @@ from musicgen_eval.models.checkpoint import find_checkpoint
 from musicgen_eval.models.musicgen import load_model
 from musicgen_eval.runs.fingerprint import weights_digest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(oracle):

@@ -6,11 +6,12 @@ import torch
 from safetensors.torch import load_file
 
 from musicgen_eval.errors import RunError
-from musicgen_eval.records import CodecSpec, Failure, Window
+from musicgen_eval.records import Failure, Window
 from musicgen_eval.results.files import to_json, write_result
 from musicgen_eval.results.summary import EvaluationResult, TrackResult, Value, WindowResult
+from tests.support.specs import codec_spec
 
-SPEC = CodecSpec(32000, 50, 640, 2, 64, 1, (0, 1), 1500)
+SPEC = codec_spec(num_codebooks=2, codebook_size=64)
 
 
 @pytest.fixture

@@ -4,9 +4,6 @@ The metrics, and the program whose two processes synchronise, are defined in tes
 """
 
 import importlib.util
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -179,19 +176,9 @@ def merging() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def synchronised(tmp_path_factory) -> dict[str, tuple[State, dict[str, float]]]:
+def synchronised(merging, tmp_path_factory) -> dict[str, tuple[State, dict[str, float]]]:
     """The states and results of each case, as torchmetrics synchronises them between two processes."""
-    folder = tmp_path_factory.mktemp("gloo")
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen([sys.executable, str(PROGRAM), str(rank), str(folder)], env=environment) for rank in range(2)
-    ]
-    try:
-        assert [process.wait(timeout=300) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-    found: dict[str, tuple[State, dict[str, float]]] = torch.load(folder / "0.pt", weights_only=True)
+    found: dict[str, tuple[State, dict[str, float]]] = merging.synchronise_in_processes(tmp_path_factory.mktemp("gloo"))
     return found
 
 

@@ -21,10 +21,13 @@ from musicgen_eval.api import PerplexityResult, generate, perplexity
 from musicgen_eval.cli.main import lightning_main
 from musicgen_eval.errors import RunError
 from musicgen_eval.metrics import CodebookAccuracy, CodebookPerplexity, TextGain
-from musicgen_eval.results.journal.writer import JournalWriter
 from musicgen_eval.results.summary import EvaluationResult
 from musicgen_eval.results.unfinished_run import perplexities_of
 from musicgen_eval.runs.runner import GenerationResult
+from tests.support.run_folders import stop_after
+from tests.support.songs import write_songs
+
+pytestmark = pytest.mark.slow
 
 FRAMES = {"a": 61, "b": 25, "c": 90, "d": 47, "short": 8}
 TEXTS = {"a": 'drums, "fast"\nand loud', "c": "Klänge"}
@@ -38,16 +41,9 @@ HEAVY = ("torch", "lightning", "transformers", "wandb", "torchmetrics")
 def songs(tmp_path_factory) -> Path:
     """Songs of noise, one of them too short and one no audio file, and their manifest."""
     folder = tmp_path_factory.mktemp("songs")
-    generator = np.random.default_rng(5)
-    for name, num_frames in FRAMES.items():
-        wave = generator.normal(0, 0.2, num_frames * 640).astype(np.float32)
-        soundfile.write(folder / f"{name}.wav", wave, 32000, subtype="FLOAT")
     (folder / "broken.wav").write_bytes(b"no audio")
-    with (folder / "songs.csv").open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "id", "text"])
-        rows.writerows([f"{name}.wav", f"song {name}", TEXTS.get(name, "")] for name in (*FRAMES, "broken"))
-    return folder / "songs.csv"
+    num_samples = {name: num_frames * 640 for name, num_frames in FRAMES.items()}
+    return write_songs(folder, num_samples, texts=TEXTS, further_rows=[("broken.wav", "song broken", "")])
 
 
 @pytest.fixture(scope="module")
@@ -71,19 +67,6 @@ def continued(songs, checkpoint, tmp_path_factory) -> tuple[Path, GenerationResu
         songs, checkpoint=checkpoint, run_dir=folder, metrics={"perplexity": CodebookPerplexity()}, num_continuations=2,
         seed=2**62 + 1, top_k=40, format="wav", batch_size=2, min_duration_s=0.2, max_failures=1, accelerator="cpu",
     )  # fmt: skip
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, num_batches: int) -> None:
-    """Ends a run after a number of batches, as a full disk would."""
-    append, left = JournalWriter.append, [num_batches]
-
-    def some(writer, batch, entries):
-        if not left[0]:
-            raise RunError("no room is left")
-        left[0] -= 1
-        append(writer, batch, entries)
-
-    monkeypatch.setattr(JournalWriter, "append", some)
 
 
 def finite(number: float | None) -> float | None:

@@ -18,11 +18,12 @@ from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.contract import MetricEntry
 from musicgen_eval.metrics.plugin.inputs import WindowData
 from musicgen_eval.metrics.plugin.states import merge_states
-from musicgen_eval.records import CodecSpec, ScoredWindow
+from musicgen_eval.records import ScoredWindow
 from musicgen_eval.results.measurements import Measurements, WindowRecord
 from musicgen_eval.results.summary import interval, summarise
+from tests.support.specs import codec_spec
 
-SPEC = CodecSpec(32000, 50, 640, 2, 16, 1, (0, 1), 20)
+SPEC = codec_spec(num_codebooks=2, codebook_size=16, max_frames=20)
 FRAMES = [23, 7, 0, 15, 30, 0]  # frames per track; the third track cannot be opened, the last one is too short
 STATUS = ["ok", "ok", "failed", "ok", "ok", "too_short"]
 CONTEXT, TARGET = 4, 6

@@ -2,11 +2,11 @@ from io import StringIO
 
 from rich.console import Console
 
-from musicgen_eval.records import CodecSpec
 from musicgen_eval.results.summary import EvaluationResult, TrackResult, Value
 from musicgen_eval.results.terminal import MAX_TRACK_ROWS, print_result
+from tests.support.specs import codec_spec
 
-SPEC = CodecSpec(32000, 50, 640, 1, 64, 1, (0,), 1500)
+SPEC = codec_spec(num_codebooks=1, codebook_size=64)
 
 
 def printed(num_tracks=1, track="song [live].mp3", metrics=None, errors=None):

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from musicgen_eval.data.batches import RankBatches
 from musicgen_eval.data.scoring_plan import plan_evaluation
 from musicgen_eval.data.settings import DataSettings
-from musicgen_eval.records import CodecSpec
 from musicgen_eval.runs.window_dataset import Batch, WindowDataset
+from tests.support.specs import codec_spec
 
-SPEC = CodecSpec(32000, 50, 640, 4, 64, 1, (0, 1, 2, 3), 1500)
+SPEC = codec_spec(codebook_size=64)
 
 
 @given(st.integers(0, 40), st.integers(1, 7), st.integers(1, 6))

@@ -1,6 +1,5 @@
 """The whole pipeline from files to results, on one process and on two, in every precision that a CPU supports."""
 
-import csv
 import re
 import signal
 import subprocess
@@ -26,24 +25,18 @@ from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_evaluation
 from musicgen_eval.runs.settings import RunSettings
+from tests.support.programs import ROOT, SCRIPT, Program, heed_interrupts, run_script
+from tests.support.songs import write_songs
 
-ROOT = Path(__file__).parents[2]
 DURATIONS_S = (1.0, 2.3, 0.7, 3.1, 0.02, 1.5, 2.0)
 
 
 @pytest.fixture(scope="module")
 def songs(tmp_path_factory) -> Path:
-    """Writes seven songs of noise, some of them with texts, and their manifest."""
-    folder = tmp_path_factory.mktemp("songs")
-    generator = np.random.default_rng(1)
-    with (folder / "songs.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "id", "text"])
-        for index, duration_s in enumerate(DURATIONS_S):
-            wave = generator.normal(0, 0.2, int(duration_s * 32000)).astype(np.float32)
-            soundfile.write(folder / f"{index}.wav", wave, 32000, subtype="FLOAT")
-            rows.writerow([f"{index}.wav", f"song {index}", "" if index % 3 == 0 else f"drums and bass {index}"])
-    return folder / "songs.csv"
+    """Returns a manifest of seven songs, some with a text."""
+    num_samples = {str(index): int(duration_s * 32000) for index, duration_s in enumerate(DURATIONS_S)}
+    texts = {str(index): f"drums and bass {index}" for index in range(len(DURATIONS_S)) if index % 3}
+    return write_songs(tmp_path_factory.mktemp("songs"), num_samples, texts=texts)
 
 
 @pytest.fixture(scope="module")
@@ -230,18 +223,14 @@ def test_a_tensor_without_a_rate_is_refused(loaded):
         perplexity(torch.zeros(32000), loaded)
 
 
-def run_cli(*arguments: str, **settings) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "train_like_eval.py"), "test", "--trainer.accelerator=cpu", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, **settings)
-
-
 def common_arguments(tiny_folder, source) -> list[str]:
     return [
         f"--model.checkpoint={tiny_folder}", f"--data.source={source}", "--data.context_s=0.5", "--data.target_s=0.5",
-        "--data.batch_size=3", "--trainer.enable_progress_bar=false",
+        "--data.batch_size=3", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_failure_on_one_of_two_processes_stops_both_with_its_reason(songs, tiny_folder, tmp_path):
     """The track can be opened, so planning succeeds. Its last window, which only one rank reads, contains a NaN."""
     bad = np.zeros(64000, dtype=np.float32)
@@ -249,7 +238,8 @@ def test_a_failure_on_one_of_two_processes_stops_both_with_its_reason(songs, tin
     soundfile.write(songs.parent / "late_nan.wav", bad, 32000, subtype="FLOAT")
     manifest = songs.parent / "late_nan.csv"
     manifest.write_text(songs.read_text() + "late_nan.wav,late,\n")
-    done = run_cli(*common_arguments(tiny_folder, manifest), "--trainer.devices=2", f"--run_dir={tmp_path / 'x'}")
+    arguments = [*common_arguments(tiny_folder, manifest), "--trainer.devices=2", f"--run_dir={tmp_path / 'x'}"]
+    done = run_script("test", *arguments)
     assert done.returncode == 1
     assert "error: 1 track failed but data.max_failures is 0" in done.stderr
     assert "late_nan.wav" in done.stderr
@@ -257,18 +247,16 @@ def test_a_failure_on_one_of_two_processes_stops_both_with_its_reason(songs, tin
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["config.yaml", "journal", "run.json"]
 
 
+@pytest.mark.slow
 def test_a_failure_while_planning_stops_two_processes_with_one_message(tiny_folder, tmp_path):
-    done = run_cli(*common_arguments(tiny_folder, tmp_path), "--trainer.devices=2", f"--run_dir={tmp_path / 'x'}")
+    arguments = [*common_arguments(tiny_folder, tmp_path), "--trainer.devices=2", f"--run_dir={tmp_path / 'x'}"]
+    done = run_script("test", *arguments)
     assert done.returncode == 1
     assert done.stderr.count("error: ") == 1
     assert "Traceback" not in done.stderr
 
 
-def heed_interrupts() -> None:
-    """Resets SIGINT. A shell starts background jobs with SIGINT ignored, and their children inherit this."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "status", "message"), [(signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")]
 )
@@ -276,12 +264,17 @@ def test_a_signal_stops_a_run_with_its_status_and_keeps_completed_batches(tiny_f
     noise = np.random.default_rng(0).normal(0, 0.1, 8000 * 3600).astype(np.float32)
     soundfile.write(tmp_path / "long.wav", noise, 8000)  # one hour, so the signal arrives during the run
     command = [
-        sys.executable, str(ROOT / "train_like_eval.py"), "test", "--trainer.accelerator=cpu", "--wandb.mode=offline",
+        str(SCRIPT), "test", "--wandb.mode=offline",
         *common_arguments(tiny_folder, tmp_path / "long.wav"), f"--run_dir={tmp_path / 'x'}",
     ]  # fmt: skip
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT, preexec_fn=heed_interrupts
-    ) as process:
+    if sent == signal.SIGTERM:
+        started = subprocess.Popen(
+            [sys.executable, *command], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT,
+            preexec_fn=heed_interrupts,
+        )  # fmt: skip
+    else:
+        started = Program(command)
+    with started as process:
         while not list(tmp_path.glob("x/journal/*.jsonl")) and process.poll() is None:
             time.sleep(0.1)
         process.send_signal(sent)

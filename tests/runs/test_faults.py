@@ -1,7 +1,5 @@
 """Faults of the environment: dead processes, full disks, read-only folders. Errors are clear, and the run can be resumed."""
 
-import csv
-import json
 import multiprocessing
 import os
 import resource
@@ -15,9 +13,7 @@ from multiprocessing import resource_sharer
 from pathlib import Path
 
 import lightning as L
-import numpy as np
 import pytest
-import soundfile
 
 from musicgen_eval.api import perplexity
 from musicgen_eval.errors import RunError
@@ -26,8 +22,12 @@ from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.processes.data_workers import dead_workers_explained
 from musicgen_eval.runs.runner import run_evaluation
 from musicgen_eval.runs.settings import RunSettings
+from tests.support.programs import ROOT, SCRIPT, Program, heed_interrupts
+from tests.support.run_folders import journal_rows
+from tests.support.songs import write_songs
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
 RESULTS = ("summary.json", "tracks.csv", "windows.csv")
 SLOW = """
 import os, time
@@ -43,17 +43,9 @@ class Slow(SumMetric):
 
 @pytest.fixture(scope="module")
 def songs(tmp_path_factory) -> Path:
-    """Writes sixty short songs and their manifest."""
-    folder = tmp_path_factory.mktemp("songs")
-    generator = np.random.default_rng(6)
-    with (folder / "songs.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "id"])
-        for number in range(60):
-            wave = generator.normal(0, 0.2, (20 + number % 7) * 640).astype(np.float32)
-            soundfile.write(folder / f"{number}.wav", wave, 32000, subtype="FLOAT")
-            rows.writerow([f"{number}.wav", f"song {number}"])
-    return folder / "songs.csv"
+    """Returns a manifest of sixty short songs."""
+    num_samples = {str(number): (20 + number % 7) * 640 for number in range(60)}
+    return write_songs(tmp_path_factory.mktemp("songs"), num_samples)
 
 
 @pytest.fixture(scope="module")
@@ -62,35 +54,29 @@ def checkpoint(oracle) -> str:
 
 
 @pytest.fixture
-def begin(songs, checkpoint, tmp_path) -> Callable[..., subprocess.Popen]:
-    """Returns a function that starts a run in another process. Each of its windows takes some time."""
+def begin(songs, checkpoint, tmp_path) -> Callable[..., subprocess.Popen | Program]:
+    """Returns a function that starts a run in a forked or a new process. Each of its windows takes some time."""
 
-    def run(run_dir: Path, *arguments: str, seconds: float = 0.1, prefix: tuple[str, ...] = ()) -> subprocess.Popen:
+    def run(
+        run_dir: Path, *arguments: str, seconds: float = 0.1, is_forked: bool = True, prefix: tuple[str, ...] = ()
+    ) -> subprocess.Popen | Program:
         (tmp_path / "slow.py").write_text(SLOW)
         command = [
-            *prefix, sys.executable, str(ROOT / "train_like_eval.py"), "test", "--trainer.accelerator=cpu",
+            str(SCRIPT), "test", "--trainer.accelerator=cpu",
             f"--model.checkpoint={checkpoint}", f"--data.source={songs}", "--data.batch_size=2",
             "--trainer.enable_progress_bar=false", "--model.metrics.perplexity=musicgen_eval.metrics.CodebookPerplexity",
             "--model.metrics.slow.metric=slow.Slow", "--model.metrics.slow.inputs={value: nll}", f"--run_dir={run_dir}",
             *arguments,
         ]  # fmt: skip
+        environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "SECONDS_A_WINDOW": str(seconds)}
+        if is_forked and not prefix:
+            return Program(command, environment=environment)
         return subprocess.Popen(
-            command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=heed_interrupts,
-            env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "SECONDS_A_WINDOW": str(seconds)},
+            [*prefix, sys.executable, *command], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+            preexec_fn=heed_interrupts, env=environment,
         )  # fmt: skip
 
     return run
-
-
-def heed_interrupts() -> None:
-    """Resets SIGINT. A shell starts background jobs with SIGINT ignored, and their children inherit this."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def kept(run_dir: Path) -> list[dict]:
-    """Returns the rows of all journals."""
-    lines = [line for path in run_dir.glob("journal/*.jsonl") for line in path.read_text().splitlines()]
-    return [row for line in lines if "batch" in (row := json.loads(line))]
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen) -> None:
@@ -124,9 +110,9 @@ def test_a_run_whose_processes_die_reports_it_and_resumes_to_the_same_bytes(begi
     assert first.returncode == 1
     assert "process 1 of this machine was killed by SIGKILL; stopping the run. Completed batches are kept" in printed
     assert "Traceback" not in printed
-    rows = len(kept(tmp_path / "x"))
+    rows = len(journal_rows(tmp_path / "x"))
     with begin(tmp_path / "x", "--trainer.devices=2") as second:
-        wait_until(lambda: len(kept(tmp_path / "x")) > rows, second)
+        wait_until(lambda: len(journal_rows(tmp_path / "x")) > rows, second)
         (launched,) = children(second.pid)
         second.kill()
         second.communicate(timeout=60)
@@ -134,19 +120,20 @@ def test_a_run_whose_processes_die_reports_it_and_resumes_to_the_same_bytes(begi
     while is_alive(launched) and time.monotonic() < end:
         time.sleep(0.05)
     assert not is_alive(launched)
-    rows = len(kept(tmp_path / "x"))
+    rows = len(journal_rows(tmp_path / "x"))
     assert 4 <= rows < 60
     with begin(tmp_path / "x", seconds=0) as third, begin(tmp_path / "undisturbed", seconds=0) as undisturbed:
         for process in (third, undisturbed):
             _, printed = process.communicate(timeout=300)
             assert process.returncode == 0, printed[-2000:]
     assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
-    assert len(kept(tmp_path / "x")) == 60
+    assert len(journal_rows(tmp_path / "x")) == 60
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_rank_0_stops_both_processes_after_their_batch(begin, tmp_path, sent, status):
-    with begin(tmp_path / "x", "--trainer.devices=2", seconds=0.3) as run:
+    is_forked = sent != signal.SIGTERM
+    with begin(tmp_path / "x", "--trainer.devices=2", seconds=0.3, is_forked=is_forked) as run:
         wait_until(lambda: len(list((tmp_path / "x").glob("journal/*.jsonl"))) == 2, run)
         (launched,) = children(run.pid)
         run.send_signal(sent)
@@ -208,10 +195,10 @@ def test_a_dead_worker_stops_the_run_with_a_clear_message(songs, checkpoint, tmp
     module, data = MusicGenEvaluation(checkpoint), WindowDataModule(str(songs), batch_size=2, num_workers=1)
     with pytest.raises(RunError, match=r"a DataLoader worker was killed or ran out of memory .* resume the run"):
         run_evaluation(module, data, RunSettings(accelerator="cpu", run_dir=tmp_path / "x"), callbacks=[KillWorkers()])
-    assert len(kept(tmp_path / "x")) >= 4
+    assert len(journal_rows(tmp_path / "x")) >= 4
     data = WindowDataModule(str(songs), batch_size=2)
     run_evaluation(MusicGenEvaluation(checkpoint), data, RunSettings(accelerator="cpu", run_dir=tmp_path / "x"))
-    assert len(kept(tmp_path / "x")) == 60
+    assert len(journal_rows(tmp_path / "x")) == 60
 
 
 def test_a_worker_that_dies_while_it_sends_a_tensor_is_reported_too():
@@ -243,7 +230,7 @@ def test_a_full_disk_keeps_completed_batches_and_the_run_resumes_when_there_is_s
             perplexity(songs, checkpoint, run_dir=tmp_path / "x", **settings)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    rows = kept(tmp_path / "x")
+    rows = journal_rows(tmp_path / "x")
     assert 0 < len(rows) < 60
     assert len(rows) % 4 == 0
     assert perplexity(songs, checkpoint, run_dir=tmp_path / "x", **settings).ppl == undisturbed.ppl
@@ -257,7 +244,7 @@ def test_a_folder_that_becomes_read_only_loses_no_completed_batch(begin, tmp_pat
         pytest.fail("as root this test needs setpriv (util-linux)")
     run_dir = tmp_path / "x"
     with begin(run_dir, "--data.limit=12", prefix=bound, seconds=0.3) as run:
-        wait_until(lambda: kept(run_dir), run)
+        wait_until(lambda: journal_rows(run_dir), run)
         run_dir.chmod(0o555)
         _, printed = run.communicate(timeout=120)
     run_dir.chmod(0o755)
@@ -266,10 +253,10 @@ def test_a_folder_that_becomes_read_only_loses_no_completed_batch(begin, tmp_pat
     assert "could not be written" in printed
     assert "Permission denied" in printed
     assert "Traceback" not in printed
-    assert len(kept(run_dir)) == 12
+    assert len(journal_rows(run_dir)) == 12
     assert not (run_dir / "summary.json").exists()
     with begin(run_dir, "--data.limit=12", seconds=0) as run:
         _, printed = run.communicate(timeout=120)
     assert run.returncode == 0, printed
-    assert len(kept(run_dir)) == 12
+    assert len(journal_rows(run_dir)) == 12
     assert (run_dir / "summary.json").exists()

@@ -23,10 +23,10 @@ from musicgen_eval.metrics import CodebookAccuracy, CodebookPerplexity
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.contract import MetricEntry
 from musicgen_eval.models.checkpoint import Checkpoint
-from musicgen_eval.records import CodecSpec
 from musicgen_eval.runs.fingerprint import SAMPLE_BYTES, differences, library_versions, metric_settings, weights_digest
+from tests.support.specs import codec_spec
 
-SPEC = CodecSpec(32000, 50, 640, 2, 16, 1, (0, 1), 20)
+SPEC = codec_spec(num_codebooks=2, codebook_size=16, max_frames=20)
 
 
 class Shade(enum.Enum):

@@ -1,5 +1,4 @@
-import subprocess
-import sys
+import time
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -11,6 +10,7 @@ from musicgen_eval.runs import folder as run_folder
 from musicgen_eval.runs.folder import RunFolder, default_run_dirs, expanded_path, resumed_arguments
 from musicgen_eval.runs.folder_lock import LOCK
 from musicgen_eval.runs.provenance import run_record
+from tests.support.programs import Program
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
@@ -79,9 +79,13 @@ CONFIG_LEFTOVER = ".config.yaml.0123456789ab.tmp"
 RUN_LEFTOVER = ".run.json.0123456789ab.tmp"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [[], ["config.yaml"], [CONFIG_LEFTOVER], ["config.yaml", RUN_LEFTOVER]])
 def test_a_folder_whose_run_was_killed_before_its_first_batch_is_new(tmp_path, names):
-    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "x"), *names], check=False)
+    (tmp_path / "killed.py").write_text(KILLED)
+    with Program([str(tmp_path / "killed.py"), str(tmp_path / "x"), *names]) as killed:
+        killed.communicate()
+    assert killed.returncode == -9
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == sorted(["journal", LOCK, *names])
     again = RunFolder(tmp_path / "x")
     again.claim()
@@ -122,26 +126,26 @@ def test_an_index_that_took_long_is_kept(tmp_path, monkeypatch):
 
 
 HOLD = """
-import sys
+import pathlib, sys, time
 from musicgen_eval.runs.folder import RunFolder
-RunFolder(sys.argv[1]).claim()
-print("claimed", flush=True)
-sys.stdin.read()
+folder = RunFolder(sys.argv[1])
+folder.claim()
+pathlib.Path(sys.argv[2]).touch()
+time.sleep(300)
 """
 
 
+@pytest.mark.slow
 def test_one_process_at_a_time_can_claim_a_folder_also_after_it_is_killed(tmp_path):
-    code = [
-        sys.executable,
-        "-c",
-        HOLD.replace("RunFolder(sys.argv[1]).claim()", "f = RunFolder(sys.argv[1]); f.claim()"),
-    ]
-    with subprocess.Popen([*code, str(tmp_path / "x")], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b"claimed\n"
+    (tmp_path / "hold.py").write_text(HOLD)
+    with Program([str(tmp_path / "hold.py"), str(tmp_path / "x"), str(tmp_path / "claimed")]) as other:
+        while other.poll() is None and not (tmp_path / "claimed").exists():
+            time.sleep(0.01)
+        assert other.poll() is None, other.communicate()
         with pytest.raises(RunError, match="is in use by another run"):
             RunFolder(tmp_path / "x").claim()
         other.kill()
-        other.wait()
+        other.communicate()
     folder = RunFolder(tmp_path / "x")
     folder.claim()
     assert folder.state == "new"

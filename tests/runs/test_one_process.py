@@ -1,17 +1,14 @@
 """Runs on one device ignore the launcher of the script and the caller's process group."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from musicgen_eval.api import generate, perplexity
 from musicgen_eval.cli.main import main
+from tests.support.programs import run_ranks
 
-ROOT = Path(__file__).parents[2]
 AUDIO = torch.randn(16000, generator=torch.Generator().manual_seed(0)) * 0.1
 SLURM = {
     "SLURM_NTASKS": "4", "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "eval", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
@@ -40,15 +37,15 @@ def measure(**settings) -> float:
     return perplexity(AUDIO, sample_rate_hz=32000, **settings).ppl
 
 
+@pytest.mark.slow
 def test_a_rank_of_a_process_group_can_measure_alone_and_the_group_remains_usable(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    launched = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", tmp_path / "script.py"],
-        env=environment, capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
-    assert launched.returncode == 0, launched.stderr[-3000:]
-    assert sorted(launched.stdout.splitlines()) == ["group 2"] * 2 + [f"ppl {measure()}"] * 4
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    ranks = run_ranks(world_size=2, script=script, timeout=280)
+    for rank in ranks:
+        assert rank.returncode == 0, rank.stderr[-3000:]
+    lines = [line for rank in ranks for line in rank.stdout.splitlines()]
+    assert sorted(lines) == ["group 2"] * 2 + [f"ppl {measure()}"] * 4
 
 
 @pytest.fixture

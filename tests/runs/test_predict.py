@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import lightning as L
-import numpy as np
 import pytest
 import soundfile
 import torch
@@ -29,6 +28,10 @@ from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_continuation
 from musicgen_eval.runs.settings import RunSettings
+from tests.support.run_folders import continuation_rows
+from tests.support.songs import write_manifest, write_noise
+
+pytestmark = pytest.mark.slow
 
 HOP, RATE = 640, 32000
 TEXTS = {"song 0": "drums", "song 1": None, "song 2": "slow piano with many strings", "song 3": "drums"}
@@ -37,28 +40,12 @@ DRAWING = {"guidance_scale": 3.0, "temperature": 1.0, "top_k": 40}
 THREADS = {"threads": 1}  # the steps of a tiny model are too small for two threads
 
 
-def write_song(path: Path, num_samples: int, *, seed: int = 0, nan_at: int | None = None) -> None:
-    wave = np.random.default_rng(seed).normal(0, 0.2, num_samples).astype(np.float32)
-    if nan_at is not None:
-        wave[nan_at] = np.nan
-    soundfile.write(path, wave, RATE, subtype="FLOAT")
-
-
-def write_manifest(path: Path, rows: list[tuple[str, str, str | None]]) -> Path:
-    """Writes a manifest of rows (file, id, text)."""
-    with path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["path", "id", "text"])
-        table.writerows([name, track, text or ""] for name, track, text in rows)
-    return path
-
-
 @pytest.fixture(scope="module")
 def songs(tmp_path_factory) -> Path:
     """Writes four songs of noise, each some samples longer than its whole frames."""
     folder = tmp_path_factory.mktemp("songs")
     for index, num_frames in enumerate(NUM_FRAMES.values()):
-        write_song(folder / f"{index}.wav", num_frames * HOP + 100 * index, seed=index)
+        write_noise(folder / f"{index}.wav", num_frames * HOP + 100 * index, seed=index)
     rows = [(f"{index}.wav", track, TEXTS[track]) for index, track in enumerate(NUM_FRAMES)]
     return write_manifest(folder / "songs.csv", rows)
 
@@ -286,7 +273,7 @@ def test_a_plain_trainer_gives_the_same_continuations_as_generate(songs, model, 
 @pytest.fixture(scope="module")
 def long_song(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("long") / "long.wav"
-    write_song(path, 200 * HOP, seed=9)
+    write_noise(path, 200 * HOP, seed=9)
     return path
 
 
@@ -508,11 +495,6 @@ def test_an_input_that_predict_does_not_offer_is_refused_before_any_audio_is_ope
 # The run folder
 
 
-def rows_of(run_dir: Path) -> list[dict[str, str]]:
-    with (run_dir / "continuations.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def audio_files(run_dir: Path) -> list[str]:
     """Returns all files below audio/, hidden ones included, relative to the run folder."""
     return sorted(str(path.relative_to(run_dir)) for path in (run_dir / "audio").rglob("*") if not path.is_dir())
@@ -528,7 +510,7 @@ def read(path: Path) -> torch.Tensor:
 def test_files_contain_the_audio_that_a_run_without_files_returns(songs, model, tmp_path):
     in_memory = continued(songs, model, num_continuations=2).continuations
     result = continued(songs, model, num_continuations=2, format="wav", run_dir=tmp_path / "x")
-    rows = rows_of(tmp_path / "x")
+    rows = continuation_rows(tmp_path / "x")
     assert [(row["track"], row["continuation"]) for row in rows] == [
         (track, str(index)) for track in NUM_FRAMES for index in (0, 1)
     ]
@@ -569,7 +551,7 @@ def test_files_contain_the_audio_that_a_run_without_files_returns(songs, model, 
 
 def test_the_table_contains_the_length_of_the_prompt_beyond_the_limit(long_song, short_model, tmp_path):
     result = continued(long_song, short_model, stride_s=0.6, run_dir=tmp_path / "x", format="wav")
-    (row,) = rows_of(tmp_path / "x")
+    (row,) = continuation_rows(tmp_path / "x")
     times = [float(row[name]) for name in ("context_s", "prompt_s", "generated_s", "reference_s", "stride_s")]
     assert times == [2.0, 0.4, 2.0, 2.0, 0.6]
     assert read(result.continuations[0].context_path).shape == (1, 100 * HOP)
@@ -630,7 +612,7 @@ def test_without_originals_only_continuations_are_written(songs, model, tmp_path
     assert all(
         Path(name).name in ("continuation_0.flac", "continuation_1.flac") for name in audio_files(tmp_path / "x")
     )
-    assert {(row["context_path"], row["reference_path"]) for row in rows_of(tmp_path / "x")} == {("", "")}
+    assert {(row["context_path"], row["reference_path"]) for row in continuation_rows(tmp_path / "x")} == {("", "")}
     assert all(one.context_path is None and one.reference_path is None for one in result.continuations)
 
 
@@ -666,8 +648,8 @@ def test_every_id_has_its_own_folder_inside_the_run_folder(songs, model, tmp_pat
     assert all(folder.resolve().parent == (run_dir / "audio").resolve() for folder in folders)
     assert len({folder.name.lower() for folder in folders}) == len(HOSTILE_IDS)
     assert all(len(folder.name.encode()) < 200 for folder in folders)
-    assert [row["track"] for row in rows_of(run_dir)] == HOSTILE_IDS
-    assert all((run_dir / row["path"]).is_file() for row in rows_of(run_dir))
+    assert [row["track"] for row in continuation_rows(run_dir)] == HOSTILE_IDS
+    assert all((run_dir / row["path"]).is_file() for row in continuation_rows(run_dir))
     elsewhere = {path for path in tmp_path.rglob("*") if run_dir not in path.parents} - before
     assert elsewhere == {tmp_path / "runs", run_dir}
 
@@ -679,7 +661,7 @@ def test_no_continuations_are_returned_if_none_are_requested(songs, oracle, tmp_
     settings = RunSettings(accelerator="cpu", run_dir=str(tmp_path / "x"))
     result = run_continuation(module, WindowDataModule(str(songs)), settings, return_continuations=False)
     assert result.continuations == []
-    assert len(rows_of(tmp_path / "x")) == 4
+    assert len(continuation_rows(tmp_path / "x")) == 4
     assert [track.status for track in result.evaluation.tracks] == ["ok"] * 4
 
 
@@ -689,7 +671,7 @@ def test_no_continuations_are_returned_if_none_are_requested(songs, oracle, tmp_
 @pytest.fixture
 def with_bad(songs, tmp_path) -> Path:
     """Returns the manifest of the songs and of one whose second half contains a NaN."""
-    write_song(tmp_path / "bad.wav", 44 * HOP, nan_at=40 * HOP)
+    write_noise(tmp_path / "bad.wav", 44 * HOP, nan_at=40 * HOP)
     rows = [(str(songs.parent / f"{index}.wav"), track, TEXTS[track]) for index, track in enumerate(NUM_FRAMES)]
     return write_manifest(tmp_path / "bad.csv", [*rows[:2], ("bad.wav", "bad", None), *rows[2:]])
 
@@ -705,8 +687,10 @@ def test_a_track_that_cannot_be_read_after_the_boundary_is_a_recorded_failure(wi
     clean = continued(songs, model, metrics={"snr": SignalNoiseRatio()}, batch_size=1)
     assert result.evaluation.metrics == clean.evaluation.metrics
     if run_dir is not None:
-        assert [row["track"] for row in rows_of(run_dir)] == list(NUM_FRAMES)
-        listed = {row[name] for row in rows_of(run_dir) for name in ("path", "context_path", "reference_path")}
+        assert [row["track"] for row in continuation_rows(run_dir)] == list(NUM_FRAMES)
+        listed = {
+            row[name] for row in continuation_rows(run_dir) for name in ("path", "context_path", "reference_path")
+        }
         assert [name for name in audio_files(run_dir) if "/continuation_" in name and name not in listed] == []
         assert json.loads((run_dir / "summary.json").read_text())["counts"]["tracks_failed"] == 1
 
@@ -715,7 +699,7 @@ def test_a_track_that_cannot_be_read_after_the_boundary_is_a_recorded_failure(wi
 def test_too_many_failures_stop_the_run_and_written_continuations_stay_listed(with_bad, model, tmp_path, metric):
     with pytest.raises(RunError, match=r"1 track failed but data.max_failures is 0.*\n.*bad\.wav"):
         continued(with_bad, model, run_dir=tmp_path / "x", metrics=metric, batch_size=1)
-    rows = rows_of(tmp_path / "x")
+    rows = continuation_rows(tmp_path / "x")
     assert [row["track"] for row in rows] == [
         "song 3",
         "song 1",
@@ -733,7 +717,7 @@ def test_a_damaged_reference_is_not_read_if_it_is_not_needed(with_bad, model, tm
 
 
 def test_tracks_that_are_too_short_are_counted(songs, model, tmp_path):
-    write_song(tmp_path / "frame.wav", HOP + 1)
+    write_noise(tmp_path / "frame.wav", HOP + 1)
     rows = [(str(songs.parent / "0.wav"), "song 0", None), ("frame.wav", "one frame", None)]
     manifest = write_manifest(tmp_path / "short.csv", rows)
     by_half = continued(manifest, model).evaluation
@@ -786,7 +770,7 @@ def test_a_full_disk_leaves_complete_files_and_is_reported(songs, model, tmp_pat
     assert "No space left on device" in message
     assert "wrote 2 continuations" in message
     assert "\n" not in message
-    rows = rows_of(run_dir)
+    rows = continuation_rows(run_dir)
     assert [row["track"] for row in rows] == ["song 3", "song 1"]
     continuations = [name for name in audio_files(run_dir) if Path(name).name.startswith("continuation")]
     assert sorted(row["path"] for row in rows) == continuations
@@ -822,7 +806,7 @@ def test_a_table_that_cannot_be_extended_stops_the_run_and_lists_the_written_con
     monkeypatch.setattr(continuation_table.csv, "DictWriter", Full)
     with pytest.raises(RunError, match="wrote 2 continuations"):
         continued(songs, model, run_dir=tmp_path / "x", originals=False, batch_size=2)
-    assert [row["track"] for row in rows_of(tmp_path / "x")] == ["song 3", "song 1"]
+    assert [row["track"] for row in continuation_rows(tmp_path / "x")] == ["song 3", "song 1"]
     assert (tmp_path / "x" / "continuations.csv").read_text().endswith("\n")
 
 

@@ -3,49 +3,35 @@
 import csv
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import soundfile
 
-ROOT = Path(__file__).parents[2]
+from tests.support.programs import SCRIPT, Program, run_ranks, run_script
+from tests.support.run_folders import continuation_rows
+from tests.support.songs import write_noise, write_songs
+
+pytestmark = pytest.mark.slow
+
 NUM_FRAMES = (50, 31, 64, 12, 40, 41)
 
 
 @pytest.fixture(scope="module")
 def songs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("songs")
-    with (folder / "songs.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "id", "text"])
-        for index, num_frames in enumerate(NUM_FRAMES):
-            write_noise(folder / f"{index}.wav", num_frames * 640, seed=index)
-            rows.writerow([f"{index}.wav", f"song {index}", "" if index % 3 == 0 else f"drums and bass {index}"])
-    return folder / "songs.csv"
+    num_samples = {str(index): num_frames * 640 for index, num_frames in enumerate(NUM_FRAMES)}
+    texts = {str(index): f"drums and bass {index}" for index in range(len(NUM_FRAMES)) if index % 3}
+    return write_songs(tmp_path_factory.mktemp("songs"), num_samples, texts=texts)
 
 
-def write_noise(path: Path, num_samples: int, *, seed: int = 0) -> None:
-    noise = np.random.default_rng(seed).normal(0, 0.2, num_samples)
-    soundfile.write(path, noise.astype(np.float32), 32000, subtype="FLOAT")
-
-
-def command(oracle: Path, source: Path, run_dir: Path, *arguments: str) -> list[str]:
+def arguments_of(oracle: Path, source: Path, run_dir: Path, *arguments: str) -> list[str]:
     return [
-        sys.executable, str(ROOT / "train_like_eval.py"), "predict", "--trainer.accelerator=cpu",
+        "predict", "--trainer.accelerator=cpu",
         f"--model.checkpoint={oracle / 'tiny_musicgen'}", "--model.continuation.top_k=40",
         "--model.continuation.threads=1", "--trainer.enable_progress_bar=false", f"--data.source={source}",
         f"--run_dir={run_dir}", *arguments,
     ]  # fmt: skip
-
-
-def run(oracle: Path, source: Path, run_dir: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(oracle, source, run_dir, *arguments), capture_output=True, text=True, cwd=ROOT, timeout=300
-    )
 
 
 def files(run_dir: Path) -> dict[str, bytes]:
@@ -56,11 +42,6 @@ def files(run_dir: Path) -> dict[str, bytes]:
 def samples(path: Path) -> bytes:
     """Returns the samples of a float wav without its header, which contains the time."""
     return soundfile.read(path, dtype="float32")[0].tobytes()
-
-
-def rows_of(run_dir: Path) -> list[dict[str, str]]:
-    with (run_dir / "continuations.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 METRICS = (
@@ -74,11 +55,12 @@ def test_two_processes_give_bit_identical_results(songs, oracle, tmp_path, num_t
     """If there is only one track, the second process has no batch."""
     found = {}
     for devices in (1, 2):
-        done = run(
+        arguments = arguments_of(
             oracle, songs, tmp_path / str(devices), *METRICS, f"--trainer.devices={devices}", f"--data.limit={num_tracks}",
             "--data.batch_size=2", "--model.continuation.num_continuations=2", f"--audio.format={ending}",
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
+        for done in [run_script(*arguments)] if devices == 1 else run_ranks(*arguments, world_size=devices):
+            assert done.returncode == 0, done.stderr[-2000:]
         found[devices] = {
             name: samples(tmp_path / str(devices) / name) if name.endswith(".wav") else content
             for name, content in files(tmp_path / str(devices)).items()
@@ -94,7 +76,7 @@ def test_two_processes_give_bit_identical_results(songs, oracle, tmp_path, num_t
     audio = [name for name in found[2] if name.startswith("audio/")]
     assert found[2].keys() - audio == {"continuations.csv", "summary.json", "tracks.csv", "windows.csv"}
     assert len(audio) == num_tracks * 4
-    rows = rows_of(tmp_path / "2")
+    rows = continuation_rows(tmp_path / "2")
     assert [(row["track"], row["continuation"]) for row in rows] == [
         (f"song {track}", str(index)) for track in range(num_tracks) for index in range(2)
     ]
@@ -104,12 +86,10 @@ def test_two_processes_give_bit_identical_results(songs, oracle, tmp_path, num_t
 
 
 def test_a_failure_on_one_of_two_processes_stops_both_and_written_continuations_are_kept(songs, oracle, tmp_path):
-    bad = np.random.default_rng(9).normal(0, 0.2, 32000).astype(np.float32)
-    bad[-1] = np.nan
-    soundfile.write(songs.parent / "late_nan.wav", bad, 32000, subtype="FLOAT")
+    write_noise(songs.parent / "late_nan.wav", 32000, seed=9, nan_at=-1)
     manifest = songs.parent / "late_nan.csv"
     manifest.write_text(songs.read_text() + "late_nan.wav,late,\n")
-    done = run(oracle, manifest, tmp_path / "x", "--trainer.devices=2", "--data.batch_size=1")
+    done = run_script(*arguments_of(oracle, manifest, tmp_path / "x", "--trainer.devices=2", "--data.batch_size=1"))
     assert done.returncode == 1
     assert done.stderr.count("error: ") == 1
     assert "late_nan.wav" in done.stderr
@@ -120,11 +100,6 @@ def test_a_failure_on_one_of_two_processes_stops_both_and_written_continuations_
     assert {row["path"] for row in rows} == written
     assert not [name for name in files(tmp_path / "x") if Path(name).name.startswith(".")]
     assert not (tmp_path / "x" / "summary.json").exists()
-
-
-def heed_interrupts() -> None:
-    """Resets SIGINT. A shell starts background jobs with SIGINT ignored, and their children inherit this."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(
@@ -140,10 +115,7 @@ def test_a_signal_stops_a_run_with_its_status_and_written_continuations_are_comp
         (folder / f"{number:03}.wav").symlink_to(folder / "first.wav")
     arguments = ("--data.batch_size=2", "--audio.originals=false", "--audio.format=wav")
     run_dir = tmp_path / "x"
-    with subprocess.Popen(
-        command(oracle, folder, run_dir, *arguments), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        cwd=ROOT, preexec_fn=heed_interrupts,
-    ) as process:  # fmt: skip
+    with Program([str(SCRIPT), *arguments_of(oracle, folder, run_dir, *arguments)]) as process:
         while process.poll() is None and len(list(run_dir.rglob("continuation_0.wav"))) < 3:
             time.sleep(0.01)
         process.send_signal(sent)
@@ -152,7 +124,7 @@ def test_a_signal_stops_a_run_with_its_status_and_written_continuations_are_comp
     assert message in printed
     assert "nothing was written" not in printed
     assert "Traceback" not in printed
-    rows = rows_of(run_dir)
+    rows = continuation_rows(run_dir)
     assert 3 <= len(rows) < 401
     assert f"{len(rows)} continuations are kept and listed in" in printed
     begun = {"config.yaml", "run.json", "journal"}

@@ -1,13 +1,12 @@
 """Results are bit-identical for any number of processes and any launcher, in every precision that a CPU supports.
 
-With the machine's own thread settings, so one process has all the threads and three share them.
+A single process uses all threads of the machine, and several processes share them. Most processes are forked (see
+`tests.support.programs`); one test each starts them by Lightning's launcher, by torchrun, and by torchrun on two nodes.
 """
 
-import csv
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,8 +19,9 @@ import torch
 from safetensors.torch import load_file
 
 from musicgen_eval.data.batches import RankBatches
+from tests.support.programs import ROOT, SCRIPT, free_port, run_ranks, run_script
+from tests.support.songs import write_songs
 
-ROOT = Path(__file__).parents[2]
 DURATIONS_S = (1.0, 2.3, 0.7, 3.1, 0.02, 1.5, 2.0)
 SAME = ("summary.json", "tracks.csv", "windows.csv", "nll.safetensors")
 Evaluate = Callable[..., Path]
@@ -29,43 +29,45 @@ Evaluate = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def songs(tmp_path_factory) -> Path:
-    """Writes songs of noise of different lengths and their manifest. One is compressed, and some have a text."""
+    """Returns a manifest of songs of different lengths, some with a text, and of an mp3 file that must be resampled."""
     folder = tmp_path_factory.mktemp("songs")
-    generator = np.random.default_rng(1)
-    with (folder / "songs.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "id", "text"])
-        rows.writerow(["0.mp3", "an mp3 at 44.1 kHz", "techno"])
-        for index, duration_s in enumerate(DURATIONS_S):
-            wave = generator.normal(0, 0.2, int(duration_s * 32000)).astype(np.float32)
-            soundfile.write(folder / f"{index}.wav", wave, 32000, subtype="FLOAT")
-            if index == 0:  # so every process resamples, too
-                soundfile.write(folder / "0.mp3", np.resize(wave, 44100), 44100)
-            rows.writerow([f"{index}.wav", f"song {index}", "" if index % 3 == 0 else f"drums and bass {index}"])
-    return folder / "songs.csv"
+    soundfile.write(folder / "0.mp3", np.random.default_rng(1).normal(0, 0.2, 44100), 44100)
+    num_samples = {str(index): int(duration_s * 32000) for index, duration_s in enumerate(DURATIONS_S)}
+    texts = {str(index): f"drums and bass {index}" for index in range(len(DURATIONS_S)) if index % 3}
+    return write_songs(folder, num_samples, texts=texts, further_rows=[("0.mp3", "an mp3 at 44.1 kHz", "techno")])
 
 
 @pytest.fixture(scope="module")
 def evaluate(songs, oracle, tmp_path_factory) -> Evaluate:
-    """Returns a function that runs the command, once per settings, and returns its run folder."""
+    """Returns a function that runs the command, once per combination of settings, and returns the run folder.
+
+    The launcher is `fork`, `lightning` or the arguments of a module that starts the processes.
+    """
     done: dict[tuple[object, ...], Path] = {}
 
-    def run(*settings: str, devices: int, launcher: tuple[str, ...] = ()) -> Path:
+    def run(*settings: str, devices: int, launcher: str | tuple[str, ...] = "fork") -> Path:
         key = (settings, devices, launcher)
         strategy = "auto" if devices == 1 else "ddp"
         if key not in done:
             folder = tmp_path_factory.mktemp("runs") / "x"
-            command = [
-                sys.executable, *launcher,
-                *command_line(
-                    songs, oracle, folder, "--trainer.accelerator=cpu", f"--trainer.devices={devices}",
-                    f"--trainer.strategy={strategy}", *settings,
-                ),
-            ]  # fmt: skip
+            arguments = command_line(
+                songs, oracle, folder, "--trainer.accelerator=cpu", f"--trainer.devices={devices}",
+                f"--trainer.strategy={strategy}", *settings,
+            )  # fmt: skip
             threads = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
             environment = {name: value for name, value in os.environ.items() if name not in threads}
-            ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, env=environment)
-            assert ended.returncode == 0, ended.stderr[-3000:]
+            if launcher != "fork":
+                module = () if launcher == "lightning" else launcher
+                command = [sys.executable, *module, str(SCRIPT), *arguments]
+                programs = [
+                    subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, env=environment)
+                ]
+            elif devices == 1:
+                programs = [run_script(*arguments, environment=environment)]
+            else:
+                programs = run_ranks(*arguments, world_size=devices, environment=environment)
+            for program in programs:
+                assert program.returncode == 0, program.stderr[-3000:]
             assert json.loads((folder / "run.json").read_text())["starts"][0]["processes"] == devices
             done[key] = folder
         return done[key]
@@ -75,7 +77,7 @@ def evaluate(songs, oracle, tmp_path_factory) -> Evaluate:
 
 def command_line(songs: Path, oracle: Path, folder: Path, *settings: str) -> list[str]:
     return [
-        str(ROOT / "train_like_eval.py"), "test", f"--model.checkpoint={oracle / 'tiny_musicgen'}", "--model.save_nll=true",
+        "test", f"--model.checkpoint={oracle / 'tiny_musicgen'}", "--model.save_nll=true",
         "--model.metrics.perplexity=musicgen_eval.metrics.CodebookPerplexity",
         "--model.metrics.context=musicgen_eval.metrics.ContextGain", f"--data.source={songs}", "--data.context_s=0.5",
         "--data.target_s=0.5", "--data.batch_size=3", "--trainer.enable_progress_bar=false", f"--run_dir={folder}", *settings,
@@ -86,21 +88,25 @@ def differing(one: Path, other: Path) -> list[str]:
     return [name for name in SAME if (one / name).read_bytes() != (other / name).read_bytes()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("devices", [2, 3])
 def test_several_processes_give_bit_identical_results(evaluate, precision, devices):
+    launcher = "lightning" if (precision, devices) == ("32-true", 2) else "fork"
     one = evaluate(f"--trainer.precision={precision}", devices=1)
-    assert differing(one, evaluate(f"--trainer.precision={precision}", devices=devices)) == []
+    assert differing(one, evaluate(f"--trainer.precision={precision}", devices=devices, launcher=launcher)) == []
     summary = json.loads((one / "summary.json").read_text())
     assert summary["counts"]["tracks_ok"] == 1 + len(DURATIONS_S)
     assert summary["recipe"]["precision"] == precision
 
 
+@pytest.mark.slow
 def test_the_precisions_give_different_results(evaluate):
     runs = [evaluate(f"--trainer.precision={name}", devices=1) for name in ("32-true", "bf16-mixed")]
     assert "nll.safetensors" in differing(*runs)
 
 
+@pytest.mark.slow
 def test_more_processes_than_windows_do_not_change_the_result(evaluate):
     """There is one track with one batch, so two of three processes make only a surplus step."""
     one = evaluate("--data.limit=1", devices=1)
@@ -108,6 +114,7 @@ def test_more_processes_than_windows_do_not_change_the_result(evaluate):
     assert json.loads((one / "summary.json").read_text())["counts"]["windows"] == 1
 
 
+@pytest.mark.slow
 def test_torchrun_gives_bit_identical_results(evaluate):
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
     one = evaluate("--trainer.precision=32-true", devices=1)
@@ -118,6 +125,7 @@ def nll_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "nll.safetensors")
 
 
+@pytest.mark.slow
 def test_sharded_models_give_the_numbers_of_an_unsharded_one(evaluate):
     """Four processes share two models, and each pair of processes measures its own batches."""
     arguments = ("--config", str(ROOT / "configs" / "hardware" / "model_parallel.yaml"), "--data.num_workers=0")
@@ -140,14 +148,13 @@ def test_sharded_models_give_the_numbers_of_an_unsharded_one(evaluate):
     assert summary["recipe"]["arithmetic"] == "transformers, sharded"
 
 
+@pytest.mark.slow
 def test_torchrun_on_two_nodes_gives_bit_identical_results(evaluate, songs, oracle, tmp_path):
     """Starts two launchers with one process each, which connect at an address, as on two machines."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = f"127.0.0.1:{free.getsockname()[1]}"
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d",
-        "--rdzv-id", "eval", "--rdzv-endpoint", meeting, "--local-addr", "127.0.0.1",
+        "--rdzv-id", "eval", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--local-addr", "127.0.0.1",
+        str(SCRIPT),
         *command_line(
             songs, oracle, tmp_path / "x", "--config", str(ROOT / "configs" / "hardware" / "torchrun.yaml"),
             "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true", "--data.batch_size=3",

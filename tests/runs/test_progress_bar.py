@@ -5,13 +5,14 @@ import pytest
 import torch
 
 from musicgen_eval.metrics.plugin.inputs import WindowData
-from musicgen_eval.records import CodecSpec, ScoredWindow, Window
+from musicgen_eval.records import ScoredWindow, Window
 from musicgen_eval.results.running_totals import RunningTotals
 from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.progress_bar import EvaluationProgress
+from tests.support.specs import codec_spec
 
-SPEC = CodecSpec(32000, 50, 640, 2, 64, 1, (0, 1), 1500)
+SPEC = codec_spec(num_codebooks=2, codebook_size=64)
 
 
 def data(nll: float) -> WindowData:

@@ -11,6 +11,8 @@ from lightning.pytorch.loggers import CSVLogger
 
 from musicgen_eval.cli.main import lightning_main
 
+pytestmark = pytest.mark.slow
+
 SECRET = "hunter2hunter2"
 
 

@@ -4,7 +4,11 @@ import csv
 import io
 import json
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,37 +16,33 @@ import soundfile
 import torch
 from torchmetrics import CatMetric
 
-from musicgen_eval.api import generate, perplexity
+from musicgen_eval.api import PerplexityResult, generate, perplexity
 from musicgen_eval.cli.main import lightning_main, main
 from musicgen_eval.errors import RunError
 from musicgen_eval.metrics import CodebookAccuracy
 from musicgen_eval.metrics.plugin.contract import MetricEntry
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.results.journal.reader import JournalReader
-from musicgen_eval.results.journal.writer import JournalWriter
 from musicgen_eval.runs import module
+from tests.support import run_folders
+from tests.support.songs import write_songs
+
+pytestmark = pytest.mark.slow
 
 FRAMES = {"a": 61, "b": 25, "c": 90, "d": 33, "e": 47}
+TEXTS = {"a": "drums", "c": "drums"}
 RESULTS = ("summary.json", "tracks.csv", "windows.csv", "nll.safetensors")
 
 
 @pytest.fixture
 def songs(tmp_path) -> Path:
-    """Writes five songs of noise and their manifest."""
+    """Returns a manifest of five songs, which the test may change."""
     folder = tmp_path / "songs"
     folder.mkdir()
-    generator = np.random.default_rng(5)
-    with (folder / "songs.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "id", "text"])
-        for name, num_frames in FRAMES.items():
-            wave = generator.normal(0, 0.2, num_frames * 640).astype(np.float32)
-            soundfile.write(folder / f"{name}.wav", wave, 32000, subtype="FLOAT")
-            rows.writerow([f"{name}.wav", f"song {name}", "drums" if name in "ac" else ""])
-    return folder / "songs.csv"
+    return write_songs(folder, {name: num_frames * 640 for name, num_frames in FRAMES.items()}, texts=TEXTS)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def checkpoint(oracle) -> str:
     return str(oracle / "tiny_musicgen")
 
@@ -58,29 +58,14 @@ def continued(songs: Path, checkpoint: str, run_dir: Path | None, **settings):
 
 
 @pytest.fixture
-def stop_after(monkeypatch):
-    """Returns a function that stops a run after a number of further batches, as a full disk would."""
-
-    append = JournalWriter.append
-
-    def stop(num_batches: int) -> None:
-        left = [num_batches]
-
-        def some(writer, batch, entries):
-            if not left[0]:
-                raise RunError("no room is left")
-            left[0] -= 1
-            append(writer, batch, entries)
-
-        monkeypatch.setattr(JournalWriter, "append", some)
-
-    yield stop
-    monkeypatch.undo()
+def stop_after(monkeypatch) -> Callable[[int], None]:
+    """A function that ends a run after a number of batches."""
+    return partial(run_folders.stop_after, monkeypatch)
 
 
-@pytest.fixture
-def encoded(monkeypatch) -> list[int]:
-    """Collects the number of encoded segments per call."""
+@contextmanager
+def counting_encoded() -> Iterator[list[int]]:
+    """Yields a list that receives the number of encoded segments of each call."""
     calls: list[int] = []
     encode = MusicGen.encode
 
@@ -88,8 +73,52 @@ def encoded(monkeypatch) -> list[int]:
         calls.append(len(segments))
         return encode(model, segments)
 
-    monkeypatch.setattr(MusicGen, "encode", counted)
-    return calls
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MusicGen, "encode", counted)
+        yield calls
+
+
+@pytest.fixture
+def encoded() -> Iterator[list[int]]:
+    """Number of encoded segments of each call."""
+    with counting_encoded() as calls:
+        yield calls
+
+
+class FinishedRun(NamedTuple):
+    """A finished run, which is not changed: tests copy its folder.
+
+    Attributes:
+        songs: Manifest of the songs.
+        folder: Run folder.
+        result: Result that the run returned.
+        num_encoded: Number of segments that the run encoded.
+    """
+
+    songs: Path
+    folder: Path
+    result: PerplexityResult
+    num_encoded: int
+
+    def copied_to(self, folder: Path) -> Path:
+        return Path(shutil.copytree(self.folder, folder))
+
+
+def finish_run(checkpoint: str, folder: Path, **settings) -> FinishedRun:
+    songs = write_songs(folder, {name: num_frames * 640 for name, num_frames in FRAMES.items()}, texts=TEXTS)
+    with counting_encoded() as encoded:
+        result = evaluated(songs, checkpoint, folder / "run", **settings)
+    return FinishedRun(songs, folder / "run", result, sum(encoded))
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint, tmp_path_factory) -> FinishedRun:
+    return finish_run(checkpoint, tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(scope="module")
+def finished_with_metrics(checkpoint, tmp_path_factory) -> FinishedRun:
+    return finish_run(checkpoint, tmp_path_factory.mktemp("finished"), metrics=METRICS)
 
 
 def files(folder: Path, names=RESULTS) -> dict[str, bytes]:
@@ -100,10 +129,12 @@ METRICS = {"accuracy": CodebookAccuracy(top_k=3), "all_nats": MetricEntry(CatMet
 
 
 @pytest.mark.parametrize("num_batches", [0, 1, 4])
-def test_an_interrupted_run_resumes_to_the_same_bytes(songs, checkpoint, tmp_path, stop_after, encoded, num_batches):
-    undisturbed = evaluated(songs, checkpoint, tmp_path / "undisturbed", metrics=METRICS)
+def test_an_interrupted_run_resumes_to_the_same_bytes(
+    finished_with_metrics, checkpoint, tmp_path, stop_after, encoded, num_batches
+):
+    songs, undisturbed_folder, undisturbed, num_encoded = finished_with_metrics
     num_windows = len(undisturbed.evaluation.windows)
-    assert sum(encoded) == num_windows
+    assert num_encoded == num_windows
     stop_after(num_batches)
     with pytest.raises(RunError, match="no room is left"):
         evaluated(songs, checkpoint, tmp_path / "x", metrics=METRICS)
@@ -112,18 +143,16 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(songs, checkpoint, tmp_pat
     encoded.clear()
     again = evaluated(songs, checkpoint, tmp_path / "x", metrics=METRICS)
     assert sum(encoded) == num_windows - 2 * num_batches
-    assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
+    assert files(tmp_path / "x") == files(undisturbed_folder)
     assert len(files(tmp_path / "x")) == len(RESULTS)
     assert (again.ppl, again.ppl_per_track) == (undisturbed.ppl, undisturbed.ppl_per_track)
     assert all(torch.equal(again.nll[track], nll) for track, nll in undisturbed.nll.items())
 
 
 def test_a_run_that_is_interrupted_three_times_measures_no_batch_twice(
-    songs, checkpoint, tmp_path, stop_after, encoded
+    finished, checkpoint, tmp_path, stop_after, encoded
 ):
-    evaluated(songs, checkpoint, tmp_path / "undisturbed")
-    num_windows = sum(encoded)
-    encoded.clear()
+    songs, undisturbed_folder, _, num_windows = finished
     for num_batches in (2, 1, 0):
         stop_after(num_batches)
         with pytest.raises(RunError, match="no room is left"):
@@ -131,13 +160,14 @@ def test_a_run_that_is_interrupted_three_times_measures_no_batch_twice(
     stop_after(10**6)
     evaluated(songs, checkpoint, tmp_path / "x")
     assert sum(encoded) == num_windows + 3 * 2  # each interruption lost the current batch
-    assert files(tmp_path / "x") == files(tmp_path / "undisturbed")
+    assert files(tmp_path / "x") == files(undisturbed_folder)
     run = json.loads((tmp_path / "x" / "run.json").read_text())
     assert len(run["starts"]) == 4
 
 
-def test_a_finished_run_returns_its_result_without_measuring(songs, checkpoint, tmp_path, monkeypatch):
-    first = evaluated(songs, checkpoint, tmp_path / "x", metrics=METRICS)
+def test_a_finished_run_returns_its_result_without_measuring(finished_with_metrics, checkpoint, tmp_path, monkeypatch):
+    songs, first = finished_with_metrics.songs, finished_with_metrics.result
+    finished_with_metrics.copied_to(tmp_path / "x")
     before = {
         path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "x").rglob("*") if path.is_file()
     }
@@ -155,25 +185,23 @@ def test_a_finished_run_returns_its_result_without_measuring(songs, checkpoint, 
     assert after == before
 
 
-def test_a_lost_result_is_computed_again_without_measuring(songs, checkpoint, tmp_path, encoded):
-    evaluated(songs, checkpoint, tmp_path / "x")
+def test_a_lost_result_is_computed_again_without_measuring(finished, checkpoint, tmp_path, encoded):
+    finished.copied_to(tmp_path / "x")
     before = files(tmp_path / "x")
     for name in RESULTS:
         (tmp_path / "x" / name).unlink()
-    encoded.clear()
-    evaluated(songs, checkpoint, tmp_path / "x")
+    evaluated(finished.songs, checkpoint, tmp_path / "x")
     assert encoded == []
     assert files(tmp_path / "x") == before
 
 
-def test_only_damaged_batches_of_a_journal_are_measured_again(songs, checkpoint, tmp_path, encoded, capsys):
-    evaluated(songs, checkpoint, tmp_path / "x")
+def test_only_damaged_batches_of_a_journal_are_measured_again(finished, tmp_path, encoded, capsys):
+    finished.copied_to(tmp_path / "x")
     before = files(tmp_path / "x")
     (rows,) = (tmp_path / "x" / "journal").glob("*.jsonl")
     rows.write_bytes(rows.read_bytes()[:-9])
     for name in RESULTS:
         (tmp_path / "x" / name).unlink()
-    encoded.clear()
     assert main(["evaluate", "--resume", str(tmp_path / "x")]) == 0
     printed = capsys.readouterr().err
     assert "000-r0.jsonl: skipped 1 truncated or damaged line" in printed
@@ -190,19 +218,23 @@ def test_only_damaged_batches_of_a_journal_are_measured_again(songs, checkpoint,
         ({"precision": "bf16-mixed"}, "precision was '32-true' and is 'bf16-mixed'"),
         ({"batch_size": 3}, "batch_size was 2 and is 3"),
         ({"max_frames": 100}, "codec.max_frames was"),
-        ({"metrics": {"accuracy": CodebookAccuracy(top_k=5)}}, "metrics.accuracy.settings.top_k was 3 and is 5"),
+        (
+            {"metrics": {**METRICS, "accuracy": CodebookAccuracy(top_k=5)}},
+            "metrics.accuracy.settings.top_k was 3 and is 5",
+        ),
         ({"metrics": None}, "metrics.accuracy was .* and is not given"),
         ({"limit": 4}, "limit|tracks|source"),
         ({"min_duration_s": 0.6}, r"min_duration_s was 0\.0 and is 0\.6"),
         ({"text": "jazz"}, "text"),
     ],
 )
-def test_another_run_is_refused_with_the_difference_named(songs, checkpoint, tmp_path, settings, message):
-    given = {"metrics": {"accuracy": CodebookAccuracy(top_k=3)}}
-    evaluated(songs, checkpoint, tmp_path / "x", **given)
+def test_another_run_is_refused_with_the_difference_named(
+    finished_with_metrics, checkpoint, tmp_path, settings, message
+):
+    finished_with_metrics.copied_to(tmp_path / "x")
     before = files(tmp_path / "x")
     with pytest.raises(RunError, match=message):
-        evaluated(songs, checkpoint, tmp_path / "x", **{**given, **settings})
+        evaluated(finished_with_metrics.songs, checkpoint, tmp_path / "x", **{"metrics": METRICS, **settings})
     assert files(tmp_path / "x") == before
 
 
@@ -342,12 +374,12 @@ def test_too_many_failures_are_reported_before_anything_is_measured_again(songs,
 
 
 @pytest.mark.parametrize("damage", ["empty", "older"])
-def test_a_damaged_result_of_a_finished_run_is_written_again(songs, checkpoint, tmp_path, damage):
-    evaluated(songs, checkpoint, tmp_path / "x")
+def test_a_damaged_result_of_a_finished_run_is_written_again(finished, checkpoint, tmp_path, damage):
+    finished.copied_to(tmp_path / "x")
     before = files(tmp_path / "x")
     summary = tmp_path / "x" / "summary.json"
     summary.write_text("" if damage == "empty" else summary.read_text().replace('"ppl"', '"PPL"'))
-    evaluated(songs, checkpoint, tmp_path / "x")
+    evaluated(finished.songs, checkpoint, tmp_path / "x")
     assert files(tmp_path / "x") == before
 
 
@@ -536,8 +568,8 @@ def test_wrong_resume_arguments_are_reported_in_one_line(tmp_path, monkeypatch, 
     assert printed.count("\n") == 1
 
 
-def test_rows_whose_side_file_is_damaged_are_noted(songs, checkpoint, tmp_path):
-    evaluated(songs, checkpoint, tmp_path / "x")
+def test_rows_whose_side_file_is_damaged_are_noted(finished, tmp_path):
+    finished.copied_to(tmp_path / "x")
     (side_car,) = (tmp_path / "x" / "journal").glob("*.states")
     held = bytearray(side_car.read_bytes())
     held[len(held) // 2] ^= 1

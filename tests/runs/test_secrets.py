@@ -70,6 +70,7 @@ def arguments(oracle: Path, manifest: Path, folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_test_writes_and_prints_no_secret(oracle, manifest, tmp_path):
     """Runs in another process, because W&B would log the command line, which contains secrets."""
     command = [sys.executable, str(ROOT / "train_like_eval.py"), "test", *arguments(oracle, manifest, tmp_path / "x")]
@@ -88,6 +89,7 @@ def test_test_writes_and_prints_no_secret(oracle, manifest, tmp_path):
         assert set(curves.keys()) == {clean, "key_of_c.mp3"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_planted")
 def test_predict_writes_and_prints_no_secret(oracle, manifest, tmp_path, capsys):
     command = ["predict", *arguments(oracle, manifest, tmp_path / "x"), "--model.continuation.top_k=20"]

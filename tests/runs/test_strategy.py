@@ -1,10 +1,6 @@
 """Strategies with wrong results are refused. The processes of a sharded model share its layers."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +11,8 @@ from musicgen_eval.cli.main import lightning_main
 from musicgen_eval.errors import RunError
 from musicgen_eval.runs.processes.rank_messages import StoppedElsewhere
 from musicgen_eval.runs.processes.strategy import refuse_strategy
+from tests.support.programs import ROOT, run_ranks, run_script
 
-ROOT = Path(__file__).parents[2]
 SHARDED = """
 import json, os, sys
 import torch
@@ -44,22 +40,13 @@ dist.destroy_process_group()
 """
 
 
-def test_each_process_has_a_part_of_every_layer(oracle):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    command = [sys.executable, "-c", SHARDED, str(oracle / "tiny_musicgen")]
-    processes = [
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-            env={**os.environ, **address, "RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    for process in processes:
-        printed, failed = process.communicate(timeout=120)
-        assert process.returncode == 0, failed[-2000:]
-        found = json.loads(printed.splitlines()[-1])
+@pytest.mark.slow
+def test_each_process_has_a_part_of_every_layer(oracle, tmp_path):
+    script = tmp_path / "sharded.py"
+    script.write_text(SHARDED)
+    for process in run_ranks(str(oracle / "tiny_musicgen"), world_size=2, script=script, timeout=120):
+        assert process.returncode == 0, process.stderr[-2000:]
+        found = json.loads(process.stdout.splitlines()[-1])
         assert found["is_sharded"]
         assert found["share"] == pytest.approx(0.5, abs=0.02)
         assert found["arithmetic"] == "transformers, sharded"
@@ -73,14 +60,12 @@ def arguments(oracle: Path, folder: Path, *further: str) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_sharded_model_is_refused_in_predict(oracle, tmp_path):
     config = str(ROOT / "configs" / "hardware" / "model_parallel.yaml")
     command = ["predict", "--config", config, *arguments(oracle, tmp_path / "x", "--trainer.accelerator=cpu")]
     command += ["--model.continuation.top_k=20"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train_like_eval.py"), *command, "--trainer.devices=2", "--trainer.precision=32-true"],
-        capture_output=True, text=True, cwd=ROOT, timeout=120,
-    )  # fmt: skip
+    done = run_script(*command, "--trainer.devices=2", "--trainer.precision=32-true", timeout=120)
     assert done.returncode == 1
     assert done.stderr.count("error: predict does not support a sharded model") == 1
     assert "Traceback" not in done.stderr

@@ -16,6 +16,8 @@ import wandb
 from musicgen_eval.cli.main import lightning_main
 from musicgen_eval.runs.wandb_logger import WandbSettings, wandb_logger
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FAKE_KEY = "0123456789abcdef" * 2 + "01234567"
 WRITTEN = {"summary.json", "tracks.csv", "windows.csv", "run.json", "config.yaml", "journal"}

@@ -15,6 +15,8 @@ from musicgen_eval.errors import RunError
 from musicgen_eval.results.journal.writer import JournalWriter
 from musicgen_eval.runs.wandb_logger import WandbSettings, wandb_logger
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

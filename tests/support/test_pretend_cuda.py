@@ -17,14 +17,6 @@ from tests.support.pretend_cuda import PretendTensor, pretend_cuda
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="replaces a missing GPU")
 
 
-@pytest.fixture
-def log():
-    if torch.cuda.is_available():
-        pytest.skip("replaces a missing GPU")
-    with pretend_cuda() as log:
-        yield log
-
-
 def on_device(*shape: int, dtype=torch.float32) -> Tensor:
     return torch.ones(shape, dtype=dtype).to("cuda")
 

@@ -4,16 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.support.pretend_cuda import pretend_cuda
 from tests.support.pretend_graph import PretendGraph
-
-
-@pytest.fixture
-def log():
-    if torch.cuda.is_available():
-        pytest.skip("replaces a missing GPU")
-    with pretend_cuda() as log:
-        yield log
 
 
 def test_a_replay_uses_the_current_values_of_tensors(log):

@@ -65,6 +65,7 @@ def fails(check: Check, findings: Findings) -> None:
     raise ValueError("no such kernel")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the pretend device replaces a missing GPU")
 def test_the_whole_check_runs_on_the_pretend_device(tmp_path: Path):
     tests = tmp_path / "test_one.py"
@@ -202,6 +203,7 @@ def test_the_report_contains_the_findings_before_a_failure(tmp_path: Path, capsy
     assert command.check_device("cpu", folder=tmp_path, names=["first"], **settings) == 0
 
 
+@pytest.mark.slow
 def test_failed_tests_fail_their_section(check: Check, tmp_path: Path):
     tests = tmp_path / "test_wrong.py"
     tests.write_text("def test_wrong(): assert 1 == 2\n")

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from musicgen_eval.files.atomic import atomic_file
 from tools.gpu.findings import Row, SectionResult
 from tools.gpu.goals import reached_goals
 
@@ -95,6 +96,5 @@ def _number(value: float) -> str:
 
 
 def _write(path: Path, content: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(content, encoding="utf-8")
-    part.replace(path)
+    with atomic_file(path) as file:
+        file.write(content)

@@ -26,8 +26,9 @@ from musicgen_eval.metrics.plugin.readings import PLAIN
 from musicgen_eval.metrics.plugin.trial import trial_data
 from musicgen_eval.records import CodecSpec, Reading, ScoredWindow, Window
 from musicgen_eval.runs.module import MusicGenEvaluation
+from tests.support.specs import codec_spec
 
-SPEC = CodecSpec(32000, 50, 640, 4, 16, 1, (0, 1, 2, 3), 100)
+SPEC = codec_spec(codebook_size=16, max_frames=100)
 DOCS = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
 
 

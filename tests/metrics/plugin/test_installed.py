@@ -76,6 +76,7 @@ def test_a_python_caller_names_an_installed_metric(site, expected):
     assert {key: value.value for key, value in result.evaluation.metrics["share"].items()} == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["yaml", "command line"])
 def test_train_like_eval_names_an_installed_metric(site, expected, tmp_path, capsys, place):
     if place == "yaml":

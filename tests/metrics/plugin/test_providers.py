@@ -13,9 +13,9 @@ from musicgen_eval.errors import MetricError
 from musicgen_eval.metrics import CodebookMeans
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.providers import PROVIDERS, InputRegistry, InputSource
-from musicgen_eval.records import CodecSpec
+from tests.support.specs import codec_spec
 
-SPEC = CodecSpec(32000, 50, 640, 4, 16, 1, (0, 1, 2, 3), 100)
+SPEC = codec_spec(codebook_size=16, max_frames=100)
 EMBEDDED: list[torch.Size] = []
 
 
@@ -152,6 +152,7 @@ def test_an_input_of_another_task_is_not_offered():
 # Runs with a new kind of input
 
 
+@pytest.mark.slow
 def test_an_evaluation_measures_an_input_that_a_metric_declares():
     metrics = {
         "entropy": MeanEntropy(),

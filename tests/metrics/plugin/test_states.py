@@ -4,7 +4,6 @@ This file is also the program of those processes: `python test_states.py RANK FO
 """
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -42,6 +41,7 @@ from musicgen_eval.metrics.plugin.states import (
     to_cpu,
     window_state,
 )
+from tests.support.programs import Program
 
 NUM_WINDOWS = 6  # three per process
 
@@ -164,22 +164,24 @@ pytestmark = pytest.mark.filterwarnings("ignore:Metric `SpearmanCorrcoef` will s
 
 @pytest.fixture(scope="module")
 def synchronised(tmp_path_factory) -> dict[str, tuple[State, dict[str, float]]]:
-    """Returns the states and results of torchmetrics, by case."""
-    folder = tmp_path_factory.mktemp("gloo")
+    """Returns the states and results of each case, as torchmetrics synchronises them between two processes."""
+    return synchronise_in_processes(tmp_path_factory.mktemp("gloo"))
+
+
+def synchronise_in_processes(folder: Path) -> dict[str, tuple[State, dict[str, float]]]:
+    """Runs this file in two processes that write the synchronised states and results of each case into a folder."""
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(folder)], env=environment) for rank in range(2)
-    ]
-    try:
-        assert [process.wait(timeout=300) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+    programs = [Program([__file__, str(rank), str(folder)], environment=environment) for rank in range(2)]
+    for program in programs:
+        with program:
+            errors = program.communicate(timeout=300)[1]
+            assert program.returncode == 0, errors[-2000:]
     first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert first.keys() == second.keys() == CASES.keys()
     return first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_merging_the_states_of_two_ranks_equals_torchmetrics_synchronisation(synchronised, name):
     half = NUM_WINDOWS // 2

@@ -136,6 +136,7 @@ def test_half_precision_steps_mostly_draw_the_codes_of_float32(tiny_model, rows)
     assert 0.5 < (found == expected).float().mean() <= 1
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize("sampling", [TOP_K, TOP_P])
 def test_a_step_compiles_to_one_graph_for_any_number_of_buckets(tiny_model, rows, sampling, monkeypatch):

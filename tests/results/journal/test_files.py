@@ -28,11 +28,7 @@ ODD = [float("nan"), float("inf"), -float("inf"), -0.0, 0.0, 5e-324, 1e-40, 6e-8
 TINY = {dtype: torch.finfo(dtype).smallest_normal / 2 for dtype in FLOATS}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _without_waiting_for_disks() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda number: None)
-        yield
+pytestmark = pytest.mark.usefixtures("without_fsync")
 
 
 def same(found: Tensor, expected: Tensor) -> bool:

@@ -1,7 +1,6 @@
 """Compares records that several processes and starts keep in a journal with records of one uninterrupted process in memory."""
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,12 +24,13 @@ from musicgen_eval.metrics import CodebookPerplexity, TextGain
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.contract import MetricEntry
 from musicgen_eval.metrics.plugin.inputs import WindowData
-from musicgen_eval.records import CodecSpec, ScoredWindow
+from musicgen_eval.records import ScoredWindow
 from musicgen_eval.results.measurements import Measurements, WindowRecord
 from musicgen_eval.results.record_store import JournalStore, MeasuredBatches, MemoryStore, batch_numbers, read_measured
 from musicgen_eval.results.summary import EvaluationResult, summarise
+from tests.support.specs import codec_spec
 
-SPEC = CodecSpec(32000, 50, 640, 2, 16, 1, (0, 1), 20)
+SPEC = codec_spec(num_codebooks=2, codebook_size=16, max_frames=20)
 FRAMES = [23, 7, 0, 15, 30, 0]  # frames per track; the third track cannot be opened, the last one is too short
 TEXTS = ["EDM", None, "jazz", None, None, None]
 IDS = ["t0", "t 1\n", "t2", 'a "song" é', "\ud800", "t5"]
@@ -38,11 +38,7 @@ BATCH = 3
 EXACT = {"suppress_health_check": [HealthCheck.function_scoped_fixture], "deadline": None}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _without_waiting_for_disks() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda number: None)
-        yield
+pytestmark = pytest.mark.usefixtures("without_fsync")
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +170,7 @@ def undisturbed(plan, bank, records) -> tuple[object, ...]:
     return everything(from_memory(plan, bank, records), bank)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2, 3, 20])
 def test_results_from_a_journal_equal_those_from_memory(tmp_path, plan, bank, records, undisturbed, world):
     one_start(tmp_path, plan, bank, records, world=world)
@@ -183,6 +180,7 @@ def test_results_from_a_journal_equal_those_from_memory(tmp_path, plan, bank, re
     assert everything(measured, bank) == everything(expected, bank) == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_failures_from_a_journal_equal_those_from_memory(tmp_path, plan, bank, records, world):
     failed = failing(records, 1, 5)

@@ -1,0 +1,66 @@
+"""Messages of the installed jsonargparse are recognised and shortened. A failure here means that its wording has changed."""
+
+from typing import Any, Literal
+
+import pytest
+from jsonargparse import ArgumentError, ArgumentParser
+from torchmetrics import Metric
+
+from musicgen_eval.cli import parser_messages
+from musicgen_eval.cli.commands import parse_command
+from musicgen_eval.cli.parser_messages import one_line
+
+
+class Model:
+    """A class with metrics, as LightningCLI parses it."""
+
+    def __init__(
+        self, metrics: dict[str, Metric] | None = None, seed: int = 0, tail: Literal["score", "drop"] = "score"
+    ) -> None:
+        self.metrics = metrics
+
+
+def message_of(arguments: list[str]) -> str:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Model, "model")
+    with pytest.raises(ArgumentError) as refused:
+        parser.parse_args(arguments)
+    return str(refused.value)
+
+
+def metric(**entry: Any) -> list[str]:
+    return [f"--model.metrics={{'m': {entry}}}"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "explained_by", "expected"),
+    [
+        (["--model.seed=x"], "_wrong_value", "model.seed: expected int, got 'x'"),
+        (["--model.tail=keep"], "_wrong_value", "model.tail: expected one of 'score', 'drop', got 'keep'"),
+        (metric(class_path="musicgen_eval.metrics.CodebookPerplexty"), "_unknown_metric",
+         "unknown metric class 'musicgen_eval.metrics.CodebookPerplexty' in model.metrics; did you mean "
+         "musicgen_eval.metrics.CodebookPerplexity"),
+        (metric(class_path="musicgen_eval.metrics.CodebookAccuracy", init_args={"top_k": "x"}), "_class_problem",
+         "musicgen_eval.metrics.CodebookAccuracy: "),
+        (metric(class_path="torchmetrics.classification.MulticlassConfusionMatrix"), "_class_problem",
+         "torchmetrics.classification.MulticlassConfusionMatrix needs num_classes"),
+        (["--model=3"], "_no_mapping", "model: expected a mapping of settings, or the path of a YAML file, got '3'"),
+    ],
+)  # fmt: skip
+def test_messages_of_the_installed_version_are_recognised(arguments, explained_by, expected):
+    message = message_of(arguments)
+    assert getattr(parser_messages, explained_by)(message) is not None, message
+    line = one_line(message)
+    assert expected in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("command", ["evaluate", "generate"])
+def test_a_missing_option_is_recognised(command):
+    with pytest.raises(ArgumentError) as refused:
+        parse_command([command])
+    assert one_line(str(refused.value)) == "--audio is required, or --resume with a run folder"
+
+
+def test_an_unknown_message_is_printed_in_one_line():
+    assert one_line('Parser key "data":\n  something\n  else') == "data: something else"
