@@ -76,7 +76,7 @@ class Measurements:
                 self._with_tensors[place] = record
 
     def add_batch(self, plan_rows: Sequence[int], rows: Sequence[JournalRow]) -> None:
-        """Adds a batch from a journal. It replaces an earlier measurement of the same batch.
+        """Adds a batch from a journal, and replaces any earlier measurement of the same batch.
 
         Args:
             plan_rows: Rows of the batch's windows in the plan.

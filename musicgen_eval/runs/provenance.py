@@ -9,7 +9,7 @@ from typing import Any
 
 
 def run_record(*, command: str, seed: int, max_frames_from: str) -> dict[str, Any]:
-    """Returns the first content of run.json: command, seed, platform and commit, and an empty list of starts."""
+    """Returns the initial content of run.json: command, seed, platform, commit and an empty list of starts."""
     return {
         "command": command,
         "seed": seed,

@@ -132,7 +132,7 @@ class DispensableWandbLogger(LateWandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run, or before `begin` and after a failure, an object that does nothing."""
+        """The W&B run. Before `begin` and after a failure, the property returns an object that does nothing."""
         if self.is_off or not self._has_begun:
             return DummyExperiment()
         if self.opened_run is not None:

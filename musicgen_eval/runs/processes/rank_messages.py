@@ -84,7 +84,7 @@ def _wait_for_all(trainer: L.Trainer, group: Any) -> None:
 
 
 def _group(trainer: L.Trainer) -> Any:
-    """Returns a gloo group of all ranks, whatever the backend of the devices is.
+    """Returns a gloo group of all ranks, regardless of the backend of the devices.
 
     The group is created once, early in the run, when all ranks call this function at about the same time. A rank that creates a
     group waits for the others, and its signal handlers cannot run during this time.

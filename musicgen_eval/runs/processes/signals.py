@@ -76,7 +76,7 @@ class StopAfterBatch(L.Callback):
                 del os.environ[RANK_0]
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """From now on, defers signals to the end of a batch, and watches the other processes of this machine."""
+        """Starts deferring signals to the end of a batch, and starts watching the other processes of this machine."""
         self._is_measuring = True
         self._processes = launched_processes(trainer.strategy)
         if threading.current_thread() is threading.main_thread():
