@@ -1,6 +1,7 @@
 """The Python functions: `perplexity` scores a file, a folder, a manifest or a tensor, and `generate` continues it.
 
-Each makes a `MusicGenEvaluation` and a `WindowDataModule`, and runs them with a quiet Trainer, like the command `musicgen-eval`.
+Each function creates a `MusicGenEvaluation` and a `WindowDataModule`, and runs them with a quiet Trainer, as the command
+`musicgen-eval` does.
 """
 
 from __future__ import annotations
@@ -85,13 +86,13 @@ def perplexity(
         metrics: Further metrics by name. Their results are in `evaluation.metrics`.
 
     Returns:
-        The perplexity, per data set, codebook, track and code.
+        The perplexity of the data set, each codebook and each track, and the nll of each code.
 
     Raises:
         EvaluationError: Audio, checkpoint, metrics or settings are wrong. Its subclasses tell which.
     """
     if metrics and "perplexity" in metrics:
-        raise RunError("the metric name 'perplexity' is taken; choose another")
+        raise RunError("metrics has the name 'perplexity', which is reserved; choose another name")
     module = _module(
         checkpoint,
         replace(model, save_nll=True),
@@ -136,7 +137,7 @@ def generate(
     files: AudioSettings,
     run: RunSettings,
 ) -> GenerationResult:
-    """Continues music: a MusicGen checkpoint is given the first part of each track, and generates what follows.
+    """Continues music: a MusicGen checkpoint is given the first part of each track, and generates a continuation.
 
     Args:
         audio: A file, a folder, a glob, a manifest, or a list of these; or a (C, N) or (N,) floating point tensor in [-1, 1].
@@ -152,7 +153,7 @@ def generate(
         EvaluationError: Audio, checkpoint, metrics or settings are wrong. Its subclasses tell which.
     """
     if run.run_dir is None and files != AudioSettings():
-        raise RunError("format, layout and originals apply to files; set run_dir, or remove them")
+        raise RunError("format, layout and originals apply to files only; set run_dir, or remove them")
     module = _module(checkpoint, model, metrics=dict(metrics or {}), continuation=continuation)
     with quiet_libraries():
         spec = module.spec
@@ -167,14 +168,14 @@ def generate(
 
 
 def _module(checkpoint: AnyCheckpoint, settings: ModelSettings, **further: Any) -> MusicGenEvaluation:
-    """Makes the evaluation of a checkpoint, a loaded model or a transformers model."""
+    """Creates the evaluation of a checkpoint, a loaded model or a transformers model."""
     if not isinstance(checkpoint, MusicGen | MusicgenForConditionalGeneration):
         return MusicGenEvaluation(**vars(replace(settings, checkpoint=checkpoint)), **further)
     if isinstance(checkpoint, MusicgenForConditionalGeneration):
         with quiet_libraries():
             model = load_model(checkpoint, revision=settings.revision, max_frames=settings.max_frames)
     elif settings.revision is not None or settings.max_frames is not None:
-        raise RunError("revision and max_frames are set when a model is loaded; pass them to load_model")
+        raise RunError("revision and max_frames have no effect on a loaded model; pass them to load_model")
     else:
         model = checkpoint
     how = {
@@ -184,10 +185,10 @@ def _module(checkpoint: AnyCheckpoint, settings: ModelSettings, **further: Any) 
 
 
 def _notes(audio: Audio, checkpoint: object, metrics: Mapping[str, Any] | None) -> list[str]:
-    """Returns comments for config.yaml on arguments that it cannot hold."""
+    """Returns comments for config.yaml about arguments that the file cannot hold."""
     return [
-        *(["the audio was a tensor: data.source does not exist any more"] if isinstance(audio, Tensor) else []),
-        *(["the model was in memory: model.checkpoint is its name"] if isinstance(checkpoint, Module) else []),
+        *(["the audio was a tensor, so data.source no longer exists"] if isinstance(audio, Tensor) else []),
+        *(["the model was in memory, so model.checkpoint is only its name"] if isinstance(checkpoint, Module) else []),
         *([f"metrics that were passed in Python are missing: {', '.join(metrics)}"] if metrics else []),
     ]
 

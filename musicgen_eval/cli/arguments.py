@@ -1,4 +1,4 @@
-"""Converts command-line arguments from the form in which users write them to the form that the parsers take."""
+"""Converts command-line arguments from the form in which users write them to the form that the parsers accept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIG_OPTIONS = ("--config", "-c")
 
 
 def full_option(argument: str) -> str:
-    """Returns an option in the form that the parser takes: `--max_new_frames=5` for `--max-new-frames=5`."""
+    """Returns an option in the form that the parser accepts: `--max_new_frames=5` for `--max-new-frames=5`."""
     if not argument.startswith("--"):
         return argument
     option, equals, value = argument.partition("=")
@@ -30,7 +30,7 @@ def full_option(argument: str) -> str:
 
 
 def with_values(args: Sequence[str]) -> list[str]:
-    """Returns arguments in which every flag has a value."""
+    """Returns the arguments, with a value for every flag."""
     return [
         f"{arg}=true" if arg in FLAGS and after.lower() not in ("true", "false") else arg
         for arg, after in pairwise([*args, "--"])
@@ -38,10 +38,10 @@ def with_values(args: Sequence[str]) -> list[str]:
 
 
 def with_resumed(args: Sequence[str]) -> list[str]:
-    """Replaces `--resume` by the configuration and the folder of the run.
+    """Replaces `--resume` with the configuration and the folder of the run.
 
     Raises:
-        ArgumentError: `--resume` has no run folder.
+        ArgumentError: No run folder follows `--resume`.
         RunError: The folder contains no run.
     """
     full: list[str] = []
@@ -76,7 +76,7 @@ def refuse_other_encodings(args: Sequence[str]) -> None:
     """Refuses configuration files that are not UTF-8 text.
 
     Raises:
-        ArgumentError: A file is not UTF-8 text. The message names it.
+        ArgumentError: A file is not UTF-8 text. The message names the file.
     """
     for arg, after in pairwise([*args, ""]):
         option, equals, value = arg.partition("=")
@@ -86,12 +86,12 @@ def refuse_other_encodings(args: Sequence[str]) -> None:
                 path.read_bytes().decode("utf-8")
             except UnicodeDecodeError as error:
                 raise ArgumentError(
-                    None, f"{option} {path}: not UTF-8 text ({error.reason} at byte {error.start})"
+                    None, f"{option} {path}: the file is not UTF-8 text ({error.reason} at byte {error.start})"
                 ) from error
 
 
 def expand_home(settings: Any) -> Any:
-    """Returns settings in which the home directory replaces the leading `~` of every text."""
+    """Returns settings in which the home directory replaces the leading `~` of every string."""
     if isinstance(settings, str):
         return os.path.expanduser(settings)  # noqa: PTH111
     if isinstance(settings, list):

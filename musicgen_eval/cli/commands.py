@@ -1,7 +1,7 @@
 """The commands of `musicgen-eval`, as functions whose arguments are the options.
 
-The functions import torch, Lightning and transformers when they are called, so that help texts and refused arguments do not wait
-for these imports. Two habits of jsonargparse restrict this module. It executes imports under `TYPE_CHECKING` to resolve signatures.
+The functions import torch, Lightning and transformers when they are called, so that help texts and argument errors do not wait for
+these imports. Two properties of jsonargparse restrict this module. It executes imports under `TYPE_CHECKING` to resolve signatures.
 It also looks up the name of each function in the package `musicgen_eval`, where `generate` would import `api.py`.
 """
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from musicgen_eval.runs.folder import RunFolder
 
 AUDIO_HELP = (
-    "one or more files, folders, globs or manifests (csv, jsonl, parquet), such as --audio *.wav; `demo` for the clips of the "
-    "package"
+    "One or more files, folders, globs or manifests (csv, jsonl, parquet), such as --audio *.wav, or `demo` for the bundled "
+    "clips."
 )
 RESUME_OPTIONS = ("--resume", "--max_failures", "--retry_failures", "--allow_other_machine")
 EXAMPLES = {
@@ -49,23 +49,23 @@ class ExamplesFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
 
 def parse_command(args: Sequence[str]) -> Callable[[], None]:
-    """Parses the arguments of `musicgen-eval`, in which options may be written with dashes.
+    """Parses the arguments of `musicgen-eval`. Option names may contain dashes instead of underscores.
 
     Returns:
         A function that runs the command.
 
     Raises:
-        ArgumentError: The arguments are wrong.
+        ArgumentError: The arguments are invalid.
         RunError: A setting is out of range, or the folder after `--resume` contains no run.
         SystemExit: A help text or the version was printed.
     """
     full = with_values([full_option(arg) for arg in args])
     options = [arg.partition("=")[0] for arg in full]
     if options.count("--audio") > 1:
-        raise ArgumentError(None, "--audio is given more than once; name all files after one --audio")
+        raise ArgumentError(None, "--audio is given more than once; give all files after a single --audio")
     if "--resume" in options:
         if full[0] not in COMMANDS:
-            raise ArgumentError(None, "--resume follows a command: musicgen-eval evaluate --resume runs/x")
+            raise ArgumentError(None, "--resume must follow a command, as in musicgen-eval evaluate --resume runs/x")
         return _resumed_command(full)
     parsed = _parser().parse_args(full)
     settings = parsed[parsed.subcommand].as_dict()
@@ -158,14 +158,14 @@ def _source(audio: list[str]) -> str | list[str]:
 
 
 def _default_folder(run: RunSettings, command: str) -> RunFolder | None:
-    """Returns a folder with a default name, unless the settings name one."""
+    """Returns a folder with a default name, or None if the settings name a folder."""
     from musicgen_eval.runs.folder import RunFolder
 
     return RunFolder.with_default_name(command) if run.run_dir is None else None
 
 
 def _resumed_command(args: Sequence[str]) -> Callable[[], None]:
-    """Returns a function that resumes a run with LightningCLI, which has every setting of the run's config.yaml."""
+    """Returns a function that resumes a run with LightningCLI, which accepts every setting in the run's config.yaml."""
     command, *options = args
     others = [arg for arg in options if arg.startswith("--") and arg.partition("=")[0] not in RESUME_OPTIONS]
     if others:
@@ -175,7 +175,7 @@ def _resumed_command(args: Sequence[str]) -> Callable[[], None]:
 
 
 def run_lightning(args: Sequence[str]) -> None:
-    """Runs LightningCLI, which takes seconds to import."""
+    """Runs LightningCLI. It is imported here, because the import takes seconds."""
     from musicgen_eval.cli.lightning import EvaluationCLI
 
     EvaluationCLI(args=list(args))

@@ -44,7 +44,7 @@ TRAINER_DEFAULTS = {
 
 
 class EvaluationCLI(LightningCLI):
-    """LightningCLI without fit, and without options that could open a pickle."""
+    """LightningCLI without `fit`, and without options that could load a pickle."""
 
     def __init__(self, args: list[str] | None = None) -> None:
         super().__init__(
@@ -61,7 +61,7 @@ class EvaluationCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Returns the commands, each with the arguments of the Trainer's method that have no option."""
+        """Returns the commands, each with the arguments of its Trainer method that are not available as options."""
         skipped = {"model", "dataloaders", "datamodule", "ckpt_path", "weights_only", "verbose", "return_predictions"}
         return {"validate": skipped, "test": skipped, "predict": skipped}
 
@@ -86,7 +86,7 @@ class EvaluationCLI(LightningCLI):
         super().parse_arguments(parser, args)
 
     def instantiate_classes(self) -> None:
-        """Makes model, data and trainer. Errors of libraries become errors of the arguments."""
+        """Creates the model, the data module and the trainer. Errors of libraries are raised as argument errors."""
         try:
             super().instantiate_classes()
         except (EvaluationError, MisconfigurationException, ArgumentError):
@@ -111,7 +111,7 @@ class EvaluationCLI(LightningCLI):
         check_precision(str(trainer.precision), str(trainer.accelerator))
         if trainer.benchmark:
             raise RunError(
-                "trainer.benchmark is set, but cuDNN would choose algorithms by timing, so two runs would differ; remove it"
+                "trainer.benchmark is set. It makes cuDNN choose algorithms by timing, so two runs would differ; remove it"
             )
         if trainer.use_distributed_sampler:
             raise RunError("trainer.use_distributed_sampler is set, but it would score windows twice; remove it")
@@ -167,7 +167,7 @@ class EvaluationCLI(LightningCLI):
             super()._run_subcommand(subcommand)
 
     def before_test(self) -> None:
-        """Checks checkpoint and metrics, then claims the run folder, before other processes are started."""
+        """Checks the checkpoint and the metrics, then claims the run folder, before other processes are started."""
         task: Task = "continue" if self.subcommand == "predict" else "score"
         refuse_strategy(self.trainer, task)
         self.model.prepare(task)

@@ -4,7 +4,7 @@
     musicgen-eval evaluate --audio song.mp3                       the most common settings
     musicgen-eval generate --audio song.mp3 --text "EDM"
 
-Every error is printed as one message, and the exit status is not zero.
+Every error is printed as one message, and results in a non-zero exit status.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from musicgen_eval.files.redaction import redact
 
 
 def lightning_main(args: Sequence[str] | None = None) -> int:
-    """Runs `validate`, `test` or `predict` from arguments; returns the exit status."""
+    """Runs `validate`, `test` or `predict` with the arguments, and returns the exit status."""
     return _guarded(lambda: _parse_lightning(sys.argv[1:] if args is None else args))
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs `musicgen-eval`; returns the exit status."""
+    """Runs `musicgen-eval`, and returns the exit status."""
     return _guarded(lambda: parse_command(sys.argv[1:] if args is None else args))
 
 
@@ -50,7 +50,7 @@ def _guarded(parse: Callable[[], Callable[[], None]]) -> int:
             command.
 
     Returns:
-        The exit status: 0 for success, 2 for wrong arguments, 143 for SIGTERM, 130 for an interrupt, 1 for other errors.
+        The exit status: 0 for success, 2 for invalid arguments, 143 for SIGTERM, 130 for an interrupt, 1 for other errors.
     """
     with tolerant_streams(), utf8_files():
         try:
@@ -66,7 +66,7 @@ def _guarded(parse: Callable[[], Callable[[], None]]) -> int:
 
 
 def _run(command: Callable[[], None]) -> int:
-    """Runs a command; returns the exit status, also after an exception of Lightning."""
+    """Runs a command, and returns the exit status, also after an exception of Lightning."""
     from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
     from musicgen_eval.models.numerics import request_deterministic_lstms
@@ -79,7 +79,7 @@ def _run(command: Callable[[], None]) -> int:
         try:
             command()
         except StoppedElsewhere:
-            # Rank 0 reports the error. Lightning would kill it if a process that it has launched returned another status.
+            # Rank 0 reports the error. Lightning would kill rank 0 if a process that it launched returned another status.
             return 0 if was_launched() else 1
         except MisconfigurationException as error:
             return _fail(str(error), 1)
@@ -90,7 +90,7 @@ def _run(command: Callable[[], None]) -> int:
 
 @contextmanager
 def utf8_files() -> Iterator[None]:
-    """Makes UTF-8 the encoding of text files that libraries open: configuration files are UTF-8 in every locale."""
+    """Makes libraries open text files as UTF-8, because configuration files are UTF-8 in every locale."""
     before = locale.setlocale(locale.LC_CTYPE)
     try:
         locale.setlocale(locale.LC_CTYPE, "C.UTF-8")

@@ -16,7 +16,7 @@ CLASS = r"[\w.]+"
 
 
 def one_line(message: str) -> str:
-    r"""Returns a message of the parser in one line. Messages of a known kind are rephrased.
+    r"""Returns a message of the parser as one line. Known kinds of messages are rephrased.
 
     >>> one_line('Parser key "model.seed":\n  Expected a <class \'int\'>. Got value: inf')
     "model.seed: expected int, got 'inf'"
@@ -30,11 +30,11 @@ def _missing_option(message: str) -> str | None:
     missing = re.search(r"required: (?:evaluate|generate)\.(\w+)", message) or re.search(
         r'"(?:evaluate|generate)\.(\w+)" is required', message
     )
-    return missing and f"--{missing[1]} is required, or --resume with a run folder"
+    return missing and f"--{missing[1]} is required, unless --resume names a run folder"
 
 
 def _unknown_metric(message: str) -> str | None:
-    """Suggests metric classes with a similar name."""
+    """Rephrases the message about an unknown metric class, and suggests classes with similar names."""
     unknown = re.search(rf"(?:given class_path '|dot import path string: )({CLASS})", message)
     if unknown is None or "model.metrics" not in message or "arguments are required" in message:
         return None
@@ -50,7 +50,7 @@ def _unknown_metric(message: str) -> str | None:
 
 
 def _class_problem(message: str) -> str | None:
-    """Describes missing or wrong arguments of a class."""
+    """Rephrases the message about missing or invalid arguments of a class."""
     found = re.search(
         rf"Problem with given class_path '({CLASS})':\s*\n?(.*?)(?=\n\s*- |\n\s*Given value|\Z)", message, re.S
     )

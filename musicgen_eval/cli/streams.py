@@ -1,4 +1,4 @@
-"""Standard output and standard error that can fail without ending a run.
+"""Replacements for standard output and standard error, which can fail without ending a run.
 
     a character that the terminal cannot show      --> a replacement character
     a closed pipe, as in `| head`                  --> the rest of the output is dropped
@@ -19,7 +19,7 @@ from typing import Any, TextIO, cast
 
 @contextmanager
 def tolerant_streams() -> Iterator[None]:
-    """Replaces `sys.stdout` and `sys.stderr` by streams to which writing never fails; restores them at the end."""
+    """Replaces `sys.stdout` and `sys.stderr` with streams to which writing never fails. Restores them at the end."""
     _open_closed_descriptors()
     before = sys.stdout, sys.stderr
     stdout, stderr = (TolerantStream(stream or open(os.devnull, "w")) for stream in before)  # noqa: PTH123, SIM115
@@ -34,13 +34,13 @@ def tolerant_streams() -> Iterator[None]:
 
 
 class TolerantStream:
-    """A text stream that replaces what it cannot encode, and drops everything once it cannot be written to.
+    """A text stream that replaces characters that it cannot encode, and drops all further output after an error.
 
     Args:
         stream: Stream to write to.
 
     Attributes:
-        on_loss: Function that is called once, with the error after which everything is dropped.
+        on_loss: Function that is called once, with the error after which all output is dropped. None calls nothing.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -49,12 +49,12 @@ class TolerantStream:
         self._is_lost = False
 
     def write(self, text: str) -> int:
-        """Writes a text. Returns its number of characters, like every text stream."""
+        """Writes a string. Returns the number of its characters, like every text stream."""
         self._attempt(lambda: self._write(text))
         return len(text)
 
     def writelines(self, lines: Iterator[str]) -> None:
-        """Writes several texts."""
+        """Writes several strings."""
         for line in lines:
             self.write(line)
 
@@ -76,7 +76,7 @@ class TolerantStream:
             return
         try:
             act()
-        except (OSError, ValueError) as error:  # a ValueError: the stream was closed
+        except (OSError, ValueError) as error:  # a ValueError means that the stream was closed
             self._is_lost = True
             self._drop_buffered()
             if self.on_loss is not None:
@@ -84,7 +84,7 @@ class TolerantStream:
 
     def _drop_buffered(self) -> None:
         """Redirects the descriptor to /dev/null, because the interpreter flushes the stream when it exits."""
-        with suppress(OSError, ValueError):  # streams of tests have no descriptor
+        with suppress(OSError, ValueError):  # streams in tests have no descriptor
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
             os.close(null)

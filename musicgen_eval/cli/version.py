@@ -19,7 +19,7 @@ class PrintVersion(Action):
     def __call__(
         self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: Any = None
     ) -> NoReturn:
-        """Prints the version. The parser calls this."""
+        """Prints the version. Called by the parser."""
         exit_with_version()
 
 

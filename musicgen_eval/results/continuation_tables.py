@@ -1,4 +1,4 @@
-"""Reads the continuations of a run from the tables of its starts and processes.
+"""Reads the continuations of a run from the tables that its starts and processes wrote.
 
 continuations.csv          first start, rank 0; all continuations once the run is finished
 continuations.2.1.csv      start 2, rank 1
@@ -30,9 +30,9 @@ def read_continuations(
 
     Args:
         folder: Run folder.
-        is_finished: False skips incomplete rows, which a process that was killed can leave.
-        is_expected: True raises an error if there is no table.
-        remedy: What to do about a missing or damaged table, for the error message.
+        is_finished: Whether the run is finished. If not, incomplete rows are skipped, because a killed process can leave them.
+        is_expected: Whether a missing table is an error.
+        remedy: Advice for a missing or damaged table, added to the error message.
 
     Raises:
         RunError: A table is missing, unreadable or damaged.
@@ -54,11 +54,11 @@ def read_continuations(
         try:
             by_path |= {record.path: record for record in TableRecords(table, partial(continuation_of, folder))}
         except ValueError as error:
-            raise RunError(f"{place}: damaged: column seed ({error}); {remedy}") from error
+            raise RunError(f"{place} is damaged: column seed ({error}); {remedy}") from error
     return list(by_path.values())
 
 
 def _start_and_rank(table: Path) -> tuple[int, int] | None:
-    """Returns start and rank of the process that wrote a table. None means that the name is of another file."""
+    """Returns the start and the rank of the process that wrote a table, or None if the file is not a table of continuations."""
     match = _CONTINUATION_TABLE.fullmatch(table.name)
     return None if match is None else (int(match[1] or 0), int(match[2] or 0))

@@ -1,6 +1,6 @@
 """Writes the files of a result: summary.json, tracks.csv, windows.csv and nll.safetensors.
 
-The files are renamed to their final names when all of them are complete, summary.json last.
+Once all files are complete, they are renamed to their final names, summary.json last.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from musicgen_eval.errors import RunError
 from musicgen_eval.files.atomic import atomic_file, sync_folder
 from musicgen_eval.files.redaction import redact, redact_rows, redact_tree
 
-if TYPE_CHECKING:  # a wrong run folder is reported without an import of torch
+if TYPE_CHECKING:  # a wrong run folder is reported without importing torch
     from torch import Tensor
 
     from musicgen_eval.results.summary import EvaluationResult

@@ -29,10 +29,10 @@ class WindowRecord:
     Attributes:
         row: Row of the window in the plan.
         track_row: Row of its track in the plan.
-        states: Metric name -> state. Contains only metrics that were updated on this window, and is empty if it failed.
-        failure: Reason of the failure. None means that the window was measured.
-        tensors: Further tensors: `nll`, (K, T) float32 nats of the whole window, NaN where not scored; `codes`, (K, T) int16
-            or int32, of a continuation.
+        states: Metric name -> state, for the metrics that were updated on this window. Empty if the window failed.
+        failure: Reason for the failure. None means that the window was measured.
+        tensors: Further tensors: `nll`, (K, T) float32 nats of the whole window, NaN for codes that were not scored; `codes`,
+            (K, T) int16 or int32, of a continuation.
     """
 
     row: int
@@ -51,7 +51,7 @@ class Measurements:
 
     Attributes:
         order: (windows,) rows of the plan in canonical order. A *place* is a position in this array.
-        failures: Place -> reason of the failure.
+        failures: Place -> reason for the failure.
         tables: Metric name -> table of window states.
     """
 
@@ -76,7 +76,7 @@ class Measurements:
                 self._with_tensors[place] = record
 
     def add_batch(self, plan_rows: Sequence[int], rows: Sequence[JournalRow]) -> None:
-        """Adds a batch from a journal. It replaces an earlier measurement of the same batch.
+        """Adds a batch from a journal, and replaces any earlier measurement of the same batch.
 
         Args:
             plan_rows: Rows of the batch's windows in the plan.
@@ -104,7 +104,7 @@ class Measurements:
         """Checks that every window of the plan has exactly one record.
 
         Raises:
-            RunError: If windows have no record or several.
+            RunError: If any window has no record, or several.
         """
         missing, repeated = int((self._times == 0).sum()), int((self._times > 1).sum())
         if missing or repeated:
@@ -119,7 +119,7 @@ class Measurements:
         return kept is not None and name in kept.tensors
 
     def tensor(self, place: int, name: str) -> Tensor:
-        """Returns a tensor of the window at this place, and reads it from the journal if necessary."""
+        """Returns a tensor of the window at this place, reading it from the journal if necessary."""
         kept = self._with_tensors[place]
         return kept.read()[1][name] if isinstance(kept, SideFileRef) else kept.tensors[name]
 

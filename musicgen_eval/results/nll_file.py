@@ -16,13 +16,13 @@ Found = TypeVar("Found")
 
 
 class NllFile(Mapping[str, NDArray[np.float32]]):
-    """The nll of the tracks in an nll.safetensors: track id -> (K, T) float32 nats, NaN where a code was not scored.
+    """The nll of the tracks in a file nll.safetensors: track id -> (K, T) float32 nats, NaN for codes that were not scored.
 
-    Only the names are kept in memory. The file is opened for each curve.
+    Only the track ids are kept in memory. The file is opened again for each track.
 
     Args:
-        path: The file.
-        remedy: What to do about a damaged file, for the error message.
+        path: Path of the file.
+        remedy: Advice for a damaged file, added to the error message.
 
     Raises:
         RunError: The file is unreadable or damaged.

@@ -27,7 +27,7 @@ class RecordStore(Protocol):
     """A store of window records."""
 
     failed: dict[int, str]
-    """Row of the track -> reason of the failure, for the failures that this process knows."""
+    """Row of the track -> reason for the failure, for the failures known to this process."""
 
     def keep(self, records: Sequence[WindowRecord]) -> None:
         """Stores the records of a complete batch."""
@@ -130,7 +130,7 @@ class JournalStore:
         _note_failures(self.failed, records)
 
     def close(self) -> list[WindowRecord]:
-        """Flushes the journal to disk, and returns no records, because rank 0 reads the journal."""
+        """Flushes the journal to disk. Returns no records, because rank 0 reads them from the journal."""
         if self._writer is not None:
             self._writer.close()
         return []
@@ -152,7 +152,7 @@ class MeasuredBatches:
     Attributes:
         batches: Numbers of the measured batches.
         windows: Number of windows in these batches.
-        failed: Row of the track -> reason of the failure.
+        failed: Row of the track -> reason for the failure.
         starts: Number of earlier starts.
         notes: Problems found in the journal, one line each.
     """
@@ -164,7 +164,7 @@ class MeasuredBatches:
     notes: list[str] = field(default_factory=list)
 
     def leave_out(self, batches: Collection[int], num_windows: int, batch_size: int) -> None:
-        """Removes batches from the set of measured ones.
+        """Removes batches from the set of measured batches.
 
         Args:
             batches: Numbers of the batches to remove.

@@ -59,7 +59,7 @@ class StateTable:
         self.add_numbers(place, numbers, {name: state[name] for name in state if name not in numbers})
 
     def add_numbers(self, place: int, numbers: Mapping[str, Sequence[float]], others: State) -> None:
-        """Adds a state like `add`, with the states of `layout` given as flat numbers.
+        """Adds a state like `add`, but takes the states of `layout` as flat numbers.
 
         Args:
             place: Place of the window in canonical order.
@@ -78,7 +78,7 @@ class StateTable:
         self._places.append(place)
 
     def remove(self, place: int) -> None:
-        """Removes the state of a window that was measured again and has no state now."""
+        """Removes the state of a window that was measured again and now has none."""
         self._removals.add(len(self._places))
         self.add_numbers(place, {}, {})
 
@@ -94,7 +94,7 @@ class StateTable:
         return self._merge(entries[counted[places]])
 
     def _in_order(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns the places in ascending order, and for each the entry that was added last."""
+        """Returns the places in ascending order, and for each place the entry that was added last."""
         if self._sorted is None:
             places = np.frombuffer(self._places, dtype=np.int64)
             order = np.argsort(places, kind="stable")

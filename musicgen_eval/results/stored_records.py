@@ -1,4 +1,4 @@
-"""The records of a run that has been read back, and how they follow from the rows of its tables."""
+"""The records of a stored run, and functions that create them from table rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class StoredValue:
 
     Attributes:
         value: The number. None means that it is not finite.
-        unit: Its unit, "" if it has none.
+        unit: Unit of the number, "" if it has none.
         low, high: Limits of the 95% confidence interval over tracks. None means that there is no interval.
         num_tracks: Number of tracks that contribute to the number.
     """
@@ -42,10 +42,10 @@ class StoredTrack:
 
     Attributes:
         id: Id of the track.
-        path: Its file.
-        text: Its text. None means that it has none.
+        path: Path of the audio file. None means that the table has no path.
+        text: Text of the track. None means no text.
         status: `ok`, `failed`, `too_short` or `skipped`.
-        reason: Why the status is not `ok`, "" if it is.
+        reason: Reason if the status is not `ok`, otherwise "".
         duration_s: Length in whole frames, in seconds.
         num_windows: Number of windows that contribute to the results.
         metrics: Metric name -> key -> number of this track. None means that the track has no such number.
@@ -68,11 +68,11 @@ class StoredWindow:
     Attributes:
         track: Id of the track.
         index: Number of the window in its track, from 0. In predict, the number of the continuation.
-        start_s: First frame that the model reads, in seconds from the start of the track. None in an unfinished run.
+        start_s: Start of the window, context included, in seconds from the start of the track. None in an unfinished run.
         context_s: Length of the context, in seconds. None in an unfinished run.
         target_s: Length of the target, in seconds.
-        metrics: Metric name -> key -> number of this window. None means that the window has no such number. In an unfinished run
-            only `CodebookPerplexity` has numbers.
+        metrics: Metric name -> key -> number of this window. None means that the window has no such number. In an unfinished
+            run, only `CodebookPerplexity` has numbers.
     """
 
     track: str
@@ -91,14 +91,14 @@ class StoredContinuation:
         track: Id of the track.
         index: Number of the continuation of this track, from 0.
         context_s: Length of the track before the boundary, in seconds.
-        prompt_s: Length of the part of it that the model was given, in seconds.
+        prompt_s: Length of the prompt, in seconds. The prompt is the part of the context that the model was given.
         generated_s: Length of the continuation, in seconds.
         reference_s: Length of the reference, in seconds.
         text: Text condition. None means that there was none.
         seed: Seed of the run.
         temperature, top_k, top_p, guidance_scale, stride_s: Settings of the continuation, as in `ContinuationSettings`.
-        path: File of the continuation.
-        context_path, reference_path: Files of context and reference. None means that they were not written.
+        path: Audio file of the continuation.
+        context_path, reference_path: Audio files of the context and the reference. None means that they were not written.
     """
 
     track: str
@@ -128,7 +128,7 @@ class StoredFailure:
 
 
 def value_of(stored: Mapping[str, Any]) -> StoredValue:
-    """Returns a value of summary.json."""
+    """Converts a value of summary.json to a record."""
     return StoredValue(
         value=stored["value"],
         unit=stored.get("unit", ""),
@@ -139,7 +139,7 @@ def value_of(stored: Mapping[str, Any]) -> StoredValue:
 
 
 def track_of(row: Row) -> StoredTrack:
-    """Returns a row of tracks.csv."""
+    """Converts a row of tracks.csv to a record."""
     return StoredTrack(
         id=row.texts["id"],
         path=row.texts.get("path") or None,
@@ -153,7 +153,7 @@ def track_of(row: Row) -> StoredTrack:
 
 
 def window_of(row: Row) -> StoredWindow:
-    """Returns a row of windows.csv."""
+    """Converts a row of windows.csv to a record."""
     return StoredWindow(
         track=row.texts["track"],
         index=_whole(row.numbers["index"]) or 0,
@@ -165,7 +165,7 @@ def window_of(row: Row) -> StoredWindow:
 
 
 def continuation_of(folder: Path, row: Row) -> StoredContinuation:
-    """Returns a row of continuations.csv, with absolute paths below the run folder."""
+    """Converts a row of continuations.csv to a record, with absolute paths below the run folder."""
 
     def file(name: str) -> Path | None:
         return folder / row.texts[name] if row.texts.get(name) else None

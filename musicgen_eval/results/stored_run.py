@@ -1,11 +1,11 @@
-"""Reads a run folder back: `load_run(folder)` returns the recipe and the results of a run, finished or not.
+"""Reads run folders: `load_run(folder)` returns the recipe and the results of a finished or unfinished run.
 
     run.json, config.yaml    --> command, configuration, recipe
     summary.json, *.csv      --> metrics with intervals, tracks, windows, continuations    (finished)
     journal/                 --> windows and failures so far                               (unfinished)
-    nll.safetensors          --> nll of a track, read when it is asked for
+    nll.safetensors          --> nll of a track, read on access
 
-Loads neither the model nor torch.
+The module loads neither the model nor torch.
 """
 
 from __future__ import annotations
@@ -46,28 +46,29 @@ RunState = Literal["finished", "unfinished"]
 
 @dataclass(frozen=True, eq=False)
 class StoredRun:
-    """A run folder, as `load_run` reads it.
+    """A run, as `load_run` reads it from its folder.
 
     Attributes:
         folder: The run folder, an absolute path.
-        state: `finished` if the folder holds results, else `unfinished`.
+        state: `finished` if the folder contains results, otherwise `unfinished`.
         command: Command that started the run: `test`, `validate`, `predict`, `evaluate` or `generate`.
         run: Content of run.json.
-        recipe: Everything that determines the numbers. For an unfinished run it is the fingerprint of run.json, which has the same
-            settings but describes metrics by class and has no `source` and `notes`.
-        metrics: Metric name -> key -> value over all tracks, {} for an unfinished run.
-        metric_errors: Metric name -> why the metric could not be computed.
-        counts: Numbers of tracks and windows by outcome, and seconds scored or generated, {} for an unfinished run.
-        tracks: Every track of the run, in its order. Empty for an unfinished run.
-        windows: Every window that contributes to the results. For an unfinished run, the windows in the journal, in the order in
-            which they were measured, without those of failed tracks.
-        continuations: Every continuation that was written. Empty unless the command is `predict` or `generate`.
-        failures: The failed tracks. For an unfinished run, those that the journal names: a track that cannot be opened is listed
-            once the run is finished.
-        notes: Notes of the recipe. For an unfinished run, what the journal reader left out.
-        num_windows_measured: Number of windows with a record, windows of failed tracks included. None for a finished run, whose
-            `counts` hold the number of windows that contribute to the results.
-        num_windows_planned: Number of windows that the last start planned. None means that run.json does not say.
+        recipe: Everything that determines the numbers. For an unfinished run, the fingerprint in run.json, which contains the
+            same settings but describes metrics by class and has no `source` or `notes`.
+        metrics: Metric name -> key -> value over all tracks. Empty for an unfinished run.
+        metric_errors: Metric name -> reason why the metric could not be computed.
+        counts: Numbers of tracks by outcome and of windows, and the scored or generated audio in seconds. Empty for an
+            unfinished run.
+        tracks: All tracks of the run, in the order of tracks.csv. Empty for an unfinished run.
+        windows: All windows that contribute to the results. For an unfinished run, the windows in the journal, excluding those
+            of failed tracks, in the order in which they were measured.
+        continuations: All continuations that were written. Empty unless the command is `predict` or `generate`.
+        failures: The failed tracks. For an unfinished run, only those that the journal names. A track that cannot be opened is
+            not listed until the run is finished.
+        notes: Notes of the recipe. For an unfinished run, notes on the skipped parts of the journal.
+        num_windows_measured: Number of windows with a record, including windows of failed tracks. None for a finished run, whose
+            `counts` contain the number of windows that contribute to the results.
+        num_windows_planned: Number of windows that the last start planned. None means that run.json does not record it.
     """
 
     folder: Path
@@ -88,7 +89,7 @@ class StoredRun:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """Returns the content of config.yaml, {} if there is none. It is read when it is first asked for.
+        """Returns the content of config.yaml, or {} if there is none. The file is read on first access.
 
         Raises:
             RunError: config.yaml is damaged.
@@ -105,18 +106,18 @@ class StoredRun:
             raise RunError(f"{path} cannot be read ({problem}); restore it from a copy") from error
         if not isinstance(found, Mapping):
             raise RunError(
-                f"{path}: damaged: it holds {type(found).__name__}, expected settings; restore it from a copy"
+                f"{path} is damaged: it holds {type(found).__name__}, expected settings; restore it from a copy"
             )
         return found
 
     @property
     def has_nll(self) -> bool:
-        """Returns whether the folder holds the nll of every code."""
+        """Returns True if the folder contains the nll of every code."""
         return self._nll_path.exists()
 
     @property
     def nll_tracks(self) -> Sequence[str]:
-        """Returns the ids of the tracks that `nll` can read, in the order of the run. Empty if the run kept no nll.
+        """Returns the ids of the tracks that `nll` can read, in the order of the run. Empty if the run saved no nll.
 
         Raises:
             RunError: nll.safetensors is damaged.
@@ -130,10 +131,10 @@ class StoredRun:
             track_id: Id of the track.
 
         Returns:
-            (K, T) float32 nats of every code of the track, K codebooks and T frames. A code that was not scored is NaN.
+            (K, T) float32 nats, for K codebooks and T frames. NaN for codes that were not scored.
 
         Raises:
-            RunError: The run kept no nll, the track has none, or nll.safetensors is damaged.
+            RunError: The run saved no nll, the track has none, or nll.safetensors is damaged.
         """
         if not self.has_nll:
             raise RunError(f"{self._nll_path} does not exist; {self._nll_remedy}")
@@ -147,14 +148,14 @@ class StoredRun:
 
     @property
     def _nll_remedy(self) -> str:
-        """Returns how the run gets the missing file."""
+        """Returns advice on how to obtain the missing file."""
         if self.recipe.get("task") == "continue":
-            return "runs of predict and generate keep no nll; measure it with test or evaluate and model.save_nll=true"
+            return "predict and generate do not save nll; use test or evaluate with model.save_nll=true"
         if not self.run.get("fingerprint", {}).get("save_nll"):
-            return "measure again with model.save_nll=true and another run_dir"
+            return "run the evaluation again with model.save_nll=true and another run_dir"
         if self.state == "finished":
             return _remedy(self.folder)
-        return f"finish the run with --resume {self.folder}, which writes it"
+        return f"finish the run with --resume {self.folder}, which writes the file"
 
     @cached_property
     def _curves(self) -> NllFile:
@@ -162,16 +163,16 @@ class StoredRun:
 
 
 def load_run(folder: str | Path) -> StoredRun:
-    """Reads a run folder, finished or not. Needs neither the model nor a GPU.
+    """Reads the folder of a finished or unfinished run. Needs neither the model nor a GPU.
 
     Args:
         folder: A run folder. A leading `~` is the home directory.
 
     Returns:
-        The run. Tracks and windows are made when they are asked for, and nll is read when it is asked for.
+        The run. The records of tracks and windows are created on access, and the nll is read on access.
 
     Raises:
-        RunError: The folder does not exist or holds no run, or one of its files is damaged. The message names the file.
+        RunError: The folder does not exist or contains no run, or one of its files is damaged. The message names the file.
 
     Example:
         >>> run = load_run("runs/demo")  # doctest: +SKIP
@@ -186,12 +187,14 @@ def load_run(folder: str | Path) -> StoredRun:
     path = Path(os.path.expanduser(folder)).absolute()  # noqa: PTH111 - Path.expanduser raises if there is no home directory
     if not path.is_dir():
         problem = "is not a folder" if path.exists() else "does not exist"
-        raise RunError(f"{path} {problem}; give the run folder, which holds run.json")
+        raise RunError(f"{path} {problem}; give the run folder, which contains run.json")
     if not (path / "run.json").exists():
-        raise RunError(f"{path} holds no run: run.json does not exist; give the run folder, which holds run.json")
+        raise RunError(f"{path} contains no run: run.json does not exist; give the run folder, which contains run.json")
     run = _json(path / "run.json", "restore it from a copy, or start the run again in another folder with run_dir")
     if not isinstance(run.get("command"), str):
-        raise RunError(f"{path / 'run.json'} names no command, so it is not of a run; give a folder that holds a run")
+        raise RunError(
+            f"{path / 'run.json'} names no command, so it does not describe a run; give a folder that contains a run"
+        )
     return _finished(path, run) if (path / "summary.json").exists() else _unfinished(path, run)
 
 
@@ -206,7 +209,7 @@ def _finished(path: Path, run: Mapping[str, Any]) -> StoredRun:
         failures = [StoredFailure(failure["track"], failure["reason"]) for failure in summary["failures"]]
         counts, metric_errors = dict(summary["counts"]), dict(summary.get("metric_errors", {}))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(f"{path / 'summary.json'}: damaged ({error!r}); {remedy}") from error
+        raise RunError(f"{path / 'summary.json'} is damaged ({error!r}); {remedy}") from error
     columns = [(name, key) for name, values in metrics.items() for key in values]
     tracks = read_table(
         path / "tracks.csv",
@@ -280,10 +283,10 @@ def _json(path: Path, remedy: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read ({error}); {remedy}") from error
     if not isinstance(found, dict):
-        raise RunError(f"{path}: damaged: it holds {type(found).__name__}, expected an object; {remedy}")
+        raise RunError(f"{path} is damaged: it holds {type(found).__name__}, expected an object; {remedy}")
     return found
 
 
 def _remedy(path: Path) -> str:
-    """Returns what to do about a damaged result: the journal still holds everything it was computed from."""
+    """Returns advice for a damaged result. The journal still holds everything from which the result was computed."""
     return f"delete {path / 'summary.json'} and resume the run with --resume {path}, which writes the results again"

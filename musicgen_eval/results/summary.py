@@ -3,7 +3,7 @@
     measurements --drop failed tracks--> merged states --compute--> EvaluationResult
 
 Values of tracks and windows are stored in columns, and their result objects are created on access. Thus the results of 100,000
-tracks take only some megabytes.
+tracks take only a few megabytes.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class EvaluationResult:
         failures: Failed tracks, with reasons.
         recipe: Everything that determines the numbers.
         spec: Codec specification of the checkpoint.
-        nll: Track id -> (K, T) float32 nats over the whole track, NaN where not scored. Empty unless the run kept the nll.
-            For a run with a folder, each tensor is read from the journal on access.
+        nll: Track id -> (K, T) float32 nats over the whole track, NaN for codes that were not scored. Empty unless the run
+            saved the nll. For a run with a folder, each tensor is read from the journal on access.
         metric_errors: Metric name -> error that prevented its computation. The `metrics` of these names are empty.
     """
 
@@ -216,7 +216,8 @@ def summarise(
         max_failures: Number of tracks that may fail.
 
     Raises:
-        RunError: If more than `max_failures` tracks failed, if no track was measured, or if windows have no record or several.
+        RunError: If more than `max_failures` tracks failed, if no track was measured, or if any window has no record, or
+            several.
     """
     measured.check_complete()
     plan = measured.plan

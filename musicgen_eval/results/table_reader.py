@@ -1,7 +1,7 @@
 """Reads the tables of a run folder (tracks.csv, windows.csv, continuations.csv) into columns.
 
-A table of a hundred thousand rows is kept as one list of strings per text column and one array per number column. Records are made
-when they are asked for. Columns that this version does not know are ignored, and columns that it misses hold None.
+A table is kept as one list of strings per text column and one array per number column, so that it may have a hundred thousand
+rows. Records are created on access. Unknown columns are ignored, and missing columns are read as None.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Row:
     """One row of a table.
 
     Attributes:
-        texts: column -> cell. Columns that the table does not have are left out.
-        numbers: column -> number. None means an empty cell or a missing column.
-        metrics: metric name -> key -> number. None means an empty cell.
+        texts: Column -> cell. Columns that the table does not have are left out.
+        numbers: Column -> number. None means an empty cell. Columns that the table does not have are left out.
+        metrics: Metric name -> key -> number. None means an empty cell.
     """
 
     texts: Mapping[str, str]
@@ -67,11 +67,11 @@ class Table:
 
 
 class TableRecords(Sequence[Record], Generic[Record]):
-    """The rows of a table as records, each made when it is asked for.
+    """The rows of a table as records, each created on access.
 
     Args:
         table: The columns.
-        make: Makes a record of a row.
+        make: Function that creates a record from a row.
     """
 
     def __init__(self, table: Table, make: Callable[[Row], Record]) -> None:
@@ -114,8 +114,8 @@ def read_table(
         texts: Columns to read as text.
         numbers: Columns to read as numbers.
         metrics: (metric name, key) of the columns named `name/key`.
-        skip_incomplete: Leaves out rows with too few or too many cells, such as the last row of a process that was killed.
-        remedy: What to do about a missing or damaged table, for the error message.
+        skip_incomplete: Whether to skip rows with too few or too many cells, such as the last row that a killed process wrote.
+        remedy: Advice for a missing or damaged table, added to the error message.
 
     Raises:
         RunError: The file is missing, unreadable or damaged.
@@ -127,7 +127,7 @@ def read_table(
             heading = next(rows, [])
             missing = [name for name in required if name not in heading]
             if missing:
-                raise RunError(f"{path}: damaged: column {missing[0]!r} is missing; {remedy}")
+                raise RunError(f"{path} is damaged: column {missing[0]!r} is missing; {remedy}")
             place = {name: number for number, name in enumerate(heading)}
             table.texts = {name: [] for name in texts if name in place}
             table.numbers = {name: array("d") for name in numbers if name in place}
@@ -164,11 +164,11 @@ def _whole_rows(
         if len(cells) == num_cells:
             yield cells
         elif cells and not skip_incomplete:
-            raise RunError(f"{path}: damaged: row {number} has {len(cells)} cells, expected {num_cells}; {remedy}")
+            raise RunError(f"{path} is damaged: row {number} has {len(cells)} cells, expected {num_cells}; {remedy}")
 
 
 def _no_number(path: Path, row: int, column: str, found: str, remedy: str) -> RunError:
-    return RunError(f"{path}: damaged: row {row + 1}, column {column} holds {found}, expected a number; {remedy}")
+    return RunError(f"{path} is damaged: row {row + 1}, column {column} holds {found}, expected a number; {remedy}")
 
 
 def _given(number: float) -> float | None:

@@ -21,10 +21,10 @@ class MeasuredWindows:
     """The content of a journal.
 
     Attributes:
-        windows: Windows in the order in which they were measured, without those of failed tracks.
+        windows: Windows, excluding those of failed tracks, in the order in which they were measured.
         failures: The failed tracks that the journal names.
-        notes: Notes on the parts of the journal that were left out.
-        num_windows: Number of windows with a record, windows of failed tracks included.
+        notes: Notes on the skipped parts of the journal.
+        num_windows: Number of windows with a record, including windows of failed tracks.
     """
 
     windows: Sequence[StoredWindow]
@@ -78,11 +78,12 @@ def perplexities_of(state: Mapping[str, Sequence[float]], frame_rate_hz: float) 
     """Computes the results of `CodebookPerplexity` from its state.
 
     Args:
-        state: `total`, nats per codebook, and `count`, scored codes per codebook.
+        state: `total`, the nats per codebook, and `count`, the number of scored codes per codebook.
         frame_rate_hz: Frame rate of the codec.
 
     Returns:
-        `ppl`, `ce` (nats) and `bits_per_second`, and the first two per codebook. None if a codebook has no scored code.
+        `ppl`, `ce` (nats) and `bits_per_second` over all codebooks, and `ppl` and `ce` of each codebook. A value is None if one
+        of its codebooks has no scored code.
 
     >>> perplexities_of({"total": [0.0, 2.0], "count": [2, 1]}, 50)["ce"]
     1.0
@@ -100,7 +101,7 @@ def perplexities_of(state: Mapping[str, Sequence[float]], frame_rate_hz: float) 
 
 
 def _perplexities(recipe: Mapping[str, Any]) -> dict[str, float]:
-    """Returns metric name -> frame rate of the metrics that `perplexities_of` can compute."""
+    """Returns the frame rate for each name of a metric that `perplexities_of` can compute."""
     frame_rate_hz = recipe.get("codec", {}).get("frame_rate_hz")
     known = re.compile(r"musicgen_eval\..*\.?CodebookPerplexity")
     return {

@@ -1,4 +1,4 @@
-"""The paths of continuations below a run folder."""
+"""The paths of continuation files below a run folder."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from hashlib import sha256
 from musicgen_eval.files.redaction import redact
 
 NUM_DIGITS = 16
-"""Digits of a track id's digest. The chance that any two of 100,000 ids are equal is 3e-10, with 8 digits it would be 0.69."""
+"""Digits of a track id's digest. The chance that any two of 100,000 digests are equal is 3e-10. With 8 digits it would be 0.69."""
 DEVICE_NAMES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(1, 10))}
 """Names that Windows reserves for devices."""
 
 
 def continuation_path(track: str, index: int, extension: str) -> str:
-    """Returns the path of a continuation's file, relative to the run folder."""
+    """Returns the path of a continuation file, relative to the run folder."""
     return f"audio/{track_folder(track)}/continuation_{index}.{extension}"
 
 

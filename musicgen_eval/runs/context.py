@@ -1,9 +1,9 @@
 """The state of one run in one process.
 
     RunRecorder.setup          opens a context on the run folder
-    MusicGenEvaluation.setup   takes this context, or makes one in memory if no recorder provides any
+    MusicGenEvaluation.setup   takes this context, or creates one in memory if no recorder provides one
 
-The module holds the context from then on. The data module and the callbacks read it as `module.context`. `runs/module.py` shows
+From then on, the module holds the context. The data module and the callbacks read it as `module.context`. `runs/module.py` shows
 the order of the hooks.
 """
 
@@ -26,11 +26,11 @@ from musicgen_eval.runs.continuation_audio import ContinuationSink
 
 @dataclass(frozen=True)
 class RunConstants:
-    """Values that the first start of a run determines for all of its starts.
+    """Values that the first start of a run determines for all later starts.
 
     Attributes:
-        threads: Number of CPU threads that generate and decode in predict. None means that no start has determined it.
-        arithmetic: Implementation of the decoder's matrix products. None means that no start has loaded the model.
+        threads: Number of CPU threads for generating codes and decoding audio in predict. None means not determined yet.
+        arithmetic: Implementation of the decoder's matrix products. None means that the model has not been loaded yet.
         other_machines: Further machines on which parts of the run were measured.
     """
 
@@ -48,8 +48,8 @@ class RunContext:
         batch_size: Number of windows per batch.
         store: Store of this process's window records.
         totals: Running totals of this process, for progress displays.
-        measured: Batches that earlier starts have measured.
-        constants: Values that are the same in all starts.
+        measured: Batches that earlier starts of the run have measured.
+        constants: Values that are the same in all starts of the run.
         sink: Receiver of continuations in predict. None means that their audio is kept in memory.
     """
 
@@ -63,11 +63,11 @@ class RunContext:
 
     @property
     def is_complete(self) -> bool:
-        """True if earlier starts have measured every batch."""
+        """True if earlier starts of the run have measured every batch."""
         return len(self.measured.batches) == num_batches(len(self.plan.windows), self.batch_size)
 
     def settle_threads(self, threads: int) -> int:
-        """Returns the number of threads of the run. The first start sets it to `threads`."""
+        """Returns the number of threads of the run. The first start of the run sets it to `threads`."""
         self.constants = replace(self.constants, threads=self.constants.threads or threads)
         return self.constants.threads or threads
 
@@ -80,8 +80,8 @@ class RunContext:
         known = self.constants.arithmetic
         if known not in (None, arithmetic):
             raise RunError(
-                f"the run was started with {known} kernels and would resume with {arithmetic} kernels, which differ in the last "
-                "bits; resume it on the same type of device and with the same strategy"
+                f"the run was started with {known} kernels and would resume with {arithmetic} kernels, whose results differ in the "
+                "last bits; resume it on the same type of device and with the same strategy"
             )
         self.constants = replace(self.constants, arithmetic=arithmetic)
 
@@ -90,8 +90,8 @@ class ContextProvider(L.Callback):
     """Base class of the callback that opens the context of a run. A trainer has at most one.
 
     Attributes:
-        context: Context of the current run, from this callback's `setup` on. None means that the module makes one in memory.
-        retry_failures: Measure tracks again that failed in earlier starts.
+        context: Context of the current run, from this callback's `setup` on. None means that the module creates one in memory.
+        retry_failures: Whether to measure again the tracks that failed when the run was started before.
     """
 
     context: RunContext | None = None
@@ -99,7 +99,7 @@ class ContextProvider(L.Callback):
 
     @property
     def index_path(self) -> Path | None:
-        """File that stores the properties of the source's audio files for later starts, or None if they are not stored."""
+        """File that stores the properties of the source's audio files for later starts of the run, or None if there is none."""
         return None
 
 

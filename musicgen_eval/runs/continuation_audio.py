@@ -21,12 +21,12 @@ class ContinuationSink(Protocol):
     """Stores continuations as they are generated."""
 
     def write(self, continuation: Continuation, audio: AudioPieces) -> Continuation:
-        """Stores a continuation, and returns it with the paths of its files. `audio.generated` can be iterated over once."""
+        """Stores a continuation, and returns it with the paths of its files. `audio.generated` can be iterated over only once."""
         ...
 
 
 class AudioPieces:
-    """The audio around one continuation, as (C, n) float32 pieces on the CPU at the codec's rate.
+    """The audio around one continuation, as (C, n) float32 pieces on the CPU at the codec's sample rate.
 
     The constructor decodes the prompt. The continuation is decoded while `generated` is iterated over.
 
@@ -40,7 +40,7 @@ class AudioPieces:
         sample_rate_hz: Sample rate of all pieces.
         num_channels: C.
         context_decoded: (C, N) audio of the prompt, as the codec decodes it.
-        generated: Pieces of the continuation, as the codec decodes them. They can be iterated over once.
+        generated: Pieces of the continuation, as the codec decodes them. They can be iterated over only once.
         num_context_samples: Number of samples of the track before the boundary.
         num_reference_samples: Number of samples of the reference.
         num_generated_samples: Number of samples of the continuation.

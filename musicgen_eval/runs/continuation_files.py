@@ -3,7 +3,8 @@
     runs/<name>/ audio/<track>/ continuation_0.flac ...  context.flac  reference.flac
                  continuations.csv
 
-A file appears in the folder when it is complete, and continuations.csv lists only files that exist (`continuation_table.py`).
+A file appears in the folder only when it is complete, and continuations.csv lists only files that exist
+(`continuation_table.py`).
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class ContinuationFolder:
     def _write_files(
         self, continuation: Continuation, path: Path, audio: AudioPieces, written: list[Path]
     ) -> Continuation:
-        """Writes the originals unless they exist, and the continuation. Adds each new file to `written`."""
+        """Writes the continuation, and the originals unless they exist already. Adds each new file to `written`."""
         context_path, reference_path = (path.with_name(f"{name}{path.suffix}") for name in ("context", "reference"))
         if self.settings.originals:
             for original, read in ((context_path, audio.context), (reference_path, audio.reference)):
@@ -119,7 +120,7 @@ class ContinuationFolder:
 
 
 def remove_partial_files(path: Path) -> None:
-    """Removes incomplete audio files, which a killed process has left below a run folder. Called before any process writes."""
+    """Removes incomplete audio files that a killed process has left below a run folder. Called before any process writes."""
     for folder in (path / "audio").glob("*"):
         remove_leftovers(folder)
 
@@ -127,8 +128,8 @@ def remove_partial_files(path: Path) -> None:
 def joined_pieces(audio: AudioPieces) -> Iterator[Tensor]:
     """Yields the track up to the boundary, then the continuation.
 
-    Within its last two frames the track is faded into the decoded prompt. The continuation continues the waveform of the decoded
-    prompt, not that of the track, so there would be a step at the boundary without the fade.
+    Within its last two frames, the track is faded into the decoded prompt. The continuation extends the waveform of the decoded
+    prompt, not that of the track. Without the fade, there would be a discontinuity at the boundary.
     """
     num_faded = min(int(CROSSFADE_S * audio.sample_rate_hz), audio.context_decoded.shape[1])
     end = torch.zeros(audio.num_channels, 0, dtype=torch.float32)
@@ -155,7 +156,7 @@ def _write_pieces(path: Path, pieces: Iterator[Tensor], audio: AudioPieces) -> b
 
 
 def _remove_files(paths: Sequence[Path], folder: Path) -> None:
-    """Removes files that no row lists, and the folders that they leave empty."""
+    """Removes files that no row lists, and the folders that are then empty."""
     with suppress(OSError):
         for path in paths:
             path.unlink(missing_ok=True)
@@ -164,7 +165,7 @@ def _remove_files(paths: Sequence[Path], folder: Path) -> None:
 
 
 class _TrackUnreadable(Exception):
-    """The track could not be read. It distinguishes this error from errors of the files that are written."""
+    """The track could not be read. The class distinguishes this error from errors of writing."""
 
 
 def _from_track(pieces: Iterator[Tensor]) -> Iterator[Tensor]:

@@ -4,7 +4,8 @@
                                                  |
                                                  +--decode, piece by piece--> sink, and metrics that need audio
 
-The continuations are decoded, written and measured one after the other, so that the audio of at most one is in memory.
+The continuations are decoded, written and measured one after the other, so that the audio of at most one continuation is in
+memory.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ from musicgen_eval.runs.window_dataset import Batch, WindowAudio
 class Continuations:
     """The continuations of one batch, to be iterated over.
 
-    It is neither a list nor a dataclass, because Lightning looks into such values of `predict_step` and fails on frozen records.
+    The class is neither a list nor a dataclass, because Lightning traverses lists and dataclasses that `predict_step` returns, and
+    fails on frozen records.
     """
 
     def __init__(self, continuations: Sequence[Continuation]) -> None:
@@ -63,8 +65,8 @@ class _Prompt:
     Attributes:
         window: Window of the continuation.
         codes: (K, context_frames) int64 codes of the context.
-        reference: (K, context_frames + R) int64 codes of prompt and reference. None means that there are none, or that no metric
-            needs them.
+        reference: (K, context_frames + R) int64 codes of the prompt and the reference. None means that there is no reference, or
+            that no metric needs the codes.
     """
 
     window: WindowAudio
@@ -79,11 +81,11 @@ class ContinuationStep:
         model: Model, prepared for its precision.
         bank: Metrics of the task "continue".
         plan: Plan of the run.
-        settings: Sampling, guidance and the number of threads.
+        settings: Settings of sampling and guidance, and the number of threads.
         stride_frames: Stride of the generation windows, in frames.
         seed: Seed of the random numbers.
         sink: Receiver of the audio. None means that the audio is stored in the `Continuation`.
-        totals: Running totals. They are updated.
+        totals: Running totals. Updated in place.
     """
 
     def __init__(
@@ -130,7 +132,7 @@ class ContinuationStep:
         return has_reading or "reference_decoded" in self.bank.audio_names
 
     def _encode(self, windows: Sequence[WindowAudio]) -> tuple[list[_Prompt], list[WindowRecord]]:
-        """Encodes contexts and references, and returns records of the windows whose reference cannot be read."""
+        """Encodes contexts and references. Returns the prompts, and records of the windows whose reference cannot be read."""
         contexts = {window.track_row: window.audio for window in windows if window.audio is not None}
         encoded = dict(zip(contexts, self.model.encode(list(contexts.values())), strict=True))
         references: dict[int, Tensor | AudioError | None] = {}
@@ -151,7 +153,9 @@ class ContinuationStep:
         return prompts, failed
 
     def _encode_reference(self, window: WindowAudio, prompt: Tensor) -> Tensor | None:
-        """Returns (K, context_frames + R) codes of prompt and reference, or None if no metric needs them or there is no reference.
+        """Returns (K, context_frames + R) codes of the prompt and the reference.
+
+        The result is None if no metric needs the codes, or if there is no reference.
 
         Raises:
             AudioError: The track cannot be read.
@@ -167,7 +171,7 @@ class ContinuationStep:
         return max(0, min(window.window.target_frames, after_boundary))
 
     def _continue(self, prompts: Sequence[_Prompt]) -> list[WindowRecord]:
-        """Continues prompts in one batch. If the decoder fails for some of them, the others are continued without these."""
+        """Continues prompts in one batch. If the decoder fails for some prompts, the others are continued without them."""
         if not prompts:
             return []
         try:
@@ -287,7 +291,7 @@ def _reader(track: TrackAudio, window: WindowAudio, spec: CodecSpec) -> Callable
 
 
 def _whole(pieces: Iterable[Tensor]) -> Tensor | None:
-    """Returns the pieces as one ordinary tensor, which may be changed in place, or None if there are no pieces."""
+    """Returns the pieces as one ordinary tensor, which can be changed in place, or None if there are no pieces."""
     found = list(pieces)
     with torch.inference_mode(False):
         return torch.cat(found, dim=1) if found else None

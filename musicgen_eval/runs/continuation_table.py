@@ -1,9 +1,9 @@
-"""continuations.csv, the table of a run's continuations.
+"""The table of a run's continuations, continuations.csv.
 
     first start, rank 0     continuations.csv
     start s, rank r         continuations.<s>.<r>.csv, until its rows are merged into continuations.csv
 
-The row of a continuation is written after its files. The table of a run that ends early therefore lists only files that exist.
+The row of a continuation is written after its files. Therefore, the table of a run that ends early lists only files that exist.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ContinuationTable:
         rank: Rank of this process.
 
     Attributes:
-        path: File of the table.
+        path: Path of the table.
     """
 
     def __init__(
@@ -97,18 +97,18 @@ class ContinuationTable:
 
 
 def table_name(start: int, rank: int) -> str:
-    """Returns the name of the table of one process in one start."""
+    """Returns the name of the table that one process writes in one start of a run."""
     return f"continuations.{start}.{rank}.csv" if start or rank else "continuations.csv"
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Reads the rows of a continuations.csv, by column. A partial row, which a killed process has left, is skipped."""
+    """Reads the rows of a table of continuations, by column. A partial row, which a killed process can leave, is skipped."""
     with path.open(newline="", encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
 
 
 def written_continuations(run_dir: Path) -> set[str]:
-    """Returns the paths of all continuations that a table of the run lists and whose files exist."""
+    """Returns the paths of all continuations that are listed in a table of the run and whose files exist."""
     return {
         row["path"]
         for part in run_dir.glob("continuations*.csv")

@@ -1,8 +1,8 @@
-"""The LightningDataModule: deals the windows of audio to the ranks, each window exactly once, on any number of devices.
+"""The LightningDataModule, which deals each window of audio to exactly one rank, on any number of devices.
 
     plan (rank 0, broadcast) --batches, formed once over all windows--> rank r takes batches r, r + R, r + 2R, ...
 
-Batches do not depend on the number of devices, so a window always has the same neighbours. Every rank makes the same number of
+Batches do not depend on the number of devices, so a window always has the same neighbours. Every rank takes the same number of
 steps. A surplus step has an empty batch.
 """
 
@@ -37,7 +37,7 @@ class WindowDataModule(L.LightningDataModule):
     """Cuts audio into windows of context and target.
 
     Attributes:
-        plan: what will be measured, once it is known.
+        plan: Plan of the run. None before `setup`.
     """
 
     @takes_settings(
@@ -47,25 +47,25 @@ class WindowDataModule(L.LightningDataModule):
         )
     )  # fmt: skip
     def __init__(self, settings: DataSettings) -> None:
-        """Makes a data module. No audio is opened."""
+        """Creates a data module. No audio is opened."""
         super().__init__()
         self.settings = settings
         self.plan: Plan | None = None
 
     def setup(self, stage: str) -> None:
-        """Makes the plan on rank 0, and broadcasts the plan or the error."""
+        """Creates the plan on rank 0, and broadcasts the plan or the error."""
         trainer = self.trainer
         assert trainer is not None
         if trainer.world_size > 1 and uses_distributed_sampler(trainer):
             raise RunError(
-                "use_distributed_sampler would score windows twice; create the Trainer with use_distributed_sampler=False"
+                "trainer.use_distributed_sampler would score windows twice; create the Trainer with use_distributed_sampler=False"
             )
         self.plan = decide_on_rank_0(trainer, lambda: self._plan_for(stage))
         if trainer.is_global_zero:
             print_notes(self.plan.notes)
 
     def test_dataloader(self) -> DataLoader[WindowAudio]:
-        """Returns the windows of this rank that no earlier start has measured, in batches."""
+        """Returns the windows of this rank, in batches, excluding those that were measured when the run was started before."""
         assert self.trainer is not None
         evaluation = _evaluation(self.trainer)
         plan = evaluation.context.plan
@@ -88,7 +88,7 @@ class WindowDataModule(L.LightningDataModule):
         )
 
     def predict_dataloader(self) -> DataLoader[WindowAudio]:
-        """Returns the prompts of this rank that no earlier start has continued, in batches."""
+        """Returns the prompts of this rank, in batches, excluding those that were continued when the run was started before."""
         return self.test_dataloader()
 
     def val_dataloader(self) -> DataLoader[WindowAudio]:
@@ -96,7 +96,7 @@ class WindowDataModule(L.LightningDataModule):
         return self.test_dataloader()
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Starts the copy of a batch's audio to the device."""
+        """Starts copying the audio of a batch to the device."""
         return batch.to(device)
 
     def _plan_for(self, stage: str) -> Plan:
@@ -130,7 +130,7 @@ class Evaluation(Protocol):
 
     @property
     def spec(self) -> CodecSpec:
-        """The checkpoint's codec."""
+        """The codec specification of the checkpoint."""
         ...
 
     @property
@@ -139,7 +139,7 @@ class Evaluation(Protocol):
         ...
 
     def prepare(self, task: Task) -> object:
-        """Refuses a wrong checkpoint, metric or setting."""
+        """Checks the checkpoint, the metrics and the settings before any audio is opened."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The values that must be equal when a run is resumed: metric settings, weights and machine. Lists their differences."""
+"""The values that must be identical when a run is resumed (metric settings, weights, machine), and a list of their differences."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ LIBRARIES = (
     "musicgen-eval", "torch", "torchaudio", "transformers", "lightning", "torchmetrics", "soundfile", "soxr", "numpy", "av",
 )  # fmt: skip
 NUM_SAMPLES, SAMPLE_BYTES = 8, 4096
-"""Number and size of the samples of each tensor that the digest of weights includes. A training step changes a whole tensor."""
+"""Number and size of the samples of each tensor in the digest of the weights. Samples suffice: training changes whole tensors."""
 
 
 def metric_settings(bank: MetricBank) -> dict[str, dict[str, Any]]:
-    """Returns class, inputs and settings of each metric."""
+    """Returns the class, inputs and settings of each metric."""
     return {
         name: {
             "class": f"{type(metric).__module__}.{type(metric).__qualname__}",
@@ -49,8 +49,8 @@ def metric_settings(bank: MetricBank) -> dict[str, dict[str, Any]]:
 def weights_digest(checkpoint: Checkpoint) -> str | None:
     """Returns a digest of the weights and configurations in a local folder, or of a model in memory.
 
-    None for a checkpoint of the hub, which is identified by its commit. Only samples of each tensor are read, so large files take
-    little time.
+    The result is None for a checkpoint of the hub, which is identified by its commit. Only samples of each tensor are read, so
+    that large files take little time.
     """
     folder = Path(checkpoint.location)
     if checkpoint.digest is not None or checkpoint.commit is not None or not folder.is_dir():
@@ -66,7 +66,7 @@ def weights_digest(checkpoint: Checkpoint) -> str | None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Returns what else can change last bits: model of the device, versions of libraries, and on CUDA of CUDA and cuDNN."""
+    """Returns the other facts that can affect the last bits: device model and library versions, on a GPU also of CUDA and cuDNN."""
     if device.type != "cuda":
         return {"device": _cpu_model(), "python": platform.python_version(), "libraries": library_versions()}
     cuda = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
@@ -125,7 +125,7 @@ def _samples(file: BinaryIO, num_bytes: int) -> Iterator[bytes]:
 
 
 def _code(kind: type) -> str | None:
-    """Returns a digest of the source of a third-party class and its third-party bases, or None if there is no such source.
+    """Returns a digest of the source of a third-party class and its third-party bases, or None if there is no source.
 
     Classes of this package and of torchmetrics are identified by version.
     """
@@ -138,7 +138,7 @@ def _code(kind: type) -> str | None:
 
 
 def _own_values(metric: Metric) -> Iterator[tuple[str, Any]]:
-    """Yields the values that the constructor of a metric has set, without the fields of torchmetrics and without states."""
+    """Yields the values that the constructor of a metric has set, excluding states and the fields of torchmetrics."""
     stock = set(vars(_MinimalMetric())) | set(state_defaults(metric))
     yield from ((key, value) for key, value in vars(metric).items() if key not in stock)
     yield from metric.named_parameters(recurse=False)
@@ -147,7 +147,7 @@ def _own_values(metric: Metric) -> Iterator[tuple[str, Any]]:
 
 
 class _MinimalMetric(Metric):
-    """A metric that has only the fields of every metric."""
+    """A metric with only the fields that every metric has."""
 
     def update(self) -> None:
         """Does nothing."""
@@ -159,7 +159,7 @@ class _MinimalMetric(Metric):
 def _plain(value: Any) -> Any:
     """Returns a value in a form that JSON can store.
 
-    A value without such a form is described by its class, and by its `repr` unless the `repr` contains an address in memory.
+    A value without such a form is described by its class, and by its `repr` unless the `repr` contains a memory address.
     """
     if isinstance(value, Enum):
         return str(value)
@@ -194,7 +194,7 @@ def _short_digest(values: np.ndarray[Any, Any]) -> str:
 
 
 def _cpu_model() -> str:
-    """Returns the model of the processor, as Linux names it."""
+    """Returns the model name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

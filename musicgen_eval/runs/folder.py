@@ -1,10 +1,10 @@
-"""The run folder: the files of one run, from its first start to its result, through any number of starts.
+"""The run folder, which contains the files of one run, from its first start to its result.
 
     runs/<name>/ config.yaml  run.json  journal/                                           from the first start on
                  summary.json  tracks.csv  windows.csv  (nll.safetensors)  (wandb/)  (audio/)
 
 An empty folder receives a new run. If a folder contains an unfinished run, the run is resumed. If it contains a finished run, the
-folder is only read. One process at a time can claim a folder.
+folder is only read. Only one process at a time can claim a folder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from musicgen_eval.runs.folder_lock import LOCK, FolderLock
 
 FolderState = Literal["new", "unfinished", "finished"]
 KEEP_AFTER_S = 60.0
-"""If a run has worked for this long before its first batch, for example on opening files, its index is kept."""
+"""The index of a run that ends before its first batch is kept if the run took at least this long, for example to open files."""
 _FILES_OF_A_START = frozenset({"config.yaml", "run.json", "journal", "wandb"})
 """Files that a run leaves if it ends before its first batch."""
 
@@ -46,7 +46,7 @@ class RunFolder:
     """A folder for one run.
 
     Args:
-        path: Path of the folder, which is created when it is claimed. A leading `~` is the home directory.
+        path: Path of the folder. The folder is created when it is claimed. A leading `~` is the home directory.
 
     Attributes:
         path: Path of the folder. A default name can change until the folder is claimed.
@@ -79,7 +79,7 @@ class RunFolder:
 
     @property
     def index(self) -> Path:
-        """File that stores the properties of the source's audio files at the first start."""
+        """File that stores the properties of the source's audio files when the run is started for the first time."""
         return self.journal / "index.npz"
 
     @property
@@ -103,8 +103,8 @@ class RunFolder:
         """Creates and locks the folder, before the run starts.
 
         Raises:
-            RunError: The folder contains other files than those of a run, another run uses it, the path is not a folder, or it
-                cannot be written to.
+            RunError: The folder contains files that do not belong to a run, another run uses it, the path is not a folder, or the
+                folder cannot be written to.
         """
         if "\0" in str(self.path):
             raise RunError(
@@ -146,7 +146,7 @@ class RunFolder:
             self._lock.release()
 
     def remove_if_empty(self) -> None:
-        """Restores the folder to its state before `claim`, if the run has ended before its first batch."""
+        """Restores the folder to its state before `claim`. Called if the run has ended before its first batch."""
         if not self._lock.is_taken:
             return
         if self.index.exists() and monotonic() - self._claimed_at > KEEP_AFTER_S:
@@ -166,7 +166,7 @@ class RunFolder:
                 return
 
     def _claim(self) -> list[str]:
-        """Creates and locks the folder, unless it contains files of others. Returns their names."""
+        """Creates and locks the folder, unless it contains foreign files. Returns the names of the foreign files."""
         self._make()
         found = {entry.name for entry in self.path.iterdir()}
         self.begun_with = str(self.run.get("command", ""))
@@ -187,7 +187,7 @@ class RunFolder:
         if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             return (
                 f"run_dir {self.path}: its file system does not support locks ({error.strerror}), which prevent two runs from "
-                "using one folder; mount it with locks, or choose another folder with --run_dir"
+                "using one folder; mount it with support for locks, or choose another folder with --run_dir"
             )
         return f"run_dir {self.path} cannot be used: {error.strerror}; choose another folder with --run_dir"
 
@@ -205,14 +205,14 @@ class RunFolder:
 
 
 def _foreign(found: set[str]) -> set[str]:
-    """Returns the names of a folder without a run, except files that a killed start has left."""
+    """Returns the names of the foreign files in a folder without a run. Files that a killed start has left are not foreign."""
     if LOCK not in found:
         return found
     return {name for name in found - _FILES_OF_A_START - {LOCK} if not is_leftover(name)}
 
 
 def expanded_path(path: str | Path) -> Path:
-    """Replaces a leading `~` or `~user` by the home directory, if there is one."""
+    """Replaces a leading `~` or `~user` with the home directory, if there is one."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises if there is no home directory
 
 
@@ -223,7 +223,7 @@ def resume_line(command: str, path: Path) -> str:
 
 
 def resumed_arguments(run_dir: str | Path) -> list[str]:
-    """Returns the arguments that replace `--resume`: configuration and folder of the run.
+    """Returns the arguments that replace `--resume`: the configuration and the folder of the run.
 
     Raises:
         RunError: The folder contains no run.

@@ -1,4 +1,4 @@
-"""A lock that gives one process at a time a run folder."""
+"""A lock that allows only one process at a time to use a run folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 LOCK = ".musicgen_eval.lock"
-"""Name of the lock file. It remains if a process is killed, and then marks the folder as one of this package."""
+"""Name of the lock file. If a process is killed, the file remains, and marks the folder as one of this package."""
 _locked_here: set[Path] = set()
 """Folders that this process has locked."""
 
@@ -17,8 +17,9 @@ _locked_here: set[Path] = set()
 class FolderLock:
     """A POSIX lock on a folder.
 
-    It ends with the process, however the process ends, and forked workers do not inherit it. It does not exclude the process that
-    has taken it, and it would end if this process opened the file again. Hence `_locked_here`.
+    The lock ends with the process, however the process ends, and forked workers do not inherit it. The lock does not exclude the
+    process that has taken it, and it would end if this process opened and closed the file again. Therefore, `_locked_here` records
+    the folders that this process has locked.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class FolderLock:
         """Locks a folder.
 
         Raises:
-            BlockingIOError: A run in this process or another one has locked it.
+            BlockingIOError: A run in this or another process has locked the folder.
             OSError: The file system does not support locks, or the lock file cannot be written.
         """
         folder = folder.resolve()
@@ -49,7 +50,7 @@ class FolderLock:
         except OSError:
             file.close()
             raise
-        if not _is_same_file(file, folder / LOCK):  # another process had locked it, and removed it in the meantime
+        if not _is_same_file(file, folder / LOCK):  # another process had locked the file, and has removed it
             file.close()
             self.take(folder)
             return
@@ -57,10 +58,10 @@ class FolderLock:
         _locked_here.add(folder)
 
     def release(self, *, keep_file: bool = False) -> None:
-        """Ends the lock.
+        """Releases the lock.
 
         Args:
-            keep_file: Keep the lock file, which marks the folder as one of this package.
+            keep_file: Whether to keep the lock file, which marks the folder as one of this package.
         """
         assert self._folder is not None
         assert self._file is not None

@@ -22,10 +22,10 @@ IGNORED_WARNINGS = (
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Suppresses Lightning's start-up lines, and transformers' progress bars and notes. Restores the previous state at the end.
+    """Suppresses Lightning's start-up messages, and the progress bars and messages of transformers. Restores them at the end.
 
-    The settings of logging and warnings belong to the whole process. If several threads use this context manager at once, the
-    first one to enter changes the settings, and the last one to leave restores them.
+    The settings of logging and warnings apply to the whole process. If several threads use this context manager at the same time,
+    the first one to enter changes the settings, and the last one to leave restores them.
     """
     with _QUIET.used():
         yield

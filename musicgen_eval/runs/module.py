@@ -1,13 +1,13 @@
 """The LightningModule of an evaluation.
 
-The order in which Lightning calls the hooks of one run (`trainer.test`; `validate` and `predict` are alike):
+Lightning calls the hooks of one run in this order (`trainer.test`; `validate` and `predict` are similar):
 
-    data.setup                      rank 0 makes the plan and broadcasts it
+    data.setup                      rank 0 creates the plan and broadcasts it
     RunRecorder.setup               rank 0 reads the journal; every rank opens a RunContext on the run folder
-    module.setup                    takes this context, or makes one in memory; refuses unsuitable settings
-    module.configure_model          loads the weights, unless the context is complete
-    data.test_dataloader            deals the batches that the context has not measured
-    module.on_test_start            prepares the model; settles the context's constants; makes the step
+    module.setup                    takes this context, or creates one in memory; refuses unsuitable settings
+    module.configure_model          loads the weights, unless every batch is already measured
+    data.test_dataloader            deals the batches that are not measured yet
+    module.on_test_start            prepares the model; sets the constants of the context; creates the step
     RunRecorder.on_test_epoch_start writes the constants to run.json
     module.test_step                for each batch: step.run(batch) -> records -> context.store
     module.on_test_epoch_end        the records of all ranks -> rank 0 -> `measured` and `result`
@@ -15,8 +15,8 @@ The order in which Lightning calls the hooks of one run (`trainer.test`; `valida
     RunRecorder.teardown            drops its context
     module.teardown                 drops its context
 
-After an exception Lightning calls `on_exception` of the callbacks, and no `teardown`. The recorder then closes the store and drops
-its context. The module keeps its context until the next `setup`, which replaces it.
+After an exception, Lightning calls `on_exception` of the callbacks, but no `teardown`. The recorder then closes the store and
+drops its context. The module keeps its context until the next `setup`, which replaces it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class MusicGenEvaluation(L.LightningModule):
         metrics: dict[str, Metric | MetricEntry | InstalledMetric] | None = None,
         continuation: ContinuationSettings = DEFAULT_CONTINUATION,
     ) -> None:
-        """Makes an evaluation. No checkpoint is opened.
+        """Creates an evaluation. No checkpoint is opened.
 
         Args:
             metrics: Metrics by name. Each is a torchmetrics metric, `{metric: ..., inputs: {...}}` to rename its inputs, or
@@ -113,7 +113,7 @@ class MusicGenEvaluation(L.LightningModule):
 
     @classmethod
     def from_loaded(cls, model: MusicGen, **settings: Any) -> Self:
-        """Makes an evaluation of a loaded model. The settings are those of the constructor."""
+        """Creates an evaluation of a loaded model. The settings are those of the constructor."""
         module = cls(checkpoint=model.checkpoint.name, **settings)
         module._checkpoint = model.checkpoint
         module.model = model
@@ -122,7 +122,7 @@ class MusicGenEvaluation(L.LightningModule):
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The checkpoint, as its configuration files describe it."""
+        """The checkpoint, as described by its configuration files."""
         if self._checkpoint is None:
             asked = self.settings
             self._checkpoint = find_checkpoint(
@@ -132,12 +132,12 @@ class MusicGenEvaluation(L.LightningModule):
 
     @property
     def spec(self) -> CodecSpec:
-        """The checkpoint's codec. It is available before the weights are loaded."""
+        """The codec specification of the checkpoint. It is available before the weights are loaded."""
         return self.checkpoint.spec
 
     @property
     def bank(self) -> MetricBank:
-        """The metrics of the current task. Not a submodule, so that a change of precision does not cast their states."""
+        """The metrics of the current task. The bank is not a submodule, so changing the precision does not cast their states."""
         return self.prepare(self._task)
 
     @property
@@ -164,7 +164,7 @@ class MusicGenEvaluation(L.LightningModule):
         return data
 
     def prepare(self, task: Task) -> MetricBank:
-        """Refuses a wrong checkpoint, metric or setting before any audio is opened. Returns the metrics of a task."""
+        """Checks the checkpoint, the metrics and the settings before any audio is opened. Returns the metrics of the task."""
         if task == "continue":
             self.settings.refuse_scoring_only()
             self.continuation.check_for(self.spec)
@@ -191,9 +191,9 @@ class MusicGenEvaluation(L.LightningModule):
         self._refuse_missing_texts(self._context.plan)
 
     def configure_model(self) -> None:
-        """Loads the weights on every process. Processes that share a model keep their part of it.
+        """Loads the weights in every process. Processes that share a model keep only their part of it.
 
-        If earlier starts have measured every batch, no weights are loaded.
+        No weights are loaded if every batch is already measured.
         """
         if self.model is None and not self.context.is_complete:
             self.model = load_model(self.checkpoint)
@@ -204,7 +204,7 @@ class MusicGenEvaluation(L.LightningModule):
             print_notes(self._text_notes)
 
     def on_test_start(self) -> None:
-        """Prepares the model, and makes the step that measures batches."""
+        """Prepares the model, and creates the step that measures batches."""
         self._stopped = None
         self._step = None
         self.result = self.measured = None
@@ -253,7 +253,7 @@ class MusicGenEvaluation(L.LightningModule):
         return self._step.take_continuations() if isinstance(self._step, ContinuationStep) else Continuations([])
 
     def on_predict_batch_end(self, *args: Any) -> None:
-        """Ends the run after this batch if the process has received SIGTERM. Lightning checks this in test, but not in predict."""
+        """Ends the run after this batch if the process has received SIGTERM. Lightning checks for this in test, not in predict."""
         if getattr(self.trainer, "received_sigterm", False):
             raise SIGTERMException
 
@@ -267,9 +267,10 @@ class MusicGenEvaluation(L.LightningModule):
         decide_on_rank_0(self.trainer, lambda: self._conclude(parts or []))
 
     def cpu(self) -> Self:
-        """Moves the module to the CPU, except when Lightning calls this to end a run with a model that the caller has loaded.
+        """Moves the module to the CPU. Lightning calls this at the end of a run.
 
-        Then the model stays on the device if the run found it there. Otherwise each further run would copy all weights twice.
+        A model that the caller has loaded stays on its device if it was there before the run. Otherwise, each further run would
+        copy all weights twice.
         """
         stays_on, self._stays_on = self._stays_on, None
         return super().cpu() if stays_on is None else self.to(stays_on)
@@ -286,7 +287,7 @@ class MusicGenEvaluation(L.LightningModule):
     on_predict_epoch_end = on_test_epoch_end
 
     def recipe(self, constants: RunConstants) -> dict[str, Any]:
-        """Returns everything that determines the numbers, with the run's constants as far as they are known."""
+        """Returns everything that determines the numbers, including the constants of the run that are known."""
         assert self.data.plan is not None
         return run_recipe(
             checkpoint=self.checkpoint,
@@ -324,11 +325,11 @@ class MusicGenEvaluation(L.LightningModule):
                 _refuse_setting(setting)
         if self.trainer.strategy.root_device.type == "cuda" and torch.cuda.tunable.is_enabled():
             raise RunError(
-                "PYTORCH_TUNABLEOP_ENABLED is set, but torch would choose kernels by timing, so two runs would differ; unset it"
+                "PYTORCH_TUNABLEOP_ENABLED is set. It makes torch choose kernels by timing, so two runs would differ; unset it"
             )
 
     def _refuse_missing_texts(self, plan: Plan) -> None:
-        """Refuses a metric that needs another track's text if a track has none."""
+        """Refuses a metric that needs the text of another track if there is no such text for some track."""
         if any(reading.text == "other" for reading in self.bank.readings) and None in plan.other_texts:
             track = plan.tracks[plan.other_texts.index(None)].id
             raise RunError(
@@ -375,7 +376,7 @@ class MusicGenEvaluation(L.LightningModule):
         self._unless_stopped(lambda: self._keep(step.run(batch)))
 
     def _keep(self, records: Sequence[WindowRecord]) -> None:
-        """Stores the records of a batch. A run on one process ends here if too many tracks failed, other runs end later."""
+        """Stores the records of a batch. If too many tracks failed, a run on one process ends here, and other runs end later."""
         store = self.context.store
         if keeps_records(self.trainer):
             store.keep(records)

@@ -1,4 +1,4 @@
-"""The circumstances of a run, for run.json: command, machine, commit and time."""
+"""The circumstances of a run that run.json records: command, machine, commit and time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def run_record(*, command: str, seed: int, max_frames_from: str) -> dict[str, Any]:
-    """Returns the first content of run.json: command, seed, platform and commit, and an empty list of starts."""
+    """Returns the initial content of run.json: command, seed, platform, commit and an empty list of starts."""
     return {
         "command": command,
         "seed": seed,
@@ -31,7 +31,7 @@ def start_record(*, processes: int, windows: int) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """Returns the commit of the working directory, or None outside of a repository. `-dirty` marks changed files."""
+    """Returns the commit of the working directory, followed by `-dirty` if files are changed, or None outside of a repository."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(

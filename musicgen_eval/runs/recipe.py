@@ -29,8 +29,8 @@ def run_recipe(
 ) -> dict[str, Any]:
     """Returns the recipe of a run.
 
-    The settings add every field that is not marked with `NOT_IN_RECIPE`. Resolved values replace the defaults that depend on the
-    checkpoint and on the machine.
+    The recipe includes every setting that is not marked with `NOT_IN_RECIPE`. Resolved values replace the defaults that depend on
+    the checkpoint and on the machine.
 
     Args:
         checkpoint: Evaluated checkpoint.
@@ -40,8 +40,8 @@ def run_recipe(
         continuation: Settings of continuations. They are part of the recipe of `predict`.
         bank: Metrics of the run.
         machine: Precision, device and arithmetic.
-        threads: Number of CPU threads that generate. None means that no start has determined it.
-        notes: Notes that were printed about the use of checkpoint, source and texts.
+        threads: Number of CPU threads for generating codes and decoding audio. None means not determined yet.
+        notes: Notes that were printed about the checkpoint, the source and the texts.
     """
     spec = checkpoint.spec
 

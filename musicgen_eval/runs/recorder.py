@@ -1,6 +1,6 @@
 """The callback that records a run in a folder.
 
-    setup   rank 0 compares or writes run.json and reads the journal --> every rank opens a RunContext on the folder
+    setup   rank 0 checks or writes run.json and reads the journal --> every rank opens a RunContext on the folder
     end     rank 0 writes the files of the result and prints its tables
 
 `runs/module.py` shows the order of the hooks.
@@ -44,8 +44,8 @@ MAX_LISTED = 8
 class RunRecorder(ContextProvider):
     """Records a run in a folder, and prints its result on rank 0.
 
-    A run that ends early keeps its completed batches, and is resumed when it is started again. A run that ends before its first
-    batch restores the folder.
+    If a run ends early, its completed batches are kept, and the run is resumed when it is started again. If a run ends before its
+    first batch, the folder is restored.
 
     Args:
         folder: A claimed folder. None means that no files are written.
@@ -53,12 +53,12 @@ class RunRecorder(ContextProvider):
         config_yaml: Configuration, for config.yaml.
         resume: Function that returns the line that tells the user how to resume a run in a folder. None means that no line is
             printed.
-        console: Console for the tables of the result. None means that nothing is printed, also not on standard error.
-        audio: Format of the continuations' files.
+        console: Console for the tables of the result. None means that nothing is printed, not even on standard error.
+        audio: Settings of the audio files.
         settings: Settings for resuming.
 
     Attributes:
-        files: Files that were written at the end, the most important first.
+        files: Files that were written at the end, in order of importance.
         continuations: Rows of continuations.csv, by column.
     """
 
@@ -89,12 +89,12 @@ class RunRecorder(ContextProvider):
 
     @property
     def index_path(self) -> Path | None:
-        """File that stores the properties of the source's audio files for later starts."""
+        """File that stores the properties of the source's audio files for later starts of the run."""
         return None if self.folder is None else self.folder.index
 
     @property
     def finds_result(self) -> bool:
-        """True if an earlier start has finished the run, so this start only prints the result."""
+        """True if the run was finished before, so that this start only prints the result."""
         is_finished = self.folder is not None and self.folder.state == "finished"
         return is_finished and self.context is not None and self.context.is_complete
 
@@ -178,7 +178,7 @@ class RunRecorder(ContextProvider):
         assert plan is not None
         store = JournalStore(
             start.path
-            / folder.journal.name,  # absolute, since curves are read later, perhaps from another working directory
+            / folder.journal.name,  # absolute, because nll is read later, perhaps from another working directory
             plan,
             module.bank.metrics,
             batch_size=batch_size,
@@ -210,7 +210,7 @@ class RunRecorder(ContextProvider):
         )
 
     def _finish(self, folder: RunFolder, plan: Plan, result: EvaluationResult) -> None:
-        """Writes the files of the result, unless an earlier start has written them. Releases the folder."""
+        """Writes the files of the result, unless they have been written before. Releases the folder."""
         if self.finds_result:
             self._say(f"{folder.path} contains a finished run; its result follows")
             if (folder.path / "summary.json").read_text(encoding="utf-8") != to_json(summary(result)):
@@ -224,7 +224,7 @@ class RunRecorder(ContextProvider):
         folder.unlock()
 
     def _finish_continuations(self, folder: RunFolder, plan: Plan) -> list[Path]:
-        """Merges the tables of continuations. Returns the table and the audio files, or their folder if they are many."""
+        """Merges the tables of continuations. Returns the table and the audio files, or their folder if there are many files."""
         if self._continuation_folder is None:
             return []
         self.continuations = self._continuation_folder.finish(plan.tracks.ids)
@@ -234,8 +234,8 @@ class RunRecorder(ContextProvider):
     def _close_store(self, store: RecordStore) -> None:
         """Closes the store of a run that ends with an error.
 
-        torch reports a dead DataLoader worker from a signal handler, which may run at any moment, also while the journal is being
-        closed. Closing is then repeated.
+        torch reports a dead DataLoader worker from a signal handler, which can run at any time, even while the journal is being
+        closed. In this case, the store is closed again.
         """
         try:
             try:
@@ -248,7 +248,7 @@ class RunRecorder(ContextProvider):
             self._say(str(error))
 
     def _release(self, folder: RunFolder, context: RunContext | None) -> None:
-        """Unlocks the folder and reports which files are kept. If no window is measured, restores the folder."""
+        """Unlocks the folder and reports which files are kept. If no window was measured, restores the folder."""
         written = self._continuation_folder
         num_written = 0 if written is None else written.num_written
         if written is not None and num_written:

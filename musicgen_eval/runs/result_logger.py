@@ -22,14 +22,14 @@ ONLY_STEP = 0
 
 
 class ResultLogger(L.Callback):
-    """Logs configuration and recipe as hyperparameters and the final numbers as metrics, each once, on rank 0.
+    """Logs the configuration and the recipe as hyperparameters, and the final numbers as metrics, each once, on rank 0.
 
     The run folder contains the complete result. If a logger fails, a warning is printed and the run continues.
 
     Args:
         config: Configuration of the run.
-        recorder: Recorder of the run. If this start only prints the result of an earlier one, nothing is logged.
-        excluded: Logger that another callback uses.
+        recorder: Recorder of the run. If the run was finished before, nothing is logged.
+        excluded: Logger to skip, because another callback uses it.
     """
 
     def __init__(self, config: Mapping[str, Any], recorder: RunRecorder, *, excluded: Logger | None = None) -> None:
@@ -78,7 +78,7 @@ class ResultLogger(L.Callback):
 
 
 def summary_numbers(result: EvaluationResult) -> dict[str, float]:
-    """Returns the result as flat numbers: `perplexity/ppl`, with `/low` and `/high` if there is an interval, and counts."""
+    """Returns the counts and values of a result by name: `perplexity/ppl`, also with `/low` and `/high` if there is an interval."""
     numbers: dict[str, float] = {f"counts/{name}": count for name, count in result.counts.items()}
     for name, values in result.metrics.items():
         for key, value in values.items():

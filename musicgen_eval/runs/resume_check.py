@@ -24,8 +24,8 @@ from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0, gather_
 from musicgen_eval.runs.settings import AudioSettings
 
 OTHER_MACHINE = (
-    "{runs} on another machine, so results may differ in the last bits; pass --allow_other_machine to continue anyway (recorded "
-    "in the result). Differences:"
+    "{runs} on another machine, so results may differ in the last bits; pass --allow_other_machine to continue anyway (the result "
+    "records it). Differences:"
 )
 NOT_IN_FINGERPRINT = ("source", "arithmetic", "other_machines", "resamplers", "notes")
 """Parts of the recipe that may differ when a run is resumed. The same tracks may have another source, and the other parts follow
@@ -34,11 +34,11 @@ from the rest of the recipe."""
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """The values by which a run is recognised when it is resumed, as they are read from JSON.
+    """The values by which a run is recognised when it is resumed, as read from JSON.
 
     Attributes:
-        fingerprint: Settings, checkpoint, data and metrics. They must be equal.
-        machine: Device and library versions. They must be equal unless `allow_other_machine` is set.
+        fingerprint: Settings, checkpoint, data and metrics. They must be identical.
+        machine: Device and library versions. They must be identical unless `allow_other_machine` is set.
     """
 
     fingerprint: dict[str, Any]
@@ -57,12 +57,12 @@ def refuse_other_run(
 
     Args:
         run_dir: The run folder.
-        run: Content of its run.json.
+        run: Content of run.json in this folder.
         asked: Identity of the run that is about to start.
-        allow_other_machine: Accept another machine, and record it.
+        allow_other_machine: Whether to accept and record another machine.
 
     Returns:
-        The content of run.json. Another machine is added to it.
+        The content of run.json, including any machine that was added.
 
     Raises:
         RunError: The runs differ. The message lists the differences.
@@ -95,7 +95,7 @@ def refuse_other_ranks(
     machine_of_rank_0: Mapping[str, Any],
     allow_other_machine: bool,
 ) -> None:
-    """Refuses a folder that does not exist on some rank, and a rank on another machine.
+    """Refuses a folder that some rank cannot see, and a rank that runs on another machine.
 
     Raises:
         RunError: The message names the rank. It is raised on every rank.
@@ -119,7 +119,7 @@ def refuse_other_ranks(
 def batches_without_files(
     run_dir: Path, plan: Plan, measured: MeasuredBatches, *, batch_size: int, audio: AudioSettings
 ) -> set[int]:
-    """Returns the numbers of measured batches of which an audio file or a row of continuations.csv is missing."""
+    """Returns the numbers of the measured batches for which an audio file or a row of continuations.csv is missing."""
     written = written_continuations(run_dir)
     lost = set()
     for number in measured.batches:
@@ -149,6 +149,6 @@ def _fingerprint(module: MusicGenEvaluation, audio: AudioSettings) -> dict[str, 
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns values as they are read from a JSON file, for comparison."""
+    """Returns the values as they would be read from a JSON file, for comparison."""
     read: dict[str, Any] = json.loads(to_json(values))
     return read

@@ -1,6 +1,6 @@
 """Starts or resumes a run in a claimed folder, on rank 0.
 
-run.json  --compare or write-->  journal  --read-->  RunStart, the message to all ranks
+compare or write run.json --> read the journal --> RunStart, the message to all ranks
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class RunStart:
     Attributes:
         path: Absolute path of the run folder.
         number: Number of this start, from 0.
-        measured: Batches that earlier starts have measured.
-        constants: Values that the first start has determined.
+        measured: Batches that earlier starts of the run have measured.
+        constants: Values that the first start of the run has determined.
         machine: Device and library versions of rank 0.
     """
 
@@ -65,9 +65,9 @@ def start_run(
         module: Module that is evaluated.
         command: Command of the run, for run.json.
         config_yaml: Configuration, for config.yaml of a new run.
-        audio: Format of the continuations' files.
-        retry_failures: Measure tracks again that failed in earlier starts.
-        allow_other_machine: Resume a run that was started on another machine, or with other versions of libraries.
+        audio: Settings of the audio files.
+        retry_failures: Whether to measure again the tracks that failed when the run was started before.
+        allow_other_machine: Whether to resume a run that was started on another machine or with other library versions.
         say: Function that prints a line for the user.
 
     Raises:
@@ -120,7 +120,7 @@ def _discard_incomplete(
     audio: AudioSettings,
     say: Callable[[str], None],
 ) -> None:
-    """Removes incomplete files, and from `measured` the batches whose files are missing. Reports the measured windows."""
+    """Deletes incomplete files, and removes from `measured` any batches whose files are missing. Reports the measured windows."""
     for note in measured.notes:
         say(f"journal: {note}")
     if folder.state != "new":
@@ -135,5 +135,5 @@ def _discard_incomplete(
 
 
 def _threads(trainer: L.Trainer, module: MusicGenEvaluation) -> int | None:
-    """Returns the number of CPU threads of predict. It affects the last bits, so all starts of a run use the same number."""
+    """Returns the number of CPU threads of predict. The number affects the last bits, so all starts of a run use the same one."""
     return (module.continuation.threads or torch.get_num_threads()) if trainer.state.fn == "predict" else None

@@ -39,7 +39,7 @@ DEFAULT_AUDIO = AudioSettings()
 
 
 def same_call(run_dir: Path) -> str:
-    """Returns the line that tells how a run from Python is resumed."""
+    """Returns the line that tells the user how to resume a run from Python."""
     return "make the same call again, with the same run_dir"
 
 
@@ -48,8 +48,8 @@ class GenerationResult:
     """The continuations of a source, and their evaluation.
 
     Attributes:
-        continuations: Continuations in the order of tracks, each with its audio, or with the paths of its files if the run has a
-            folder.
+        continuations: Continuations in the order of the tracks, each with its audio, or with the paths of its files if the run has
+            a folder.
         evaluation: Metrics, tracks, counts and recipe.
     """
 
@@ -123,7 +123,7 @@ def run_continuation(
         callbacks: Further callbacks of the Trainer.
         notes: Comments for config.yaml.
         resume: Returns the line that tells the user how a run in this folder is resumed.
-        return_continuations: Whether the result contains the continuations. Otherwise none of them stays in memory.
+        return_continuations: Whether the result contains the continuations. If not, they do not stay in memory.
 
     Raises:
         EvaluationError: The run failed (see `generate`).
@@ -156,7 +156,7 @@ def run_continuation(
 def _earlier_continuations(
     module: MusicGenEvaluation, folder: RunFolder, known: Collection[tuple[str, int]]
 ) -> list[Continuation]:
-    """Returns the continuations that earlier starts of a run have written, except the known ones."""
+    """Returns the continuations that earlier starts of the run have written, excluding the known ones."""
     measured, earlier = module.measured, []
     assert measured is not None
     written = {row["path"].rpartition(".")[0]: row for row in read_table(folder.path / "continuations.csv")}
@@ -192,7 +192,7 @@ def _trainer(
     *,
     shows_progress: bool,
 ) -> Iterator[L.Trainer]:
-    """Makes a quiet Trainer for one device, and claims the folder."""
+    """Creates a quiet Trainer for one device, and claims the folder."""
     check_precision(settings.precision, settings.accelerator)
     stop = StopAfterBatch(say=lambda line: print(line, file=sys.stderr))
     with quiet_libraries(), stop.listening():
@@ -227,7 +227,7 @@ def _folder(settings: RunSettings) -> RunFolder | None:
 
 
 def _config(module: MusicGenEvaluation, data: WindowDataModule, settings: RunSettings) -> dict[str, Any]:
-    """Returns the configuration with which LightningCLI repeats the run."""
+    """Returns a configuration with which LightningCLI can repeat the run."""
     model = asdict(module.settings) | {"checkpoint": lasting_name(str(module.settings.checkpoint))}
     return {
         "trainer": {"precision": settings.precision, "accelerator": settings.accelerator},

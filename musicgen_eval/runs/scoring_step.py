@@ -36,11 +36,11 @@ class ScoringStep:
     Args:
         model: Model, prepared for `precision`.
         bank: Metrics of the task "score".
-        tail: As in `MusicGenEvaluation`.
-        seed: Seed of the readings that change codes.
-        save_nll: Store the nll of every code in the records.
+        tail: Treatment of the last frames of a window, as in `ModelSettings`.
+        seed: Seed for readings that change codes.
+        save_nll: Whether to store the nll of every code in the records.
         precision: Precision of the decoder, for error messages.
-        totals: Running totals. They are updated.
+        totals: Running totals. Updated in place.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ScoringStep:
         return records
 
     def score(self, windows: Sequence[WindowAudio]) -> list[WindowData]:
-        """Encodes and scores windows whose audio was read. Returns one set of metric inputs per window."""
+        """Encodes and scores windows whose audio could be read. Returns one set of metric inputs per window."""
         codes = self.model.encode([window.audio for window in windows if window.audio is not None])
         coded = [
             CodedWindow(window.window, window_codes, window.text, window.other_text)
@@ -93,7 +93,7 @@ class ScoringStep:
         return fetch([WindowData(read, self.model.spec.frame_rate_hz) for read in readings])
 
     def _record(self, window: WindowAudio, data: WindowData, states: dict[str, State]) -> WindowRecord:
-        """Returns the record of a window. A window whose nll is not finite fails, so no code is silently left out of a sum."""
+        """Returns the record of a window. A window with an nll that is not finite fails, so no sum silently omits a code."""
         for name, read in data.on_cpu.readings.items():
             if read is not None and not read.nll[read.scored].isfinite().all():
                 reading = f"reading {name!r} of " if name else ""
@@ -108,7 +108,7 @@ class ScoringStep:
 
 
 def readable_windows(batch: Batch) -> tuple[list[WindowAudio], list[WindowRecord]]:
-    """Returns the windows whose audio was read, and the records of the others."""
+    """Returns the windows whose audio could be read, and failure records of the others."""
     windows = [window for window in batch.windows if window.audio is not None]
     failed = [
         WindowRecord(window.row, window.track_row, failure=window.failure)

@@ -18,18 +18,19 @@ class ModelSettings(Settings):
     """Settings of the model.
 
     Attributes:
-        checkpoint: `demo`, a name on the Hugging Face Hub such as `facebook/musicgen-small`, or a folder in transformers' format.
+        checkpoint: `demo` for the bundled model, a name on the Hugging Face Hub such as `facebook/musicgen-small`, or a folder in
+            transformers' format.
         revision: Branch, tag or commit on the hub.
-        max_frames: Length of the longest window, in frames. Defaults to the length that the checkpoint states.
+        max_frames: Length of the longest window, in frames. Defaults to the checkpoint's own limit.
         tail: Treatment of the last frames of a window. `score` scores every frame of every codebook. `drop` leaves out the last
             delays[k] frames of codebook k, as audiocraft does.
-        save_nll: Whether to write the negative log-likelihood of every code.
-        seed: Seed of sampled codes and of readings that change codes. The same seed gives the same codes.
+        save_nll: Whether to write the negative log-likelihood of every code to nll.safetensors.
+        seed: Seed for sampling codes and for readings that change codes. The same seed gives the same codes.
     """
 
     name_in_config: ClassVar[str] = "model"
 
-    checkpoint: str | Path = field(default="demo", metadata=NOT_IN_RECIPE)  # the recipe holds what it was resolved to
+    checkpoint: str | Path = field(default="demo", metadata=NOT_IN_RECIPE)  # the recipe records the resolved checkpoint
     revision: str | None = field(default=None, metadata=NOT_IN_RECIPE)
     max_frames: int | None = field(default=None, metadata=NOT_IN_RECIPE)
     tail: Literal["score", "drop"] = field(default="score", metadata=SCORING_ONLY)
@@ -50,14 +51,14 @@ class RunSettings(Settings):
 
     Attributes:
         precision: Precision of the decoder.
-        accelerator: Kind of device.
-        run_dir: Folder for the results. If the folder already holds this run, the run is resumed. Defaults to
+        accelerator: Type of device. `auto` selects a GPU if there is one.
+        run_dir: Folder for the results. If the folder already contains this run, the run is resumed. Defaults to
             runs/<date>-<command> for commands. The Python functions write no files by default.
-        resume: Run folder to resume with the settings of its config.yaml. Of the other settings, only max_failures,
-            retry_failures and allow_other_machine can be combined with it.
+        resume: Run folder to resume with the settings in its config.yaml. Only max_failures, retry_failures and
+            allow_other_machine can be combined with it.
         retry_failures: Whether a resumed run measures its failed tracks again.
-        allow_other_machine: Whether to resume a run that was started on another machine. Results may differ in the last bits, and
-            record both machines.
+        allow_other_machine: Whether to resume a run that was started on another machine. Results may then differ in the last
+            bits. They record both machines.
     """
 
     name_in_config: ClassVar[str] = "trainer"
@@ -76,9 +77,9 @@ class AudioSettings(Settings):
 
     Attributes:
         format: Format of the audio files.
-        layout: Content of the file of a continuation. `continuation` is the generated audio alone. `joined` is the track up to
-            the boundary followed by the generated audio, with a crossfade of 40 ms, for listening.
-        originals: Whether to write the context and the reference of each track, too.
+        layout: Content of each continuation file. `continuation` is the generated audio alone. `joined`, intended for listening,
+            is the track up to the boundary followed by the generated audio, with a crossfade of 40 ms.
+        originals: Whether to write the context and the reference of each track as well.
     """
 
     name_in_config: ClassVar[str] = "audio"
@@ -94,7 +95,7 @@ class LengthSettings(Settings):
 
     Attributes:
         duration_s: Length of the continuation, in seconds. Defaults to the rest of the track.
-        max_new_frames: Length of the continuation, in frames. It replaces duration_s.
+        max_new_frames: Length of the continuation, in frames. Cannot be combined with duration_s.
     """
 
     duration_s: float | None = None

@@ -15,11 +15,11 @@ from lightning.pytorch.loggers import WandbLogger
 
 
 class LateWandbLogger(WandbLogger):
-    """A `WandbLogger` whose arguments of `wandb.init` can be changed until it opens its run."""
+    """A `WandbLogger` whose arguments for `wandb.init` can be changed until it opens its run."""
 
     @property
     def init_arguments(self) -> dict[str, Any]:
-        """Arguments of `wandb.init`. Changes apply when the run is opened."""
+        """Arguments for `wandb.init`. Changes take effect when the run is opened."""
         return self._wandb_init
 
     def set_folder(self, folder: Path) -> None:
@@ -29,7 +29,7 @@ class LateWandbLogger(WandbLogger):
 
     @property
     def opened_run(self) -> Any:
-        """The W&B run, or None if it is not open. `experiment` would open it."""
+        """The W&B run, or None if it is not open. Unlike `experiment`, this property does not open it."""
         return self._experiment
 
     def forget_run(self) -> None:

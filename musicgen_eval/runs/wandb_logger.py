@@ -27,19 +27,19 @@ QUIET = {
 
 @dataclass(frozen=True, kw_only=True)
 class WandbSettings(Settings):
-    """Logging to Weights & Biases.
+    """Settings of logging to Weights & Biases.
 
     Attributes:
-        mode: `off`, `offline` (into the run folder, for `wandb sync`) or `online`.
+        mode: `off`, `offline` or `online`. `offline` logs to the run folder, for a later `wandb sync`.
         project: W&B project.
         entity: W&B team or user.
         name: Name of the W&B run. Defaults to the name of the run folder.
-        group: Group of W&B runs.
+        group: Group of the W&B run.
         tags: Tags of the W&B run.
         max_logged: Number of continuations that are logged with audio players.
-        start_timeout_s: Time to wait for the server at the start, in seconds. After that the run continues without W&B.
-        end_timeout_s: Time to wait at the end until all data is sent, in seconds. The rest is kept in the run folder, for
-            `wandb sync`.
+        start_timeout_s: Time to wait for the server at the start, in seconds. After this time, the run continues without W&B.
+        end_timeout_s: Time to wait at the end until all data is sent, in seconds. Unsent data is kept in the run folder, for a
+            later `wandb sync`.
     """
 
     name_in_config: ClassVar[str] = "wandb"
@@ -74,7 +74,7 @@ def new_table(columns: list[str | int]) -> Any:
 
 
 def audio_player(path: Path, *, caption: str) -> Any:
-    """Returns a `wandb.Audio` of a file, for a cell of a table."""
+    """Returns a `wandb.Audio` that plays a file, for a cell of a table."""
     import wandb
 
     return wandb.Audio(str(path), caption=caption)
@@ -83,7 +83,7 @@ def audio_player(path: Path, *, caption: str) -> Any:
 class DispensableWandbLogger(LateWandbLogger):
     """A `WandbLogger` that prints one warning and turns itself off if W&B fails.
 
-    It does nothing before `begin`, because Lightning opens its loggers before it is known whether there is anything to measure.
+    The logger does nothing before `begin`, because Lightning opens loggers before it is known if there is anything to measure.
 
     Args:
         settings: Settings of W&B.
@@ -114,7 +114,7 @@ class DispensableWandbLogger(LateWandbLogger):
         Args:
             run_dir: The run folder.
             run_id: Id of the W&B run, the same in all starts of the evaluation.
-            is_resumed: True if an earlier start has used this id. If False, the server is not asked for such a run.
+            is_resumed: Whether the id has been used before. If not, the server is not asked for an existing run.
         """
         staging = (run_dir / "wandb").absolute()  # media are stored there until they are sent
         variables = {STAGING: str(staging), **{name: value for name, value in QUIET.items() if name not in os.environ}}
@@ -132,7 +132,7 @@ class DispensableWandbLogger(LateWandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run. Before `begin` and after a failure, an object that does nothing."""
+        """The W&B run. Before `begin` and after a failure, the property returns an object that does nothing."""
         if self.is_off or not self._has_begun:
             return DummyExperiment()
         if self.opened_run is not None:
@@ -152,7 +152,7 @@ class DispensableWandbLogger(LateWandbLogger):
         return run
 
     def attempt(self, act: Callable[[Any], object]) -> None:
-        """Calls `act` with the W&B run. Turns the logger off if this fails. Does nothing if the logger is off."""
+        """Calls `act` with the W&B run. If this fails, turns the logger off. Does nothing if the logger is off."""
         run = self.experiment
         if self.is_off or not self._has_begun:
             return
@@ -162,7 +162,7 @@ class DispensableWandbLogger(LateWandbLogger):
             self.turn_off(error)
 
     def turn_off(self, error: Exception) -> None:
-        """Prints why nothing more is logged, and ends the W&B run if there is one."""
+        """Prints the reason, logs nothing more, and ends the W&B run if there is one."""
         self.is_off = True
         run = self.opened_run
         self.forget_run()
@@ -203,7 +203,7 @@ class DispensableWandbLogger(LateWandbLogger):
         )
 
     def _require_key(self) -> None:
-        """Raises RunError if there is no API key. W&B would prompt for it, which blocks a run without a user."""
+        """Raises RunError if there is no API key. W&B would prompt for the key, which blocks a run without a user."""
         if self.init_arguments.get("mode") != "online":
             return
         import wandb
@@ -213,7 +213,7 @@ class DispensableWandbLogger(LateWandbLogger):
 
 
 def _remove_new_files(folder: Path, before: set[Path] | None) -> None:
-    """Removes files that W&B has created in a folder since `before` was listed. None means that the folder did not exist."""
+    """Removes the files that W&B has added to a folder since `before` was listed. None means that the folder did not exist."""
     if before is None:
         shutil.rmtree(folder, ignore_errors=True)
         return

@@ -1,8 +1,8 @@
 """Logs an evaluation to Weights & Biases.
 
 The results on disk are complete without W&B. If W&B fails, one warning is printed and the run continues. Online and offline runs
-contain the same data: configuration, commit and the running perplexity on its own axis, and at the end the summary and a table of
-tracks.
+contain the same data: the configuration, the commit and the running perplexity on its own axis, and at the end, the summary and a
+table of tracks.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class WandbTracker(L.Callback):
         self.max_logged = max_logged
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Opens the W&B run, logs the configuration and sets the running perplexity's own axis."""
+        """Opens the W&B run, logs the configuration and defines the axis of the running perplexity."""
         assert isinstance(pl_module, MusicGenEvaluation)
         folder = self.recorder.folder
         if not trainer.is_global_zero or folder is None or self.recorder.finds_result:
@@ -108,7 +108,7 @@ class WandbTracker(L.Callback):
 
 
 def _run_id(folder: RunFolder) -> tuple[str, bool]:
-    """Returns the id of the W&B run, which run.json stores, and True if an earlier start has used it."""
+    """Returns the id of the W&B run, and True if the id has been used before. The id is stored in run.json."""
     run = folder.run
     known = run.get(RUN_ID)
     if known is not None:
@@ -129,7 +129,7 @@ def _track_table(result: EvaluationResult) -> Any:
 
 
 def _player_table(rows: Sequence[Mapping[str, str]], folder: Path) -> Any:
-    """Returns rows of continuations.csv with audio players for context, continuation and reference."""
+    """Returns a table of rows of continuations.csv, with audio players for context, continuation and reference."""
     table = new_table(["track", "continuation", "text", "generated_s", "context", "generated", "reference"])
     for row in rows:
         row = redact_tree(row)

@@ -23,10 +23,10 @@ class WindowAudio:
         row: Row of the window in the plan.
         track_row: Row of the track in the plan.
         window: Position of the window.
-        audio: (C, N) float32 at the sample rate of the codec, N = frames x hop. In predict, the audio of the prompt. None means
-            that reading failed.
-        text: Text of the track.
-        other_text: Text of another track.
+        audio: (C, N) float32 at the codec's sample rate, N = frames x hop. In predict, the audio of the prompt. None means that
+            reading failed.
+        text: Text of the track. None means no text.
+        other_text: Text of another track. None means that there is no other text.
         failure: Reason why reading failed.
     """
 
@@ -40,16 +40,16 @@ class WindowAudio:
 
 
 class Batch:
-    """The windows of one step. A surplus step, which keeps the ranks in step, has none.
+    """The windows of one step. A surplus step, which gives all ranks the same number of steps, has no windows.
 
-    This is not a dataclass, because `bf16-true` converts the fields of dataclasses and would round the audio.
+    The class is not a dataclass, because `bf16-true` converts the fields of dataclasses and would round the audio.
     """
 
     def __init__(self, windows: list[WindowAudio]) -> None:
         self.windows = windows
 
     def pin_memory(self) -> Batch:
-        """Returns the batch in pinned memory, from which an accelerator copies asynchronously. The DataLoader calls this."""
+        """Returns the batch in pinned memory, from which data is copied to an accelerator asynchronously. Called by DataLoader."""
         return self._with_audio(torch.Tensor.pin_memory)
 
     def to(self, device: torch.device) -> Batch:
@@ -63,7 +63,7 @@ class Batch:
 
 
 class WindowDataset(Dataset[WindowAudio]):
-    """Reads the windows of a plan. A file that cannot be read gives a failure, not an exception."""
+    """Reads the windows of a plan. A file that cannot be read results in a `failure`, not in an exception."""
 
     def __init__(self, plan: Plan, spec: CodecSpec) -> None:
         self.plan = plan

@@ -97,7 +97,7 @@ def test_the_error_names_an_unknown_key_of_a_config(capsys, tmp_path):
     ("content", "message"),
     [
         (b"data: 3\n", "data: expected a mapping of settings, got 3"),
-        (b"data:\n  text: caf\xe9\n", "my.yaml: not UTF-8 text (invalid continuation byte at byte 17)"),
+        (b"data:\n  text: caf\xe9\n", "my.yaml: the file is not UTF-8 text (invalid continuation byte at byte 17)"),
         (b"data: [\n", "Problems parsing config: while parsing a flow node"),
         (b"run_dir: 'a\\0b'\n".replace(b"'", b'"'), r"run_dir 'a\x00b' contains a null character"),
     ],
@@ -134,12 +134,12 @@ def test_a_run_dir_with_other_files_is_an_error(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["evaluate"], "--audio is required, or --resume with a run folder"),
+        (["evaluate"], "--audio is required, unless --resume names a run folder"),
         (["evaluate", "--audio"], "argument --audio: expected at least one argument"),
         (["evaluate", "--audio", "a.wav", "--audio", "b.wav"], "--audio is given more than once"),
         (["evaluate", "--audio", "x", "--text", "\udcff"], r"--text is not UTF-8 text, got '\udcff'"),
         (["evaluate", "--audio", "x", "--retry_failures=maybe"], "retry_failures: expected bool, got 'maybe'"),
-        (["--resume", "x"], "--resume follows a command"),
+        (["--resume", "x"], "--resume must follow a command"),
         (["evaluate", "--audio", "/nowhere.wav"], "/nowhere.wav"),
         (["evalute"], "invalid choice: 'evalute'"),
         (["evaluate", "--audio", "x", "--foo", "1"], "unrecognized arguments: --foo 1"),

@@ -59,7 +59,7 @@ def test_messages_of_the_installed_version_are_recognised(arguments, explained_b
 def test_a_missing_option_is_recognised(command):
     with pytest.raises(ArgumentError) as refused:
         parse_command([command])
-    assert one_line(str(refused.value)) == "--audio is required, or --resume with a run folder"
+    assert one_line(str(refused.value)) == "--audio is required, unless --resume names a run folder"
 
 
 def test_an_unknown_message_is_printed_in_one_line():

@@ -370,12 +370,12 @@ def without_value(text: str) -> str:
     ("name", "damage", "message"),
     [
         ("summary.json", lambda text: text[:100], "summary.json cannot be read"),
-        ("summary.json", lambda text: "[]", "summary.json: damaged: it holds list, expected an object"),
-        ("summary.json", without_value, r"summary.json: damaged \(KeyError\('value'\)\)"),
-        ("tracks.csv", lambda text: text[:-30], "tracks.csv: damaged: row 6 has [0-9]+ cells, expected [0-9]+"),
-        ("tracks.csv", lambda text: text.replace("id,", "ID,", 1), "tracks.csv: damaged: column 'id' is missing"),
+        ("summary.json", lambda text: "[]", "summary.json is damaged: it holds list, expected an object"),
+        ("summary.json", without_value, r"summary.json is damaged \(KeyError\('value'\)\)"),
+        ("tracks.csv", lambda text: text[:-30], "tracks.csv is damaged: row 6 has [0-9]+ cells, expected [0-9]+"),
+        ("tracks.csv", lambda text: text.replace("id,", "ID,", 1), "tracks.csv is damaged: column 'id' is missing"),
         ("tracks.csv", None, "tracks.csv does not exist"),
-        ("windows.csv", lambda text: "", "windows.csv: damaged: column 'track' is missing"),
+        ("windows.csv", lambda text: "", "windows.csv is damaged: column 'track' is missing"),
         ("windows.csv", lambda text: text.replace(",0,0.0,", ",x,0.0,", 1), "row 1, column index holds 'x', expected a number"),
         ("windows.csv", lambda text: text.replace(",0,0.0,", ",,0.0,", 1), "row 1, column index holds nothing, expected a number"),
         ("windows.csv", lambda text: text.replace(",0,0.0,", ",0,inf,", 1), "row 1, column start_s holds inf"),
@@ -410,10 +410,10 @@ def test_a_damaged_continuation_table_is_named(continued, tmp_path):
     table = folder / "continuations.csv"
     whole = table.read_text()
     table.write_text(whole.replace(f",{2**62 + 1},", ",many,", 1))
-    with pytest.raises(RunError, match=r"continuations\.csv: damaged: column seed .*'many'"):
+    with pytest.raises(RunError, match=r"continuations\.csv is damaged: column seed .*'many'"):
         load_run(folder)
     table.write_text(whole + "song a,1\n")
-    with pytest.raises(RunError, match=r"continuations\.csv: damaged: row 9 has 2 cells, expected 16"):
+    with pytest.raises(RunError, match=r"continuations\.csv is damaged: row 9 has 2 cells, expected 16"):
         load_run(folder)
     table.unlink()
     with pytest.raises(RunError, match=r"continuations\.csv does not exist"):
@@ -446,7 +446,7 @@ def test_a_damaged_configuration_is_named_when_it_is_asked_for(evaluated, tmp_pa
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(RunError, match=r"nowhere does not exist; give the run folder"):
         load_run(tmp_path / "nowhere")
-    with pytest.raises(RunError, match=r"holds no run: run\.json does not exist; give the run folder"):
+    with pytest.raises(RunError, match=r"contains no run: run\.json does not exist; give the run folder"):
         load_run(tmp_path)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(RunError, match=r"run\.json cannot be read .*; restore it from a copy"):

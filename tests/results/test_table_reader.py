@@ -63,7 +63,7 @@ def test_blank_lines_are_no_rows(tmp_path):
 
 def test_an_incomplete_row_is_an_error_unless_it_is_skipped(tmp_path):
     (tmp_path / "t.csv").write_text("id,index\na,0\nb")
-    with pytest.raises(RunError, match=r"t\.csv: damaged: row 2 has 1 cells, expected 2; resume it"):
+    with pytest.raises(RunError, match=r"t\.csv is damaged: row 2 has 1 cells, expected 2; resume it"):
         read(tmp_path / "t.csv")
     assert read(tmp_path / "t.csv", skip_incomplete=True).num_rows == 1
 

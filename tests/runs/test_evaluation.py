@@ -205,12 +205,12 @@ def test_perplexity_of_a_tensor_equals_that_of_its_file(songs, loaded):
     [
         (torch.zeros(308700, 1), {"sample_rate_hz": 44100}, "of one or two channels, got torch.float32 (308700, 1)"),
         (torch.zeros(1, 0), {"sample_rate_hz": 44100}, "one or two channels"),
-        (np.zeros(10), {}, "got ndarray (torch.from_numpy makes a tensor)"),
+        (np.zeros(10), {}, "got ndarray; convert numpy arrays with torch.from_numpy"),
         (torch.full((32000,), 30000.0), {"sample_rate_hz": 32000}, "samples reach 30000"),
         ("x.wav", {"precision": "fp8"}, "precision must be one of"),
         ("x.wav", {"accelerator": "tpux"}, "tpux"),
-        ("x.wav", {"metrics": {"perplexity": CodebookPerplexity()}}, "the metric name 'perplexity' is taken"),
-        ("x.wav", {"max_frames": 50}, "settled when a model is loaded"),
+        ("x.wav", {"metrics": {"perplexity": CodebookPerplexity()}}, "the name 'perplexity', which is reserved"),
+        ("x.wav", {"max_frames": 50}, "revision and max_frames have no effect on a loaded model"),
     ],
 )
 def test_wrong_arguments_of_perplexity_are_refused_by_name(loaded, audio, settings, message):

@@ -193,7 +193,7 @@ class KillWorkers(L.Callback):
 
 def test_a_dead_worker_stops_the_run_with_a_clear_message(songs, checkpoint, tmp_path):
     module, data = MusicGenEvaluation(checkpoint), WindowDataModule(str(songs), batch_size=2, num_workers=1)
-    with pytest.raises(RunError, match=r"a DataLoader worker has died, .* resume the run"):
+    with pytest.raises(RunError, match=r"a DataLoader worker was killed or ran out of memory .* resume the run"):
         run_evaluation(module, data, RunSettings(accelerator="cpu", run_dir=tmp_path / "x"), callbacks=[KillWorkers()])
     assert len(journal_rows(tmp_path / "x")) >= 4
     data = WindowDataModule(str(songs), batch_size=2)
@@ -206,7 +206,10 @@ def test_a_worker_that_dies_while_it_sends_a_tensor_is_reported_too():
     handed_over = resource_sharer.DupFd(read_end)
     resource_sharer.stop()  # as if the process that holds the descriptor had died
     try:
-        with pytest.raises(RunError, match=r"a DataLoader worker has died"), dead_workers_explained():
+        with (
+            pytest.raises(RunError, match=r"a DataLoader worker was killed or ran out of memory"),
+            dead_workers_explained(),
+        ):
             handed_over.detach()
         with pytest.raises(ConnectionResetError), dead_workers_explained():
             raise ConnectionResetError("of something else")

@@ -832,7 +832,7 @@ def test_the_recipe_contains_the_number_of_threads(songs, model):
     [
         ({"format": "ogg", "run_dir": "x"}, "format must be one of flac, wav, mp3, got 'ogg'"),
         ({"layout": "both", "run_dir": "x"}, "layout must be one of continuation, joined"),
-        ({"layout": "joined"}, "apply to files; set run_dir"),
+        ({"layout": "joined"}, "apply to files only; set run_dir"),
         ({"temperature": 0, "num_continuations": 2}, "continuations of a track are identical"),
     ],
 )

@@ -9,5 +9,5 @@ Each process appends to its own files, one batch at a time. It writes to the sid
 to these bytes. Rows and side files have checksums. A batch is complete if all of its rows and their bytes are intact. If a batch
 was measured several times, the last complete measurement counts.
 
-`format.py` defines the rows and the side file, `writer.py` and `reader.py` write and read them.
+`format.py` defines the rows and the side file. `writer.py` and `reader.py` write and read them.
 """

@@ -30,8 +30,8 @@ class JournalEntry:
     Attributes:
         track: Id of the track.
         window: Index of the window in the track.
-        seconds: Scored or generated audio, in seconds.
-        failure: Reason of the failure. None means that the window was measured.
+        seconds: Length of the scored or generated audio, in seconds.
+        failure: Reason for the failure. None means that the window was measured.
         states: Metric name -> state.
         tensors: Further tensors by name, such as the nll of the codes.
     """
@@ -51,8 +51,8 @@ class JournalRow:
     Attributes:
         track: Id of the track.
         window: Index of the window in the track.
-        seconds: Seconds of audio that were scored or generated.
-        failure: Reason of the failure. None means that the window was measured.
+        seconds: Length of the scored or generated audio, in seconds.
+        failure: Reason for the failure. None means that the window was measured.
         numbers: Metric name -> state name -> flat numbers, for the states of `layouts`.
         layouts: Layouts from the header of the file.
         side_file: Location of the other states and tensors. None means that there are none.
@@ -188,7 +188,7 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
 
 
 def layouts_of(header: Mapping[str, Any]) -> Layouts | None:
-    """Returns the layouts from a header, or None if the header is of another format version."""
+    """Returns the layouts from a header, or None if the header has another format version."""
     if header["journal"] != VERSION:
         return None
     return {
@@ -198,7 +198,7 @@ def layouts_of(header: Mapping[str, Any]) -> Layouts | None:
 
 
 def row_of(found: Mapping[str, Any], layouts: Layouts, side_file: Path) -> JournalRow:
-    """Returns the row from the content of a line."""
+    """Creates a row from the content of a line."""
     ref = None
     if "beside" in found:
         start, num_bytes, checksum = found["beside"]

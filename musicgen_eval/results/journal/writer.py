@@ -56,7 +56,7 @@ class JournalWriter:
         self._guarded(begin)
 
     def append(self, batch: str, entries: Sequence[JournalEntry]) -> None:
-        """Appends a batch. It survives a crash of the process at once, and a power failure after about a second.
+        """Appends a batch. The batch survives a crash of the process at once, and a power failure after about a second.
 
         Args:
             batch: Key of the batch, independent of the process and the start that measure it.
@@ -203,7 +203,7 @@ def _packed(tensors: dict[str, Tensor]) -> bytes:
         return save(tensors)
     except (KeyError, RuntimeError, SafetensorError) as error:
         raise MetricError(
-            f"a state of {', '.join(tensors)} cannot be stored ({error!r}); use states of floats or integers in the metric"
+            f"a state of {', '.join(tensors)} cannot be stored ({error!r}); use floating-point or integer states in the metric"
         ) from error
 
 

@@ -1,1 +1,1 @@
-"""Processes of a run: strategy, signals, messages between ranks."""
+"""Handles the processes of a run: strategy, signals and messages between ranks."""

@@ -12,10 +12,10 @@ from musicgen_eval.errors import RunError
 
 @contextmanager
 def dead_workers_explained() -> Iterator[None]:
-    """Replaces the errors that torch raises when a DataLoader worker has died by one message.
+    """Replaces the various errors that torch raises when a DataLoader worker has died with one error.
 
     Raises:
-        RunError: a worker died.
+        RunError: A worker has died.
     """
     try:
         yield
@@ -23,13 +23,13 @@ def dead_workers_explained() -> Iterator[None]:
         if not comes_from_a_dead_worker(error):
             raise
         raise RunError(
-            f"a DataLoader worker has died, killed or out of memory ({error}); completed batches are kept, resume the run, with "
-            "a smaller data.num_workers if memory was short"
+            f"a DataLoader worker was killed or ran out of memory ({error}). Completed batches are kept; resume the run, with a "
+            "smaller data.num_workers if memory was short"
         ) from error
 
 
 def comes_from_a_dead_worker(error: BaseException) -> bool:
-    """Returns True if a worker of the DataLoader has died, or the connection to it was lost."""
+    """Returns True if an error means that a DataLoader worker has died, or that the connection to it was lost."""
     if isinstance(error, RuntimeError):
         return str(error).startswith("DataLoader worker")
     frames = traceback.walk_tb(error.__traceback__)

@@ -15,13 +15,13 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _Su
 
 
 def launched_processes(strategy: Strategy) -> list[subprocess.Popen[bytes]]:
-    """Returns the processes of this machine that Lightning has launched from this one, in rank order from rank 1."""
+    """Returns the processes that Lightning has launched from this process on this machine, in rank order from rank 1."""
     launcher = strategy.launcher
     return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
 
 
 def copies_process(strategy: Strategy) -> bool:
-    """Returns whether a strategy starts ranks as copies of this process, by fork or spawn."""
+    """Returns True if a strategy starts the other ranks from this process by fork or spawn."""
     return isinstance(strategy.launcher, _MultiProcessingLauncher)
 
 

@@ -1,7 +1,7 @@
 """Runs on one process and one device, independent of the caller's environment.
 
-`perplexity()`, `generate()` and `musicgen-eval` use one device. They ignore a SLURM job with several tasks, the variables of
-torchrun and a process group of the caller, and do not change them.
+`perplexity()`, `generate()` and `musicgen-eval` use one device. They neither use nor change a SLURM job with several tasks, the
+variables of torchrun or a process group of the caller.
 """
 
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def one_device(accelerator: str) -> int | list[int]:
     """Returns Lightning's argument `devices`: the caller's current GPU if the accelerator is a GPU, otherwise 1.
 
     Args:
-        accelerator: Lightning's argument: `auto`, `cpu`, `gpu` or `cuda`.
+        accelerator: Lightning's argument `accelerator`: `auto`, `cpu`, `gpu` or `cuda`.
     """
     if accelerator in ("auto", "gpu", "cuda") and CUDAAccelerator.is_available():
         return [torch.cuda.current_device()]
@@ -49,7 +49,7 @@ def one_device(accelerator: str) -> int | list[int]:
 def own_defaults() -> Iterator[None]:
     """Sets the default dtype to float32 and the default device to the CPU. Restores the caller's defaults at the end.
 
-    It also requests deterministic LSTMs on CUDA, for the whole process.
+    The context manager also requests deterministic LSTMs on CUDA, for the whole process.
     """
     request_deterministic_lstms()
     with ExitStack() as stack:

@@ -1,7 +1,7 @@
 """Small messages between the ranks of a run, sent with gloo.
 
-Rank 0 plans the run and computes the result while the other ranks wait. This may take hours if a data set is large. An error on
-rank 0 is sent to all ranks, because they would otherwise wait without end. Waiting ranks still respond to signals.
+Rank 0 plans the run and computes the result while the other ranks wait. For a large data set, this may take hours. An error on
+rank 0 is sent to all ranks, because they would otherwise wait forever. Waiting ranks still respond to signals.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def decide_on_rank_0(trainer: L.Trainer, decide: Callable[[], Outcome]) -> Outco
     """Calls `decide` on rank 0, and returns its result on every rank.
 
     Raises:
-        Exception: Any error of `decide`, on rank 0.
-        StoppedElsewhere: The same message, on the other ranks.
+        Exception: On rank 0, any error that `decide` raises.
+        StoppedElsewhere: On the other ranks, an error with the same message.
     """
     if trainer.world_size == 1:
         return decide()
@@ -58,7 +58,7 @@ def decide_on_rank_0(trainer: L.Trainer, decide: Callable[[], Outcome]) -> Outco
 
 
 def gather_on_rank_0(trainer: L.Trainer, part: Outcome) -> list[Outcome] | None:
-    """Returns the parts of all ranks, in rank order, on rank 0, and None on the other ranks.
+    """Returns the parts of all ranks in rank order on rank 0, and None on the other ranks.
 
     A part is a small object whose tensors are on the CPU.
     """
@@ -73,7 +73,7 @@ def gather_on_rank_0(trainer: L.Trainer, part: Outcome) -> list[Outcome] | None:
 
 
 def _wait_for_all(trainer: L.Trainer, group: Any) -> None:
-    """Waits until all ranks have called this function. It waits in Python, where signal handlers run."""
+    """Waits until all ranks have called this function. The wait is a loop in Python, so that signal handlers can run."""
     barrier = dist.barrier(group=group, async_op=True)
     callback = stop_callback(trainer)
     while not barrier.is_completed():
@@ -84,10 +84,10 @@ def _wait_for_all(trainer: L.Trainer, group: Any) -> None:
 
 
 def _group(trainer: L.Trainer) -> Any:
-    """Returns a gloo group of all ranks, whatever the backend of the devices is.
+    """Returns a gloo group of all ranks, regardless of the backend of the devices.
 
-    It is created once, early in the run, when all ranks get here at about the same time. A rank that creates a group waits for
-    the others, and its signal handlers do not run meanwhile.
+    The group is created once, early in the run, when all ranks call this function at about the same time. A rank that creates a
+    group waits for the others, and its signal handlers cannot run during this time.
     """
     if trainer not in _groups:
         with _closed_connections_explained(trainer):
@@ -104,7 +104,7 @@ def leave_process_group(trainer: L.Trainer) -> None:
 
 @contextmanager
 def _closed_connections_explained(trainer: L.Trainer) -> Iterator[None]:
-    """Turns the error of a closed connection into a message for the user.
+    """Replaces the error of a closed connection with a message for the user.
 
     Raises:
         RunError: Another process has ended.

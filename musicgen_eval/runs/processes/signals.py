@@ -1,12 +1,12 @@
-"""Stops a run on a signal, after the current batch, or when one of its processes has died.
+"""Stops a run after the current batch when a signal arrives, and at once when one of its processes has died.
 
     SIGTERM, SIGINT before the first batch --> stops immediately                                         exit status 143, 130
-                    later --> sets a flag --> stops after the batch, or while it waits for other ranks   exit status 143, 130
+                    later --> sets a flag --> stops after the batch, or while waiting for other ranks    exit status 143, 130
     second SIGINT --> stops immediately
 
-Lightning's own handler is not used. It waits for a broadcast inside the signal handler, ends the process of a rank that another
-rank waits for, and is ignored in predict. Rank 0 forwards a signal to the processes that it has launched, and waits for their last
-batch.
+Lightning's own handler is not used, because it waits for a broadcast inside the signal handler, ends a rank for which another
+rank waits, and has no effect in predict. Rank 0 forwards a signal to the processes that it has launched, and waits until they
+have finished their current batch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from musicgen_eval.runs.processes.lightning_internals import launched_processes
 
 CHECK_INTERVAL_S = 0.5
 LAST_BATCH_TIMEOUT_S = 3600.0
-"""Time for which rank 0 waits for the last batches of other ranks."""
+"""Maximum time for which rank 0 waits for the last batches of the other ranks."""
 RANK_0 = "MUSICGEN_EVAL_RANK_0"
 """Environment variable that contains the process id of rank 0, for the processes that it launches."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -62,7 +62,7 @@ class StopAfterBatch(L.Callback):
             yield
             return
         if self._parent is not None:
-            self._begin_watching()  # as early as possible, because connecting to a rank 0 that has died takes long to fail
+            self._begin_watching()  # as early as possible, because a connection to a dead rank 0 takes long to fail
         else:
             os.environ[RANK_0] = str(os.getpid())
         previous = {number: signal.getsignal(number) for number in SIGNALS}
@@ -76,7 +76,7 @@ class StopAfterBatch(L.Callback):
                 del os.environ[RANK_0]
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Lets signals wait for the end of a batch, and starts to watch the other processes of this machine."""
+        """Starts deferring signals to the end of a batch, and starts watching the other processes of this machine."""
         self._is_measuring = True
         self._processes = launched_processes(trainer.strategy)
         if threading.current_thread() is threading.main_thread():
@@ -92,9 +92,9 @@ class StopAfterBatch(L.Callback):
         """Stops this process's part of the run if a signal has requested it.
 
         Raises:
-            SIGTERMException: SIGTERM has requested it.
-            KeyboardInterrupt: SIGINT has requested it.
-            SystemExit: Either has requested it, and rank 0 launched this process and reports the signal.
+            SIGTERMException: SIGTERM has requested the stop.
+            KeyboardInterrupt: SIGINT has requested the stop.
+            SystemExit: Either signal has requested the stop, and rank 0, which launched this process, reports the signal.
         """
         if self.requested_by is None:
             return
@@ -103,7 +103,7 @@ class StopAfterBatch(L.Callback):
         raise SIGTERMException if self.requested_by == signal.SIGTERM else KeyboardInterrupt
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Waits for the last batches of the other processes, after a signal, and then ends these processes."""
+        """After a signal, waits for the last batches of the other processes, and then ends these processes."""
         self._ended.set()
         if self.requested_by is None and not isinstance(exception, KeyboardInterrupt):
             return
@@ -155,7 +155,7 @@ class StopAfterBatch(L.Callback):
             signal.signal(number, self._handle)
 
     def _watch(self, ended: threading.Event) -> None:
-        """Ends this process if rank 0 or a process that it launched has died, because the run cannot finish without it."""
+        """Ends this process if rank 0, or a process that rank 0 launched, has died, because the run cannot finish without it."""
         while not ended.wait(CHECK_INTERVAL_S):
             if self._parent is not None and os.getppid() != self._parent:
                 os._exit(1)
@@ -179,7 +179,7 @@ class StopAfterBatch(L.Callback):
 
 
 def was_launched() -> bool:
-    """Returns True if rank 0 launched this process. Then rank 0 reports for it, and this process ends if rank 0 ends."""
+    """Returns True if rank 0 launched this process. Then rank 0 reports errors and signals, and this process ends with rank 0."""
     return launcher_of_this_process() is not None
 
 

@@ -25,7 +25,7 @@ from musicgen_eval.runs.processes.rank_messages import StoppedElsewhere
 
 
 def share_of_data(trainer: L.Trainer) -> tuple[int, int]:
-    """Returns the number of this process's share of the batches, and the number of shares."""
+    """Returns the index of this process's share of the batches, and the number of shares."""
     strategy = trainer.strategy
     if isinstance(strategy, ModelParallelStrategy):
         groups = strategy.device_mesh["data_parallel"]
@@ -68,7 +68,7 @@ def _refusal(strategy: Strategy, task: Task) -> str | None:
         )
     if copies_process(strategy):
         return (
-            "trainer.strategy ddp_spawn, ddp_fork and ddp_notebook are not supported, because they fork a process that holds "
-            "the run's locks; set it to ddp, which starts the command once per process"
+            "trainer.strategy ddp_spawn, ddp_fork and ddp_notebook are not supported, because they start ranks from a process that "
+            "holds the run's locks; set it to ddp, which starts the command once per process"
         )
     return None
