@@ -137,10 +137,10 @@ def test_other_texts_equal_brute_force(texts):
     ("given", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"limit": 0}, "limit must be at least 1 track, got 0"),
+        ({"limit": 0}, "limit must be at least 1, got 0"),
         ({"max_failures": -1}, "max_failures must be at least 0, got -1"),
         ({"min_duration_s": -0.5}, "min_duration_s must be at least 0, got -0.5"),
-        ({"min_duration_s": float("nan")}, "min_duration_s must be at least 0, got nan"),
+        ({"min_duration_s": float("nan")}, "min_duration_s must be a finite number, got nan"),
     ],
 )
 def test_invalid_settings_raise_before_anything_is_opened(given, message):
@@ -280,7 +280,7 @@ def test_a_context_that_is_empty_or_does_not_fit_the_window_raises(folder, given
         ({"top_p": 1.5}, "top_p must be above 0"),
         ({"temperature": float("nan")}, "temperature must be a finite number"),
         ({"guidance_scale": 0.5}, "guidance_scale must be at least 1"),
-        ({"guidance_scale": float("nan")}, "guidance_scale must be at least 1"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number, got nan"),
         ({"num_continuations": 0}, "num_continuations must be at least 1"),
         ({"threads": 0}, "threads must be at least 1"),
     ],
