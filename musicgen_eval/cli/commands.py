@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from musicgen_eval.runs.folder import RunFolder
 
 AUDIO_HELP = (
-    "One or more files, folders, globs or manifests (csv, jsonl, parquet), such as --audio *.wav, or `demo` for the bundled "
+    "One or more files, folders, globs or manifests (csv, jsonl, parquet), for example `--audio *.wav`. Use `demo` for the bundled "
     "clips."
 )
 RESUME_OPTIONS = ("--resume", "--max_failures", "--retry_failures", "--allow_other_machine")

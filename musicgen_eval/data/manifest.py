@@ -174,7 +174,7 @@ def _check_columns(where: str, columns: frozenset[str]) -> None:
             raise SourceError(f"{where}: column {column!r} would be ignored; did you mean {meant!r}?")
         if "start_s" in columns and "end_s" in missing and plain in _DURATIONS:
             raise SourceError(
-                f"{where}: column {column!r} next to 'start_s' would be ignored; use 'end_s' instead, "
+                f"{where}: column {column!r} would be ignored because of column 'start_s'; use 'end_s' instead, "
                 "or 'duration_s' if it is the duration of the whole file"
             )
     if "path" in missing:

@@ -28,7 +28,7 @@ class DataSettings(Settings):
         batch_size: Number of windows per step. On a CPU, windows are processed in parallel with one thread each, so use at least
             one window per core.
         num_workers: Number of processes that read audio. 0 means that the main process reads it.
-        limit: Number of tracks to evaluate, from the start of the source. Defaults to all tracks.
+        limit: Number of tracks to process, from the start of the source. Defaults to all tracks.
         min_duration_s: Minimum length of a track, in seconds. Shorter tracks are skipped and counted in the result.
         max_failures: Number of tracks that may fail before the run stops with an error.
         allow_beyond_limit: Whether windows may be longer than those that the checkpoint was trained on. Intended for experiments.

@@ -187,9 +187,9 @@ def load_run(folder: str | Path) -> StoredRun:
     path = Path(os.path.expanduser(folder)).absolute()  # noqa: PTH111 - Path.expanduser raises if there is no home directory
     if not path.is_dir():
         problem = "is not a folder" if path.exists() else "does not exist"
-        raise RunError(f"{path} {problem}; give the run folder, which contains run.json")
+        raise RunError(f"{path} {problem}; give the folder that contains run.json")
     if not (path / "run.json").exists():
-        raise RunError(f"{path} contains no run: run.json does not exist; give the run folder, which contains run.json")
+        raise RunError(f"{path} contains no run: run.json does not exist; give the folder that contains it")
     run = _json(path / "run.json", "restore it from a copy, or start the run again in another folder with run_dir")
     if not isinstance(run.get("command"), str):
         raise RunError(

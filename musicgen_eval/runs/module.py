@@ -333,7 +333,7 @@ class MusicGenEvaluation(L.LightningModule):
         if any(reading.text == "other" for reading in self.bank.readings) and None in plan.other_texts:
             track = plan.tracks[plan.other_texts.index(None)].id
             raise RunError(
-                f"a metric needs the text of another track, but no track has another text than track {track}; give at least "
+                f"a metric needs the text of another track, but no track has a text that differs from that of track {track}; give at least "
                 "two tracks different texts"
             )
 

@@ -52,13 +52,13 @@ class RunSettings(Settings):
     Attributes:
         precision: Precision of the decoder.
         accelerator: Type of device. `auto` selects a GPU if there is one.
-        run_dir: Folder for the results. If the folder already contains this run, the run is resumed. Defaults to
-            runs/<date>-<command> for commands. The Python functions write no files by default.
+        run_dir: Folder for the results. If the folder already contains this run, the run is resumed. On the
+            command line, it defaults to runs/<date>-<command>. The Python functions write no files by default.
         resume: Run folder to resume with the settings in its config.yaml. Only max_failures, retry_failures and
             allow_other_machine can be combined with it.
-        retry_failures: Whether a resumed run measures its failed tracks again.
-        allow_other_machine: Whether to resume a run that was started on another machine. Results may then differ in the last
-            bits. They record both machines.
+        retry_failures: Whether a resumed run retries its failed tracks.
+        allow_other_machine: Whether to resume a run that was started on a different machine. The results may then differ in the
+            last bits. Both machines are recorded in the results.
     """
 
     name_in_config: ClassVar[str] = "trainer"

@@ -177,7 +177,10 @@ def test_texts_of_audiocraft_manifests_come_from_the_json_files_next_to_the_audi
         ("path,caption\na.wav,b\n", "column 'caption' would be ignored; did you mean 'text'"),
         ("file,text\na.wav,b\n", "column 'file' would be ignored; did you mean 'path'"),
         ("path,start,end\na.wav,0,1\n", "column 'end' would be ignored; did you mean 'end_s'"),
-        ("path,start_s,duration\na.wav,0,1\n", "column 'duration' next to 'start_s' would be ignored; use 'end_s'"),
+        (
+            "path,start_s,duration\na.wav,0,1\n",
+            "column 'duration' would be ignored because of column 'start_s'; use 'end_s'",
+        ),
         ("path,text,text\na.wav,b,c\n", "two columns are named 'text'"),
         ("path,text\na.wav,b\nb.wav\n", r"row 2 \(line 3\): expected 2 fields as in the header, got 1"),
         ("path,text\na.wav,b\nb.wav,x,y\n", r"row 2 \(line 3\): expected 2 fields as in the header, got 3"),

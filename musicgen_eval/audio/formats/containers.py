@@ -262,7 +262,7 @@ def check_data_size(path: Path, file: BinaryIO) -> None:
         )
     if chunk.num_bytes == 0 and num_present > 0:
         raise AudioError(
-            f"{path}: its header declares no audio but {num_present} bytes follow (written to a pipe, or never closed?); "
+            f"{path}: its header declares no audio but {num_present} bytes follow, so it may have been written to a pipe; "
             "write it again"
         )
 
