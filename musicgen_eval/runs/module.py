@@ -333,8 +333,8 @@ class MusicGenEvaluation(L.LightningModule):
         if any(reading.text == "other" for reading in self.bank.readings) and None in plan.other_texts:
             track = plan.tracks[plan.other_texts.index(None)].id
             raise RunError(
-                f"a metric needs the text of another track, but no track has a text that differs from that of track {track}; give at least "
-                "two tracks different texts"
+                f"a metric needs the text of another track, but no track has a text that differs from that of track {track}; "
+                "give at least two tracks different texts"
             )
 
     def _context_in_memory(self) -> RunContext:
