@@ -89,7 +89,7 @@ def perplexity(
         The perplexity of the data set, of each codebook and of each track, and the nll of each code.
 
     Raises:
-        EvaluationError: The audio, checkpoint, metrics or settings are invalid. The subclass of the error tells which.
+        EvaluationError: The audio, checkpoint, metrics or settings are invalid. The subclass of the error indicates which.
     """
     if metrics and "perplexity" in metrics:
         raise RunError("metrics has the name 'perplexity', which is reserved; choose another name")
@@ -150,7 +150,7 @@ def generate(
         The continuations and their evaluation. If `run_dir` is not set, the audio is kept in memory.
 
     Raises:
-        EvaluationError: The audio, checkpoint, metrics or settings are invalid. The subclass of the error tells which.
+        EvaluationError: The audio, checkpoint, metrics or settings are invalid. The subclass of the error indicates which.
     """
     if run.run_dir is None and files != AudioSettings():
         raise RunError("format, layout and originals apply to files only; set run_dir, or remove them")

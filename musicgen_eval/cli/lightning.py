@@ -86,7 +86,7 @@ class EvaluationCLI(LightningCLI):
         super().parse_arguments(parser, args)
 
     def instantiate_classes(self) -> None:
-        """Creates the model, the data module and the trainer. Raises library errors as argument errors."""
+        """Creates the model, the data module and the trainer. Converts library errors to argument errors."""
         try:
             super().instantiate_classes()
         except (EvaluationError, MisconfigurationException, ArgumentError):

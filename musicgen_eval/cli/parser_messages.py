@@ -1,7 +1,7 @@
 """Shortens the error messages of jsonargparse to one line, and replaces Python's type hints with plain words.
 
-No other module depends on the wording of jsonargparse. `tests/cli/test_parser_messages.py` checks this module with the messages of
-the installed version.
+No other module depends on the wording of jsonargparse. `tests/cli/test_parser_messages.py` checks this module against the messages
+of the installed version.
 """
 
 from __future__ import annotations

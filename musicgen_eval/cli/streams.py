@@ -1,4 +1,4 @@
-"""Replacements for standard output and standard error that never end a run if writing to the original stream fails.
+"""Replacements for standard output and standard error. If writing to the original stream fails, the run continues.
 
     a character that the terminal cannot display   --> a replacement character is written
     a closed pipe, as in `| head`                  --> the rest of the output is dropped

@@ -141,7 +141,7 @@ def _fed_codes(reading: Reading, coded: CodedWindow, seed: int, num_entries: int
 
 
 def _aligned(window: Window, codes: Tensor, mask: Tensor, scores: Scores, start: int) -> ScoredWindow:
-    """Pads scores that begin at frame `start` of the window on the left, to the full length of the window."""
+    """Pads scores that begin at frame `start` of the window to the full length of the window, on the left."""
     pad = torch.nn.functional.pad
     return ScoredWindow(
         window=window,

@@ -239,16 +239,16 @@ def counted_codes(
 
 
 def nll_from_logits(logits: Tensor, codes: Tensor, *, delays: Sequence[int], scored: Tensor | None = None) -> Tensor:
-    """Computes the nll of codes from existing decoder logits, such as those of a training step.
+    """Computes the negative log-likelihood (nll) of codes from existing decoder logits, such as those of a training step.
 
     Args:
-        logits: (B*K, S, V) as returned by the transformers decoder, or (B, K, S, V), for the input `delay_codes(codes, ...)`.
+        logits: Logits of the decoder for the input `delay_codes(codes, ...)`: (B*K, S, V) as in transformers, or (B, K, S, V).
         codes: (B, K, T) int64 codes, without delays.
         delays: (K,) delay of each codebook in steps.
         scored: (B, K, T) bool mask, True for codes to score. None means all codes.
 
     Returns:
-        (B, K, T) float32 nats, NaN for codes that are not scored. Code (k, t) is not scored if its step was not fed
+        (B, K, T) float32 nlls in nats, NaN for codes that are not scored. Code (k, t) is not scored if its step was not fed
         (S < t + delays[k] + 1). Therefore, the function accepts logits for both values of `tail` (see `score_codes`).
 
     >>> import torch

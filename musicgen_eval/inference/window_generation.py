@@ -89,7 +89,7 @@ def window_drawer(
     sampling: Sampling,
     kernels: StepKernels,
 ) -> WindowDrawer:
-    """Returns a function that generates windows: with `StaticSteps` on an accelerator, and with `CpuSteps` on a CPU."""
+    """Returns a function that generates windows with `StaticSteps` on an accelerator, or with `CpuSteps` on a CPU."""
     if decoder.device.type == "cpu" and not isinstance(decoder, FusedDecoder):
         steps = CpuSteps(
             decoder,

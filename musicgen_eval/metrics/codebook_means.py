@@ -51,7 +51,7 @@ class CodebookMeans(DtypeKeepingMetric):
         """Adds (K, T) or (B, K, T) values. NaN values are not counted.
 
         Raises:
-            MetricError: If the values have a different shape.
+            MetricError: If the values do not have one of these shapes.
         """
         if values.dim() not in (2, 3) or values.shape[-2] != self.num_codebooks:
             hint = f"; set num_codebooks={values.shape[-2]}" if values.dim() in (2, 3) else ""

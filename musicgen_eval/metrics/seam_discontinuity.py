@@ -19,7 +19,7 @@ FLOOR = 0.01  # nats; smaller distances cannot be distinguished from silence
 
 
 class SeamDiscontinuity(DtypeKeepingMetric):
-    """Spectral change at the boundary of a continuation, as two ratios to the change elsewhere in the same music.
+    """Spectral change at the boundary of a continuation, relative to the change elsewhere in the same music, as two ratios.
 
     A ratio of 1 means that the sound changes as much at the boundary as elsewhere. `flux` measures the change over a few
     milliseconds and detects clicks and hard cuts. `change` compares the second before the boundary with the second after it, and

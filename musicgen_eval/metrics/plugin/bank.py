@@ -109,7 +109,7 @@ class MetricBank:
         return {request.parameter: request.input_name for request in self._requests[name]}
 
     def update(self, window_data: Sequence[WindowData]) -> list[dict[str, State]]:
-        """Updates every metric on each window separately.
+        """Updates every metric with each window separately.
 
         Args:
             window_data: Data of each window of a batch.
@@ -181,7 +181,7 @@ class MetricBank:
     def _window_states(
         self, name: str, inputs: Sequence[Mapping[str, Any]], window_data: Sequence[WindowData]
     ) -> list[State]:
-        """Returns the state of a metric after each of several windows, each alone.
+        """Returns one state of a metric per window, each computed from that window alone.
 
         Raises:
             MetricError: The metric raised an exception. The message names the metric and the windows.

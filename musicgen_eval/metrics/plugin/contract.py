@@ -40,7 +40,7 @@ class MetricContract(Protocol):
 
     @property
     def recipe(self) -> MetricRecipe:
-        """Units, direction, source and settings of the metric, which are written into every result.
+        """The metric's units, direction, source and settings, which are written into every result.
 
         Default: the source is the name of the class, and the direction is the class's `higher_is_better`.
         """
@@ -54,7 +54,7 @@ class MetricContract(Protocol):
         """
 
     def window_states(self, batch: Sequence[Mapping[str, Any]]) -> Mapping[str, Tensor]:
-        """Returns the states after each of several windows, computed together for speed.
+        """Returns one state per window for several windows, which are processed together for speed.
 
         Default: `update()` is called for each window. To disable an inherited method, set `window_states = None` in the subclass.
 

@@ -21,12 +21,12 @@ class ContinuationAudio:
     Attributes:
         sample_rate_hz: Sample rate of every audio field.
         text: Text of the track. None if the track has no text.
-        generated: Audio of the continuation without the prompt. The codec decodes the codes of both together.
+        generated: Audio of the continuation. The codec decodes prompt and continuation together. Then, the prompt is cut off.
         context: Original audio of the track before the boundary.
         reference: Original audio of the track after the boundary, at most as long as the continuation. None if the track ends at
             the boundary.
         context_decoded: Audio of the prompt, decoded from its codes.
-        reference_decoded: Audio of the reference without the prompt, decoded from the codes of both. None if there is no reference.
+        reference_decoded: Audio of the reference, decoded and cut in the same way. None if there is no reference.
     """
 
     sample_rate_hz: int
@@ -56,7 +56,7 @@ class WindowData:
 
     @property
     def on_cpu(self) -> WindowData:
-        """The same data without logits, on the CPU."""
+        """The same data on the CPU, without logits."""
         readings = fetch([self])[0].fetched
         assert readings is not None
         return WindowData(readings, self.frame_rate_hz, self.audio, readings)

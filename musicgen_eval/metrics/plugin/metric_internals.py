@@ -1,4 +1,4 @@
-"""Access to the private members of torchmetrics that this package uses. No other module of the package uses private members of it.
+"""Access to the private members of torchmetrics that this package needs. No other module accesses them.
 
 `tests/metrics/plugin/test_metric_internals.py` fails if a torchmetrics release changes one of these members.
 

@@ -149,8 +149,8 @@ class InputRegistry:
         """Splits an input name into the provider of the input and the name of a reading.
 
         Returns:
-            A pair of the provider with the longest matching name and the suffix after `__` (None if there is no suffix). If no
-            provider matches, None instead of the pair.
+            The provider with the longest matching name, and the suffix after `__` (None if there is no suffix). If no provider
+            matches, the function returns None instead of this pair.
 
         >>> provider, reading = InputRegistry("score").find("nll__no_text")
         >>> provider.name, reading

@@ -135,7 +135,7 @@ def collect(
     If a metric takes the rows of several readings, these rows are aligned: they belong to the codes that all readings scored.
 
     Args:
-        requests: Requests of the metric.
+        requests: Input requests of the metric.
         data: Data of the window.
         spec: Codebooks, rates and channels of the checkpoint.
         shared: Values that were already computed for this window, by input and reading. New values are added.

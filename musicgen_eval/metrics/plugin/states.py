@@ -1,4 +1,4 @@
-"""The state of a metric after one window, and the merging of such states into one result.
+"""Computes the state of a metric after each window, and merges such states into one result.
 
 States are merged as torchmetrics merges the ranks of a distributed run: tensor states are stacked in window order, list states are
 joined, and then the state's own reduction is applied. Therefore, a metric that is correct under DDP is also correct here, even with
@@ -36,7 +36,7 @@ def window_state(metric: Metric, inputs: Mapping[str, Any]) -> State:
 
 
 def window_states(metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> list[State]:
-    """Returns the state after each window alone, using the metric's own `window_states` if the metric defines this method."""
+    """Returns one state per window, each computed from that window alone, with the metric's own `window_states` if it has one."""
     batched = batched_window_states(metric)
     if batched is None or not inputs:
         return [window_state(metric, window) for window in inputs]
@@ -86,7 +86,7 @@ def merge_column(reduction: Any, column: Tensor) -> Tensor:
 
 
 def exact_sum(stacked: Tensor) -> Tensor:
-    """Sums an (n, ...) tensor over its rows, in float64 and without intermediate rounding. The result has the tensor's dtype.
+    """Sums an (n, ...) tensor over its n rows, in float64 and without intermediate rounding. The result has the tensor's dtype.
 
     >>> exact_sum(torch.tensor([1e16, 1.0, -1e16])).item()
     1.0
