@@ -1,7 +1,7 @@
-"""The Python functions: `perplexity` scores a file, a folder, a manifest or a tensor, and `generate` continues it.
+"""The Python API: `perplexity` scores the music in files, folders, manifests or tensors, and `generate` continues the music.
 
-Each function creates a `MusicGenEvaluation` and a `WindowDataModule`, and runs them with a quiet Trainer, as the command
-`musicgen-eval` does.
+Like the command `musicgen-eval`, each function creates a `MusicGenEvaluation` and a `WindowDataModule`, and runs them with a
+Trainer whose own output is suppressed.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ AnyCheckpoint = str | Path | MusicGen | MusicgenForConditionalGeneration
 
 @dataclass(frozen=True)
 class PerplexityResult:
-    """The perplexity of a source.
+    """The result of `perplexity`.
 
     Attributes:
         ppl: Perplexity, exp(`ce`).
-        ce: Mean over codebooks of the mean nll, in nats per code.
-        bits_per_second: Frame rate times the sum over codebooks of the mean nll, in bits.
-        ppl_per_codebook: (K,) perplexities.
-        ce_per_codebook: (K,) mean nlls, in nats per code.
-        ppl_per_track: Perplexity of each track, by id.
-        nll: (K, T) float32 nll of every code of each track, by id, in nats. NaN for codes that were not scored. If the run has a
-            folder, the values are read from it on access.
-        evaluation: The complete result, with intervals, windows, counts and recipe.
+        ce: Cross entropy: the mean nll of each codebook, averaged over the codebooks, in nats per code.
+        bits_per_second: Frame rate times the sum of the codebooks' mean nlls, converted to bits.
+        ppl_per_codebook: (K,) perplexity of each codebook.
+        ce_per_codebook: (K,) mean nll of each codebook, in nats per code.
+        ppl_per_track: Perplexity of each track, by track id.
+        nll: (K, T) float32 nll of each track's codes, by track id, in nats. NaN for codes that were not scored. If the run has a
+            folder, the values are read from that folder on access.
+        evaluation: The complete result, including intervals, windows, counts and the recipe.
     """
 
     ppl: float
@@ -79,17 +79,17 @@ def perplexity(
     """Computes the perplexity that a MusicGen checkpoint assigns to music. Every code is scored exactly once.
 
     Args:
-        audio: A file, a folder, a glob, a manifest, or a list of these; or a (C, N) or (N,) floating point tensor in [-1, 1].
-        checkpoint: `demo`, a name on the Hugging Face Hub, a folder, a model from `load_model`, whose decoder is converted to
-            `precision`, or a transformers model in memory, which is copied and not changed.
-        sample_rate_hz: Sample rate of `audio`. It is required for tensors, and not allowed for paths.
-        metrics: Further metrics by name. Their results are in `evaluation.metrics`.
+        audio: A file, a folder, a glob, a manifest, or a list of these; or a (C, N) or (N,) floating-point tensor in [-1, 1].
+        checkpoint: `demo`, a name on the Hugging Face Hub, a folder, a model from `load_model` (its decoder is converted to
+            `precision`), or a transformers model in memory (it is copied, not changed).
+        sample_rate_hz: Sample rate of `audio`. Required if `audio` is a tensor, and not allowed otherwise.
+        metrics: Additional metrics, by name. `evaluation.metrics` of the returned object contains their results.
 
     Returns:
-        The perplexity of the data set, each codebook and each track, and the nll of each code.
+        The perplexity of the data set, of each codebook and of each track, and the nll of each code.
 
     Raises:
-        EvaluationError: Audio, checkpoint, metrics or settings are wrong. Its subclasses tell which.
+        EvaluationError: The audio, checkpoint, metrics or settings are invalid. The subclass of the error indicates which.
     """
     if metrics and "perplexity" in metrics:
         raise RunError("metrics has the name 'perplexity', which is reserved; choose another name")
@@ -137,20 +137,20 @@ def generate(
     files: AudioSettings,
     run: RunSettings,
 ) -> GenerationResult:
-    """Continues music: a MusicGen checkpoint is given the first part of each track, and generates a continuation.
+    """Continues music: a MusicGen checkpoint receives the first part of each track and generates a continuation.
 
     Args:
-        audio: A file, a folder, a glob, a manifest, or a list of these; or a (C, N) or (N,) floating point tensor in [-1, 1].
-        checkpoint: `demo`, a name on the Hugging Face Hub, a folder, a model from `load_model`, whose decoder is converted to
-            `precision`, or a transformers model in memory, which is copied and not changed.
-        sample_rate_hz: Sample rate of `audio`. It is required for tensors, and not allowed for paths.
-        metrics: Metrics by name. Their results are in `evaluation.metrics`.
+        audio: A file, a folder, a glob, a manifest, or a list of these; or a (C, N) or (N,) floating-point tensor in [-1, 1].
+        checkpoint: `demo`, a name on the Hugging Face Hub, a folder, a model from `load_model` (its decoder is converted to
+            `precision`), or a transformers model in memory (it is copied, not changed).
+        sample_rate_hz: Sample rate of `audio`. Required if `audio` is a tensor, and not allowed otherwise.
+        metrics: Metrics, by name. `evaluation.metrics` of the returned object contains their results.
 
     Returns:
-        The continuations, and their evaluation. Without `run_dir`, the audio stays in memory.
+        The continuations and their evaluation. If `run_dir` is not set, the audio is kept in memory.
 
     Raises:
-        EvaluationError: Audio, checkpoint, metrics or settings are wrong. Its subclasses tell which.
+        EvaluationError: The audio, checkpoint, metrics or settings are invalid. The subclass of the error indicates which.
     """
     if run.run_dir is None and files != AudioSettings():
         raise RunError("format, layout and originals apply to files only; set run_dir, or remove them")
@@ -168,7 +168,7 @@ def generate(
 
 
 def _module(checkpoint: AnyCheckpoint, settings: ModelSettings, **further: Any) -> MusicGenEvaluation:
-    """Creates the evaluation of a checkpoint, a loaded model or a transformers model."""
+    """Creates the evaluation module for a checkpoint, a loaded model or a transformers model."""
     if not isinstance(checkpoint, MusicGen | MusicgenForConditionalGeneration):
         return MusicGenEvaluation(**vars(replace(settings, checkpoint=checkpoint)), **further)
     if isinstance(checkpoint, MusicgenForConditionalGeneration):
@@ -185,7 +185,7 @@ def _module(checkpoint: AnyCheckpoint, settings: ModelSettings, **further: Any) 
 
 
 def _notes(audio: Audio, checkpoint: object, metrics: Mapping[str, Any] | None) -> list[str]:
-    """Returns comments for config.yaml about arguments that the file cannot hold."""
+    """Returns comments for config.yaml about arguments that this file cannot represent."""
     return [
         *(["the audio was a tensor, so data.source no longer exists"] if isinstance(audio, Tensor) else []),
         *(["the model was in memory, so model.checkpoint is only its name"] if isinstance(checkpoint, Module) else []),
@@ -195,7 +195,7 @@ def _notes(audio: Audio, checkpoint: object, metrics: Mapping[str, Any] | None) 
 
 @contextmanager
 def _source(audio: Audio, sample_rate_hz: int | None) -> Iterator[Source]:
-    """Yields the source as paths. A tensor is written to a temporary float32 wav file, which keeps every bit."""
+    """Yields the audio as one or more paths. A tensor is written to a temporary WAV file, which stores float32 samples exactly."""
     if not isinstance(audio, Tensor):
         source = _paths(audio)
         if sample_rate_hz is not None:

@@ -1,6 +1,6 @@
 """Exceptions for invalid inputs and settings.
 
-All of them are subclasses of `EvaluationError`, which is a `ValueError`.
+All exceptions in this module derive from `EvaluationError`, which is a subclass of `ValueError`.
 """
 
 from collections.abc import Iterable
@@ -8,31 +8,31 @@ from difflib import get_close_matches
 
 
 class EvaluationError(ValueError):
-    """Base class of all errors that invalid inputs or settings cause."""
+    """Base class of all errors caused by invalid inputs or settings."""
 
 
 class AudioError(EvaluationError):
-    """An audio file cannot be read completely, or cannot be written."""
+    """Raised if an audio file cannot be read completely, or cannot be written."""
 
 
 class SourceError(EvaluationError):
-    """A source (file, folder, glob pattern or manifest) yields no valid tracks."""
+    """Raised if a source (file, folder, glob pattern or manifest) yields no valid tracks."""
 
 
 class WindowError(EvaluationError):
-    """A context or target is longer than the model's limit or shorter than one frame."""
+    """Raised if a context or target is longer than the model's limit or shorter than one frame."""
 
 
 class CheckpointError(EvaluationError):
-    """A checkpoint is missing, unreadable or unsafe to load."""
+    """Raised if a checkpoint is missing, unreadable or unsafe to load."""
 
 
 class MetricError(EvaluationError):
-    """A metric requests an unknown input, or its states cannot be merged."""
+    """Raised if a metric requests an unknown input, or if its states cannot be merged."""
 
 
 class NonFiniteError(EvaluationError):
-    """The decoder produced NaN or infinite logits.
+    """Raised if the decoder produces NaN or infinite logits.
 
     Attributes:
         rows: Batch rows with NaN or infinite logits.
@@ -47,13 +47,13 @@ class NonFiniteError(EvaluationError):
 
 
 class RunError(EvaluationError):
-    """A run cannot start, resume or finish."""
+    """Raised if a run cannot start, resume or finish."""
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:
-    """Returns suggestions for an unknown name, for use in an error message.
+    """Returns the part of an error message that suggests known names in place of an unknown one.
 
-    Dotted names are compared by their last part. If no known name is similar, the first 20 known names are listed.
+    Only the last parts of dotted names are compared. If no known name is similar, the first 20 known names are listed.
 
     >>> near_matches("CodebookPerplexty", ["musicgen_eval.metrics.CodebookPerplexity", "musicgen_eval.metrics.TextGain"])
     'did you mean musicgen_eval.metrics.CodebookPerplexity?'

@@ -1,1 +1,1 @@
-"""The two commands, `train_like_eval.py` and `musicgen-eval`."""
+"""The implementation of the two commands, `train_like_eval.py` and `musicgen-eval`."""

@@ -1,4 +1,4 @@
-"""Converts command-line arguments from the form in which users write them to the form that the parsers accept."""
+"""Converts command-line arguments from the form that users write to the form that the parsers accept."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from musicgen_eval.runs.settings import RunSettings
 
 SHORT_OPTIONS = {"--context": "--context_s", "--duration": "--duration_s"}
 FLAGS = tuple(f"--{name}" for name, kind in field_types(RunSettings).items() if kind is bool)
-"""Options that may be given without a value."""
+"""Options that can be given without a value."""
 CONFIG_OPTIONS = ("--config", "-c")
 
 
 def full_option(argument: str) -> str:
-    """Returns an option in the form that the parser accepts: `--max_new_frames=5` for `--max-new-frames=5`."""
+    """Returns an option in the form that the parser accepts, such as `--max_new_frames=5` for `--max-new-frames=5`."""
     if not argument.startswith("--"):
         return argument
     option, equals, value = argument.partition("=")
@@ -30,7 +30,7 @@ def full_option(argument: str) -> str:
 
 
 def with_values(args: Sequence[str]) -> list[str]:
-    """Returns the arguments, with a value for every flag."""
+    """Returns the arguments, adding the value `true` to every flag without a value."""
     return [
         f"{arg}=true" if arg in FLAGS and after.lower() not in ("true", "false") else arg
         for arg, after in pairwise([*args, "--"])
@@ -38,11 +38,11 @@ def with_values(args: Sequence[str]) -> list[str]:
 
 
 def with_resumed(args: Sequence[str]) -> list[str]:
-    """Replaces `--resume` with the configuration and the folder of the run.
+    """Replaces `--resume` and its run folder with options for the configuration and the folder of that run.
 
     Raises:
         ArgumentError: No run folder follows `--resume`.
-        RunError: The folder contains no run.
+        RunError: The folder does not contain a run.
     """
     full: list[str] = []
     rest = iter(with_values(args))
@@ -59,12 +59,12 @@ def with_resumed(args: Sequence[str]) -> list[str]:
 
 
 def utf8_text(text: str | None, *, option: str) -> str | None:
-    """Decodes a text argument as UTF-8, regardless of the encoding of the locale.
+    """Decodes a text argument as UTF-8, regardless of the locale's encoding.
 
     Raises:
-        ArgumentError: The bytes are not UTF-8.
+        ArgumentError: The bytes of the argument are not valid UTF-8.
     """
-    if text is None or not any("\udc80" <= letter <= "\udcff" for letter in text):  # undecoded bytes
+    if text is None or not any("\udc80" <= letter <= "\udcff" for letter in text):  # bytes that Python could not decode
         return text
     try:
         return os.fsencode(text).decode("utf-8")
@@ -91,7 +91,7 @@ def refuse_other_encodings(args: Sequence[str]) -> None:
 
 
 def expand_home(settings: Any) -> Any:
-    """Returns settings in which the home directory replaces the leading `~` of every string."""
+    """Returns a copy of settings in which the home directory replaces the leading `~` of every string."""
     if isinstance(settings, str):
         return os.path.expanduser(settings)  # noqa: PTH111
     if isinstance(settings, list):

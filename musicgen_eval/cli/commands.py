@@ -1,8 +1,9 @@
-"""The commands of `musicgen-eval`, as functions whose arguments are the options.
+"""The commands of `musicgen-eval`, as functions whose arguments are the command-line options.
 
-The functions import torch, Lightning and transformers when they are called, so that help texts and argument errors do not wait for
-these imports. Two properties of jsonargparse restrict this module. It executes imports under `TYPE_CHECKING` to resolve signatures.
-It also looks up the name of each function in the package `musicgen_eval`, where `generate` would import `api.py`.
+Each function imports torch, Lightning and transformers only when it is called, so that help texts and argument errors do not wait
+for these imports. Two properties of jsonargparse restrict this module: jsonargparse executes the imports under `TYPE_CHECKING` to
+resolve signatures, and it looks up the name of each function in the package `musicgen_eval`, where the name `generate` would import
+`api.py`.
 """
 
 from __future__ import annotations
@@ -45,19 +46,19 @@ EXAMPLES = {
 
 
 class ExamplesFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Formats help texts like jsonargparse, but keeps the line breaks of the examples."""
+    """Formats help texts in the same way as jsonargparse, but preserves the line breaks between the examples."""
 
 
 def parse_command(args: Sequence[str]) -> Callable[[], None]:
-    """Parses the arguments of `musicgen-eval`. Option names may contain dashes instead of underscores.
+    """Parses the arguments of `musicgen-eval`. Option names can contain dashes instead of underscores.
 
     Returns:
-        A function that runs the command.
+        A function without arguments that runs the command.
 
     Raises:
         ArgumentError: The arguments are invalid.
-        RunError: A setting is out of range, or the folder after `--resume` contains no run.
-        SystemExit: A help text or the version was printed.
+        RunError: A setting is out of range, or the folder after `--resume` does not contain a run.
+        SystemExit: The parser has printed a help text or the version.
     """
     full = with_values([full_option(arg) for arg in args])
     options = [arg.partition("=")[0] for arg in full]
@@ -74,7 +75,7 @@ def parse_command(args: Sequence[str]) -> Callable[[], None]:
 
 
 def _parser() -> ArgumentParser:
-    """Returns the parser of all commands."""
+    """Returns the parser for all commands of `musicgen-eval`."""
     parser = ArgumentParser(
         prog="musicgen-eval", description="Exact evaluation of MusicGen checkpoints.", exit_on_error=False
     )
@@ -90,7 +91,7 @@ def _parser() -> ArgumentParser:
         subparser.add_argument("--audio", type=str, nargs="+", required=True, metavar="AUDIO", help=AUDIO_HELP)
         subparser.add_function_arguments(command, as_group=False, skip={"audio"})
         commands.add_subcommand(name, subparser, help=summary)
-        subparser.formatter_class = ExamplesFormatter  # add_subcommand sets the formatter of the main parser
+        subparser.formatter_class = ExamplesFormatter  # add_subcommand has set it to the formatter of the main parser
     return parser
 
 
@@ -153,19 +154,19 @@ COMMANDS: dict[str, Callable[..., None]] = {"evaluate": evaluate_command, "gener
 
 
 def _source(audio: list[str]) -> str | list[str]:
-    """Returns one source as a string, and several as a list."""
+    """Returns a single source as a string, and several sources as a list."""
     return audio[0] if len(audio) == 1 else audio
 
 
 def _default_folder(run: RunSettings, command: str) -> RunFolder | None:
-    """Returns a folder with a default name, or None if the settings name a folder."""
+    """Returns a run folder with a default name, or None if the settings already name a folder."""
     from musicgen_eval.runs.folder import RunFolder
 
     return RunFolder.with_default_name(command) if run.run_dir is None else None
 
 
 def _resumed_command(args: Sequence[str]) -> Callable[[], None]:
-    """Returns a function that resumes a run with LightningCLI, which accepts every setting in the run's config.yaml."""
+    """Returns a function that resumes a run with LightningCLI, because it accepts every setting in the run's config.yaml."""
     command, *options = args
     others = [arg for arg in options if arg.startswith("--") and arg.partition("=")[0] not in RESUME_OPTIONS]
     if others:
@@ -175,7 +176,7 @@ def _resumed_command(args: Sequence[str]) -> Callable[[], None]:
 
 
 def run_lightning(args: Sequence[str]) -> None:
-    """Runs LightningCLI. It is imported here, because the import takes seconds."""
+    """Runs LightningCLI, which this function imports only when it is called, because the import takes several seconds."""
     from musicgen_eval.cli.lightning import EvaluationCLI
 
     EvaluationCLI(args=list(args))

@@ -1,4 +1,4 @@
-"""LightningCLI for evaluations: `validate`, `test` and `predict`, with every setting of trainer, model and data."""
+"""LightningCLI for evaluations: `validate`, `test` and `predict`, exposing every setting of the trainer, the model and the data."""
 
 from __future__ import annotations
 
@@ -61,32 +61,32 @@ class EvaluationCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Returns the commands, each with the arguments of its Trainer method that are not available as options."""
+        """Maps each command to those arguments of its Trainer method that are not available as options."""
         skipped = {"model", "dataloaders", "datamodule", "ckpt_path", "weights_only", "verbose", "return_predictions"}
         return {"validate": skipped, "test": skipped, "predict": skipped}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Returns a parser that raises errors instead of printing its usage."""
+        """Returns a parser that raises an exception for invalid arguments instead of printing its usage."""
         return super().init_parser(**{**kwargs, "exit_on_error": False})
 
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
-        """Adds `--version` to the parser of all commands."""
+        """Adds `--version` to the main parser."""
         super().setup_parser(*args, **kwargs)
         self.parser.add_argument("--version", action=PrintVersion)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the options of the run folder, the audio files and W&B."""
-        parser.add_class_arguments(RunSettings, skip={"precision", "accelerator"})  # options of the trainer
+        """Adds the options for the run folder, the audio files and W&B."""
+        parser.add_class_arguments(RunSettings, skip={"precision", "accelerator"})  # these are options of the trainer
         parser.add_class_arguments(AudioSettings, "audio")
         parser.add_class_arguments(WandbSettings, "wandb")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses the arguments, after checking that all configuration files are text."""
+        """Checks that all configuration files are UTF-8 text, then parses the arguments."""
         refuse_other_encodings(args or [])
         super().parse_arguments(parser, args)
 
     def instantiate_classes(self) -> None:
-        """Creates the model, the data module and the trainer. Errors of libraries are raised as argument errors."""
+        """Creates the model, the data module and the trainer. Converts library errors to argument errors."""
         try:
             super().instantiate_classes()
         except (EvaluationError, MisconfigurationException, ArgumentError):
@@ -95,7 +95,7 @@ class EvaluationCLI(LightningCLI):
             raise ArgumentError(None, f"a setting cannot be used: {type(error).__name__}: {error}") from error
 
     def before_instantiate_classes(self) -> None:
-        """Refuses settings that would be ignored or would change numbers."""
+        """Refuses settings that would have no effect or would change the results."""
         settings = self._settings
         for group in ("trainer", "model", "data", "audio", "wandb"):
             if not isinstance(settings[group], Namespace):
@@ -104,7 +104,7 @@ class EvaluationCLI(LightningCLI):
         settings.data.text = utf8_text(settings.data.text, option="data.text")
         trainer = settings.trainer
         for setting in ("limit_test_batches", "limit_val_batches", "limit_predict_batches"):
-            if getattr(trainer, setting) is not None:  # Lightning would read a 1 as all of them
+            if getattr(trainer, setting) is not None:  # Lightning would interpret 1 as all batches
                 raise RunError(
                     f"trainer.{setting} would leave out windows of a track; remove it and use data.limit, which counts tracks"
                 )
@@ -117,12 +117,12 @@ class EvaluationCLI(LightningCLI):
             raise RunError("trainer.use_distributed_sampler is set, but it would score windows twice; remove it")
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Adds the callbacks of the run folder, the progress bar and W&B to those of the Trainer."""
+        """Creates the Trainer with additional callbacks for the run folder, the progress bar and W&B."""
         settings = self._settings
         command = str(self.subcommand)
         self.folder = RunFolder(settings.run_dir) if settings.run_dir else RunFolder.with_default_name(command)
         again = settings.clone()
-        again.run_dir = None  # config.yaml repeats the run in another folder
+        again.run_dir = None  # a repetition with config.yaml is written to a new folder
         again.retry_failures = again.allow_other_machine = False
         again.data.source = lasting_source(again.data.source)
         again.model.checkpoint = lasting_name(again.model.checkpoint)
@@ -145,7 +145,7 @@ class EvaluationCLI(LightningCLI):
             ),
         )
         self.stop = StopAfterBatch(say=_print_on_stderr if console is not None else None)
-        callbacks += [self.stop, recorder]  # results are on disk before loggers can fail
+        callbacks += [self.stop, recorder]  # in this order, results are on disk before a logger can fail
         callbacks.append(ResultLogger(settings.as_dict(), recorder, excluded=logger))
         if logger is not None:
             callbacks.append(WandbTracker(settings.as_dict(), recorder, settings.wandb.max_logged))
@@ -161,13 +161,13 @@ class EvaluationCLI(LightningCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Runs the command. Signals can stop it after a batch."""
+        """Runs the command. A signal stops the run after the current batch."""
         batch_size = self.datamodule.settings.batch_size
         with self.stop.listening(), dead_workers_explained(), out_of_memory_explained(batch_size, "moving data to it"):
             super()._run_subcommand(subcommand)
 
     def before_test(self) -> None:
-        """Checks the checkpoint and the metrics, then claims the run folder, before other processes are started."""
+        """Checks the checkpoint and the metrics, and claims the run folder, before Lightning starts other processes."""
         task: Task = "continue" if self.subcommand == "predict" else "score"
         refuse_strategy(self.trainer, task)
         self.model.prepare(task)
@@ -175,7 +175,7 @@ class EvaluationCLI(LightningCLI):
             self.folder.claim()
 
     def after_test(self) -> None:
-        """Raises an error if a metric could not be computed. The results of the other metrics are written."""
+        """Raises a `RunError` if a metric could not be computed. The results of the other metrics have already been written."""
         if self.model.result is not None and self.model.result.metric_errors:
             names = ", ".join(self.model.result.metric_errors)
             raise RunError(f"cannot compute the metrics {names}; the other results are written")

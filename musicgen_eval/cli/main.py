@@ -1,10 +1,10 @@
 """The entry points of the two commands.
 
-    python train_like_eval.py test --config configs/demo.yaml     LightningCLI: every setting of trainer, model and data
-    musicgen-eval evaluate --audio song.mp3                       the most common settings
+    python train_like_eval.py test --config configs/demo.yaml     LightningCLI: every setting of the trainer, the model and the data
+    musicgen-eval evaluate --audio song.mp3                       the most common settings only
     musicgen-eval generate --audio song.mp3 --text "EDM"
 
-Every error is printed as one message, and results in a non-zero exit status.
+Every error is printed as a single message, and the exit status is then non-zero.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from musicgen_eval.files.redaction import redact
 
 
 def lightning_main(args: Sequence[str] | None = None) -> int:
-    """Runs `validate`, `test` or `predict` with the arguments, and returns the exit status."""
+    """Runs `train_like_eval.py` with the given arguments (default: `sys.argv`), and returns the exit status."""
     return _guarded(lambda: _parse_lightning(sys.argv[1:] if args is None else args))
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs `musicgen-eval`, and returns the exit status."""
+    """Runs `musicgen-eval` with the given arguments (default: `sys.argv`), and returns the exit status."""
     return _guarded(lambda: parse_command(sys.argv[1:] if args is None else args))
 
 
@@ -43,7 +43,7 @@ def _parse_lightning(args: Sequence[str]) -> Callable[[], None]:
 
 
 def _guarded(parse: Callable[[], Callable[[], None]]) -> int:
-    """Parses and runs a command, and prints an error as one message.
+    """Parses and runs a command. If an error occurs, it is printed as a single message.
 
     Args:
         parse: Function that parses the arguments without importing torch or Lightning, and returns a function that runs the
@@ -61,12 +61,12 @@ def _guarded(parse: Callable[[], Callable[[], None]]) -> int:
             return _fail(str(error), 1)
         except (KeyboardInterrupt, SystemExit) as stopped:
             if isinstance(stopped, SystemExit) and not isinstance(stopped.__context__, KeyboardInterrupt):
-                raise  # such as --help
+                raise  # for example, after --help
             return _fail("interrupted, before the result", 130)
 
 
 def _run(command: Callable[[], None]) -> int:
-    """Runs a command, and returns the exit status, also after an exception of Lightning."""
+    """Runs a command and returns the exit status, even if Lightning raises an exception."""
     from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
     from musicgen_eval.models.numerics import request_deterministic_lstms
@@ -79,7 +79,7 @@ def _run(command: Callable[[], None]) -> int:
         try:
             command()
         except StoppedElsewhere:
-            # Rank 0 reports the error. Lightning would kill rank 0 if a process that it launched returned another status.
+            # Rank 0 reports the error. If a process launched by rank 0 returned a non-zero status, Lightning would kill rank 0.
             return 0 if was_launched() else 1
         except MisconfigurationException as error:
             return _fail(str(error), 1)
@@ -94,7 +94,7 @@ def utf8_files() -> Iterator[None]:
     before = locale.setlocale(locale.LC_CTYPE)
     try:
         locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
-    except locale.Error:  # a system without that locale
+    except locale.Error:  # the system does not have this locale
         yield
         return
     try:

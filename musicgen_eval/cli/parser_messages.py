@@ -1,7 +1,7 @@
-"""Shortens the error messages of jsonargparse to one line, without the terms of Python's type hints.
+"""Shortens the error messages of jsonargparse to one line, and replaces Python's type hints with plain words.
 
-This is the only module that depends on the wording of jsonargparse. `tests/cli/test_parser_messages.py` compares it with the
-installed version.
+No other module depends on the wording of jsonargparse. `tests/cli/test_parser_messages.py` checks this module against the messages
+of the installed version.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CLASS = r"[\w.]+"
 
 
 def one_line(message: str) -> str:
-    r"""Returns a message of the parser as one line. Known kinds of messages are rephrased.
+    r"""Returns an error message of the parser as one line. Messages of known kinds are rephrased.
 
     >>> one_line('Parser key "model.seed":\n  Expected a <class \'int\'>. Got value: inf')
     "model.seed: expected int, got 'inf'"
@@ -80,7 +80,7 @@ def _wrong_value(message: str) -> str | None:
 
 
 def _plain_type(kind: str) -> str:
-    """Returns the plain name of a type that the parser prints.
+    """Returns a plain name for a type that the parser prints in a message.
 
     >>> [_plain_type(kind) for kind in ("<class 'NoneType'>", "typing.Literal['a', 'b']", "dot import path string: foo", "Metric")]
     ['null', "one of 'a', 'b'", 'the path of a class', 'Metric']

@@ -1,10 +1,10 @@
-"""Replacements for standard output and standard error, which can fail without ending a run.
+"""Replacements for standard output and standard error. If writing to the original stream fails, the run continues.
 
-    a character that the terminal cannot show      --> a replacement character
+    a character that the terminal cannot display   --> a replacement character is written
     a closed pipe, as in `| head`                  --> the rest of the output is dropped
-    a stream that is closed from the start         --> its output is dropped
+    a stream that is closed from the start         --> all output is dropped
 
-Results are complete in the run folder, so the exit status does not depend on the terminal.
+The exit status does not depend on the terminal, because the results in the run folder are complete.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, TextIO, cast
 
 @contextmanager
 def tolerant_streams() -> Iterator[None]:
-    """Replaces `sys.stdout` and `sys.stderr` with streams to which writing never fails. Restores them at the end."""
+    """Replaces `sys.stdout` and `sys.stderr` with streams to which writing never fails, and restores the originals at the end."""
     _open_closed_descriptors()
     before = sys.stdout, sys.stderr
     stdout, stderr = (TolerantStream(stream or open(os.devnull, "w")) for stream in before)  # noqa: PTH123, SIM115
@@ -34,13 +34,13 @@ def tolerant_streams() -> Iterator[None]:
 
 
 class TolerantStream:
-    """A text stream that replaces characters that it cannot encode, and drops all further output after an error.
+    """A text stream that replaces characters that cannot be encoded, and drops all output after an error.
 
     Args:
         stream: Stream to write to.
 
     Attributes:
-        on_loss: Function that is called once, with the error after which all output is dropped. None calls nothing.
+        on_loss: Function that is called once, with the error after which all output is dropped. None means no call.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -49,7 +49,7 @@ class TolerantStream:
         self._is_lost = False
 
     def write(self, text: str) -> int:
-        """Writes a string. Returns the number of its characters, like every text stream."""
+        """Writes a string and, like every text stream, returns the number of characters in the string."""
         self._attempt(lambda: self._write(text))
         return len(text)
 
@@ -59,7 +59,7 @@ class TolerantStream:
             self.write(line)
 
     def flush(self) -> None:
-        """Writes the buffer of the stream."""
+        """Flushes the buffer of the stream."""
         self._attempt(self._stream.flush)
 
     def __getattr__(self, name: str) -> Any:
@@ -76,30 +76,30 @@ class TolerantStream:
             return
         try:
             act()
-        except (OSError, ValueError) as error:  # a ValueError means that the stream was closed
+        except (OSError, ValueError) as error:  # a ValueError means that the stream is closed
             self._is_lost = True
             self._drop_buffered()
             if self.on_loss is not None:
                 self.on_loss(error)
 
     def _drop_buffered(self) -> None:
-        """Redirects the descriptor to /dev/null, because the interpreter flushes the stream when it exits."""
-        with suppress(OSError, ValueError):  # streams in tests have no descriptor
+        """Redirects the stream's descriptor to /dev/null, because the interpreter flushes the stream on exit."""
+        with suppress(OSError, ValueError):  # streams in tests do not have a descriptor
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
             os.close(null)
 
 
 def _warn_of_lost_stdout(error: OSError | ValueError) -> None:
-    """Prints a warning, except for a closed pipe."""
+    """Prints a warning that output is lost, unless the reason is a closed pipe."""
     if isinstance(error, OSError) and error.errno != errno.EPIPE:
         print(f"warning: standard output cannot be written ({error.strerror}); the run continues", file=sys.stderr)
 
 
 def _open_closed_descriptors() -> None:
-    """Opens /dev/null in place of closed standard streams, so that no file of the run gets their descriptors."""
+    """Opens /dev/null for each closed standard stream, so that no file of the run receives the stream's descriptor."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # it gets the lowest free descriptor, which is this one
+            os.open(os.devnull, os.O_RDWR)  # opens the lowest free descriptor, which is this one

@@ -19,7 +19,7 @@ class PrintVersion(Action):
     def __call__(
         self, parser: ArgumentParser, namespace: Namespace, values: Any, option_string: Any = None
     ) -> NoReturn:
-        """Prints the version. Called by the parser."""
+        """Prints the version and exits. The parser calls this method when it finds the option."""
         exit_with_version()
 
 
@@ -27,7 +27,7 @@ def exit_with_version() -> NoReturn:
     """Prints `musicgen-eval` and the version of the installed package.
 
     Raises:
-        SystemExit: The version was printed. The exit status is 0.
+        SystemExit: Always after printing the version, with exit status 0.
         RunError: The package is not installed.
     """
     try:

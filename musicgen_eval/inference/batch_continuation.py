@@ -2,7 +2,7 @@
 
     prompt audio --encode the prompt only--> codes --continue_prompts--> prompt and continuation (K, T) --score_continuations--> nll
 
-Each generated code is scored in the sliding window in which it was generated. The earlier codes of that window are its context.
+Each generated code is scored in the sliding window in which it was generated. Its context is the earlier codes of that window.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ def continue_windows(
     stride_frames: int,
     seed: int = 0,
 ) -> list[Tensor]:
-    """Continues the prompts of all windows in one batch.
+    """Continues the prompts of several windows as one batch.
 
     Args:
         model: Loaded model.
-        prompts: (K, context_frames) int64 codes of each window's prompt, encoded without the audio that follows.
-        windows: Windows to continue. `index` is the number of the continuation.
-        texts: Text of each window. None means the null condition.
+        prompts: (K, context_frames) int64 codes of each window's prompt, encoded without the audio after the prompt.
+        windows: Windows to continue. The `index` of a window is the number of the continuation.
+        texts: Text of each window. None means the null condition (no text).
         settings: Settings for sampling, guidance and threads.
-        stride_frames: Stride of the sliding window, for windows longer than the checkpoint's limit.
+        stride_frames: Stride of the sliding window, in frames. Used for windows that are longer than the checkpoint's limit.
         seed: Seed for sampling codes.
 
     Returns:
-        (K, context_frames + target_frames) int64 codes of prompt and continuation per window, on the model's device.
+        For each window, (K, context_frames + target_frames) int64 codes of the prompt and the continuation, on the model's device.
     """
     spec = model.spec
     totals = [window.num_frames for window in windows]
@@ -79,19 +79,19 @@ def encode_reference(
 ) -> Tensor:
     """Encodes the reference and appends its codes to those of the prompt.
 
-    The audio of each sliding window is encoded as one segment, and the codes after the known frames are kept. The codes of the
-    prompt stay unchanged, so the model scores the reference after the same prompt as its own continuation.
+    The audio of each sliding window is encoded as one segment, of which only the codes after the known frames are kept. The codes
+    of the prompt stay unchanged. Therefore, the reference and the model's continuation are scored after exactly the same prompt.
 
     Args:
         model: Loaded model.
         prompt: (K, P) int64 codes of the prompt.
-        read: Function that takes a first frame, counted from the start of the prompt, and a number of frames, and returns
-            (C, N) float32 audio.
+        read: Function that returns (C, N) float32 audio, given the first frame (counted from the start of the prompt) and the
+            number of frames.
         num_frames: Number of frames of the reference.
         stride_frames: See `continue_windows`.
 
     Returns:
-        (K, P + num_frames) int64.
+        (K, P + num_frames) int64 codes of the prompt and the reference.
     """
     codes = prompt
     for span in _spans(model.spec, prompt.shape[1], prompt.shape[1] + num_frames, stride_frames):
@@ -102,15 +102,15 @@ def encode_reference(
 
 @dataclass(frozen=True)
 class ContinuedCodes:
-    """A window whose continuation is scored.
+    """A window whose continuation is to be scored.
 
     Attributes:
         window: The window.
-        codes: (K, context_frames + target_frames) int64, prompt and continuation.
-        reference: (K, context_frames + R) int64, prompt and reference, R <= target_frames. None if there is no
-            reference, or if it is not scored.
-        text: Text of the track. None means the null condition.
-        other_text: Text of another track, for the reading `other_text`.
+        codes: (K, context_frames + target_frames) int64 codes of the prompt and the continuation.
+        reference: (K, context_frames + R) int64 codes of the prompt and the reference, with R <= target_frames. None if there is no
+            reference, or if the reference is not scored.
+        text: Text of the track. None means the null condition (no text).
+        other_text: Text of a different track, for the reading `other_text`.
     """
 
     window: Window
@@ -129,19 +129,20 @@ def score_continuations(
     seed: int = 0,
     with_logits: frozenset[str] = frozenset(),
 ) -> list[dict[str, ScoredWindow | None]]:
-    """Scores continuations and references after their prompts, in the sliding windows that generation uses.
+    """Scores continuations and references after their prompts, in the same sliding windows in which codes are generated.
 
     Args:
         model: Loaded model.
-        continued: Windows with their codes.
+        continued: Windows whose continuations are scored, with their codes.
         readings: Readings to score.
         stride_frames: See `continue_windows`.
-        seed: Seed for the generators that readings use to change codes.
+        seed: Seed for the random number generators with which readings change codes.
         with_logits: Names of the readings whose logits are returned.
 
     Returns:
-        A dict per window that maps the name of each reading to the scores of (K, context_frames + target_frames) codes, or to None
-        if the reading does not exist for the window. The nll is NaN in the prompt and after the end of a shorter reference.
+        For each window, a dictionary that maps the name of each reading to the scores of (K, context_frames + target_frames) codes,
+        or to None if the reading does not exist for the window. The nll is NaN for the prompt, and after the end of a reference
+        that is shorter than the window.
     """
     results: list[dict[str, ScoredWindow | None]] = [{reading.name: None for reading in readings} for _ in continued]
     for target in ("own", "reference"):
@@ -165,12 +166,12 @@ def score_continuations(
 
 
 def unscored(window: Window, codes: Tensor, like: Tensor | None = None) -> ScoredWindow:
-    """Returns the scores of a window in which no code is scored. The nll is NaN and the rank is -1.
+    """Returns the scores of a window in which no code is scored: every nll is NaN, and every rank is -1.
 
     Args:
         window: The window.
-        codes: (K, T) int64. If T is less than the length of the window, the missing codes are 0.
-        like: (K, t, V) logits of any number of frames. The returned logits have the same V and device. None means no logits.
+        codes: (K, T) int64 codes. If T is less than the length of the window, the missing codes are set to 0.
+        like: (K, t, V) logits for any t. The returned logits have the same V and device. If None, no logits are returned.
     """
     K, T = codes.shape[0], window.num_frames
     shape = (K, T)
@@ -189,7 +190,7 @@ def _spans(spec: CodecSpec, prompt_frames: int, total_frames: int, stride_frames
 
 
 def _part(item: ContinuedCodes, codes: Tensor, span: WindowSpan) -> CodedWindow:
-    """Returns the part of an item that one sliding window covers."""
+    """Returns the part of a continued window that one sliding window covers."""
     window = Window(
         track=item.window.track,
         index=item.window.index,
@@ -201,7 +202,7 @@ def _part(item: ContinuedCodes, codes: Tensor, span: WindowSpan) -> CodedWindow:
 
 
 def _inserted(whole: ScoredWindow, part: ScoredWindow, span: WindowSpan) -> ScoredWindow:
-    """Copies the scores of a sliding window to their place in the scores of the whole window, in place."""
+    """Copies the scores of a sliding window into the scores of the whole window, which are changed in place."""
     first = span.known - span.start
     for name in ("scored", "nll", "rank", "logits"):
         values = getattr(whole, name)

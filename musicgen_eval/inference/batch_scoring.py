@@ -1,10 +1,10 @@
 """Scores the windows of a batch with a loaded model.
 
-On a CPU, each window is scored separately and without padding, on one thread, and several windows run in parallel. Therefore, the
-scores of a window are bit-identical for any batch and any number of threads or processes.
+On a CPU, each window is scored separately, without padding and on one thread, and several windows are scored in parallel.
+Therefore, the scores of a window are bit-identical for any batch and any number of threads or processes.
 
 On an accelerator, all windows are scored in one padded forward pass. Padding is masked and not scored. Sharded models are scored in
-the same way, because their processes must run the same passes in the same order.
+the same way on any device, because all processes must run the same passes in the same order.
 """
 
 from collections.abc import Sequence
@@ -33,14 +33,14 @@ def score_windows(
 
     Args:
         model: Loaded model.
-        codes: (K, T_i) int64 per window. The lengths may differ.
-        scored: (K, T_i) bool per window, on the CPU, True for codes that are scored.
-        texts: Text of each window. None means the null condition.
-        tail: See `score_codes`. Applies to the T_i of each window.
+        codes: (K, T_i) int64 codes of each window. The lengths T_i may differ.
+        scored: (K, T_i) bool mask of each window, on the CPU, True for codes to score.
+        texts: Text of each window. None means the null condition (no text).
+        tail: See `score_codes`. The option applies to the T_i frames of each window.
         with_logits: Whether to also return the logits of the scored codes.
 
     Returns:
-        Scores with (K, T_i) tensors per window, on the model's device.
+        For each window, scores with (K, T_i) tensors on the model's device.
     """
     states = model.encode_texts(texts)
     if model.device.type == "cpu" and not is_sharded(model.decoder):
@@ -58,18 +58,18 @@ def score_padded(
     tail: Tail = "score",
     with_logits: bool = False,
 ) -> list[Scores]:
-    """Scores windows in one padded pass, on any device.
+    """Scores windows under teacher forcing in one padded forward pass, on any device.
 
     Args:
         model: Loaded model.
         codes: See `score_windows`.
         scored: See `score_windows`.
-        states: (L_i, D) text states of each window. None means the null condition.
+        states: (L_i, D) text states of each window. None means the null condition (no text).
         tail: See `score_windows`.
         with_logits: See `score_windows`.
 
     Returns:
-        Scores with (K, T_i) tensors per window, on the model's device.
+        For each window, scores with (K, T_i) tensors on the model's device.
     """
     spec, lengths = model.spec, [window.shape[-1] for window in codes]
     B, K, T = len(codes), spec.num_codebooks, max(lengths)
@@ -132,14 +132,14 @@ def _score_alone(
 
     windows = list(zip(codes, scored, states, strict=True))
     _grow_positions(model, max(window.shape[-1] for window in codes))
-    if is_packed(model.decoder):  # its precision is fixed; autocast would only round the values between matrix products
+    if is_packed(model.decoder):  # its precision is fixed; autocast would only round values between matrix products
         with torch.autocast("cpu", enabled=False):
             return map_single_threaded(score, windows)
     return map_single_threaded(score, windows)
 
 
 def _grow_positions(model: MusicGen, num_frames: int) -> None:
-    """Extends the position table for windows beyond the limit, so that parallel threads do not all have to extend it."""
+    """Extends the decoder's position table to the longest window, so that parallel threads do not each have to extend it."""
     positions = model.decoder.model.decoder.embed_positions
     num_steps = num_frames + max(model.spec.delays)
     if num_steps > positions.weights.shape[0]:
@@ -149,17 +149,17 @@ def _grow_positions(model: MusicGen, num_frames: int) -> None:
 def pad_states(
     states: Sequence[Tensor | None], *, width: int, device: torch.device
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Pads text states of different lengths and joins them into one batch.
+    """Pads text states of different lengths and stacks them into one batch.
 
     Args:
-        states: (L_i, D) text states of each row. None means the null condition.
-        width: D.
+        states: (L_i, D) text states of each row. None means the null condition (no text).
+        width: Width D of the text states.
         device: Device of the batch.
 
     Returns:
-        (B, L, D) float32 states, padded with zeros, and (B, L) int64 mask. (None, None) if every row has the null condition.
-        A row with the null condition attends to one position of zeros, because a softmax over no positions is NaN. The keys and
-        values have no bias, so the cross attention of this row is exactly zero.
+        (B, L, D) float32 states, padded with zeros, and a (B, L) int64 mask. (None, None) if every row has the null condition.
+        A row with the null condition attends to one position of zeros, because a softmax over no positions is NaN. The cross
+        attention of this row is exactly zero, because the keys and values have no bias.
     """
     if all(row is None for row in states):
         return None, None

@@ -1,7 +1,7 @@
-"""Continues prompts of codes, beyond the decoder's longest window if necessary, in sliding windows (see `sliding_windows`).
+"""Continues prompts of codes, using sliding windows if the result exceeds the decoder's longest window (see `sliding_windows`).
 
-The lengths of prompts and continuations may differ between the rows of a batch, because each row has its own windows. The codes of
-a row do not depend on the other rows. This module does not depend on audio, tokenizers or Lightning.
+The lengths of prompts and continuations may differ between the rows of a batch, because each row has its own windows. The generated
+codes of a row do not depend on the other rows. This module does not depend on audio, tokenizers or Lightning.
 """
 
 from __future__ import annotations
@@ -40,31 +40,31 @@ def continue_codes(
     prompt_frames: Sequence[int] | Tensor | None = None,
     uniforms: Tensor | None = None,
 ) -> Tensor:
-    """Continues prompts of codes.
+    """Continues prompts of codes by generating the codes that follow.
 
     Args:
-        decoder: A transformers `MusicgenForCausalLM` in eval mode. On an accelerator, each call makes a fused copy of the
+        decoder: A transformers `MusicgenForCausalLM` in eval mode. On an accelerator, each call makes a fused copy of its
             weights.
-        prompt: (B, K, P) int64 in [0, V), undelayed. P may be 0.
-        total_frames: Number of frames of prompt and continuation together: one number for all rows, or (B,).
-        delays: (K,) delay pattern of the checkpoint (`CodecSpec.delays`).
-        max_frames: Longest window that the decoder was trained on.
-        stride_frames: Stride of the sliding window, used if total_frames exceeds max_frames. None means 3/5 of max_frames, as in
-            audiocraft.
-        encoder_hidden_states: (B, L, D) text states, projected to the decoder's width. None means the null condition.
-        encoder_attention_mask: (B, L), 0 for padding. A row of zeros means the null condition. None means no padding.
-        prompt_frames: (B,) length of each row's prompt. Later frames of `prompt` are ignored. None means P for every row.
-        uniforms: (B, K, max total_frames) random numbers in [0, 1), one per codebook and frame, on any device. Not needed at
-            temperature 0.
+        prompt: (B, K, P) int64 codes in [0, V), without delays. P may be 0.
+        total_frames: Total number of frames of the prompt and the continuation: one number for all rows, or (B,) numbers.
+        delays: (K,) delay of each codebook in steps, as in `CodecSpec.delays` of the checkpoint.
+        max_frames: Length of the longest window on which the decoder was trained, in frames.
+        stride_frames: Stride of the sliding window in frames, used if total_frames exceeds max_frames. None means 3/5 of
+            max_frames, as in audiocraft.
+        encoder_hidden_states: (B, L, D) text states, projected to the decoder's width. None means the null condition (no text).
+        encoder_attention_mask: (B, L) mask, 0 for padding. A row of zeros means the null condition. None means no padding.
+        prompt_frames: (B,) number of frames in each row's prompt. Later frames of `prompt` are ignored. None means P for every row.
+        uniforms: (B, K, max total_frames) random numbers in [0, 1), one per codebook and frame, on any device. Not required
+            at temperature 0.
 
     Returns:
-        (B, K, max total_frames) int64 on the decoder's device: the prompt, the continuation, and the special token V after the
-        end of a shorter row. If the prompt has at least max_frames frames and total_frames exceeds max_frames, only the last
+        (B, K, max total_frames) int64 codes on the decoder's device: the prompt, the continuation, and the special token V after
+        the end of a shorter row. If the prompt has at least max_frames frames and total_frames exceeds max_frames, only the last
         max_frames - stride_frames frames of the prompt are fed in the first window.
 
     Raises:
-        ValueError: If shapes do not match, codes are outside [0, V), or a setting is out of range.
-        NonFiniteError: If the decoder produces NaN or infinite logits. This subclass of ValueError names the rows.
+        ValueError: If shapes do not match, if codes are outside [0, V), or if a setting is out of range.
+        NonFiniteError: If the decoder produces NaN or infinite logits. The message of this ValueError subclass names the rows.
 
     Source: MusicGen (arXiv 2306.05284), section 2.2; audiocraft 1.3.0, `LMModel.generate` and `MusicGen._generate_tokens`.
     """
@@ -107,23 +107,23 @@ def continue_prompts(
     uniforms: Tensor | None,
     kernels: StepKernels = "graph",
 ) -> Tensor:
-    """Continues prompts as `continue_codes` does, without checking the arguments.
+    """Continues prompts in the same way as `continue_codes`, but does not check the arguments.
 
     Args:
         decoder: A transformers decoder, or a fused decoder for an accelerator.
-        prompts: (K, P_i) int64 per row.
-        total_frames: (B,) number of frames of prompt and continuation together.
+        prompts: (K, P_i) int64 codes of each row's prompt.
+        total_frames: (B,) total number of frames of each row's prompt and continuation.
         delays: (K,) delay of each codebook in steps.
         max_frames: See `continue_codes`.
         stride_frames: See `continue_codes`.
-        texts: (L_i, D) text states of each row. None means the null condition.
-        guidance_scale: See `continue_codes`.
+        texts: (L_i, D) text states of each row. None means the null condition (no text).
+        guidance_scale: Scale of classifier-free guidance.
         sampling: Temperature, top_k and top_p.
-        uniforms: (B, K, max total_frames), or None at temperature 0.
+        uniforms: (B, K, max total_frames) random numbers in [0, 1), or None at temperature 0.
         kernels: Implementation of the decoding steps on CUDA.
 
     Returns:
-        (B, K, max total_frames) int64 on the decoder's device.
+        (B, K, max total_frames) int64 codes on the decoder's device.
     """
     V = decoder.special_token if isinstance(decoder, FusedDecoder) else decoder.config.vocab_size
     codes = _padded_prompts(prompts, total_frames, num_codebooks=len(delays), special_token=V, device=decoder.device)
@@ -163,7 +163,7 @@ def _padded_prompts(
     special_token: int,
     device: torch.device,
 ) -> Tensor:
-    """Returns (B, K, max total_frames) int64 codes: each row's prompt, padded on the right with the special token."""
+    """Returns the prompts of all rows as (B, K, max total_frames) int64 codes, padded on the right with the special token."""
     shape = (len(prompts), num_codebooks, max(total_frames, default=0))
     codes = torch.full(shape, special_token, dtype=torch.int64, device=device)
     for row, prompt in enumerate(prompts):

@@ -1,4 +1,4 @@
-"""Checks the arguments of `continue_codes`."""
+"""Checks the arguments of `continue_codes` (see `continuation`)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class RowLengths(NamedTuple):
     """Lengths of the rows of a batch, in frames.
 
     Attributes:
-        prompts: (B,) length of each prompt.
-        totals: (B,) length of prompt and continuation together.
+        prompts: (B,) length of each row's prompt.
+        totals: (B,) total length of each row's prompt and continuation.
     """
 
     prompts: list[int]
@@ -37,7 +37,7 @@ def checked_lengths(
     """Checks the arguments of `continue_codes` and returns the lengths of its rows.
 
     Raises:
-        ValueError: If shapes do not match, codes are outside [0, V), or a setting is out of range.
+        ValueError: If shapes do not match, if codes are outside [0, V), or if a setting is out of range.
     """
     if prompt.dim() != 3 or prompt.shape[1] != len(delays) or prompt.dtype != torch.int64:
         raise ValueError(
@@ -58,7 +58,7 @@ def checked_lengths(
 
 
 def _per_row(value: int | Sequence[int] | Tensor, num_rows: int, name: str) -> list[int]:
-    """Returns one whole number per row, given a sequence or one number for all rows."""
+    """Returns one whole number per row, given a sequence of numbers or one number for all rows."""
     try:
         if isinstance(value, int):
             return [value] * num_rows
@@ -83,7 +83,7 @@ def _check_uniforms(uniforms: Tensor | None, shape: tuple[int, int, int], temper
 
 
 def _check_prompts(prompt: Tensor, prompt_frames: Sequence[int], codebook_size: int) -> None:
-    in_range = ((prompt >= 0) & (prompt < codebook_size)).all(1).cpu()  # (B, P), one synchronisation
+    in_range = ((prompt >= 0) & (prompt < codebook_size)).all(1).cpu()  # (B, P); one synchronisation with the device
     for row, frames in enumerate(prompt_frames):
         if not in_range[row, :frames].all():
             raise ValueError(
@@ -92,7 +92,7 @@ def _check_prompts(prompt: Tensor, prompt_frames: Sequence[int], codebook_size: 
 
 
 def row_texts(states: Tensor | None, mask: Tensor | None, num_rows: int, *, width: int) -> list[Tensor | None]:
-    """Returns the (L_i, D) text states of each row without padding. None means the null condition.
+    """Returns the (L_i, D) text states of each row without padding, or None for the null condition (no text).
 
     Raises:
         ValueError: If shapes do not match.

@@ -1,6 +1,6 @@
 """Scores the readings of windows: the plain reading, and the readings that metrics request.
 
-window, codes, texts --reading--> codes and text that are fed --score_windows--> scores, aligned to the window
+window, codes, texts --reading--> codes and text to feed --score_windows--> scores, aligned with the window
 
 no_context:  codes   c c c # # # #      fed    # # # #      nll   NaN NaN NaN x x x x
 """
@@ -22,13 +22,13 @@ from musicgen_eval.records import CodecSpec, Reading, ScoredWindow, Window
 
 @dataclass(frozen=True)
 class CodedWindow:
-    """A window with its codes and texts.
+    """A window together with its codes and texts.
 
     Attributes:
         window: The window.
         codes: (K, T) int64 codes of the window.
-        text: Text of the track. None means the null condition.
-        other_text: Text of another track, for the reading `other_text`.
+        text: Text of the track. None means the null condition (no text).
+        other_text: Text of a different track, for the reading `other_text`.
     """
 
     window: Window
@@ -46,22 +46,24 @@ def score_readings(
     seed: int = 0,
     with_logits: frozenset[str] = frozenset(),
 ) -> list[dict[str, ScoredWindow | None]]:
-    """Scores every reading of every window, one pass per reading.
+    """Scores every reading of every window, one reading at a time.
 
     Args:
         model: Loaded model.
-        windows: Windows of a batch.
+        windows: Windows of one batch, with their codes and texts.
         readings: Readings to score.
-        tail: See `score_codes`. Applies to the length of each window.
-        seed: Seed for the generators that readings use to change codes.
+        tail: See `score_codes`. The option applies to the frames of each window.
+        seed: Seed for the random number generators with which readings change codes.
         with_logits: Names of the readings whose logits are returned.
 
     Returns:
-        A dict per window that maps the name of each reading to its scores, or to None if the reading does not exist for the window.
-        For example, `no_text` does not exist for a window without a text, nor `no_context` for a window without a context.
+        For each window, a dictionary that maps the name of each reading to its scores, or to None if the reading does not exist for
+        the window. For example, `no_text` does not exist for a window without a text, and `no_context` does not exist for a window
+        without a context.
 
     Raises:
-        MetricError: If no other text exists for `other_text`, or if a reading changes codes to an invalid shape, dtype or value.
+        MetricError: If there is no text of a different track for `other_text`, or if a reading changes codes to an invalid shape,
+            dtype or value.
     """
     results: list[dict[str, ScoredWindow | None]] = [{reading.name: None for reading in readings} for _ in windows]
     for reading in readings:
@@ -85,14 +87,14 @@ def score_readings(
 
 
 def scored_mask(window: Window, spec: CodecSpec, tail: Tail) -> Tensor:
-    """Returns the (K, T) bool mask of the target's codes, on the CPU, excluding the window's tail if `tail` is `drop`."""
+    """Returns the (K, T) bool mask of the target's codes, on the CPU. The mask excludes the window's tail if `tail` is `drop`."""
     mask = torch.ones((spec.num_codebooks, window.num_frames), dtype=torch.bool)
     mask[:, : window.context_frames] = False
     return mask & tail_mask(window.num_frames, delays=spec.delays) if tail == "drop" else mask
 
 
 def reading_generator(seed: int, window: Window, reading: Reading) -> torch.Generator:
-    """Returns a generator whose seed depends on `seed`, track, window and reading, but not on batch or device."""
+    """Returns a generator whose seed depends on `seed`, the track, the window and the reading, but not on the batch or device."""
     key = f"{seed}\0{window.track}\0{window.index}\0{reading.name}".encode()
     return torch.Generator().manual_seed(int.from_bytes(sha256(key).digest()[:8], "big") >> 1)
 
@@ -123,7 +125,7 @@ def _start(reading: Reading, window: Window) -> int:
 def _fed_codes(reading: Reading, coded: CodedWindow, seed: int, num_entries: int) -> Tensor:
     if reading.change is None:
         return coded.codes
-    # copied, because a change in place would affect the other readings
+    # the codes are cloned, because a change in place would affect the other readings
     changed = reading.change(coded.codes.cpu().clone(), coded.window, reading_generator(seed, coded.window, reading))
     if changed.shape != coded.codes.shape or changed.dtype != coded.codes.dtype:
         raise MetricError(
@@ -139,7 +141,7 @@ def _fed_codes(reading: Reading, coded: CodedWindow, seed: int, num_entries: int
 
 
 def _aligned(window: Window, codes: Tensor, mask: Tensor, scores: Scores, start: int) -> ScoredWindow:
-    """Pads scores that begin at frame `start` to the length of the window."""
+    """Pads scores that begin at frame `start` of the window to the full length of the window, on the left."""
     pad = torch.nn.functional.pad
     return ScoredWindow(
         window=window,

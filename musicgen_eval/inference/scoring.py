@@ -1,9 +1,9 @@
-"""Scores codes under teacher forcing, by computing the nll of each code given all preceding codes.
+"""Scores codes under teacher forcing, by computing the negative log-likelihood (nll) of each code given all preceding codes.
 
     codes (B,K,T) --delay--> steps (B,K,S) --decoder--> hidden (B,S,D) --rows of scored codes only--> logits --> nll, rank
 
-The functions take a transformers decoder (`MusicgenForCausalLM`) and codes. Only rows of scored codes pass through the output
-heads, in chunks, so the logits of a whole window are never in memory unless they are requested.
+The functions take a decoder, such as a transformers `MusicgenForCausalLM`, and codes. Only rows of scored codes pass through the
+output heads, in chunks. Therefore, the logits of a whole window are never in memory, unless the caller requests these logits.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,18 +23,18 @@ from musicgen_eval.models.transfers import upload
 
 Tail = Literal["score", "drop"]
 
-# Logits per chunk on a CPU: 8 MB in float32, which roughly fits the cache. An accelerator uses 32 times as many.
+# Number of logits per chunk on a CPU: 8 MB in float32, which roughly fits the cache. On an accelerator, chunks are 32 times larger.
 CHUNK_LOGITS = 1 << 21
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a batch of codes from one forward pass.
+    """The scores of a batch of codes from one forward pass.
 
     Attributes:
-        nll: (B, K, T) float32, nll in nats, NaN for codes that are not scored.
-        rank: (B, K, T) int64, number of logits that are greater than that of the true code, or -1 for codes that are not scored.
-        logits: (B, K, T, V) float32, 0 for codes that are not scored. None unless requested.
+        nll: (B, K, T) float32 negative log-likelihoods in nats, NaN for codes that are not scored.
+        rank: (B, K, T) int64 number of logits that exceed the logit of the true code, or -1 for codes that are not scored.
+        logits: (B, K, T, V) float32 logits, 0 for codes that are not scored. None if the caller did not request logits.
     """
 
     nll: Tensor
@@ -57,17 +57,17 @@ def score_codes(
 
     Args:
         decoder: A transformers `MusicgenForCausalLM` in eval mode.
-        codes: (B, K, T) int64 in [0, V), undelayed. Padding may have any value.
-        delays: (K,) delay pattern of the checkpoint (`CodecSpec.delays`).
-        valid: (B, K, T) bool, False for padding, which is fed as the special token. None means no padding.
-        scored: (B, K, T) bool, True for codes to score. None means all valid codes.
-        encoder_hidden_states: (B, L, D) text states, projected to the decoder's width. None means the null condition.
-        encoder_attention_mask: (B, L), 0 for padding. None means no padding.
+        codes: (B, K, T) int64 codes in [0, V), without delays. Padding may have any value.
+        delays: (K,) delay of each codebook in steps, as in `CodecSpec.delays` of the checkpoint.
+        valid: (B, K, T) bool mask, False for padding, which is fed as the special token. None means no padding.
+        scored: (B, K, T) bool mask, True for codes to score. None means all valid codes.
+        encoder_hidden_states: (B, L, D) text states, projected to the decoder's width. None means the null condition (no text).
+        encoder_attention_mask: (B, L) mask, 0 for padding. None means no padding.
         tail: `score` scores every frame of every codebook. `drop` excludes the last `delays[k]` of the T frames of codebook k,
             as audiocraft does.
 
     Returns:
-        (B, K, T) float32 nats, NaN for codes that are not scored.
+        (B, K, T) float32 negative log-likelihoods in nats, NaN for codes that are not scored.
 
     Raises:
         ValueError: If codes, masks or delays have the wrong shape, or if a code is outside [0, V).
@@ -98,9 +98,9 @@ def score_and_rank_codes(
     tail: Tail = "score",
     with_logits: bool = False,
 ) -> Scores:
-    """Computes nll, ranks and optionally logits in one pass.
+    """Computes the nll, ranks and optionally logits of codes in one forward pass.
 
-    Masks may be on the CPU even if codes and decoder are on an accelerator.
+    The masks may be on the CPU even if the codes and the decoder are on an accelerator.
 
     Args:
         decoder: See `score_codes`.
@@ -140,15 +140,15 @@ def score_fused(
     tail: Tail = "score",
     with_logits: bool = False,
 ) -> Scores:
-    """Computes nll, ranks and optionally logits with a fused decoder, without synchronising with the device.
+    """Computes the nll, ranks and optionally logits of codes with a fused decoder, without synchronising with the device.
 
     Args:
         decoder: A fused decoder.
-        codes: (B, K, T) int64 in [0, V), with the special token as padding. The values are not checked.
+        codes: (B, K, T) int64 codes in [0, V), with the special token as padding. The values are not checked.
         delays: (K,) delay of each codebook in steps.
-        counted: (B, K, T) bool on the CPU, True for codes to score.
-        texts: Keys and values of the texts.
-        tail: See `score_codes`. Determines only the number of steps that are fed.
+        counted: (B, K, T) bool mask on the CPU, True for codes to score.
+        texts: Cross-attention keys and values of the texts. None means the null condition (no text).
+        tail: See `score_codes`. Here, it determines only the number of steps to feed.
         with_logits: Whether to also return the logits of the scored codes.
     """
     V = decoder.special_token
@@ -168,7 +168,10 @@ def _num_steps(codes: Tensor, delays: Sequence[int], tail: Tail) -> int:
 
 
 def _check_range(codes: Tensor, valid: Tensor | None, codebook_size: int) -> None:
-    """Raises `ValueError` for codes outside [0, V), which would abort the process on an accelerator. Synchronises once."""
+    """Raises `ValueError` if a code is outside [0, V), because such a code would abort the process on an accelerator.
+
+    The check synchronises with the device once.
+    """
     fed = codes if valid is None else codes.masked_fill(~valid.to(codes.device), 0)
     if not fed.numel():
         return
@@ -183,14 +186,14 @@ def hidden_states(
     encoder_hidden_states: Tensor | None,
     encoder_attention_mask: Tensor | None,
 ) -> Tensor:
-    """Runs the decoder's layers, without its output heads, over delayed codes.
+    """Runs the decoder's layers, but not its output heads, on delayed codes.
 
     Args:
         decoder: A transformers `MusicgenForCausalLM`.
         steps: (B, K, S) int64 decoder input.
-        encoder_hidden_states: (B, L, D) text states. None skips cross attention, which is equivalent to states of zeros, because
-            the projections have no bias.
-        encoder_attention_mask: (B, L), 0 for padding. None means no padding.
+        encoder_hidden_states: (B, L, D) text states. If None, cross attention is skipped, which is equivalent to states of zeros,
+            because the projections have no bias.
+        encoder_attention_mask: (B, L) mask, 0 for padding. None means no padding.
 
     Returns:
         (B, S, D) hidden states in the decoder's dtype.
@@ -212,10 +215,10 @@ def hidden_states(
 def counted_codes(
     codes: Tensor, *, delays: Sequence[int], valid: Tensor | None, scored: Tensor | None, tail: Tail
 ) -> Tensor:
-    """Returns the (B, K, T) bool mask, on the CPU, of the codes to score.
+    """Returns the (B, K, T) bool mask of the codes to score, on the CPU.
 
     Raises:
-        ValueError: If codes, masks or delays have the wrong shape, or if `tail` is unknown.
+        ValueError: If codes, masks or delays have the wrong shape, if a mask is not bool, or if `tail` is unknown.
     """
     if codes.dim() != 3 or codes.shape[1] != len(delays):
         raise ValueError(f"codes must be (B, K, T) with K = {len(delays)} delays, got {tuple(codes.shape)}")
@@ -236,17 +239,17 @@ def counted_codes(
 
 
 def nll_from_logits(logits: Tensor, codes: Tensor, *, delays: Sequence[int], scored: Tensor | None = None) -> Tensor:
-    """Computes the nll of codes from existing decoder logits, such as those of a training step.
+    """Computes the negative log-likelihood (nll) of codes from existing decoder logits, such as those of a training step.
 
     Args:
-        logits: (B*K, S, V) as returned by the transformers decoder, or (B, K, S, V), for the input `delay_codes(codes, ...)`.
-        codes: (B, K, T) int64, undelayed.
+        logits: Logits of the decoder for the input `delay_codes(codes, ...)`: (B*K, S, V) as in transformers, or (B, K, S, V).
+        codes: (B, K, T) int64 codes, without delays.
         delays: (K,) delay of each codebook in steps.
-        scored: (B, K, T) bool, True for codes to score. None means all codes.
+        scored: (B, K, T) bool mask, True for codes to score. None means all codes.
 
     Returns:
-        (B, K, T) float32 nats, NaN for codes that are not scored. Code (k, t) is not scored if its step was not fed
-        (S < t + delays[k] + 1), so logits of both values of `tail` are accepted.
+        (B, K, T) float32 nlls in nats, NaN for codes that are not scored. Code (k, t) is not scored if its step was not fed
+        (S < t + delays[k] + 1). Therefore, the function accepts logits for both values of `tail` (see `score_codes`).
 
     >>> import torch
     >>> nll = nll_from_logits(torch.zeros(2, 4, 8), torch.tensor([[[1, 2, 3], [4, 5, 6]]]), delays=(0, 1))
@@ -285,7 +288,7 @@ def _score_rows(
     *,
     with_logits: bool,
 ) -> Scores:
-    """Scores the counted codes of each codebook in chunks. `head` maps a codebook and (M, D) rows to (M, V) logits."""
+    """Scores the counted codes of each codebook in chunks. `head` maps a codebook index and (M, D) rows to (M, V) logits."""
     B, K, T = codes.shape
     V = codebook_size
     device = hidden.device

@@ -9,7 +9,7 @@ from musicgen_eval.errors import RunError, WindowError
 from musicgen_eval.models.decoder.sampling_settings import SamplingSettings
 from musicgen_eval.records import CodecSpec, StepKernels
 
-MAX_THREADS = 1024  # torch accepts any number, but the process then runs out of memory
+MAX_THREADS = 1024  # torch accepts any number, but with too many threads the process runs out of memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class ContinuationSettings(SamplingSettings):
 
         Raises:
             RunError: If `top_k` exceeds the size of a codebook.
-            WindowError: If the stride is out of range or not a whole number of frames.
+            WindowError: If the stride is out of range, or if it is not a whole number of frames.
         """
         self.check(spec.codebook_size)
         self.stride_frames(spec)

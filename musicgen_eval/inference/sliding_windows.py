@@ -1,7 +1,7 @@
-"""Plans the sliding windows of a continuation: the frames that are fed and the frames that are generated in each window.
+"""Plans the sliding windows of a continuation: the frames to feed and the frames to generate in each window.
 
-If prompt and continuation together exceed the decoder's longest window, the prompt is continued in several windows. Example with
-max_frames 10, stride 6, a prompt of 4 frames (p) and 20 frames in total:
+If the prompt and the continuation together exceed the decoder's longest window, the prompt is continued in several windows. An
+example with max_frames 10, stride 6, a prompt of 4 frames (p) and 20 frames in total:
 
     frame        0 1 2 3 4 5 6 7 8 9 . . . . . . . . . 19
     window 0     p p p p # # # # # #                          the prompt is fed, six frames are generated (#)
@@ -24,8 +24,8 @@ class WindowSpan:
 
     Attributes:
         start: First frame of the window.
-        known: First generated frame. The frames from `start` up to this one are already known.
-        end: End of the window, exclusive.
+        known: First frame to generate. The codes of the frames from `start` to `known` (exclusive) are already known.
+        end: First frame after the window.
     """
 
     start: int
@@ -34,7 +34,7 @@ class WindowSpan:
 
     @property
     def num_frames(self) -> int:
-        """Length of the window in frames."""
+        """The length of the window in frames."""
         return self.end - self.start
 
 
@@ -43,8 +43,8 @@ def window_spans(prompt_frames: int, total_frames: int, *, max_frames: int, stri
 
     The list is empty if the prompt already has the total length.
 
-    If the prompt is shorter than max_frames, the whole prompt is fed in the first window. Otherwise, only its last
-    max_frames - stride_frames frames are fed.
+    If the prompt is shorter than max_frames, the whole prompt is fed in the first window. Otherwise, only the last
+    max_frames - stride_frames frames of the prompt are fed.
 
     >>> [(span.start, span.known, span.end) for span in window_spans(4, 20, max_frames=10, stride_frames=6)]
     [(0, 4, 10), (6, 10, 16), (12, 16, 20)]
@@ -70,21 +70,21 @@ def window_spans(prompt_frames: int, total_frames: int, *, max_frames: int, stri
 
 @dataclass(frozen=True)
 class WindowLayout:
-    """The mapping from the entries of a window's columns to frames. A column is one decoding step.
+    """The mapping from the columns of a window to frames. A column is one decoding step, with one entry per codebook.
 
-    Column c contains frame known + c - delay_k of codebook k, and is predicted from the columns before it. All tensors are on
-    the CPU.
+    Column c contains frame known + c - delay_k of codebook k. The decoder predicts each column from the previous columns. All
+    tensors are on the CPU.
 
-    A window that starts at frame 3, with 4 known frames (p), 3 frames to generate (#), and delays 0 and 1:
+    Example of a window that starts at frame 3, with 4 known frames (p), 3 frames to generate (#), and delays 0 and 1:
 
         frame              3 4 5 6 7 8 9          column            0 1 2 3
         codebook 0         p p p p # # #          codebook 0        # # # .        frames 7 8 9
         codebook 1         p p p p # # #          codebook 1        p # # #        frames 6 7 8 9; . is the special token
 
     Attributes:
-        frames: (B, K, C) int64, the frame of each entry, clamped to the frames of the row.
-        is_drawn: (B, K, C) bool, True for entries to generate.
-        is_known: (B, K, C) bool, True for entries with a known code.
+        frames: (B, K, C) int64 frame of each entry, clamped to the row's range of frames.
+        is_drawn: (B, K, C) bool mask, True for entries to generate.
+        is_known: (B, K, C) bool mask, True for entries whose codes are known.
     """
 
     frames: Tensor
@@ -93,12 +93,12 @@ class WindowLayout:
 
 
 def window_layout(spans: Sequence[WindowSpan | None], *, delays: Sequence[int], num_frames: int) -> WindowLayout:
-    """Computes the layout of one window per row.
+    """Computes the layout of one sliding window per row of a batch.
 
     Args:
-        spans: (B,) the window of each row. None means that the row is complete.
+        spans: (B,) window of each row. None means that the row is complete.
         delays: (K,) delay of each codebook in steps.
-        num_frames: Number of frames of the rows, T.
+        num_frames: Number of frames T of each row.
 
     >>> layout = window_layout([WindowSpan(3, 7, 10)], delays=(0, 1), num_frames=12)
     >>> layout.frames[0].tolist()

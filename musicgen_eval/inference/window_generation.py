@@ -1,4 +1,4 @@
-"""Generates one sliding window per row of a batch."""
+"""Generates the codes of one sliding window per row of a batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from musicgen_eval.models.transfers import upload
 from musicgen_eval.records import StepKernels
 
 WindowDrawer = Callable[[WindowDraw], tuple[Tensor, Sequence[int]]]
-"""Function that generates one window per row. It returns (B, K, C) codes by column, and the rows with NaN or infinite logits."""
+"""A function that generates one window per row and returns the (B, K, C) codes, and the rows with NaN or infinite logits."""
 
 
 def generate_windows(
@@ -32,15 +32,15 @@ def generate_windows(
     delays: Sequence[int],
     special_token: int,
 ) -> None:
-    """Generates one window per row, and writes its codes to `codes` in place.
+    """Generates one sliding window per row, and writes the generated codes to `codes` in place.
 
     Args:
-        draw: Function that generates the columns.
-        codes: (B, K, T) int64, rows with a text first.
-        spans: (B,) the window of each row. None means that the row is complete and stays idle.
-        uniforms: (B, K, T) random numbers, or None at temperature 0.
+        draw: Function that generates the columns of the windows.
+        codes: (B, K, T) int64 codes. Rows with a text come before rows without a text.
+        spans: (B,) window of each row. None means that the row is complete and stays idle.
+        uniforms: (B, K, T) random numbers in [0, 1), or None at temperature 0.
         delays: (K,) delay of each codebook in steps.
-        special_token: Id of the special token, V.
+        special_token: Id V of the special token.
 
     Raises:
         NonFiniteError: If the decoder produces NaN or infinite logits in rows that are not idle.
@@ -69,7 +69,7 @@ def generate_windows(
 def _delayed_prompts(
     codes: Tensor, spans: Sequence[WindowSpan | None], *, delays: Sequence[int], special_token: int
 ) -> Tensor:
-    """Returns the (B, K, S) int64 decoder input before each row's first column, padded on the right with the special token."""
+    """Returns the (B, K, S) int64 decoder input before the first column of each row, padded on the right with the special token."""
     B, K, _ = codes.shape
     known = [0 if span is None else span.known - span.start for span in spans]
     prompts = codes.new_full((B, K, max(known)), special_token)
@@ -89,7 +89,7 @@ def window_drawer(
     sampling: Sampling,
     kernels: StepKernels,
 ) -> WindowDrawer:
-    """Returns a function that generates windows, with static steps on an accelerator and `CpuSteps` on a CPU."""
+    """Returns a function that generates windows with `StaticSteps` on an accelerator, or with `CpuSteps` on a CPU."""
     if decoder.device.type == "cpu" and not isinstance(decoder, FusedDecoder):
         steps = CpuSteps(
             decoder,
@@ -116,7 +116,7 @@ def window_drawer(
 
 
 def _fused(decoder: MusicgenForCausalLM) -> FusedDecoder:
-    """Returns a fused copy of a decoder, in the dtype of autocast if it is enabled."""
+    """Returns a fused copy of a decoder, in the autocast dtype if autocast is enabled."""
     device_type = decoder.device.type
     is_cast = torch.is_autocast_enabled(device_type)
     return FusedDecoder(decoder, torch.get_autocast_dtype(device_type) if is_cast else decoder.dtype)

@@ -1,6 +1,7 @@
-"""The metrics of the package, one per file, and `plugin`, the contract between a metric and a run.
+"""The built-in metrics, one per module. The package `plugin` defines the contract between a metric and a run.
 
-Any `torchmetrics.Metric` can be used as a metric. The parameters of its `update()` name its inputs (see docs/metrics.md).
+Any `torchmetrics.Metric` can be used as a metric. The parameter names of its `update()` method name its inputs (see
+docs/metrics.md).
 """
 
 from musicgen_eval.metrics.accuracy import CodebookAccuracy

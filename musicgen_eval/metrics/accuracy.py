@@ -10,12 +10,12 @@ from musicgen_eval.metrics.plugin.contract import MetricRecipe
 
 
 class CodebookAccuracy(CodebookMeans):
-    """Share of scored codes that are among the model's `top_k` most likely codes.
+    """Fraction of the scored codes that are among the model's `top_k` most likely codes.
 
-    Results: `accuracy` (mean over codebooks) and `accuracy_q1`..., in [0, 1].
+    Results: `accuracy` (mean over codebooks) and `accuracy_q1`... (one per codebook), in [0, 1].
 
     Args:
-        top_k: Number of most likely codes that count as correct.
+        top_k: Number of most likely codes that are counted as correct.
         num_codebooks, frame_rate_hz: See `CodebookMeans`.
 
     >>> import torch
@@ -37,18 +37,18 @@ class CodebookAccuracy(CodebookMeans):
 
     @property
     def recipe(self) -> MetricRecipe:
-        """Units, direction, source and settings."""
+        """Units, direction, source and settings of this metric."""
         settings: dict[str, Any] = {"top_k": self.top_k}
         return MetricRecipe(
             units={"accuracy": "share"}, higher_is_better=True, source="top-k accuracy of codes", settings=settings
         )
 
     def update(self, rank: Tensor) -> None:
-        """Adds (K, T) or (B, K, T) code ranks, which start at 0. Ranks of -1 are ignored."""
+        """Adds (K, T) or (B, K, T) code ranks. A rank of 0 means the most likely code. Ranks of -1 are ignored."""
         hits = (rank < self.top_k).double()
         self.add(hits.masked_fill(rank < 0, float("nan")))
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns `accuracy` and `accuracy_q1`..., float64."""
+        """Returns `accuracy` and `accuracy_q1`... as float64 tensors."""
         per_codebook = self.means()
         return self.by_codebook("accuracy", per_codebook, per_codebook.mean())

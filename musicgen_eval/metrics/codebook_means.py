@@ -1,6 +1,6 @@
-"""The base class of most metrics: a float64 sum and an int64 count per codebook.
+"""The base class of most metrics, which keeps a float64 sum and an int64 count per codebook.
 
-NaN values are not counted. Subclasses define the values and name the results.
+NaN values are not counted. Subclasses define the values to average and name the results.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class CodebookMeans(DtypeKeepingMetric):
 
     Args:
         num_codebooks: Number of codebooks K.
-        frame_rate_hz: Frames per second.
+        frame_rate_hz: Number of code frames per second.
 
-    In a run, `configure` replaces both with the values of the checkpoint.
+    In a run, `configure` replaces both arguments with the values of the checkpoint.
     """
 
     is_differentiable = False
@@ -51,7 +51,7 @@ class CodebookMeans(DtypeKeepingMetric):
         """Adds (K, T) or (B, K, T) values. NaN values are not counted.
 
         Raises:
-            MetricError: If the values have another shape.
+            MetricError: If the values do not have one of these shapes.
         """
         if values.dim() not in (2, 3) or values.shape[-2] != self.num_codebooks:
             hint = f"; set num_codebooks={values.shape[-2]}" if values.dim() in (2, 3) else ""
@@ -65,16 +65,16 @@ class CodebookMeans(DtypeKeepingMetric):
         self.count = self.count + counts.sum(0)
 
     def means(self) -> Tensor:
-        """Returns the (K,) float64 means of the codebooks, NaN for codebooks without counted values."""
+        """Returns the (K,) float64 mean of each codebook. The mean is NaN if the codebook has no counted values."""
         return self.total / self.count
 
     def by_codebook(self, name: str, per_codebook: Tensor, total: Tensor) -> dict[str, Tensor]:
-        """Returns the total under `name`, and the values per codebook under `name_q1` ... `name_qK`."""
+        """Returns a dictionary with the total as `<name>`, and the values per codebook as `<name>_q1` to `<name>_qK`."""
         return {name: total, **{f"{name}_q{k}": value for k, value in enumerate(per_codebook, start=1)}}
 
 
 def sums_and_counts(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Computes sums and counts over the last dimension, excluding NaN values.
+    """Sums and counts the values along the last dimension, excluding NaN values.
 
     Args:
         values: (B, K, T) floating-point values.
@@ -87,7 +87,7 @@ def sums_and_counts(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pad_values(values: Sequence[Tensor]) -> Tensor:
-    """Stacks the (K, T_i) values of several windows into one (B, K, T) tensor, padded with NaN."""
+    """Stacks the (K, T_i) values of several windows into one (B, K, T) tensor, padded with NaN at the end."""
     longest = max(window.shape[-1] for window in values)
     return torch.stack(
         [torch.nn.functional.pad(window, (0, longest - window.shape[-1]), value=float("nan")) for window in values]

@@ -1,6 +1,6 @@
-"""Likelihood gains: the nll without a text or context minus the nll with it, in nats per second.
+"""Likelihood gains: the nll without a text or context minus the nll with this text or context, in nats per second.
 
-Both readings score the same codes. Therefore effects of the music alone, such as silence or repetition, cancel out.
+Both nlls belong to the same codes. Therefore, effects of the music alone, such as silence or repetition, cancel out.
 """
 
 from torch import Tensor
@@ -16,15 +16,15 @@ class _Gain(CodebookMeans):
 
     @property
     def recipe(self) -> MetricRecipe:
-        """Units, direction and source."""
+        """Units, direction and source of this metric."""
         return MetricRecipe(units={"nats_per_second": "nats/s"}, higher_is_better=True, source=type(self).__doc__ or "")
 
     def add_gain(self, without: Tensor, plain: Tensor) -> None:
-        """Adds the differences of two (K, T) readings in nats. Codes that are NaN in either reading are not counted."""
+        """Adds the differences between two (K, T) readings, in nats. Codes whose nll is NaN in either reading are not counted."""
         self.add(without.double() - plain.double())
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns `nats_per_second`, summed over codebooks, and `nats_per_second_q1`..., float64."""
+        """Returns `nats_per_second` (summed over codebooks) and `nats_per_second_q1`... as float64 tensors."""
         per_codebook = self.means() * self.frame_rate_hz
         return self.by_codebook("nats_per_second", per_codebook, per_codebook.sum())
 
@@ -33,7 +33,7 @@ class TextGain(_Gain):
     """Decrease of nll due to the text of a track, in nats per second. Only tracks with a text are counted."""
 
     def update(self, nll: Tensor, nll__no_text: Tensor) -> None:
-        """Adds the (K, T) nats of a window: `nll` with its text, `nll__no_text` without it."""
+        """Adds the (K, T) nlls of a window, in nats: `nll` with the window's text, and `nll__no_text` without a text."""
         self.add_gain(nll__no_text, nll)
 
 
@@ -41,5 +41,8 @@ class ContextGain(_Gain):
     """Decrease of nll due to the context of a window, in nats per second. Only windows with a context are counted."""
 
     def update(self, nll: Tensor, nll__no_context: Tensor) -> None:
-        """Adds the (K, T) nats of a window: `nll` with its context, `nll__no_context` without it, at positions from 0."""
+        """Adds the (K, T) nlls of a window, in nats: `nll` with its context, and `nll__no_context` without it.
+
+        Without the context, the target starts at position 0.
+        """
         self.add_gain(nll__no_context, nll)

@@ -1,4 +1,4 @@
-"""Perplexity of the first seconds after the context."""
+"""Perplexity of the first seconds after a window's context."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from musicgen_eval.records import Window
 
 
 class LocalPerplexity(MeanNll):
-    """Perplexity as in `CodebookPerplexity`, over the first `duration_s` seconds after the context.
+    """Perplexity of the first `duration_s` seconds after the context of each window, defined as in `CodebookPerplexity`.
 
     Windows without a context are not counted.
 
     Args:
-        duration_s: Length of the counted part of the target, in seconds.
+        duration_s: Length of the part after the context that is counted, in seconds.
         num_codebooks, frame_rate_hz: See `CodebookMeans`.
 
     Source: local likelihoods agree with listeners better than whole-sequence likelihoods (arXiv 2601.06329).
@@ -30,7 +30,7 @@ class LocalPerplexity(MeanNll):
 
     @property
     def recipe(self) -> MetricRecipe:
-        """Units, direction, source and settings."""
+        """Units, direction, source and settings of this metric."""
         settings: dict[str, Any] = {"duration_s": self.duration_s}
         return MetricRecipe(
             units=UNITS,
@@ -40,7 +40,7 @@ class LocalPerplexity(MeanNll):
         )
 
     def update(self, nll: Tensor, window: Window) -> None:
-        """Adds the (K, T) nats of a window."""
+        """Adds the (K, T) nlls of a window, in nats."""
         if window.context_frames == 0:
             return
         last = window.context_frames + max(1, round(self.duration_s * self.frame_rate_hz))

@@ -1,4 +1,4 @@
-"""Cross entropy, perplexity and bits per second of codes."""
+"""Metrics of cross entropy, perplexity and bits per second."""
 
 from collections.abc import Mapping, Sequence
 from math import log
@@ -12,12 +12,12 @@ UNITS = {"ppl": "", "ce": "nats", "bits_per_second": "bit/s"}
 
 
 class MeanNll(CodebookMeans):
-    """Base class of perplexity metrics. It computes the results from sums and counts of nll."""
+    """Base class of perplexity metrics, which computes the results from the sum and count of the nlls of each codebook."""
 
     higher_is_better = False
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns `ppl`, `ce` (nats), `bits_per_second`, `ppl_q1`..., `ce_q1`..., float64."""
+        """Returns `ppl`, `ce` (in nats), `bits_per_second`, `ppl_q1`... and `ce_q1`... as float64 tensors."""
         per_codebook = self.means()
         ce = per_codebook.mean()
         return {
@@ -28,12 +28,12 @@ class MeanNll(CodebookMeans):
 
 
 class CodebookPerplexity(MeanNll):
-    """Cross entropy, perplexity and bits per second, in total and per codebook.
+    """Cross entropy and perplexity, in total and per codebook, and bits per second.
 
     CE_k is the mean nll of the scored codes of codebook k. `ce` is the mean of CE_k over codebooks, and `ppl` = exp(`ce`). Both
-    are computed once, from sums over all updates. `ppl` is not a mean of batch perplexities or of codebook perplexities.
+    are computed once, from sums over all updates. Therefore, `ppl` is not a mean of batch perplexities or codebook perplexities.
 
-    Results: `ppl`, `ce` (nats), `bits_per_second` = frame rate * sum_k CE_k / ln 2, `ppl_q1`..., `ce_q1`....
+    Results: `ppl`, `ce` (in nats), `bits_per_second` = frame rate * sum_k CE_k / ln 2, `ppl_q1`..., `ce_q1`....
 
     >>> import torch
     >>> metric = CodebookPerplexity(num_codebooks=2)
@@ -47,15 +47,15 @@ class CodebookPerplexity(MeanNll):
 
     @property
     def recipe(self) -> MetricRecipe:
-        """Units, direction and source."""
+        """Units, direction and source of this metric."""
         source = "mean over codebooks of mean nll, exp once over the data set (MusicGen, arXiv 2306.05284)"
         return MetricRecipe(units=UNITS, higher_is_better=False, source=source)
 
     def update(self, nll: Tensor) -> None:
-        """Adds (K, T) or (B, K, T) nats. NaN values are not counted."""
+        """Adds (K, T) or (B, K, T) nlls, in nats. NaN values are not counted."""
         self.add(nll)
 
     def window_states(self, batch: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Returns the (B, K) states of several windows at once. They are identical to the states after single updates."""
+        """Returns the (B, K) states of several windows at once. Each row is identical to the state after one update."""
         total, count = sums_and_counts(pad_values([window["nll"] for window in batch]))
         return {"total": total, "count": count}

@@ -1,6 +1,6 @@
 """Perplexity by position in the window, including positions beyond the checkpoint's limit.
 
-Positions are frames from the start of the window, as in the position table of the decoder.
+A position is a number of frames from the start of the window, as in the decoder's position table.
 """
 
 from typing import Any
@@ -15,20 +15,21 @@ from musicgen_eval.records import CodecSpec, Window
 
 
 class PositionProfile(CodebookMeans):
-    """Cross entropy and perplexity of each bin of the window, and perplexity within and beyond the checkpoint's limit.
+    """Cross entropy and perplexity of each time bin of the window, and perplexity within and beyond the checkpoint's limit.
 
         0 s        1 s        2 s             limit           end_s
         |- ce_0s --|- ce_1s --|- ...            |                |
         |-------------- ppl_within -------------|-- ppl_beyond --|
 
-    Results: `ce_<start>s` in nats and `ppl_<start>s` = exp(`ce_<start>s`) for each bin, named after the second at which it starts.
-    `ce` is the mean over codebooks of the codebook means. `ppl_within` covers the positions within the checkpoint's limit, and
-    `ppl_beyond` covers the others. If a codebook has no scored codes in a bin, the values of the bin are NaN.
+    Results: `ce_<start>s` in nats and `ppl_<start>s` = exp(`ce_<start>s`) for each bin. `<start>` is the second at which the bin
+    starts. Each `ce` is the average of the codebooks' mean nlls. `ppl_within` covers the positions within the checkpoint's limit,
+    and `ppl_beyond` covers the others. If a codebook has no scored codes in a bin, the values of this bin are NaN.
 
     Args:
-        bin_s: Length of a bin in seconds, a whole number of frames.
-        end_s: End of the profile in seconds, a whole number of bins. Later codes count only for `ppl_within` and `ppl_beyond`.
-        max_frames: Limit in frames. In a run, the checkpoint's limit replaces it.
+        bin_s: Length of a bin in seconds. Must be a whole number of frames.
+        end_s: End of the last bin in seconds. Must be a whole number of bins. Later codes count only for `ppl_within` and
+            `ppl_beyond`.
+        max_frames: Limit in frames. In a run, it is replaced with the checkpoint's limit.
         num_codebooks, frame_rate_hz: See `CodebookMeans`.
 
     >>> import torch
@@ -59,7 +60,7 @@ class PositionProfile(CodebookMeans):
         super().configure(spec)
 
     def _set_up(self, num_codebooks: int, frame_rate_hz: float) -> None:
-        """Creates the states, with one column per bin, one for the positions within the limit and one for those beyond it."""
+        """Creates the states: one column per bin, then a column for positions within the limit and a column for those beyond it."""
         if not (0 < self.bin_s < float("inf") and 0 < self.end_s < float("inf")):
             raise MetricError(
                 f"PositionProfile: bin_s and end_s must be above 0 and finite, got {self.bin_s} and {self.end_s}"
@@ -83,7 +84,7 @@ class PositionProfile(CodebookMeans):
 
     @property
     def recipe(self) -> MetricRecipe:
-        """Units, direction, source and settings."""
+        """Units, direction, source and settings of this metric."""
         settings: dict[str, Any] = {"bin_s": self.bin_s, "end_s": self.end_s, "max_frames": self.max_frames}
         return MetricRecipe(
             units=dict.fromkeys(self._bin_names("ce"), "nats"),
@@ -93,7 +94,7 @@ class PositionProfile(CodebookMeans):
         )
 
     def update(self, nll: Tensor, window: Window) -> None:
-        """Adds the (K, T) nats of a window, context included. NaN values are not counted.
+        """Adds the (K, T) nlls of a window including its context, in nats. NaN values are not counted.
 
         Raises:
             MetricError: If T is not the number of frames of the window, or K is not the number of codebooks.
@@ -112,7 +113,7 @@ class PositionProfile(CodebookMeans):
         self.count = self.count + torch.cat(counts, dim=1)
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns the results, float64."""
+        """Returns the results as float64 tensors."""
         ce = self.means().mean(0)  # (bins + 2,)
         ppl = ce.exp()
         return {

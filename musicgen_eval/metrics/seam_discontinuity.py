@@ -11,23 +11,23 @@ from musicgen_eval.metrics.plugin.metric_internals import DtypeKeepingMetric
 
 HOP_S = 0.008
 FRAME_HOPS = 4  # length of a spectrum's window: 32 ms
-SPAN_S = 1.0  # length of the audio before and after a mark that `change` averages
-AROUND_S = 3.0  # length of the analysed audio before and after the boundary
-MIN_HOPS = 3 * FRAME_HOPS  # shortest audio before or after the boundary: 96 ms, which holds a few marks
-COMPRESSION = 100.0  # so that components 40 dB below the mean magnitude still contribute
-FLOOR = 0.01  # nats; smaller distances are indistinguishable from silence
+SPAN_S = 1.0  # length of the audio on each side of a mark that `change` averages
+AROUND_S = 3.0  # length of the analysed audio on each side of the boundary
+MIN_HOPS = 3 * FRAME_HOPS  # shortest audio on each side of the boundary: 96 ms, which contains a few marks
+COMPRESSION = 100.0  # lets components 40 dB below the mean magnitude still contribute
+FLOOR = 0.01  # nats; smaller distances cannot be distinguished from silence
 
 
 class SeamDiscontinuity(DtypeKeepingMetric):
-    """Spectral change at the boundary, relative to other places in the same music, as two ratios.
+    """Spectral change at the boundary of a continuation, relative to the change elsewhere in the same music, as two ratios.
 
-    A ratio of 1 means that the sound changes as much as elsewhere. `flux` measures the change over a few milliseconds and detects
-    clicks and hard cuts. `change` compares the second before the boundary with the second after it, and detects a change to
-    another sound or another song. The results are geometric means over continuations, because ratios of 4 and 1/4 are equally far
-    from 1. A continuation with less than 96 ms of audio before or after the boundary is not counted.
+    A ratio of 1 means that the sound changes as much at the boundary as elsewhere. `flux` measures the change over a few
+    milliseconds and detects clicks and hard cuts. `change` compares the second before the boundary with the second after it, and
+    detects a change to a different sound or song. The results are geometric means over continuations, because ratios of 4 and 1/4
+    should count as equally far from 1. A continuation with less than 96 ms of audio before or after the boundary is not counted.
 
     At random places in an uncut recording, the ratios have a geometric mean of 1, with or without beats. Individual ratios vary by
-    a factor of 2 or more. Therefore, evaluate many continuations and compare them with the reference.
+    a factor of 2 or more. Therefore, evaluate many continuations, and compare the results with those of the reference.
 
     >>> import torch
     >>> times = torch.arange(32000, dtype=torch.float64) / 32000
@@ -51,12 +51,12 @@ class SeamDiscontinuity(DtypeKeepingMetric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")  # of log ratios
+        self.add_state("total", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")  # sums of log ratios
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     @property
     def recipe(self) -> MetricRecipe:
-        """Units, direction, source and settings."""
+        """Units, direction, source and settings of this metric."""
         return MetricRecipe(
             units={"flux": "ratio", "change": "ratio"},
             higher_is_better=False,
@@ -72,7 +72,7 @@ class SeamDiscontinuity(DtypeKeepingMetric):
         )
 
     def update(self, context_decoded: Tensor, generated: Tensor, sample_rate_hz: int) -> None:
-        """Adds one continuation, as (C, N) audio before and after the boundary."""
+        """Adds one continuation, given as (C, N) audio before and after the boundary."""
         ratios = seam_discontinuity(context_decoded, generated, sample_rate_hz=sample_rate_hz)
         if ratios.isnan().any():
             return
@@ -80,7 +80,7 @@ class SeamDiscontinuity(DtypeKeepingMetric):
         self.count = self.count + 1
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns `flux` and `change`, float64. They are NaN if no continuation was counted."""
+        """Returns `flux` and `change` as float64 tensors. Both are NaN if no continuation was counted."""
         flux, change = (self.total / self.count).exp()
         return {"flux": flux, "change": change}
 
@@ -93,21 +93,22 @@ def seam_discontinuity(before: Tensor, after: Tensor, *, sample_rate_hz: int) ->
         flux              <-------->                              largest distance between neighbours, one of which spans the mark
         change   [-- span --]  [-- span --]                       distance between the mean spectra of the spans
 
-    Spectra are log(1 + 100 |X| / mean |X|). The mean covers all analysed audio, so gain does not matter. Distances are root mean
-    squares of differences over frequencies and channels. The other marks are at most 3 s from the boundary, and the audio that they
-    measure lies completely before or completely after it. Spans are 1 s long, or a third of the shorter side. A floor of 0.01 nats
-    is added to each measure, so silence has a ratio of 1. Logarithms are averaged, so the log ratio at a random mark has mean 0.
+    Spectra are log(1 + 100 |X| / mean |X|). The mean covers all analysed audio, so gain does not matter. A distance is the root
+    mean square of the differences over frequencies and channels. The other marks are at most 3 s from the boundary, and the audio
+    that they measure lies entirely on one side of the boundary. Spans are 1 s long, or a third of the shorter side if that is less.
+    A floor of 0.01 nats is added to each measure, so silence has a ratio of 1. Logarithms are averaged, so the mean log ratio at a
+    random mark is 0.
 
     Args:
         before: (C, N) floating-point audio that ends at the boundary.
         after: (C, N) floating-point audio that starts at the boundary.
-        sample_rate_hz: Sample rate of both.
+        sample_rate_hz: Sample rate of `before` and `after`.
 
     Returns:
-        (2,) float64 ratios of flux and change. NaN if `before` or `after` is shorter than 96 ms.
+        (2,) float64 ratios, first for flux, then for change. Both are NaN if `before` or `after` is shorter than 96 ms.
 
     Raises:
-        MetricError: If the shapes do not match, or the audio is not finite.
+        MetricError: If the shapes do not match, or if the audio contains NaN or infinite samples.
     """
     _check(before, after)
     hop = max(1, round(HOP_S * sample_rate_hz))
@@ -138,14 +139,20 @@ def _log_spectra(audio: Tensor, hop: int) -> Tensor:
 
 
 def _flux(spectra: Tensor) -> Tensor:
-    """Returns the flux at each mark from `FRAME_HOPS` on: the largest distance between neighbours, one of which spans the mark."""
+    """Returns the flux at each mark from `FRAME_HOPS` on.
+
+    The flux is the largest distance between two neighbouring spectra of which at least one spans the mark.
+    """
     distances = _distance(spectra[1:], spectra[:-1])
     return distances.unfold(0, FRAME_HOPS, 1).amax(-1)
 
 
 def _change(spectra: Tensor, span_hops: int) -> Tensor:
-    """Returns the change at each mark from `span_hops` on: the distance between the mean spectra of the spans around the mark."""
-    num_frames = span_hops - FRAME_HOPS + 1  # frames that lie completely in a span
+    """Returns the change at each mark from `span_hops` on.
+
+    The change is the distance between the mean spectra of the spans before and after the mark.
+    """
+    num_frames = span_hops - FRAME_HOPS + 1  # frames that lie entirely within a span
     sums = torch.nn.functional.pad(spectra.cumsum(0), (0, 0, 1, 0))
     means = (sums[num_frames:] - sums[:-num_frames]) / num_frames  # row i: mean of the span that starts at mark i
     return _distance(means[span_hops:], means[:-span_hops])
@@ -156,12 +163,12 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _ratio(measure: Tensor, boundary: int, *, reach_hops: int) -> Tensor:
-    """Returns the measure at the boundary, divided by its geometric mean at marks whose measure does not cross the boundary.
+    """Divides the measure at the boundary by the geometric mean of the measure at marks whose audio does not cross the boundary.
 
     Args:
-        measure: Measure at the marks from `reach_hops` on.
-        boundary: Mark of the boundary.
-        reach_hops: Number of hops before and after a mark that its measure depends on.
+        measure: Values of the measure, one per mark from `reach_hops` on.
+        boundary: Index of the mark at the boundary.
+        reach_hops: Number of hops on each side of a mark that the measure at this mark depends on.
     """
     logs = (measure + FLOOR).log()
     at = boundary - reach_hops

@@ -1,1 +1,1 @@
-"""The contract of a metric, its inputs, and the bank that updates all metrics of a run."""
+"""The contract between a metric and a run, the inputs of metrics, and the `MetricBank`, which updates all metrics of a run."""

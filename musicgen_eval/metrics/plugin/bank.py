@@ -1,9 +1,9 @@
-"""Holds the metrics of a run and updates each of them with the inputs that its `update()` names, one window at a time.
+"""Holds the metrics of a run and updates each metric with the inputs that its `update()` names, one window at a time.
 
-    data of a window --requests--> metric.update(**inputs) --> state of the window --> merged states --> result
+    window data --requests--> metric.update(**inputs) --> window state --> merged states --> result
 
-The state of every window is kept. Therefore every metric has a value per track, an interval over tracks, and a result that does not
-depend on batches or devices.
+A state is kept for each metric and window. Therefore, every metric has a value per track, an interval over tracks, and a
+result that does not depend on batches or devices.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class MetricBank:
     """The metrics of a run.
 
     Args:
-        metrics: Metrics by name. Each is a `torchmetrics.Metric`, a `MetricEntry` that renames its inputs, or a dictionary that
-            names an installed metric (`InstalledMetric`).
-        spec: Codebooks, rates and channels of the checkpoint, for metrics with a `configure(spec)`.
-        task: `score` in test and validate, `continue` in predict. Predict can run without metrics.
+        metrics: Metrics, by name. Each value is a `torchmetrics.Metric`, a `MetricEntry` that renames the metric's inputs, or a
+            dictionary that names an installed metric (`InstalledMetric`).
+        spec: Codebooks, rates and channels of the checkpoint, for metrics that have a `configure(spec)` method.
+        task: `score` for the commands test and validate, `continue` for predict. Only predict can run without metrics.
 
     Raises:
         MetricError: A metric names an unknown input, or fails its trial.
@@ -76,7 +76,7 @@ class MetricBank:
 
     @property
     def readings(self) -> list[Reading]:
-        """The readings that at least one metric names, the plain one first. Only these are scored."""
+        """The readings that at least one metric names, starting with the plain reading. No other readings are scored."""
         named = {request.reading for request in self._all_requests}
         return [PLAIN, *(self._readings[name] for name in sorted(named - {""}))]
 
@@ -87,7 +87,7 @@ class MetricBank:
 
     @property
     def scored_readings(self) -> list[Reading]:
-        """The same as `readings`, but without the plain one if all metrics need only its codes or its audio."""
+        """The readings to score: `readings`, excluding the plain reading if no metric needs its scores."""
         is_needed = any(request.needs_scores for request in self._all_requests if not request.reading)
         return self.readings if is_needed else self.readings[1:]
 
@@ -101,22 +101,23 @@ class MetricBank:
         return [request for requests in self._requests.values() for request in requests]
 
     def recipe(self, name: str) -> MetricRecipe:
-        """Returns units, direction and source of a metric."""
+        """Returns the units, direction and source of a metric."""
         return recipe_of(self.metrics[name])
 
     def input_names(self, name: str) -> dict[str, str]:
-        """Returns the inputs of a metric, as parameter of its `update()` -> name of the input, including the reading."""
+        """Maps each `update()` parameter of a metric to the name of its input, including the suffix of the reading."""
         return {request.parameter: request.input_name for request in self._requests[name]}
 
     def update(self, window_data: Sequence[WindowData]) -> list[dict[str, State]]:
-        """Updates every metric on each window alone.
+        """Updates every metric with each window separately.
 
         Args:
-            window_data: Data of the windows of a batch.
+            window_data: Data of each window of a batch.
 
         Returns:
-            For each window, metric name -> state after this window, on the CPU. All states are copied from the device at once. A
-            metric has no state for windows with which it is not updated (see `requests.collect`).
+            For each window, a mapping from metric name to the metric's state after this window alone, on the CPU. All states are
+            copied from the device at once. A metric has no state for a window if it is not updated with this window (see
+            `requests.collect`).
         """
         states: list[dict[str, State]] = [{} for _ in window_data]
         window_data = fetch(window_data)
@@ -138,7 +139,7 @@ class MetricBank:
         return to_cpu(states)
 
     def try_on(self, device: torch.device) -> None:
-        """Tries the metrics that take logits on the device on which they will run.
+        """Tries the metrics that need logits, on the device on which they will run.
 
         Raises:
             MetricError: A metric fails on the device, for example because it keeps a tensor on the CPU.
@@ -151,10 +152,10 @@ class MetricBank:
             try_on_device(name, self.metrics[name], self._trial_inputs(name, window_data), device)
 
     def compute(self, states: Sequence[Mapping[str, State]]) -> dict[str, dict[str, float]]:
-        """Computes the results over windows in canonical (track, window) order.
+        """Computes the results from the states of windows in canonical (track, window) order.
 
         Returns:
-            Metric name -> key -> number. A metric without a state in any window has no keys.
+            For each metric name, a mapping from result key to number. The mapping is empty if no window has a state of the metric.
         """
         results: dict[str, dict[str, float]] = {}
         for name, metric in self.metrics.items():
@@ -163,14 +164,14 @@ class MetricBank:
         return results
 
     def compute_one(self, name: str, merged: State) -> dict[str, float]:
-        """Computes the results of one metric, by key, from a merged state."""
+        """Computes the results of one metric from a merged state. Returns the results by key."""
         return compute_in_place(self._untouched[name], merged)
 
     def _runs_on_device(self, name: str) -> bool:
         return any(request.on_device for request in self._requests[name])
 
     def _trial_inputs(self, name: str, window_data: Sequence[WindowData]) -> list[dict[str, Any]]:
-        """Returns the inputs of a metric for each synthetic window that it is updated with."""
+        """Returns the inputs of a metric for each synthetic window with which the metric is updated."""
         collected = [
             collect(self._requests[name], data, self.spec, generator=torch.Generator().manual_seed(index))
             for index, data in enumerate(window_data)
@@ -180,7 +181,7 @@ class MetricBank:
     def _window_states(
         self, name: str, inputs: Sequence[Mapping[str, Any]], window_data: Sequence[WindowData]
     ) -> list[State]:
-        """Returns the states of a metric after each of several windows.
+        """Returns one state of a metric per window, each computed from that window alone.
 
         Raises:
             MetricError: The metric raised an exception. The message names the metric and the windows.
@@ -197,7 +198,7 @@ class MetricBank:
 
 
 def _device(window_data: Sequence[WindowData]) -> torch.device:
-    """Returns the device of the readings."""
+    """Returns the device of the readings, or the CPU if there are no readings."""
     return next(
         (reading.nll.device for data in window_data for reading in data.readings.values() if reading is not None),
         torch.device("cpu"),

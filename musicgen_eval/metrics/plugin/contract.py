@@ -1,8 +1,8 @@
 """The contract between a metric and an evaluation.
 
-A metric is any `torchmetrics.Metric`. The parameters of its `update()` name its inputs (`providers.py`). `MetricContract` lists the
-optional members with which a metric describes itself further. Only the functions at the end of this file read these members. They
-also define the default of each member.
+A metric is any `torchmetrics.Metric`. The parameter names of its `update()` method name its inputs (see `providers.py`).
+`MetricContract` lists optional members through which a metric can provide more information. Only the functions at the end of this
+module read these members. The functions also define the default of each member.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ WindowStates = Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Tensor]]
 class MetricContract(Protocol):
     """The optional members of a metric.
 
-    A metric need not inherit from this class, and defines only the members that it needs. Each member may be an attribute, a
-    property or a method. `CodebookPerplexity` is an example to copy.
+    A metric does not need to inherit from this class, and defines only the members that it needs. Each member can be an
+    attribute, a property or a method. See the class `CodebookPerplexity` for an example.
 
     Attributes:
-        readings: Readings that the metric defines in addition to the built-in ones. Each is named as a suffix (`nll__shuffled`),
-            and any metric of the same run can name it. Default: none.
-        providers: Inputs that the metric defines in addition to the built-in ones. Any metric of the same run can name them.
-            Default: none.
+        readings: Readings that the metric defines in addition to the built-in ones. Any metric of the same run can name such a
+            reading as a suffix of an input (`nll__shuffled`). Default: none.
+        providers: Inputs that the metric defines in addition to the built-in ones. Any metric of the same run can name these
+            inputs. Default: none.
     """
 
     readings: Sequence[Reading]
@@ -40,29 +40,29 @@ class MetricContract(Protocol):
 
     @property
     def recipe(self) -> MetricRecipe:
-        """Units, direction, source and settings, which are written into every result.
+        """The metric's units, direction, source and settings, which are written into every result.
 
-        Default: the name of the class as the source, and its `higher_is_better`.
+        Default: the source is the name of the class, and the direction is the class's `higher_is_better`.
         """
         ...
 
     def configure(self, spec: CodecSpec) -> None:
-        """Adapts the metric to a checkpoint. Called once, before anything is measured. Default: does nothing.
+        """Adapts the metric to a checkpoint. The run calls this method once, before the first update. Default: does nothing.
 
         Args:
             spec: Codebooks, codebook size, frame rate and delays of the checkpoint.
         """
 
     def window_states(self, batch: Sequence[Mapping[str, Any]]) -> Mapping[str, Tensor]:
-        """Returns the states of several windows at once, for speed. Default: `update()` is called for each window.
+        """Returns one state per window for several windows, which are processed together for speed.
 
-        A subclass sets `window_states = None` to disable an inherited method.
+        Default: `update()` is called for each window. To disable an inherited method, set `window_states = None` in the subclass.
 
         Args:
             batch: Inputs of `update()`, one dictionary per window.
 
         Returns:
-            State name -> (B, ...) tensor. Row b is the state after a single `update(**batch[b])` of a reset metric.
+            A mapping from state name to (B, ...) tensor. Row b is the state of a reset metric after a single `update(**batch[b])`.
         """
         ...
 
@@ -72,9 +72,9 @@ class MetricRecipe:
     """The definition of a metric's results.
 
     Attributes:
-        units: Unit of each result key. The unit of `ce` also applies to `ce_q1`, `ce_q2`, ....
-        higher_is_better: Whether a higher value is better. None means that the metric has no direction.
-        source: Origin of the definition.
+        units: Unit of each result key. For example, the unit of `ce` also applies to `ce_q1` and `ce_q2`.
+        higher_is_better: Whether a higher value is better. None means that neither direction is better.
+        source: Origin of the definition, such as a paper.
         settings: Settings of the metric.
     """
 
@@ -84,18 +84,19 @@ class MetricRecipe:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def unit(self, key: str) -> str:
-        """Returns the unit of one result key, or "" if it has none."""
+        """Returns the unit of one result key, or "" if the key has no unit."""
         return self.units.get(key, self.units.get(key.rpartition("_q")[0], ""))
 
 
 @dataclass(frozen=True)
 class MetricEntry:
-    """A metric whose `update()` has parameters that are not names of inputs.
+    """A metric, and the inputs for those `update()` parameters that are not themselves names of inputs.
 
     Attributes:
         metric: Any torchmetrics metric.
-        inputs: Parameter of its `update()` -> name of an input, such as `{value: nll}`. A renamed input is a flat (M,) tensor of
-            the scored codes, in (K, T) order. If only the reading differs, as in `{nll: nll__no_text}`, it keeps the shape (K, T).
+        inputs: Maps parameters of `update()` to names of inputs, such as `{value: nll}`. The metric receives a renamed input as a
+            flat (M,) tensor with one value per scored code, in (K, T) order. If only the reading differs, as in
+            `{nll: nll__no_text}`, the input keeps the shape (K, T).
     """
 
     metric: Metric
@@ -103,10 +104,10 @@ class MetricEntry:
 
 
 class InstalledMetric(TypedDict, total=False):
-    """A metric of an installed package, given by name. It is a dictionary in Python and a mapping in YAML.
+    """A metric of an installed package, specified by name: a dictionary in Python, or a mapping in YAML.
 
     Attributes:
-        name: Name of an entry point of the group `musicgen_eval.metrics`.
+        name: Name of an entry point in the group `musicgen_eval.metrics`.
         init_args: Arguments of the metric's constructor.
         inputs: Renamed inputs, as in `MetricEntry`.
     """
@@ -134,7 +135,7 @@ def published_providers(metric: Metric) -> Sequence[InputProvider]:
 
 
 def recipe_of(metric: Metric) -> MetricRecipe:
-    """Returns the recipe of a metric. For a metric without one, the recipe names the class of the metric."""
+    """Returns the recipe of a metric. If the metric does not define a recipe, the returned recipe names the metric's class."""
     own = getattr(metric, "recipe", None)
     if isinstance(own, MetricRecipe):
         return own
@@ -144,6 +145,6 @@ def recipe_of(metric: Metric) -> MetricRecipe:
 
 
 def batched_window_states(metric: Metric) -> WindowStates | None:
-    """Returns the `window_states` method of a metric, or None if its windows are updated one by one."""
+    """Returns the `window_states` method of a metric, or None if the metric must be updated with one window at a time."""
     own: WindowStates | None = getattr(metric, "window_states", None)
     return own

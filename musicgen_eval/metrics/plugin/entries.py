@@ -16,11 +16,11 @@ GivenMetric = Metric | MetricEntry | InstalledMetric
 
 
 def metric_entries(metrics: object) -> dict[str, MetricEntry]:
-    """Returns metrics by name, each as a checked entry. Metrics of installed packages are created.
+    """Checks metrics and returns each metric as an entry, by name. Metrics of installed packages are created.
 
     Raises:
-        MetricError: `metrics` is not a mapping, a name is not a string, an object is not a metric, renamed inputs are not names, or
-            an installed metric is unknown.
+        MetricError: `metrics` is not a mapping, a name is not a string, an object is not a metric, the inputs of an entry do not
+            map names to names, or an installed metric is unknown.
     """
     if not isinstance(metrics, Mapping):
         raise MetricError(f"metrics must map names to metrics, such as {{'ppl': metric}}; got {type(metrics).__name__}")
@@ -28,14 +28,14 @@ def metric_entries(metrics: object) -> dict[str, MetricEntry]:
 
 
 def copied(name: str, metric: Metric) -> Metric:
-    """Returns a copy of a metric, which the run may change.
+    """Returns a copy of a metric that the run can change.
 
     Raises:
-        MetricError: The metric holds an object that cannot be copied.
+        MetricError: The metric contains an object that cannot be copied.
     """
     try:
         return deepcopy(metric)
-    except Exception as error:  # a third-party metric may hold anything
+    except Exception as error:  # a third-party metric may contain any object
         raise MetricError(
             f"metric {name!r} ({type(metric).__name__}) cannot be copied ({error}), but every run works on a copy; keep locks, "
             "files and generators out of the metric, or create them in update()"
@@ -60,7 +60,7 @@ def _entry(name: object, given: object) -> MetricEntry:
 
 
 def _installed_entry(name: str, given: Mapping[str, Any]) -> MetricEntry:
-    """Creates the installed metric that a mapping names.
+    """Creates the entry of the installed metric that a mapping names.
 
     Raises:
         MetricError: A key is unknown, a value has the wrong type, the metric is unknown, or its arguments are invalid.

@@ -1,4 +1,4 @@
-"""The data of one window from which the inputs of metrics are computed: its readings and, in predict, its audio."""
+"""The window data from which the inputs of metrics are computed: the readings and, in predict, the audio of each window."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from musicgen_eval.records import CodecSpec, ScoredWindow
 
 @dataclass(frozen=True)
 class ContinuationAudio:
-    """The audio of a continuation: (C, N) float32 tensors on the CPU, roughly in [-1, 1]. A field is None if no metric needs it.
+    """The audio of a continuation, as (C, N) float32 tensors on the CPU, roughly in [-1, 1].
+
+    An audio field is None if no metric needs it.
 
     Attributes:
-        sample_rate_hz: Sample rate of all audio.
-        text: Text of the track, or None.
-        generated: Continuation after the prompt, as the codec decodes it.
-        context: Track before the boundary.
-        reference: Track after the boundary, up to the length of the continuation. None if the track ends at the boundary.
-        context_decoded: Prompt, as the codec decodes it.
-        reference_decoded: Reference after the prompt, as the codec decodes it. None if there is no reference.
+        sample_rate_hz: Sample rate of every audio field.
+        text: Text of the track. None if the track has no text.
+        generated: Audio of the continuation. The codec decodes prompt and continuation together. Then, the prompt is cut off.
+        context: Original audio of the track before the boundary.
+        reference: Original audio of the track after the boundary, at most as long as the continuation. None if the track ends at
+            the boundary.
+        context_decoded: Audio of the prompt, decoded from its codes.
+        reference_decoded: Audio of the reference, decoded and cut in the same way. None if there is no reference.
     """
 
     sample_rate_hz: int
@@ -37,13 +40,13 @@ class ContinuationAudio:
 
 @dataclass(frozen=True)
 class WindowData:
-    """The data of one window.
+    """The data of one window, from which the inputs of metrics are computed.
 
     Attributes:
-        readings: Scored readings by name; "" is the plain one. A reading that does not exist is None.
+        readings: Scored readings, by name. The plain reading has the name "". The value is None if the reading does not exist.
         frame_rate_hz: Frame rate of the codes.
-        audio: Audio of the continuation, in predict only.
-        fetched: Readings on the CPU, without logits. None if `fetch` has not copied them.
+        audio: Audio of the continuation. None except in predict.
+        fetched: Copies of the readings on the CPU, without logits. None if `fetch` has not made these copies.
     """
 
     readings: Mapping[str, ScoredWindow | None]
@@ -53,13 +56,13 @@ class WindowData:
 
     @property
     def on_cpu(self) -> WindowData:
-        """The same data without logits, on the CPU."""
+        """The same data on the CPU, without logits."""
         readings = fetch([self])[0].fetched
         assert readings is not None
         return WindowData(readings, self.frame_rate_hz, self.audio, readings)
 
     def to(self, device: torch.device) -> WindowData:
-        """Returns the same data with its readings on a device."""
+        """Returns the same data with the readings moved to a device."""
 
         def moved(read: ScoredWindow) -> ScoredWindow:
             codes, nll, rank = (upload(tensor, device) for tensor in (read.codes, read.nll, read.rank))
@@ -71,7 +74,7 @@ class WindowData:
 
 
 def fetch(window_data: Sequence[WindowData]) -> list[WindowData]:
-    """Copies the readings of all windows to the CPU, excluding logits. Waits for the device only once."""
+    """Copies the readings of all windows to the CPU, without logits. The function waits for the device only once."""
     reads = [
         read for data in window_data if data.fetched is None for read in data.readings.values() if read is not None
     ]
@@ -94,7 +97,7 @@ def fetch(window_data: Sequence[WindowData]) -> list[WindowData]:
 
 
 def absent_reading(plain: ScoredWindow, spec: CodecSpec, *, with_logits: bool) -> ScoredWindow:
-    """Returns the values of a reading that does not exist: every nll is NaN, every rank is -1, and no code is scored."""
+    """Returns a placeholder for a reading that does not exist: every nll is NaN, every rank is -1, and no code is scored."""
     shape = (*plain.codes.shape, spec.codebook_size)
     return ScoredWindow(
         window=plain.window,

@@ -21,7 +21,7 @@ GROUP = "musicgen_eval.metrics"
 
 
 def installed_metrics() -> dict[str, str]:
-    """Returns the metrics that installed packages declare, as name -> `module:class`. Their code is not imported."""
+    """Maps the name of each metric that an installed package declares to `module:class`. The packages are not imported."""
     return {point.name: point.value for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)}
 
 
@@ -29,9 +29,9 @@ def create_metric(name: str, *, installed_name: str, init_args: Mapping[str, Any
     """Imports the class of an installed metric and creates the metric.
 
     Args:
-        name: Name of the metric in the run, for messages.
+        name: Name of the metric in the run, for error messages.
         installed_name: Name of the entry point.
-        init_args: Arguments of the constructor.
+        init_args: Arguments for the constructor of the class.
 
     Raises:
         MetricError: The name is unknown or ambiguous, the class cannot be imported or is not a metric, or an argument is invalid.
@@ -62,7 +62,7 @@ def _find(name: str, wanted: str) -> EntryPoint:
 
 
 def _suggestions(wanted: str, known: Mapping[str, str]) -> str:
-    """Returns near matches followed by all known names, or only the known names if there are no near matches."""
+    """Returns similar names followed by all known names, or only the known names if none of them is similar."""
     if not known:
         return f"none is installed (entry points of the group {GROUP}); for any other class give class_path instead of name"
     listed = f"known: {', '.join(known)}"

@@ -1,7 +1,7 @@
-"""The inputs that a metric can name as parameters of its `update()`.
+"""The inputs that a metric can name as parameters of its `update()` method.
 
-Each input is declared by one `InputProvider` in `PROVIDERS`, which contains everything that the rest of the package needs to know
-about the input. To add an input, add a provider there, or define one in the metric that needs it (`MetricContract.providers`).
+One `InputProvider` in `PROVIDERS` declares each input, and contains everything that the rest of the package needs to know about the
+input. To add an input, add a provider to `PROVIDERS`, or define one in the metric that needs it (`MetricContract.providers`).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ TASKS: tuple[Task, ...] = get_args(Task)
 
 @dataclass(frozen=True)
 class InputSource:
-    """The data of one window, from which a provider computes its input.
+    """The window data from which a provider computes its input.
 
     Attributes:
-        reading: Reading that the metric named, or the plain reading if the input takes no suffix. If the reading does not exist for
-            the window, every nll is NaN, every rank is -1, and no code is scored.
+        reading: The reading that the metric named, or the plain reading if the input has no suffix. If the reading does not exist
+            for the window, every nll is NaN, every rank is -1, and no code is scored.
         spec: Codebooks, rates and channels of the checkpoint.
-        audio: Audio of the continuation in predict, None in test.
+        audio: Audio of the continuation. None except in predict.
     """
 
     reading: ScoredWindow
@@ -40,32 +40,32 @@ class InputSource:
 
     @property
     def continuation_audio(self) -> ContinuationAudio:
-        """The audio of the continuation, for inputs that only predict offers."""
-        assert self.audio is not None  # predict always offers audio
+        """The audio of the continuation. Use this property only in inputs that are available only in predict."""
+        assert self.audio is not None  # predict always provides audio
         return self.audio
 
 
 @dataclass(frozen=True)
 class InputProvider:
-    """Declares one input of metrics.
+    """Declares one input that metrics can name.
 
     Attributes:
         name: Parameter of `update()` that names the input. It may contain `__`, as in `embedding__clap`.
-        shape: Shape, dtype and unit, in words.
-        compute: Returns the input of one window. If it returns None, the metric is not updated with the window.
-        tasks: Tasks that offer the input: `score` (test and validate), `continue` (predict).
-        device: `cpu`, or `model` for an input that is computed from logits. If a metric names a `model` input, its readings have
-            logits, and the metric and all its readings are on the model's device.
-        has_readings: Whether a suffix can name another reading (`nll__no_text`). If True, the value is a tensor whose first
-            dimensions are (K, T).
-        rows: Whether a metric receives the (M, ...) rows of the scored codes in place of (K, T, ...): `never`, `renamed` if an
-            entry renames the input, or `always`. Rows need `has_readings`.
-        needs_scores: Whether the reading must be scored. False for inputs that need only its codes or audio.
+        shape: Shape, dtype and unit of the input, as text.
+        compute: Function that returns the input of one window. If it returns None, the metric is not updated with this window.
+        tasks: Tasks in which the input is available: `score` (test and validate) and `continue` (predict).
+        device: `model` if the input is computed from logits, otherwise `cpu`. If a metric names a `model` input, the metric's
+            readings have logits, and the metric and all its readings are on the model's device.
+        has_readings: Whether a suffix can select a reading other than the plain one (`nll__no_text`). If True, the input is a
+            tensor whose first dimensions are (K, T).
+        rows: Whether a metric receives the (M, ...) rows of the scored codes instead of the (K, T, ...) tensor: `never`, `always`,
+            or `renamed`, which means only if a `MetricEntry` renames the input. Except for `never`, `has_readings` must be True.
+        needs_scores: Whether the reading must be scored. False if the input needs only the codes or the audio.
         audio: Fields of `ContinuationAudio` from which the input is computed. A run reads or decodes only the fields that its
             metrics need.
-        accepts_none: Whether a metric receives the input if its value is None.
-        synthesise: Returns the input of a synthetic window, for the trial before a run. None means that `compute` is called with
-            random codes and logits, and with noise as audio. Set `synthesise` if `compute` is expensive.
+        accepts_none: Whether a metric can receive None as the value of the input.
+        synthesise: Function that returns the input of a synthetic window, for the trial before a run. None means that the trial
+            calls `compute` with random codes and logits, and with noise as audio. Set `synthesise` if `compute` is expensive.
     """
 
     name: str
@@ -109,8 +109,8 @@ class InputRegistry:
     """The inputs that the metrics of one run can name.
 
     Args:
-        task: Task of the run. Providers of other tasks are left out.
-        providers: Built-in providers.
+        task: Task of the run. Providers that do not declare this task are left out.
+        providers: Built-in providers. None means `PROVIDERS`.
     """
 
     def __init__(self, task: Task, providers: Sequence[InputProvider] | None = None) -> None:
@@ -121,18 +121,18 @@ class InputRegistry:
 
     @property
     def names(self) -> list[str]:
-        """Names of all inputs, without suffixes."""
+        """The names of all inputs, without suffixes."""
         return list(self._providers)
 
     def register(self, provider: InputProvider, *, by: str = "the package") -> None:
         """Adds an input.
 
         Args:
-            provider: The input. It is left out if its tasks do not include the task of the run.
-            by: Owner of the provider, for the message.
+            provider: Provider of the input. It is left out if its tasks do not include the task of the run.
+            by: Text that names the owner of the provider in error messages.
 
         Raises:
-            MetricError: The object is not a provider, another input has this name, or the name denotes a reading of another input.
+            MetricError: The object is not a provider, or its name already denotes another input or a reading of another input.
         """
         if not isinstance(provider, InputProvider):
             raise MetricError(f"{by}: providers must be InputProvider objects, got {type(provider).__name__}")
@@ -146,11 +146,11 @@ class InputRegistry:
         self._providers[provider.name] = provider
 
     def find(self, wanted: str) -> tuple[InputProvider, str | None] | None:
-        """Splits the name of an input into its provider and the name of a reading.
+        """Splits an input name into the provider of the input and the name of a reading.
 
         Returns:
-            The provider with the longest matching name, and the suffix after `__` or None if there is no suffix. None if no
-            provider matches.
+            The provider with the longest matching name, and the suffix after `__` (None if there is no suffix). If no provider
+            matches, the function returns None instead of this pair.
 
         >>> provider, reading = InputRegistry("score").find("nll__no_text")
         >>> provider.name, reading
@@ -173,7 +173,7 @@ def _reference_beside_generated(source: InputSource) -> Tensor | None:
 
 
 def _cut_to_shorter(source: InputSource) -> tuple[Tensor | None, Tensor | None]:
-    """Returns generated and reference audio, cut to the length of the shorter one. Both are None if either does not exist."""
+    """Returns the generated and the reference audio, cut to the length of the shorter one. Both are None if either is missing."""
     audio = source.continuation_audio
     if audio.generated is None or audio.reference is None:
         return None, None
@@ -182,7 +182,7 @@ def _cut_to_shorter(source: InputSource) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _audio_input(name: str, shape: str, *, accepts_none: bool = False) -> InputProvider:
-    """Returns the provider of one field of `ContinuationAudio`."""
+    """Returns an input provider for one field of `ContinuationAudio`."""
     return InputProvider(
         name,
         shape,
@@ -215,7 +215,7 @@ PROVIDERS: tuple[InputProvider, ...] = (
         "logits", "(K, T, V) float32, 0 where not scored", attrgetter("reading.logits"),
         has_readings=True, rows="renamed", needs_scores=True, device="model",
     ),
-    # `preds` and `target`, the names of stock classes: logits and codes in test, audio in predict.
+    # `preds` and `target`, as torchmetrics classes name their inputs: logits and codes in test, audio in predict.
     InputProvider(
         "preds", "(M, V) float32 logits of the scored codes", attrgetter("reading.logits"),
         tasks=("score",), has_readings=True, rows="always", needs_scores=True, device="model",

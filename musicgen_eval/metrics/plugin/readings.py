@@ -1,4 +1,4 @@
-"""The readings that metrics can name as a suffix of an input (`nll__no_text`). They are built in or defined by metrics."""
+"""The readings that metrics can name as a suffix of an input (`nll__no_text`): built-in readings and those that metrics define."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BUILT_IN: Mapping[Task, Sequence[Reading]] = {
     "score": (PLAIN, *READINGS),
     "continue": (PLAIN, *(reading for reading in READINGS if reading.context == "own"), REFERENCE),
 }
-"""The built-in readings of each task. A continuation is generated from its context, so predict scores it with the context."""
+"""The built-in readings of each task. Predict has no `no_context`, because a continuation is generated from its context."""
 
 
 class ReadingTable:
@@ -42,14 +42,15 @@ class ReadingTable:
 
     @property
     def names(self) -> list[str]:
-        """Names of all readings; "" is the plain one."""
+        """The names of all readings. The plain reading has the name ""."""
         return list(self._readings)
 
     def publish(self, metric: str, reading: Reading) -> None:
         """Adds a reading that a metric defines.
 
         Raises:
-            MetricError: The text or context is invalid, predict cannot score the reading, or another reading has this name.
+            MetricError: The text or context of the reading is invalid, the run predicts and cannot score the reading, or a
+                different reading has the same name.
         """
         if reading.text not in ("own", "none", "other") or reading.context not in ("own", "none"):
             raise MetricError(

@@ -1,4 +1,4 @@
-"""The inputs that a metric requests by the parameters of its `update()`, and their values for one window."""
+"""The inputs that a metric requests through the parameters of its `update()` method, and their values for one window."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from musicgen_eval.models.transfers import upload
 from musicgen_eval.records import CodecSpec
 
 METRICS_OF_SEQUENCES = (Perplexity,)
-"""Stock classes that take batches of sequences. They receive the rows of scored codes as a batch of one sequence."""
+"""Classes of torchmetrics that take batches of sequences. They receive the rows of the scored codes as a batch of one sequence."""
 TASK_NAMES = {"score": "a test", "continue": "predict"}
 
 
 @dataclass(frozen=True)
 class InputRequest:
-    """One parameter of a metric's `update()`.
+    """The request for one input: a parameter of a metric's `update()` method.
 
     Attributes:
         parameter: Name of the parameter.
-        provider: Provider of its value.
-        reading: Name of the reading; "" is the plain one.
+        provider: Provider of the parameter's value.
+        reading: Name of the reading. The plain reading has the name "".
         flat: True if the value contains only the rows of the scored codes.
         is_sequence: True if the rows are passed as a batch of one sequence.
     """
@@ -49,7 +49,7 @@ class InputRequest:
 
     @property
     def input_name(self) -> str:
-        """Name of the input, with the suffix of its reading."""
+        """The name of the input, including the suffix of its reading."""
         return f"{self.provider.name}__{self.reading}" if self.reading else self.provider.name
 
     @property
@@ -60,26 +60,26 @@ class InputRequest:
 
 @dataclass(frozen=True)
 class RequestParser:
-    """Turns the parameters of a metric's `update()` into requests.
+    """Converts the parameters of a metric's `update()` method to input requests.
 
     Attributes:
-        registry: Inputs that can be named.
-        readings: Readings that can be named.
+        registry: Inputs that a metric can name.
+        readings: Readings that a metric can name.
     """
 
     registry: InputRegistry
     readings: ReadingTable
 
     def parse(self, name: str, metric: Metric, renames: Mapping[str, str]) -> list[InputRequest]:
-        """Returns the requests of a metric.
+        """Returns the input requests of a metric.
 
         Args:
             name: Name of the metric in the run.
             metric: The metric.
-            renames: Parameter -> name of an input.
+            renames: Maps parameters of `update()` to names of inputs.
 
         Raises:
-            MetricError: `update()` names no input or an unknown one, or `renames` has a key that is not a parameter.
+            MetricError: `update()` names no input, `update()` names an unknown input, or a key of `renames` is not a parameter.
         """
         parameters = inspect.signature(metric.update).parameters
         _refuse_unknown_parameters(name, metric, renames, parameters)
@@ -110,7 +110,7 @@ class RequestParser:
         return InputRequest(parameter, provider, reading, flat, is_sequence)
 
     def _find(self, name: str, metric: Metric, parameter: str, wanted: str) -> tuple[InputProvider, str]:
-        """Returns the provider of an input, and the name of the reading that its suffix names."""
+        """Returns the provider of an input, and the name of the reading that the input's suffix selects."""
         found = self.registry.find(wanted)
         if found is None or (found[1] is not None and not found[0].has_readings):
             raise MetricError(
@@ -132,18 +132,18 @@ def collect(
 ) -> dict[str, Any] | None:
     """Returns the inputs of one metric for one window.
 
-    Rows of several readings are aligned: they hold the codes that all of these readings scored.
+    If a metric takes the rows of several readings, these rows are aligned: they belong to the codes that all readings scored.
 
     Args:
-        requests: Requests of the metric.
+        requests: Input requests of the metric.
         data: Data of the window.
         spec: Codebooks, rates and channels of the checkpoint.
-        shared: Values that other metrics have requested for this window, by input and reading. New values are added.
-        generator: Random number generator of the trial. It is passed for synthetic windows only.
+        shared: Values that were already computed for this window, by input and reading. New values are added.
+        generator: Random number generator of the trial. None except for synthetic windows.
 
     Returns:
-        Parameter -> value. None if the metric is not updated with this window, because it takes rows and no code was scored, or
-        because an input does not exist.
+        A mapping from parameter to value. None if the metric must not be updated with this window, because the metric takes rows
+        and no code was scored, or because an input does not exist.
     """
     shared = {} if shared is None else shared
     plain = data.readings[""]
@@ -169,7 +169,7 @@ def collect(
 
 
 def _provided(provider: InputProvider, source: InputSource, generator: torch.Generator | None) -> Any:
-    """Computes an input, or synthesises it for the trial.
+    """Computes an input, or synthesises the input for the trial.
 
     Raises:
         MetricError: The provider raised an exception, or returned a tensor of the wrong shape for a synthetic window.
@@ -192,7 +192,7 @@ def _provided(provider: InputProvider, source: InputSource, generator: torch.Gen
 
 
 def _arranged(request: InputRequest, value: Any, counted: Tensor, device: torch.device) -> Any:
-    """Selects the rows of scored codes if the request is flat, and moves per-code values to the device of their reading."""
+    """Selects the rows of the scored codes if the request is flat, or moves per-code values to the device of their reading."""
     if not request.provider.has_readings or value is None:
         return value
     if not request.flat:

@@ -1,9 +1,9 @@
-"""The state of a metric after one window, and the merging of such states into one result.
+"""Computes the state of a metric after each window, and merges such states into one result.
 
 States are merged as torchmetrics merges the ranks of a distributed run: tensor states are stacked in window order, list states are
-joined, and then the state's own reduction is applied. A metric that is correct under DDP is therefore correct here, also with a
-reduction of None. Sums are exact: they are rounded only once, whatever the order of the windows. `Metric.merge_state` is not used,
-because it refuses metrics whose full_state_update is None and reverses the order of cat states.
+joined, and then the state's own reduction is applied. Therefore, a metric that is correct under DDP is also correct here, even with
+a reduction of None. Each sum is rounded only once, so it does not depend on the order of the windows. `Metric.merge_state` is not
+used, because it refuses metrics whose `full_state_update` is None and reverses the order of cat states.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from musicgen_eval.metrics.plugin.metric_internals import state_defaults, state_
 from musicgen_eval.models.transfers import download
 
 State = dict[str, Tensor | list[Tensor]]
-MAX_EXACT_NUMBERS = 4096  # sum states up to this size are summed exactly, larger ones by torch
+MAX_EXACT_NUMBERS = 4096  # sum states up to this size are summed exactly; torch sums larger states
 
 
 def window_state(metric: Metric, inputs: Mapping[str, Any]) -> State:
-    """Updates the metric on one window alone, returns its state, and resets the metric."""
+    """Updates a metric with one window alone, resets the metric, and returns the state before the reset."""
     metric.reset()
     metric.update(**inputs)
     state = {name: _detached(getattr(metric, name)) for name in state_defaults(metric)}
@@ -36,7 +36,7 @@ def window_state(metric: Metric, inputs: Mapping[str, Any]) -> State:
 
 
 def window_states(metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> list[State]:
-    """Returns the state after each window alone. Uses the metric's own `window_states` if it is defined."""
+    """Returns one state per window, each computed from that window alone, with the metric's own `window_states` if it has one."""
     batched = batched_window_states(metric)
     if batched is None or not inputs:
         return [window_state(metric, window) for window in inputs]
@@ -45,7 +45,7 @@ def window_states(metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> list[S
 
 
 def to_cpu(states: Sequence[Mapping[str, State]]) -> list[dict[str, State]]:
-    """Copies the states of a batch of windows, by metric, to the CPU. Waits for the device only once."""
+    """Copies each window's states, which are given by metric name, to the CPU. The function waits for the device only once."""
     values = [value for window in states for state in window.values() for value in state.values()]
     parts = [part for value in values for part in (value if isinstance(value, list) else [value])]
     copies = iter(download(parts))
@@ -63,7 +63,7 @@ def merge_states(metric: Metric, states: Sequence[State]) -> State:
     """Merges the states of several windows into one, as torchmetrics merges ranks.
 
     Args:
-        metric: Metric that defines the reduction of each state.
+        metric: The metric, which defines the reduction of each state.
         states: At least one state, in canonical (track, window) order, on the CPU.
     """
     merged: State = {}
@@ -78,7 +78,7 @@ def merge_states(metric: Metric, states: Sequence[State]) -> State:
 
 
 def merge_column(reduction: Any, column: Tensor) -> Tensor:
-    """Merges one tensor state of n windows, (n, ...) in canonical order, as torchmetrics merges ranks."""
+    """Merges the (n, ...) values of one tensor state of n windows, in canonical order, as torchmetrics merges ranks."""
     if reduction == dim_zero_sum and column[0].numel() <= MAX_EXACT_NUMBERS:
         return exact_sum(column)
     merged: Tensor = column if reduction is None else reduction(column)
@@ -86,7 +86,7 @@ def merge_column(reduction: Any, column: Tensor) -> Tensor:
 
 
 def exact_sum(stacked: Tensor) -> Tensor:
-    """Sums an (n, ...) tensor over its rows, in float64 without intermediate rounding. The result has the dtype of the tensor.
+    """Sums an (n, ...) tensor over its n rows, in float64 and without intermediate rounding. The result has the tensor's dtype.
 
     >>> exact_sum(torch.tensor([1e16, 1.0, -1e16])).item()
     1.0
@@ -99,22 +99,22 @@ def exact_sum(stacked: Tensor) -> Tensor:
 
 
 def compute_from(metric: Metric, state: State) -> dict[str, float]:
-    """Computes the results of a metric from a state, by key. A single number has the key `value`."""
+    """Computes the results of a metric from a state. Returns the results by key. The key of a single number is `value`."""
     scratch = deepcopy(metric)
     scratch.reset()
     return compute_in_place(scratch, state)
 
 
 def compute_in_place(scratch: Metric, state: State) -> dict[str, float]:
-    """Computes the same as `compute_from`, but in a copy of the metric that the caller can use for many states."""
+    """Computes the same results as `compute_from`, but in `scratch`, a copy of the metric that can be reused for many states."""
     for name, value in state.items():
         setattr(scratch, name, value)
-    # The class's `compute` is called, because the instance's is wrapped to cache results, warn and synchronise ranks.
+    # Calls the `compute` of the class, because that of the instance is wrapped to cache results, warn and synchronise ranks.
     return flatten_result(type(scratch).compute(scratch))
 
 
 def flatten_result(result: Any) -> dict[str, float]:
-    """Returns the numbers in a result of `compute`, by key. The result is a tensor, a dictionary or a sequence of them.
+    """Returns the numbers in a result of `compute`, by key. The result is a tensor, or a dictionary or sequence of tensors.
 
     >>> flatten_result({"ppl": torch.tensor(2.0), "parts": torch.tensor([1.0, 3.0])})
     {'ppl': 2.0, 'parts_0': 1.0, 'parts_1': 3.0}
@@ -125,7 +125,7 @@ def flatten_result(result: Any) -> dict[str, float]:
 
 
 def is_sum_metric(metric: Metric) -> bool:
-    """Returns whether every state is a sum. If so, the metric can be computed for any selection of tracks from their sums."""
+    """Returns whether every state is a sum. If so, the metric of any selection of tracks can be computed from the tracks' sums."""
     return all(
         reduction == dim_zero_sum and isinstance(state_defaults(metric)[name], Tensor)
         for name, reduction in state_reductions(metric).items()
@@ -152,5 +152,5 @@ def _detached(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
 def _fsum(column: list[float]) -> float:
     try:
         return fsum(column)
-    except (OverflowError, ValueError):  # for inf - inf and overflow, the result is that of IEEE addition
+    except (OverflowError, ValueError):  # if the sum is inf - inf or overflows, the result is that of IEEE addition
         return sum(column)

@@ -1,9 +1,8 @@
-"""Tries each metric before a run.
+"""Tries each metric on synthetic windows before a run.
 
-On synthetic windows, merged states must give the same result as one metric that is updated with all windows.
-
-Wrappers and compositions have no states of their own, and some metrics keep values outside their states. The trial refuses such
-metrics, with an error that names them.
+The merged states of the windows must give the same result as one metric that is updated with all windows. The trial refuses
+wrappers and compositions, which have no states of their own, and metrics that keep values outside their states. The error names the
+metric.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ MAX_STATE_BYTES = 64 * 1024
 
 
 def try_metric(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses a metric if its merged states give a different result than one metric that is updated with all windows.
+    """Refuses a metric if its merged states give a different result from a single metric that is updated with all windows.
 
-    Every step works on its own copy, so values outside the states cannot pass from one step to the next.
+    Every step works on a separate copy of the metric, so values outside the states cannot pass from one step to the next.
 
     Args:
-        name: Name of the metric, for the message.
+        name: Name of the metric, for error messages.
         metric: The metric. It is not changed.
-        inputs: Inputs of its `update` for each trial window.
+        inputs: Inputs of `update()` for each trial window.
 
     Raises:
-        MetricError: The metric has no states, its states are too large or cannot be merged, or it raised an exception.
+        MetricError: The metric has no states, the states are too large or cannot be merged, or the metric raised an exception.
     """
     kind = type(metric).__name__
     if not state_defaults(metric):
@@ -76,13 +75,13 @@ def try_on_device(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]
     """Refuses a metric that cannot be updated on an accelerator.
 
     Args:
-        name: Name of the metric, for the message.
+        name: Name of the metric, for error messages.
         metric: The metric. It is not changed.
-        inputs: Inputs of its `update` for each trial window, on the device.
+        inputs: Inputs of `update()` for each trial window, on the device.
         device: Device on which the metric will run.
 
     Raises:
-        MetricError: The metric failed. The message names it and the usual cause.
+        MetricError: The metric failed. The message names the metric and the usual cause.
     """
     try:
         window_states(deepcopy(metric).to(device), inputs)
@@ -96,9 +95,10 @@ def try_on_device(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]
 
 
 def trial_data(spec: CodecSpec, readings: Sequence[Reading], task: Task = "score") -> list[WindowData]:
-    """Returns windows of random codes and logits with consistent scores and, in predict, with noise as audio.
+    """Returns the data of synthetic windows: random codes and logits with consistent scores and, in predict, noise as audio.
 
-    The second window has no text. In test, the first has no context. In predict, the last is longer than the rest of its track.
+    The second window has no text. In test, the first window has no context. In predict, the last window extends beyond the end of
+    its track.
     """
     window_data = [_synthetic_data(spec, readings, index, num_frames) for index, num_frames in enumerate(TRIAL_FRAMES)]
     if task == "score":
@@ -107,7 +107,7 @@ def trial_data(spec: CodecSpec, readings: Sequence[Reading], task: Task = "score
 
 
 def _synthetic_audio(spec: CodecSpec, index: int) -> ContinuationAudio:
-    """Returns a few seconds of noise, because audio metrics need longer inputs than code metrics."""
+    """Returns noise as the audio of a continuation. It lasts a few seconds, because audio metrics need longer inputs."""
     generator = torch.Generator().manual_seed(index)
 
     def noise(seconds: float) -> Tensor:
@@ -127,7 +127,7 @@ def _synthetic_audio(spec: CodecSpec, index: int) -> ContinuationAudio:
 
 
 def _synthetic_data(spec: CodecSpec, readings: Sequence[Reading], index: int, num_frames: int) -> WindowData:
-    """Returns a window of random codes and logits with consistent scores."""
+    """Returns the data of a window with random codes and logits and consistent scores."""
     generator = torch.Generator().manual_seed(index)
     shape = (spec.num_codebooks, num_frames)
     context = num_frames // 3 if index else 0
@@ -156,12 +156,12 @@ def _synthetic_data(spec: CodecSpec, readings: Sequence[Reading], index: int, nu
 
 
 def _one_line(error: Exception) -> str:
-    """Returns the type and message of an error that a metric raised, on one line."""
+    """Returns the type and the message of an exception on one line."""
     return " ".join(repr(error).split())
 
 
 def _described(inputs: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the shapes and dtypes of the tensors that the metric received, for the end of a message."""
+    """Returns the end of an error message: the shapes and dtypes of the tensors that the metric received."""
     tensors = {key: value for key, value in (inputs[0] if inputs else {}).items() if isinstance(value, Tensor)}
     given = [f"{key} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" for key, value in tensors.items()]
     return f"; it was given {', '.join(given)}" if given else ""
