@@ -77,7 +77,7 @@ def numerics_in_use() -> dict[str, Any]:
 
 
 class _ProcessWide:
-    """A process-wide setting that several threads may hold at the same time. The last thread to release it restores the original.
+    """A process-wide setting that several threads may hold at once. The last thread to release it restores the original value.
 
     Args:
         read: Function that returns the current value.

@@ -30,7 +30,7 @@ PIECE_FRAMES = 100
 """Frames per piece on a CPU. For facebook's codec, a piece lasts 2 s and requires 140 MB.
 
 Decoding 10 s on one core took 0.98 s with this size. In pieces of 1 s, it took 1.09 s, because more frames are computed twice.
-In pieces of 5 s, it took 1.33 s, and in one piece 1.52 s, because the memory of large buffers is mapped again for every layer.
+In pieces of 5 s, it took 1.33 s, and in one piece, 1.52 s, because the memory of large buffers is mapped again for every layer.
 """
 ACCELERATOR_PIECE_FRAMES = 1500
 """Frames per piece on an accelerator. For facebook's codec, a piece lasts 30 s and requires about 1 GB.
