@@ -1,1 +1,1 @@
-"""Checkpoints: specification, loading, codec, decoder and delay pattern."""
+"""MusicGen checkpoints: their specification, loading, codec, decoder and delay pattern."""

@@ -1,6 +1,6 @@
-"""Finds a checkpoint and reads its specification from its configuration files, without weights.
+"""Finds a checkpoint and reads its specification from its configuration files, without loading weights.
 
-A checkpoint is specified as `demo`, a hub name, or a local folder.
+The user specifies a checkpoint as `demo`, a hub name, or a local folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GENERATION_CONFIG = "generation_config.json"
 IN_MEMORY = "model in memory"
 PARTS = ("text_encoder", "audio_encoder", "decoder")
 TRANSFORMERS_DEFAULT_LENGTH = 20
-"""Default of `max_length` in older versions of transformers. It is not the limit of any model."""
+"""Default of `max_length` in older versions of transformers. No model has this limit."""
 
 Source = Literal["generation_config", "given", "default"]
 
@@ -37,16 +37,16 @@ class Checkpoint:
     """The location and the specification of a checkpoint.
 
     Attributes:
-        name: Name as specified by the user. The path of a local folder is made absolute.
+        name: Name as specified by the user, except that the path of a local folder is absolute.
         location: Folder of the checkpoint's files, or "" for a model in memory.
         revision: Requested hub revision, or None.
         commit: Hub commit that the revision resolved to, or None for a folder.
-        spec: Specification of the codes.
+        spec: Specification of the checkpoint's codes.
         max_frames_from: Origin of `spec.max_frames`: `generation_config`, `given`, or `default` (30 s, or less if the decoder has
             fewer positions).
         is_reachable: Whether files that are not cached can be downloaded from the hub.
-        digest: Digest of everything that determines the numbers of a model in memory. None for a checkpoint loaded from files.
-        notes: Remarks for the user about how the checkpoint is used, one line each.
+        digest: Digest of everything that affects the results of a model in memory. None for a checkpoint loaded from files.
+        notes: Notes for the user about how this package uses the checkpoint, one line each.
     """
 
     name: str
@@ -73,10 +73,10 @@ def find_checkpoint(
     Args:
         checkpoint: `demo`, a hub name such as `facebook/musicgen-small`, or a local folder in transformers' format.
         revision: Hub branch, tag or commit. Allowed for hub names only.
-        max_frames: Length of the longest window, in frames. None means the length given by the checkpoint.
+        max_frames: Length of the longest window, in frames. None means the length stated by the checkpoint.
 
     Returns:
-        The checkpoint's description.
+        The location and the specification of the checkpoint.
 
     Raises:
         CheckpointError: If the checkpoint is not found, is not a MusicGen checkpoint, or has an inconsistent configuration.
@@ -99,13 +99,13 @@ def find_checkpoint(
 
 
 def describe_in_memory(config: MusicgenConfig, *, stated: int | None, given: int | None, digest: str) -> Checkpoint:
-    """Describes a model in memory.
+    """Returns the description of a model in memory.
 
     Args:
         config: The model's configuration.
         stated: `max_length` of the model's generation config.
-        given: Length of the longest window, in frames, which overrides `stated`.
-        digest: Digest of everything that determines the model's numbers. It is part of the name, so that different models have
+        given: Length of the longest window, in frames. It overrides `stated` unless it is None.
+        digest: Digest of everything that affects the model's results. The name includes the digest, so that different models have
             different names.
 
     Raises:
@@ -117,10 +117,10 @@ def describe_in_memory(config: MusicgenConfig, *, stated: int | None, given: int
 
 
 def refuse_other_types(checkpoint: object) -> None:
-    """Raises an error if a checkpoint is neither a name nor a path.
+    """Raises an error if `checkpoint` is neither a name nor a path.
 
     Raises:
-        CheckpointError: If the type is not supported.
+        CheckpointError: If the type of `checkpoint` is not supported.
     """
     if not isinstance(checkpoint, str | Path):
         raise CheckpointError(
@@ -130,7 +130,7 @@ def refuse_other_types(checkpoint: object) -> None:
 
 
 def lasting_name(checkpoint: str) -> str:
-    """Returns a name that does not depend on the working directory, by making the path of a local checkpoint absolute."""
+    """Returns the checkpoint's name, with a local path made absolute so that the name does not depend on the working directory."""
     folder = _expanded(checkpoint)
     if checkpoint == DEMO or not _is_folder(folder):
         return checkpoint
@@ -138,7 +138,7 @@ def lasting_name(checkpoint: str) -> str:
 
 
 def _files(name: str, revision: str | None) -> CheckpointFiles:
-    """Finds the local folder or the hub commit of a name."""
+    """Finds the local folder or the hub commit that a checkpoint name refers to."""
     folder = DEMO_MODEL if name == DEMO else _expanded(name)
     if _is_folder(folder):
         if revision is not None:
@@ -167,7 +167,7 @@ def _config(files: CheckpointFiles) -> MusicgenConfig:
             f"checkpoint folder {files.name} has no {CONFIG}; expected a MusicGen checkpoint in transformers' format"
         )
     written = _read_json(files, path)
-    if written.get("transformers_weights") is not None:  # transformers would open that file, whatever its type
+    if written.get("transformers_weights") is not None:  # transformers would open that file, whatever its format
         raise CheckpointError(
             f"checkpoint {files.name}: {CONFIG} sets transformers_weights to {written['transformers_weights']!r}, which is not "
             "supported; remove that line, or save the model again with save_pretrained"
@@ -193,10 +193,10 @@ def _config(files: CheckpointFiles) -> MusicgenConfig:
 
 
 def _stated_max_length(files: CheckpointFiles) -> int | None:
-    """Returns `max_length` of the generation config, or None if it is not set.
+    """Returns `max_length` from the checkpoint's generation config, or None if it is not set.
 
     Raises:
-        CheckpointError: If the file is damaged or not available, or if the value is not a number of frames.
+        CheckpointError: If the file is damaged or not available, or if the value is not a positive whole number.
     """
     path = files.find(GENERATION_CONFIG)
     return None if path is None else _checked_length(_read_json(files, path).get("max_length"), files.name)
@@ -234,7 +234,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _expanded(name: str) -> Path:
-    """Returns the path with `~` expanded, or unchanged if there is no such home directory."""
+    """Expands `~` in a path, or leaves the path unchanged if there is no such home directory."""
     return Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser raises if there is no such home directory
 
 
@@ -288,7 +288,7 @@ def _spec(
 
 
 def _limit(stated: int | None, given: int | None, *, default: int) -> tuple[int, Source]:
-    """Returns the length of the longest window, in frames, and its origin."""
+    """Returns the length of the longest window, in frames, and the origin of this length."""
     if given is not None:
         if not isinstance(given, int) or isinstance(given, bool) or given < 1:
             raise CheckpointError(f"max_frames must be a positive whole number, got {given!r}")
@@ -301,9 +301,9 @@ def _limit(stated: int | None, given: int | None, *, default: int) -> tuple[int,
 def _notes(spec: CodecSpec, source: Source, name: str, *, stated: int | None, positions: int) -> tuple[str, ...]:
     """Returns a note if the window length may not be a property of the model.
 
-    Users often set `max_length` to the length of the audio that they generate, and `save_pretrained` saves it. There is no note
-    if the length is MusicGen's 30 s, or if the decoder has exactly one position per step of the longest window, as in the demo
-    model.
+    Users often set `max_length` to the length of the audio that they generate, and `save_pretrained` saves that value.
+    No note is needed if the length is 30 s, as in MusicGen, or if the decoder has exactly one position per step of the longest
+    window, as in the demo model.
     """
     trained = DEFAULT_WINDOW_S * spec.frame_rate_hz
     window_s = spec.max_frames / spec.frame_rate_hz
@@ -321,5 +321,5 @@ def _notes(spec: CodecSpec, source: Source, name: str, *, stated: int | None, po
 
 
 def _is_hub_name(name: str) -> bool:
-    """Returns whether a name has the form `owner/model`. No MusicGen checkpoint has a shorter hub name."""
+    """Returns whether a name has the form `owner/model`. Hub names without an owner are not supported."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None

@@ -1,9 +1,9 @@
-"""Finds the files of a checkpoint in a local folder, or in the local cache of a hub commit, and downloads missing files.
+"""Finds a checkpoint's files in a local folder or in the local hub cache, and downloads files missing from the cache.
 
     name, revision --locate_files--> folder and commit --find(file name)--> path, or None
 
-The hub is queried once for the commit of a revision. If it does not respond within `HUB_TIMEOUT_S`, it is not queried again, and
-only cached files are used. If a required file is not cached, an error names it.
+The hub is asked once for the commit that a revision refers to. If the hub does not respond within `HUB_TIMEOUT_S`, it is not
+contacted again, and only cached files are used. If a required file is not cached, the error message names that file.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class CheckpointFiles:
     """The location of a checkpoint's files.
 
     Attributes:
-        name: The checkpoint's name, for messages.
-        folder: Local folder, which for a hub checkpoint is the cached snapshot of its commit.
+        name: The checkpoint's name, for error messages.
+        folder: Local folder. For a hub checkpoint, this is the cached snapshot of its commit.
         commit: Hub commit, or None for a local folder.
         is_reachable: Whether files that are not cached can be downloaded.
     """
@@ -61,7 +61,7 @@ class CheckpointFiles:
         return path
 
     def find_if_known(self, filename: str) -> Path | None:
-        """Works like `find`, but also returns None if it is unknown whether the checkpoint has the file."""
+        """Works like `find`, but returns None instead of raising an error if it is unknown whether the file exists."""
         path = self.folder / filename
         if path.is_file():
             return path
@@ -84,7 +84,7 @@ class CheckpointFiles:
 
 
 def locate_files(name: str, *, revision: str | None = None) -> CheckpointFiles:
-    """Finds the commit of a hub checkpoint, and the folder in which its files are cached.
+    """Finds the commit of a hub checkpoint and the folder that its files are cached in.
 
     Args:
         name: Hub name, `owner/model`.
@@ -117,7 +117,7 @@ def _files_at(name: str, config: str | os.PathLike[str], *, is_reachable: bool) 
 
 
 def _why_unreachable(name: str, revision: str) -> str | None:
-    """Requests the checkpoint's configuration from the hub once, and returns the reason if the request fails, otherwise None.
+    """Requests the checkpoint's configuration from the hub once. Returns None, or the reason for the failure if the request fails.
 
     Raises:
         CheckpointError: If the hub has no such checkpoint or revision, or denies access.
@@ -136,12 +136,12 @@ def _why_unreachable(name: str, revision: str) -> str | None:
 
 
 def _timeout_s() -> float:
-    """Returns the timeout of the first request, in seconds. HF_HUB_ETAG_TIMEOUT can make it shorter."""
+    """Returns the timeout of the first hub request, in seconds. HF_HUB_ETAG_TIMEOUT can shorten this timeout."""
     return min(HUB_TIMEOUT_S, constants.HF_HUB_ETAG_TIMEOUT)
 
 
 def _download_config(name: str, revision: str) -> str:
-    """Downloads the configuration. This also records the revision's commit in the cache."""
+    """Downloads the configuration file, which also records the revision's commit in the cache."""
     try:
         return hf_hub_download(name, CONFIG, revision=revision)
     except (httpx.HTTPError, EntryNotFoundError, OSError) as error:

@@ -1,4 +1,4 @@
-"""The delay pattern: the position of each code in the decoder's input and output.
+"""Applies the delay pattern, which determines the position of each code in the decoder's input and output.
 
 Codebook k is shifted right by `delays[k]` steps, after one step that holds the special token (id V, here `#`) in all codebooks:
 
@@ -7,8 +7,8 @@ Codebook k is shifted right by `delays[k]` steps, after one step that holds the 
     codebook 1               # # 0 1 2 3 #
     codebook 2               # # # 0 1 2 3
 
-T + max(delays) steps are sufficient to score all codes of T frames. The last step of the full layout is not fed,
-because all of its codes are predicted by the step before it.
+T + max(delays) steps are sufficient to score all codes of T frames. The last step of the full layout is not fed, because the
+output at the preceding step predicts all of its codes.
 
 Source: MusicGen (arXiv 2306.05284), section 2.2; audiocraft 1.3.0, `DelayedPatternProvider`.
 """
@@ -32,9 +32,9 @@ def delay_codes(
     Args:
         codes: (B, K, T) int64.
         delays: (K,) delay of each codebook, in steps.
-        special_token: Id that is fed at positions without a code.
-        valid: (B, K, T) bool, False for padding, which is fed as the special token. None means that all codes are valid.
-        num_steps: S. None means T + max(delays).
+        special_token: Id to feed at positions without a code.
+        valid: (B, K, T) bool, False for padding, where the special token is fed. None means that all codes are valid.
+        num_steps: Number of steps, S. None means T + max(delays).
 
     Returns:
         (B, K, S) int64 decoder input.
@@ -60,10 +60,10 @@ def undelay_codes(steps: Tensor, *, delays: Sequence[int], num_frames: int) -> T
     Args:
         steps: (B, K, S) with S >= num_frames + 1 + max(delays).
         delays: (K,) delay of each codebook, in steps.
-        num_frames: T.
+        num_frames: Number of frames, T.
 
     Returns:
-        (B, K, T).
+        (B, K, T) codes.
     """
     return realign(steps[:, :, 1:], delays=delays, num_frames=num_frames)
 
@@ -74,10 +74,10 @@ def realign(outputs: Tensor, *, delays: Sequence[int], num_frames: int) -> Tenso
     Args:
         outputs: (B, K, S, ...) with one entry per step, such as logits (B, K, S, V), and S >= num_frames + max(delays).
         delays: (K,) delay of each codebook, in steps.
-        num_frames: T.
+        num_frames: Number of frames, T.
 
     Returns:
-        (B, K, T, ...), in which entry (k, t) is the output at step t + delays[k].
+        (B, K, T, ...) outputs, in which entry (k, t) is the output at step t + delays[k].
 
     Raises:
         ValueError: If there are too few steps for the last frame.
@@ -92,10 +92,10 @@ def realign(outputs: Tensor, *, delays: Sequence[int], num_frames: int) -> Tenso
 
 
 def tail_mask(num_frames: int, *, delays: Sequence[int]) -> Tensor:
-    """Returns a mask of the codes that `tail="drop"` scores: all but the last `delays[k]` frames of codebook k.
+    """Returns a mask of the codes scored with `tail="drop"`, which excludes the last `delays[k]` frames of each codebook k.
 
     Returns:
-        (K, T) bool on the CPU.
+        (K, T) bool on the CPU, True for codes that are scored.
 
     Source: audiocraft 1.3.0, which feeds T + 1 steps and therefore does not score the delayed tail.
     """
@@ -106,7 +106,8 @@ def tail_mask(num_frames: int, *, delays: Sequence[int]) -> Tensor:
 def default_delays(num_codebooks: int, *, channels: int) -> tuple[int, ...]:
     """Returns the delays of MusicGen's checkpoints, which their configuration files do not contain.
 
-    They are 0, 1, 2, ... for mono, and 0, 0, 1, 1, ... for stereo, whose left and right codebooks are interleaved.
+    The delays are 0, 1, 2, ... for mono checkpoints, and 0, 0, 1, 1, ... for stereo checkpoints, whose left and right codebooks are
+    interleaved.
 
     >>> default_delays(8, channels=2)
     (0, 0, 1, 1, 2, 2, 3, 3)

@@ -1,9 +1,9 @@
-"""Uses a transformers model in memory as a checkpoint. The model is copied, and the copy is named after its digest.
+"""Uses a transformers model in memory as a checkpoint, by copying the model and naming the copy after its digest.
 
     model, tokenizer --copy_model--> Checkpoint, LoadedParts
 
-The caller's model is not changed. The copy is in float32 on the CPU, and is identical to a model that was
-saved and loaded again.
+The caller's model is not changed. The copy is in float32 on the CPU, and is identical to the model after saving
+it and loading it again.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def copy_model(
     tokenizer: PreTrainedTokenizerBase | ProcessorMixin | None = None,
     max_frames: int | None = None,
 ) -> tuple[Checkpoint, LoadedParts]:
-    """Copies a model in memory, and returns a description of the copy and the copy itself.
+    """Copies a model in memory, and returns the description and the parts of the copy.
 
     Args:
         model: Model to copy. Its dtype, device, mode and configuration are not changed.
-        tokenizer: Tokenizer of the text encoder, or a processor that contains it. None means the tokenizer of the checkpoint from
-            which the model was loaded.
+        tokenizer: Tokenizer of the text encoder, or a processor that contains it. None means the tokenizer of the checkpoint
+            that the model was loaded from.
         max_frames: Length of the longest window, in frames. None means `max_length` of the model's generation config.
 
     Raises:
@@ -51,7 +51,7 @@ def copy_model(
     """
     state = _copied_state(model)
     config = deepcopy(model.config)
-    if hasattr(config, "transformers_weights"):  # names a file, but the weights are in memory
+    if hasattr(config, "transformers_weights"):  # this attribute names a file, but the weights are in memory
         del config.transformers_weights
     composite = load_composite(IN_MEMORY, config, state)
     tokenizer = _checked(tokenizer, model) if tokenizer is not None else _tokenizer_of_origin(model)
@@ -66,7 +66,7 @@ def copy_model(
 
 
 def _copied_state(model: MusicgenForConditionalGeneration) -> dict[str, Tensor]:
-    """Returns a copy of the weights in float32 on the CPU."""
+    """Copies the model's state, with floating-point tensors in float32, to the CPU."""
     if has_adapters(model):
         raise CheckpointError(
             f"the {IN_MEMORY} has adapters, which are not supported; merge them with merge_and_unload"
@@ -97,7 +97,7 @@ def _checked(
 
 
 def _tokenizer_of_origin(model: MusicgenForConditionalGeneration) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of the checkpoint from which transformers loaded the model."""
+    """Loads the tokenizer of the checkpoint that transformers loaded the model from."""
     origin = str(getattr(model, "name_or_path", "") or "")
     if not origin:
         raise CheckpointError(

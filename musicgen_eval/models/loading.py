@@ -1,7 +1,7 @@
-"""Loads the parts of a checkpoint with transformers: the composite model in float32 on the CPU, and its tokenizer.
+"""Loads a checkpoint's model and tokenizer with transformers. The model is in float32 on the CPU.
 
-Only one thread loads at a time, because transformers changes process-wide state of torch while it creates a model, and concurrent
-loads would skip weights. Weights are read only from safetensors files.
+Only one thread loads at a time, because transformers changes torch's process-wide state while it creates a model, and
+concurrent loads would skip weights. Weights are read only from safetensors files.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from musicgen_eval.models.tokenizer import load_tokenizer, require_tokenizer_fil
 _LOADING = threading.RLock()
 _DECODER = re.compile(r"decoder\.model\.decoder\.(layers|embed_tokens)\.|decoder\.lm_heads\.")
 _BEYOND_THE_CONFIG = re.compile(r"text_encoder\.encoder\.block\.|audio_encoder\.(encoder|decoder|quantizer)\.layers\.")
-"""Unused weights with these names mean that the configuration describes a model of another size. Other unused weights, such as
-position tables, are normal."""
+"""Pattern of weight names. If weights with such names are unused, the configuration describes a model of a different size. Other
+unused weights, such as position tables, are normal."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class LoadedParts:
     """The loaded parts of a checkpoint.
 
     Attributes:
-        composite: The model, in float32, on the CPU, in eval mode.
+        composite: The complete model, in float32, on the CPU, in eval mode.
         tokenizer: The tokenizer of the text encoder.
     """
 
@@ -63,7 +63,7 @@ def load_parts(found: Checkpoint) -> LoadedParts:
 
 
 def load_composite(name: str, config: MusicgenConfig, state: Mapping[str, Tensor]) -> MusicgenForConditionalGeneration:
-    """Creates a model from a configuration and weights in memory, exactly as when loading them from files.
+    """Creates a model from a configuration and weights in memory. The model is identical to one loaded from files.
 
     Raises:
         CheckpointError: If the weights do not match the configuration.
@@ -75,10 +75,10 @@ def load_composite(name: str, config: MusicgenConfig, state: Mapping[str, Tensor
 
 
 def require_files(files: CheckpointFiles) -> None:
-    """Checks, before any large file is read, that a checkpoint has safetensors weights and a tokenizer.
+    """Checks that a checkpoint has safetensors weights and a tokenizer, without reading any large file.
 
     Raises:
-        CheckpointError: If a file is missing.
+        CheckpointError: If the weights or the tokenizer are missing or not supported.
     """
     _refuse_pickles(files)
     require_tokenizer_files(files)
@@ -87,8 +87,8 @@ def require_files(files: CheckpointFiles) -> None:
 def _load_composite(name: str, location: str | None, **given: Any) -> MusicgenForConditionalGeneration:
     """Loads the model with transformers, independently of the caller's device, default dtype and random state.
 
-    Inside a trainer's device context, transformers would require a device map. The position table is computed in the default
-    dtype. transformers initialises the weights at random before it loads them, which would advance the caller's generator.
+    Inside a trainer's device context, transformers would require a device map. It computes the position table in the default
+    dtype. Before loading the weights, it initialises them at random, which would advance the caller's random generator.
     """
     try:
         with torch.device("cpu"), float32_by_default(), torch.random.fork_rng(devices=[]):
@@ -104,7 +104,7 @@ def _load_composite(name: str, location: str | None, **given: Any) -> MusicgenFo
 
 
 def _refuse_other_weights(name: str, info: Mapping[str, Any]) -> None:
-    """Raises an error if weights are missing, have the wrong shape, or are not used by the configuration."""
+    """Raises an error if weights are missing, have the wrong shape, or do not belong to the configured model."""
     wrong = sorted(info["missing_keys"]) or sorted(str(key) for key in info["mismatched_keys"])
     if wrong:
         raise CheckpointError(
@@ -115,9 +115,9 @@ def _refuse_other_weights(name: str, info: Mapping[str, Any]) -> None:
 
 
 def _refuse_surplus_layers(name: str, composite: MusicgenForConditionalGeneration, weights: Iterable[str]) -> None:
-    """Raises an error for unused weights of the decoder.
+    """Raises an error if decoder weights are unused.
 
-    transformers does not report them, because it ignores unused decoder weights of T5 models, which have the same names.
+    transformers does not report these weights, because it ignores unused decoder weights of T5 models, which have the same names.
     """
     known = set(composite.state_dict())
     _refuse_surplus(name, [key for key in weights if _DECODER.match(key) and key not in known])
@@ -132,7 +132,7 @@ def _refuse_surplus(name: str, surplus: Sequence[str]) -> None:
 
 
 def _explained(error: Exception) -> str:
-    """Returns the error's message, or a new one for weights of the wrong shape, because transformers only refers to its log."""
+    """Returns the error's message. Replaces transformers' message about wrong shapes, which only refers to its log."""
     if "ignore_mismatched_sizes" in str(error):
         return "some weights do not have the shape given by config.json; restore the config.json that belongs to the weights"
     return str(error) or type(error).__name__
@@ -141,7 +141,7 @@ def _explained(error: Exception) -> str:
 def _weight_files(files: CheckpointFiles) -> list[Path]:
     """Returns the paths of the weight files, after downloading them if necessary.
 
-    Like transformers, this function prefers a single file to shards.
+    Like transformers, this function prefers a single weight file to shards.
     """
     single = files.find_if_known(SAFE_WEIGHTS_NAME)
     if single is not None:
@@ -156,7 +156,7 @@ def _weight_files(files: CheckpointFiles) -> list[Path]:
 
 
 def _names_in(files: CheckpointFiles, weights: Sequence[Path]) -> list[str]:
-    """Returns the names of the weights in the files."""
+    """Returns the names of the weights in weight files."""
     try:
         names = []
         for path in weights:
@@ -168,7 +168,7 @@ def _names_in(files: CheckpointFiles, weights: Sequence[Path]) -> list[str]:
 
 
 def _refuse_pickles(files: CheckpointFiles) -> None:
-    """Raises an error if the weights are not in safetensors files, before any file is opened."""
+    """Raises an error, before any weight file is opened, if a checkpoint is an adapter or its weights are not safetensors files."""
     if files.commit is None and not any(files.folder.glob("*.safetensors")):
         pickles = sorted(path.name for path in files.folder.glob("*.bin"))
         hint = f" (pickle files are not loaded, because they can run code: {', '.join(pickles)})" if pickles else ""
@@ -188,7 +188,7 @@ def _refuse_pickles(files: CheckpointFiles) -> None:
 
 
 def _shards(files: CheckpointFiles) -> set[str]:
-    """Returns the file names in the weight index. The index can name files of any type, which transformers would open."""
+    """Returns the file names in the weight index. These may be files of any type, all of which transformers would open."""
     index = files.find_if_known(SAFE_WEIGHTS_INDEX_NAME)
     if index is None:
         return set()

@@ -1,4 +1,4 @@
-"""A loaded MusicGen model. It encodes audio and text, decodes codes, and prepares its decoder for scoring.
+"""Loads a MusicGen model, which encodes audio and text, decodes codes, and prepares its decoder for scoring and generation.
 
     audio (C, N) --SegmentEncoder, segment by segment--> codes (K, T)
     text         --T5, text by text--------------------> projected states (L, D), or None
@@ -42,9 +42,9 @@ PRODUCT_DTYPES = {
     "bf16-true": torch.bfloat16,
     "16-mixed": torch.float16,
 }
-"""Dtype of the decoder's matrix products on an accelerator, for each precision."""
+"""Maps each precision to the dtype of the decoder's matrix products on an accelerator."""
 MAX_TEXTS = 256
-"""Number of recent texts whose states are cached. Consecutive windows often belong to the same track."""
+"""Maximum number of recent texts whose states are cached. Consecutive windows often belong to the same track and share its text."""
 
 
 def load_model(
@@ -58,14 +58,14 @@ def load_model(
 
     Args:
         checkpoint: `demo`, a hub name such as `facebook/musicgen-small`, a folder in transformers' format, the result of
-            `find_checkpoint`, or a transformers model in memory, which is copied and not changed.
+            `find_checkpoint`, or a transformers model in memory, which is copied and left unchanged.
         revision: Hub branch, tag or commit. Allowed for hub names only.
-        max_frames: Length of the longest window, in frames. None means the length given by the checkpoint.
-        tokenizer: Tokenizer or processor of a model in memory. None means the tokenizer of the checkpoint from which
-            the model was loaded.
+        max_frames: Length of the longest window, in frames. None means the length stated by the checkpoint.
+        tokenizer: Tokenizer or processor for a model in memory. None means the tokenizer of the checkpoint that the model was
+            loaded from.
 
     Returns:
-        The model in eval mode. `.to("cuda")` moves the whole model. A change of dtype applies to the decoder only.
+        The model, in eval mode. `.to("cuda")` moves the whole model. Changing the dtype affects the decoder only.
 
     Raises:
         CheckpointError: If the checkpoint is not found, is not a MusicGen checkpoint, has no safetensors weights or tokenizer, or
@@ -92,9 +92,9 @@ class MusicGen(ConvertedModule):
     """A loaded checkpoint.
 
     Attributes:
-        checkpoint: The checkpoint from which the model was loaded.
-        decoder: The transformers `MusicgenForCausalLM`, the only part whose precision may change.
-        fused: The decoder for accelerators. None on a CPU, or if the model is sharded.
+        checkpoint: Description of the checkpoint that the model was loaded from.
+        decoder: The transformers `MusicgenForCausalLM`. It is the only part whose precision may change.
+        fused: The decoder used on accelerators. None until `prepare` is called, on a CPU, or if the model is sharded.
         arithmetic: Implementation of the decoder's matrix products: `transformers`, `transformers, sharded`, `packed <dtype>` or
             `fused <dtype>`.
     """
@@ -128,19 +128,20 @@ class MusicGen(ConvertedModule):
         return self.decoder.device
 
     def prepare(self, precision: str, *, decoding: bool = True) -> None:
-        """Prepares the decoder for a precision. Call this method after moving the model to its device.
+        """Prepares the decoder for a precision. Move the model to its device before calling this method.
 
-        On a CPU, the decoder's weights are packed for the processor, in place. They are packed in float32, or in bfloat16 with
-        float32 sums, residuals and output heads. On an accelerator, the weights are joined and cast in place. If the processor does
+        On a CPU, this method packs the decoder's weights for the processor, in place, either in float32, or in bfloat16 with
+        float32 sums, residuals and output heads. On an accelerator, it joins and casts the weights in place. If the processor does
         not support packed weights, or if the model is sharded, transformers' modules are used unchanged.
 
         Args:
             precision: Precision, named as in Lightning: `32-true`, `bf16-mixed`, `bf16-true` or `16-mixed`.
-            decoding: Whether the model will also decode step by step. If it only scores, float32 weights may be laid out for
-                products of many rows, which may change the last bits of the sums.
+            decoding: Whether the model will also decode step by step. If the model will only score, float32 weights may be laid out
+                for products of many rows, which may change the last bits of the results.
 
         Raises:
-            CheckpointError: If the model was prepared for another precision, or if its decoder was cast to another dtype.
+            CheckpointError: If the model was prepared for a different precision or device type, or if its decoder was cast to a
+                different dtype.
         """
         self.refuse_change(precision, self.device)
         self._refuse_cast(precision)
@@ -155,7 +156,7 @@ class MusicGen(ConvertedModule):
         else:
             dtype = PRODUCT_DTYPES[precision]
             if dtype != torch.float32:
-                # Set before any weight is rounded, because rounding may fail halfway.
+                # This is set before any weight is rounded, because rounding may fail halfway.
                 self._prepared_for = (precision, self.device.type)
             if self.fused is None or self.fused.dtype != dtype:
                 self._drop_fused()
@@ -163,10 +164,10 @@ class MusicGen(ConvertedModule):
             self.arithmetic = f"fused {_name(dtype)}"
 
     def refuse_change(self, precision: str, device: torch.device) -> None:
-        """Raises an error if the model was prepared for another precision or device type, because that changed its weights.
+        """Raises an error if the model was prepared for a different precision or device type, which changed its weights.
 
         Raises:
-            CheckpointError: If the precision or the device type differs.
+            CheckpointError: If the precision or the device type differs from the one the model was prepared for.
         """
         if self._prepared_for not in (None, (precision, device.type)):
             raise CheckpointError(
@@ -175,7 +176,7 @@ class MusicGen(ConvertedModule):
             )
 
     def _refuse_cast(self, precision: str) -> None:
-        """Raises an error if the caller has cast the decoder, because its weights then do not have the expected dtype."""
+        """Raises an error if the caller has cast the decoder to a dtype that does not match the precision."""
         expected = torch.bfloat16 if precision == "bf16-true" else torch.float32
         if self.decoder.dtype != expected:
             raise CheckpointError(
@@ -184,13 +185,13 @@ class MusicGen(ConvertedModule):
             )
 
     def encode(self, segments: Sequence[Tensor]) -> list[Tensor]:
-        """Encodes audio to codes in float32, each segment separately.
+        """Encodes audio segments to codes, separately and in float32.
 
         Args:
-            segments: (C, N) float32 each, at `spec.sample_rate_hz`. N is a multiple of `spec.hop_samples`.
+            segments: (C, N) float32 audio each, at `spec.sample_rate_hz`, where N is a multiple of `spec.hop_samples`.
 
         Returns:
-            (K, T) int64 codes of each segment, on the model's device, with T = N / hop.
+            (K, T) int64 codes of each segment, on the model's device, where T = N / hop.
         """
         return self._segment_encoder.encode_all([upload(segment, self.device) for segment in segments])
 
@@ -201,8 +202,8 @@ class MusicGen(ConvertedModule):
             codes: (K, T) int64 without special tokens or delay, with at least one frame.
 
         Returns:
-            (C, N) float32 at `spec.sample_rate_hz`, on the device of the codes, with N = T * hop. The audio is not clipped and may
-            slightly exceed [-1, 1].
+            (C, N) float32 audio at `spec.sample_rate_hz`, on the device of the codes, where N = T * hop. The audio is not clipped
+            and may slightly exceed [-1, 1].
         """
         return self._segment_decoder.decode(codes)
 
@@ -213,19 +214,19 @@ class MusicGen(ConvertedModule):
             codes: (K, T) int64, as in `decode`.
 
         Returns:
-            The consecutive blocks, (C, n) float32 each.
+            The consecutive audio blocks, (C, n) float32 each.
         """
         return self._segment_decoder.decode_pieces(codes)
 
     @torch.inference_mode()
     def encode_text(self, text: str | None) -> Tensor | None:
-        """Encodes a text to the states that cross attention reads, in float32.
+        """Encodes a text to float32 states, which the decoder's cross attention reads.
 
         Args:
             text: A description. None, "" and whitespace mean the null condition.
 
         Returns:
-            (L, D) states of L tokens, including the end token, where D is the decoder's width. None for the null condition.
+            (L, D) states of the L tokens, including the end token, where D is the decoder's width. None for the null condition.
         """
         if not text or not text.strip():
             return None
@@ -234,13 +235,13 @@ class MusicGen(ConvertedModule):
             return self.text_projection(self.text_encoder(input_ids=ids).last_hidden_state)[0]
 
     def encode_texts(self, texts: Sequence[str | None]) -> list[Tensor | None]:
-        """Encodes each text separately, so that its states do not depend on the other texts. Recent states are cached.
+        """Encodes each text separately, so its states do not depend on the other texts. The states of recent texts are cached.
 
         Args:
             texts: Descriptions. None, "" and whitespace mean the null condition.
 
         Returns:
-            (L_i, D) states of each text, or None for the null condition.
+            (L_i, D) float32 states of each text, or None for the null condition.
         """
         with self._encoding_texts:
             return self._encode_texts([text if text and text.strip() else None for text in texts])
@@ -264,7 +265,7 @@ class MusicGen(ConvertedModule):
         return [None if text is None else known[text] for text in plain]
 
     def can_read(self, text: str) -> bool:
-        """Returns whether the tokenizer recognises any part of a text. If not, the model receives only unknown tokens."""
+        """Returns whether the tokenizer recognises any part of a text. If it does not, the model receives only unknown tokens."""
         return not self._empty_ids.issuperset(self.tokenizer(text).input_ids)
 
     def __getstate__(self) -> NoReturn:
@@ -279,23 +280,23 @@ class MusicGen(ConvertedModule):
         )
 
     def _drop_fused(self) -> None:
-        """Frees the joined weights, and the cache and graphs of the last batch."""
+        """Frees the joined weights, the cache and the CUDA graphs of the decoder for accelerators."""
         if self.fused is not None:
             self.fused.last_steps = None
         self.fused = None
 
     def convert(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Moves all parts, but changes the dtype of the decoder only, because codes and texts are always computed in float32."""
+        """Moves all parts, but casts only the decoder, because codes and text states are always computed in float32."""
         self._drop_fused()
         self._text_states.clear()
-        # A new object, because the old one holds weights on the old device.
+        # The decoder is replaced, because the old one holds weights on the old device.
         self._segment_decoder = SegmentDecoder(self.audio_encoder, channels=self.spec.channels)
         convert_tensors(self.decoder, fn)
         device = fn(torch.empty(0, device=self.text_encoder.device)).device
 
         def move(tensor: Tensor) -> Tensor:
-            # EnCodec reads the sizes of its convolutions in Python for every window. If they were on a device, each read would
-            # synchronise with it.
+            # EnCodec reads the sizes of its convolutions in Python for every window. If the sizes were on an accelerator, each read
+            # would synchronise with it.
             is_size = tensor.dim() == 0 and tensor.dtype == torch.int64
             return tensor if is_size else tensor.to(device)
 
@@ -308,7 +309,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def unreadable_texts(model: MusicGen, texts: Sequence[str | None]) -> tuple[str, ...]:
-    """Returns a note about texts without any part that the tokenizer recognises. Checks the first `MAX_CHECKED_TEXTS` texts."""
+    """Returns a note if the tokenizer recognises no part of some texts. Only the first `MAX_CHECKED_TEXTS` texts are checked."""
     checked = [text for text in dict.fromkeys(islice(texts, MAX_CHECKED_TEXTS)) if text and text.strip()]
     unreadable = [text for text in checked if not model.can_read(text)]
     if not unreadable:

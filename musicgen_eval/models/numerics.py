@@ -1,9 +1,9 @@
-"""Sets torch's process-wide switches that affect numbers while codes are encoded, scored, generated or decoded.
+"""Sets torch's process-wide switches that affect numerical results while codes are encoded, scored, generated or decoded.
 
     full_precision()      float32 products without TF32, sums of half-precision products in float32, deterministic cuDNN,
                           no cuDNN attention
     float32_by_default()  default dtype float32, also within Lightning's `bf16-true`
-    float32_exactly()     both, without autocast, for the codec and the text encoder
+    float32_exactly()     both of the above, without autocast, for the codec and the text encoder
 
 If several threads hold a switch at the same time, the first thread changes it and the last one restores it.
 """
@@ -27,11 +27,11 @@ def full_precision() -> Iterator[None]:
     """Uses the full precision of each dtype, and deterministic kernels.
 
     - float32 products and convolutions use neither TF32 nor bfloat16 (`torch.set_float32_matmul_precision`).
-    - Partial sums of float16 and bfloat16 products are added in float32. Otherwise, cuBLAS would round them when it splits a sum.
+    - Partial sums of float16 and bfloat16 products are added in float32. Otherwise, cuBLAS would round them when splitting a sum.
     - cuDNN uses deterministic algorithms, and does not choose them by timing. A deterministic LSTM also requires the environment
       variable CUBLAS_WORKSPACE_CONFIG, which must be set before CUDA starts (see `request_deterministic_lstms`).
-    - cuDNN attention is turned off, because it builds an execution plan for each new shape, which takes 0.1 to 0.4 s. torch
-      prefers it on H100-class devices.
+    - cuDNN attention is turned off, because building its execution plan takes 0.1 to 0.4 s for each new shape. Otherwise, torch
+      would prefer cuDNN attention on H100-class devices.
     """
     with _FULL_PRECISION.held():
         yield
@@ -39,9 +39,9 @@ def full_precision() -> Iterator[None]:
 
 @contextlib.contextmanager
 def float32_by_default() -> Iterator[None]:
-    """Sets the default dtype to float32, because Lightning's `bf16-true` sets it to bfloat16 during a step.
+    """Sets the default dtype to float32, because Lightning's `bf16-true` precision sets it to bfloat16 during a step.
 
-    transformers counts audio samples in the default dtype, and bfloat16 cannot represent all integers above 256.
+    transformers counts audio samples in the default dtype, and bfloat16 cannot represent every integer above 256.
     """
     with _FLOAT32_BY_DEFAULT.held():
         yield
@@ -49,19 +49,19 @@ def float32_by_default() -> Iterator[None]:
 
 @contextlib.contextmanager
 def float32_exactly(device_type: str = "cpu") -> Iterator[None]:
-    """Holds `full_precision` and `float32_by_default`, and turns autocast off."""
+    """Applies `full_precision` and `float32_by_default`, and turns autocast off."""
     with full_precision(), float32_by_default(), torch.autocast(device_type, enabled=False):
         yield
 
 
 def request_deterministic_lstms() -> None:
-    """Sets CUBLAS_WORKSPACE_CONFIG unless it is already set or CUDA has started. cuBLAS reads it when CUDA starts."""
+    """Sets CUBLAS_WORKSPACE_CONFIG, which cuBLAS reads when CUDA starts, unless it is already set or CUDA has already started."""
     if not torch.cuda.is_initialized():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
 
 
 def numerics_in_use() -> dict[str, Any]:
-    """Returns the values of the CUDA switches inside `full_precision`, and the versions of the CUDA libraries."""
+    """Returns the values that the CUDA switches have inside `full_precision`, and the versions of the CUDA libraries."""
     with full_precision():
         matmul: Any = torch.backends.cuda.matmul
         return {
@@ -77,12 +77,12 @@ def numerics_in_use() -> dict[str, Any]:
 
 
 class _ProcessWide:
-    """A process-wide setting that several threads may hold at the same time. The last of them restores the original value.
+    """A process-wide setting that several threads may hold at once. The last thread to release it restores the original value.
 
     Args:
         read: Function that returns the current value.
         write: Function that sets a value.
-        wanted: Value of the setting while it is held.
+        wanted: Value that the setting has while any thread holds it.
     """
 
     def __init__(self, read: Callable[[], Any], write: Callable[[Any], None], wanted: Any) -> None:
@@ -113,7 +113,7 @@ class _ProcessWide:
 
 
 def _switches() -> list[tuple[Any, str, Any]]:
-    """Returns (owner, attribute, value while held) for every switch that is an attribute."""
+    """Returns the owner, the name and the value to set temporarily, for every switch that is an attribute."""
     matmul, cudnn, onednn = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn
     backends: list[Any] = [matmul, cudnn.conv, cudnn.rnn, onednn.matmul, onednn.conv, onednn.rnn]  # type: ignore[attr-defined]
     return [

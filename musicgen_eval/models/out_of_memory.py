@@ -1,4 +1,4 @@
-"""Converts an accelerator's out-of-memory error to a `RunError` that suggests a remedy."""
+"""Converts an accelerator's out-of-memory error into a `RunError` that suggests a remedy."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from musicgen_eval.errors import RunError
 
 @contextmanager
 def out_of_memory_explained(batch_size: int, occasion: str) -> Iterator[None]:
-    """Raises a `RunError` instead of `torch.OutOfMemoryError`.
+    """Converts any `torch.OutOfMemoryError` in the `with` block into a `RunError`.
 
     Args:
-        batch_size: Value of data.batch_size, for the message.
-        occasion: Activity that needed the memory, such as `processing a batch`, for the message.
+        batch_size: Value of data.batch_size, for the error message.
+        occasion: Activity that required the memory, such as `processing a batch`, for the error message.
     """
     try:
         yield

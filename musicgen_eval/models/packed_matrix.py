@@ -1,4 +1,4 @@
-"""Computes matrix products on a CPU with oneDNN or torch's own BLAS, with a weight whose memory layout is prepared once."""
+"""Computes matrix products on a CPU with oneDNN or torch's own BLAS. The memory layout of each weight is prepared once."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 class PackedMatrix:
-    """Computes `x @ weight.T + bias`, with a weight that is packed for oneDNN if possible.
+    """Computes `x @ weight.T + bias`, where the weight is packed for oneDNN if possible.
 
     Args:
         weight: (D_out, D_in), float32 or bfloat16, on a CPU. It is copied.
         bias: (D_out,), or None.
         num_rows: Approximate number of rows of x per call, which may affect the packed layout.
-        lay_out: Whether to pack the weight. For many rows, a plain weight is faster if `has_fast_mkl()`
-            is true.
+        lay_out: Whether to pack the weight. For many rows, a plain weight is faster if `has_fast_mkl()` is true.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class PackedMatrix:
         self.lay_out(lay_out)
 
     def lay_out(self, packed: bool) -> None:
-        """Packs the weight for oneDNN if possible, or unpacks it. Both conversions are exact."""
+        """Packs the weight for oneDNN if `packed` is true and packing is possible, or else unpacks it. Both are exact."""
         packed = packed and can_pack(self.weight.dtype)
         if packed and not self.is_packed:
             self.weight = packed_weight(self.weight, self.num_rows)
@@ -56,14 +55,14 @@ class PackedMatrix:
         self.is_packed = packed
 
     def plain_weight(self) -> Tensor:
-        """Returns the plain weight (D_out, D_in). A packed weight is unpacked by multiplying it by the identity, which is exact."""
+        """Returns the unpacked weight (D_out, D_in). Multiplying a packed weight by the identity matrix unpacks it exactly."""
         if not self.is_packed:
             return self.weight
         identity = torch.eye(self.shape[1], dtype=self.weight.dtype)
         return packed_product(identity, self.weight).t().contiguous()
 
     def __call__(self, x: Tensor, *, add: Tensor | None = None, activation: Activation = "none") -> Tensor:
-        """Computes (..., D_in) -> (..., D_out), and applies the activation or adds `add` (..., D_out)."""
+        """Computes the product of x, (..., D_in) -> (..., D_out), and applies `activation` or adds `add` (..., D_out)."""
         if self.is_packed:
             if add is None:
                 return packed_product(x, self.weight, self.bias, activation)
@@ -73,7 +72,7 @@ class PackedMatrix:
         return y if add is None else y.add_(add)
 
     def add_to(self, total: Tensor, x: Tensor) -> Tensor:
-        """Adds the product of x (N, D_in), without the bias, to `total` (N, D_out), which may be overwritten."""
+        """Returns `total` (N, D_out) plus `x @ weight.T` for x (N, D_in), without the bias. `total` may be overwritten."""
         if self.is_packed:
             return packed_product_plus(x, total, self.weight)
         return total.addmm_(x, self.weight.t())

@@ -1,8 +1,7 @@
-"""Shards a decoder across processes. Each process stores a part of every layer, and gathers a layer in order to run it.
+"""Shards a decoder across processes. Each process stores a part of every layer, and gathers a whole layer only to run it.
 
 Gathering is exact, so a sharded decoder gives the same numbers as an unsharded one. All processes of a mesh must run the same
-passes in the same order, on the same batch. This module does
-not depend on Lightning.
+passes in the same order, on the same batch. This module does not depend on Lightning.
 """
 
 from torch.distributed.device_mesh import DeviceMesh
@@ -11,7 +10,7 @@ from transformers import MusicgenForCausalLM
 
 
 def shard_decoder(decoder: MusicgenForCausalLM, mesh: DeviceMesh) -> None:
-    """Shards the layers in place. Every process keeps all embeddings and output heads, which are small.
+    """Shards a decoder's layers in place. Every process keeps all embeddings and output heads, which are small.
 
     Args:
         decoder: The decoder, with the same weights on every process.
@@ -22,5 +21,5 @@ def shard_decoder(decoder: MusicgenForCausalLM, mesh: DeviceMesh) -> None:
 
 
 def is_sharded(decoder: MusicgenForCausalLM) -> bool:
-    """Returns whether the layers are sharded across processes."""
+    """Returns whether a decoder's layers are sharded across processes."""
     return isinstance(decoder.model.decoder.layers[0], FSDPModule)

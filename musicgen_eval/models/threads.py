@@ -1,7 +1,7 @@
 """Runs CPU work in parallel with one torch thread per item, so that results do not depend on the number of threads.
 
-The last bits of some kernels' results depend on the number of torch threads (oneDNN's convolutions and packed products,
-`torch.sum`). The results are always the same if each item runs on one thread.
+The last bits of the results of some kernels (oneDNN's convolutions and packed products, `torch.sum`) depend on the number of
+torch threads. If each item runs on one thread, the results are always the same.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def map_single_threaded(
 ) -> list[Result]:
     """Applies `fn` to all items in parallel, with one torch thread per item.
 
-    The workers use the caller's autocast, inference and grad modes, and its context variables. The results do not depend on
+    The workers use the caller's context variables and its autocast, inference and grad modes. The results do not depend on
     `num_workers` if `fn` depends only on its item.
 
     Args:
-        fn: Function that is called from several threads at the same time.
-        items: Items to process, started in order.
+        fn: Function to apply. Several threads may call it at the same time.
+        items: Items to process. They are started in order.
         num_workers: Number of items that are processed at the same time. None means the caller's number of torch threads.
 
     Returns:
@@ -67,7 +67,7 @@ def map_single_threaded(
 
 @contextlib.contextmanager
 def single_threaded() -> Iterator[None]:
-    """Sets the calling thread's number of torch threads to 1, and restores it on exit. Other threads are not affected."""
+    """Sets the calling thread's number of torch threads to 1, and restores it on exit. Other threads are unaffected."""
     num_threads = torch.get_num_threads()
     if num_threads == 1:
         yield
@@ -83,7 +83,7 @@ def single_threaded() -> Iterator[None]:
 
 @contextlib.contextmanager
 def torch_threads(num_threads: int | None) -> Iterator[None]:
-    """Sets the calling thread's number of torch threads, and restores it on exit. None means no change."""
+    """Sets the calling thread's number of torch threads, and restores the previous number on exit. None means no change."""
     found = torch.get_num_threads()
     if num_threads in (None, found):
         yield

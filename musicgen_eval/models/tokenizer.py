@@ -1,4 +1,4 @@
-"""Loads the tokenizer of a checkpoint, and checks that it matches the text encoder.
+"""Loads a checkpoint's tokenizer, and checks that the tokenizer matches the text encoder.
 
 If a checkpoint has no tokenizer files, transformers creates a tokenizer that contains only special tokens. Every word then becomes
 an unknown token, without an error.
@@ -25,7 +25,7 @@ HOW_TO_SAVE = (
 
 
 def require_tokenizer_files(files: CheckpointFiles) -> None:
-    """Checks, before the weights are loaded, that a checkpoint has a vocabulary.
+    """Checks that a checkpoint has a tokenizer vocabulary, before its weights are loaded.
 
     Raises:
         CheckpointError: If the vocabulary is missing.
@@ -38,9 +38,9 @@ def require_tokenizer_files(files: CheckpointFiles) -> None:
 
 
 def load_tokenizer(files: CheckpointFiles, config: MusicgenConfig) -> PreTrainedTokenizerBase:
-    """Loads and checks the tokenizer of a checkpoint.
+    """Loads and checks a checkpoint's tokenizer.
 
-    A `tokenizer.json` is sufficient without a `tokenizer_config.json`. In that case, `tokenizer.json` is read directly, because
+    If there is a `tokenizer.json` but no `tokenizer_config.json`, `tokenizer.json` is read directly, because otherwise
     transformers would choose the tokenizer's class from the type of the text encoder.
 
     Args:
@@ -70,12 +70,12 @@ def load_tokenizer(files: CheckpointFiles, config: MusicgenConfig) -> PreTrained
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: MusicgenConfig, *, name: str) -> None:
-    """Checks that a tokenizer has words, recognises its own words, and has no ids beyond the text encoder's embeddings.
+    """Checks that a tokenizer contains words, recognises these words, and has no ids without an embedding in the text encoder.
 
     Args:
         tokenizer: The tokenizer.
         config: The checkpoint's configuration.
-        name: The checkpoint's name, for the message.
+        name: The checkpoint's name, for error messages.
 
     Raises:
         CheckpointError: If a check fails.
@@ -102,7 +102,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: MusicgenConfig, 
 
 
 def empty_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Returns the ids that carry no text: special tokens, the unknown token, and the word-start marker."""
+    """Returns the ids of tokens that carry no text: special tokens, the unknown token, and the word-start marker."""
     vocabulary = tokenizer.get_vocab()
     marks = {vocabulary[token] for token in (WORD_START, "<unk>") if token in vocabulary}
     return frozenset(marks | _special_ids(tokenizer))

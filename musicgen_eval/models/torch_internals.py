@@ -1,6 +1,6 @@
-"""Wraps the private members of torch that this package uses. No other module uses them.
+"""Wraps the private members of torch that this package uses. No other module uses private members of torch.
 
-`tests/models/test_torch_internals.py` fails if a release of torch changes one of them.
+`tests/models/test_torch_internals.py` fails if a release of torch changes one of these members.
 
 Source: torch 2.11, `torch.ops.mkldnn`, `torch._dynamo`, `nn.Module`.
 """
@@ -19,7 +19,7 @@ Activation = Literal["none", "gelu"]
 
 
 def has_packed_products(dtype: torch.dtype) -> bool:
-    """Returns whether torch provides oneDNN's packed products and the processor supports them in `dtype`.
+    """Returns whether torch provides oneDNN's packed products and the processor supports these products in `dtype`.
 
     Args:
         dtype: Either float32 or bfloat16.
@@ -46,7 +46,7 @@ def packed_product(x: Tensor, weight: Tensor, bias: Tensor | None = None, activa
         x: (..., D_in), in the weight's dtype.
         weight: (D_out, D_in), packed or plain.
         bias: (D_out,), or None.
-        activation: Activation that is applied to the result.
+        activation: Activation to apply to the result.
 
     Returns:
         (..., D_out).
@@ -77,7 +77,7 @@ def compiled_for_sizes(function: Callable[P, R], *, max_compiled: int) -> Callab
 
     Args:
         function: Function that compiles without graph breaks.
-        max_compiled: Number of recompilations after which torch raises an error.
+        max_compiled: Maximum number of recompilations, after which torch raises an error.
     """
     import torch._dynamo
 
@@ -95,7 +95,7 @@ class ConvertedModule(nn.Module):
     """Base class for modules that define how `to`, `cuda`, `half` and similar methods convert their tensors."""
 
     def convert(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Converts all parameters and buffers.
+        """Converts all parameters and buffers of the module.
 
         Args:
             fn: Function that moves a tensor to the requested device, or casts it to the requested dtype, or both.

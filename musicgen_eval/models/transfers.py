@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copies a CPU tensor to a device. For CUDA, the copy uses pinned memory, so that the CPU does not wait."""
+    """Copies a CPU tensor to a device. A copy to a CUDA device uses pinned memory, so the CPU does not wait."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     pinned = tensor if tensor.is_pinned() else tensor.pin_memory()

@@ -1,6 +1,6 @@
-"""Wraps the private members of transformers that this package uses. No other module uses them.
+"""Wraps the private members of transformers that this package uses. No other module uses private members of transformers.
 
-`tests/models/test_transformers_internals.py` fails if a release of transformers changes one of them.
+`tests/models/test_transformers_internals.py` fails if a release of transformers changes one of these members.
 
 Source: transformers 5.17, `EncodecConv1d`, `PeftAdapterMixin`, `PreTrainedConfig`.
 """
@@ -17,8 +17,8 @@ def pad_rows(x: Tensor, left: int, right: int, mode: str) -> Tensor:
 
     Args:
         x: (C, rows).
-        left: Number of rows that are added at the start.
-        right: Number of rows that are added at the end.
+        left: Number of rows to add at the start.
+        right: Number of rows to add at the end.
         mode: `reflect`, `constant` or `replicate`. If the signal is too short to mirror, `reflect` first extends it with zeros.
 
     Returns:
@@ -33,6 +33,6 @@ def has_adapters(model: PreTrainedModel) -> bool:
 
 
 def commit_of(config: PreTrainedConfig) -> str | None:
-    """Returns the commit of the hub repository that a configuration was loaded from, or None if it was not loaded from the hub."""
+    """Returns the hub commit that a configuration was loaded from, or None if the configuration is not from the hub."""
     commit: str | None = getattr(config, "_commit_hash", None)
     return commit

@@ -1,1 +1,1 @@
-"""The EnCodec codec, which converts audio to codes and codes to audio."""
+"""Converts audio to codes and codes to audio with EnCodec."""

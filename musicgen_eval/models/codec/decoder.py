@@ -1,10 +1,10 @@
-"""Decodes codes to audio with EnCodec in float32, piece by piece in constant memory.
+"""Decodes codes to audio with EnCodec, in float32, piece by piece, using constant memory.
 
     codes --codebooks--> latents --convolution, LSTM with its state, upsampling, convolutions--> audio
 
-The result is the same as that of decoding in one piece. The kernel sizes determine how many additional frames a piece needs
-(`layers.py`). In facebook's 32 kHz codec, a piece needs one additional frame of the LSTM's output on either side. If the receptive
-field of the convolutions is not bounded, transformers' `decode` is used, and there is only one piece.
+Decoding in one piece would give the same result. The kernel sizes determine how many additional frames a piece needs
+(`layers.py`). In facebook's 32 kHz codec, a piece needs one additional frame of the LSTM's output on either side. If the
+receptive field of the convolutions is not bounded, transformers' `decode` decodes all codes in one piece.
 
 Source: transformers 5.17, `EncodecDecoder`, `EncodecResidualVectorQuantizer`.
 """
@@ -27,24 +27,24 @@ from musicgen_eval.models.numerics import float32_exactly
 from musicgen_eval.models.transfers import upload
 
 PIECE_FRAMES = 100
-"""Frames per piece on a CPU: 2 s for facebook's codec, which require 140 MB.
+"""Frames per piece on a CPU. For facebook's codec, a piece lasts 2 s and requires 140 MB.
 
-Decoding 10 s on one core took 0.98 s with this size. It took 1.09 s in pieces of 1 s, because more frames are computed twice. It
-took 1.33 s in pieces of 5 s and 1.52 s in one piece, because the memory of large buffers is mapped again for every layer.
+Decoding 10 s on one core took 0.98 s with this size. In pieces of 1 s, it took 1.09 s, because more frames are computed twice.
+In pieces of 5 s, it took 1.33 s, and in one piece, 1.52 s, because the memory of large buffers is mapped again for every layer.
 """
 ACCELERATOR_PIECE_FRAMES = 1500
-"""Frames per piece on an accelerator: 30 s for facebook's codec, which require about 1 GB.
+"""Frames per piece on an accelerator. For facebook's codec, a piece lasts 30 s and requires about 1 GB.
 
 Each piece ends with a copy to the CPU.
 """
 
 
 class SegmentDecoder:
-    """Decodes codes with an `EncodecModel`. The weights are read during the first call on each device, and are not changed.
+    """Decodes codes with an `EncodecModel`. The codec's weights are read during the first call on each device, and are not changed.
 
     Args:
         model: A transformers `EncodecModel`, in float32, in eval mode.
-        channels: Number of audio channels, which is that of the codec, or 2 for a mono codec, as in facebook's stereo models. The
+        channels: Number of audio channels: either the codec's number, or 2 for a mono codec, as in facebook's stereo models. The
             codebooks of these models are ordered left 1, right 1, left 2, ..., and each channel is decoded separately.
 
     Raises:
@@ -99,7 +99,7 @@ class SegmentDecoder:
         return self._blocks(lanes) if has_finite_view(self.model) else iter([self._decode_plainly(lanes)])
 
     def _blocks(self, lanes: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yields the blocks. No torch mode is active at a yield, because it would also apply to the consumer's code."""
+        """Yields audio blocks. No torch mode is active at a yield, because the mode would also apply to the consumer's code."""
         num_frames = lanes[0].shape[1]
         plan = self._planned()
         streams = [_Stream(plan, upload(lane, plan.device)) for lane in lanes]
@@ -152,7 +152,7 @@ class SegmentDecoder:
 
 
 class _Plan:
-    """The layers of the codec's decoder."""
+    """The codebooks and layers of the codec's decoder."""
 
     def __init__(self, model: EncodecModel) -> None:
         before, lstm, after = split_at_lstm(model.decoder.layers)
@@ -174,7 +174,7 @@ class _Plan:
 class _Stream:
     """Decodes the codes (K, T) of one lane, which consists of the channels that the codec decodes together.
 
-    The stream keeps the LSTM's state, and the rows of its output that are still needed.
+    The stream keeps the LSTM's state, and the rows of the LSTM's output that are still needed.
     """
 
     def __init__(self, plan: _Plan, codes: Tensor) -> None:

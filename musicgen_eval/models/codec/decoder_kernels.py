@@ -1,6 +1,6 @@
 """Implements the layers of EnCodec's decoder with torch's convolutions, on any device. Tensors are (channels, rows).
 
-Weights are computed once, because weight norm would otherwise recompute them for every piece. The model's modules are not changed.
+Weights are computed once, because weight norm would otherwise recompute them for each piece. The codec's modules are not changed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class TorchConvolution(Convolution):
         return y if add is None else y + add
 
     def _padded(self, x: Tensor, start: int, low: int, high: int, num_in: int) -> Tensor:
-        """Takes the rows in view, from `start` on, and returns rows [low - pad_left, high + pad_right), with padding at the ends.
+        """Returns rows [low - pad_left, high + pad_right) of the padded input, given the input rows in view, from `start` on.
 
                  -3 -2 -1 | 0  1  2  3  4 | 5  6
         reflect:  3  2  1 | 0  1  2  3  4 | 3  2

@@ -26,12 +26,12 @@ STACK_SAMPLES = 8 * 30 * 32_000
 
 
 class SegmentEncoder:
-    """Encodes segments of audio with an `EncodecModel`. Its weights are read once, for the first segment, and not changed.
+    """Encodes audio segments with an `EncodecModel`. The model's weights are read once, for the first segment, and not changed.
 
     Args:
         model: A transformers `EncodecModel`, in float32, in eval mode.
-        channels: Number of audio channels, which is that of the codec, or 2 for a mono codec, as in facebook's stereo models. In
-            that case, left and right are encoded separately, and their codebooks are interleaved.
+        channels: Number of audio channels: either the codec's number, or 2 for a mono codec, as in facebook's stereo models. In
+            the latter case, left and right are encoded separately, and their codebooks are interleaved.
         bandwidth: Bandwidth in kbit/s, as in `EncodecModel.encode`. None means the codec's first bandwidth. MusicGen's
             codecs have only one.
         num_workers: Number of segments that are encoded at the same time on a CPU. None means the caller's number of torch
@@ -74,7 +74,7 @@ class SegmentEncoder:
 
     @torch.inference_mode()
     def encode_all(self, segments: Sequence[Tensor]) -> list[Tensor]:
-        """Encodes several segments. The codes of a segment do not depend on the others.
+        """Encodes several segments. The codes of a segment do not depend on the other segments.
 
         Args:
             segments: (C, N) float32 each, as in `encode`.
@@ -106,7 +106,7 @@ class SegmentEncoder:
         return audio.split(self.model.config.audio_channels)
 
     def _encode_in_phases(self, plan: EncoderProducts, lanes: Sequence[Tensor]) -> list[Tensor]:
-        """Computes the convolutions per lane, then the LSTM of several lanes in lockstep, then the codes per lane.
+        """Computes the convolutions of each lane, then the LSTM of several lanes in lockstep, then the codes of each lane.
 
         Each task runs on one thread. The speed of an LSTM is limited by reading its weights. Therefore, the lanes are distributed,
         longest first, over the smallest number of groups that keeps all threads busy. Each LSTM layer of a group is a task.

@@ -23,11 +23,11 @@ from musicgen_eval.models.packed_matrix import PackedMatrix
 from musicgen_eval.models.processor import has_fast_mkl
 
 PIECE_FRAMES = 256
-"""Frames per piece of the convolutions. This limits memory use."""
+"""Frames per piece in the convolutions. Smaller pieces need less memory."""
 CACHE_FLOATS = 2**18
-"""Target size of a layer's input within a piece: 1 MB, which fits into a core's second-level cache."""
+"""Target size of a layer's input, in float32 numbers: 1 MB, which fits into a core's second-level cache."""
 MIN_ROWS = 256
-"""Minimum number of rows per product, if the piece is long enough. With fewer rows, reading the weights dominates the time."""
+"""Minimum number of rows per product if the piece is long enough. With fewer rows, most of the time is spent reading weights."""
 MIN_TAP_WIDTH = 32
 """Minimum width of the products per kernel tap. For smaller widths, copying the view of every output row is faster."""
 
@@ -50,7 +50,7 @@ class EncoderProducts:
         self.codebooks = [_Codebook(quantizer.codebook.embed) for quantizer in quantizers[:num_codebooks]]
 
     def latents(self, lanes: Sequence[Tensor], *, piece_frames: int = PIECE_FRAMES) -> list[Tensor]:
-        """Encodes lanes in the calling thread, (C, N) per lane, longest first -> (T, D) latents per lane."""
+        """Encodes lanes in the calling thread, (C, N) per lane -> (T, D) latents per lane. The longest lane must come first."""
         convolved = [self.convolve(audio, piece_frames=piece_frames) for audio in lanes]
         return [self.project(frames, more) for frames, more in zip(convolved, self.lstm(convolved), strict=True)]
 
@@ -68,7 +68,7 @@ class EncoderProducts:
         return self.last(frames + lstm_output, 0, 0, len(frames), len(frames))
 
     def quantize(self, latents: Tensor) -> Tensor:
-        """Quantizes latents, (T, D) -> (K, T) codes. Each codebook quantizes the residual of the previous codebooks."""
+        """Quantizes latents, (T, D) -> (K, T) codes. Each codebook quantizes the residual that the previous codebooks leave."""
         residual = latents.clone()
         codes = torch.empty(len(self.codebooks), latents.shape[0], dtype=torch.int64)
         for k, codebook in enumerate(self.codebooks):
@@ -78,10 +78,10 @@ class EncoderProducts:
 
 
 class Stage:
-    """A group of nodes that ends with a strided convolution, used as one node that computes blocks of rows.
+    """A group of nodes that ends with a strided convolution. It acts as one node, which computes its output in blocks.
 
     The first stage starts with the codec's first convolution. Each further stage consists of residual blocks and the strided
-    convolution after them.
+    convolution after these blocks.
     """
 
     def __init__(self, nodes: Sequence[Node]) -> None:
@@ -168,7 +168,7 @@ PRODUCTS = Kernels(row_dim=0, convolution=ProductConvolution)
 
 
 class _Codebook:
-    """Finds the nearest of V vectors, with the formula of `EncodecEuclideanCodebook.quantize`."""
+    """Finds the nearest of V vectors, using the formula from `EncodecEuclideanCodebook.quantize`."""
 
     def __init__(self, vectors: Tensor) -> None:
         self.vectors = vectors  # (V, D)
@@ -186,7 +186,7 @@ class _Codebook:
 
 
 def _stages(nodes: Sequence[Node]) -> list[Stage]:
-    """Groups nodes into stages that end with a strided convolution. Unlike the first convolution, these follow an ELU."""
+    """Groups nodes into stages that end with a strided convolution. Unlike the first convolution, each of them follows an ELU."""
     stages: list[Stage] = []
     group: list[Node] = []
     for node in nodes:
@@ -200,8 +200,8 @@ def _stages(nodes: Sequence[Node]) -> list[Stage]:
 def _elu(x: Tensor) -> Tensor:
     """Computes the ELU as max(x, e^min(x, 0) - 1), with an error of at most 5e-8 (`F.elu`: 3e-8).
 
-    `F.elu` and `expm1` take 0.9 to 13 ns per element, which differs between processes on the same machine (torch 2.11 with
-    AVX-512) and can make the encoder three times slower. `exp` always takes 0.7 ns.
+    `F.elu` and `expm1` take 0.9 to 13 ns per element (torch 2.11 with AVX-512). This time differs between processes on the same
+    machine, and can make the encoder three times slower. `exp` always takes 0.7 ns.
     """
     below = x.clamp_max(0).exp_().sub_(1)
     return torch.maximum(x, below, out=below)

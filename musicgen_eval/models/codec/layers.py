@@ -3,14 +3,15 @@
     encoder: audio   --strided convolutions--> LSTM --convolution--> latents
     decoder: latents --convolution--> LSTM --transposed convolutions--> audio
 
-A row is one time step of one layer. A node computes rows [low, high) of its output from the input rows in their view:
+A row is one time step of one layer. A node computes output rows [low, high) from the input rows in view, which these output rows
+depend on:
 
     output rows            low ........ high
     raw input rows   low * down - pad_left ........ (high - 1) * down - pad_left + span
 
-Raw rows outside the input are padding. Like EnCodec, a node pads only at the ends of the whole input, so pieces give the same
-result as the whole. This module determines sizes and views. The arithmetic is defined by `Kernels`: matrix products in
-`encoder_kernels.py`, and torch's convolutions in `decoder_kernels.py`.
+Raw rows outside the input are padding. Like EnCodec, a node pads only at the ends of the whole input, so processing pieces gives
+the same result as processing the whole input. This module determines sizes and views. `Kernels` defines the arithmetic: matrix
+products in `encoder_kernels.py`, and torch's convolutions in `decoder_kernels.py`.
 
 Source: transformers 5.17, `EncodecConv1d`, `EncodecConvTranspose1d`, `EncodecResnetBlock`.
 """
@@ -54,7 +55,7 @@ class Node(Protocol):
             num_in: Number of rows of the whole input.
 
         Returns:
-            The range of input rows. If `low` and `high` increase, its start does not decrease.
+            The range of input rows. The start of the range does not decrease if `low` and `high` increase.
         """
 
     def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int, *, add: Tensor | None = None) -> Tensor:
@@ -66,7 +67,7 @@ class Node(Protocol):
             low: First output row.
             high: End of the output rows.
             num_in: Number of rows of the whole input.
-            add: Tensor that is added to the output. It is not changed.
+            add: Tensor to add to the output. The tensor itself is not changed.
         """
 
 
@@ -106,9 +107,9 @@ class Convolution(ABC):
 
     Attributes:
         down: Stride.
-        kernel: Number of input rows that are multiplied per output row.
-        dilation: Distance between these rows.
-        span: Number of rows from the first to the last of these rows, inclusive.
+        kernel: Number of input rows that each output row depends on.
+        dilation: Distance between these input rows.
+        span: Number of rows from the first to the last of these input rows, inclusive.
         pad_left, pad_right: Number of rows of padding at the ends of the whole input.
         mode: `reflect`, `constant` or `replicate`.
         elu: Whether there is an ELU before the convolution.
@@ -125,7 +126,7 @@ class Convolution(ABC):
         self.elu = elu
 
     def raw_view(self, low: int, high: int) -> tuple[int, int]:
-        """Returns the range of rows in view, which extends into the padding at the ends."""
+        """Returns the range of input rows in view, which may extend into the padding at the ends."""
         first = low * self.down - self.pad_left
         return first, first + (high - 1 - low) * self.down + self.span
 
@@ -153,8 +154,8 @@ class Upsampling(ABC):
 
     Attributes:
         up: Stride.
-        kernel: Number of output rows to which an input row is added.
-        trim_left: Number of rows of the full output that are removed at the start.
+        kernel: Number of output rows that each input row is added to.
+        trim_left: Number of rows that the layer removes at the start of the full output.
     """
 
     down = 1
@@ -176,11 +177,11 @@ class Upsampling(ABC):
 
 
 class Residual:
-    """An `EncodecResnetBlock`: convolutions that follow ELUs, plus the input or a convolution of the input.
+    """An `EncodecResnetBlock`, which adds its input, or a convolution of its input, to the output of convolutions that follow ELUs.
 
     Args:
-        block: The convolutions.
-        shortcut: Convolution of the input. None means the input itself.
+        block: Convolutions that follow ELUs.
+        shortcut: Convolution that is applied to the input. None means the input itself.
         row_dim: Tensor dimension along which the rows lie.
     """
 

@@ -1,4 +1,4 @@
-"""Runs an LSTM on a CPU over several sequences at once, bit-identically to processing each sequence alone."""
+"""Runs an LSTM on a CPU over several sequences at once. The results are bit-identical to processing each sequence alone."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from musicgen_eval.models.packed_matrix import PackedMatrix, can_pack
 MAX_LANES = 8
 """Maximum number of sequences that an LSTM processes in lockstep."""
 LSTM_STEPS = 64
-"""Steps per block that one LSTM layer passes to the next, which may run in another thread."""
+"""Number of steps in each block that an LSTM layer passes to the next layer, which may run in a different thread."""
 CACHED_WEIGHTS = 2**18
 """Number of float32 weights that fit into a core's second-level cache."""
 
 
 class LockstepLstm:
-    """An `nn.LSTM` that processes several sequences in lockstep. Each output is bit-identical to that of the sequence alone.
+    """An `nn.LSTM` that processes several sequences in lockstep. Each output is bit-identical to processing the sequence alone.
 
     A step of one sequence multiplies a vector by the weights, so reading the weights takes most of the time (16 MB in facebook's
     32 kHz codec). In lockstep, the weights are read once for all sequences. This requires that a row of oneDNN's product does not
@@ -52,7 +52,7 @@ class LockstepLstm:
         return max(1, len(self.layers))
 
     def __call__(self, sequences: Sequence[Tensor]) -> list[Tensor]:
-        """Processes sequences in the calling thread, (T, D) each, longest first -> (T, D) each."""
+        """Processes sequences in the calling thread, (T, D) each -> (T, D) each. The longest sequence must come first."""
         outputs: list[Tensor] | None = None
         for task in self.tasks(sequences):
             outputs = task()
@@ -60,10 +60,10 @@ class LockstepLstm:
         return outputs
 
     def tasks(self, sequences: Sequence[Tensor]) -> list[Callable[[], list[Tensor] | None]]:
-        """Returns one task per layer. The last one returns the output, (T, D) per sequence.
+        """Returns one task per layer. The last task returns the outputs, (T, D) per sequence.
 
-        A layer passes blocks of `LSTM_STEPS` steps to the next one as soon as they are ready. The tasks may run in parallel or one
-        after the other, but must be started in order.
+        A layer passes each block of `LSTM_STEPS` steps to the next layer as soon as it is ready. The tasks may run in parallel or
+        one after the other, but must be started in order.
         """
         if not self.layers:
             return [lambda: [self.plain(sequence)[0] for sequence in sequences]]
@@ -78,17 +78,17 @@ class LockstepLstm:
 
 
 _Block = list[Tensor]
-"""Some steps of several sequences, (n_i, D) each. Sequences that have ended are omitted."""
+"""A block of steps of several sequences, (n_i, D) each. Sequences that have ended are omitted."""
 
 
 class _BlockQueue:
-    """Passes blocks from one layer to the next, which may run in another thread."""
+    """Passes blocks from one LSTM layer to the next, which may run in a different thread."""
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[_Block | None] = SimpleQueue()
 
     def fill(self, blocks: Iterable[_Block]) -> None:
-        """Adds all blocks. If an error occurs, the queue ends, so that the next layer does not wait."""
+        """Adds all blocks to the queue, and ends the queue even if an error occurs, so that the next layer never waits in vain."""
         try:
             for block in blocks:
                 self._queue.put(block)
@@ -144,7 +144,7 @@ def _sigmoids_first(parameter: Tensor) -> Tensor:
 
 
 def _rows_are_independent(matrix: PackedMatrix) -> bool:
-    """Returns whether a row of the product is bit-identical if computed alone or with other rows, at any position."""
+    """Returns whether each row of a product is bit-identical when computed alone and together with other rows, at any position."""
     generator = torch.Generator().manual_seed(0)
     out_features, in_features = matrix.shape
     x = torch.randn(MAX_LANES, in_features, generator=generator)

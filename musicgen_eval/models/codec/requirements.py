@@ -10,10 +10,10 @@ from transformers import EncodecModel, PreTrainedModel
 
 
 def checked_codec(model: PreTrainedModel, channels: int) -> EncodecModel:
-    """Returns the model after checking its type and its number of channels.
+    """Checks a codec's type and its support for the requested number of channels, and returns the codec.
 
     Args:
-        model: Codec of a checkpoint.
+        model: The checkpoint's codec.
         channels: Requested number of audio channels.
 
     Raises:
@@ -29,11 +29,11 @@ def checked_codec(model: PreTrainedModel, channels: int) -> EncodecModel:
 
 
 def require_float32(tensors: Iterable[Tensor], effect: str) -> None:
-    """Checks that the weights of a codec are in float32.
+    """Checks that a codec's weights are in float32.
 
     Args:
         tensors: Weights of the codec.
-        effect: Result that another dtype would change, for the message.
+        effect: Result that a different dtype would change, for the error message.
 
     Raises:
         ValueError: If a weight is not in float32.
@@ -47,7 +47,7 @@ def require_float32(tensors: Iterable[Tensor], effect: str) -> None:
 
 
 def has_finite_view(model: EncodecModel) -> bool:
-    """Returns whether the receptive field of the convolutions is bounded, so that audio can be processed in pieces."""
+    """Returns whether the convolutions have a bounded receptive field, in which case audio can be processed in pieces."""
     config = model.config
     return (
         config.norm_type == "weight_norm"

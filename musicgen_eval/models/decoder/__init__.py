@@ -1,1 +1,1 @@
-"""Forward passes and decoding steps of the decoder, on CPUs and accelerators."""
+"""Computes the decoder's forward passes and decoding steps, on CPUs and accelerators."""

@@ -1,4 +1,4 @@
-"""Draws codes on a CPU, step by step. `inference/continuation.py` handles delays and the sequence of windows."""
+"""Draws codes on a CPU, step by step. `inference/continuation.py` applies the delays and determines the sequence of windows."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from musicgen_eval.models.threads import map_single_threaded, torch_threads
 
 
 class CpuSteps:
-    """Draws the windows of one batch.
+    """Draws the codes of one batch, window by window.
 
     Args:
         decoder: A transformers `MusicgenForCausalLM` on a CPU, plain or packed.
         texts: (L_i, D) text states of the first rows. The other rows have the null condition.
         num_rows: Number of rows, B.
-        num_steps: Number of steps of the longest row, including its prompt.
+        num_steps: Number of steps in the longest row, including its prompt.
         guidance_scale: Scale of classifier-free guidance. 1 means no guidance.
         sampling: Sampling settings.
     """
@@ -88,9 +88,9 @@ class CpuSteps:
         return columns, hidden
 
     def _row(self, twin: int) -> int:
-        """Returns the row of the batch to which a row of the decoder belongs. Guidance adds a second decoder row per text."""
+        """Returns the batch row that a decoder row belongs to. Guidance adds a second decoder row for each row with a text."""
         return twin % self.num_rows
 
     def _precision(self) -> torch.autocast:
-        """Returns the caller's autocast, or a disabled one for a packed decoder, whose weights determine the precision."""
+        """Returns the caller's autocast. For a packed decoder, whose weights determine the precision, autocast is disabled."""
         return torch.autocast("cpu", dtype=torch.get_autocast_dtype("cpu"), enabled=self._autocast)

@@ -1,4 +1,4 @@
-"""Computes the attention of a decoding step on a CPU, with one query per row, to cached keys and to texts.
+"""Computes a decoding step's attention to cached keys and to texts on a CPU, with one query per row.
 
 The keys and values of texts are computed once per batch.
 """
@@ -26,7 +26,7 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tens
         (R, H * d).
     """
     R, H, S, d = values.shape
-    # takes half the time of torch's attention for one query on a CPU
+    # This takes half the time that torch's attention takes for one query on a CPU.
     scores = torch.bmm(q.reshape(R * H, 1, d), keys.flatten(0, 1)).mul_(d**-0.5)
     if mask is not None:
         scores.view(R, H, S).masked_fill_(mask, -torch.inf)
@@ -37,7 +37,7 @@ class CrossAttention(Protocol):
     """The cross attention of one layer to the texts of a batch."""
 
     def add_to(self, rows: Tensor) -> None:
-        """Adds the output of cross attention to the rows with a text, (n, D) float32, in place."""
+        """Adds the output of cross attention to `rows`, the rows with a text, (n, D) float32, in place."""
 
 
 class TextProjections:
@@ -60,7 +60,7 @@ class TextProjections:
 
 
 class ProjectedCrossAttention:
-    """Cross attention that projects its queries and its output in each step.
+    """Cross attention that computes its query and output projections in each step.
 
     Args:
         projections: Norm and projections of the layer.
@@ -91,7 +91,7 @@ class ProjectedCrossAttention:
 class FoldedCrossAttention:
     """Cross attention whose query and output projections are multiplied into the keys and values, respectively.
 
-    The product with a projection becomes part of the product with the keys or values, which is small if the texts are short.
+    Multiplying by a projection becomes part of multiplying by the keys or values, which is fast if the texts are short.
 
     Args:
         projections: Norm and projections of the layer, which have no bias.

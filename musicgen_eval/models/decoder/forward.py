@@ -1,4 +1,4 @@
-"""Computes the forward pass of a plain or packed decoder for one window on a CPU, without padding, masks or a cache."""
+"""Computes a plain or packed decoder's forward pass over one window on a CPU, without padding, masks or a cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from musicgen_eval.models.processor import has_fast_mkl
 from musicgen_eval.models.torch_internals import packed_product
 
 KeepKeysValues = Callable[[int, Tensor, Tensor], None]
-"""Callback that receives the number of a layer and its (S, D) keys and values."""
+"""Callback that receives a layer number and the layer's (S, D) keys and values."""
 
 
 def last_hidden_state(
@@ -57,9 +57,9 @@ def last_hidden_state(
 
 
 QUERY_BLOCK = 192
-"""Queries per block of causal attention. Larger blocks waste work above the diagonal, and smaller blocks make products slower."""
+"""Number of queries per block of causal attention. Larger blocks compute more masked scores, and smaller ones are slower."""
 FFN_ROWS = 512
-"""Number of rows for which the feed-forward network is computed at a time."""
+"""Number of rows that the feed-forward network processes at a time."""
 
 
 def _layer(
@@ -78,7 +78,7 @@ def _layer(
 
 
 def _cast_for(linear: nn.Module, x: Tensor) -> Tensor:
-    """Casts an input to the dtype of a packed linear layer, once for all layers that read it."""
+    """Casts an input to the dtype of a packed linear layer. Other layers that read the same input can share the result."""
     return x.to(linear.dtype) if isinstance(linear, PackedLinear | PackedPart) else x
 
 
@@ -117,8 +117,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int) -> Tens
         keys       0 ........... a .... b ......... S
         block a:b  [ no mask     | \ mask ] not computed
 
-    Scores and softmax are always float32. This function is used on processors that are not from Intel. torch's kernel is slower on
-    them, because it multiplies with MKL, which is half as fast as oneDNN there and no faster in bfloat16 than in float32.
+    Scores and softmax are always float32. This function is used on processors that are not from Intel. On those
+    processors, torch's kernel is slower, because its MKL products are half as fast as oneDNN's, and no faster in bfloat16 than in
+    float32.
 
     Args:
         q: (S, D), of any float dtype.

@@ -5,9 +5,9 @@
 Matrix products use one dtype. The residual stream, the norms and the output heads are float32. No operation
 synchronises with the device.
 
-Padded keys are hidden by marks instead of a mask. Every key and query gets `MARK_CHANNELS` additional channels. They are 1 in
-queries and 0 in visible keys. In a hidden key, the first of them is `HIDDEN`, so the key's softmax weight is exactly zero.
-Therefore, flash attention, which does not support masks, can be used for texts and prompts of different lengths.
+Padded keys are hidden by marks instead of a mask. Every key and query gets `MARK_CHANNELS` additional channels. The channels are
+1 in queries and 0 in visible keys. In a hidden key, the first additional channel is `HIDDEN`, so the key's softmax weight is
+exactly zero. Therefore, flash attention, which does not support masks, can be used for texts and prompts of different lengths.
 
 Source: transformers 5.17, `MusicgenDecoder.forward`.
 """
@@ -26,7 +26,7 @@ from transformers import MusicgenForCausalLM
 from musicgen_eval.models.transfers import upload
 
 HIDDEN = -30000.0
-"""Mark of a hidden key. It can be represented in float16, and after scaling it is still far below any attention score."""
+"""Mark of a hidden key. Float16 can represent this number, which is far below any attention score even after scaling."""
 MARK_CHANNELS = 8
 """Number of channels for the mark. Flash attention requires a head width that is a multiple of 8."""
 TEXT_LENGTH_MULTIPLE = 16
@@ -35,11 +35,11 @@ TEXT_LENGTH_MULTIPLE = 16
 
 @dataclass(frozen=True)
 class TextKeys:
-    """The keys and values of cross attention, for the first rows of a batch.
+    """The keys and values of cross attention for the rows of a batch that have a text, which come first.
 
     Attributes:
-        keys: (n, H, L, w) keys with marks per layer, where w is the width of a head with marks.
-        values: (n, H, L, w) values per layer.
+        keys: (n, H, L, w) keys of each layer, where w is the width of a head with marks.
+        values: (n, H, L, w) values of each layer.
     """
 
     keys: list[Tensor]
@@ -112,7 +112,7 @@ class FusedDecoder:
     Args:
         decoder: A transformers `MusicgenForCausalLM` in eval mode, on any device.
         dtype: Dtype of the matrix products.
-        in_place: Whether the linear layers of the decoder become views of the joined weights, so that the weights are stored once.
+        in_place: Whether to replace the weights of the decoder's linear layers with views of the joined weights, to save memory.
             The decoder's `forward` still works, under autocast if `dtype` is not the dtype of the embeddings.
 
     Attributes:
@@ -122,9 +122,9 @@ class FusedDecoder:
         marked_width: Width of a head with marks, w, which is a multiple of 8.
         scale: Factor of the attention scores.
         special_token: Id of the special token, V.
-        last_steps: Static steps of the last batch (`static_steps.py`), whose cache and graphs the next batch can use. They refer
-            to the decoder. Set this to None before deleting the decoder, because its memory is otherwise not freed until Python's
-            garbage collector runs.
+        last_steps: Static steps of the last batch (`static_steps.py`), whose cache and graphs the next batch can use. The
+            steps refer to the decoder. Before deleting the decoder, set this attribute to None. Otherwise, the memory is not freed
+            until Python's garbage collector runs.
         may_capture: Whether steps may be captured as CUDA graphs. False after a capture has failed.
     """
 
@@ -180,7 +180,7 @@ class FusedDecoder:
             states: (L_i, D) text states of each row, or None for the null condition.
 
         Returns:
-            The keys and values of these rows, padded and with marks, or None if no row has a text. A row without a text has one
+            The keys and values of all rows, padded and with marks, or None if no row has a text. A row without a text has one
             visible key, whose key and value are zero, because the projections have no bias.
         """
         texts = [state for state in states if state is not None]
@@ -207,13 +207,13 @@ class FusedDecoder:
     def hidden_states(
         self, steps: Tensor, texts: TextKeys | None = None, *, keep: Callable[[int, Tensor, Tensor], None] | None = None
     ) -> Tensor:
-        """Runs all layers over padded rows under teacher forcing.
+        """Runs all layers over padded rows, with teacher forcing.
 
         Args:
             steps: (R, K, S) int64 delayed codes, padded on the right. Attention is causal, so padding does not affect earlier
                 steps.
             texts: Keys and values for the first rows. The other rows have the null condition.
-            keep: Callback that receives the number of each layer and its (R, H, S, d) keys and values.
+            keep: Callback that receives each layer's number and its (R, H, S, d) keys and values.
 
         Returns:
             (R, S, D) float32 hidden states.

@@ -31,8 +31,8 @@ def pack_linears(decoder: nn.Module, dtype: torch.dtype = torch.float32, *, few_
         decoder: `MusicgenForCausalLM` or another decoder with `lm_heads`, in float32, on a CPU, in eval mode.
         dtype: Either float32, or bfloat16 with sums in float32. The residual stream has the dtype of the decoder's embeddings,
             which is float32 unless the decoder was cast.
-        few_rows: Whether the decoder will also be used with few rows, as in decoding steps. If not, float32 weights keep torch's
-            layout on processors on which MKL is faster (`has_fast_mkl`).
+        few_rows: Whether the decoder will also process few rows at a time, as in decoding steps. If not, float32
+            weights keep torch's layout on processors on which MKL is faster (`has_fast_mkl`).
 
     Returns:
         Whether the decoder is packed. If torch, the processor or the device does not support packing, the decoder is not
@@ -103,9 +103,9 @@ class PackedLinear(nn.Module):
     """An `nn.Linear` for inference, with a packed weight.
 
     Args:
-        linear: Linear layer on a CPU. Its parameters are copied.
-        dtype: Dtype of the weight and the result. Inputs are cast to it.
-        activation: Activation that is applied to the result.
+        linear: Linear layer on a CPU, whose parameters are copied.
+        dtype: Dtype of the weight and the result. Inputs are cast to this dtype.
+        activation: Activation to apply to the result.
         lay_out: Whether to pack the weight, as in `PackedMatrix`.
     """
 
@@ -132,7 +132,7 @@ class PackedPart(nn.Module):
     """A range of the outputs of a `PackedLinear`, for transformers' `forward`, which uses separate projections.
 
     Args:
-        whole: The linear layer. It is not registered as a submodule, because it belongs to another module.
+        whole: The linear layer, which is not registered as a submodule, because it belongs to a different module.
         start: Index of the first output.
         num: Number of outputs.
     """

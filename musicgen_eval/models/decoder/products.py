@@ -24,7 +24,7 @@ class Product(Protocol):
         """Computes the product, (R, D_in) -> (R, D_out), in the dtype of the weight."""
 
     def plus(self, x: Tensor, add: Tensor) -> Tensor:
-        """Returns the product of x (R, D_in) plus `add` (R, D_out), in float32. `add` is float32 and is not changed."""
+        """Returns `add` (R, D_out) plus the result of applying this product to x (R, D_in), in float32. `add` is not changed."""
 
 
 class PlainProduct:
@@ -33,8 +33,8 @@ class PlainProduct:
     Args:
         weight: (D_out, D_in).
         bias: (D_out,), or None.
-        activation: Activation that is applied to the result.
-        adds_in_product: Whether `plus` adds as part of the product. Requires float32, no bias and no activation.
+        activation: Activation to apply to the result.
+        adds_in_product: Whether `plus` adds `add` as part of the product, which requires float32, no bias and no activation.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ def product_of(module: nn.Module, dtype: torch.dtype, *, unpack: bool) -> Produc
 
     Args:
         module: A `PackedLinear` or a plain `nn.Linear`.
-        dtype: Dtype of the product of a plain layer.
+        dtype: Dtype of the product if the layer is plain.
         unpack: Whether packed float32 weights are unpacked.
     """
     if isinstance(module, PackedLinear):
@@ -119,7 +119,7 @@ class Norm:
 
 
 class Heads:
-    """All output heads, as one product in float32 if their weights can be joined.
+    """All output heads. If the weights of the heads can be joined, one float32 product computes all logits.
 
     Args:
         heads: One `PackedLinear` or `nn.Linear` per codebook, without a bias.

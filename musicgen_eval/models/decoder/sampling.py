@@ -1,8 +1,8 @@
-"""Draws codes from logits with given uniform random numbers.
+"""Draws codes from logits, using given uniform random numbers.
 
     logits --temperature, top_k, top_p--> probabilities, largest first --cumulative sum--> first code whose sum reaches u
 
-The same uniform number u and the same logits give the same code, on any device and in any batch.
+The same logits and the same uniform number u give the same code on any device and in any batch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Sampling(SamplingSettings):
 
 @takes_settings(positional=("logits", "uniforms"), without=("guidance_scale",))
 def draw_codes(logits: Tensor, uniforms: Tensor | None = None, *, sampling: Sampling) -> Tensor:
-    """Draws one code from each row of logits, by inversion of the cumulative distribution.
+    """Draws one code from each row of logits, by inverting the cumulative distribution.
 
     Args:
         logits: (..., V) float.
@@ -82,13 +82,13 @@ def _cumulative_sum(probabilities: Tensor) -> Tensor:
 def continuation_uniforms(
     num_codebooks: int, num_frames: int, *, seed: int, track: str, continuation: int = 0
 ) -> Tensor:
-    """Returns the uniform numbers for drawing one continuation. They depend only on the arguments, not on batch or device.
+    """Returns the uniform numbers for drawing one continuation. The numbers depend on the arguments only.
 
     The numbers of a longer continuation start with those of a shorter one.
 
     Args:
-        num_codebooks: K.
-        num_frames: T.
+        num_codebooks: Number of codebooks, K.
+        num_frames: Number of frames, T.
         seed: Seed of the run.
         track: Id of the track.
         continuation: Number of the continuation within its track, from 0.

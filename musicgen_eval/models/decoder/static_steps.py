@@ -4,8 +4,8 @@
 
 All values that change between steps are in tensors at fixed addresses: the step number, each row's position, keys and values, the
 columns, and the uniform numbers. Therefore, a step can be captured as a CUDA graph and replayed. Attention reads the cache up to a
-multiple of `BUCKET` keys, so there is one graph per bucket. Keys that have not been written are hidden by marks
-(`fused_decoder.py`). The first step of a bucket runs eagerly, which warms up its kernels. Then the step is captured.
+multiple of `BUCKET` keys, so there is one graph per bucket. Marks hide keys that have not been written
+(`fused_decoder.py`). The first step of a bucket runs eagerly, which warms up its kernels. The step is captured afterwards.
 
 If a capture fails, a warning is issued, and all further steps run eagerly with the same kernels.
 """
@@ -35,7 +35,7 @@ MAX_COMPILED = 1 << 16
 MIN_REPLAYS = 8
 """Minimum number of remaining steps in a bucket for which a capture saves time."""
 STEPS_AT_ONCE = 1 << 15
-"""Maximum number of prompt steps per pass, over all rows. This limits memory use."""
+"""Maximum number of prompt steps per pass, over all rows. A smaller number reduces memory use."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class StepSizes:
 
 
 def static_steps(decoder: FusedDecoder, sizes: StepSizes) -> StaticSteps:
-    """Returns the static steps of the last batch, with their graphs, if they have the same sizes. Otherwise, creates new ones."""
+    """Returns the static steps of the last batch, with their graphs, if the sizes are the same. Otherwise, creates new steps."""
     if decoder.last_steps is None or decoder.last_steps.sizes != sizes:
         decoder.last_steps = None  # frees the memory of the old cache before the new one is allocated
         decoder.last_steps = StaticSteps(decoder, sizes)
@@ -81,8 +81,8 @@ class CudaGraph:
 
     Args:
         device: Device of the tensors.
-        pool: Memory pool, which graphs may share if they are not replayed at the same time.
-        stream: Stream of the capture, which graphs of one pool share.
+        pool: Memory pool. Graphs may share a pool if they are not replayed at the same time.
+        stream: Stream of the capture. All graphs of one pool share a stream.
     """
 
     def __init__(self, device: torch.device, pool: Any, stream: Any) -> None:
@@ -97,7 +97,7 @@ class CudaGraph:
         """
         before = torch.cuda.current_stream(self._device)
         try:
-            # "thread_local" restricts only this thread. Others may still pin memory for the next batch.
+            # "thread_local" restricts only this thread. Other threads may still pin memory for the next batch.
             with (
                 torch.cuda.device(self._device),
                 torch.cuda.graph(self._graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
@@ -108,7 +108,7 @@ class CudaGraph:
             raise
 
     def replay(self) -> None:
-        """Runs the captured kernels again, on the tensors of the capture."""
+        """Runs the captured kernels again, on the same tensors."""
         self._graph.replay()
 
 
@@ -223,7 +223,7 @@ class StaticSteps:
         marks.masked_fill_(~is_written[None, :, None, :], HIDDEN)
 
     def _advance(self, num_keys: int, *, num_left: int) -> None:
-        """Runs one step, by replaying its graph if there is one. `num_left` further steps will read the same number of keys."""
+        """Runs one step, by replaying a graph if one exists. `num_left` further steps will read the same number of keys."""
         graph = self._graphs.get(num_keys)
         if graph is not None:
             graph.replay()

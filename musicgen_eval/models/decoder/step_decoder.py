@@ -31,9 +31,9 @@ from musicgen_eval.models.decoder.forward import last_hidden_state
 from musicgen_eval.models.decoder.products import Heads, Norm, joined_projections, product_of
 
 SMALL_STEP = 8_000_000
-"""Number of multiplications in a step below which one thread is fastest."""
+"""Minimum number of multiplications in a step for which several threads are faster than one."""
 SMALL_PRODUCT = 400_000
-"""Number of multiplications below which torch's product is faster than a packed one, which has an overhead of 20 us."""
+"""Minimum number of multiplications for which a packed product, which has an overhead of 20 us, is faster than torch's product."""
 FOLDED_WIDTH = 512
 """Maximum width of a decoder whose projections are folded into the keys and values of texts."""
 
@@ -42,8 +42,8 @@ class StepDecoder:
     """A decoder for a batch of rows, each of which continues its own prompt.
 
     Args:
-        decoder: A transformers `MusicgenForCausalLM` in eval mode, plain or packed. The weights of a plain decoder are cast to the
-            autocast dtype at construction, if autocast is enabled.
+        decoder: A transformers `MusicgenForCausalLM` in eval mode, plain or packed. If autocast is enabled at construction,
+            the weights of a plain decoder are cast to the autocast dtype.
         num_rows: Number of rows, R.
         num_steps: Length of the longest row (prompt and continuation), in steps.
         text_states: (L_i, D) text states of the first rows. The other rows have the null condition.
@@ -99,7 +99,7 @@ class StepDecoder:
         self.last_read[row] = last_hidden_state(self.decoder, input_ids, states, keep=keep)[-1]
 
     def begin(self, starts: Sequence[int]) -> None:
-        """Sets the position (R,) of step 0 in each row, which is the number of steps in its prompt."""
+        """Sets each row's position (R,) of step 0, which is the number of steps in the row's prompt."""
         self._positions = _RowPositions.of(starts)
 
     def step(self, input_ids: Tensor, number: int) -> Tensor:
@@ -137,9 +137,9 @@ class StepDecoder:
     def suitable_threads(self) -> int | None:
         """The number of threads for steps: one for small steps, and None (all threads) for larger ones.
 
-        In small steps, waking a thread takes longer than its work. With the demo model, a step of two rows took 0.9 ms on one
-        thread and 3.6 ms on two, and hundreds of milliseconds if the other core was busy. A step of sixteen rows took 2.5 ms on one
-        thread and 1.7 ms on two.
+        In small steps, waking a thread takes longer than the thread's work. With the demo model, a step of two rows took 0.9 ms on
+        one thread and 3.6 ms on two, and hundreds of milliseconds if the other core was busy. A step of sixteen rows took 2.5 ms on
+        one thread and 1.7 ms on two.
         """
         config = self.decoder.config
         width: int = config.hidden_size
@@ -184,7 +184,7 @@ class StepDecoder:
         if len(set(lengths)) > 1:
             mask = (torch.arange(max(lengths)) >= torch.tensor(lengths).unsqueeze(1)).unsqueeze(1)
         width = states.shape[-1]
-        # Folding requires unpacked projections, so it is faster only if they are small.
+        # Folding requires unpacked projections, so folding is faster only if the projections are small.
         is_folded = self.num_heads * states.shape[1] <= width <= FOLDED_WIDTH
         kind = FoldedCrossAttention if is_folded else ProjectedCrossAttention
         return [kind(layer.text_projections, states, self.num_heads, mask) for layer in self.layers]
@@ -195,8 +195,8 @@ class _RowPositions:
     """The position of step 0 in each row.
 
     Attributes:
-        starts: (R,) int64, the position in each row.
-        rows: (R,) int64, the numbers of the rows.
+        starts: (R,) int64 position of step 0 in each row.
+        rows: (R,) int64 row numbers.
         are_equal: Whether all rows have the same position.
         last: Largest position.
     """

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class WindowDraw:
-    """One window per row. Rows with a text come first.
+    """The decoder's input for one window per row. Rows with a text come first.
 
     Attributes:
         prompts: (B, K, S) int64 delayed ids, padded on the right.
@@ -19,7 +19,7 @@ class WindowDraw:
         columns: (B, K, C) int64 ids. Column c is fed at step start + c of the row. Entries that are not drawn are fed unchanged.
         is_drawn: (B, K, C) bool on the CPU, True for entries that are drawn.
         numbers: (B, K, C) uniform numbers, float32 in [0, 1). None at temperature 0.
-        is_idle: (B,) bool, True for rows that are complete. Codes that are drawn for them are not used.
+        is_idle: (B,) bool, True for rows that are complete. Codes drawn for these rows are not used.
     """
 
     prompts: Tensor
@@ -36,7 +36,7 @@ def guided(logits: Tensor, num_rows: int, guidance_scale: float) -> Tensor:
     Args:
         logits: (R, K, V), changed in place. Rows from `num_rows` on repeat the first rows without their text.
         num_rows: Number of rows, B.
-        guidance_scale: Scale of the guidance. 1 returns the logits with the text.
+        guidance_scale: Scale of the guidance. If it is 1, the logits with the text are returned.
 
     Returns:
         (B, K, V) guided logits.
