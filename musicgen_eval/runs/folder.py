@@ -1,10 +1,12 @@
-"""The run folder, which contains the files of one run, from its first start to its result.
+"""The run folder, which contains all files of one run.
 
-    runs/<name>/ config.yaml  run.json  journal/                                           from the first start on
+    runs/<name>/ config.yaml  run.json  journal/                                           from the first session on
                  summary.json  tracks.csv  windows.csv  (nll.safetensors)  (wandb/)  (audio/)
 
-An empty folder receives a new run. If a folder contains an unfinished run, the run is resumed. If it contains a finished run, the
-folder is only read. Only one process at a time can claim a folder.
+A *session* is one launch of a run, from start or resume to its end. A run has several sessions if it is interrupted and resumed.
+
+An empty folder receives a new run. If a folder contains an unfinished run, the run is resumed. If a folder contains a finished
+run, the folder is only read. Only one run at a time can claim a folder.
 """
 
 from __future__ import annotations
