@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 LOCK = ".musicgen_eval.lock"
-"""Name of the lock file. If a process is killed, the file remains, and marks the folder as one of this package."""
+"""Name of the lock file. If a process is killed, its lock file remains, and shows that the folder belongs to this package."""
 _locked_here: set[Path] = set()
 """Folders that this process has locked."""
 
@@ -17,9 +17,9 @@ _locked_here: set[Path] = set()
 class FolderLock:
     """A POSIX lock on a folder.
 
-    The lock ends with the process, however the process ends, and forked workers do not inherit it. The lock does not exclude the
-    process that has taken it, and it would end if this process opened and closed the file again. Therefore, `_locked_here` records
-    the folders that this process has locked.
+    The lock ends with the process, however the process ends, and forked workers do not inherit the lock. The lock does not keep
+    the process that holds it from locking the folder again, and the lock would end if this process opened and closed the lock file
+    again. Therefore, `_locked_here` records the folders that this process has locked.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class FolderLock:
 
     @property
     def is_taken(self) -> bool:
-        """True between `take` and `release`."""
+        """True if this object holds the lock, that is, between `take` and `release`."""
         return self._file is not None
 
     def take(self, folder: Path) -> None:
@@ -61,7 +61,7 @@ class FolderLock:
         """Releases the lock.
 
         Args:
-            keep_file: Whether to keep the lock file, which marks the folder as one of this package.
+            keep_file: Whether to keep the lock file, which shows that the folder belongs to this package.
         """
         assert self._folder is not None
         assert self._file is not None
