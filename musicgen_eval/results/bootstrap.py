@@ -9,7 +9,7 @@ from torch import Tensor
 NUM_RESAMPLES = 2000
 SEED = 20240
 CONFIDENCE = 0.95
-MAX_WEIGHTS = 1 << 22  # weights in memory at once: 32 MB
+MAX_WEIGHTS = 1 << 22  # number of weights in memory at once: 32 MB
 
 
 def bootstrap_sums(per_track: Tensor, *, num_resamples: int = NUM_RESAMPLES, seed: int = SEED) -> Tensor:

@@ -32,7 +32,7 @@ def read_continuations(
 
     Args:
         folder: Run folder.
-        is_finished: Whether the run is finished. If not, incomplete rows are skipped, because a killed process can leave them.
+        is_finished: Whether the run is finished. If not, incomplete rows, which a killed process can leave behind, are skipped.
         is_expected: Whether a missing table is an error.
         remedy: Advice for a missing or damaged table, added to the error message.
 
@@ -42,7 +42,7 @@ def read_continuations(
     tables = sorted((_start_and_rank(table), table) for table in folder.glob("continuations*.csv"))
     places = [table for start_and_rank, table in tables if start_and_rank is not None]
     if is_expected and not places:
-        places = [folder / "continuations.csv"]  # reading it raises the error
+        places = [folder / "continuations.csv"]  # reading this missing table raises the error
     by_path: dict[Path, StoredContinuation] = {}
     for place in places:
         table = read_table(

@@ -19,7 +19,7 @@ from musicgen_eval.errors import RunError
 from musicgen_eval.files.atomic import atomic_file, sync_folder
 from musicgen_eval.files.redaction import redact, redact_rows, redact_tree
 
-if TYPE_CHECKING:  # a wrong run folder is reported without importing torch
+if TYPE_CHECKING:  # an error for a wrong run folder needs no import of torch
     from torch import Tensor
 
     from musicgen_eval.results.summary import EvaluationResult
@@ -29,7 +29,7 @@ def write_result(folder: Path, result: EvaluationResult) -> list[Path]:
     """Writes all files of a result.
 
     Args:
-        folder: Existing folder.
+        folder: Path of the run folder, which must exist.
         result: Result to write.
 
     Returns:
@@ -41,7 +41,7 @@ def write_result(folder: Path, result: EvaluationResult) -> list[Path]:
     metric_keys = [(name, key) for name, values in result.metrics.items() for key in values]
     names = ["summary.json", "tracks.csv", "windows.csv", *(["nll.safetensors"] if result.nll else [])]
     try:
-        with ExitStack() as files:  # renames the files in reverse order
+        with ExitStack() as files:  # at the end, renames the files in reverse order
             summary_file = files.enter_context(atomic_file(folder / "summary.json"))
             tracks_file = files.enter_context(atomic_file(folder / "tracks.csv"))
             windows_file = files.enter_context(atomic_file(folder / "windows.csv"))

@@ -116,12 +116,12 @@ class Measurements:
             )
 
     def has_tensor(self, place: int, name: str) -> bool:
-        """Returns True if the window at this place has a tensor of this name."""
+        """Returns True if the window at `place` has a tensor called `name`."""
         kept = self._with_tensors.get(place)
         return kept is not None and name in kept.tensors
 
     def tensor(self, place: int, name: str) -> Tensor:
-        """Returns a tensor of the window at this place, reading it from the journal if necessary."""
+        """Returns the tensor called `name` of the window at `place`. If necessary, reads the tensor from the journal."""
         kept = self._with_tensors[place]
         return kept.read()[1][name] if isinstance(kept, SideFileRef) else kept.tensors[name]
 

@@ -81,7 +81,7 @@ class JournalStore:
     """Stores window records in a journal. The records are kept when the process ends.
 
     Args:
-        folder: Existing folder of the journal.
+        folder: Folder of the journal, which must exist.
         plan: Plan of the run.
         metrics: Metrics by name.
         batch_size: Number of windows per batch.
@@ -119,7 +119,7 @@ class JournalStore:
             RunError: If the journal cannot be written. Batches that were stored before are kept.
         """
         if not records:
-            return  # this rank has fewer batches than others
+            return  # this rank has fewer batches than other ranks
         if self._writer is None:
             start, rank = self._place
             layouts = {name: layout_of(metric) for name, metric in self.metrics.items()}

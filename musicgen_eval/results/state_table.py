@@ -41,8 +41,8 @@ class StateTable:
         self._is_flat = len(self.layout) == len(state_defaults(metric))
         self._places = array("q")
         self._columns = {name: array("d" if _is_float(shape) else "q") for name, shape in self.layout.items()}
-        self._kept: dict[int, State] = {}  # entry -> state that does not fit the columns
-        self._removals: set[int] = set()  # entries that remove the state of their place
+        self._kept: dict[int, State] = {}  # entry -> state that cannot be stored in the columns
+        self._removals: set[int] = set()  # entries that remove the state of a place
         self._sorted: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:

@@ -165,7 +165,7 @@ def window_of(row: Row) -> StoredWindow:
 
 
 def continuation_of(folder: Path, row: Row) -> StoredContinuation:
-    """Converts a row of continuations.csv to a record, with absolute paths below the run folder."""
+    """Converts a row of continuations.csv to a record. `folder` is the run folder, to which the paths in the row are relative."""
 
     def file(name: str) -> Path | None:
         return folder / row.texts[name] if row.texts.get(name) else None

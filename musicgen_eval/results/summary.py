@@ -187,7 +187,7 @@ class _WindowResults(_Rows[WindowResult]):
 
 
 class _Curves(Mapping[str, Tensor]):
-    """The nll of whole tracks, assembled from their windows on access."""
+    """Track id -> nll of the whole track, assembled from the track's windows on access."""
 
     def __init__(self, measured: Measurements, places: Mapping[str, tuple[int, range]], spec: CodecSpec) -> None:
         self._measured, self._places, self._spec = measured, places, spec

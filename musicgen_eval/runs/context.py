@@ -26,7 +26,7 @@ from musicgen_eval.runs.continuation_audio import ContinuationSink
 
 @dataclass(frozen=True)
 class RunConstants:
-    """Values that must be the same in all sessions of a run. The first session of the run sets them.
+    """Values that are shared by all sessions of a run. The first session of the run sets `threads` and `arithmetic`.
 
     Attributes:
         threads: Number of CPU threads for generating codes and decoding audio in predict. None means not determined yet.
@@ -49,8 +49,8 @@ class RunContext:
         store: Store of this process's window records.
         totals: Running totals of this process, for progress displays.
         measured: Batches that were measured in earlier sessions of the run.
-        constants: Values that must be the same in all sessions of the run.
-        sink: Object that stores the continuations in predict. None means that their audio is kept in memory.
+        constants: Values that are shared by all sessions of the run.
+        sink: Object that stores the continuations in predict. None means that the audio of continuations is kept in memory.
     """
 
     plan: Plan

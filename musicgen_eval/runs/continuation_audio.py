@@ -18,7 +18,7 @@ PIECE_S = 20
 
 
 class ContinuationSink(Protocol):
-    """Stores continuations as they are generated."""
+    """An object that stores continuations as they are generated."""
 
     def write(self, continuation: Continuation, audio: AudioPieces) -> Continuation:
         """Stores a continuation. Returns a copy with the paths of its files. `audio.generated` can be iterated over only once."""
@@ -84,7 +84,7 @@ class AudioPieces:
 
 
 def split_pieces(pieces: Iterator[Tensor], num_samples: int) -> tuple[Tensor, Iterator[Tensor]]:
-    """Splits a stream of (C, n) pieces into a tensor of the first (C, num_samples) samples and a stream of the other samples."""
+    """Splits a stream of (C, n) pieces into a (C, num_samples) tensor of its first samples and a stream of the remaining pieces."""
     first: list[Tensor] = []
     missing, rest = num_samples, None
     while missing > 0:

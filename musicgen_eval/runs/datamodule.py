@@ -102,7 +102,7 @@ class WindowDataModule(L.LightningDataModule):
     def _plan_for(self, stage: str) -> Plan:
         assert self.trainer is not None
         evaluation = _evaluation(self.trainer)
-        evaluation.prepare("continue" if stage == "predict" else "score")  # before any audio is opened
+        evaluation.prepare("continue" if stage == "predict" else "score")  # checks settings before any audio is opened
         provider = context_provider(self.trainer)
         index_path, retry_failures = provider.index_path, provider.retry_failures
         opening = Opening(

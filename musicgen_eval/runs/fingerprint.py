@@ -119,7 +119,7 @@ def _samples(file: BinaryIO, num_bytes: int) -> Iterator[bytes]:
     try:
         spans = [entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"]
     except (ValueError, TypeError, KeyError, AttributeError):
-        return  # the file is damaged; loading it raises the error
+        return  # the file is damaged; loading the model raises the error
     for start, stop in spans:
         spare = max(0, stop - start - SAMPLE_BYTES)
         for position in sorted({start + spare * part // (NUM_SAMPLES - 1) for part in range(NUM_SAMPLES)}):
@@ -136,7 +136,7 @@ def _code(kind: type) -> str | None:
     third_party = [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in _VERSIONED]
     try:
         source = "".join(inspect.getsource(base) for base in third_party)
-    except (OSError, TypeError):  # defined in an interactive session
+    except (OSError, TypeError):  # the class was defined in an interactive interpreter
         return None
     return sha256(source.encode("utf-8", "surrogatepass")).hexdigest()[:16] if third_party else None
 

@@ -32,7 +32,7 @@ from musicgen_eval.runs.folder_lock import LOCK, FolderLock
 
 FolderState = Literal["new", "unfinished", "finished"]
 KEEP_AFTER_S = 60.0
-"""If a run ends before its first batch, its index is kept if the run took at least this long, for example to open files."""
+"""If a run takes at least this many seconds, the index of the source's audio files is kept even if no batch was measured."""
 _FILES_OF_A_START = frozenset({"config.yaml", "run.json", "journal", "wandb"})
 """Files and folders that a run can leave behind if it is killed before its first batch."""
 
@@ -150,12 +150,13 @@ class RunFolder:
     def remove_if_empty(self) -> None:
         """Unlocks the folder, and restores it to its state before `claim`.
 
-        This method must be called only if the run ended before its first batch. An index that took long to create is kept.
+        This method must be called only if the run ended before its first batch. If it took long to create the index of the source's
+        audio files, the index is kept.
         """
         if not self._lock.is_taken:
             return
         if self.index.exists() and monotonic() - self._claimed_at > KEEP_AFTER_S:
-            self._lock.release(keep_file=True)  # marks the index as a file of this package
+            self._lock.release(keep_file=True)  # the lock file shows that the index belongs to this package
             return
         if self.state == "new":
             for name in {"journal", "wandb"} - self._found:
@@ -171,7 +172,7 @@ class RunFolder:
                 return
 
     def _claim(self) -> list[str]:
-        """Creates the folder, and locks it unless it contains foreign files. Returns the names of the foreign files."""
+        """Creates the folder and locks it unless it contains files that do not belong to a run. Returns their names."""
         self._make()
         found = {entry.name for entry in self.path.iterdir()}
         self.begun_with = str(self.run.get("command", ""))
@@ -210,7 +211,7 @@ class RunFolder:
 
 
 def _foreign(found: set[str]) -> set[str]:
-    """Returns the names of the foreign files in a folder without a run, excluding files left behind by a killed session."""
+    """Returns the names of the files in a folder without a run, excluding files left behind by a killed session."""
     if LOCK not in found:
         return found
     return {name for name in found - _FILES_OF_A_START - {LOCK} if not is_leftover(name)}

@@ -1,4 +1,4 @@
-"""A lock that allows only one process at a time to use a run folder."""
+"""A lock that allows only one run at a time to use a run folder."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class FolderLock:
         file = (folder / LOCK).open("ab")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except PermissionError:  # on some file systems this means that the file is locked
+        except PermissionError:  # on some file systems, this error means that the file is locked
             file.close()
             raise BlockingIOError from None
         except OSError:
             file.close()
             raise
-        if not _is_same_file(file, folder / LOCK):  # another process had locked the file, and has removed it
+        if not _is_same_file(file, folder / LOCK):  # another process held the lock until now, and has removed the file
             file.close()
             self.take(folder)
             return
@@ -66,7 +66,7 @@ class FolderLock:
         assert self._folder is not None
         assert self._file is not None
         if not keep_file:
-            with suppress(OSError):  # the folder may have become read-only; the lock ends nevertheless
+            with suppress(OSError):  # the folder may have become read-only; the lock still ends
                 (self._folder / LOCK).unlink()
         self._file.close()
         _locked_here.discard(self._folder)

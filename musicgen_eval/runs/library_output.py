@@ -15,7 +15,7 @@ QUIET_LOGGERS = (
 IGNORED_WARNINGS = (
     ".*does not have many workers.*",
     ".*LeafSpec.*",
-    ".*custom batch sampler.*",  # our batch sampler returns every index
+    ".*custom batch sampler.*",  # the batch sampler of this package returns every index
     ".*args parameter is intended.*",  # with --resume, the arguments are built by the command
 )
 

@@ -368,8 +368,8 @@ class MusicGenEvaluation(L.LightningModule):
                 act()
         except EvaluationError as error:
             if self.trainer.world_size == 1 or shares_model(self.trainer):
-                raise  # a process that shares the model with this one would wait for it in the next layer
-            self._stopped = str(error)  # the other ranks wait for this one until the end
+                raise  # a process that shares the model with this process would wait for it in the next layer
+            self._stopped = str(error)  # this rank must continue, because the other ranks wait for it at the end
 
     def _measure(self, batch: Batch) -> None:
         """Runs the step on a batch, and stores the batch's records. If the batch is empty, does nothing."""

@@ -78,5 +78,5 @@ def _continuation_recipe(
         "threads": threads,
     }
     if machine["device"] == "cpu":
-        del recipe["kernels"]  # a CPU ignores them
+        del recipe["kernels"]  # this setting has no effect on a CPU
     return recipe

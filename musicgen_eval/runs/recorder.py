@@ -181,7 +181,7 @@ class RunRecorder(ContextProvider):
         assert plan is not None
         store = JournalStore(
             start.path
-            / folder.journal.name,  # absolute, because nll is read later, perhaps from another working directory
+            / folder.journal.name,  # absolute, because nll may be read after the working directory has changed
             plan,
             module.bank.metrics,
             batch_size=batch_size,
@@ -217,7 +217,7 @@ class RunRecorder(ContextProvider):
         if self.finds_result:
             self._say(f"{folder.path} contains a finished run; its result follows")
             if (folder.path / "summary.json").read_text(encoding="utf-8") != to_json(summary(result)):
-                self.files = write_result(folder.path, result)  # summary.json is damaged, or older than the journal
+                self.files = write_result(folder.path, result)  # summary.json is damaged or outdated
             if self._continuation_folder is not None:
                 self.continuations = read_table(folder.path / "continuations.csv")
         else:

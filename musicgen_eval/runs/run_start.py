@@ -36,7 +36,7 @@ class RunStart:
         path: Absolute path of the run folder.
         number: Number of this session of the run, from 0.
         measured: Batches that were measured in earlier sessions of the run.
-        constants: Values that must be the same in all sessions of the run.
+        constants: Values that are shared by all sessions of the run.
         machine: Device and library versions of rank 0.
     """
 
@@ -122,9 +122,9 @@ def _discard_incomplete(
     audio: AudioSettings,
     say: Callable[[str], None],
 ) -> None:
-    """Deletes incomplete audio files, and removes any batches whose audio files are missing from `measured`.
+    """Deletes incomplete audio files, and removes from `measured` any batches whose audio files are missing.
 
-    Also reports the notes on the journal, and how many windows are already measured.
+    The function also prints the notes on the journal and the number of windows that are already measured.
     """
     for note in measured.notes:
         say(f"journal: {note}")

@@ -217,7 +217,7 @@ def _trainer(
             with dead_workers_explained(), out_of_memory_explained(data.settings.batch_size, "moving data to it"):
                 yield trainer
         except SystemExit as stopped:
-            if isinstance(stopped.__context__, KeyboardInterrupt):  # Lightning would end a notebook with it
+            if isinstance(stopped.__context__, KeyboardInterrupt):  # Lightning's SystemExit would end a notebook
                 raise KeyboardInterrupt from stopped
             raise
 

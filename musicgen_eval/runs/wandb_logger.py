@@ -22,7 +22,7 @@ STAGING = "WANDB_DATA_DIR"
 QUIET = {
     "WANDB_SILENT": "true",
     "WANDB_ERROR_REPORTING": "false",
-}  # error reporting would wait for a dead server at exit
+}  # at exit, error reporting would wait for an unreachable server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class DispensableWandbLogger(LateWandbLogger):
             mode=settings.mode,  # Lightning's argument `offline` would change the environment permanently
             log_model=False,
         )
-        self.init_arguments.pop("anonymous", None)  # W&B warns about it, even if it is None
+        self.init_arguments.pop("anonymous", None)  # W&B warns about this argument, even if its value is None
         self.is_off = False
         self._settings = settings
         self._has_begun = False
@@ -116,7 +116,7 @@ class DispensableWandbLogger(LateWandbLogger):
             run_id: Id of the W&B run. All sessions of the evaluation use the same id.
             is_resumed: Whether the id was used in an earlier session. If not, the server does not look for an existing W&B run.
         """
-        staging = (run_dir / "wandb").absolute()  # media are stored there until they are sent
+        staging = (run_dir / "wandb").absolute()  # media files are stored in this folder until they are sent
         variables = {STAGING: str(staging), **{name: value for name, value in QUIET.items() if name not in os.environ}}
         os.environ.update(variables)
         self._variables = list(variables)

@@ -48,7 +48,7 @@ class JournalReader:
                 self.notes.append(f"{path.name}: skipped, because {path.stem}.jsonl is missing")
 
     def _files(self) -> list[tuple[int, int, Path]]:
-        """Returns (start, rank, path) of each journal file, sorted. Files with other names are ignored."""
+        """Returns the sorted (session, rank, path) of each journal file. Files with other names are ignored."""
         found = [(path, _FILE.fullmatch(path.name)) for path in self.folder.glob("*")]
         return sorted((int(match[1]), int(match[2]), path) for path, match in found if match is not None)
 

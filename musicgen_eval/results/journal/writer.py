@@ -30,7 +30,7 @@ class JournalWriter:
     """Appends the batches of one process to a journal.
 
     Args:
-        folder: Existing folder of the journal.
+        folder: Folder of the journal, which must exist.
         start: Number of this session of the run, from 0.
         rank: Rank of this process.
         layouts: Metric name -> layout of the metric states that are stored in rows.

@@ -1,4 +1,4 @@
-"""Explains the errors of a DataLoader whose worker process has died."""
+"""Explains the errors that occur if a worker process of a DataLoader dies."""
 
 from __future__ import annotations
 

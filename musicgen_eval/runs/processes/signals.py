@@ -62,7 +62,7 @@ class StopAfterBatch(L.Callback):
             yield
             return
         if self._parent is not None:
-            self._begin_watching()  # as early as possible, because a connection to a dead rank 0 takes long to fail
+            self._begin_watching()  # as early as possible, because it takes long until a connection to a dead rank 0 fails
         else:
             os.environ[RANK_0] = str(os.getpid())
         previous = {number: signal.getsignal(number) for number in SIGNALS}
@@ -76,7 +76,7 @@ class StopAfterBatch(L.Callback):
                 del os.environ[RANK_0]
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """From now on, defers stops to the end of the current batch, and watches the other processes on this machine."""
+        """Starts deferring stops to the end of the current batch, and starts watching the other processes on this machine."""
         self._is_measuring = True
         self._processes = launched_processes(trainer.strategy)
         if threading.current_thread() is threading.main_thread():
@@ -175,7 +175,9 @@ class StopAfterBatch(L.Callback):
             if self.requested_by is None and any(status == 0 for _, status in statuses):
                 time.sleep(CHECK_INTERVAL_S)
                 if not ended.is_set():
-                    self.requested_by = signal.SIGTERM  # only one process has received the signal
+                    self.requested_by = (
+                        signal.SIGTERM
+                    )  # another process stopped after a signal that this process did not receive
 
 
 def was_launched() -> bool:

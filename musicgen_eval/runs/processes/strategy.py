@@ -39,7 +39,7 @@ def shares_model(trainer: L.Trainer) -> bool:
 
 
 def keeps_records(trainer: L.Trainer) -> bool:
-    """Returns True if this process stores records: it is the first of the processes that share a model, or does not share one."""
+    """Returns True if this process stores window records. Among processes that share a model, only the first one does."""
     strategy = trainer.strategy
     return (
         not isinstance(strategy, ModelParallelStrategy) or strategy.device_mesh["tensor_parallel"].get_local_rank() == 0
