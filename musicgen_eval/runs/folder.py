@@ -172,7 +172,7 @@ class RunFolder:
                 return
 
     def _claim(self) -> list[str]:
-        """Creates the folder and locks it unless it contains files that do not belong to a run. Returns their names."""
+        """Creates the folder and locks it unless it contains files that do not belong to a run. Returns the names of such files."""
         self._make()
         found = {entry.name for entry in self.path.iterdir()}
         self.begun_with = str(self.run.get("command", ""))

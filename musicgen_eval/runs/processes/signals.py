@@ -175,9 +175,7 @@ class StopAfterBatch(L.Callback):
             if self.requested_by is None and any(status == 0 for _, status in statuses):
                 time.sleep(CHECK_INTERVAL_S)
                 if not ended.is_set():
-                    self.requested_by = (
-                        signal.SIGTERM
-                    )  # another process stopped after a signal that this process did not receive
+                    self.requested_by = signal.SIGTERM  # only another process has received the signal
 
 
 def was_launched() -> bool:
