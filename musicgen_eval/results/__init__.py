@@ -1,1 +1,1 @@
-"""Turns window records into numbers with intervals, files and tables."""
+"""Turns window records into metric values with confidence intervals, result files and printed tables."""

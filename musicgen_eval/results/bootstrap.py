@@ -9,14 +9,14 @@ from torch import Tensor
 NUM_RESAMPLES = 2000
 SEED = 20240
 CONFIDENCE = 0.95
-MAX_WEIGHTS = 1 << 22  # weights in memory at once: 32 MB
+MAX_WEIGHTS = 1 << 22  # number of weights in memory at once: 32 MB
 
 
 def bootstrap_sums(per_track: Tensor, *, num_resamples: int = NUM_RESAMPLES, seed: int = SEED) -> Tensor:
-    """Returns the sums over tracks for each bootstrap resample, computed as matrix products.
+    """Returns the column sums of `per_track` for each bootstrap resample of the tracks, computed as matrix products.
 
     Args:
-        per_track: (N, D) float64, one row per track. Integers stay exact if their sums are below 2^53.
+        per_track: (N, D) float64, one row per track. Sums of integers are exact if they are below 2^53.
         num_resamples: Number of resamples R.
         seed: Seed of the random generator. The same seed and N give the same resamples.
 
@@ -31,7 +31,7 @@ def bootstrap_sums(per_track: Tensor, *, num_resamples: int = NUM_RESAMPLES, see
 
 
 def percentile_interval(values: Tensor, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Returns the limits of the central `confidence` share of (R,) values, ignoring NaN.
+    """Returns the limits of the interval that contains the central `confidence` share of (R,) values, ignoring NaN.
 
     Both limits are NaN if all values are NaN.
 
@@ -47,7 +47,7 @@ def percentile_interval(values: Tensor, *, confidence: float = CONFIDENCE) -> tu
 
 
 def _weights(num_tracks: int, num_resamples: int, draws: np.random.Generator) -> Iterator[Tensor]:
-    """Yields the draw counts of all tracks as (r, N) float64 blocks of at most `MAX_WEIGHTS` numbers, to bound memory."""
+    """Yields how often each resample draws each track, as (r, N) float64 blocks of at most `MAX_WEIGHTS` numbers."""
     rows = max(1, min(num_resamples, MAX_WEIGHTS // num_tracks))
     share = np.full(num_tracks, 1 / num_tracks)
     for first in range(0, num_resamples, rows):

@@ -1,7 +1,9 @@
-"""Reads the continuations of a run from the tables that its starts and processes wrote.
+"""Reads the continuations of a run from the tables that the run's sessions and processes wrote.
 
-continuations.csv          first start, rank 0; all continuations once the run is finished
-continuations.2.1.csv      start 2, rank 1
+    continuations.csv          session 0, rank 0; all continuations once the run is finished
+    continuations.2.1.csv      session 2, rank 1
+
+The tables are read in the order of sessions and ranks.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ _CONTINUATION_TABLE = re.compile(r"continuations(?:\.(\d+)\.(\d+))?\.csv")
 def read_continuations(
     folder: Path, *, is_finished: bool, is_expected: bool = False, remedy: str
 ) -> Sequence[StoredContinuation]:
-    """Reads the tables of all starts and processes. If a continuation was written twice, the later row counts.
+    """Reads the tables of all sessions and processes. If several rows describe the same continuation, the last row counts.
 
     Args:
         folder: Run folder.
-        is_finished: Whether the run is finished. If not, incomplete rows are skipped, because a killed process can leave them.
+        is_finished: Whether the run is finished. If not, incomplete rows, which a killed process can leave behind, are skipped.
         is_expected: Whether a missing table is an error.
         remedy: Advice for a missing or damaged table, added to the error message.
 
@@ -40,7 +42,7 @@ def read_continuations(
     tables = sorted((_start_and_rank(table), table) for table in folder.glob("continuations*.csv"))
     places = [table for start_and_rank, table in tables if start_and_rank is not None]
     if is_expected and not places:
-        places = [folder / "continuations.csv"]  # reading it raises the error
+        places = [folder / "continuations.csv"]  # reading this missing table raises the error
     by_path: dict[Path, StoredContinuation] = {}
     for place in places:
         table = read_table(
@@ -59,6 +61,6 @@ def read_continuations(
 
 
 def _start_and_rank(table: Path) -> tuple[int, int] | None:
-    """Returns the start and the rank of the process that wrote a table, or None if the file is not a table of continuations."""
+    """Returns the session and the rank that wrote a continuation table, or None if the file is not a continuation table."""
     match = _CONTINUATION_TABLE.fullmatch(table.name)
     return None if match is None else (int(match[1] or 0), int(match[2] or 0))

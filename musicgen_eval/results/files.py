@@ -1,6 +1,6 @@
-"""Writes the files of a result: summary.json, tracks.csv, windows.csv and nll.safetensors.
+"""Writes the result files of a run: summary.json, tracks.csv, windows.csv and nll.safetensors.
 
-Once all files are complete, they are renamed to their final names, summary.json last.
+Each file is written under a temporary name. Once all files are complete, they get their final names, summary.json last.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from musicgen_eval.errors import RunError
 from musicgen_eval.files.atomic import atomic_file, sync_folder
 from musicgen_eval.files.redaction import redact, redact_rows, redact_tree
 
-if TYPE_CHECKING:  # a wrong run folder is reported without importing torch
+if TYPE_CHECKING:  # an error for a wrong run folder needs no import of torch
     from torch import Tensor
 
     from musicgen_eval.results.summary import EvaluationResult
@@ -29,19 +29,19 @@ def write_result(folder: Path, result: EvaluationResult) -> list[Path]:
     """Writes all files of a result.
 
     Args:
-        folder: Existing folder.
+        folder: Path of the run folder, which must exist.
         result: Result to write.
 
     Returns:
         Paths of the files, summary.json first.
 
     Raises:
-        RunError: If a file cannot be written. All result files are then removed.
+        RunError: If a file cannot be written. In that case, all result files are removed.
     """
     metric_keys = [(name, key) for name, values in result.metrics.items() for key in values]
     names = ["summary.json", "tracks.csv", "windows.csv", *(["nll.safetensors"] if result.nll else [])]
     try:
-        with ExitStack() as files:  # renames the files in reverse order
+        with ExitStack() as files:  # at the end, renames the files in reverse order
             summary_file = files.enter_context(atomic_file(folder / "summary.json"))
             tracks_file = files.enter_context(atomic_file(folder / "tracks.csv"))
             windows_file = files.enter_context(atomic_file(folder / "windows.csv"))
@@ -117,14 +117,14 @@ def _write_csv(file: TextIO, rows: Iterable[Sequence[Any]]) -> None:
 
 
 def cells(row: Iterable[Any]) -> list[Any]:
-    """Escapes carriage returns in a row. `csv.writer` would not quote them, and readers would end the row there."""
+    """Escapes carriage returns in a row. `csv.writer` would not quote a carriage return, and readers would end the row at it."""
     return [cell.replace("\r", "\\r") if isinstance(cell, str) else cell for cell in row]
 
 
 def _write_curves(file: BinaryIO, curves: Mapping[str, Tensor]) -> None:
-    """Writes float32 curves to a safetensors file, with one curve in memory at a time.
+    """Writes the nll curves of tracks to a safetensors file as float32, with one curve in memory at a time.
 
-    Source: file format of safetensors 0.6 (length of the header, JSON header, tensors).
+    Source: file format of safetensors 0.6 (header length, JSON header, tensors).
     """
     header: dict[str, Any] = {}
     at = 0

@@ -1,8 +1,10 @@
 """Collects the window records of a run in canonical (track, window) order.
 
-records in memory --+                               +--> one StateTable per metric
-+--> place in canonical order --+--> failures
-rows of a journal --+                               +--> tensors, read from the journal on access
+    records in memory --+                               +--> one StateTable per metric
+                        +--> place in canonical order --+--> failures
+    rows of a journal --+                               +--> tensors
+
+If the records come from a journal, each tensor is read from the journal on access.
 """
 
 from __future__ import annotations
@@ -28,11 +30,11 @@ class WindowRecord:
 
     Attributes:
         row: Row of the window in the plan.
-        track_row: Row of its track in the plan.
-        states: Metric name -> state, for the metrics that were updated on this window. Empty if the window failed.
+        track_row: Row of the window's track in the plan.
+        states: Metric name -> metric state, for the metrics that were updated with this window. Empty if the window failed.
         failure: Reason for the failure. None means that the window was measured.
-        tensors: Further tensors: `nll`, (K, T) float32 nats of the whole window, NaN for codes that were not scored; `codes`,
-            (K, T) int16 or int32, of a continuation.
+        tensors: Name -> further tensor. `nll` is (K, T) float32 nats of the whole window, NaN for codes that were not scored.
+            `codes` is (K, T) int16 or int32 codes of a continuation.
     """
 
     row: int
@@ -43,7 +45,7 @@ class WindowRecord:
 
 
 class Measurements:
-    """The states, failures and tensors of all windows of a plan.
+    """The metric states, failures and further tensors of all windows of a plan.
 
     Args:
         plan: Plan of the run.
@@ -66,7 +68,7 @@ class Measurements:
         self._with_tensors: dict[int, WindowRecord | SideFileRef] = {}
 
     def add(self, records: Iterable[WindowRecord]) -> None:
-        """Adds window records. Each window must occur once."""
+        """Adds window records. Each window must be added exactly once."""
         for record in records:
             place = self._place(record.row, record.failure)
             for name, table in self.tables.items():
@@ -76,11 +78,11 @@ class Measurements:
                 self._with_tensors[place] = record
 
     def add_batch(self, plan_rows: Sequence[int], rows: Sequence[JournalRow]) -> None:
-        """Adds a batch from a journal, and replaces any earlier measurement of the same batch.
+        """Adds a batch from a journal. If the same batch was added before, its previous measurement is replaced.
 
         Args:
-            plan_rows: Rows of the batch's windows in the plan.
-            rows: Journal rows of the same windows, in the same order.
+            plan_rows: Plan row of each window of the batch.
+            rows: Journal row of each window, in the same order.
         """
         for plan_row, row in zip(plan_rows, rows, strict=True):
             assert row.window == self.plan.windows.index[plan_row], "the key of a batch must identify its windows"
@@ -104,7 +106,7 @@ class Measurements:
         """Checks that every window of the plan has exactly one record.
 
         Raises:
-            RunError: If any window has no record, or several.
+            RunError: If any window does not have exactly one record.
         """
         missing, repeated = int((self._times == 0).sum()), int((self._times > 1).sum())
         if missing or repeated:
@@ -114,12 +116,12 @@ class Measurements:
             )
 
     def has_tensor(self, place: int, name: str) -> bool:
-        """Returns True if the window at this place has a tensor of this name."""
+        """Returns True if the window at `place` has a tensor called `name`."""
         kept = self._with_tensors.get(place)
         return kept is not None and name in kept.tensors
 
     def tensor(self, place: int, name: str) -> Tensor:
-        """Returns a tensor of the window at this place, reading it from the journal if necessary."""
+        """Returns the tensor called `name` of the window at `place`. If necessary, reads the tensor from the journal."""
         kept = self._with_tensors[place]
         return kept.read()[1][name] if isinstance(kept, SideFileRef) else kept.tensors[name]
 
@@ -134,7 +136,7 @@ class Measurements:
 
 
 def entries_of(records: Sequence[WindowRecord], plan: Plan, frame_rate_hz: int) -> list[JournalEntry]:
-    """Converts records to journal entries, which name tracks by id. The entries are in the order of the plan's rows."""
+    """Converts window records to journal entries, which refer to tracks by id. The entries are sorted by plan row."""
     entries = []
     for record in sorted(records, key=lambda record: record.row):
         window = plan.windows.window(record.row, plan.tracks.ids)

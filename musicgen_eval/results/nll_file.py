@@ -1,4 +1,4 @@
-"""Reads nll.safetensors, one track at a time and without torch."""
+"""Reads the file nll.safetensors of a run, one track at a time and without torch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Found = TypeVar("Found")
 
 
 class NllFile(Mapping[str, NDArray[np.float32]]):
-    """The nll of the tracks in a file nll.safetensors: track id -> (K, T) float32 nats, NaN for codes that were not scored.
+    """The content of a file nll.safetensors: track id -> (K, T) float32 nats, NaN for codes that were not scored.
 
-    Only the track ids are kept in memory. The file is opened again for each track.
+    Only the track ids are kept in memory. The file is opened again each time the nll of a track is read.
 
     Args:
         path: Path of the file.

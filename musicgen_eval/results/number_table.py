@@ -1,6 +1,6 @@
 """A compact table of metric values for many tracks or windows.
 
-Values are stored in columns, at nine bytes per number.
+Values are stored in columns, which take nine bytes per number.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class NumberTable:
         return (self[row] for row in range(len(self)))
 
     def append(self, row: Mapping[str, Mapping[str, float]]) -> None:
-        """Appends a row."""
+        """Appends a row `{metric: {key: number}}`."""
         for metric, values in row.items():
             columns = self._columns.setdefault(metric, {})
             for key, number in values.items():
@@ -55,7 +55,7 @@ class NumberTable:
         self._num_rows += 1
 
     def is_number(self, metric: str, key: str) -> NDArray[np.bool_]:
-        """Returns a (rows,) mask of the rows that have a number other than NaN for this key."""
+        """Returns a (rows,) mask of the rows that have a number other than NaN for this metric and key."""
         found = np.zeros(len(self), dtype=bool)
         if key in self._columns.get(metric, {}):
             numbers, given = self._columns[metric][key]
@@ -63,7 +63,7 @@ class NumberTable:
         return found
 
     def has_numbers(self, metric: str) -> NDArray[np.bool_]:
-        """Returns a (rows,) mask of the rows that have a number other than NaN for any key of a metric."""
+        """Returns a (rows,) mask of the rows that have a number other than NaN for any key of this metric."""
         found = np.zeros(len(self), dtype=bool)
         for key in self._columns.get(metric, {}):
             found |= self.is_number(metric, key)

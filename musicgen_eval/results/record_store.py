@@ -1,9 +1,9 @@
 """Stores the window records of a run in memory, or in a journal from which the run can be resumed.
 
     step --keep(batch)--> MemoryStore   records of all ranks --gather--> rank 0 --> Measurements
-                          JournalStore  files of all ranks and starts --read--> rank 0 --> Measurements
+                          JournalStore  files of all ranks and sessions --read--> rank 0 --> Measurements
 
-`results/journal/` defines the files.
+The package `results/journal/` defines the files of the journal.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ class RecordStore(Protocol):
     """A store of window records."""
 
     failed: dict[int, str]
-    """Row of the track -> reason for the failure, for the failures known to this process."""
+    """Plan row of the track -> reason for the failure, for all failures that this process knows of."""
 
     def keep(self, records: Sequence[WindowRecord]) -> None:
         """Stores the records of a complete batch."""
         ...
 
     def close(self) -> list[WindowRecord]:
-        """Closes the store, and returns the records that rank 0 cannot read from files."""
+        """Closes the store, and returns the records of this process that rank 0 cannot read from files."""
         ...
 
     def measurements(self, parts: Sequence[list[WindowRecord]]) -> Measurements:
-        """Returns the records of all ranks. Called on rank 0 only.
+        """Returns the records of all ranks. This method is called on rank 0 only.
 
         Args:
-            parts: Results of `close`, one per rank.
+            parts: Return values of `close`, one per rank.
         """
         ...
 
 
 class MemoryStore:
-    """Stores records in memory. They are lost when the process ends.
+    """Stores window records in memory. The records are lost when the process ends.
 
     Args:
         plan: Plan of the run.
@@ -78,17 +78,17 @@ class MemoryStore:
 
 
 class JournalStore:
-    """Stores records in a journal, where they survive the process.
+    """Stores window records in a journal. The records are kept when the process ends.
 
     Args:
-        folder: Existing folder of the journal.
+        folder: Folder of the journal, which must exist.
         plan: Plan of the run.
         metrics: Metrics by name.
-        batch_size: Windows per batch.
+        batch_size: Number of windows per batch.
         frame_rate_hz: Frame rate of the codes.
-        start: Number of this start of the run, from 0.
+        start: Number of this session of the run, from 0.
         rank: Rank of this process.
-        failed: Failures of earlier starts: row of the track -> reason.
+        failed: Plan row of the track -> reason for the failure, for the failures in earlier sessions of the run.
     """
 
     def __init__(
@@ -116,10 +116,10 @@ class JournalStore:
         """Appends the records of a complete batch to the journal.
 
         Raises:
-            RunError: If the journal cannot be written. Earlier batches are kept.
+            RunError: If the journal cannot be written. Batches that were stored before are kept.
         """
         if not records:
-            return  # this rank has fewer batches than others
+            return  # this rank has fewer batches than other ranks
         if self._writer is None:
             start, rank = self._place
             layouts = {name: layout_of(metric) for name, metric in self.metrics.items()}
@@ -130,13 +130,13 @@ class JournalStore:
         _note_failures(self.failed, records)
 
     def close(self) -> list[WindowRecord]:
-        """Flushes the journal to disk. Returns no records, because rank 0 reads them from the journal."""
+        """Flushes the journal to disk. Returns no records, because rank 0 reads all records from the journal."""
         if self._writer is not None:
             self._writer.close()
         return []
 
     def measurements(self, parts: Sequence[list[WindowRecord]]) -> Measurements:
-        """Returns the records of all ranks and starts, read from the journal."""
+        """Reads the records of all ranks and sessions from the journal, and returns them."""
         numbers = batch_numbers(self.plan, self.batch_size)
         measured = Measurements(self.plan, self.metrics)
         for key, rows in JournalReader(self.folder).batches():
@@ -147,13 +147,13 @@ class JournalStore:
 
 @dataclass
 class MeasuredBatches:
-    """The batches that earlier starts of a run have measured.
+    """The batches that were measured in earlier sessions of a run.
 
     Attributes:
         batches: Numbers of the measured batches.
-        windows: Number of windows in these batches.
-        failed: Row of the track -> reason for the failure.
-        starts: Number of earlier starts.
+        windows: Number of windows in the measured batches.
+        failed: Plan row of the track -> reason for the failure.
+        starts: Number of earlier sessions that wrote to the journal.
         notes: Problems found in the journal, one line each.
     """
 
@@ -169,7 +169,7 @@ class MeasuredBatches:
         Args:
             batches: Numbers of the batches to remove.
             num_windows: Number of windows in the plan.
-            batch_size: Windows per batch.
+            batch_size: Number of windows per batch.
         """
         self.batches.difference_update(batches)
         self.windows = sum(len(batch_rows(number, num_windows, batch_size)) for number in self.batches)
@@ -179,10 +179,10 @@ def read_measured(folder: Path, plan: Plan, batch_size: int, *, retry_failures: 
     """Finds the batches of a plan that are complete in a journal.
 
     Args:
-        folder: Folder of the journal. A missing folder is an empty journal.
+        folder: Folder of the journal. A missing folder counts as an empty journal.
         plan: Plan of the run.
-        batch_size: Windows per batch.
-        retry_failures: Whether to leave out batches with a failed window, so that these batches are measured again.
+        batch_size: Number of windows per batch.
+        retry_failures: Whether to leave out batches that contain a failed window, in which case they are measured again.
     """
     numbers = batch_numbers(plan, batch_size)
     reader = JournalReader(folder)
@@ -214,7 +214,7 @@ def read_measured(folder: Path, plan: Plan, batch_size: int, *, retry_failures: 
 
 
 def batch_numbers(plan: Plan, batch_size: int) -> dict[str, int]:
-    """Returns the number of each batch of a plan, by the key of the batch."""
+    """Returns a mapping from batch key to batch number, for all batches of a plan."""
     num_windows = len(plan.windows)
     return {
         batch_key(plan, batch_rows(number, num_windows, batch_size)): number

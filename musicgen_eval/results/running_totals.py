@@ -1,4 +1,4 @@
-"""Running totals of one process, for progress displays only. Results are computed elsewhere."""
+"""Running totals of one process, intended for progress displays only. They do not affect the results of the run."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ from musicgen_eval.records import CodecSpec
 
 
 class RunningTotals:
-    """Tracks, seconds and perplexity of the windows that this process has scored.
+    """Tracks, seconds and perplexity of the windows that this process has measured.
 
     Args:
         spec: Codec specification of the checkpoint.
 
     Attributes:
-        tracks: Rows of the tracks with at least one scored window.
-        scored_seconds: Scored audio, in seconds. In `predict`, generated audio.
+        tracks: Plan rows of the tracks that have at least one measured window.
+        scored_seconds: Length of the scored audio, in seconds. In `predict`, the length of the generated audio.
     """
 
     def __init__(self, spec: CodecSpec) -> None:
@@ -26,12 +26,17 @@ class RunningTotals:
 
     @property
     def ppl(self) -> float:
-        """Perplexity of all windows so far, NaN before the first one."""
+        """Perplexity of all windows added so far, NaN before the first window."""
         state: State = {"total": self._perplexity.total, "count": self._perplexity.count}
         return compute_from(self._perplexity, state)["ppl"]
 
     def add(self, track_rows: Sequence[int], window_data: Sequence[WindowData]) -> None:
-        """Adds the windows of a batch."""
+        """Adds the windows of a batch.
+
+        Args:
+            track_rows: Plan row of each window's track.
+            window_data: Metric inputs of each window.
+        """
         for row, data in zip(track_rows, window_data, strict=True):
             plain = data.on_cpu.readings[""]
             assert plain is not None  # the plain reading always exists

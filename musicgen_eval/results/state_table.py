@@ -1,7 +1,7 @@
-"""A compact table of one metric's states, one per window.
+"""A compact table of the states of one metric, with one state per window.
 
-A million small tensors take gigabytes, while the same numbers in an array take megabytes. Therefore small tensor states are stored
-in columns. Other states, such as lists, are kept as they are.
+A million small tensors take gigabytes of memory, while the same numbers in an array take megabytes. Therefore, small tensors are
+stored as numbers in columns. Other parts of a state, such as lists, are stored unchanged.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from musicgen_eval.metrics.plugin.metric_internals import state_defaults, state_
 from musicgen_eval.metrics.plugin.states import State, merge_column, merge_states
 
 MAX_NUMBERS = 64
-"""Largest number of elements of a state that is stored as plain numbers."""
+"""Maximum number of elements of a tensor that is stored as plain numbers."""
 Shape = tuple[str, Sequence[int]]
 """Dtype name and shape of a tensor."""
 Layout = Mapping[str, Shape]
-"""State name -> dtype and shape, for the states that are stored as plain numbers."""
+"""State name -> dtype and shape, for the tensors of a state that are stored as plain numbers."""
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool,
 )}  # fmt: skip
 
 
 class StateTable:
-    """The states of one metric. They can be added in any order, and are merged in canonical order.
+    """The states of one metric. States can be added in any order, and are merged in canonical (track, window) order.
 
     Args:
-        metric: Metric whose states are stored. It defines their defaults and reductions.
+        metric: Metric whose states are stored. The metric defines the defaults and reductions of its states.
     """
 
     def __init__(self, metric: Metric) -> None:
@@ -41,30 +41,30 @@ class StateTable:
         self._is_flat = len(self.layout) == len(state_defaults(metric))
         self._places = array("q")
         self._columns = {name: array("d" if _is_float(shape) else "q") for name, shape in self.layout.items()}
-        self._kept: dict[int, State] = {}  # entry -> state that does not fit the columns
-        self._removals: set[int] = set()  # entries that remove the state of their place
+        self._kept: dict[int, State] = {}  # entry -> state that cannot be stored in the columns
+        self._removals: set[int] = set()  # entries that remove the state of a place
         self._sorted: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
         return len(self._places)
 
     def add(self, place: int, state: State) -> None:
-        """Adds the state of a window, and replaces the window's earlier state if there is one.
+        """Adds the state of a window. If the window already has a state, the new state replaces that state.
 
         Args:
             place: Place of the window in canonical order.
-            state: State of the metric after this window.
+            state: State of the metric after an update with this window alone.
         """
         numbers = numbers_of(state, self.layout)
         self.add_numbers(place, numbers, {name: state[name] for name in state if name not in numbers})
 
     def add_numbers(self, place: int, numbers: Mapping[str, Sequence[float]], others: State) -> None:
-        """Adds a state like `add`, but takes the states of `layout` as flat numbers.
+        """Adds the state of a window like `add`, but takes the parts of the state that are in `layout` as flat numbers.
 
         Args:
             place: Place of the window in canonical order.
-            numbers: State name -> flat numbers, for states of `layout`.
-            others: All other states.
+            numbers: State name -> flat numbers, for the parts of the state that are in `layout`.
+            others: All other parts of the state.
         """
         self._sorted = None
         if others or len(numbers) < len(self.layout) or not self._is_flat:
@@ -78,23 +78,23 @@ class StateTable:
         self._places.append(place)
 
     def remove(self, place: int) -> None:
-        """Removes the state of a window that was measured again and now has none."""
+        """Removes the state of a window that was measured again without a new state, for example because the window failed."""
         self._removals.add(len(self._places))
         self.add_numbers(place, {}, {})
 
     def merged(self, first: int, last: int) -> State | None:
-        """Returns the merged states of the places first <= place < last, or None if there are none."""
+        """Returns the merged states of the windows with first <= place < last, or None if these windows have no states."""
         places, entries = self._in_order()
         low, high = np.searchsorted(places, (first, last)).tolist()
         return self._merge(entries[low:high])
 
     def merged_at(self, counted: NDArray[np.bool_]) -> State | None:
-        """Returns the merged states of all places that are True in the (places,) mask, or None if there are none."""
+        """Returns the merged states of all places that are True in the (places,) mask, or None if these places have no states."""
         places, entries = self._in_order()
         return self._merge(entries[counted[places]])
 
     def _in_order(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns the places in ascending order, and for each place the entry that was added last."""
+        """Returns the places that have a state, in ascending order, and the entry that was added last for each of these places."""
         if self._sorted is None:
             places = np.frombuffer(self._places, dtype=np.int64)
             order = np.argsort(places, kind="stable")
@@ -126,7 +126,7 @@ class StateTable:
 
 
 def layout_of(metric: Metric) -> Layout:
-    """Returns the layout of a metric's small tensor states, from their default values."""
+    """Returns the layout of a metric's small tensor states, derived from their default values."""
     shapes = {
         name: shape_of(default) for name, default in state_defaults(metric).items() if isinstance(default, torch.Tensor)
     }
@@ -140,7 +140,7 @@ def shape_of(value: torch.Tensor) -> Shape | None:
 
 
 def numbers_of(state: State, layout: Layout) -> dict[str, list[float]]:
-    """Returns the states whose dtype and shape match the layout, each as flat numbers."""
+    """Returns the tensors of `state` whose dtype and shape match the layout, each as flat numbers."""
     return {
         name: value.flatten().tolist()
         for name, value in state.items()
@@ -149,7 +149,7 @@ def numbers_of(state: State, layout: Layout) -> dict[str, list[float]]:
 
 
 def tensor_of(numbers: Sequence[float], shape: Shape) -> torch.Tensor:
-    """Converts flat numbers back to the tensor, bit for bit."""
+    """Converts flat numbers back to the tensor that they were taken from. The result is identical bit for bit."""
     dtype = _DTYPES[shape[0]]
     exact = torch.tensor(numbers, dtype=torch.float64 if dtype.is_floating_point else torch.int64)
     return exact.to(dtype).reshape(list(shape[1]))

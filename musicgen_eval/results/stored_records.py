@@ -1,4 +1,4 @@
-"""The records of a stored run, and functions that create them from table rows."""
+"""The records of a stored run, and functions that create these records from table rows."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ CONTINUATION_NUMBERS = (
 
 @dataclass(frozen=True)
 class StoredValue:
-    """A number of a metric over all tracks.
+    """A metric value over all tracks.
 
     Attributes:
-        value: The number. None means that it is not finite.
-        unit: Unit of the number, "" if it has none.
+        value: The value. None means that the value is not finite.
+        unit: Unit of the value, "" if the value has no unit.
         low, high: Limits of the 95% confidence interval over tracks. None means that there is no interval.
-        num_tracks: Number of tracks that contribute to the number.
+        num_tracks: Number of tracks that contribute to the value.
     """
 
     value: float | None
@@ -43,12 +43,12 @@ class StoredTrack:
     Attributes:
         id: Id of the track.
         path: Path of the audio file. None means that the table has no path.
-        text: Text of the track. None means no text.
+        text: Text of the track. None means that the track has no text.
         status: `ok`, `failed`, `too_short` or `skipped`.
-        reason: Reason if the status is not `ok`, otherwise "".
-        duration_s: Length in whole frames, in seconds.
+        reason: Reason for the status if it is not `ok`, otherwise "".
+        duration_s: Length of the track in seconds, rounded down to whole frames.
         num_windows: Number of windows that contribute to the results.
-        metrics: Metric name -> key -> number of this track. None means that the track has no such number.
+        metrics: Metric name -> key -> value for this track. None means that the track has no such value.
     """
 
     id: str
@@ -67,12 +67,12 @@ class StoredWindow:
 
     Attributes:
         track: Id of the track.
-        index: Number of the window in its track, from 0. In predict, the number of the continuation.
-        start_s: Start of the window, context included, in seconds from the start of the track. None in an unfinished run.
+        index: Index of the window in its track, from 0. In predict, the index of the continuation.
+        start_s: Start of the window, including its context, in seconds from the start of the track. None in an unfinished run.
         context_s: Length of the context, in seconds. None in an unfinished run.
         target_s: Length of the target, in seconds.
-        metrics: Metric name -> key -> number of this window. None means that the window has no such number. In an unfinished
-            run, only `CodebookPerplexity` has numbers.
+        metrics: Metric name -> key -> value for this window. None means that the window has no such value. In an unfinished
+            run, only `CodebookPerplexity` has values.
     """
 
     track: str
@@ -89,16 +89,16 @@ class StoredContinuation:
 
     Attributes:
         track: Id of the track.
-        index: Number of the continuation of this track, from 0.
-        context_s: Length of the track before the boundary, in seconds.
-        prompt_s: Length of the prompt, in seconds. The prompt is the part of the context that the model was given.
+        index: Index of the continuation in its track, from 0.
+        context_s: Length of the context, in seconds. The context is the part of the track before the boundary.
+        prompt_s: Length of the prompt, in seconds. The prompt is the part of the context that was given to the model.
         generated_s: Length of the continuation, in seconds.
         reference_s: Length of the reference, in seconds.
-        text: Text condition. None means that there was none.
+        text: Text that the continuation was conditioned on. None means that there was no text.
         seed: Seed of the run.
         temperature, top_k, top_p, guidance_scale, stride_s: Settings of the continuation, as in `ContinuationSettings`.
         path: Audio file of the continuation.
-        context_path, reference_path: Audio files of the context and the reference. None means that they were not written.
+        context_path, reference_path: Audio files of the context and the reference. None means that the file was not written.
     """
 
     track: str
@@ -121,14 +121,14 @@ class StoredContinuation:
 
 @dataclass(frozen=True)
 class StoredFailure:
-    """A track that could not be measured, and the reason."""
+    """The id of a track that could not be measured, and the reason."""
 
     track: str
     reason: str
 
 
 def value_of(stored: Mapping[str, Any]) -> StoredValue:
-    """Converts a value of summary.json to a record."""
+    """Converts a metric value of summary.json to a record."""
     return StoredValue(
         value=stored["value"],
         unit=stored.get("unit", ""),
@@ -165,7 +165,7 @@ def window_of(row: Row) -> StoredWindow:
 
 
 def continuation_of(folder: Path, row: Row) -> StoredContinuation:
-    """Converts a row of continuations.csv to a record, with absolute paths below the run folder."""
+    """Converts a row of continuations.csv to a record. `folder` is the run folder, to which the paths in the row are relative."""
 
     def file(name: str) -> Path | None:
         return folder / row.texts[name] if row.texts.get(name) else None

@@ -3,9 +3,9 @@
     run.json, config.yaml    --> command, configuration, recipe
     summary.json, *.csv      --> metrics with intervals, tracks, windows, continuations    (finished)
     journal/                 --> windows and failures so far                               (unfinished)
-    nll.safetensors          --> nll of a track, read on access
+    nll.safetensors          --> nll of each track, read on access
 
-The module loads neither the model nor torch.
+This module loads neither the checkpoint nor torch.
 """
 
 from __future__ import annotations
@@ -46,29 +46,29 @@ RunState = Literal["finished", "unfinished"]
 
 @dataclass(frozen=True, eq=False)
 class StoredRun:
-    """A run, as `load_run` reads it from its folder.
+    """A run that `load_run` has read from a run folder.
 
     Attributes:
-        folder: The run folder, an absolute path.
+        folder: Absolute path of the run folder.
         state: `finished` if the folder contains results, otherwise `unfinished`.
         command: Command that started the run: `test`, `validate`, `predict`, `evaluate` or `generate`.
         run: Content of run.json.
-        recipe: Everything that determines the numbers. For an unfinished run, the fingerprint in run.json, which contains the
+        recipe: Everything that determines the results. For an unfinished run, the fingerprint in run.json, which contains the
             same settings but describes metrics by class and has no `source` or `notes`.
         metrics: Metric name -> key -> value over all tracks. Empty for an unfinished run.
         metric_errors: Metric name -> reason why the metric could not be computed.
-        counts: Numbers of tracks by outcome and of windows, and the scored or generated audio in seconds. Empty for an
-            unfinished run.
+        counts: Number of tracks for each outcome, number of windows, and length of the scored or generated audio in seconds.
+            Empty for an unfinished run.
         tracks: All tracks of the run, in the order of tracks.csv. Empty for an unfinished run.
-        windows: All windows that contribute to the results. For an unfinished run, the windows in the journal, excluding those
+        windows: All windows that contribute to the results. For an unfinished run, the windows in the journal, excluding windows
             of failed tracks, in the order in which they were measured.
         continuations: All continuations that were written. Empty unless the command is `predict` or `generate`.
-        failures: The failed tracks. For an unfinished run, only those that the journal names. A track that cannot be opened is
-            not listed until the run is finished.
-        notes: Notes of the recipe. For an unfinished run, notes on the skipped parts of the journal.
-        num_windows_measured: Number of windows with a record, including windows of failed tracks. None for a finished run, whose
-            `counts` contain the number of windows that contribute to the results.
-        num_windows_planned: Number of windows that the last start planned. None means that run.json does not record it.
+        failures: The failed tracks. For an unfinished run, only the failed tracks in the journal. A track that cannot be opened
+            is not listed until the run is finished.
+        notes: Notes in the recipe. For an unfinished run, notes on the parts of the journal that were skipped.
+        num_windows_measured: Number of windows that have a record, including windows of failed tracks. None for a finished run,
+            whose `counts` contain the number of windows that contribute to the results.
+        num_windows_planned: Number of windows in the plan of the last session. None means that run.json does not contain it.
     """
 
     folder: Path
@@ -89,7 +89,7 @@ class StoredRun:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """Returns the content of config.yaml, or {} if there is none. The file is read on first access.
+        """Returns the content of config.yaml, or {} if this file does not exist. The file is read on first access.
 
         Raises:
             RunError: config.yaml is damaged.
@@ -117,7 +117,7 @@ class StoredRun:
 
     @property
     def nll_tracks(self) -> Sequence[str]:
-        """Returns the ids of the tracks that `nll` can read, in the order of the run. Empty if the run saved no nll.
+        """Returns the ids of the tracks that `nll` can read, in the order of the run. If the run saved no nll, the list is empty.
 
         Raises:
             RunError: nll.safetensors is damaged.
@@ -131,10 +131,10 @@ class StoredRun:
             track_id: Id of the track.
 
         Returns:
-            (K, T) float32 nats, for K codebooks and T frames. NaN for codes that were not scored.
+            (K, T) float32 nats, where K is the number of codebooks and T the number of frames. NaN for codes that were not scored.
 
         Raises:
-            RunError: The run saved no nll, the track has none, or nll.safetensors is damaged.
+            RunError: The run saved no nll, the track has no nll, or nll.safetensors is damaged.
         """
         if not self.has_nll:
             raise RunError(f"{self._nll_path} does not exist; {self._nll_remedy}")
@@ -148,7 +148,7 @@ class StoredRun:
 
     @property
     def _nll_remedy(self) -> str:
-        """Returns advice on how to obtain the missing file."""
+        """Returns advice on how to obtain nll.safetensors if it is missing."""
         if self.recipe.get("task") == "continue":
             return "predict and generate do not save nll; use test or evaluate with model.save_nll=true"
         if not self.run.get("fingerprint", {}).get("save_nll"):
@@ -163,13 +163,13 @@ class StoredRun:
 
 
 def load_run(folder: str | Path) -> StoredRun:
-    """Reads the folder of a finished or unfinished run. Needs neither the model nor a GPU.
+    """Reads the folder of a finished or unfinished run. Neither the checkpoint nor a GPU is needed.
 
     Args:
-        folder: A run folder. A leading `~` is the home directory.
+        folder: Run folder. A leading `~` stands for the home directory.
 
     Returns:
-        The run. The records of tracks and windows are created on access, and the nll is read on access.
+        The run. For a finished run, the track and window records are created on access. The nll is always read on access.
 
     Raises:
         RunError: The folder does not exist or contains no run, or one of its files is damaged. The message names the file.
@@ -271,7 +271,7 @@ def _unfinished(path: Path, run: Mapping[str, Any]) -> StoredRun:
 
 
 def _num_planned(run: Mapping[str, Any]) -> int | None:
-    """Returns the number of windows that the last start planned. None means that it is not recorded."""
+    """Returns the number of windows in the plan of the last session, or None if run.json does not contain this number."""
     starts = run.get("starts") or [{}]
     planned: int | None = starts[-1].get("windows")
     return planned
@@ -288,5 +288,5 @@ def _json(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def _remedy(path: Path) -> str:
-    """Returns advice for a damaged result. The journal still holds everything from which the result was computed."""
+    """Returns advice for a damaged result, which can be computed again from the journal."""
     return f"delete {path / 'summary.json'} and resume the run with --resume {path}, which writes the results again"

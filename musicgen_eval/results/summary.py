@@ -1,9 +1,9 @@
-"""Computes results from window records: totals with intervals, and values per track and per window.
+"""Computes results from window records: values over all tracks with confidence intervals, per track, and per window.
 
     measurements --drop failed tracks--> merged states --compute--> EvaluationResult
 
-Values of tracks and windows are stored in columns, and their result objects are created on access. Thus the results of 100,000
-tracks take only a few megabytes.
+The values of tracks and windows are stored in columns, and `TrackResult` and `WindowResult` objects are created on access. As a
+result, the values of 100,000 tracks take only a few megabytes.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True)
 class Value:
-    """A value with its unit and confidence interval.
+    """A metric value over all tracks, with its unit and confidence interval.
 
     Attributes:
         value: The value.
-        unit: Unit of the value, "" if it has none.
-        low, high: Limits of the 95% confidence interval, by a percentile bootstrap over tracks. None means that there is no
+        unit: Unit of the value, "" if the value has no unit.
+        low, high: Limits of the 95% confidence interval, from a percentile bootstrap over tracks. None means that there is no
             interval.
         num_tracks: Number of tracks that have this value.
     """
@@ -60,12 +60,12 @@ class TrackResult:
     Attributes:
         id: Id of the track.
         path: Path of the audio file.
-        text: Text of the track. None means no text.
+        text: Text of the track. None means that the track has no text.
         status: Outcome of the track.
-        reason: Reason if the status is not "ok", otherwise "".
-        duration_s: Length of the track in whole frames, in seconds.
-        num_windows: Number of counted windows.
-        metrics: Metric name -> key -> value.
+        reason: Reason for the status if it is not "ok", otherwise "".
+        duration_s: Length of the track in seconds, rounded down to whole frames.
+        num_windows: Number of windows of the track that contribute to the results.
+        metrics: Metric name -> key -> value for this track.
     """
 
     id: str
@@ -84,7 +84,7 @@ class WindowResult:
 
     Attributes:
         window: The window.
-        metrics: Metric name -> key -> value.
+        metrics: Metric name -> key -> value for this window.
     """
 
     window: Window
@@ -96,16 +96,17 @@ class EvaluationResult:
     """The result of a run.
 
     Attributes:
-        metrics: Metric name -> key -> value.
-        tracks: All tracks of the plan, in its order.
-        windows: All counted windows, in (track, window) order.
-        counts: Numbers of tracks by outcome, of ignored files and of windows, and the scored or generated audio in seconds.
-        failures: Failed tracks, with reasons.
-        recipe: Everything that determines the numbers.
+        metrics: Metric name -> key -> value over all tracks.
+        tracks: Results of all tracks, in the order of the plan.
+        windows: Results of all windows that contribute to the metrics, in (track, window) order.
+        counts: Number of tracks for each outcome, number of ignored files, number of windows, and length of the scored or
+            generated audio in seconds.
+        failures: Failed tracks, each with the reason for its failure.
+        recipe: Everything that determines the results.
         spec: Codec specification of the checkpoint.
         nll: Track id -> (K, T) float32 nats over the whole track, NaN for codes that were not scored. Empty unless the run
             saved the nll. For a run with a folder, each tensor is read from the journal on access.
-        metric_errors: Metric name -> error that prevented its computation. The `metrics` of these names are empty.
+        metric_errors: Metric name -> error that prevented the metric from being computed. Such a metric has no values in `metrics`.
     """
 
     metrics: Mapping[str, Mapping[str, Value]]
@@ -173,7 +174,7 @@ class _TrackResults(_Rows[TrackResult]):
 
 
 class _WindowResults(_Rows[WindowResult]):
-    """The results of the counted windows, in canonical order."""
+    """The results of all windows that contribute to the metrics, in canonical (track, window) order."""
 
     def __init__(self, plan: Plan, rows: NDArray[np.int64], numbers: NumberTable) -> None:
         self._plan, self._rows, self._numbers = plan, rows, numbers
@@ -186,7 +187,7 @@ class _WindowResults(_Rows[WindowResult]):
 
 
 class _Curves(Mapping[str, Tensor]):
-    """The nll of whole tracks, assembled from their windows on access."""
+    """Track id -> nll of the whole track, assembled from the track's windows on access."""
 
     def __init__(self, measured: Measurements, places: Mapping[str, tuple[int, range]], spec: CodecSpec) -> None:
         self._measured, self._places, self._spec = measured, places, spec
@@ -207,17 +208,17 @@ def summarise(
 ) -> EvaluationResult:
     """Computes the result of a run from its window records.
 
-    If one window of a track failed, none of the track's windows contribute to any number.
+    If any window of a track failed, none of the track's windows contribute to the result.
 
     Args:
         measured: Records of all windows of the plan.
         bank: Metrics of the run.
-        recipe: Everything that determines the numbers, copied to the result.
-        max_failures: Number of tracks that may fail.
+        recipe: Everything that determines the results. The recipe is stored in the result.
+        max_failures: Maximum number of tracks that may fail.
 
     Raises:
-        RunError: If more than `max_failures` tracks failed, if no track was measured, or if any window has no record, or
-            several.
+        RunError: If more than `max_failures` tracks failed, if no track was measured, or if any window does not have exactly one
+            record.
     """
     measured.check_complete()
     plan = measured.plan
@@ -266,13 +267,13 @@ def summarise(
 
 
 def interval(metric: Metric, per_track: Sequence[State]) -> dict[str, tuple[float, float]]:
-    """Returns the 95% confidence interval of each key, by a percentile bootstrap over tracks.
+    """Returns the 95% confidence interval of each key of a metric, from a percentile bootstrap over tracks.
 
-    The result is empty for fewer than two tracks, and for metrics with states that are not reduced by a sum.
+    The result is empty if there are fewer than two tracks, or if any state of the metric is not reduced by a sum.
 
     Args:
         metric: Metric that computes the values.
-        per_track: Merged states, one per track.
+        per_track: Merged metric state of each track.
     """
     if len(per_track) < 2 or not is_sum_metric(metric):
         return {}
@@ -298,9 +299,9 @@ def interval(metric: Metric, per_track: Sequence[State]) -> dict[str, tuple[floa
 
 
 def _outcomes(measured: Measurements) -> tuple[StatusColumn, dict[int, str]]:
-    """Returns the status of each track, and the reasons by track row.
+    """Returns the status of each track, and a mapping from the track's plan row to the reason for this status.
 
-    If several windows of a track failed, the reason is that of the first one in the order of the plan's rows.
+    If several windows of a track failed, the reason is that of the failed window that comes first in the plan.
     """
     plan = measured.plan
     reasons = dict(plan.reasons)
@@ -314,7 +315,7 @@ def _outcomes(measured: Measurements) -> tuple[StatusColumn, dict[int, str]]:
 
 
 def _compute_part(measured: Measurements, bank: MetricBank, first: int, last: int) -> dict[str, dict[str, float]]:
-    """Computes the values of one track or window. A metric that cannot be computed from it has no keys."""
+    """Computes the values of the windows with first <= place < last. A metric that cannot be computed gets no keys."""
     results: dict[str, dict[str, float]] = {}
     for name, table in measured.tables.items():
         try:
@@ -335,7 +336,8 @@ def _values(
 ) -> dict[str, Value]:
     """Computes the values of one metric over all tracks.
 
-    Intervals and `num_tracks` leave out tracks for which the metric has no value, such as the text gain of a track without text.
+    The intervals and `num_tracks` exclude tracks for which the metric has no value. For example, a track without text has no text
+    gain.
     """
     metric, recipe, table = bank.metrics[name].cpu(), bank.recipe(name), measured.tables[name]
     everything = table.merged_at(counted)

@@ -1,7 +1,7 @@
 """Reads the tables of a run folder (tracks.csv, windows.csv, continuations.csv) into columns.
 
-A table is kept as one list of strings per text column and one array per number column, so that it may have a hundred thousand
-rows. Records are created on access. Unknown columns are ignored, and missing columns are read as None.
+Each text column is stored as a list of strings, and each number column as an array, so that tables with a hundred thousand rows
+fit in memory. Records are created on access. Unknown columns are ignored. Optional columns may be missing from the file.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Row:
     """One row of a table.
 
     Attributes:
-        texts: Column -> cell. Columns that the table does not have are left out.
-        numbers: Column -> number. None means an empty cell. Columns that the table does not have are left out.
+        texts: Column -> cell. Columns that are missing from the table are left out.
+        numbers: Column -> number. None means an empty cell. Columns that are missing from the table are left out.
         metrics: Metric name -> key -> number. None means an empty cell.
     """
 
@@ -55,7 +55,7 @@ class Table:
     metrics: dict[tuple[str, str], array[float]] = field(default_factory=dict)
 
     def row(self, number: int) -> Row:
-        """Returns one row."""
+        """Returns the row with the given number, from 0."""
         metrics: Metrics = {}
         for (name, key), column in self.metrics.items():
             metrics.setdefault(name, {})[key] = _given(column[number])
@@ -67,10 +67,10 @@ class Table:
 
 
 class TableRecords(Sequence[Record], Generic[Record]):
-    """The rows of a table as records, each created on access.
+    """The rows of a table as records. Each record is created on access.
 
     Args:
-        table: The columns.
+        table: The table, stored as columns.
         make: Function that creates a record from a row.
     """
 
@@ -106,15 +106,16 @@ def read_table(
     skip_incomplete: bool = False,
     remedy: str,
 ) -> Table:
-    """Reads a table.
+    """Reads a table from a CSV file.
 
     Args:
-        path: A CSV file with a header.
-        required: Columns that every version has.
-        texts: Columns to read as text.
+        path: CSV file with a header.
+        required: Columns that the file must have.
+        texts: Columns to read as strings.
         numbers: Columns to read as numbers.
-        metrics: (metric name, key) of the columns named `name/key`.
-        skip_incomplete: Whether to skip rows with too few or too many cells, such as the last row that a killed process wrote.
+        metrics: (metric name, key) pairs, one for each column named `name/key`.
+        skip_incomplete: Whether to skip rows with too few or too many cells, such as a last row left incomplete by a killed
+            process.
         remedy: Advice for a missing or damaged table, added to the error message.
 
     Raises:

@@ -1,6 +1,6 @@
 """Reads the windows and failures of an unfinished run from its journal.
 
-Only the results of `CodebookPerplexity` are computed from the states of a window, because other metrics need torch.
+Among the metrics, only `CodebookPerplexity` is computed from the states of the windows, because other metrics need torch.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class MeasuredWindows:
     """The content of a journal.
 
     Attributes:
-        windows: Windows, excluding those of failed tracks, in the order in which they were measured.
-        failures: The failed tracks that the journal names.
-        notes: Notes on the skipped parts of the journal.
-        num_windows: Number of windows with a record, including windows of failed tracks.
+        windows: Measured windows, excluding windows of failed tracks, in the order in which they were measured.
+        failures: Failed tracks in the journal.
+        notes: Notes on the parts of the journal that were skipped.
+        num_windows: Number of windows that have a record, including windows of failed tracks.
     """
 
     windows: Sequence[StoredWindow]
@@ -38,7 +38,7 @@ def read_measured_windows(journal: Path, recipe: Mapping[str, Any]) -> MeasuredW
 
     Args:
         journal: Folder of the journal.
-        recipe: Fingerprint of the run, which names the metrics and the codec.
+        recipe: Fingerprint of the run, which describes the metrics and the codec.
 
     Raises:
         RunError: A file of the journal cannot be read.
@@ -75,15 +75,15 @@ def read_measured_windows(journal: Path, recipe: Mapping[str, Any]) -> MeasuredW
 
 
 def perplexities_of(state: Mapping[str, Sequence[float]], frame_rate_hz: float) -> dict[str, float | None]:
-    """Computes the results of `CodebookPerplexity` from its state.
+    """Computes the values of `CodebookPerplexity` from its state.
 
     Args:
-        state: `total`, the nats per codebook, and `count`, the number of scored codes per codebook.
+        state: `total`, the sum of the nats of each codebook, and `count`, the number of scored codes of each codebook.
         frame_rate_hz: Frame rate of the codec.
 
     Returns:
-        `ppl`, `ce` (nats) and `bits_per_second` over all codebooks, and `ppl` and `ce` of each codebook. A value is None if one
-        of its codebooks has no scored code.
+        `ppl`, `ce` (nats) and `bits_per_second` over all codebooks, and `ppl` and `ce` of each codebook. A value is None if any
+        codebook that contributes to the value has no scored codes.
 
     >>> perplexities_of({"total": [0.0, 2.0], "count": [2, 1]}, 50)["ce"]
     1.0
@@ -101,7 +101,7 @@ def perplexities_of(state: Mapping[str, Sequence[float]], frame_rate_hz: float) 
 
 
 def _perplexities(recipe: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the frame rate for each name of a metric that `perplexities_of` can compute."""
+    """Returns a mapping from metric name to the codec's frame rate, for each metric that `perplexities_of` can compute."""
     frame_rate_hz = recipe.get("codec", {}).get("frame_rate_hz")
     known = re.compile(r"musicgen_eval\..*\.?CodebookPerplexity")
     return {

@@ -1,1 +1,1 @@
-"""One run: Lightning modules, callbacks, processes, run folder, resume."""
+"""Runs an evaluation: Lightning modules, callbacks, processes, run folders, and resuming."""

@@ -1,4 +1,4 @@
-"""The paths of continuation files below a run folder."""
+"""The paths of continuation files in a run folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hashlib import sha256
 from musicgen_eval.files.redaction import redact
 
 NUM_DIGITS = 16
-"""Digits of a track id's digest. The chance that any two of 100,000 digests are equal is 3e-10. With 8 digits it would be 0.69."""
+"""Number of digits of a track id's digest. For 100,000 tracks, the chance of two equal digests is 3e-10 (0.69 with 8 digits)."""
 DEVICE_NAMES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(1, 10))}
 """Names that Windows reserves for devices."""
 
@@ -19,7 +19,7 @@ def continuation_path(track: str, index: int, extension: str) -> str:
 
 
 def track_folder(track: str) -> str:
-    """Returns the name of a track's folder: readable, safe as a single path component, and different for different ids.
+    """Returns the name of a track's folder. The name is readable, safe as a single path component, and unique to the track id.
 
     >>> track_folder("my songs/a.mp3")
     'my_songs_a.mp3-c0d5c51c59cddcf7'

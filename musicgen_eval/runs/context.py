@@ -1,10 +1,10 @@
-"""The state of one run in one process.
+"""The context of a run: the state of one session of the run in one process.
 
-    RunRecorder.setup          opens a context on the run folder
-    MusicGenEvaluation.setup   takes this context, or creates one in memory if no recorder provides one
+    RunRecorder.setup          creates a context that stores records in the run folder
+    MusicGenEvaluation.setup   takes this context, or creates a context in memory if no recorder provides one
 
-From then on, the module holds the context. The data module and the callbacks read it as `module.context`. `runs/module.py` shows
-the order of the hooks.
+From then on, the module holds the context. The data module and the callbacks read the context as `module.context`.
+`runs/module.py` shows the order of the hooks.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from musicgen_eval.runs.continuation_audio import ContinuationSink
 
 @dataclass(frozen=True)
 class RunConstants:
-    """Values that the first start of a run determines for all later starts.
+    """Values that are shared by all sessions of a run. The first session of the run sets `threads` and `arithmetic`.
 
     Attributes:
         threads: Number of CPU threads for generating codes and decoding audio in predict. None means not determined yet.
         arithmetic: Implementation of the decoder's matrix products. None means that the model has not been loaded yet.
-        other_machines: Further machines on which parts of the run were measured.
+        other_machines: Machines, other than that of the first session, on which parts of the run were measured.
     """
 
     threads: int | None = None
@@ -41,16 +41,16 @@ class RunConstants:
 
 @dataclass
 class RunContext:
-    """The state of one run in one process, from the `setup` hooks to `teardown`.
+    """The state of one session of a run in one process, from the `setup` hooks to the `teardown` hooks.
 
     Attributes:
         plan: Tracks, windows and batches of the run.
         batch_size: Number of windows per batch.
         store: Store of this process's window records.
         totals: Running totals of this process, for progress displays.
-        measured: Batches that earlier starts of the run have measured.
-        constants: Values that are the same in all starts of the run.
-        sink: Receiver of continuations in predict. None means that their audio is kept in memory.
+        measured: Batches that were measured in earlier sessions of the run.
+        constants: Values that are shared by all sessions of the run.
+        sink: Object that stores the continuations in predict. None means that the audio of continuations is kept in memory.
     """
 
     plan: Plan
@@ -63,19 +63,19 @@ class RunContext:
 
     @property
     def is_complete(self) -> bool:
-        """True if earlier starts of the run have measured every batch."""
+        """True if every batch was measured in an earlier session of the run."""
         return len(self.measured.batches) == num_batches(len(self.plan.windows), self.batch_size)
 
     def settle_threads(self, threads: int) -> int:
-        """Returns the number of threads of the run. The first start of the run sets it to `threads`."""
+        """Returns the number of threads of the run. In the first session of the run, this number is set to `threads`."""
         self.constants = replace(self.constants, threads=self.constants.threads or threads)
         return self.constants.threads or threads
 
     def settle_arithmetic(self, arithmetic: str) -> None:
-        """Sets the implementation of the matrix products, or compares it with that of the first start.
+        """Sets the implementation of the matrix products, or checks that it is the one used in earlier sessions of the run.
 
         Raises:
-            RunError: The run was started with another implementation.
+            RunError: Earlier sessions of the run used a different implementation.
         """
         known = self.constants.arithmetic
         if known not in (None, arithmetic):
@@ -87,11 +87,11 @@ class RunContext:
 
 
 class ContextProvider(L.Callback):
-    """Base class of the callback that opens the context of a run. A trainer has at most one.
+    """Base class of the callback that creates the context of a run. A trainer has at most one such callback.
 
     Attributes:
-        context: Context of the current run, from this callback's `setup` on. None means that the module creates one in memory.
-        retry_failures: Whether to measure again the tracks that failed when the run was started before.
+        context: Context of the current run, available once `setup` has run. None means that the module creates one in memory.
+        retry_failures: Whether to measure again the tracks that failed in earlier sessions of the run.
     """
 
     context: RunContext | None = None
@@ -99,11 +99,11 @@ class ContextProvider(L.Callback):
 
     @property
     def index_path(self) -> Path | None:
-        """File that stores the properties of the source's audio files for later starts of the run, or None if there is none."""
+        """File that stores the properties of the source's audio files for later sessions, or None if there is no such file."""
         return None
 
 
 def context_provider(trainer: L.Trainer) -> ContextProvider:
-    """Returns the trainer's provider, or one without a context if the trainer has none."""
+    """Returns the trainer's `ContextProvider`, or a new one without a context if the trainer has none."""
     found = (callback for callback in trainer.callbacks if isinstance(callback, ContextProvider))  # type: ignore[attr-defined]
     return next(found, ContextProvider())

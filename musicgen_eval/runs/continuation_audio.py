@@ -1,4 +1,4 @@
-"""The audio around one continuation, decoded piece by piece, and the interface of objects that store it."""
+"""The audio of a continuation and of the track around it, piece by piece, and the interface of objects that store this audio."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ PIECE_S = 20
 
 
 class ContinuationSink(Protocol):
-    """Stores continuations as they are generated."""
+    """An object that stores continuations as they are generated."""
 
     def write(self, continuation: Continuation, audio: AudioPieces) -> Continuation:
-        """Stores a continuation, and returns it with the paths of its files. `audio.generated` can be iterated over only once."""
+        """Stores a continuation. Returns a copy with the paths of its files. `audio.generated` can be iterated over only once."""
         ...
 
 
 class AudioPieces:
-    """The audio around one continuation, as (C, n) float32 pieces on the CPU at the codec's sample rate.
+    """The audio of a continuation and of the track around it, as (C, n) float32 pieces on the CPU at the codec's sample rate.
 
     The constructor decodes the prompt. The continuation is decoded while `generated` is iterated over.
 
     Args:
         track: Audio of the track that is continued.
         continuation: Codes and window of the continuation.
-        reference_frames: Number of frames of the reference.
+        reference_frames: Length of the reference, in frames.
         model: Model whose codec decodes the codes.
 
     Attributes:
         sample_rate_hz: Sample rate of all pieces.
-        num_channels: C.
-        context_decoded: (C, N) audio of the prompt, as the codec decodes it.
-        generated: Pieces of the continuation, as the codec decodes them. They can be iterated over only once.
+        num_channels: Number of channels C.
+        context_decoded: (C, N) audio that the codec decodes from the prompt's codes.
+        generated: Pieces of audio that the codec decodes from the continuation's codes. Can be iterated over only once.
         num_context_samples: Number of samples of the track before the boundary.
         num_reference_samples: Number of samples of the reference.
         num_generated_samples: Number of samples of the continuation.
 
     Raises:
-        AudioError: The codec decoded the codes to NaN or infinite samples.
+        AudioError: The codec decoded the continuation's codes to NaN or infinite samples.
     """
 
     def __init__(self, track: TrackAudio, continuation: Continuation, reference_frames: int, model: MusicGen) -> None:
@@ -63,11 +63,11 @@ class AudioPieces:
         )
 
     def context(self) -> Iterator[Tensor]:
-        """Reads the track from its start to the boundary."""
+        """Yields pieces of the track from its start to the boundary."""
         return self._read(0, self.num_context_samples)
 
     def reference(self) -> Iterator[Tensor]:
-        """Reads the track after the boundary, up to the length of the continuation."""
+        """Yields pieces of the track from the boundary to the end of the reference."""
         return self._read(self.num_context_samples, self.num_context_samples + self.num_reference_samples)
 
     def keep_generated(self) -> list[Tensor]:
@@ -84,7 +84,7 @@ class AudioPieces:
 
 
 def split_pieces(pieces: Iterator[Tensor], num_samples: int) -> tuple[Tensor, Iterator[Tensor]]:
-    """Returns the first samples of a stream of (C, n) pieces as one (C, num_samples) tensor, and the rest of the stream."""
+    """Splits a stream of (C, n) pieces into a (C, num_samples) tensor of its first samples and a stream of the remaining pieces."""
     first: list[Tensor] = []
     missing, rest = num_samples, None
     while missing > 0:

@@ -1,10 +1,10 @@
-"""Writes continuations as audio files, one folder per track.
+"""Writes continuations as audio files, in one folder per track.
 
     runs/<name>/ audio/<track>/ continuation_0.flac ...  context.flac  reference.flac
                  continuations.csv
 
-A file appears in the folder only when it is complete, and continuations.csv lists only files that exist
-(`continuation_table.py`).
+An audio file appears in the folder only when it is complete, and continuations.csv lists only files that exist (see
+`continuation_table.py`).
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ CROSSFADE_S = 0.04
 
 
 class ContinuationFolder:
-    """Writes continuations below a run folder.
+    """Writes continuations to a run folder.
 
     Args:
-        path: An existing run folder.
-        settings: Format and content of the files.
-        continuation: Settings of the continuations, for the table.
-        stride_s: Stride of the generation windows, in seconds, for the table.
-        start: Number of this start of the run, from 0.
+        path: Path of the run folder, which must exist.
+        settings: Format and content of the audio files.
+        continuation: Settings of the continuations, to be recorded in the table.
+        stride_s: Stride of the generation windows, in seconds, to be recorded in the table.
+        start: Number of this session of the run, from 0.
         rank: Rank of this process.
 
     Attributes:
@@ -62,14 +62,14 @@ class ContinuationFolder:
         self.table = ContinuationTable(path, continuation, stride_s=stride_s, start=start, rank=rank)
 
     def write(self, continuation: Continuation, audio: AudioPieces) -> Continuation:
-        """Writes the files of a continuation, then its row in the table.
+        """Writes the audio files of a continuation, then adds a row to the table.
 
         Returns:
-            The continuation, with the paths of its files.
+            A copy of the continuation, with the paths of its files.
 
         Raises:
             AudioError: The track cannot be read.
-            RunError: The folder cannot be written to. No partial file is left.
+            RunError: The folder cannot be written to. No incomplete file is left behind.
         """
         window = continuation.window
         path = self.path / continuation_path(window.track, window.index, self.settings.format)
@@ -89,13 +89,13 @@ class ContinuationFolder:
         return continuation
 
     def finish(self, track_ids: Sequence[str]) -> list[dict[str, str]]:
-        """Merges the tables of all starts and processes, and returns the rows. See `merge_tables`."""
+        """Merges the tables of all sessions and processes, and returns the rows. See `merge_tables`."""
         return merge_tables(self.path, track_ids)
 
     def _write_files(
         self, continuation: Continuation, path: Path, audio: AudioPieces, written: list[Path]
     ) -> Continuation:
-        """Writes the continuation, and the originals unless they exist already. Adds each new file to `written`."""
+        """Writes the continuation, and its context and reference unless they already exist. Adds each new file to `written`."""
         context_path, reference_path = (path.with_name(f"{name}{path.suffix}") for name in ("context", "reference"))
         if self.settings.originals:
             for original, read in ((context_path, audio.context), (reference_path, audio.reference)):
@@ -120,16 +120,19 @@ class ContinuationFolder:
 
 
 def remove_partial_files(path: Path) -> None:
-    """Removes incomplete audio files that a killed process has left below a run folder. Called before any process writes."""
+    """Removes incomplete audio files that a killed process left behind in a run folder.
+
+    This function must be called before any process writes audio files.
+    """
     for folder in (path / "audio").glob("*"):
         remove_leftovers(folder)
 
 
 def joined_pieces(audio: AudioPieces) -> Iterator[Tensor]:
-    """Yields the track up to the boundary, then the continuation.
+    """Yields the audio of the track up to the boundary, then the audio of the continuation.
 
-    Within its last two frames, the track is faded into the decoded prompt. The continuation extends the waveform of the decoded
-    prompt, not that of the track. Without the fade, there would be a discontinuity at the boundary.
+    In the last two frames before the boundary, the track is faded into the decoded prompt. Without this fade, there would be a
+    discontinuity at the boundary, because the continuation extends the waveform of the decoded prompt, not that of the track.
     """
     num_faded = min(int(CROSSFADE_S * audio.sample_rate_hz), audio.context_decoded.shape[1])
     end = torch.zeros(audio.num_channels, 0, dtype=torch.float32)
@@ -144,7 +147,7 @@ def joined_pieces(audio: AudioPieces) -> Iterator[Tensor]:
 
 
 def _write_pieces(path: Path, pieces: Iterator[Tensor], audio: AudioPieces) -> bool:
-    """Writes pieces to a file. Returns False, and writes no file, if there are no pieces."""
+    """Writes pieces of audio to a file. If there are no pieces, writes no file and returns False."""
     first = next(pieces, None)
     if first is None:
         return False
@@ -156,7 +159,7 @@ def _write_pieces(path: Path, pieces: Iterator[Tensor], audio: AudioPieces) -> b
 
 
 def _remove_files(paths: Sequence[Path], folder: Path) -> None:
-    """Removes files that no row lists, and the folders that are then empty."""
+    """Removes files that are not listed in the table, then `folder` and its parent folder if they are empty."""
     with suppress(OSError):
         for path in paths:
             path.unlink(missing_ok=True)
@@ -165,7 +168,7 @@ def _remove_files(paths: Sequence[Path], folder: Path) -> None:
 
 
 class _TrackUnreadable(Exception):
-    """The track could not be read. The class distinguishes this error from errors of writing."""
+    """The track could not be read. This class distinguishes read errors from write errors."""
 
 
 def _from_track(pieces: Iterator[Tensor]) -> Iterator[Tensor]:

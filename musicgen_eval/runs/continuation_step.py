@@ -1,11 +1,11 @@
-"""Continues a batch of prompts in predict.
+"""Generates, writes and measures the continuations of a batch of prompts in predict.
 
-    contexts --encode--> prompts --generate--> codes --score, if a metric needs it--> readings
+    contexts --encode--> prompts --generate--> codes --score (if a metric needs it)--> readings
                                                  |
                                                  +--decode, piece by piece--> sink, and metrics that need audio
 
-The continuations are decoded, written and measured one after the other, so that the audio of at most one continuation is in
-memory.
+The continuations are decoded, written and measured one after the other, so that memory holds the audio of at most one
+continuation.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ from musicgen_eval.runs.window_dataset import Batch, WindowAudio
 
 
 class Continuations:
-    """The continuations of one batch, to be iterated over.
+    """An iterable of the continuations of one batch.
 
-    The class is neither a list nor a dataclass, because Lightning traverses lists and dataclasses that `predict_step` returns, and
-    fails on frozen records.
+    This class is neither a list nor a dataclass, because Lightning traverses lists and dataclasses that `predict_step` returns, and
+    fails on frozen dataclasses.
     """
 
     def __init__(self, continuations: Sequence[Continuation]) -> None:
@@ -60,13 +60,13 @@ class Continuations:
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A window with its encoded context.
+    """A window with its encoded prompt.
 
     Attributes:
         window: Window of the continuation.
-        codes: (K, context_frames) int64 codes of the context.
-        reference: (K, context_frames + R) int64 codes of the prompt and the reference. None means that there is no reference, or
-            that no metric needs the codes.
+        codes: (K, context_frames) int64 codes of the prompt.
+        reference: (K, context_frames + R) int64 codes of the prompt and the reference, which has R frames. None means that there
+            is no reference, or that no metric needs these codes.
     """
 
     window: WindowAudio
@@ -78,13 +78,13 @@ class ContinuationStep:
     """Continues batches of prompts.
 
     Args:
-        model: Model, prepared for its precision.
+        model: Model, already prepared for the precision of the run.
         bank: Metrics of the task "continue".
         plan: Plan of the run.
         settings: Settings of sampling and guidance, and the number of threads.
         stride_frames: Stride of the generation windows, in frames.
-        seed: Seed of the random numbers.
-        sink: Receiver of the audio. None means that the audio is stored in the `Continuation`.
+        seed: Seed for sampling codes and for readings that change codes.
+        sink: Object that stores the audio. None means that the audio is returned in the `Continuation`.
         totals: Running totals. Updated in place.
     """
 
@@ -111,7 +111,7 @@ class ContinuationStep:
         self._continuations: list[Continuation] = []
 
     def run(self, batch: Batch) -> list[WindowRecord]:
-        """Returns one record per window: its metric states and codes, or the reason why it failed."""
+        """Returns one record per window, with either the metric states and codes or the reason why the window failed."""
         self._continuations = []
         windows, records = readable_windows(batch)
         if windows:
@@ -132,7 +132,7 @@ class ContinuationStep:
         return has_reading or "reference_decoded" in self.bank.audio_names
 
     def _encode(self, windows: Sequence[WindowAudio]) -> tuple[list[_Prompt], list[WindowRecord]]:
-        """Encodes contexts and references. Returns the prompts, and records of the windows whose reference cannot be read."""
+        """Encodes prompts and references. Returns the prompts, and a record for each window whose reference cannot be read."""
         contexts = {window.track_row: window.audio for window in windows if window.audio is not None}
         encoded = dict(zip(contexts, self.model.encode(list(contexts.values())), strict=True))
         references: dict[int, Tensor | AudioError | None] = {}
@@ -153,9 +153,9 @@ class ContinuationStep:
         return prompts, failed
 
     def _encode_reference(self, window: WindowAudio, prompt: Tensor) -> Tensor | None:
-        """Returns (K, context_frames + R) codes of the prompt and the reference.
+        """Returns the (K, context_frames + R) codes of the prompt and the reference, which has R frames.
 
-        The result is None if no metric needs the codes, or if there is no reference.
+        The result is None if no metric needs these codes, or if there is no reference.
 
         Raises:
             AudioError: The track cannot be read.
@@ -171,7 +171,7 @@ class ContinuationStep:
         return max(0, min(window.window.target_frames, after_boundary))
 
     def _continue(self, prompts: Sequence[_Prompt]) -> list[WindowRecord]:
-        """Continues prompts in one batch. If the decoder fails for some prompts, the others are continued without them."""
+        """Continues prompts in one batch. If the decoder fails on some of the prompts, continues the other prompts without them."""
         if not prompts:
             return []
         try:
@@ -196,7 +196,7 @@ class ContinuationStep:
         return [self._measure(*results) for results in zip(windows, items, self._score(items), strict=True)]
 
     def _score(self, items: Sequence[ContinuedCodes]) -> list[WindowData]:
-        """Scores the readings that metrics need. Returns one set of metric inputs per continuation, without its audio."""
+        """Scores the readings that the metrics need. Returns the metric inputs of each continuation, except for its audio."""
         readings = score_continuations(
             self.model,
             items,
@@ -248,10 +248,10 @@ class ContinuationStep:
     def _write(
         self, continuation: Continuation, pieces: AudioPieces, item: ContinuedCodes
     ) -> tuple[Continuation, ContinuationAudio]:
-        """Passes the audio to the sink while it is decoded.
+        """Passes the audio of a continuation to the sink while the audio is being decoded.
 
         Returns:
-            The continuation, with the paths of its files or with its audio, and the audio that metrics need.
+            A copy of the continuation with the paths of its files or with its audio, and the audio that the metrics need.
         """
         needed = self.bank.audio_names
         if self.sink is not None:
@@ -279,7 +279,7 @@ class ContinuationStep:
 
 
 def _reader(track: TrackAudio, window: WindowAudio, spec: CodecSpec) -> Callable[[int, int], Tensor]:
-    """Returns a function that reads frames of a track, counted from the start of the prompt."""
+    """Returns a function that reads frames of a track. Frame 0 is the first frame of the prompt."""
     first_frame, hop = window.window.start_frame, spec.hop_samples
 
     def read(start: int, num_frames: int) -> Tensor:
@@ -291,7 +291,7 @@ def _reader(track: TrackAudio, window: WindowAudio, spec: CodecSpec) -> Callable
 
 
 def _whole(pieces: Iterable[Tensor]) -> Tensor | None:
-    """Returns the pieces as one ordinary tensor, which can be changed in place, or None if there are no pieces."""
+    """Concatenates pieces to one ordinary tensor, not an inference tensor. Returns None if there are no pieces."""
     found = list(pieces)
     with torch.inference_mode(False):
         return torch.cat(found, dim=1) if found else None
@@ -308,5 +308,5 @@ def _failure(window: WindowAudio, reason: str) -> WindowRecord:
 
 
 def _compact(codes: Tensor) -> Tensor:
-    """Returns codes in the smallest integer type of the journal, int16 or int32."""
+    """Converts codes to the smallest integer type in which the journal can store them, int16 or int32."""
     return codes.to(torch.int16 if int(codes.max()) < 1 << 15 else torch.int32)

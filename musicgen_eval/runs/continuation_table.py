@@ -1,9 +1,10 @@
 """The table of a run's continuations, continuations.csv.
 
-    first start, rank 0     continuations.csv
-    start s, rank r         continuations.<s>.<r>.csv, until its rows are merged into continuations.csv
+    session 0, rank 0       continuations.csv
+    session s, rank r       continuations.<s>.<r>.csv, until its rows are merged into continuations.csv
 
-The row of a continuation is written after its files. Therefore, the table of a run that ends early lists only files that exist.
+Each continuation's row is written after its audio files. Therefore, the tables list only files that exist, even if the run ends
+early.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ PATH_COLUMNS = ("path", "context_path", "reference_path")
 
 
 class ContinuationTable:
-    """The table that one process writes in one start of a run.
+    """The continuation table that one process writes in one session of a run.
 
     Args:
-        run_dir: The run folder.
+        run_dir: Path of the run folder.
         settings: Settings of the continuations.
         stride_s: Stride of the generation windows, in seconds.
-        start: Number of this start of the run, from 0.
+        start: Number of this session of the run, from 0.
         rank: Rank of this process.
 
     Attributes:
@@ -57,7 +58,7 @@ class ContinuationTable:
         self._common = {name: values[name] for name in COMMON_COLUMNS}
 
     def append(self, continuation: Continuation, audio: AudioPieces) -> None:
-        """Adds the row of a continuation in one write. If the write fails, the table is restored.
+        """Adds the row of a continuation in a single write. If this write fails, the table file is restored.
 
         Raises:
             OSError: The row cannot be written.
@@ -97,18 +98,18 @@ class ContinuationTable:
 
 
 def table_name(start: int, rank: int) -> str:
-    """Returns the name of the table that one process writes in one start of a run."""
+    """Returns the name of the continuation table that one process writes in one session of a run."""
     return f"continuations.{start}.{rank}.csv" if start or rank else "continuations.csv"
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Reads the rows of a table of continuations, by column. A partial row, which a killed process can leave, is skipped."""
+    """Reads the rows of a continuation table as dictionaries. Skips incomplete rows, which a killed process can leave behind."""
     with path.open(newline="", encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
 
 
 def written_continuations(run_dir: Path) -> set[str]:
-    """Returns the paths of all continuations that are listed in a table of the run and whose files exist."""
+    """Returns the paths of all continuations that are listed in any continuation table of the run and whose files exist."""
     return {
         row["path"]
         for part in run_dir.glob("continuations*.csv")
@@ -118,14 +119,16 @@ def written_continuations(run_dir: Path) -> set[str]:
 
 
 def merge_tables(run_dir: Path, track_ids: Sequence[str]) -> list[dict[str, str]]:
-    """Merges the tables of all starts and processes into continuations.csv. Called on rank 0 after all processes have finished.
+    """Merges the tables of all sessions and processes into continuations.csv.
+
+    This function must be called on rank 0 only, after all processes have finished writing.
 
     Args:
-        run_dir: The run folder.
-        track_ids: Ids of the plan's tracks, in the order of the table.
+        run_dir: Path of the run folder.
+        track_ids: Ids of the plan's tracks. The rows are sorted in this order.
 
     Returns:
-        The rows, by column. If a continuation was written more than once, only its last row is kept.
+        The rows as dictionaries. If a continuation was written more than once, only its last row is kept.
 
     Raises:
         RunError: The table cannot be written. The tables of the processes are kept.

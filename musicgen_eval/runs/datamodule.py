@@ -1,9 +1,9 @@
-"""The LightningDataModule, which deals each window of audio to exactly one rank, on any number of devices.
+"""The LightningDataModule, which assigns each window of audio to exactly one rank, for any number of ranks.
 
-    plan (rank 0, broadcast) --batches, formed once over all windows--> rank r takes batches r, r + R, r + 2R, ...
+    plan (created on rank 0, broadcast) --form batches over all windows--> of R ranks, rank r takes batches r, r + R, r + 2R, ...
 
-Batches do not depend on the number of devices, so a window always has the same neighbours. Every rank takes the same number of
-steps. A surplus step has an empty batch.
+The batches do not depend on the number of ranks, so each window is always in a batch with the same other windows. Every rank
+takes the same number of steps. If a rank has fewer batches than steps, its last step has an empty batch.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from musicgen_eval.runs.window_dataset import Batch, WindowAudio, WindowDataset
 
 
 class WindowDataModule(L.LightningDataModule):
-    """Cuts audio into windows of context and target.
+    """Divides the audio of tracks into windows, each with a context and a target.
 
     Attributes:
-        plan: Plan of the run. None before `setup`.
+        plan: Plan of the run. None means that `setup` has not been called yet.
     """
 
     @takes_settings(
@@ -53,7 +53,7 @@ class WindowDataModule(L.LightningDataModule):
         self.plan: Plan | None = None
 
     def setup(self, stage: str) -> None:
-        """Creates the plan on rank 0, and broadcasts the plan or the error."""
+        """Creates the plan on rank 0, and broadcasts the plan to the other ranks. If this fails, broadcasts the error."""
         trainer = self.trainer
         assert trainer is not None
         if trainer.world_size > 1 and uses_distributed_sampler(trainer):
@@ -65,7 +65,7 @@ class WindowDataModule(L.LightningDataModule):
             print_notes(self.plan.notes)
 
     def test_dataloader(self) -> DataLoader[WindowAudio]:
-        """Returns the windows of this rank, in batches, excluding those that were measured when the run was started before."""
+        """Returns the windows of this rank in batches, excluding batches that were measured in earlier sessions of the run."""
         assert self.trainer is not None
         evaluation = _evaluation(self.trainer)
         plan = evaluation.context.plan
@@ -88,7 +88,7 @@ class WindowDataModule(L.LightningDataModule):
         )
 
     def predict_dataloader(self) -> DataLoader[WindowAudio]:
-        """Returns the prompts of this rank, in batches, excluding those that were continued when the run was started before."""
+        """Returns the prompts of this rank in batches, excluding batches that were continued in earlier sessions of the run."""
         return self.test_dataloader()
 
     def val_dataloader(self) -> DataLoader[WindowAudio]:
@@ -96,13 +96,13 @@ class WindowDataModule(L.LightningDataModule):
         return self.test_dataloader()
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Starts copying the audio of a batch to the device."""
+        """Starts copying the audio of a batch to the device, and returns the batch with the copies."""
         return batch.to(device)
 
     def _plan_for(self, stage: str) -> Plan:
         assert self.trainer is not None
         evaluation = _evaluation(self.trainer)
-        evaluation.prepare("continue" if stage == "predict" else "score")  # before any audio is opened
+        evaluation.prepare("continue" if stage == "predict" else "score")  # checks settings before any audio is opened
         provider = context_provider(self.trainer)
         index_path, retry_failures = provider.index_path, provider.retry_failures
         opening = Opening(
@@ -124,7 +124,7 @@ class WindowDataModule(L.LightningDataModule):
 
 
 class Evaluation(Protocol):
-    """The members of `MusicGenEvaluation` that its data module uses."""
+    """The members of `MusicGenEvaluation` that the data module uses."""
 
     continuation: ContinuationSettings
 
@@ -135,11 +135,11 @@ class Evaluation(Protocol):
 
     @property
     def context(self) -> RunContext:
-        """The state of the current run, from the module's `setup` on."""
+        """The context of the current run. It is available once the module's `setup` has run."""
         ...
 
     def prepare(self, task: Task) -> object:
-        """Checks the checkpoint, the metrics and the settings before any audio is opened."""
+        """Checks the checkpoint, the metrics and the settings without opening any audio."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The values that must be identical when a run is resumed (metric settings, weights, machine), and a list of their differences."""
+"""Collects values that must be identical when a run is resumed (metric settings, weights, machine), and lists differences."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ LIBRARIES = (
     "musicgen-eval", "torch", "torchaudio", "transformers", "lightning", "torchmetrics", "soundfile", "soxr", "numpy", "av",
 )  # fmt: skip
 NUM_SAMPLES, SAMPLE_BYTES = 8, 4096
-"""Number and size of the samples of each tensor in the digest of the weights. Samples suffice: training changes whole tensors."""
+"""Number and size of the samples of each tensor in the weights digest. Samples are enough, as training changes whole tensors."""
 
 
 def metric_settings(bank: MetricBank) -> dict[str, dict[str, Any]]:
-    """Returns the class, inputs and settings of each metric."""
+    """Returns a mapping from metric name to the class, code digest, inputs and settings of the metric."""
     return {
         name: {
             "class": f"{type(metric).__module__}.{type(metric).__qualname__}",
@@ -47,10 +47,10 @@ def metric_settings(bank: MetricBank) -> dict[str, dict[str, Any]]:
 
 
 def weights_digest(checkpoint: Checkpoint) -> str | None:
-    """Returns a digest of the weights and configurations in a local folder, or of a model in memory.
+    """Returns a digest of the weights and configuration files in a local folder, or of a model in memory.
 
-    The result is None for a checkpoint of the hub, which is identified by its commit. Only samples of each tensor are read, so
-    that large files take little time.
+    For a checkpoint on the hub, which is identified by its commit, the result is None. To save time, only samples of each tensor
+    are read from a weights file.
     """
     folder = Path(checkpoint.location)
     if checkpoint.digest is not None or checkpoint.commit is not None or not folder.is_dir():
@@ -66,7 +66,10 @@ def weights_digest(checkpoint: Checkpoint) -> str | None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Returns the other facts that can affect the last bits: device model and library versions, on a GPU also of CUDA and cuDNN."""
+    """Returns the device model and the library versions, which can affect the last bits of the results.
+
+    If the device is a GPU, the library versions include CUDA and cuDNN.
+    """
     if device.type != "cuda":
         return {"device": _cpu_model(), "python": platform.python_version(), "libraries": library_versions()}
     cuda = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
@@ -78,7 +81,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def library_versions() -> dict[str, str]:
-    """Returns the versions of the libraries that can affect a number. Libraries that are not installed are left out."""
+    """Returns the version of each library that can affect the results. Libraries that are not installed are left out."""
     versions = {}
     for name in LIBRARIES:
         try:
@@ -89,7 +92,7 @@ def library_versions() -> dict[str, str]:
 
 
 def differences(known: Any, asked: Any, name: str = "") -> list[str]:
-    """Returns one line per difference between two trees of plain values.
+    """Returns one line for each difference between two trees of plain values.
 
     >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}})
     ['a.c was 2 and is 3']
@@ -109,14 +112,14 @@ def differences(known: Any, asked: Any, name: str = "") -> list[str]:
 
 
 def _samples(file: BinaryIO, num_bytes: int) -> Iterator[bytes]:
-    """Yields the header of a weights file, then samples of each tensor, from its first byte to its last."""
+    """Yields the header of a weights file, then samples of each tensor, spread evenly from its first to its last byte."""
     header_bytes = min(int.from_bytes(file.read(8), "little"), num_bytes)
     header = file.read(header_bytes)
     yield header
     try:
         spans = [entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"]
     except (ValueError, TypeError, KeyError, AttributeError):
-        return  # the file is damaged; loading it raises the error
+        return  # the file is damaged; loading the model raises the error
     for start, stop in spans:
         spare = max(0, stop - start - SAMPLE_BYTES)
         for position in sorted({start + spare * part // (NUM_SAMPLES - 1) for part in range(NUM_SAMPLES)}):
@@ -125,20 +128,21 @@ def _samples(file: BinaryIO, num_bytes: int) -> Iterator[bytes]:
 
 
 def _code(kind: type) -> str | None:
-    """Returns a digest of the source of a third-party class and its third-party bases, or None if there is no source.
+    """Returns a digest of the source code of a third-party class and its third-party base classes.
 
-    Classes of this package and of torchmetrics are identified by version.
+    The result is None if the source code is not available. The result is also None for a class of this package or of torchmetrics,
+    which is identified by the version of its package.
     """
     third_party = [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in _VERSIONED]
     try:
         source = "".join(inspect.getsource(base) for base in third_party)
-    except (OSError, TypeError):  # defined in an interactive session
+    except (OSError, TypeError):  # the class was defined in an interactive interpreter
         return None
     return sha256(source.encode("utf-8", "surrogatepass")).hexdigest()[:16] if third_party else None
 
 
 def _own_values(metric: Metric) -> Iterator[tuple[str, Any]]:
-    """Yields the values that the constructor of a metric has set, excluding states and the fields of torchmetrics."""
+    """Yields the (name, value) of each attribute that a metric adds to those of torchmetrics, excluding the metric states."""
     stock = set(vars(_MinimalMetric())) | set(state_defaults(metric))
     yield from ((key, value) for key, value in vars(metric).items() if key not in stock)
     yield from metric.named_parameters(recurse=False)
@@ -147,7 +151,7 @@ def _own_values(metric: Metric) -> Iterator[tuple[str, Any]]:
 
 
 class _MinimalMetric(Metric):
-    """A metric with only the fields that every metric has."""
+    """A metric with only the attributes that every metric has."""
 
     def update(self) -> None:
         """Does nothing."""
@@ -157,9 +161,9 @@ class _MinimalMetric(Metric):
 
 
 def _plain(value: Any) -> Any:
-    """Returns a value in a form that JSON can store.
+    """Converts a value to a form that JSON can store.
 
-    A value without such a form is described by its class, and by its `repr` unless the `repr` contains a memory address.
+    A value that has no such form is described by its class, and also by its `repr` if the `repr` contains no memory address.
     """
     if isinstance(value, Enum):
         return str(value)

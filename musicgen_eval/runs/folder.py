@@ -1,10 +1,12 @@
-"""The run folder, which contains the files of one run, from its first start to its result.
+"""The run folder, which contains all files of one run.
 
-    runs/<name>/ config.yaml  run.json  journal/                                           from the first start on
+    runs/<name>/ config.yaml  run.json  journal/                                           from the first session on
                  summary.json  tracks.csv  windows.csv  (nll.safetensors)  (wandb/)  (audio/)
 
-An empty folder receives a new run. If a folder contains an unfinished run, the run is resumed. If it contains a finished run, the
-folder is only read. Only one process at a time can claim a folder.
+A *session* is one launch of a run, from start or resume to its end. A run has several sessions if it is interrupted and resumed.
+
+An empty folder receives a new run. If a folder contains an unfinished run, the run is resumed. If a folder contains a finished
+run, the folder is only read. Only one run at a time can claim a folder.
 """
 
 from __future__ import annotations
@@ -30,13 +32,13 @@ from musicgen_eval.runs.folder_lock import LOCK, FolderLock
 
 FolderState = Literal["new", "unfinished", "finished"]
 KEEP_AFTER_S = 60.0
-"""The index of a run that ends before its first batch is kept if the run took at least this long, for example to open files."""
+"""If a run takes at least this many seconds, the index of the source's audio files is kept even if no batch was measured."""
 _FILES_OF_A_START = frozenset({"config.yaml", "run.json", "journal", "wandb"})
-"""Files that a run leaves if it ends before its first batch."""
+"""Files and folders that a run can leave behind if it is killed before its first batch."""
 
 
 def default_run_dirs(command: str, *, now: datetime | None = None) -> Iterator[Path]:
-    """Yields `runs/<date>-<command>`, then the same name with -2, -3 and so on."""
+    """Yields `runs/<date>-<command>`, then the same path with the suffix -2, -3 and so on."""
     plain = Path("runs") / f"{now or datetime.now():%Y%m%d-%H%M%S}-{command}"
     yield plain
     yield from (plain.with_name(f"{plain.name}-{number}") for number in count(2))
@@ -46,12 +48,12 @@ class RunFolder:
     """A folder for one run.
 
     Args:
-        path: Path of the folder. The folder is created when it is claimed. A leading `~` is the home directory.
+        path: Path of the folder. The folder is created when it is claimed. A leading `~` stands for the home directory.
 
     Attributes:
         path: Path of the folder. A default name can change until the folder is claimed.
-        state: State of the run in the folder when it was claimed.
-        begun_with: Command that started the run. It is "" before the folder is claimed, and for a new run.
+        state: State of the run in the folder at the time when the folder was claimed.
+        begun_with: Command that started the run in the folder. "" for a new run, or if the folder has not been claimed yet.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -66,7 +68,7 @@ class RunFolder:
 
     @classmethod
     def with_default_name(cls, command: str) -> RunFolder:
-        """Returns a folder with a default name. Claiming it takes the first default name that does not exist."""
+        """Returns a folder with a default name. When the folder is claimed, it gets the first default name that is not in use."""
         names = default_run_dirs(command)
         folder = cls(next(names))
         folder._other_names = names
@@ -79,7 +81,7 @@ class RunFolder:
 
     @property
     def index(self) -> Path:
-        """File that stores the properties of the source's audio files when the run is started for the first time."""
+        """File that stores the properties of the source's audio files. The first session of the run writes it."""
         return self.journal / "index.npz"
 
     @property
@@ -100,11 +102,11 @@ class RunFolder:
         return found
 
     def claim(self) -> None:
-        """Creates and locks the folder, before the run starts.
+        """Creates and locks the folder. This method must be called before the run starts.
 
         Raises:
-            RunError: The folder contains files that do not belong to a run, another run uses it, the path is not a folder, or the
-                folder cannot be written to.
+            RunError: The folder contains files that do not belong to a run, the folder is in use by another run, the path is not a
+                folder, or the folder cannot be written to.
         """
         if "\0" in str(self.path):
             raise RunError(
@@ -123,7 +125,7 @@ class RunFolder:
             self.state = "finished" if "summary.json" in self._found else "unfinished"
 
     def write(self, name: str, content: str) -> None:
-        """Writes a file of the run atomically.
+        """Writes a file to the folder atomically, with secrets redacted.
 
         Raises:
             RunError: The file cannot be written.
@@ -137,20 +139,24 @@ class RunFolder:
             ) from error
 
     def write_run(self, run: Mapping[str, Any]) -> None:
-        """Writes run.json."""
+        """Writes `run` to run.json."""
         self.write("run.json", to_json(run))
 
     def unlock(self) -> None:
-        """Releases the folder and keeps its files."""
+        """Unlocks the folder. Its files are kept."""
         if self._lock.is_taken:
             self._lock.release()
 
     def remove_if_empty(self) -> None:
-        """Restores the folder to its state before `claim`. Called if the run has ended before its first batch."""
+        """Unlocks the folder, and restores it to its state before `claim`.
+
+        This method must be called only if the run ended before its first batch. If it took long to create the index of the source's
+        audio files, the index is kept.
+        """
         if not self._lock.is_taken:
             return
         if self.index.exists() and monotonic() - self._claimed_at > KEEP_AFTER_S:
-            self._lock.release(keep_file=True)  # marks the index as a file of this package
+            self._lock.release(keep_file=True)  # the lock file shows that the index belongs to this package
             return
         if self.state == "new":
             for name in {"journal", "wandb"} - self._found:
@@ -166,7 +172,7 @@ class RunFolder:
                 return
 
     def _claim(self) -> list[str]:
-        """Creates and locks the folder, unless it contains foreign files. Returns the names of the foreign files."""
+        """Creates the folder and locks it unless it contains files that do not belong to a run. Returns the names of such files."""
         self._make()
         found = {entry.name for entry in self.path.iterdir()}
         self.begun_with = str(self.run.get("command", ""))
@@ -181,7 +187,7 @@ class RunFolder:
         return foreign
 
     def _refusal(self, error: OSError) -> str:
-        """Returns the message for an error of `_claim`."""
+        """Returns the message for an error that `_claim` raised."""
         if isinstance(error, BlockingIOError):
             return f"run_dir {self.path} is in use by another run; wait until it ends, or choose another folder with --run_dir"
         if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
@@ -192,7 +198,7 @@ class RunFolder:
         return f"run_dir {self.path} cannot be used: {error.strerror}; choose another folder with --run_dir"
 
     def _make(self) -> None:
-        """Creates the folder. It may exist already unless it has a default name."""
+        """Creates the folder. If a folder with a default name already exists, tries the next default name."""
         while True:
             self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             try:
@@ -205,7 +211,7 @@ class RunFolder:
 
 
 def _foreign(found: set[str]) -> set[str]:
-    """Returns the names of the foreign files in a folder without a run. Files that a killed start has left are not foreign."""
+    """Returns the names of the files in a folder without a run, excluding files left behind by a killed session."""
     if LOCK not in found:
         return found
     return {name for name in found - _FILES_OF_A_START - {LOCK} if not is_leftover(name)}
@@ -223,7 +229,7 @@ def resume_line(command: str, path: Path) -> str:
 
 
 def resumed_arguments(run_dir: str | Path) -> list[str]:
-    """Returns the arguments that replace `--resume`: the configuration and the folder of the run.
+    """Returns the command-line arguments that replace `--resume`: the configuration and the folder of the run.
 
     Raises:
         RunError: The folder contains no run.

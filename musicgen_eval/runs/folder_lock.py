@@ -1,4 +1,4 @@
-"""A lock that allows only one process at a time to use a run folder."""
+"""A lock that allows only one run at a time to use a run folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 LOCK = ".musicgen_eval.lock"
-"""Name of the lock file. If a process is killed, the file remains, and marks the folder as one of this package."""
+"""Name of the lock file. If a process is killed, its lock file remains, and shows that the folder belongs to this package."""
 _locked_here: set[Path] = set()
 """Folders that this process has locked."""
 
@@ -17,9 +17,9 @@ _locked_here: set[Path] = set()
 class FolderLock:
     """A POSIX lock on a folder.
 
-    The lock ends with the process, however the process ends, and forked workers do not inherit it. The lock does not exclude the
-    process that has taken it, and it would end if this process opened and closed the file again. Therefore, `_locked_here` records
-    the folders that this process has locked.
+    The lock ends with the process, however the process ends, and forked workers do not inherit the lock. The lock does not keep
+    the process that holds it from locking the folder again, and the lock would end if this process opened and closed the lock file
+    again. Therefore, `_locked_here` records the folders that this process has locked.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class FolderLock:
 
     @property
     def is_taken(self) -> bool:
-        """True between `take` and `release`."""
+        """True if this object holds the lock, that is, between `take` and `release`."""
         return self._file is not None
 
     def take(self, folder: Path) -> None:
@@ -44,13 +44,13 @@ class FolderLock:
         file = (folder / LOCK).open("ab")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except PermissionError:  # on some file systems this means that the file is locked
+        except PermissionError:  # on some file systems, this error means that the file is locked
             file.close()
             raise BlockingIOError from None
         except OSError:
             file.close()
             raise
-        if not _is_same_file(file, folder / LOCK):  # another process had locked the file, and has removed it
+        if not _is_same_file(file, folder / LOCK):  # another process held the lock until now, and has removed the file
             file.close()
             self.take(folder)
             return
@@ -61,12 +61,12 @@ class FolderLock:
         """Releases the lock.
 
         Args:
-            keep_file: Whether to keep the lock file, which marks the folder as one of this package.
+            keep_file: Whether to keep the lock file, which shows that the folder belongs to this package.
         """
         assert self._folder is not None
         assert self._file is not None
         if not keep_file:
-            with suppress(OSError):  # the folder may have become read-only; the lock ends nevertheless
+            with suppress(OSError):  # the folder may have become read-only; the lock still ends
                 (self._folder / LOCK).unlink()
         self._file.close()
         _locked_here.discard(self._folder)

@@ -1,4 +1,4 @@
-"""Suppresses unimportant output of libraries during an evaluation. Other warnings are still shown."""
+"""Suppresses unimportant messages, warnings and progress bars of libraries during an evaluation."""
 
 import logging
 import threading
@@ -15,24 +15,24 @@ QUIET_LOGGERS = (
 IGNORED_WARNINGS = (
     ".*does not have many workers.*",
     ".*LeafSpec.*",
-    ".*custom batch sampler.*",  # our batch sampler returns every index
+    ".*custom batch sampler.*",  # the batch sampler of this package returns every index
     ".*args parameter is intended.*",  # with --resume, the arguments are built by the command
 )
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Suppresses Lightning's start-up messages, and the progress bars and messages of transformers. Restores them at the end.
+    """Suppresses Lightning's start-up messages, and the progress bars and messages of transformers.
 
-    The settings of logging and warnings apply to the whole process. If several threads use this context manager at the same time,
-    the first one to enter changes the settings, and the last one to leave restores them.
+    The logging and warning settings apply to the whole process, and are restored at the end. If several threads use this context
+    manager at the same time, the first thread to enter changes the settings, and the last thread to leave restores them.
     """
     with _QUIET.used():
         yield
 
 
 class _Quiet:
-    """The quiet state of the process, shared by all threads that use it."""
+    """Counts the threads that use `quiet_libraries`, and restores the settings when the last of them leaves."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,22 +1,22 @@
 """The LightningModule of an evaluation.
 
-Lightning calls the hooks of one run in this order (`trainer.test`; `validate` and `predict` are similar):
+In `trainer.test`, Lightning calls the hooks in this order. In `trainer.validate` and `trainer.predict`, the order is similar.
 
     data.setup                      rank 0 creates the plan and broadcasts it
-    RunRecorder.setup               rank 0 reads the journal; every rank opens a RunContext on the run folder
+    RunRecorder.setup               rank 0 reads the journal; every rank creates a RunContext on the run folder
     module.setup                    takes this context, or creates one in memory; refuses unsuitable settings
     module.configure_model          loads the weights, unless every batch is already measured
-    data.test_dataloader            deals the batches that are not measured yet
+    data.test_dataloader            returns the batches of this rank that are not measured yet
     module.on_test_start            prepares the model; sets the constants of the context; creates the step
     RunRecorder.on_test_epoch_start writes the constants to run.json
     module.test_step                for each batch: step.run(batch) -> records -> context.store
-    module.on_test_epoch_end        the records of all ranks -> rank 0 -> `measured` and `result`
+    module.on_test_epoch_end        rank 0 gathers the records of all ranks, and sets `measured` and `result`
     RunRecorder.on_test_end         writes and prints the result
     RunRecorder.teardown            drops its context
     module.teardown                 drops its context
 
-After an exception, Lightning calls `on_exception` of the callbacks, but no `teardown`. The recorder then closes the store and
-drops its context. The module keeps its context until the next `setup`, which replaces it.
+After an exception, Lightning calls `on_exception` of each callback, but does not call `teardown`. In that case, the recorder
+closes the store and drops its context. The module keeps its context until the next `setup` replaces the context.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ class MusicGenEvaluation(L.LightningModule):
     """Evaluates a MusicGen checkpoint on windows of audio.
 
     Attributes:
-        model: The loaded model. None before `configure_model`.
-        measured: Records of the latest run, on rank 0.
-        result: Result of the latest run, on rank 0.
+        model: The loaded model. None means that no model has been loaded yet.
+        measured: Records of the latest run. None on ranks other than 0, and before the first run has finished.
+        result: Result of the latest run. None on ranks other than 0, and before the first run has finished.
     """
 
     @takes_settings(
@@ -113,7 +113,7 @@ class MusicGenEvaluation(L.LightningModule):
 
     @classmethod
     def from_loaded(cls, model: MusicGen, **settings: Any) -> Self:
-        """Creates an evaluation of a loaded model. The settings are those of the constructor."""
+        """Creates an evaluation of a loaded model. `settings` are arguments of the constructor, except for the checkpoint."""
         module = cls(checkpoint=model.checkpoint.name, **settings)
         module._checkpoint = model.checkpoint
         module.model = model
@@ -122,7 +122,7 @@ class MusicGenEvaluation(L.LightningModule):
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The checkpoint, as described by its configuration files."""
+        """The checkpoint, as described by its configuration files. The weights need not be loaded."""
         if self._checkpoint is None:
             asked = self.settings
             self._checkpoint = find_checkpoint(
@@ -132,20 +132,20 @@ class MusicGenEvaluation(L.LightningModule):
 
     @property
     def spec(self) -> CodecSpec:
-        """The codec specification of the checkpoint. It is available before the weights are loaded."""
+        """The codec specification of the checkpoint. The weights need not be loaded."""
         return self.checkpoint.spec
 
     @property
     def bank(self) -> MetricBank:
-        """The metrics of the current task. The bank is not a submodule, so changing the precision does not cast their states."""
+        """The metrics of the current task. The bank is not a submodule, so changing the precision does not cast metric states."""
         return self.prepare(self._task)
 
     @property
     def context(self) -> RunContext:
-        """The state of the current run.
+        """The context of the current run.
 
         Raises:
-            RunError: No run is set up.
+            RunError: No run is in progress.
         """
         if self._context is None:
             raise RunError(
@@ -155,7 +155,7 @@ class MusicGenEvaluation(L.LightningModule):
 
     @property
     def data(self) -> WindowDataModule:
-        """The data module that is evaluated."""
+        """The trainer's data module, which provides the windows to evaluate."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, WindowDataModule):
             raise RunError(
@@ -164,7 +164,7 @@ class MusicGenEvaluation(L.LightningModule):
         return data
 
     def prepare(self, task: Task) -> MetricBank:
-        """Checks the checkpoint, the metrics and the settings before any audio is opened. Returns the metrics of the task."""
+        """Checks the checkpoint, the metrics and the settings without opening any audio. Returns the metrics of the task."""
         if task == "continue":
             self.settings.refuse_scoring_only()
             self.continuation.check_for(self.spec)
@@ -175,7 +175,7 @@ class MusicGenEvaluation(L.LightningModule):
         return self._banks[task]
 
     def setup(self, stage: str) -> None:
-        """Opens the context of the run, and refuses settings that cannot be evaluated."""
+        """Sets the context of the run, and refuses settings under which the run cannot be evaluated."""
         self._context = None
         refuse_strategy(self.trainer, self._task)
         if self.trainer.is_global_zero:
@@ -191,9 +191,9 @@ class MusicGenEvaluation(L.LightningModule):
         self._refuse_missing_texts(self._context.plan)
 
     def configure_model(self) -> None:
-        """Loads the weights in every process. Processes that share a model keep only their part of it.
+        """Loads the weights in every process. Processes that share a model keep only their own parts of the model.
 
-        No weights are loaded if every batch is already measured.
+        If every batch is already measured, no weights are loaded.
         """
         if self.model is None and not self.context.is_complete:
             self.model = load_model(self.checkpoint)
@@ -215,7 +215,7 @@ class MusicGenEvaluation(L.LightningModule):
         self._step = self.make_step()
 
     def make_step(self) -> Step | None:
-        """Returns the step that measures batches, or None if no model is loaded because there is nothing to measure."""
+        """Returns the step that measures batches. Returns None if there is nothing left to measure, so that no model is loaded."""
         if self.model is None:
             return None
         if self._task == "continue":
@@ -244,24 +244,24 @@ class MusicGenEvaluation(L.LightningModule):
         self._measure(batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Continuations:
-        """Continues the contexts of a batch, and stores one record per continuation.
+        """Continues the prompts of a batch, and stores one record per continuation.
 
         Returns:
-            The continuations, with the paths of their files, or with their audio if the context has no sink.
+            The continuations, with the paths of their files, or with their audio if the run has no sink for continuations.
         """
         self._measure(batch)
         return self._step.take_continuations() if isinstance(self._step, ContinuationStep) else Continuations([])
 
     def on_predict_batch_end(self, *args: Any) -> None:
-        """Ends the run after this batch if the process has received SIGTERM. Lightning checks for this in test, not in predict."""
+        """Ends the run after this batch if the process has received SIGTERM. In predict, Lightning does not do this itself."""
         if getattr(self.trainer, "received_sigterm", False):
             raise SIGTERMException
 
     def on_test_epoch_end(self) -> None:
-        """Gathers the records of all ranks. Rank 0 computes the result.
+        """Gathers the records of all ranks on rank 0, and computes the result there.
 
         Raises:
-            RunError: A rank failed. The error is raised on every rank.
+            RunError: One of the ranks failed. The error is raised on every rank.
         """
         parts = gather_on_rank_0(self.trainer, (self.context.store.close(), self._stopped))
         decide_on_rank_0(self.trainer, lambda: self._conclude(parts or []))
@@ -269,8 +269,8 @@ class MusicGenEvaluation(L.LightningModule):
     def cpu(self) -> Self:
         """Moves the module to the CPU. Lightning calls this at the end of a run.
 
-        A model that the caller has loaded stays on its device if it was there before the run. Otherwise, each further run would
-        copy all weights twice.
+        A model that was passed to `from_loaded` stays on the device of the run if it was there before the run. Otherwise, each
+        further run would copy all weights twice.
         """
         stays_on, self._stays_on = self._stays_on, None
         return super().cpu() if stays_on is None else self.to(stays_on)
@@ -287,7 +287,7 @@ class MusicGenEvaluation(L.LightningModule):
     on_predict_epoch_end = on_test_epoch_end
 
     def recipe(self, constants: RunConstants) -> dict[str, Any]:
-        """Returns everything that determines the numbers, including the constants of the run that are known."""
+        """Returns the recipe of the run: everything that determines the results, including the given constants."""
         assert self.data.plan is not None
         return run_recipe(
             checkpoint=self.checkpoint,
@@ -313,7 +313,7 @@ class MusicGenEvaluation(L.LightningModule):
         return "continue" if trainer is not None and trainer.state.fn == TrainerFn.PREDICTING else "score"
 
     def _refuse_trainer_settings(self) -> None:
-        """Refuses settings of the trainer that would change or lose numbers."""
+        """Refuses trainer settings that would change the results or leave out windows."""
         if self.trainer.precision not in PRECISIONS:
             raise RunError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.trainer.precision}")
         for setting in ("limit_test_batches", "limit_val_batches", "limit_predict_batches"):
@@ -329,7 +329,7 @@ class MusicGenEvaluation(L.LightningModule):
             )
 
     def _refuse_missing_texts(self, plan: Plan) -> None:
-        """Refuses a metric that needs the text of another track if there is no such text for some track."""
+        """Refuses a metric that needs the text of another track if any track has no such other text."""
         if any(reading.text == "other" for reading in self.bank.readings) and None in plan.other_texts:
             track = plan.tracks[plan.other_texts.index(None)].id
             raise RunError(
@@ -348,7 +348,7 @@ class MusicGenEvaluation(L.LightningModule):
         )
 
     def _prepare_model(self) -> None:
-        """Prepares the loaded model for the trainer's precision, and tries the metrics on its device."""
+        """Prepares the loaded model for the trainer's precision, and tries the metrics on the model's device."""
         model = self.model
         assert model is not None
         model.prepare(self.trainer.precision, decoding=self._task == "continue")
@@ -356,7 +356,11 @@ class MusicGenEvaluation(L.LightningModule):
         self.context.settle_arithmetic(model.arithmetic)
 
     def _unless_stopped(self, act: Callable[[], None], occasion: str = "processing a batch") -> None:
-        """Calls `act`. If it fails on one of several ranks, this rank stops measuring, and `on_test_epoch_end` raises the error."""
+        """Calls `act` unless this rank has stopped. If `act` fails and other ranks are waiting, stops this rank.
+
+        A stopped rank measures no further batches, and `on_test_epoch_end` raises its error on every rank. If there is only one
+        process, or if the processes share a model, the error is raised immediately.
+        """
         if self._stopped is not None:
             return
         try:
@@ -364,11 +368,11 @@ class MusicGenEvaluation(L.LightningModule):
                 act()
         except EvaluationError as error:
             if self.trainer.world_size == 1 or shares_model(self.trainer):
-                raise  # a process that shares the model with this one would wait for it in the next layer
-            self._stopped = str(error)  # the other ranks wait for this one until the end
+                raise  # a process that shares the model with this process would wait for it in the next layer
+            self._stopped = str(error)  # this rank must continue, because the other ranks wait for it at the end
 
     def _measure(self, batch: Batch) -> None:
-        """Runs the step on a batch, and stores its records. A surplus batch is empty."""
+        """Runs the step on a batch, and stores the batch's records. If the batch is empty, does nothing."""
         if not batch.windows:
             return
         step = self._step
@@ -376,7 +380,10 @@ class MusicGenEvaluation(L.LightningModule):
         self._unless_stopped(lambda: self._keep(step.run(batch)))
 
     def _keep(self, records: Sequence[WindowRecord]) -> None:
-        """Stores the records of a batch. If too many tracks failed, a run on one process ends here, and other runs end later."""
+        """Stores the records of a batch. If too many tracks have failed, raises an error in a run with a single process.
+
+        In a run with several processes, this error is raised when the result is computed.
+        """
         store = self.context.store
         if keeps_records(self.trainer):
             store.keep(records)
@@ -387,7 +394,7 @@ class MusicGenEvaluation(L.LightningModule):
                 refuse_failures([*plan.failures, *during], allowed)
 
     def _conclude(self, parts: Sequence[tuple[list[WindowRecord], str | None]]) -> None:
-        """Computes the result on rank 0. It may be large, so the other ranks do not receive it."""
+        """Computes the result on rank 0. The result may be large, so it is not sent to the other ranks."""
         stopped = next((stopped for _, stopped in parts if stopped is not None), None)
         if stopped is not None:
             raise RunError(stopped)

@@ -1,6 +1,6 @@
-"""The progress bar of an evaluation: tracks, audio seconds per second and the running perplexity.
+"""The progress bar of an evaluation, which shows tracks, audio seconds per second and the running perplexity.
 
-It is drawn on standard error, and only on a terminal, because a log file would receive a line per batch.
+The bar is drawn on standard error, and only if standard error is a terminal, because a log file would get one line per batch.
 """
 
 import sys
@@ -19,48 +19,48 @@ class EvaluationProgress(TQDMProgressBar):
     """Shows the running totals of rank 0: `tracks`, `audio s/s` (seconds scored or generated per second) and `ppl`."""
 
     def init_test_tqdm(self) -> Tqdm:
-        """Returns the bar of `test`."""
+        """Returns the progress bar of `test`."""
         return self._bar("Testing")
 
     def init_validation_tqdm(self) -> Tqdm:
-        """Returns the bar of `validate`."""
+        """Returns the progress bar of `validate`."""
         return self._bar(self.validation_description)
 
     def init_predict_tqdm(self) -> Tqdm:
-        """Returns the bar of `predict`."""
+        """Returns the progress bar of `predict`."""
         return self._bar(self.predict_description)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the clock."""
+        """Starts the clock for `audio s/s`."""
         super().on_test_start(trainer, pl_module)
         self._started = monotonic()
 
     def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Shows the running totals."""
+        """Shows the running totals on the progress bar."""
         super().on_test_batch_end(trainer, pl_module, *args, **kwargs)
         if isinstance(pl_module, MusicGenEvaluation) and not self.test_progress_bar.disable:
             self.test_progress_bar.set_postfix(self._totals(pl_module), refresh=False)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the clock."""
+        """Starts the clock for `audio s/s`."""
         super().on_validation_start(trainer, pl_module)
         self._started = monotonic()
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Shows the running totals."""
+        """Shows the running totals on the progress bar."""
         super().on_validation_batch_end(trainer, pl_module, *args, **kwargs)
         if isinstance(pl_module, MusicGenEvaluation) and not self.val_progress_bar.disable:
             self.val_progress_bar.set_postfix(self._totals(pl_module), refresh=False)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the clock."""
+        """Starts the clock for `audio s/s`."""
         super().on_predict_start(trainer, pl_module)
         self._started = monotonic()
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Shows the running totals."""
+        """Shows the running totals on the progress bar."""
         super().on_predict_batch_end(trainer, pl_module, *args, **kwargs)
         if isinstance(pl_module, MusicGenEvaluation) and not self.predict_progress_bar.disable:
             self.predict_progress_bar.set_postfix(self._totals(pl_module), refresh=False)

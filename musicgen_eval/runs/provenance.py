@@ -1,4 +1,4 @@
-"""The circumstances of a run that run.json records: command, machine, commit and time."""
+"""The circumstances of a run that are recorded in run.json: command, machine, commit and time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def run_record(*, command: str, seed: int, max_frames_from: str) -> dict[str, Any]:
-    """Returns the initial content of run.json: command, seed, platform, commit and an empty list of starts."""
+    """Returns the initial content of run.json: command, seed, platform, commit and an empty list of sessions (`starts`)."""
     return {
         "command": command,
         "seed": seed,
@@ -21,7 +21,7 @@ def run_record(*, command: str, seed: int, max_frames_from: str) -> dict[str, An
 
 
 def start_record(*, processes: int, windows: int) -> dict[str, Any]:
-    """Returns the entry of run.json for one start: time, number of processes, host and number of planned windows."""
+    """Returns the entry of run.json for one session: time, number of processes, host and number of planned windows."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "processes": processes,
@@ -31,7 +31,10 @@ def start_record(*, processes: int, windows: int) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """Returns the commit of the working directory, followed by `-dirty` if files are changed, or None outside of a repository."""
+    """Returns the commit of the working directory, with `-dirty` appended if tracked files have changed.
+
+    The result is None if the working directory is not in a git repository.
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(

@@ -1,4 +1,4 @@
-"""The recipe: everything that determines the numbers of a run. Every result contains it."""
+"""The recipe of a run: everything that determines its results. Every result contains the recipe."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def run_recipe(
 ) -> dict[str, Any]:
     """Returns the recipe of a run.
 
-    The recipe includes every setting that is not marked with `NOT_IN_RECIPE`. Resolved values replace the defaults that depend on
-    the checkpoint and on the machine.
+    The recipe includes every setting that is not marked with `NOT_IN_RECIPE`. If a default depends on the checkpoint or the
+    machine, the recipe contains the resolved value.
 
     Args:
-        checkpoint: Evaluated checkpoint.
-        plan: Plan of the run, with the lengths of context and target.
+        checkpoint: Checkpoint that is evaluated.
+        plan: Plan of the run, including the lengths of the context and the target.
         data: Settings of the data.
         model: Settings of the model.
-        continuation: Settings of continuations. They are part of the recipe of `predict`.
+        continuation: Settings of the continuations. They are included only if the task is "continue".
         bank: Metrics of the run.
         machine: Precision, device and arithmetic.
         threads: Number of CPU threads for generating codes and decoding audio. None means not determined yet.
@@ -78,5 +78,5 @@ def _continuation_recipe(
         "threads": threads,
     }
     if machine["device"] == "cpu":
-        del recipe["kernels"]  # a CPU ignores them
+        del recipe["kernels"]  # this setting has no effect on a CPU
     return recipe

@@ -1,7 +1,7 @@
-"""The callback that records a run in a folder.
+"""The callback that records a run in a run folder.
 
-    setup   rank 0 checks or writes run.json and reads the journal --> every rank opens a RunContext on the folder
-    end     rank 0 writes the files of the result and prints its tables
+    setup   rank 0 checks or writes run.json and reads the journal --> every rank creates a RunContext on the folder
+    end     rank 0 writes the result files and prints the tables of the result
 
 `runs/module.py` shows the order of the hooks.
 """
@@ -42,24 +42,24 @@ MAX_LISTED = 8
 
 
 class RunRecorder(ContextProvider):
-    """Records a run in a folder, and prints its result on rank 0.
+    """Records a run in a run folder, and prints the result of the run on rank 0.
 
-    If a run ends early, its completed batches are kept, and the run is resumed when it is started again. If a run ends before its
-    first batch, the folder is restored.
+    If a run ends early, its completed batches are kept, and the run can be resumed. If a new run ends before its first batch, the
+    folder is restored to its previous state.
 
     Args:
-        folder: A claimed folder. None means that no files are written.
-        command: Command of the run, for run.json.
-        config_yaml: Configuration, for config.yaml.
-        resume: Function that returns the line that tells the user how to resume a run in a folder. None means that no line is
-            printed.
+        folder: Run folder, which must be claimed before `setup`. None means that no files are written.
+        command: Command of the run, to be recorded in run.json.
+        config_yaml: Content of config.yaml for a new run.
+        resume: Function that takes a run folder, and returns the line that tells the user how to resume the run in this folder.
+            None means that no line is printed.
         console: Console for the tables of the result. None means that nothing is printed, not even on standard error.
         audio: Settings of the audio files.
         settings: Settings for resuming.
 
     Attributes:
-        files: Files that were written at the end, in order of importance.
-        continuations: Rows of continuations.csv, by column.
+        files: Files that were written at the end of the run, in order of importance.
+        continuations: Rows of continuations.csv as dictionaries.
     """
 
     def __init__(
@@ -89,17 +89,17 @@ class RunRecorder(ContextProvider):
 
     @property
     def index_path(self) -> Path | None:
-        """File that stores the properties of the source's audio files for later starts of the run."""
+        """File that stores the properties of the source's audio files for later sessions, or None if there is no run folder."""
         return None if self.folder is None else self.folder.index
 
     @property
     def finds_result(self) -> bool:
-        """True if the run was finished before, so that this start only prints the result."""
+        """True if the run had already finished before this session, in which case the session only prints the result."""
         is_finished = self.folder is not None and self.folder.state == "finished"
         return is_finished and self.context is not None and self.context.is_complete
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Starts or resumes the run on rank 0, and opens the context of every rank on the folder."""
+        """Starts or resumes the run on rank 0, and creates a context on the run folder on every rank."""
         assert isinstance(pl_module, MusicGenEvaluation)
         self.context = self._start = self._continuation_folder = None
         folder = self.folder
@@ -147,7 +147,10 @@ class RunRecorder(ContextProvider):
     on_predict_end = on_test_end
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Closes the store. Then releases the folder and reports which files are kept, or restores an empty folder."""
+        """Closes the store, then unlocks the folder and reports which files are kept.
+
+        If the run was new and no window was measured, the folder is restored to its previous state instead.
+        """
         context, self.context = self.context, None
         try:
             if context is not None:
@@ -178,7 +181,7 @@ class RunRecorder(ContextProvider):
         assert plan is not None
         store = JournalStore(
             start.path
-            / folder.journal.name,  # absolute, because nll is read later, perhaps from another working directory
+            / folder.journal.name,  # absolute, because nll may be read after the working directory has changed
             plan,
             module.bank.metrics,
             batch_size=batch_size,
@@ -210,11 +213,11 @@ class RunRecorder(ContextProvider):
         )
 
     def _finish(self, folder: RunFolder, plan: Plan, result: EvaluationResult) -> None:
-        """Writes the files of the result, unless they have been written before. Releases the folder."""
+        """Writes the result files unless an earlier session has already written them, then unlocks the folder."""
         if self.finds_result:
             self._say(f"{folder.path} contains a finished run; its result follows")
             if (folder.path / "summary.json").read_text(encoding="utf-8") != to_json(summary(result)):
-                self.files = write_result(folder.path, result)  # summary.json is damaged, or older than the journal
+                self.files = write_result(folder.path, result)  # summary.json is damaged or outdated
             if self._continuation_folder is not None:
                 self.continuations = read_table(folder.path / "continuations.csv")
         else:
@@ -224,7 +227,10 @@ class RunRecorder(ContextProvider):
         folder.unlock()
 
     def _finish_continuations(self, folder: RunFolder, plan: Plan) -> list[Path]:
-        """Merges the tables of continuations. Returns the table and the audio files, or their folder if there are many files."""
+        """Merges the continuation tables. Returns the paths of the merged table and of the continuations.
+
+        If there are more than `MAX_LISTED` continuations, returns the path of the audio folder in place of their paths.
+        """
         if self._continuation_folder is None:
             return []
         self.continuations = self._continuation_folder.finish(plan.tracks.ids)
@@ -235,7 +241,7 @@ class RunRecorder(ContextProvider):
         """Closes the store of a run that ends with an error.
 
         torch reports a dead DataLoader worker from a signal handler, which can run at any time, even while the journal is being
-        closed. In this case, the store is closed again.
+        closed. If this happens, the method closes the store again.
         """
         try:
             try:
@@ -248,7 +254,7 @@ class RunRecorder(ContextProvider):
             self._say(str(error))
 
     def _release(self, folder: RunFolder, context: RunContext | None) -> None:
-        """Unlocks the folder and reports which files are kept. If no window was measured, restores the folder."""
+        """Unlocks the folder and reports which files are kept. If the run is new and measured no window, restores the folder."""
         written = self._continuation_folder
         num_written = 0 if written is None else written.num_written
         if written is not None and num_written:
@@ -268,7 +274,7 @@ class RunRecorder(ContextProvider):
 
 
 def _has_measured(folder: RunFolder) -> bool:
-    """Returns True if any process has measured a window. A run whose windows have all failed counts as empty."""
+    """Returns True if the journal contains a window that did not fail. A run whose windows all failed counts as empty."""
     return any(row.failure is None for _, rows in JournalReader(folder.journal).batches() for row in rows)
 
 

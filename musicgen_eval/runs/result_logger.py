@@ -18,18 +18,18 @@ from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.recorder import RunRecorder
 
 ONLY_STEP = 0
-"""Step of all logged numbers. An evaluation has no training steps."""
+"""Step under which all values are logged. An evaluation has no training steps."""
 
 
 class ResultLogger(L.Callback):
-    """Logs the configuration and the recipe as hyperparameters, and the final numbers as metrics, each once, on rank 0.
+    """On rank 0, logs the configuration and the recipe as hyperparameters, and the final values as metrics, each of them once.
 
-    The run folder contains the complete result. If a logger fails, a warning is printed and the run continues.
+    If a logger fails, a warning is printed and the run continues. The run folder still contains the complete result.
 
     Args:
         config: Configuration of the run.
-        recorder: Recorder of the run. If the run was finished before, nothing is logged.
-        excluded: Logger to skip, because another callback uses it.
+        recorder: Recorder of the run. If the run had already finished before this session, nothing is logged.
+        excluded: Logger to skip, because another callback uses this logger.
     """
 
     def __init__(self, config: Mapping[str, Any], recorder: RunRecorder, *, excluded: Logger | None = None) -> None:
@@ -38,13 +38,13 @@ class ResultLogger(L.Callback):
         self.excluded = excluded
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Logs the hyperparameters. The recipe is complete when this hook is called."""
+        """Logs the hyperparameters. This hook is used because the recipe is not complete in earlier hooks."""
         assert isinstance(pl_module, MusicGenEvaluation)
         settings = json.loads(to_json({**self.config, "recipe": pl_module.recipe(pl_module.context.constants)}))
         self._to_each_logger(trainer, pl_module, lambda logger: logger.log_hyperparams(settings))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Logs the final numbers."""
+        """Logs the final values of the metrics and the counts."""
         assert isinstance(pl_module, MusicGenEvaluation)
         if pl_module.result is None:
             return
@@ -78,7 +78,11 @@ class ResultLogger(L.Callback):
 
 
 def summary_numbers(result: EvaluationResult) -> dict[str, float]:
-    """Returns the counts and values of a result by name: `perplexity/ppl`, also with `/low` and `/high` if there is an interval."""
+    """Returns a mapping from name to number for all counts and metric values of a result.
+
+    A metric value has a name such as `perplexity/ppl`. If the value has a confidence interval, its limits have the same name with
+    `/low` and `/high` appended.
+    """
     numbers: dict[str, float] = {f"counts/{name}": count for name, count in result.counts.items()}
     for name, values in result.metrics.items():
         for key, value in values.items():

@@ -1,4 +1,4 @@
-"""Checks whether a run folder may be resumed, and which of its batches must be measured again."""
+"""Checks whether the run in a folder may be resumed, and which of its batches must be measured again."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ OTHER_MACHINE = (
     "records it). Differences:"
 )
 NOT_IN_FINGERPRINT = ("source", "arithmetic", "other_machines", "resamplers", "notes")
-"""Parts of the recipe that may differ when a run is resumed. The same tracks may have another source, and the other parts follow
-from the rest of the recipe."""
+"""Parts of the recipe that may differ when a run is resumed. The same tracks may come from a different source, and the other parts
+follow from the rest of the recipe or are checked separately."""
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """The values by which a run is recognised when it is resumed, as read from JSON.
+    """The values that identify a run when it is resumed, in the form in which JSON stores them.
 
     Attributes:
-        fingerprint: Settings, checkpoint, data and metrics. They must be identical.
-        machine: Device and library versions. They must be identical unless `allow_other_machine` is set.
+        fingerprint: Settings, checkpoint, data and metrics. They must be identical when the run is resumed.
+        machine: Device and library versions. They must also be identical unless `allow_other_machine` is set.
     """
 
     fingerprint: dict[str, Any]
@@ -53,16 +53,16 @@ def run_identity(module: MusicGenEvaluation, audio: AudioSettings) -> RunIdentit
 def refuse_other_run(
     run_dir: Path, run: Mapping[str, Any], asked: RunIdentity, *, allow_other_machine: bool
 ) -> dict[str, Any]:
-    """Compares the run in a folder with the one that is about to start.
+    """Compares the run in a folder with the run that is about to start.
 
     Args:
-        run_dir: The run folder.
-        run: Content of run.json in this folder.
+        run_dir: Path of the run folder.
+        run: Content of run.json in the run folder.
         asked: Identity of the run that is about to start.
-        allow_other_machine: Whether to accept and record another machine.
+        allow_other_machine: Whether to accept and record a different machine.
 
     Returns:
-        The content of run.json, including any machine that was added.
+        The content of run.json. If the machine is different and accepted, the content includes this machine.
 
     Raises:
         RunError: The runs differ. The message lists the differences.
@@ -95,10 +95,11 @@ def refuse_other_ranks(
     machine_of_rank_0: Mapping[str, Any],
     allow_other_machine: bool,
 ) -> None:
-    """Refuses a folder that some rank cannot see, and a rank that runs on another machine.
+    """Refuses a run folder that is not visible on every rank, and a rank that runs on a different machine from rank 0.
 
     Raises:
-        RunError: The message names the rank. It is raised on every rank.
+        RunError: The folder is not visible on some rank, or some rank runs on a different machine and `allow_other_machine` is
+            False. The error is raised on every rank.
     """
     own = _as_json(machine(module.device))
     ranks = gather_on_rank_0(trainer, ((run_dir / "run.json").is_file(), own))
@@ -149,6 +150,6 @@ def _fingerprint(module: MusicGenEvaluation, audio: AudioSettings) -> dict[str, 
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values as they would be read from a JSON file, for comparison."""
+    """Returns the values in the form that reading them from a JSON file would give, so that they can be compared."""
     read: dict[str, Any] = json.loads(to_json(values))
     return read

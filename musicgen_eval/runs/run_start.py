@@ -1,6 +1,8 @@
-"""Starts or resumes a run in a claimed folder, on rank 0.
+"""Starts or resumes a run in a claimed run folder. The functions in this module are called on rank 0 only.
 
-compare or write run.json --> read the journal --> RunStart, the message to all ranks
+    compare or write run.json --> read the journal --> RunStart
+
+Rank 0 then sends the `RunStart` to all ranks.
 """
 
 from __future__ import annotations
@@ -28,13 +30,13 @@ from musicgen_eval.runs.settings import AudioSettings
 
 @dataclass(frozen=True)
 class RunStart:
-    """The message of rank 0 to all ranks when a run is started or resumed.
+    """The message that rank 0 sends to all ranks when a run is started or resumed.
 
     Attributes:
         path: Absolute path of the run folder.
-        number: Number of this start, from 0.
-        measured: Batches that earlier starts of the run have measured.
-        constants: Values that the first start of the run has determined.
+        number: Number of this session of the run, from 0.
+        measured: Batches that were measured in earlier sessions of the run.
+        constants: Values that are shared by all sessions of the run.
         machine: Device and library versions of rank 0.
     """
 
@@ -57,21 +59,21 @@ def start_run(
     allow_other_machine: bool,
     say: Callable[[str], None],
 ) -> RunStart:
-    """Compares or writes run.json, and reads the journal.
+    """Writes run.json for a new run, or compares it with the run that is about to start. Then reads the journal.
 
     Args:
-        folder: The claimed folder.
+        folder: Run folder, already claimed.
         trainer: Trainer of the run.
-        module: Module that is evaluated.
-        command: Command of the run, for run.json.
-        config_yaml: Configuration, for config.yaml of a new run.
+        module: Evaluation that the trainer runs.
+        command: Command of the run, to be recorded in run.json.
+        config_yaml: Content of config.yaml for a new run.
         audio: Settings of the audio files.
-        retry_failures: Whether to measure again the tracks that failed when the run was started before.
-        allow_other_machine: Whether to resume a run that was started on another machine or with other library versions.
+        retry_failures: Whether to measure again the tracks that failed in earlier sessions of the run.
+        allow_other_machine: Whether to resume a run that was started on a different machine or with different library versions.
         say: Function that prints a line for the user.
 
     Raises:
-        RunError: The folder contains another run, or too many tracks have failed.
+        RunError: The folder contains a different run, or too many tracks have failed.
     """
     plan, settings = module.data.plan, module.data.settings
     assert plan is not None
@@ -86,7 +88,7 @@ def start_run(
     _discard_incomplete(folder, plan, measured, batch_size=settings.batch_size, audio=audio, say=say)
     number = max(len(run["starts"]), measured.starts)
     if measured.windows < len(plan.windows):
-        (folder.path / "summary.json").unlink(missing_ok=True)  # it would lack the windows of this start
+        (folder.path / "summary.json").unlink(missing_ok=True)  # the old result would lack the windows of this session
         started = start_record(processes=trainer.world_size, windows=len(plan.windows))
         folder.write_run({**run, "starts": [*run["starts"], started]})
     known = [Failure(plan.tracks.ids[row], reason) for row, reason in measured.failed.items()]
@@ -120,7 +122,10 @@ def _discard_incomplete(
     audio: AudioSettings,
     say: Callable[[str], None],
 ) -> None:
-    """Deletes incomplete files, and removes from `measured` any batches whose files are missing. Reports the measured windows."""
+    """Deletes incomplete audio files, and removes from `measured` any batches whose audio files are missing.
+
+    The function also prints the notes on the journal and the number of windows that are already measured.
+    """
     for note in measured.notes:
         say(f"journal: {note}")
     if folder.state != "new":
@@ -135,5 +140,8 @@ def _discard_incomplete(
 
 
 def _threads(trainer: L.Trainer, module: MusicGenEvaluation) -> int | None:
-    """Returns the number of CPU threads of predict. The number affects the last bits, so all starts of a run use the same one."""
+    """Returns the number of CPU threads for predict, or None for other commands.
+
+    The number of threads affects the last bits of the results, so all sessions of a run use the same number.
+    """
     return (module.continuation.threads or torch.get_num_threads()) if trainer.state.fn == "predict" else None

@@ -1,4 +1,4 @@
-"""Runs a module on one device with a quiet Trainer, for the Python functions and the command `musicgen-eval`."""
+"""Runs an evaluation on one device with a quiet Trainer, for the Python functions and the command `musicgen-eval`."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def same_call(run_dir: Path) -> str:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """The continuations of a source, and their evaluation.
+    """The continuations of a run, and their evaluation.
 
     Attributes:
-        continuations: Continuations in the order of the tracks, each with its audio, or with the paths of its files if the run has
-            a folder.
-        evaluation: Metrics, tracks, counts and recipe.
+        continuations: Continuations in the order of the tracks. Each has the paths of its files if the run has a folder, otherwise
+            its audio.
+        evaluation: Metrics, tracks, counts and recipe of the run.
     """
 
     continuations: Sequence[Continuation]
@@ -72,13 +72,13 @@ def run_evaluation(
 
     Args:
         module: Evaluation of a checkpoint.
-        data: Data to evaluate on.
-        settings: Device, run folder and resume options.
-        folder: Run folder. It takes the place of `settings.run_dir`.
-        console: Prints the result. None means that nothing is printed, and that no progress is shown.
-        callbacks: Further callbacks of the Trainer.
-        notes: Comments for config.yaml.
-        resume: Returns the line that tells the user how a run in this folder is resumed.
+        data: Tracks to score.
+        settings: Settings of the device, the run folder and resuming.
+        folder: Run folder, which replaces `settings.run_dir`. None means that `settings.run_dir` is used.
+        console: Console for the tables of the result. None means that nothing is printed, and that no progress is shown.
+        callbacks: Further callbacks for the Trainer.
+        notes: Comments to write at the start of config.yaml.
+        resume: Function that takes a run folder, and returns the line that tells the user how to resume the run in this folder.
 
     Raises:
         EvaluationError: The evaluation failed (see `perplexity`).
@@ -116,14 +116,14 @@ def run_continuation(
     Args:
         module: Evaluation of a checkpoint.
         data: Tracks to continue.
-        settings: Device, run folder and resume options.
+        settings: Settings of the device, the run folder and resuming.
         audio: Settings of the audio files.
-        folder: Run folder. It takes the place of `settings.run_dir`.
-        console: Prints the result. None means that nothing is printed, and that no progress is shown.
-        callbacks: Further callbacks of the Trainer.
-        notes: Comments for config.yaml.
-        resume: Returns the line that tells the user how a run in this folder is resumed.
-        return_continuations: Whether the result contains the continuations. If not, they do not stay in memory.
+        folder: Run folder, which replaces `settings.run_dir`. None means that `settings.run_dir` is used.
+        console: Console for the tables of the result. None means that nothing is printed, and that no progress is shown.
+        callbacks: Further callbacks for the Trainer.
+        notes: Comments to write at the start of config.yaml.
+        resume: Function that takes a run folder, and returns the line that tells the user how to resume the run in this folder.
+        return_continuations: Whether the result contains the continuations. If not, they are not kept in memory.
 
     Raises:
         EvaluationError: The run failed (see `generate`).
@@ -156,7 +156,7 @@ def run_continuation(
 def _earlier_continuations(
     module: MusicGenEvaluation, folder: RunFolder, known: Collection[tuple[str, int]]
 ) -> list[Continuation]:
-    """Returns the continuations that earlier starts of the run have written, excluding the known ones."""
+    """Returns the continuations that were written in earlier sessions of the run, excluding those in `known`."""
     measured, earlier = module.measured, []
     assert measured is not None
     written = {row["path"].rpartition(".")[0]: row for row in read_table(folder.path / "continuations.csv")}
@@ -192,7 +192,7 @@ def _trainer(
     *,
     shows_progress: bool,
 ) -> Iterator[L.Trainer]:
-    """Creates a quiet Trainer for one device, and claims the folder."""
+    """Creates a quiet Trainer for one device, and claims the run folder. Handles signals within the `with` block."""
     check_precision(settings.precision, settings.accelerator)
     stop = StopAfterBatch(say=lambda line: print(line, file=sys.stderr))
     with quiet_libraries(), stop.listening():
@@ -217,7 +217,7 @@ def _trainer(
             with dead_workers_explained(), out_of_memory_explained(data.settings.batch_size, "moving data to it"):
                 yield trainer
         except SystemExit as stopped:
-            if isinstance(stopped.__context__, KeyboardInterrupt):  # Lightning would end a notebook with it
+            if isinstance(stopped.__context__, KeyboardInterrupt):  # Lightning's SystemExit would end a notebook
                 raise KeyboardInterrupt from stopped
             raise
 
@@ -227,7 +227,7 @@ def _folder(settings: RunSettings) -> RunFolder | None:
 
 
 def _config(module: MusicGenEvaluation, data: WindowDataModule, settings: RunSettings) -> dict[str, Any]:
-    """Returns a configuration with which LightningCLI can repeat the run."""
+    """Returns a configuration that LightningCLI can use to repeat the run."""
     model = asdict(module.settings) | {"checkpoint": lasting_name(str(module.settings.checkpoint))}
     return {
         "trainer": {"precision": settings.precision, "accelerator": settings.accelerator},
@@ -244,7 +244,7 @@ def check_precision(precision: str, accelerator: str) -> None:
     """Checks that the device supports a precision.
 
     Raises:
-        RunError: The precision is unknown, or it is 16-mixed on a CPU, where Lightning would run bf16-mixed.
+        RunError: The precision is unknown, or the precision is 16-mixed on a CPU, where Lightning would use bf16-mixed instead.
     """
     if precision not in PRECISIONS:
         raise RunError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision}")

@@ -1,6 +1,8 @@
-"""Measures a batch of windows in test and validate.
+"""Scores and measures a batch of windows in test and validate.
 
-audio --encode--> codes --score--> readings --metrics--> one record per window
+    audio --encode--> codes --score--> readings --metrics--> one record per window
+
+A window that cannot be read or scored gets a record with the reason for its failure.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from musicgen_eval.runs.window_dataset import Batch, WindowAudio
 
 
 class Step(Protocol):
-    """Measures batches, one at a time."""
+    """An object that measures batches of windows, one batch at a time."""
 
     def run(self, batch: Batch) -> list[WindowRecord]:
         """Returns one record per window of the batch."""
@@ -34,12 +36,12 @@ class ScoringStep:
     """Scores batches of windows under teacher forcing.
 
     Args:
-        model: Model, prepared for `precision`.
+        model: Model, already prepared for `precision`.
         bank: Metrics of the task "score".
-        tail: Treatment of the last frames of a window, as in `ModelSettings`.
+        tail: Treatment of the last frames of each window, as in `ModelSettings`.
         seed: Seed for readings that change codes.
-        save_nll: Whether to store the nll of every code in the records.
-        precision: Precision of the decoder, for error messages.
+        save_nll: Whether to store the nll of every code in the window records.
+        precision: Precision of the decoder, to be named in error messages.
         totals: Running totals. Updated in place.
     """
 
@@ -63,7 +65,7 @@ class ScoringStep:
         self.totals = totals
 
     def run(self, batch: Batch) -> list[WindowRecord]:
-        """Returns one record per window: its metric states, or the reason why it failed."""
+        """Returns one record per window, with either the metric states or the reason why the window failed."""
         windows, records = readable_windows(batch)
         if not windows:
             return records
@@ -76,7 +78,7 @@ class ScoringStep:
         return records
 
     def score(self, windows: Sequence[WindowAudio]) -> list[WindowData]:
-        """Encodes and scores windows whose audio could be read. Returns one set of metric inputs per window."""
+        """Encodes and scores windows whose audio could be read. Returns the metric inputs of each window."""
         codes = self.model.encode([window.audio for window in windows if window.audio is not None])
         coded = [
             CodedWindow(window.window, window_codes, window.text, window.other_text)
@@ -93,7 +95,7 @@ class ScoringStep:
         return fetch([WindowData(read, self.model.spec.frame_rate_hz) for read in readings])
 
     def _record(self, window: WindowAudio, data: WindowData, states: dict[str, State]) -> WindowRecord:
-        """Returns the record of a window. A window with an nll that is not finite fails, so no sum silently omits a code."""
+        """Returns the record of a window. If any scored code has an nll that is not finite, the record contains a failure."""
         for name, read in data.on_cpu.readings.items():
             if read is not None and not read.nll[read.scored].isfinite().all():
                 reading = f"reading {name!r} of " if name else ""
@@ -108,7 +110,7 @@ class ScoringStep:
 
 
 def readable_windows(batch: Batch) -> tuple[list[WindowAudio], list[WindowRecord]]:
-    """Returns the windows whose audio could be read, and failure records of the others."""
+    """Returns the windows of a batch whose audio could be read, and a failure record for each other window."""
     windows = [window for window in batch.windows if window.audio is not None]
     failed = [
         WindowRecord(window.row, window.track_row, failure=window.failure)

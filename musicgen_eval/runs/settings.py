@@ -111,7 +111,7 @@ class LengthSettings(Settings):
         self.require_at_least(1, "max_new_frames")
 
     def seconds(self, spec: CodecSpec) -> float | None:
-        """Returns the length in seconds, or None for the rest of the track.
+        """Returns the length of the continuation in seconds, or None for the rest of the track.
 
         Raises:
             RunError: The length is shorter than one frame.

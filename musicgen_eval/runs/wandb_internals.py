@@ -1,6 +1,6 @@
-"""The private members of Lightning's `WandbLogger` that this package uses. No other module uses them.
+"""All private members of Lightning's `WandbLogger` that this package uses. No other module of the package uses them.
 
-`tests/runs/test_wandb_internals.py` fails if a release of Lightning changes one of them.
+`tests/runs/test_wandb_internals.py` fails if a release of Lightning changes one of these members.
 
 Source: Lightning 2.6, `WandbLogger`.
 """
@@ -15,23 +15,23 @@ from lightning.pytorch.loggers import WandbLogger
 
 
 class LateWandbLogger(WandbLogger):
-    """A `WandbLogger` whose arguments for `wandb.init` can be changed until it opens its run."""
+    """A `WandbLogger` whose arguments for `wandb.init` can be changed until the logger opens its W&B run."""
 
     @property
     def init_arguments(self) -> dict[str, Any]:
-        """Arguments for `wandb.init`. Changes take effect when the run is opened."""
+        """Arguments for `wandb.init`. Changes take effect when the W&B run is opened."""
         return self._wandb_init
 
     def set_folder(self, folder: Path) -> None:
-        """Sets the folder of the run's files, which is also the logger's `save_dir`."""
+        """Sets the folder for the files of the W&B run, which is also the logger's `save_dir`."""
         self._save_dir = os.fspath(folder)
         self._wandb_init["dir"] = self._save_dir
 
     @property
     def opened_run(self) -> Any:
-        """The W&B run, or None if it is not open. Unlike `experiment`, this property does not open it."""
+        """The W&B run, or None if no W&B run is open. Unlike `experiment`, this property does not open a W&B run."""
         return self._experiment
 
     def forget_run(self) -> None:
-        """Forgets the W&B run without finishing it."""
+        """Detaches the logger from the W&B run without finishing the W&B run."""
         self._experiment = None

@@ -1,4 +1,4 @@
-"""A W&B logger that cannot stop an evaluation. If W&B fails, one warning is printed and the run continues."""
+"""A W&B logger whose failures do not stop an evaluation. If W&B fails, one warning is printed and the run continues."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STAGING = "WANDB_DATA_DIR"
 QUIET = {
     "WANDB_SILENT": "true",
     "WANDB_ERROR_REPORTING": "false",
-}  # error reporting would wait for a dead server at exit
+}  # at exit, error reporting would wait for an unreachable server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,19 +62,19 @@ class WandbSettings(Settings):
 
 
 def wandb_logger(settings: WandbSettings) -> DispensableWandbLogger | None:
-    """Returns the logger of an evaluation, or None if W&B is off."""
+    """Returns the W&B logger of an evaluation, or None if the settings turn W&B off."""
     return None if settings.mode == "off" else DispensableWandbLogger(settings)
 
 
 def new_table(columns: list[str | int]) -> Any:
-    """Returns an empty `wandb.Table`. `add_data` adds a row."""
+    """Returns an empty `wandb.Table`. Rows are added with its method `add_data`."""
     import wandb
 
     return wandb.Table(columns=columns)
 
 
 def audio_player(path: Path, *, caption: str) -> Any:
-    """Returns a `wandb.Audio` that plays a file, for a cell of a table."""
+    """Returns a `wandb.Audio` that plays a file. It can be placed in a cell of a `wandb.Table`."""
     import wandb
 
     return wandb.Audio(str(path), caption=caption)
@@ -83,13 +83,13 @@ def audio_player(path: Path, *, caption: str) -> Any:
 class DispensableWandbLogger(LateWandbLogger):
     """A `WandbLogger` that prints one warning and turns itself off if W&B fails.
 
-    The logger does nothing before `begin`, because Lightning opens loggers before it is known if there is anything to measure.
+    The logger does nothing before `begin`, because Lightning opens loggers before it is known whether any windows must be measured.
 
     Args:
         settings: Settings of W&B.
 
     Attributes:
-        is_off: True if W&B has failed.
+        is_off: Whether W&B has failed, so that the logger is turned off.
     """
 
     def __init__(self, settings: WandbSettings) -> None:
@@ -102,21 +102,21 @@ class DispensableWandbLogger(LateWandbLogger):
             mode=settings.mode,  # Lightning's argument `offline` would change the environment permanently
             log_model=False,
         )
-        self.init_arguments.pop("anonymous", None)  # W&B warns about it, even if it is None
+        self.init_arguments.pop("anonymous", None)  # W&B warns about this argument, even if its value is None
         self.is_off = False
         self._settings = settings
         self._has_begun = False
         self._variables: list[str] = []
 
     def begin(self, run_dir: Path, run_id: str, *, is_resumed: bool) -> None:
-        """Opens the W&B run of an evaluation, below its run folder.
+        """Opens the W&B run of an evaluation, whose files are stored in the run folder.
 
         Args:
-            run_dir: The run folder.
-            run_id: Id of the W&B run, the same in all starts of the evaluation.
-            is_resumed: Whether the id has been used before. If not, the server is not asked for an existing run.
+            run_dir: Path of the run folder.
+            run_id: Id of the W&B run. All sessions of the evaluation use the same id.
+            is_resumed: Whether the id was used in an earlier session. If not, the server does not look for an existing W&B run.
         """
-        staging = (run_dir / "wandb").absolute()  # media are stored there until they are sent
+        staging = (run_dir / "wandb").absolute()  # media files are stored in this folder until they are sent
         variables = {STAGING: str(staging), **{name: value for name, value in QUIET.items() if name not in os.environ}}
         os.environ.update(variables)
         self._variables = list(variables)
@@ -132,7 +132,7 @@ class DispensableWandbLogger(LateWandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run. Before `begin` and after a failure, the property returns an object that does nothing."""
+        """The W&B run. Before `begin` and after a failure, the value is an object that does nothing."""
         if self.is_off or not self._has_begun:
             return DummyExperiment()
         if self.opened_run is not None:
@@ -152,7 +152,7 @@ class DispensableWandbLogger(LateWandbLogger):
         return run
 
     def attempt(self, act: Callable[[Any], object]) -> None:
-        """Calls `act` with the W&B run. If this fails, turns the logger off. Does nothing if the logger is off."""
+        """Calls `act` with the W&B run. If the call fails, turns the logger off. Before `begin` and if turned off, does nothing."""
         run = self.experiment
         if self.is_off or not self._has_begun:
             return
@@ -162,7 +162,7 @@ class DispensableWandbLogger(LateWandbLogger):
             self.turn_off(error)
 
     def turn_off(self, error: Exception) -> None:
-        """Prints the reason, logs nothing more, and ends the W&B run if there is one."""
+        """Turns the logger off: prints the reason, logs nothing more, and ends the W&B run as failed if there is one."""
         self.is_off = True
         run = self.opened_run
         self.forget_run()
@@ -183,7 +183,7 @@ class DispensableWandbLogger(LateWandbLogger):
                 return  # the warning is already printed
 
     def end(self, *, exit_code: int) -> None:
-        """Ends the W&B run, so that all data is on disk and sent, and restores the environment variables."""
+        """Ends the W&B run after all data is written to disk and sent. Removes the environment variables that `begin` set."""
         self.attempt(lambda run: run.finish(exit_code=exit_code))
         for variable in self._variables:
             os.environ.pop(variable, None)
@@ -203,7 +203,7 @@ class DispensableWandbLogger(LateWandbLogger):
         )
 
     def _require_key(self) -> None:
-        """Raises RunError if there is no API key. W&B would prompt for the key, which blocks a run without a user."""
+        """Raises RunError if an online run has no API key. W&B would prompt for the key and wait for an answer."""
         if self.init_arguments.get("mode") != "online":
             return
         import wandb
@@ -213,7 +213,12 @@ class DispensableWandbLogger(LateWandbLogger):
 
 
 def _remove_new_files(folder: Path, before: set[Path] | None) -> None:
-    """Removes the files that W&B has added to a folder since `before` was listed. None means that the folder did not exist."""
+    """Removes the files that W&B has added to a folder, and links in the folder whose targets do not exist.
+
+    Args:
+        folder: Folder in which W&B stores its files.
+        before: Files that the folder contained before. None means that the folder did not exist.
+    """
     if before is None:
         shutil.rmtree(folder, ignore_errors=True)
         return

@@ -1,8 +1,8 @@
 """Logs an evaluation to Weights & Biases.
 
-The results on disk are complete without W&B. If W&B fails, one warning is printed and the run continues. Online and offline runs
-contain the same data: the configuration, the commit and the running perplexity on its own axis, and at the end, the summary and a
-table of tracks.
+The results on disk are complete without W&B. If W&B fails, one warning is printed and the run continues. Online and offline W&B
+runs contain the same data: the configuration, the commit, the running perplexity on its own axis, the final summary, a table of
+tracks, and audio players for the first continuations.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ RUNNING_AXIS = "running/scored_seconds"
 
 
 class WandbTracker(L.Callback):
-    """Logs an evaluation to one W&B run on rank 0. All starts of the evaluation use the same W&B run.
+    """Logs an evaluation to a W&B run on rank 0. All sessions of the evaluation use the same W&B run.
 
-    A start that has nothing to measure opens no W&B run.
+    A session that only prints the result of a finished evaluation does not open the W&B run.
 
     Args:
         config: Configuration of the run.
-        recorder: Recorder of the run. It provides the run folder and the rows of the continuations that are logged.
+        recorder: Recorder of the run. It provides the run folder and the table rows of the continuations to log.
         max_logged: Number of continuations that are logged with audio players.
     """
 
@@ -65,7 +65,7 @@ class WandbTracker(L.Callback):
         _attempt(trainer, begin)
 
     def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Logs the running totals of this process."""
+        """Logs the running totals of rank 0."""
         assert isinstance(pl_module, MusicGenEvaluation)
         running = pl_module.context.totals
         if running.tracks:
@@ -74,19 +74,19 @@ class WandbTracker(L.Callback):
             _attempt(trainer, lambda run: run.log(row))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Logs the summary and the table of tracks, once."""
+        """Logs the final summary, the table of tracks and the table of continuations."""
         assert isinstance(pl_module, MusicGenEvaluation)
         result = pl_module.result
         if result is not None:
             _attempt(trainer, lambda run: self._log_result(run, result))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Ends the W&B run as failed."""
+        """Ends the W&B run, and marks it as failed."""
         for logger in _loggers(trainer):
             logger.end(exit_code=1)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Ends the W&B run."""
+        """Ends the W&B run, and marks it as successful."""
         for logger in _loggers(trainer):
             logger.end(exit_code=0)
 
@@ -108,7 +108,7 @@ class WandbTracker(L.Callback):
 
 
 def _run_id(folder: RunFolder) -> tuple[str, bool]:
-    """Returns the id of the W&B run, and True if the id has been used before. The id is stored in run.json."""
+    """Returns the id of the W&B run, and whether an earlier session used this id. A new id is stored in run.json."""
     run = folder.run
     known = run.get(RUN_ID)
     if known is not None:
@@ -129,7 +129,12 @@ def _track_table(result: EvaluationResult) -> Any:
 
 
 def _player_table(rows: Sequence[Mapping[str, str]], folder: Path) -> Any:
-    """Returns a table of rows of continuations.csv, with audio players for context, continuation and reference."""
+    """Returns a W&B table of continuations, with audio players for the context, the continuation and the reference.
+
+    Args:
+        rows: Rows of continuations.csv.
+        folder: Path of the run folder.
+    """
     table = new_table(["track", "continuation", "text", "generated_s", "context", "generated", "reference"])
     for row in rows:
         row = redact_tree(row)
@@ -142,7 +147,7 @@ def _player_table(rows: Sequence[Mapping[str, str]], folder: Path) -> Any:
 
 
 def _attempt(trainer: L.Trainer, act: Callable[[Any], object]) -> None:
-    """Calls `act` with the W&B run on rank 0, if there is one."""
+    """On rank 0, calls `act` with the W&B run if there is one."""
     if trainer.is_global_zero:
         for logger in _loggers(trainer):
             logger.attempt(act)
@@ -153,7 +158,7 @@ def _loggers(trainer: L.Trainer) -> list[DispensableWandbLogger]:
 
 
 def _plain(value: Any) -> Any:
-    """Returns a value in a form that JSON can store, without secrets."""
+    """Converts mappings and sequences to dictionaries and lists, with secrets redacted."""
     return redact_tree(_lists_and_dicts(value))
 
 

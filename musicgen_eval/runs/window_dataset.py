@@ -1,4 +1,4 @@
-"""Reads the audio of the windows of a plan, in the processes of a DataLoader."""
+"""Reads the audio of a plan's windows, in the worker processes of a DataLoader."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class WindowAudio:
 
     Attributes:
         row: Row of the window in the plan.
-        track_row: Row of the track in the plan.
+        track_row: Row of the window's track in the plan.
         window: Position of the window.
-        audio: (C, N) float32 at the codec's sample rate, N = frames x hop. In predict, the audio of the prompt. None means that
-            reading failed.
-        text: Text of the track. None means no text.
-        other_text: Text of another track. None means that there is no other text.
-        failure: Reason why reading failed.
+        audio: (C, N) float32 audio at the codec's sample rate, where N = frames x hop. In predict, the audio of the prompt. None
+            means that the audio could not be read.
+        text: Text of the track. None means that the track has no text.
+        other_text: Different text, taken from another track. None means that there is no such text.
+        failure: Reason why the audio could not be read. None means that the audio was read.
     """
 
     row: int
@@ -40,20 +40,20 @@ class WindowAudio:
 
 
 class Batch:
-    """The windows of one step. A surplus step, which gives all ranks the same number of steps, has no windows.
+    """The windows of one step. If a rank has fewer batches than other ranks, its last step has a batch without windows.
 
-    The class is not a dataclass, because `bf16-true` converts the fields of dataclasses and would round the audio.
+    This class is not a dataclass, because the precision `bf16-true` converts the fields of dataclasses and would round the audio.
     """
 
     def __init__(self, windows: list[WindowAudio]) -> None:
         self.windows = windows
 
     def pin_memory(self) -> Batch:
-        """Returns the batch in pinned memory, from which data is copied to an accelerator asynchronously. Called by DataLoader."""
+        """Returns the batch in pinned memory, from which it can be copied to a GPU asynchronously. DataLoader calls this method."""
         return self._with_audio(torch.Tensor.pin_memory)
 
     def to(self, device: torch.device) -> Batch:
-        """Returns the batch on a device, without waiting for the copies."""
+        """Returns the batch on a device, without waiting until the audio has been copied."""
         return self._with_audio(lambda audio: upload(audio, device))
 
     def _with_audio(self, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -63,7 +63,7 @@ class Batch:
 
 
 class WindowDataset(Dataset[WindowAudio]):
-    """Reads the windows of a plan. A file that cannot be read results in a `failure`, not in an exception."""
+    """Reads the windows of a plan. If a file cannot be read, the window has a `failure`, and no exception is raised."""
 
     def __init__(self, plan: Plan, spec: CodecSpec) -> None:
         self.plan = plan

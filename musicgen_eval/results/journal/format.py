@@ -1,4 +1,4 @@
-"""The format of a journal: one JSON line per window, and the side file with the bytes that a line refers to."""
+"""The journal format: one JSON line per window, and a side file with the bytes that the lines refer to."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # `load_run` reads rows without torch
 
 VERSION = 1
 Layouts = Mapping[str, "Layout"]
-"""Metric name -> layout of the states that are stored in rows, as plain numbers."""
+"""Metric name -> layout of the metric states that are stored in rows as plain numbers."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class JournalEntry:
         window: Index of the window in the track.
         seconds: Length of the scored or generated audio, in seconds.
         failure: Reason for the failure. None means that the window was measured.
-        states: Metric name -> state.
-        tensors: Further tensors by name, such as the nll of the codes.
+        states: Metric name -> metric state.
+        tensors: Name -> further tensor, such as the nll of the codes.
     """
 
     track: str
@@ -54,8 +54,8 @@ class JournalRow:
         seconds: Length of the scored or generated audio, in seconds.
         failure: Reason for the failure. None means that the window was measured.
         numbers: Metric name -> state name -> flat numbers, for the states of `layouts`.
-        layouts: Layouts from the header of the file.
-        side_file: Location of the other states and tensors. None means that there are none.
+        layouts: Layouts from the header of the journal file.
+        side_file: Location of the other states and tensors in the side file. None means that there are none.
     """
 
     track: str
@@ -67,7 +67,7 @@ class JournalRow:
     side_file: SideFileRef | None
 
     def states(self) -> dict[str, State]:
-        """Returns all states of the window, by metric."""
+        """Returns a mapping from metric name to metric state, including states from the side file."""
         from musicgen_eval.results.state_table import tensor_of
 
         states: dict[str, State] = {
@@ -79,17 +79,17 @@ class JournalRow:
         return states
 
     def side_file_states(self) -> dict[str, State]:
-        """Returns the states that are stored in the side file, by metric."""
+        """Returns a mapping from metric name to the states that are stored in the side file."""
         return {} if self.side_file is None or not self.side_file.holds_states else self.side_file.read()[0]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Returns the further tensors of the window, by name."""
+        """Returns a mapping from name to tensor, for the tensors that are not metric states, such as the nll of the codes."""
         return {} if self.side_file is None else self.side_file.read()[1]
 
 
 @dataclass(frozen=True)
 class SideFileRef:
-    """A reference to bytes of a side file.
+    """A reference to a range of bytes in a side file.
 
     Attributes:
         path: Path of the side file.
@@ -97,8 +97,8 @@ class SideFileRef:
         num_bytes: Number of bytes.
         checksum: CRC-32 of the bytes.
         lists: (metric, state, number of parts) of each list state.
-        tensors: Names of the tensors that are not states.
-        holds_states: Whether the bytes contain states.
+        tensors: Names of the tensors that are not metric states.
+        holds_states: Whether the bytes contain metric states.
     """
 
     path: Path
@@ -110,10 +110,10 @@ class SideFileRef:
     holds_states: bool
 
     def read(self) -> tuple[dict[str, State], dict[str, Tensor]]:
-        """Reads the states, by metric, and the other tensors, by name.
+        """Returns a mapping from metric name to metric state, and a mapping from name to tensor for the other tensors.
 
         Raises:
-            RunError: If the side file was removed or damaged after the run started.
+            RunError: If the referenced bytes are missing or damaged.
         """
         from safetensors.torch import load
 
@@ -173,13 +173,13 @@ class SideFile:
 
 
 def row_line(content: Mapping[str, Any]) -> bytes:
-    """Returns a JSON line. Its last field is the CRC-32 of the JSON without this field."""
+    """Returns a journal line: the content as JSON, with the CRC-32 of this JSON as an additional last field."""
     body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
     return b'%s,"crc":"%08x"}\n' % (body[:-1], crc32(body))
 
 
 def parse_line(line: bytes) -> dict[str, Any] | None:
-    """Returns the content of a line, or None if the line is truncated or damaged."""
+    """Returns the content of a journal line, or None if the line is truncated or damaged."""
     body, separator, checksum = line.rpartition(b',"crc":"')
     if not separator or checksum != b'%08x"}\n' % crc32(body + b"}"):
         return None
@@ -188,7 +188,7 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
 
 
 def layouts_of(header: Mapping[str, Any]) -> Layouts | None:
-    """Returns the layouts from a header, or None if the header has another format version."""
+    """Returns the layouts from the header of a journal file, or None if the header has a different format version."""
     if header["journal"] != VERSION:
         return None
     return {
@@ -198,7 +198,7 @@ def layouts_of(header: Mapping[str, Any]) -> Layouts | None:
 
 
 def row_of(found: Mapping[str, Any], layouts: Layouts, side_file: Path) -> JournalRow:
-    """Creates a row from the content of a line."""
+    """Creates a journal row from the content of a line."""
     ref = None
     if "beside" in found:
         start, num_bytes, checksum = found["beside"]

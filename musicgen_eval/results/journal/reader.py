@@ -1,4 +1,4 @@
-"""Reads the journal files of all ranks and starts, and skips incomplete batches."""
+"""Reads the journal files of all ranks and sessions, and skips incomplete batches."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class JournalReader:
     """Reads the complete batches of a journal.
 
     Args:
-        folder: Folder of the journal. A missing folder is an empty journal.
+        folder: Folder of the journal. A missing folder counts as an empty journal.
 
     Attributes:
-        notes: Problems found in the files, one line each. Filled while batches are read.
+        notes: Problems found in the files, one line each. Notes are added while batches are read.
     """
 
     folder: Path
@@ -29,11 +29,11 @@ class JournalReader:
 
     @property
     def num_starts(self) -> int:
-        """Number of starts, from the names of the files."""
+        """Number of sessions that have written to the journal, according to the file names."""
         return max((start + 1 for start, _, _ in self._files()), default=0)
 
     def batches(self) -> Iterator[tuple[str, list[JournalRow]]]:
-        """Yields the (key, rows) of each complete batch, in the order of starts. If a key occurs again, the later batch counts.
+        """Yields the (key, rows) of each complete batch, ordered by session. If a key is repeated, the last batch counts.
 
         Raises:
             RunError: If a file cannot be read.
@@ -48,7 +48,7 @@ class JournalReader:
                 self.notes.append(f"{path.name}: skipped, because {path.stem}.jsonl is missing")
 
     def _files(self) -> list[tuple[int, int, Path]]:
-        """Returns (start, rank, path) of each journal file, sorted. Files with other names are ignored."""
+        """Returns the sorted (session, rank, path) of each journal file. Files with other names are ignored."""
         found = [(path, _FILE.fullmatch(path.name)) for path in self.folder.glob("*")]
         return sorted((int(match[1]), int(match[2]), path) for path, match in found if match is not None)
 
@@ -90,6 +90,6 @@ class JournalReader:
 
 
 def failed_tracks(folder: Path) -> frozenset[str]:
-    """Returns the redacted ids of the tracks with a failed window in a journal."""
+    """Returns the redacted ids of the tracks that have a failed window in the journal in `folder`."""
     rows = (row for _, batch in JournalReader(folder).batches() for row in batch)
     return frozenset(row.track for row in rows if row.failure is not None)

@@ -30,10 +30,10 @@ class JournalWriter:
     """Appends the batches of one process to a journal.
 
     Args:
-        folder: Existing folder of the journal.
-        start: Number of this start of the run, from 0.
+        folder: Folder of the journal, which must exist.
+        start: Number of this session of the run, from 0.
         rank: Rank of this process.
-        layouts: Metric name -> layout of the states that are stored in rows.
+        layouts: Metric name -> layout of the metric states that are stored in rows.
 
     Raises:
         RunError: If the folder cannot be written to.
@@ -56,15 +56,17 @@ class JournalWriter:
         self._guarded(begin)
 
     def append(self, batch: str, entries: Sequence[JournalEntry]) -> None:
-        """Appends a batch. The batch survives a crash of the process at once, and a power failure after about a second.
+        """Appends a batch.
+
+        Once this method returns, the batch survives a process crash. After about a second, it also survives a power failure.
 
         Args:
-            batch: Key of the batch, independent of the process and the start that measure it.
+            batch: Key of the batch. The key does not depend on the process or session that measures the batch.
             entries: Entries of all windows of the batch.
 
         Raises:
-            MetricError: If the dtype of a state cannot be stored.
-            RunError: If the disk is full or the folder cannot be written to. Earlier batches are kept.
+            MetricError: If a metric state has a dtype that cannot be stored.
+            RunError: If the disk is full or the folder cannot be written to. Batches that were appended before are kept.
         """
 
         def write() -> None:
@@ -100,7 +102,7 @@ class JournalWriter:
         self._guarded(write)
 
     def close(self) -> None:
-        """Flushes the files to disk and closes them. Further calls do nothing."""
+        """Flushes the journal files to disk and closes them. If they are already closed, nothing happens."""
         self._sync.shutdown()
         files = [file for file in (self._states, self._rows) if file is not None]
 
@@ -116,7 +118,7 @@ class JournalWriter:
         self._guarded(close)
 
     def _parts(self, entry: JournalEntry) -> tuple[dict[str, Any], dict[str, Tensor], list[tuple[str, str, int]]]:
-        """Returns the numbers for the row, the tensors for the side file, and (metric, state, parts) of list states."""
+        """Returns the numbers for the row, the tensors for the side file, and (metric, state, parts) for each list state."""
         numbers: dict[str, Any] = {}
         tensors = {json.dumps([name]): _owned(tensor) for name, tensor in entry.tensors.items()}
         lists: list[tuple[str, str, int]] = []
@@ -150,10 +152,10 @@ class JournalWriter:
 
 
 class _AppendFile:
-    """A new file to which blocks of bytes are appended, each one completely or not at all.
+    """A new file to which blocks of bytes are appended. Each block is appended completely or not at all.
 
     Raises:
-        OSError: If the file exists already or cannot be created.
+        OSError: If the file already exists or cannot be created.
     """
 
     def __init__(self, path: Path) -> None:
@@ -163,7 +165,7 @@ class _AppendFile:
         _sync_name(path)
 
     def append(self, block: bytes) -> None:
-        """Appends a block. If an error occurs, the file is truncated to its earlier length."""
+        """Appends a block. If an error occurs, the file is truncated to its previous length."""
         view = memoryview(block)
         try:
             while view:

@@ -1,4 +1,4 @@
-"""Explains the errors of a DataLoader whose worker process has died."""
+"""Explains the errors that occur if a worker process of a DataLoader dies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from musicgen_eval.errors import RunError
 
 @contextmanager
 def dead_workers_explained() -> Iterator[None]:
-    """Replaces the various errors that torch raises when a DataLoader worker has died with one error.
+    """If a DataLoader worker dies, replaces the errors that torch raises with a single error for the user.
 
     Raises:
         RunError: A worker has died.

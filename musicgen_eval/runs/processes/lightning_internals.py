@@ -1,6 +1,6 @@
-"""The private members of Lightning's trainer and module that this package uses. No other module uses them.
+"""All private members of Lightning's trainer and module that this package uses. No other module of the package uses them.
 
-`tests/runs/test_lightning_internals.py` fails if a release of Lightning changes one of them.
+`tests/runs/test_lightning_internals.py` fails if a release of Lightning changes one of these members.
 
 Source: Lightning 2.6, `Trainer`, `LightningModule`, `lightning.pytorch.strategies.launchers`.
 """
@@ -15,21 +15,21 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _Su
 
 
 def launched_processes(strategy: Strategy) -> list[subprocess.Popen[bytes]]:
-    """Returns the processes that Lightning has launched from this process on this machine, in rank order from rank 1."""
+    """Returns the processes that Lightning launched from this process on this machine, in rank order. The first is rank 1."""
     launcher = strategy.launcher
     return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
 
 
 def copies_process(strategy: Strategy) -> bool:
-    """Returns True if a strategy starts the other ranks from this process by fork or spawn."""
+    """Returns True if a strategy starts the other ranks from this process with fork or spawn."""
     return isinstance(strategy.launcher, _MultiProcessingLauncher)
 
 
 def uses_distributed_sampler(trainer: L.Trainer) -> bool:
-    """Returns the trainer's argument `use_distributed_sampler`."""
+    """Returns the value of the trainer's argument `use_distributed_sampler`."""
     return bool(trainer._accelerator_connector.use_distributed_sampler)
 
 
 def attached_trainer(module: L.LightningModule) -> L.Trainer | None:
-    """Returns the trainer that a module is attached to. `module.trainer` raises an error if there is none."""
+    """Returns the trainer that a module is attached to, or None. `module.trainer` raises an error instead of returning None."""
     return module._trainer

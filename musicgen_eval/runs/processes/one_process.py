@@ -1,7 +1,7 @@
-"""Runs on one process and one device, independent of the caller's environment.
+"""Runs an evaluation in one process and on one device, independent of the caller's environment.
 
-`perplexity()`, `generate()` and `musicgen-eval` use one device. They neither use nor change a SLURM job with several tasks, the
-variables of torchrun or a process group of the caller.
+`perplexity()`, `generate()` and `musicgen-eval` use one device. If the caller has a SLURM job with several tasks, environment
+variables of torchrun, or a process group, these entry points neither use nor change them.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from musicgen_eval.models.numerics import float32_by_default, request_determinis
 
 
 class OneProcess(LightningEnvironment):
-    """A cluster of one process, independent of environment variables that describe a larger one."""
+    """A cluster of one process, independent of environment variables that describe a larger cluster."""
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -35,7 +35,7 @@ class OneProcess(LightningEnvironment):
 
 
 def one_device(accelerator: str) -> int | list[int]:
-    """Returns Lightning's argument `devices`: the caller's current GPU if the accelerator is a GPU, otherwise 1.
+    """Returns Lightning's argument `devices`: the caller's current GPU if a GPU is used, otherwise 1.
 
     Args:
         accelerator: Lightning's argument `accelerator`: `auto`, `cpu`, `gpu` or `cuda`.
@@ -47,9 +47,10 @@ def one_device(accelerator: str) -> int | list[int]:
 
 @contextmanager
 def own_defaults() -> Iterator[None]:
-    """Sets the default dtype to float32 and the default device to the CPU. Restores the caller's defaults at the end.
+    """Sets torch's default dtype to float32 and its default device to the CPU. Restores the caller's defaults at the end.
 
-    The context manager also requests deterministic LSTMs on CUDA, for the whole process.
+    This context manager also requests deterministic LSTMs on CUDA. This request applies to the whole process, and remains in effect
+    at the end.
     """
     request_deterministic_lstms()
     with ExitStack() as stack:

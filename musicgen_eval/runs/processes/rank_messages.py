@@ -1,7 +1,7 @@
 """Small messages between the ranks of a run, sent with gloo.
 
-Rank 0 plans the run and computes the result while the other ranks wait. For a large data set, this may take hours. An error on
-rank 0 is sent to all ranks, because they would otherwise wait forever. Waiting ranks still respond to signals.
+Rank 0 plans the run and computes the result while the other ranks wait. For a large data set, they may wait for hours. If an error
+occurs on rank 0, it is sent to all ranks, because the other ranks would otherwise wait forever. Waiting ranks respond to signals.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _groups: WeakKeyDictionary[L.Trainer, Any] = WeakKeyDictionary()
 
 
 class StoppedElsewhere(RunError):
-    """Another rank has stopped the run."""
+    """The run was stopped on another rank, and this rank need not report the error."""
 
 
 def decide_on_rank_0(trainer: L.Trainer, decide: Callable[[], Outcome]) -> Outcome:
@@ -58,9 +58,9 @@ def decide_on_rank_0(trainer: L.Trainer, decide: Callable[[], Outcome]) -> Outco
 
 
 def gather_on_rank_0(trainer: L.Trainer, part: Outcome) -> list[Outcome] | None:
-    """Returns the parts of all ranks in rank order on rank 0, and None on the other ranks.
+    """Gathers one part from each rank. Returns the parts in rank order on rank 0, and None on the other ranks.
 
-    A part is a small object whose tensors are on the CPU.
+    Each part must be a small object, and any tensors in it must be on the CPU.
     """
     if trainer.world_size == 1:
         return [part]
@@ -73,7 +73,7 @@ def gather_on_rank_0(trainer: L.Trainer, part: Outcome) -> list[Outcome] | None:
 
 
 def _wait_for_all(trainer: L.Trainer, group: Any) -> None:
-    """Waits until all ranks have called this function. The wait is a loop in Python, so that signal handlers can run."""
+    """Waits until all ranks have called this function. The function waits in a Python loop, so that signal handlers can run."""
     barrier = dist.barrier(group=group, async_op=True)
     callback = stop_callback(trainer)
     while not barrier.is_completed():
@@ -84,10 +84,10 @@ def _wait_for_all(trainer: L.Trainer, group: Any) -> None:
 
 
 def _group(trainer: L.Trainer) -> Any:
-    """Returns a gloo group of all ranks, regardless of the backend of the devices.
+    """Returns the gloo process group of all ranks, regardless of the backend that the devices use.
 
-    The group is created once, early in the run, when all ranks call this function at about the same time. A rank that creates a
-    group waits for the others, and its signal handlers cannot run during this time.
+    The group is created once, early in the run, when all ranks call this function at about the same time. While a rank creates the
+    group, it waits for the other ranks, and its signal handlers cannot run.
     """
     if trainer not in _groups:
         with _closed_connections_explained(trainer):
@@ -96,7 +96,7 @@ def _group(trainer: L.Trainer) -> Any:
 
 
 def leave_process_group(trainer: L.Trainer) -> None:
-    """Destroys the gloo group of a run at its end."""
+    """Destroys the gloo process group at the end of a run, if there is one."""
     group = _groups.pop(trainer, None)
     if group is not None and dist.is_initialized():
         dist.destroy_process_group(group)
@@ -104,10 +104,10 @@ def leave_process_group(trainer: L.Trainer) -> None:
 
 @contextmanager
 def _closed_connections_explained(trainer: L.Trainer) -> Iterator[None]:
-    """Replaces the error of a closed connection with a message for the user.
+    """Replaces the error that a closed connection raises with an error for the user.
 
     Raises:
-        RunError: Another process has ended.
+        RunError: Another process of the run has ended.
     """
     try:
         yield

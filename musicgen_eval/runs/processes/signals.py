@@ -1,12 +1,12 @@
-"""Stops a run after the current batch when a signal arrives, and at once when one of its processes has died.
+"""Stops a run after the current batch if a signal arrives, and immediately if one of the run's processes dies.
 
     SIGTERM, SIGINT before the first batch --> stops immediately                                         exit status 143, 130
                     later --> sets a flag --> stops after the batch, or while waiting for other ranks    exit status 143, 130
     second SIGINT --> stops immediately
 
-Lightning's own handler is not used, because it waits for a broadcast inside the signal handler, ends a rank for which another
-rank waits, and has no effect in predict. Rank 0 forwards a signal to the processes that it has launched, and waits until they
-have finished their current batch.
+Lightning's own signal handler is not used, because it waits for a broadcast inside the handler, ends a rank that another rank is
+waiting for, and has no effect in predict. Rank 0 forwards each signal to the processes that it launched, and waits until these
+processes have finished their current batches.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from musicgen_eval.runs.processes.lightning_internals import launched_processes
 
 CHECK_INTERVAL_S = 0.5
 LAST_BATCH_TIMEOUT_S = 3600.0
-"""Maximum time for which rank 0 waits for the last batches of the other ranks."""
+"""Maximum time for which rank 0 waits for the last batches of the other ranks, in seconds."""
 RANK_0 = "MUSICGEN_EVAL_RANK_0"
-"""Environment variable that contains the process id of rank 0, for the processes that it launches."""
+"""Environment variable that passes the process id of rank 0 to the processes that rank 0 launches."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -42,7 +42,7 @@ class StopAfterBatch(L.Callback):
         say: Function that prints a line for the user. None means that nothing is printed.
 
     Attributes:
-        requested_by: Signal that requested the stop, or None.
+        requested_by: Signal that requested the stop. None means that no stop was requested.
     """
 
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
@@ -56,13 +56,13 @@ class StopAfterBatch(L.Callback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handles signals while a run is prepared, measured and written. Restores the previous handlers at the end."""
+        """Handles signals during the whole run, including preparation and output. Restores the previous handlers at the end."""
         self.requested_by, self._is_measuring, self._stops_now = None, False, False
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         if self._parent is not None:
-            self._begin_watching()  # as early as possible, because a connection to a dead rank 0 takes long to fail
+            self._begin_watching()  # as early as possible, because it takes long until a connection to a dead rank 0 fails
         else:
             os.environ[RANK_0] = str(os.getpid())
         previous = {number: signal.getsignal(number) for number in SIGNALS}
@@ -76,7 +76,7 @@ class StopAfterBatch(L.Callback):
                 del os.environ[RANK_0]
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts deferring signals to the end of a batch, and starts watching the other processes of this machine."""
+        """Starts deferring stops to the end of the current batch, and starts watching the other processes on this machine."""
         self._is_measuring = True
         self._processes = launched_processes(trainer.strategy)
         if threading.current_thread() is threading.main_thread():
@@ -85,16 +85,16 @@ class StopAfterBatch(L.Callback):
             self._begin_watching()
 
     def on_test_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Stops the run if a signal has requested it."""
+        """Stops this process's part of the run if a signal has requested the stop."""
         self.stop_if_requested()
 
     def stop_if_requested(self) -> None:
-        """Stops this process's part of the run if a signal has requested it.
+        """Stops this process's part of the run if a signal has requested the stop.
 
         Raises:
-            SIGTERMException: SIGTERM has requested the stop.
-            KeyboardInterrupt: SIGINT has requested the stop.
-            SystemExit: Either signal has requested the stop, and rank 0, which launched this process, reports the signal.
+            SIGTERMException: SIGTERM requested the stop.
+            KeyboardInterrupt: SIGINT requested the stop.
+            SystemExit: Either signal requested the stop, and rank 0 launched this process. In that case, rank 0 reports the signal.
         """
         if self.requested_by is None:
             return
@@ -103,7 +103,7 @@ class StopAfterBatch(L.Callback):
         raise SIGTERMException if self.requested_by == signal.SIGTERM else KeyboardInterrupt
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """After a signal, waits for the last batches of the other processes, and then ends these processes."""
+        """If a signal stopped the run, waits for the last batches of the launched processes, then ends these processes."""
         self._ended.set()
         if self.requested_by is None and not isinstance(exception, KeyboardInterrupt):
             return
@@ -120,7 +120,7 @@ class StopAfterBatch(L.Callback):
         self._processes = []
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Stops watching the other processes."""
+        """Stops watching the other processes on this machine."""
         self._ended.set()
 
     on_validation_start = on_test_start
@@ -155,7 +155,7 @@ class StopAfterBatch(L.Callback):
             signal.signal(number, self._handle)
 
     def _watch(self, ended: threading.Event) -> None:
-        """Ends this process if rank 0, or a process that rank 0 launched, has died, because the run cannot finish without it."""
+        """Ends this process if rank 0 or a process launched by rank 0 dies, because the run cannot finish without that process."""
         while not ended.wait(CHECK_INTERVAL_S):
             if self._parent is not None and os.getppid() != self._parent:
                 os._exit(1)
@@ -175,21 +175,24 @@ class StopAfterBatch(L.Callback):
             if self.requested_by is None and any(status == 0 for _, status in statuses):
                 time.sleep(CHECK_INTERVAL_S)
                 if not ended.is_set():
-                    self.requested_by = signal.SIGTERM  # only one process has received the signal
+                    self.requested_by = signal.SIGTERM  # only another process has received the signal
 
 
 def was_launched() -> bool:
-    """Returns True if rank 0 launched this process. Then rank 0 reports errors and signals, and this process ends with rank 0."""
+    """Returns True if rank 0 launched this process.
+
+    In that case, rank 0 reports errors and signals, and this process ends if rank 0 ends.
+    """
     return launcher_of_this_process() is not None
 
 
 def launcher_of_this_process() -> int | None:
-    """Returns the process id of rank 0 if it launched this process, otherwise None."""
+    """Returns the process id of rank 0 if rank 0 launched this process, otherwise None."""
     rank_0 = int(os.environ.get(RANK_0, os.getpid()))
     return rank_0 if rank_0 != os.getpid() and os.environ.get("LOCAL_RANK", "0") != "0" else None
 
 
 def stop_callback(trainer: L.Trainer) -> StopAfterBatch | None:
-    """Returns the `StopAfterBatch` of a trainer, or None if it has none."""
+    """Returns the `StopAfterBatch` callback of a trainer, or None if the trainer has no such callback."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     return next((callback for callback in callbacks if isinstance(callback, StopAfterBatch)), None)

@@ -1,10 +1,10 @@
-"""The distribution of batches to processes under the strategies of Lightning.
+"""The distribution of batches to processes under each supported Lightning strategy.
 
     one model per process               each process measures its own batches       (single device, DDP)
     one model per group of processes    each group measures its own batches         (`ModelParallelStrategy`)
 
-The processes of a group measure the same batches, because each of them has a part of every layer. The first process of a group
-stores the records.
+The processes of a group measure the same batches, because each process holds a part of every layer. Only the first process of a
+group stores the records.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from musicgen_eval.runs.processes.rank_messages import StoppedElsewhere
 
 
 def share_of_data(trainer: L.Trainer) -> tuple[int, int]:
-    """Returns the index of this process's share of the batches, and the number of shares."""
+    """Returns the index of this process's share of the batches, from 0, and the number of shares."""
     strategy = trainer.strategy
     if isinstance(strategy, ModelParallelStrategy):
         groups = strategy.device_mesh["data_parallel"]
@@ -34,12 +34,12 @@ def share_of_data(trainer: L.Trainer) -> tuple[int, int]:
 
 
 def shares_model(trainer: L.Trainer) -> bool:
-    """Returns True if this process has only a part of the model."""
+    """Returns True if this process shares its model with other processes, so that it holds only a part of the model."""
     return isinstance(trainer.strategy, ModelParallelStrategy)
 
 
 def keeps_records(trainer: L.Trainer) -> bool:
-    """Returns True if this process stores the records of its group."""
+    """Returns True if this process stores window records. Among processes that share a model, only the first one does."""
     strategy = trainer.strategy
     return (
         not isinstance(strategy, ModelParallelStrategy) or strategy.device_mesh["tensor_parallel"].get_local_rank() == 0
@@ -47,10 +47,10 @@ def keeps_records(trainer: L.Trainer) -> bool:
 
 
 def refuse_strategy(trainer: L.Trainer, task: Task) -> None:
-    """Refuses strategies under which results would be wrong.
+    """Refuses Lightning strategies under which the results would be wrong.
 
     Raises:
-        RunError: The message names a supported strategy. The other ranks raise it as `StoppedElsewhere`.
+        RunError: The strategy is not supported for the task. Ranks other than 0 raise the subclass `StoppedElsewhere`.
     """
     refusal = _refusal(trainer.strategy, task)
     if refusal is not None:
