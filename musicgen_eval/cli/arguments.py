@@ -10,12 +10,18 @@ from typing import Any
 
 from jsonargparse import ArgumentError, Namespace
 
+from musicgen_eval.data.settings import DataSettings
 from musicgen_eval.records.settings import field_types
 from musicgen_eval.runs.folder import resumed_arguments
-from musicgen_eval.runs.settings import RunSettings
+from musicgen_eval.runs.settings import AudioSettings, ModelSettings, RunSettings
 
 SHORT_OPTIONS = {"--context": "--context_s", "--duration": "--duration_s"}
-FLAGS = tuple(f"--{name}" for name, kind in field_types(RunSettings).items() if kind is bool)
+FLAGS = tuple(
+    f"--{name}"
+    for settings in (DataSettings, ModelSettings, AudioSettings, RunSettings)
+    for name, kind in field_types(settings).items()
+    if kind is bool
+)
 """Options that can be given without a value."""
 CONFIG_OPTIONS = ("--config", "-c")
 

@@ -77,7 +77,10 @@ def parse_command(args: Sequence[str]) -> Callable[[], None]:
 def _parser() -> ArgumentParser:
     """Returns the parser for all commands of `musicgen-eval`."""
     parser = ArgumentParser(
-        prog="musicgen-eval", description="Exact evaluation of MusicGen checkpoints.", exit_on_error=False
+        prog="musicgen-eval",
+        description="Exact evaluation of MusicGen checkpoints.",
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action=PrintVersion)
     commands = parser.add_subcommands()
@@ -85,6 +88,7 @@ def _parser() -> ArgumentParser:
         summary = (command.__doc__ or "").splitlines()[0]
         subparser = ArgumentParser(
             exit_on_error=False,
+            allow_abbrev=False,
             description=summary,
             epilog="\n  ".join(["examples:", *EXAMPLES[name]]),
         )

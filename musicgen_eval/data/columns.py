@@ -147,11 +147,6 @@ class Texts(_Column[str | None]):
     def __len__(self) -> int:
         return len(self.strings)
 
-    @property
-    def none_given(self) -> bool:
-        """True if every row is None."""
-        return not self.strings.data
-
     @overload
     def __getitem__(self, row: int) -> str | None: ...
     @overload

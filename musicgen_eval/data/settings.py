@@ -58,7 +58,7 @@ class DataSettings(Settings):
             )
         super().__post_init__()
         self.require_at_least(1, "batch_size", "limit")
-        self.require_at_least(0, "num_workers", "min_duration_s", "max_failures")
+        self.require_at_least(0, "context_s", "num_workers", "min_duration_s", "max_failures")
         _check_text(self.text)
 
 

@@ -14,6 +14,7 @@ from functools import partial, wraps
 from inspect import Parameter, Signature
 from typing import Any, TypeVar, get_type_hints
 
+from musicgen_eval.errors import near_matches
 from musicgen_eval.records.settings import Settings, check_types, field_types, help_texts
 
 _R = TypeVar("_R")
@@ -115,7 +116,10 @@ def _bind(
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise TypeError(f"{function.__name__}() {error}") from None
+        name = function.__qualname__.removesuffix(".__init__")
+        unknown = [keyword for keyword in kwargs if keyword not in signature.parameters]
+        hint = f"; {near_matches(unknown[0], signature.parameters)}" if unknown else ""
+        raise TypeError(f"{name}() {error}{hint}") from None
     bound.apply_defaults()
     return bound.arguments
 

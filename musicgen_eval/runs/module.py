@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import lightning as L
 import torch
@@ -61,11 +61,10 @@ from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0, gather_
 from musicgen_eval.runs.processes.strategy import keeps_records, refuse_strategy, shares_model
 from musicgen_eval.runs.recipe import run_recipe
 from musicgen_eval.runs.scoring_step import ScoringStep, Step
-from musicgen_eval.runs.settings import ModelSettings, Precision
+from musicgen_eval.runs.settings import ModelSettings, refuse_unknown_precision
 from musicgen_eval.runs.window_dataset import Batch
 
 DEFAULT_CONTINUATION = ContinuationSettings()
-PRECISIONS = get_args(Precision)
 
 
 class MusicGenEvaluation(L.LightningModule):
@@ -114,6 +113,11 @@ class MusicGenEvaluation(L.LightningModule):
     @classmethod
     def from_loaded(cls, model: MusicGen, **settings: Any) -> Self:
         """Creates an evaluation of a loaded model. `settings` are arguments of the constructor, except for the checkpoint."""
+        if not isinstance(model, MusicGen):
+            raise RunError(f"model must be a model from load_model, got {type(model).__name__}")
+        for name in ("checkpoint", "revision", "max_frames"):
+            if settings.get(name) is not None:
+                raise RunError(f"{name} is set when a model is loaded; pass it to load_model")
         module = cls(checkpoint=model.checkpoint.name, **settings)
         module._checkpoint = model.checkpoint
         module.model = model
@@ -314,8 +318,7 @@ class MusicGenEvaluation(L.LightningModule):
 
     def _refuse_trainer_settings(self) -> None:
         """Refuses trainer settings that would change the results or leave out windows."""
-        if self.trainer.precision not in PRECISIONS:
-            raise RunError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.trainer.precision}")
+        refuse_unknown_precision(str(self.trainer.precision))
         for setting in ("limit_test_batches", "limit_val_batches", "limit_predict_batches"):
             value = getattr(self.trainer, setting)
             if not (isinstance(value, float) and value == 1.0):

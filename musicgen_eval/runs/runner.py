@@ -26,13 +26,13 @@ from musicgen_eval.runs.continuation_table import read_table
 from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.folder import RunFolder
 from musicgen_eval.runs.library_output import quiet_libraries
-from musicgen_eval.runs.module import PRECISIONS, MusicGenEvaluation
+from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.processes.data_workers import dead_workers_explained
 from musicgen_eval.runs.processes.one_process import OneProcess, one_device
 from musicgen_eval.runs.processes.signals import StopAfterBatch
 from musicgen_eval.runs.progress_bar import EvaluationProgress
 from musicgen_eval.runs.recorder import RunRecorder
-from musicgen_eval.runs.settings import AudioSettings, RunSettings
+from musicgen_eval.runs.settings import AudioSettings, RunSettings, refuse_unknown_precision
 
 DEFAULT_SETTINGS = RunSettings()
 DEFAULT_AUDIO = AudioSettings()
@@ -246,8 +246,7 @@ def check_precision(precision: str, accelerator: str) -> None:
     Raises:
         RunError: The precision is unknown, or the precision is 16-mixed on a CPU, where Lightning would use bf16-mixed instead.
     """
-    if precision not in PRECISIONS:
-        raise RunError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision}")
+    refuse_unknown_precision(precision)
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
     if precision == "16-mixed" and on_cpu:
         raise RunError("precision 16-mixed needs a GPU; on a CPU use 32-true or bf16-mixed")

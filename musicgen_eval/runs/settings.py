@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from musicgen_eval.errors import RunError
 from musicgen_eval.records import CodecSpec
 from musicgen_eval.records.settings import NOT_IN_RECIPE, SCORING_ONLY, Settings
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
+
+
+def refuse_unknown_precision(precision: str) -> None:
+    """Raises `RunError` if a precision is not supported."""
+    known = get_args(Precision)
+    if precision not in known:
+        raise RunError(f"precision must be one of {', '.join(known)}, got {precision}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +50,7 @@ class ModelSettings(Settings):
 
             refuse_other_types(self.checkpoint)
         super().__post_init__()
+        self.require_at_least(1, "max_frames")
 
 
 @dataclass(frozen=True, kw_only=True)

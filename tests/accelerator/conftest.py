@@ -13,6 +13,7 @@ from musicgen_eval.results import summary as results
 from tests.support.songs import write_songs
 
 NUM_FRAMES = {"a": 50, "b": 37, "c": 63}
+IDS = [f"song {name}" for name in NUM_FRAMES]
 TEXTS = {"a": "drums", "b": "", "c": "slow piano with many strings"}
 HOP, RATE = 640, 32000
 

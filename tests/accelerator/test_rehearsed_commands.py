@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from musicgen_eval.cli.main import lightning_main, main
-from tests.accelerator.conftest import NUM_FRAMES
+from tests.accelerator.conftest import IDS, NUM_FRAMES
 from tests.support.pretend_cuda import pretend_cuda
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ def test_train_like_eval_scores_with_the_gpu_configuration(songs: Path, tmp_path
     recipe = summary(tmp_path / "run")["recipe"]
     assert (recipe["precision"], recipe["device"]) == ("bf16-mixed", "cuda")
     with (tmp_path / "run" / "tracks.csv").open() as file:
-        assert [row["id"] for row in csv.DictReader(file)] == list(NUM_FRAMES)
+        assert [row["id"] for row in csv.DictReader(file)] == IDS
 
 
 def test_train_like_eval_predicts_with_the_gpu_configuration(songs: Path, stereo_checkpoint: Path, tmp_path: Path):
@@ -45,7 +45,7 @@ def test_train_like_eval_predicts_with_the_gpu_configuration(songs: Path, stereo
         assert lightning_main(["predict", *arguments]) == 0
     with (tmp_path / "run" / "continuations.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["track"] for row in rows] == list(NUM_FRAMES)
+    assert [row["track"] for row in rows] == IDS
     for row, num_frames in zip(rows, NUM_FRAMES.values(), strict=True):
         wave, rate = soundfile.read(tmp_path / "run" / row["path"])
         assert wave.shape == ((num_frames // 2 + 10) * 640, 2)

@@ -13,7 +13,7 @@ from musicgen_eval.models.musicgen import load_model
 from tests.support.pretend_cuda import pretend_cuda
 
 DELAYS = (0, 1, 2, 3)
-LOADING = ("_apply", " move", "fused_decoder.py", "run_evaluation", "run_continuation")
+LOADING = ("_apply", " convert", " move", "fused_decoder.py", "run_evaluation", "run_continuation")
 """Parts of the places that belong to loading a model or to the set-up of Lightning."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

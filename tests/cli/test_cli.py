@@ -228,7 +228,7 @@ def tiny(oracle: Path) -> list[str]:
     ("arguments", "message"),
     [
         (["--top_k", "999"], "top_k must be between 1 and 256, the checkpoint's codebook size, got 999"),
-        (["--top_k", "0"], "top_k must be between 1 and 256"),
+        (["--top_k", "0"], "top_k must be at least 1, got 0"),
         (["--top_p", "0"], "top_p must be above 0 and at most 1, got 0"),
         (["--temperature", "-1"], "temperature must be finite and at least 0"),
         (["--guidance_scale", "0.5"], "guidance_scale must be at least 1"),
@@ -237,7 +237,7 @@ def tiny(oracle: Path) -> list[str]:
         (["--stride_s", "0.01"], "stride_s=0.01 s is 0.5 frames"),
         (["--context", "0"], "context_s=0 is shorter than one frame (0.02 s)"),
         (["--context", "0.01"], "context_s=0.01 is shorter than one frame (0.02 s)"),
-        (["--context", "-1"], "context_s=-1"),
+        (["--context", "-1"], "context_s must be at least 0, got -1"),
         (
             ["--context", "9", "--duration", "20"],
             "context_s=9 and a continuation of 20 s together exceed the checkpoint's limit of 10 s",

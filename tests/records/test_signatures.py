@@ -132,6 +132,32 @@ def test_unknown_arguments_raise_a_type_error(arguments):
         play("x", **arguments)
 
 
+def test_an_unknown_argument_is_named_with_similar_ones():
+    with pytest.raises(TypeError, match=r"^WindowDataModule\(\) got .* 'contextt_s'; did you mean context_s\?"):
+        WindowDataModule(contextt_s=3)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+@pytest.mark.parametrize("make", [lambda: WindowDataModule(limit=3), lambda: MusicGenEvaluation(seed=3)])
+def test_modules_can_be_copied_and_pickled(make, duplicate):
+    module = make()
+    assert duplicate(module).settings == module.settings
+
+
+def test_a_subclass_of_the_data_module_takes_the_same_settings():
+    class Mine(WindowDataModule):
+        """A data module of a user."""
+
+    assert Mine("x", limit=2).settings == WindowDataModule("x", limit=2).settings
+
+
+def test_a_loaded_model_takes_no_settings_of_loading(oracle):
+    with pytest.raises(RunError, match="model must be a model from load_model, got int"):
+        MusicGenEvaluation.from_loaded(3)
+    with pytest.raises(RunError, match="max_frames is set when a model is loaded; pass it to load_model"):
+        MusicGenEvaluation.from_loaded(load_model(oracle / "tiny_musicgen"), max_frames=100)
+
+
 def test_missing_arguments_raise_a_type_error():
     with pytest.raises(TypeError, match=r"play\(\) missing a required argument: 'path'"):
         play()

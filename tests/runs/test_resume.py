@@ -352,7 +352,7 @@ def test_a_track_that_failed_during_the_run_may_have_another_size_after_repair(s
     soundfile.write(path, np.append(samples, np.zeros(640, np.float32)), 32000, subtype="FLOAT")
     evaluated(songs, checkpoint, tmp_path / "x", max_failures=1)
     path.write_bytes(good)
-    with pytest.raises(RunError, match=r"c\.wav: has .* bytes, but had .* when the run started"):
+    with pytest.raises(RunError, match=r"c\.wav: the file has .* bytes but had .* when the run started"):
         evaluated(songs, checkpoint, tmp_path / "x", max_failures=1)
     assert evaluated(songs, checkpoint, tmp_path / "x", retry_failures=True).evaluation.failures == []
     evaluated(songs, checkpoint, tmp_path / "undisturbed")

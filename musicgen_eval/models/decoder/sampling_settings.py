@@ -27,6 +27,7 @@ class SamplingSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.require_at_least(1, "top_k")
         if not self.guidance_scale >= 1:
             raise RunError(f"guidance_scale must be at least 1 (no guidance) and finite, got {self.guidance_scale}")
         if not self.temperature >= 0:

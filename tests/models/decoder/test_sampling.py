@@ -60,7 +60,7 @@ def test_the_largest_uniform_draws_an_allowed_code():
     [
         ({"temperature": -0.1}, "temperature must be"),
         ({"temperature": float("nan")}, "temperature must be"),
-        ({"top_k": 0}, "top_k must be between 1 and 8"),
+        ({"top_k": 0}, "top_k must be at least 1, got 0"),
         ({"top_k": 9}, "top_k must be between 1 and 8, the checkpoint's codebook size, got 9"),
         ({"top_k": 8, "top_p": 0.0}, "top_p must be above 0"),
         ({"top_k": 8, "top_p": 1.1}, "top_p must be above 0"),
