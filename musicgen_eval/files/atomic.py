@@ -1,8 +1,8 @@
 """Writes a file completely or not at all.
 
-    write   .summary.json.3f9c01d2ab47.tmp      a hidden file in the same folder
+    write   .summary.json.3f9c01d2ab47.tmp      hidden file in the same folder
     fsync
-    rename  summary.json                        replaces an existing file
+    rename  summary.json                        replaces any existing file
 
 If the process is killed before the file is renamed, the temporary file remains until `remove_leftovers` removes it.
 """
@@ -25,15 +25,15 @@ def atomic_file(path: Path, mode: Literal["w"] = "w") -> AbstractContextManager[
 @overload
 def atomic_file(path: Path, mode: Literal["wb"]) -> AbstractContextManager[BinaryIO]: ...
 def atomic_file(path: Path, mode: Literal["w", "wb"] = "w") -> AbstractContextManager[IO[Any]]:
-    r"""Opens a temporary file, which is synced to disk and renamed to `path` at the end of the `with` block.
+    r"""Opens a temporary file that is synced to disk and renamed to `path` at the end of the `with` block.
 
-    If the block or the sync raises, the temporary file is removed and an existing file at `path` is kept. Several processes can
-    write the same file at the same time; the last one to finish replaces the others.
+    If the block or the sync raises an exception, the temporary file is removed and any existing file at `path` is kept. Several
+    processes can write to the same path at the same time; the file of the last process to finish replaces the others.
 
     Args:
         path: Path of the file. An existing file is replaced.
-        mode: `w` for UTF-8 text, or `wb` for bytes. In text, `\n` is not translated, and characters that UTF-8 cannot encode are
-            escaped with a backslash.
+        mode: `w` for UTF-8 text, or `wb` for bytes. In text mode, `\n` is not translated, and characters that UTF-8 cannot
+            encode are escaped with a backslash.
 
     Raises:
         OSError: The file cannot be written.
@@ -60,7 +60,7 @@ def _atomic_file(path: Path, mode: Literal["w", "wb"]) -> Iterator[IO[Any]]:
         file.close()
         temporary.replace(path)
     except BaseException:
-        # An error during the clean-up must not replace the original error.
+        # An error during clean-up must not replace the original error.
         with suppress(OSError):
             file.close()
         with suppress(OSError):
@@ -69,7 +69,7 @@ def _atomic_file(path: Path, mode: Literal["w", "wb"]) -> Iterator[IO[Any]]:
 
 
 def is_leftover(name: str) -> bool:
-    """Returns whether a file name is that of a temporary file created by `atomic_file`.
+    """Returns whether a file name belongs to a temporary file that `atomic_file` created.
 
     >>> is_leftover(".summary.json.3f9c01d2ab47.tmp"), is_leftover("summary.json")
     (True, False)
@@ -80,7 +80,7 @@ def is_leftover(name: str) -> bool:
 def remove_leftovers(folder: Path) -> None:
     """Removes the temporary files that interrupted processes left in a folder. Subfolders are not searched.
 
-    The function must not be called while another process writes to the folder.
+    This function must not be called while another process is writing to the folder.
     """
     for path in folder.glob(".*.tmp"):
         if is_leftover(path.name):
@@ -91,7 +91,7 @@ def sync_folder(folder: Path) -> None:
     """Flushes the directory entries of a folder to disk.
 
     Raises:
-        OSError: The folder cannot be opened, or the file system does not support it.
+        OSError: The folder cannot be opened, or the file system cannot sync folders.
     """
     opened = os.open(folder, os.O_RDONLY)
     try:

@@ -1,7 +1,7 @@
-"""Resolves file names that contain `~`, backslashes, percent encoding or accents, and file:// URLs.
+"""Resolves file:// URLs, and file names that contain `~`, backslashes, percent encoding or accents.
 
-An existing file is found under its literal name. Other spellings are tried only if there is no such file, so most files of a
-manifest need a single lookup.
+The literal file name is tried first. Other spellings are tried only if no file has that name, so most file names in a manifest
+need a single lookup.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
 def expanded(name: str) -> str:
-    """Replaces a leading `~` or `~user` with the home directory. The name is unchanged if the directory is unknown."""
+    """Replaces a leading `~` or `~user` with the home directory. Returns the name unchanged if the directory is unknown."""
     return os.path.expanduser(name)  # noqa: PTH111 - Path.expanduser raises for a file called ~x
 
 
@@ -34,7 +34,7 @@ def of_file_address(address: str) -> str | None:
 def locate(folder: str, name: str) -> Path:
     """Returns the path of a file that is listed in a manifest.
 
-    The first spelling of the name that exists is used, or the literal name if none exists.
+    The literal name is tried first, followed by its other spellings. If no such file exists, the path has the literal name.
 
     Args:
         folder: Folder of the manifest.
@@ -47,7 +47,7 @@ def locate(folder: str, name: str) -> Path:
 
 
 def spellings(name: str) -> Iterator[str]:
-    r"""Yields alternative spellings that the file may have on this system.
+    r"""Yields alternative spellings of a file name, which the file may have on this system.
 
     >>> list(spellings(r"rock\a%20b.wav"))
     ['rock/a%20b.wav', 'rock\\a b.wav', 'rock/a b.wav']
@@ -62,7 +62,7 @@ def spellings(name: str) -> Iterator[str]:
 
 
 def missing_file_hint(name: str) -> str:
-    """Returns a hint for the error message about a missing file, or an empty string."""
+    """Returns a hint to append to the error message about a missing file, or an empty string if there is no hint."""
     if _WINDOWS_DRIVE.search(name):
         return " (the path has a Windows drive letter; use a path relative to the manifest)"
     return ""

@@ -1,6 +1,6 @@
-"""Support for users without a name, as under `docker run --user 4242` and on OpenShift.
+"""Supports users without a user name, as with `docker run --user 4242` or on OpenShift.
 
-torch derives the name of the folder for its compiled kernels from the user name. If the user has no name, importing torchmetrics or
+torch uses the user name in the name of the folder for its compiled kernels. If the user has no name, importing torchmetrics or
 Lightning fails. Setting `TORCHINDUCTOR_CACHE_DIR` avoids this error.
 """
 
@@ -13,9 +13,9 @@ KERNEL_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def name_kernel_folder(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Sets `TORCHINDUCTOR_CACHE_DIR` if the user has no name and the variable is not set.
+    """Sets `TORCHINDUCTOR_CACHE_DIR` if the user has no name and the variable is not already set.
 
-    The folder is named after the user id.
+    The name of the folder contains the user id.
     """
     if KERNEL_FOLDER in environment:
         return

@@ -16,12 +16,12 @@ _R = TypeVar("_R")
 
 
 def printable(text: str) -> str:
-    r"""Escapes the unprintable characters in a text, and the bytes that are not UTF-8.
+    r"""Escapes the unprintable characters in a string, and the bytes that are not UTF-8.
 
     >>> print(printable("a\nb \udcff ä"))
     a\nb \xff ä
     """
-    # Python represents a byte that is not UTF-8 by a lone surrogate (PEP 383).
+    # Python represents a byte that is not UTF-8 as a lone surrogate (PEP 383).
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text

@@ -2,8 +2,8 @@
 
     redact("https://me:hf_x@host/a.mp3?token=abc&part=2")  ->  "https://[redacted]@host/a.mp3?token=[redacted]&part=2"
 
-Secrets are the values of environment variables with names such as `WANDB_API_KEY`, credentials in URLs, and tokens of known
-formats.
+Secrets are the values of environment variables with names such as `WANDB_API_KEY`, the credentials in URLs, and any tokens in
+known formats.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ _TOKENS = re.compile(
 
 
 def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
-    """Returns the text with each secret replaced by `[redacted]`.
+    """Returns a string with each secret replaced by `[redacted]`.
 
     Args:
         text: Any string.
-        environment: Environment variables (default: those of the process).
+        environment: Environment variables (default: the variables of this process).
 
     >>> redact("took https://me:pass@host/a.mp3?X-Amz-Signature=0f3a&part=2", {})
     'took https://[redacted]@host/a.mp3?X-Amz-Signature=[redacted]&part=2'
@@ -60,26 +60,26 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
 
 
 def redact_tree(value: Value, environment: Mapping[str, str] | None = None) -> Value:
-    """Redacts all strings and paths, including keys, in a tree of mappings, lists and tuples."""
+    """Redacts the secrets in all strings and paths, including keys, in nested mappings, lists and tuples."""
     cleaned: Value = _clean_tree(value, _secrets(environment))
     return cleaned
 
 
 def redactor(environment: Mapping[str, str] | None = None) -> Callable[[str], str]:
-    """Returns a function that does the same as `redact` but is faster for many texts, because the environment is read only once."""
+    """Returns a function equivalent to `redact` that is faster for many strings, because the environment is read only once."""
     secrets = _secrets(environment)
     return lambda text: _clean(text, secrets)
 
 
 def redact_rows(rows: Iterable[Sequence[Any]], environment: Mapping[str, str] | None = None) -> Iterator[list[Any]]:
-    """Yields the rows of a table with all strings redacted."""
+    """Yields the rows of a table with the secrets in all strings redacted."""
     secrets = _secrets(environment)
     for row in rows:
         yield [_clean(cell, secrets) if isinstance(cell, str) else cell for cell in row]
 
 
 def secret_values(environment: Mapping[str, str]) -> list[str]:
-    """Returns the values of all secret variables, longest first."""
+    """Returns the values of all environment variables that hold a secret, longest first."""
     values = {
         value.strip()
         for name, value in environment.items()
@@ -110,7 +110,7 @@ def _is_existing_path(value: str) -> bool:
 
 
 def _secrets(environment: Mapping[str, str] | None) -> re.Pattern[str] | None:
-    """Returns a pattern that matches all secret values, also in their JSON, YAML and URL forms. Returns None if there are none."""
+    """Returns a pattern that matches all secret values and their JSON, YAML and URL forms, or None if there are no secrets."""
     written: dict[str, None] = {}
     for value in secret_values(os.environ if environment is None else environment):
         for form in (value, json.dumps(value)[1:-1], value.replace("'", "''"), quote(value, safe="")):
@@ -141,7 +141,7 @@ def _clean_tree(value: Any, secrets: re.Pattern[str] | None) -> Any:
 
 
 def _without_user_info(found: re.Match[str]) -> str:
-    """Returns the start of a URL without its credentials.
+    """Returns the start of a URL with its credentials redacted.
 
     A user name without a password, such as `git@`, is kept unless the scheme is HTTP or FTP.
     """

@@ -2,8 +2,8 @@
 
     B batch   K codebooks   T frames   S delayed steps   V codebook size   C channels   N samples   D features
 
-Records are frozen dataclasses. Tables with many rows, such as all windows of a run, are stored as numpy columns; a record is
-one row. `settings.py` defines the base class of settings.
+Records are frozen dataclasses. A table with many rows, such as all the windows of a run, is stored as numpy columns; a record is
+one row of the table. `settings.py` defines the base class of the settings classes.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class CodecSpec:
 
     Attributes:
         sample_rate_hz: Sample rate of the codec's input.
-        frame_rate_hz: Frames per second.
-        hop_samples: Samples per frame, `sample_rate_hz / frame_rate_hz`.
-        num_codebooks: K. For stereo, left and right codebooks are interleaved.
-        codebook_size: V, which is also the id of the special token.
+        frame_rate_hz: Number of frames per second.
+        hop_samples: Number of samples per frame, `sample_rate_hz / frame_rate_hz`.
+        num_codebooks: K. In stereo, the codebooks of the left and right channels are interleaved.
+        codebook_size: V, the number of codes in each codebook. V is also the id of the special token.
         channels: Number of audio channels, 1 or 2.
-        delays: (K,) number of steps by which the delay pattern shifts each codebook.
+        delays: (K,) the number of steps by which the delay pattern shifts each codebook.
         max_frames: Length of the longest window that the decoder was trained on, in frames.
     """
 
@@ -53,12 +53,12 @@ class CodecSpec:
 
     @property
     def special_token(self) -> int:
-        """Id that is fed at positions without a code: before the first frame, and where the delay pattern leaves a gap."""
+        """Id that the decoder is fed at positions without a code: before the first frame, and in the gaps of the delay pattern."""
         return self.codebook_size
 
     @property
     def ceiling_bits_per_second(self) -> float:
-        """Bits per second under a uniform distribution over codes: K * frame rate * log2(V)."""
+        """Number of bits per second if all codes are equally likely: K * frame rate * log2(V)."""
         return self.num_codebooks * self.frame_rate_hz * log2(self.codebook_size)
 
     def whole_frames(self, seconds: float, *, setting: str) -> int:
@@ -87,14 +87,14 @@ class CodecSpec:
 
 @dataclass(frozen=True)
 class Track:
-    """An audio file, or a part of one.
+    """An audio file, or a part of an audio file.
 
     Attributes:
         id: Identifier, unique within the source.
         path: Path of the audio file.
         start_s: Start of the track in the file, in seconds.
         duration_s: Length of the track, in seconds. None means up to the end of the file.
-        text: Text description of the music. None or "" means the null condition.
+        text: Text description of the music. None or "" selects the null condition.
     """
 
     id: str
@@ -106,12 +106,12 @@ class Track:
 
 @dataclass(frozen=True)
 class Window:
-    """Consecutive frames of a track that the model is fed at once.
+    """Consecutive frames of a track that are fed to the model at once.
 
     Attributes:
         track: Id of the track.
-        index: Number of the window in its track, from 0. In predict, the number of the continuation.
-        start_frame: First frame, counted from the start of the track.
+        index: Number of the window within its track, from 0. In predict, the number of the continuation.
+        start_frame: First frame of the window, counted from the start of the track.
         context_frames: Number of frames that are fed but not scored. In predict, the length of the prompt.
         target_frames: Number of frames that are scored. In predict, the number of generated frames.
     """
@@ -135,7 +135,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Failure:
-    """A track that could not be measured, with the reason."""
+    """A track that could not be measured, and the reason for the failure."""
 
     track: str
     reason: str
@@ -147,11 +147,11 @@ class ScoredWindow:
 
     Attributes:
         window: The window.
-        codes: (K, T) int64, the codes that were fed and scored.
+        codes: (K, T) int64, the codes that were fed to the model.
         scored: (K, T) bool on the CPU, true for scored codes.
         nll: (K, T) float32, in nats. NaN for codes that were not scored.
-        rank: (K, T) int64, number of logits above that of the true code. -1 for codes that were not scored.
-        logits: (K, T, V), 0 for codes that were not scored. None unless a metric requests logits.
+        rank: (K, T) int64, the number of logits above the logit of the true code. -1 for codes that were not scored.
+        logits: (K, T, V), the logits. 0 for codes that were not scored. None unless a metric requests logits.
     """
 
     window: Window
@@ -163,7 +163,7 @@ class ScoredWindow:
 
 
 StepKernels = Literal["graph", "compiled", "eager"]
-"""Implementations of decoding steps on CUDA (see `ContinuationSettings`)."""
+"""Implementation of the decoding steps on CUDA (see `ContinuationSettings`)."""
 
 Task = Literal["score", "continue"]
 """Task of a run: `score` in test and validate, `continue` in predict."""
@@ -175,12 +175,12 @@ CodesChange = Callable[["torch.Tensor", Window, "torch.Generator"], "torch.Tenso
 class Reading:
     """A teacher-forced pass over a window.
 
-    Metrics request a reading by the suffix of a parameter name, such as `nll__no_text`.
+    A metric requests a reading by a suffix in the name of a parameter, such as `no_text` in `nll__no_text`.
 
     Attributes:
-        name: The suffix. "" is the plain reading.
-        text: `own` is the window's text, `none` is the null condition, and `other` is a different text, taken from another track.
-        context: `own` feeds the window's context. `none` feeds the target alone, at positions from 0.
+        name: The suffix that selects the reading. "" selects the plain reading.
+        text: `own` feeds the window's text, `none` the null condition, and `other` a different text, taken from another track.
+        context: `own` feeds the window's context. `none` feeds only the target, at positions that start at 0.
         target: `own` scores the window's target. `reference`, in predict only, scores the reference instead of the
             generated codes.
         change: Function of (codes, window, generator) that returns the codes to feed and score, both (K, T). None leaves the
@@ -204,11 +204,11 @@ class Continuation:
         codes: (K, context_frames + target_frames) int64, the codes of the prompt followed by the generated codes.
         sample_rate_hz: Sample rate of the audio.
         text: Text that conditions the model, or None.
-        seed: Seed of the run. Seed, track id and `window.index` determine the random numbers of the continuation.
-        generated: (C, N) float32, audio of the continuation. None if the audio was written to a file.
-        context: (C, N) float32, the track before the boundary. None if the audio was written to a file.
-        reference: (C, N) float32, the track after the boundary, at most as long as the continuation. None if the track ends
-            at the boundary or the audio was written to a file.
+        seed: Seed of the run. The seed, the track id and `window.index` determine the continuation's random numbers.
+        generated: (C, N) float32, the audio of the continuation. None if the audio was written to a file.
+        context: (C, N) float32, the audio of the track before the boundary. None if the audio was written to a file.
+        reference: (C, N) float32, the audio of the track after the boundary, at most as long as the continuation. None if the track
+            ends at the boundary or if the audio was written to a file.
         path: Path of the continuation file. None if the file was not written.
         context_path: Path of the context file. None if the file was not written.
         reference_path: Path of the reference file. None if the file was not written.

@@ -1,7 +1,7 @@
-"""Base class of settings. Each setting is declared once; commands, functions and recipes are derived from the declaration.
+"""Base class of the settings classes. Commands, functions and recipes are derived from the single declaration of each setting.
 
-A field declares the name, type and default of a setting. The class docstring contains its help text, under `Attributes:`. The
-constructor checks types, and subclasses check ranges in `__post_init__`.
+A field declares the name, the type and the default of a setting. The `Attributes:` section of the class docstring contains the
+help text. The constructor checks types, and subclasses check ranges in `__post_init__`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from musicgen_eval.records import Task
 
 SCORING_ONLY: Mapping[str, Any] = MappingProxyType({"task": "score"})
-"""Metadata of a field that applies to `test` and `validate` only. `predict` refuses any value other than the default."""
+"""Metadata of a field that applies only to `test` and `validate`. `predict` refuses any value other than the default."""
 
 NOT_IN_RECIPE: Mapping[str, Any] = MappingProxyType({"recipe": False})
-"""Metadata of a field that cannot change the results. The field is not part of the recipe, and may differ when a run is resumed."""
+"""Metadata of a field that cannot change the results. The recipe omits the field, whose value may differ when a run is resumed."""
 
-MAX_SHOWN = 60  # number of characters of a value that a message shows
+MAX_SHOWN = 60  # number of characters of a value that an error message shows
 NAMES: Mapping[object, str] = {
     int: "a whole number", float: "a finite number", str: "a string", bool: "True or False", Path: "a path", type(None): "None",
     Mapping: "a mapping",
@@ -35,7 +35,7 @@ NAMES: Mapping[object, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Base class of settings.
+    """Base class of the settings classes.
 
     Raises:
         RunError: Raised by the constructor if a value does not have the type that its field declares.
@@ -48,20 +48,20 @@ class Settings:
         check_types(field_types(type(self)), vars(self))
 
     def require_at_least(self, least: float, *names: str) -> None:
-        """Raises `RunError` for values below a limit. Values of None are not checked."""
+        """Raises `RunError` if the value of one of the named settings is below `least`. Values of None are not checked."""
         for name in names:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise RunError(f"{name} must be at least {least:g}, got {value}")
 
     def refuse_scoring_only(self) -> None:
-        """Raises `RunError` for values that `predict` would ignore."""
+        """Raises `RunError` if a setting that `predict` ignores does not have its default value."""
         for field in fields(self):
             if field.metadata.get("task") == "score" and getattr(self, field.name) != field.default:
                 raise RunError(f"{self.name_in_config}.{field.name} does not apply to predict; remove it")
 
     def recipe(self, task: Task) -> dict[str, Any]:
-        """Returns the settings that determine the results of a task, by name."""
+        """Returns a mapping from name to value for the settings that determine the results of a task."""
         return {
             field.name: getattr(self, field.name)
             for field in fields(self)
@@ -70,13 +70,13 @@ class Settings:
 
 
 def field_types(settings: type[Settings]) -> Mapping[str, Any]:
-    """Returns the type of each field of a settings class."""
+    """Returns a mapping from field name to type for a settings class."""
     hints = get_type_hints(settings)
     return {field.name: hints[field.name] for field in fields(settings)}
 
 
 def help_texts(settings: type[Settings]) -> Mapping[str, str]:
-    """Returns the help text of each field of a settings class, read from the docstrings of the class and its bases."""
+    """Returns a mapping from field name to help text, read from the docstrings of a settings class and its base classes."""
     from docstring_parser import parse
 
     texts: dict[str, str] = {}
@@ -91,11 +91,11 @@ def check_types(declared: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Checks values against declared types.
 
     Args:
-        declared: Type of each name. Only numbers, strings, paths, flags, choices and mappings are checked.
-        given: Value of each name. Names that are not declared are ignored.
+        declared: Mapping from name to type. Only numbers, strings, paths, flags, choices and mappings are checked.
+        given: Mapping from name to value. Names that are not in `declared` are ignored.
 
     Raises:
-        RunError: A value does not have its declared type. The message contains its name, the expected type and the value.
+        RunError: A value does not have its declared type. The message contains the name, the expected type and the value.
     """
     for name, declared_type in declared.items():
         kinds = list(_kinds(declared_type))
@@ -107,7 +107,7 @@ def check_types(declared: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 
 
 def shown(value: object) -> str:
-    """Returns a short representation of a value and its type, on one line, for error messages."""
+    """Returns a short one-line representation of a value and its type, for error messages."""
     kind, shape = type(value).__name__, getattr(value, "shape", None)
     if shape:  # a tensor or an array; numpy scalars have the shape ()
         return f"{kind} of shape {tuple(shape)}"

@@ -1,7 +1,7 @@
 """Functions whose keyword arguments are the fields of settings classes.
 
-A function receives settings as one record per class, and its callers pass each setting by name. A setting is therefore declared
-once, in its class, and has the same name, type, default and help text in every function that takes it.
+The caller of such a function passes each setting by name, and the function receives one record per settings class. Each setting is
+therefore declared once, in its class, and has the same name, type, default and help text in every function that takes the setting.
 """
 
 from __future__ import annotations
@@ -24,18 +24,20 @@ LINE_LENGTH = 100
 def takes_settings(
     *, positional: Sequence[str] = (), without: Collection[str] = ()
 ) -> Callable[[Callable[..., _R]], Callable[..., _R]]:
-    """Returns a decorator that replaces parameters whose type is a settings class with the fields of the class.
+    """Returns a decorator that replaces each parameter whose type is a settings class with the fields of that class.
 
     Parameters with a default are not replaced. The signature, the docstring and the help of the decorated function show the fields.
-    If the function declares a parameter with the name of a field, this parameter replaces the field. The attribute
-    `prepared` of the function checks its arguments, and returns a function without arguments that runs it.
+    If the function itself declares a parameter with the same name as a field, that parameter replaces the field. The decorated
+    function has an attribute `prepared`, a function that checks the arguments and returns a function without parameters, which runs
+    the original function with these arguments.
 
     Args:
-        positional: Names of the parameters that can be passed by position, in this order. All others are keyword-only.
-        without: Names of fields that the function does not take. These fields keep their defaults.
+        positional: Names of the parameters that can be passed by position, in this order. All other parameters are keyword-only.
+        without: Names of the fields that the function does not take. These fields keep their defaults.
 
     Raises:
-        RunError: Raised by the decorated function if an argument does not have its declared type, or its class refuses the value.
+        RunError: Raised by the decorated function if an argument does not have its declared type, or if the settings
+            class refuses the value.
         TypeError: Raised by the decorated function if an argument is unknown or missing.
     """
 
@@ -87,7 +89,7 @@ def _signature(
     positional: Sequence[str],
     without: Collection[str],
 ) -> Signature:
-    """Returns the signature with the fields of the settings classes, positional parameters first."""
+    """Returns a signature that contains the fields of the settings classes, with the positional parameters first."""
     found: dict[str, Parameter] = {}
     for name, parameter in own.items():
         if name not in classes:
@@ -127,7 +129,7 @@ def _bind(
 def _docstring(
     doc: str, signature: Signature, own: Mapping[str, Parameter], classes: Collection[type[Settings]]
 ) -> str:
-    """Returns a docstring whose `Args:` section also describes the fields, in the order of the signature."""
+    """Returns the docstring with the descriptions of the fields added to its `Args:` section, in the order of the signature."""
     texts = {name: text for settings in classes for name, text in help_texts(settings).items()}
     head, section, rest = inspect.cleandoc(doc).partition("Args:\n")
     described, blank, tail = rest.partition("\n\n")
@@ -147,7 +149,7 @@ def _entry(name: str, text: str) -> str:
 
 
 def _entries(described: str) -> Iterator[tuple[str, str]]:
-    """Yields the name and the lines of each entry of an `Args:` section."""
+    """Yields the name and the text of each entry in an `Args:` section."""
     entry: list[str] = []
     for line in [*described.splitlines(), "    end:"]:
         if line.startswith("    ") and not line.startswith("     ") and entry:
