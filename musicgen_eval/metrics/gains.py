@@ -30,7 +30,7 @@ class _Gain(CodebookMeans):
 
 
 class TextGain(_Gain):
-    """Decrease of nll due to the text of a track, in nats per second. Only tracks with a text are counted."""
+    """Decrease in nll due to the text of a track, in nats per second. Only tracks with a text are counted."""
 
     def update(self, nll: Tensor, nll__no_text: Tensor) -> None:
         """Adds the (K, T) nlls of a window, in nats: `nll` with the window's text, and `nll__no_text` without a text."""
@@ -38,7 +38,7 @@ class TextGain(_Gain):
 
 
 class ContextGain(_Gain):
-    """Decrease of nll due to the context of a window, in nats per second. Only windows with a context are counted."""
+    """Decrease in nll due to the context of a window, in nats per second. Only windows with a context are counted."""
 
     def update(self, nll: Tensor, nll__no_context: Tensor) -> None:
         """Adds the (K, T) nlls of a window, in nats: `nll` with its context, and `nll__no_context` without it.

@@ -61,7 +61,7 @@ class RunSettings(Settings):
         precision: Precision of the decoder.
         accelerator: Type of device. `auto` selects a GPU if there is one.
         run_dir: Folder for the results. If the folder already contains this run, the run is resumed. On the
-            command line, it defaults to runs/<date>-<command>. The Python functions write no files by default.
+            command line, the folder defaults to runs/<date>-<command>. The Python functions write no files by default.
         resume: Run folder to resume with the settings in its config.yaml. Only max_failures, retry_failures and
             allow_other_machine can be combined with it.
         retry_failures: Whether a resumed run retries its failed tracks.

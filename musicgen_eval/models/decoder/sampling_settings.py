@@ -16,8 +16,8 @@ class SamplingSettings(Settings):
         guidance_scale: Scale of classifier-free guidance. 1 turns guidance off. Has no effect without a text.
         temperature: Divisor of the logits. 0 selects the most likely code.
         top_k: Number of most likely codes to sample from. None means all codes.
-        top_p: Nucleus sampling: codes are sampled from the smallest set whose total probability, after `top_k`, reaches `top_p`.
-            None means all codes.
+        top_p: Nucleus sampling: after `top_k` has been applied, codes are sampled from the smallest set whose total probability
+            reaches `top_p`. None means all codes.
     """
 
     guidance_scale: float = 3.0
