@@ -100,6 +100,8 @@ class EvaluationCLI(LightningCLI):
         for group in ("trainer", "model", "data", "audio", "wandb"):
             if not isinstance(settings[group], Namespace):
                 raise ArgumentError(None, f"{group}: expected a mapping of settings, got {settings[group]!r}")
+        if settings.resume is not None:
+            raise RunError(f"resume is {settings.resume} in the configuration; use the option --resume instead")
         settings.trainer = expand_home(settings.trainer)
         settings.data.text = utf8_text(settings.data.text, option="data.text")
         trainer = settings.trainer

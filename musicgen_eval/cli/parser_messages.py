@@ -6,6 +6,7 @@ of the installed version.
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Sequence
 from types import ModuleType
@@ -13,6 +14,10 @@ from types import ModuleType
 from musicgen_eval.errors import near_matches
 
 CLASS = r"[\w.]+"
+METRIC_ENTRY = ("metric", "inputs")
+"""Keys of a metric entry that renames inputs (`MetricEntry`)."""
+INSTALLED_METRIC = ("name", "init_args", "inputs")
+"""Keys of a metric entry that names an installed metric (`InstalledMetric`)."""
 
 
 def one_line(message: str) -> str:
@@ -21,7 +26,7 @@ def one_line(message: str) -> str:
     >>> one_line('Parser key "model.seed":\n  Expected a <class \'int\'>. Got value: inf')
     "model.seed: expected int, got 'inf'"
     """
-    explanations = (_missing_option, _unknown_metric, _class_problem, _no_mapping, _wrong_value)
+    explanations = (_missing_option, _metric_entry, _unknown_metric, _class_problem, _no_mapping, _wrong_value)
     explained = next((line for explain in explanations if (line := explain(message)) is not None), None)
     return explained or " ".join(_without_parser(message).split())
 
@@ -31,6 +36,24 @@ def _missing_option(message: str) -> str | None:
         r'"(?:evaluate|generate)\.(\w+)" is required', message
     )
     return missing and f"--{missing[1]} is required, unless --resume names a run folder"
+
+
+def _metric_entry(message: str) -> str | None:
+    """Names an unknown key of a metric entry, which is a mapping without a `class_path`."""
+    found = re.search(r"class_path 'musicgen_eval\.MetricEntry'.*?Given value: (\{.*?\})\n", message, re.S)
+    if found is None:
+        return None
+    try:
+        entry = ast.literal_eval(found[1])
+    except (ValueError, SyntaxError):
+        return None
+    known = METRIC_ENTRY if "metric" in entry else INSTALLED_METRIC
+    unknown = next((key for key in entry if key not in known), None)
+    if unknown is None:
+        return None
+    return (
+        f"model.metrics: {entry} has the key {unknown!r}, expected {', '.join(known)}; {near_matches(unknown, known)}"
+    )
 
 
 def _unknown_metric(message: str) -> str | None:

@@ -162,6 +162,9 @@ class StoredRun:
         return NllFile(self._nll_path, remedy=_remedy(self.folder))
 
 
+DAMAGED_RUN = "restore it from a copy, or start the run again in another folder with run_dir"
+
+
 def load_run(folder: str | Path) -> StoredRun:
     """Reads the folder of a finished or unfinished run. Neither the checkpoint nor a GPU is needed.
 
@@ -184,16 +187,25 @@ def load_run(folder: str | Path) -> StoredRun:
         >>> run.nll("dreamy_01").shape  # doctest: +SKIP
         (4, 400)
     """
+    if not isinstance(folder, str | Path):
+        raise RunError(f"folder must be a path, got {type(folder).__name__}")
     path = Path(os.path.expanduser(folder)).absolute()  # noqa: PTH111 - Path.expanduser raises if there is no home directory
     if not path.is_dir():
         problem = "is not a folder" if path.exists() else "does not exist"
         raise RunError(f"{path} {problem}; give the folder that contains run.json")
     if not (path / "run.json").exists():
         raise RunError(f"{path} contains no run: run.json does not exist; give the folder that contains it")
-    run = _json(path / "run.json", "restore it from a copy, or start the run again in another folder with run_dir")
+    run = _json(path / "run.json", DAMAGED_RUN)
     if not isinstance(run.get("command"), str):
         raise RunError(
             f"{path / 'run.json'} names no command, so it does not describe a run; give a folder that contains a run"
+        )
+    starts = run.get("starts", [])
+    if not isinstance(run.get("fingerprint", {}), dict) or not (
+        isinstance(starts, list) and all(isinstance(start, dict) for start in starts)
+    ):
+        raise RunError(
+            f"{path / 'run.json'} is damaged: its fingerprint or its list of starts is invalid; {DAMAGED_RUN}"
         )
     return _finished(path, run) if (path / "summary.json").exists() else _unfinished(path, run)
 

@@ -363,3 +363,9 @@ def test_the_config_of_a_predict_run_reproduces_the_run(capsys, tmp_path, oracle
     assert len(names) == 4 + 3
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_a_configuration_file_cannot_resume_a_run(capsys, tmp_path):
+    (tmp_path / "resume.yaml").write_text("resume: runs/x\n")
+    error = refusal(capsys, *DEMO, "--config", str(tmp_path / "resume.yaml"))
+    assert "use the option --resume instead" in error

@@ -1,5 +1,6 @@
 """Messages of the installed jsonargparse are recognised and shortened. A failure here means that its wording has changed."""
 
+from dataclasses import fields
 from typing import Any, Literal
 
 import pytest
@@ -8,14 +9,18 @@ from torchmetrics import Metric
 
 from musicgen_eval.cli import parser_messages
 from musicgen_eval.cli.commands import parse_command
-from musicgen_eval.cli.parser_messages import one_line
+from musicgen_eval.cli.parser_messages import INSTALLED_METRIC, METRIC_ENTRY, one_line
+from musicgen_eval.metrics.plugin.contract import InstalledMetric, MetricEntry
 
 
 class Model:
     """A class with metrics, as LightningCLI parses it."""
 
     def __init__(
-        self, metrics: dict[str, Metric] | None = None, seed: int = 0, tail: Literal["score", "drop"] = "score"
+        self,
+        metrics: dict[str, Metric | MetricEntry | InstalledMetric] | None = None,
+        seed: int = 0,
+        tail: Literal["score", "drop"] = "score",
     ) -> None:
         self.metrics = metrics
 
@@ -44,6 +49,11 @@ def metric(**entry: Any) -> list[str]:
          "musicgen_eval.metrics.CodebookAccuracy: "),
         (metric(class_path="torchmetrics.classification.MulticlassConfusionMatrix"), "_class_problem",
          "torchmetrics.classification.MulticlassConfusionMatrix needs num_classes"),
+        (metric(nam="nope"), "_metric_entry",
+         "model.metrics: {'nam': 'nope'} has the key 'nam', expected name, init_args, inputs; did you mean name?"),
+        (metric(name="nope", inputz=3), "_metric_entry", "has the key 'inputz', expected name, init_args, inputs"),
+        (metric(metric={"class_path": "musicgen_eval.metrics.TextGain"}, input={"nll": "nll__no_text"}), "_metric_entry",
+         "has the key 'input', expected metric, inputs; did you mean inputs?"),
         (["--model=3"], "_no_mapping", "model: expected a mapping of settings, or the path of a YAML file, got '3'"),
     ],
 )  # fmt: skip
@@ -64,3 +74,8 @@ def test_a_missing_option_is_recognised(command):
 
 def test_an_unknown_message_is_printed_in_one_line():
     assert one_line('Parser key "data":\n  something\n  else') == "data: something else"
+
+
+def test_the_keys_of_metric_entries_are_those_of_their_classes():
+    assert set(METRIC_ENTRY) == {field.name for field in fields(MetricEntry)}
+    assert set(INSTALLED_METRIC) == InstalledMetric.__annotations__.keys()

@@ -483,3 +483,18 @@ def test_rows_behave_like_a_list(evaluated):
     assert repr(windows[:1][0]) in repr(windows)
     with pytest.raises(IndexError):
         windows[len(windows)]
+
+
+@pytest.mark.parametrize("damage", [{"fingerprint": None}, {"fingerprint": [1]}, {"starts": 3}, {"starts": [3]}])
+def test_a_damaged_run_record_is_named(evaluated, tmp_path, damage):
+    folder = tmp_path / "x"
+    shutil.copytree(evaluated[0], folder)
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(run | damage))
+    with pytest.raises(RunError, match=r"run\.json is damaged: its fingerprint or its list of starts is invalid"):
+        load_run(folder)
+
+
+def test_a_folder_that_is_no_path_is_refused():
+    with pytest.raises(RunError, match="folder must be a path, got NoneType"):
+        load_run(None)
