@@ -444,9 +444,9 @@ def test_a_damaged_configuration_is_named_when_it_is_asked_for(evaluated, tmp_pa
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(RunError, match=r"nowhere does not exist; give the run folder"):
+    with pytest.raises(RunError, match=r"nowhere does not exist; give the folder that contains run"):
         load_run(tmp_path / "nowhere")
-    with pytest.raises(RunError, match=r"contains no run: run\.json does not exist; give the run folder"):
+    with pytest.raises(RunError, match=r"contains no run: run\.json does not exist; give the folder that contains it"):
         load_run(tmp_path)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(RunError, match=r"run\.json cannot be read .*; restore it from a copy"):
