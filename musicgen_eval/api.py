@@ -26,7 +26,7 @@ from musicgen_eval.metrics import CodebookPerplexity
 from musicgen_eval.metrics.plugin.entries import GivenMetric
 from musicgen_eval.models.musicgen import MusicGen, load_model
 from musicgen_eval.records.signatures import takes_settings
-from musicgen_eval.results.summary import EvaluationResult
+from musicgen_eval.results.evaluation_result import EvaluationResult
 from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.library_output import quiet_libraries
 from musicgen_eval.runs.module import MusicGenEvaluation

@@ -2,8 +2,8 @@
 
 Each function imports torch, Lightning and transformers only when it is called, so that help texts and argument errors do not wait
 for these imports. Two properties of jsonargparse restrict this module: jsonargparse executes the imports under `TYPE_CHECKING` to
-resolve signatures, and it looks up the name of each function in the package `musicgen_eval`, where the name `generate` would import
-`api.py`.
+resolve signatures, and it looks up each function by name in the package `musicgen_eval`, so a function named `generate` here would
+cause `api.py` to be imported.
 """
 
 from __future__ import annotations

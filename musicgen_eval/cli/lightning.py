@@ -28,8 +28,8 @@ from musicgen_eval.runs.processes.strategy import refuse_strategy
 from musicgen_eval.runs.progress_bar import EvaluationProgress
 from musicgen_eval.runs.recorder import RunRecorder
 from musicgen_eval.runs.result_logger import ResultLogger
-from musicgen_eval.runs.runner import check_precision
 from musicgen_eval.runs.settings import AudioSettings, RunSettings
+from musicgen_eval.runs.trainer_settings import LIMITS, check_precision, refuse_limit
 from musicgen_eval.runs.wandb_logger import WandbSettings, wandb_logger
 from musicgen_eval.runs.wandb_tracker import WandbTracker
 
@@ -105,11 +105,9 @@ class EvaluationCLI(LightningCLI):
         settings.trainer = expand_home(settings.trainer)
         settings.data.text = utf8_text(settings.data.text, option="data.text")
         trainer = settings.trainer
-        for setting in ("limit_test_batches", "limit_val_batches", "limit_predict_batches"):
+        for setting in LIMITS:
             if getattr(trainer, setting) is not None:  # Lightning would interpret 1 as all batches
-                raise RunError(
-                    f"trainer.{setting} would leave out windows of a track; remove it and use data.limit, which counts tracks"
-                )
+                refuse_limit(setting)
         check_precision(str(trainer.precision), str(trainer.accelerator))
         if trainer.benchmark:
             raise RunError(

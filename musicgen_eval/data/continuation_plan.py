@@ -37,7 +37,7 @@ def plan_continuation(
         WindowError: The context does not fit into a window.
         RunError: More tracks failed than allowed, a setting does not apply to predict, or no track can be continued.
     """
-    settings.refuse_scoring_only()
+    settings.refuse_scoring_only("data")
     context_frames, target_frames = settle_continuation(settings, spec, stride_frames)
 
     def outcome(num_frames: int) -> Outcome:

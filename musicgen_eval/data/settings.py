@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 from musicgen_eval.errors import RunError
 from musicgen_eval.records.settings import NOT_IN_RECIPE, SCORING_ONLY, Settings, shown
@@ -33,8 +33,6 @@ class DataSettings(Settings):
         max_failures: Number of tracks that may fail before the run stops with an error.
         allow_beyond_limit: Whether windows may be longer than those that the checkpoint was trained on. Intended for experiments.
     """
-
-    name_in_config: ClassVar[str] = "data"
 
     source: str | list[str] = field(
         default="demo", kw_only=False, metadata=NOT_IN_RECIPE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from musicgen_eval.errors import RunError, WindowError
 from musicgen_eval.models.decoder.sampling_settings import SamplingSettings
@@ -26,8 +25,6 @@ class ContinuationSettings(SamplingSettings):
         kernels: Implementation of decoding steps on CUDA. `graph` replays a CUDA graph, `compiled` replays a graph of kernels that
             `torch.compile` has fused, and `eager` launches each kernel individually. Ignored on CPUs, which have their own kernels.
     """
-
-    name_in_config: ClassVar[str] = "model.continuation"
 
     stride_s: float | None = None
     num_continuations: int = 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from musicgen_eval.errors import RunError
 
@@ -41,9 +41,6 @@ class Settings:
         RunError: Raised by the constructor if a value does not have the type that its field declares.
     """
 
-    name_in_config: ClassVar[str]
-    """Prefix of the settings in configuration files, such as `data`."""
-
     def __post_init__(self) -> None:
         check_types(field_types(type(self)), vars(self))
 
@@ -54,11 +51,11 @@ class Settings:
             if value is not None and value < least:
                 raise RunError(f"{name} must be at least {least:g}, got {value}")
 
-    def refuse_scoring_only(self) -> None:
-        """Raises `RunError` if a setting that `predict` ignores does not have its default value."""
+    def refuse_scoring_only(self, group: str) -> None:
+        """Raises `RunError` for values that predict would ignore. `group` is the name of the settings in the configuration."""
         for field in fields(self):
             if field.metadata.get("task") == "score" and getattr(self, field.name) != field.default:
-                raise RunError(f"{self.name_in_config}.{field.name} does not apply to predict; remove it")
+                raise RunError(f"{group}.{field.name} does not apply to predict; remove it")
 
     def recipe(self, task: Task) -> dict[str, Any]:
         """Returns a mapping from name to value for the settings that determine the results of a task."""

@@ -68,6 +68,7 @@ def takes_settings(
 
         taking.__signature__ = signature  # type: ignore[attr-defined]
         taking.prepared = prepared  # type: ignore[attr-defined]
+        taking.__annotations__ = {name: one.annotation for name, one in signature.parameters.items() if name != "self"}
         taking.__doc__ = _docstring(function.__doc__ or "", signature, own, classes.values())
         return taking
 

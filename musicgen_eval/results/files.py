@@ -22,7 +22,7 @@ from musicgen_eval.files.redaction import redact, redact_rows, redact_tree
 if TYPE_CHECKING:  # an error for a wrong run folder needs no import of torch
     from torch import Tensor
 
-    from musicgen_eval.results.summary import EvaluationResult
+    from musicgen_eval.results.evaluation_result import EvaluationResult
 
 
 def write_result(folder: Path, result: EvaluationResult) -> list[Path]:

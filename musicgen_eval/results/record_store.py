@@ -27,7 +27,7 @@ class RecordStore(Protocol):
     """A store of window records."""
 
     failed: dict[int, str]
-    """Plan row of the track -> reason for the failure, for all failures that this process knows of."""
+    """Reason for each failure that is known to this process, by the row of the track in the plan."""
 
     def keep(self, records: Sequence[WindowRecord]) -> None:
         """Stores the records of a complete batch."""

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from musicgen_eval.files.redaction import redact
-from musicgen_eval.results.summary import EvaluationResult, Value
+from musicgen_eval.results.evaluation_result import EvaluationResult, Value
 
 MAX_TRACK_ROWS = 40
 

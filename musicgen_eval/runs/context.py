@@ -22,6 +22,7 @@ from musicgen_eval.errors import RunError
 from musicgen_eval.results.record_store import MeasuredBatches, RecordStore
 from musicgen_eval.results.running_totals import RunningTotals
 from musicgen_eval.runs.continuation_audio import ContinuationSink
+from musicgen_eval.runs.settings import RunSettings
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,11 @@ class ContextProvider(L.Callback):
 
     Attributes:
         context: Context of the current run, available once `setup` has run. None means that the module creates one in memory.
-        retry_failures: Whether to measure again the tracks that failed in earlier sessions of the run.
+        settings: Settings of the run.
     """
 
     context: RunContext | None = None
-    retry_failures: bool = False
+    settings: RunSettings = RunSettings()
 
     @property
     def index_path(self) -> Path | None:

@@ -104,7 +104,7 @@ class WindowDataModule(L.LightningDataModule):
         evaluation = _evaluation(self.trainer)
         evaluation.prepare("continue" if stage == "predict" else "score")  # checks settings before any audio is opened
         provider = context_provider(self.trainer)
-        index_path, retry_failures = provider.index_path, provider.retry_failures
+        index_path, retry_failures = provider.index_path, provider.settings.retry_failures
         opening = Opening(
             index_path=index_path,
             retry_failures=retry_failures,

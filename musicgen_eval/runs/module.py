@@ -49,10 +49,11 @@ from musicgen_eval.models.sharding import shard_decoder
 from musicgen_eval.models.threads import single_threaded
 from musicgen_eval.records import CodecSpec, Failure, Task
 from musicgen_eval.records.signatures import takes_settings
+from musicgen_eval.results.evaluation_result import EvaluationResult
 from musicgen_eval.results.measurements import Measurements, WindowRecord
 from musicgen_eval.results.record_store import MemoryStore
 from musicgen_eval.results.running_totals import RunningTotals
-from musicgen_eval.results.summary import EvaluationResult, summarise
+from musicgen_eval.results.summary import summarise
 from musicgen_eval.runs.context import RunConstants, RunContext, context_provider
 from musicgen_eval.runs.continuation_step import Continuations, ContinuationStep
 from musicgen_eval.runs.datamodule import WindowDataModule
@@ -61,7 +62,8 @@ from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0, gather_
 from musicgen_eval.runs.processes.strategy import keeps_records, refuse_strategy, shares_model
 from musicgen_eval.runs.recipe import run_recipe
 from musicgen_eval.runs.scoring_step import ScoringStep, Step
-from musicgen_eval.runs.settings import ModelSettings, refuse_unknown_precision
+from musicgen_eval.runs.settings import ModelSettings
+from musicgen_eval.runs.trainer_settings import refuse_trainer_settings
 from musicgen_eval.runs.window_dataset import Batch
 
 DEFAULT_CONTINUATION = ContinuationSettings()
@@ -145,6 +147,14 @@ class MusicGenEvaluation(L.LightningModule):
         return self.prepare(self._task)
 
     @property
+    def generation_threads(self) -> int | None:
+        """Number of CPU threads that generate codes and decode audio in predict, or None for other tasks.
+
+        The number affects the last bits of the results, so all sessions of a run use the number of the first session.
+        """
+        return (self.continuation.threads or torch.get_num_threads()) if self._task == "continue" else None
+
+    @property
     def context(self) -> RunContext:
         """The context of the current run.
 
@@ -170,7 +180,7 @@ class MusicGenEvaluation(L.LightningModule):
     def prepare(self, task: Task) -> MetricBank:
         """Checks the checkpoint, the metrics and the settings without opening any audio. Returns the metrics of the task."""
         if task == "continue":
-            self.settings.refuse_scoring_only()
+            self.settings.refuse_scoring_only("model")
             self.continuation.check_for(self.spec)
         if self.model is None:
             require_files(self.checkpoint.files)
@@ -184,7 +194,7 @@ class MusicGenEvaluation(L.LightningModule):
         refuse_strategy(self.trainer, self._task)
         if self.trainer.is_global_zero:
             print_notes(demo_notes("checkpoint", str(self.settings.checkpoint), file="config.json"))
-        self._refuse_trainer_settings()
+        refuse_trainer_settings(self.trainer)
         if self.model is not None:
             self.model.refuse_change(self.trainer.precision, self.trainer.strategy.root_device)
             is_there = self.model.device.type == self.trainer.strategy.root_device.type
@@ -214,8 +224,8 @@ class MusicGenEvaluation(L.LightningModule):
         self.result = self.measured = None
         if self.model is not None:
             self._unless_stopped(self._prepare_model, "preparing the model")
-        if self._task == "continue":
-            self.context.settle_threads(self.continuation.threads or torch.get_num_threads())
+        if self.generation_threads is not None:
+            self.context.settle_threads(self.generation_threads)
         self._step = self.make_step()
 
     def make_step(self) -> Step | None:
@@ -316,21 +326,6 @@ class MusicGenEvaluation(L.LightningModule):
         trainer = attached_trainer(self)
         return "continue" if trainer is not None and trainer.state.fn == TrainerFn.PREDICTING else "score"
 
-    def _refuse_trainer_settings(self) -> None:
-        """Refuses trainer settings that would change the results or leave out windows."""
-        refuse_unknown_precision(str(self.trainer.precision))
-        for setting in ("limit_test_batches", "limit_val_batches", "limit_predict_batches"):
-            value = getattr(self.trainer, setting)
-            if not (isinstance(value, float) and value == 1.0):
-                _refuse_setting(setting)
-        for setting in ("fast_dev_run", "overfit_batches"):
-            if getattr(self.trainer, setting):
-                _refuse_setting(setting)
-        if self.trainer.strategy.root_device.type == "cuda" and torch.cuda.tunable.is_enabled():
-            raise RunError(
-                "PYTORCH_TUNABLEOP_ENABLED is set. It makes torch choose kernels by timing, so two runs would differ; unset it"
-            )
-
     def _refuse_missing_texts(self, plan: Plan) -> None:
         """Refuses a metric that needs the text of another track if any track has no such other text."""
         if any(reading.text == "other" for reading in self.bank.readings) and None in plan.other_texts:
@@ -409,9 +404,3 @@ class MusicGenEvaluation(L.LightningModule):
                 recipe=self.recipe(self.context.constants),
                 max_failures=self.data.settings.max_failures,
             )
-
-
-def _refuse_setting(setting: str) -> None:
-    raise RunError(
-        f"trainer.{setting} would leave out windows of a track; remove it and use data.limit, which counts tracks"
-    )

@@ -18,11 +18,11 @@ from rich.console import Console
 from musicgen_eval.data.plan import Plan
 from musicgen_eval.errors import RunError
 from musicgen_eval.files.redaction import redact
+from musicgen_eval.results.evaluation_result import EvaluationResult
 from musicgen_eval.results.files import summary, to_json, write_result
 from musicgen_eval.results.journal.reader import JournalReader
 from musicgen_eval.results.record_store import JournalStore, RecordStore
 from musicgen_eval.results.running_totals import RunningTotals
-from musicgen_eval.results.summary import EvaluationResult
 from musicgen_eval.results.terminal import print_result
 from musicgen_eval.runs.context import ContextProvider, RunContext
 from musicgen_eval.runs.continuation_files import ContinuationFolder
@@ -79,8 +79,7 @@ class RunRecorder(ContextProvider):
         self.resume = resume
         self.console = console
         self.audio = audio
-        self.retry_failures = settings.retry_failures
-        self.allow_other_machine = settings.allow_other_machine
+        self.settings = settings
         self.files: list[Path] = []
         self.continuations: list[dict[str, str]] = []
         self.context: RunContext | None = None
@@ -114,7 +113,7 @@ class RunRecorder(ContextProvider):
             pl_module,
             run_dir=start.path,
             machine_of_rank_0=start.machine,
-            allow_other_machine=self.allow_other_machine,
+            allow_other_machine=self.settings.allow_other_machine,
         )
         if stage == "predict":
             self._continuation_folder = self._new_continuation_folder(folder, pl_module, start, trainer.global_rank)
@@ -171,8 +170,7 @@ class RunRecorder(ContextProvider):
             command=self.command,
             config_yaml=self.config_yaml,
             audio=self.audio,
-            retry_failures=self.retry_failures,
-            allow_other_machine=self.allow_other_machine,
+            settings=self.settings,
             say=self._say,
         )
 

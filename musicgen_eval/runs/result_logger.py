@@ -12,8 +12,8 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 
 from musicgen_eval.files.redaction import redact
+from musicgen_eval.results.evaluation_result import EvaluationResult
 from musicgen_eval.results.files import to_json
-from musicgen_eval.results.summary import EvaluationResult
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.recorder import RunRecorder
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 
 from musicgen_eval.data.plan import Plan
 from musicgen_eval.data.plan_builder import refuse_failures
@@ -25,7 +24,7 @@ from musicgen_eval.runs.folder import RunFolder
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.provenance import run_record, start_record
 from musicgen_eval.runs.resume_check import RunIdentity, batches_without_files, refuse_other_run, run_identity
-from musicgen_eval.runs.settings import AudioSettings
+from musicgen_eval.runs.settings import AudioSettings, RunSettings
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,7 @@ def start_run(
     command: str,
     config_yaml: str,
     audio: AudioSettings,
-    retry_failures: bool,
-    allow_other_machine: bool,
+    settings: RunSettings,
     say: Callable[[str], None],
 ) -> RunStart:
     """Writes run.json for a new run, or compares it with the run that is about to start. Then reads the journal.
@@ -68,31 +66,30 @@ def start_run(
         command: Command of the run, to be recorded in run.json.
         config_yaml: Content of config.yaml for a new run.
         audio: Settings of the audio files.
-        retry_failures: Whether to measure again the tracks that failed in earlier sessions of the run.
-        allow_other_machine: Whether to resume a run that was started on a different machine or with different library versions.
+        settings: Settings for resuming.
         say: Function that prints a line for the user.
 
     Raises:
         RunError: The folder contains a different run, or too many tracks have failed.
     """
-    plan, settings = module.data.plan, module.data.settings
+    plan, data = module.data.plan, module.data.settings
     assert plan is not None
     identity = run_identity(module, audio)
     run = folder.run
     if run:
-        run = refuse_other_run(folder.path, run, identity, allow_other_machine=allow_other_machine)
+        run = refuse_other_run(folder.path, run, identity, allow_other_machine=settings.allow_other_machine)
     else:
-        run = _new_run(trainer, module, identity, command=command)
+        run = _new_run(module, identity, command=command)
         folder.write("config.yaml", config_yaml)
-    measured = read_measured(folder.journal, plan, settings.batch_size, retry_failures=retry_failures)
-    _discard_incomplete(folder, plan, measured, batch_size=settings.batch_size, audio=audio, say=say)
+    measured = read_measured(folder.journal, plan, data.batch_size, retry_failures=settings.retry_failures)
+    _discard_incomplete(folder, plan, measured, batch_size=data.batch_size, audio=audio, say=say)
     number = max(len(run["starts"]), measured.starts)
     if measured.windows < len(plan.windows):
         (folder.path / "summary.json").unlink(missing_ok=True)  # the old result would lack the windows of this session
         started = start_record(processes=trainer.world_size, windows=len(plan.windows))
         folder.write_run({**run, "starts": [*run["starts"], started]})
     known = [Failure(plan.tracks.ids[row], reason) for row, reason in measured.failed.items()]
-    refuse_failures([*plan.failures, *known], settings.max_failures)
+    refuse_failures([*plan.failures, *known], data.max_failures)
     settled = run["settled"]
     return RunStart(
         path=folder.path.absolute(),
@@ -103,13 +100,13 @@ def start_run(
     )
 
 
-def _new_run(trainer: L.Trainer, module: MusicGenEvaluation, identity: RunIdentity, *, command: str) -> dict[str, Any]:
+def _new_run(module: MusicGenEvaluation, identity: RunIdentity, *, command: str) -> dict[str, Any]:
     """Returns the content of run.json for a new run."""
     return {
         **run_record(command=command, seed=module.settings.seed, max_frames_from=module.checkpoint.max_frames_from),
         "fingerprint": identity.fingerprint,
         "machine": identity.machine,
-        "settled": {"threads": _threads(trainer, module), "arithmetic": None},
+        "settled": {"threads": module.generation_threads, "arithmetic": None},
     }
 
 
@@ -137,11 +134,3 @@ def _discard_incomplete(
             measured.leave_out(lost, len(plan.windows), batch_size)
     if 0 < measured.windows < len(plan.windows):
         say(f"{folder.path}: {measured.windows} of {len(plan.windows)} windows are already measured")
-
-
-def _threads(trainer: L.Trainer, module: MusicGenEvaluation) -> int | None:
-    """Returns the number of CPU threads for predict, or None for other commands.
-
-    The number of threads affects the last bits of the results, so all sessions of a run use the same number.
-    """
-    return (module.continuation.threads or torch.get_num_threads()) if trainer.state.fn == "predict" else None

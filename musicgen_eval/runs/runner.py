@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
@@ -19,8 +18,8 @@ from musicgen_eval.errors import RunError
 from musicgen_eval.models.checkpoint import lasting_name
 from musicgen_eval.models.out_of_memory import out_of_memory_explained
 from musicgen_eval.records import Continuation
+from musicgen_eval.results.evaluation_result import EvaluationResult
 from musicgen_eval.results.files import to_json
-from musicgen_eval.results.summary import EvaluationResult
 from musicgen_eval.runs.audio_paths import continuation_path
 from musicgen_eval.runs.continuation_table import read_table
 from musicgen_eval.runs.datamodule import WindowDataModule
@@ -32,7 +31,8 @@ from musicgen_eval.runs.processes.one_process import OneProcess, one_device
 from musicgen_eval.runs.processes.signals import StopAfterBatch
 from musicgen_eval.runs.progress_bar import EvaluationProgress
 from musicgen_eval.runs.recorder import RunRecorder
-from musicgen_eval.runs.settings import AudioSettings, RunSettings, refuse_unknown_precision
+from musicgen_eval.runs.settings import AudioSettings, RunSettings
+from musicgen_eval.runs.trainer_settings import check_precision
 
 DEFAULT_SETTINGS = RunSettings()
 DEFAULT_AUDIO = AudioSettings()
@@ -106,7 +106,6 @@ def run_continuation(
     audio: AudioSettings = DEFAULT_AUDIO,
     folder: RunFolder | None = None,
     console: Console | None = None,
-    callbacks: Sequence[L.Callback] = (),
     notes: Sequence[str] = (),
     resume: Callable[[Path], str] = same_call,
     return_continuations: bool = True,
@@ -120,7 +119,6 @@ def run_continuation(
         audio: Settings of the audio files.
         folder: Run folder, which replaces `settings.run_dir`. None means that `settings.run_dir` is used.
         console: Console for the tables of the result. None means that nothing is printed, and that no progress is shown.
-        callbacks: Further callbacks for the Trainer.
         notes: Comments to write at the start of config.yaml.
         resume: Function that takes a run folder, and returns the line that tells the user how to resume the run in this folder.
         return_continuations: Whether the result contains the continuations. If not, they are not kept in memory.
@@ -141,7 +139,7 @@ def run_continuation(
         audio=audio,
         settings=settings,
     )
-    with _trainer(folder, data, [*callbacks, recorder], settings, shows_progress=console is not None) as trainer:
+    with _trainer(folder, data, [recorder], settings, shows_progress=console is not None) as trainer:
         batches = trainer.predict(module, datamodule=data, return_predictions=return_continuations)
     assert module.result is not None
     continuations = [continuation for batch in batches or [] for continuation in batch]
@@ -238,15 +236,3 @@ def _config(module: MusicGenEvaluation, data: WindowDataModule, settings: RunSet
 
 def _config_yaml(config: Mapping[str, Any], notes: Sequence[str]) -> str:
     return "".join(f"# {line}\n" for line in notes) + to_json(config)
-
-
-def check_precision(precision: str, accelerator: str) -> None:
-    """Checks that the device supports a precision.
-
-    Raises:
-        RunError: The precision is unknown, or the precision is 16-mixed on a CPU, where Lightning would use bf16-mixed instead.
-    """
-    refuse_unknown_precision(precision)
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
-    if precision == "16-mixed" and on_cpu:
-        raise RunError("precision 16-mixed needs a GPU; on a CPU use 32-true or bf16-mixed")

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import Literal
 
 from musicgen_eval.errors import RunError
 from musicgen_eval.records import CodecSpec
 from musicgen_eval.records.settings import NOT_IN_RECIPE, SCORING_ONLY, Settings
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
-
-
-def refuse_unknown_precision(precision: str) -> None:
-    """Raises `RunError` if a precision is not supported."""
-    known = get_args(Precision)
-    if precision not in known:
-        raise RunError(f"precision must be one of {', '.join(known)}, got {precision}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +27,6 @@ class ModelSettings(Settings):
         save_nll: Whether to write the negative log-likelihood of every code to nll.safetensors.
         seed: Seed for sampling codes and for readings that change codes. The same seed gives the same codes.
     """
-
-    name_in_config: ClassVar[str] = "model"
 
     checkpoint: str | Path = field(default="demo", metadata=NOT_IN_RECIPE)  # the recipe records the resolved checkpoint
     revision: str | None = field(default=None, metadata=NOT_IN_RECIPE)
@@ -69,8 +60,6 @@ class RunSettings(Settings):
             last bits. Both machines are recorded in the results.
     """
 
-    name_in_config: ClassVar[str] = "trainer"
-
     precision: Precision = "32-true"
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
     run_dir: str | Path | None = None
@@ -89,8 +78,6 @@ class AudioSettings(Settings):
             is the track up to the boundary followed by the generated audio, with a crossfade of 40 ms.
         originals: Whether to write the context and the reference of each track as well.
     """
-
-    name_in_config: ClassVar[str] = "audio"
 
     format: Literal["flac", "wav", "mp3"] = "flac"
     layout: Literal["continuation", "joined"] = "continuation"

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers.logger import DummyExperiment
@@ -41,8 +41,6 @@ class WandbSettings(Settings):
         end_timeout_s: Time to wait at the end until all data is sent, in seconds. Unsent data is kept in the run folder, for a
             later `wandb sync`.
     """
-
-    name_in_config: ClassVar[str] = "wandb"
 
     mode: Literal["off", "offline", "online"] = "off"
     project: str = "musicgen_eval"

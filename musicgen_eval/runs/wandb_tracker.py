@@ -16,7 +16,7 @@ from typing import Any
 import lightning as L
 
 from musicgen_eval.files.redaction import redact_tree
-from musicgen_eval.results.summary import EvaluationResult
+from musicgen_eval.results.evaluation_result import EvaluationResult
 from musicgen_eval.runs.fingerprint import library_versions
 from musicgen_eval.runs.folder import RunFolder
 from musicgen_eval.runs.module import MusicGenEvaluation

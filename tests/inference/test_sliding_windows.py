@@ -27,9 +27,10 @@ def simulated_windows(
     return [*windows, (fed, generated)] if generated else windows
 
 
-@given(
-    prompt=st.integers(0, 60), new=st.integers(0, 200), max_frames=st.integers(2, 50), data=st.data()
-)  # fmt: skip
+any_lengths = given(prompt=st.integers(0, 60), new=st.integers(0, 200), max_frames=st.integers(2, 50), data=st.data())
+
+
+@any_lengths
 def test_windows_generate_every_frame_once_and_keep_enough_known_frames(prompt, new, max_frames, data):
     stride = data.draw(st.integers(1, max_frames - 1))
     spans = window_spans(prompt, prompt + new, max_frames=max_frames, stride_frames=stride)
@@ -42,9 +43,7 @@ def test_windows_generate_every_frame_once_and_keep_enough_known_frames(prompt, 
         assert all(span.known - span.start >= min(prompt, max_frames - stride) for span in spans)
 
 
-@given(
-    prompt=st.integers(0, 60), new=st.integers(0, 200), max_frames=st.integers(2, 50), data=st.data()
-)  # fmt: skip
+@any_lengths
 def test_window_spans_equal_a_simulation_frame_by_frame(prompt, new, max_frames, data):
     stride = data.draw(st.integers(1, max_frames - 1))
     spans = window_spans(prompt, prompt + new, max_frames=max_frames, stride_frames=stride)

@@ -20,8 +20,6 @@ from musicgen_eval.runs.settings import ModelSettings
 class Example(Settings):
     """Settings of every type."""
 
-    name_in_config = "example"
-
     count: int = 1
     length_s: float | None = None
     name: str = field(default="", metadata=NOT_IN_RECIPE)
@@ -73,16 +71,20 @@ def test_the_recipe_holds_the_settings_that_determine_the_numbers_of_a_task():
 
 
 def test_predict_refuses_settings_that_it_would_ignore():
-    Example(name="x", kind="a").refuse_scoring_only()
+    Example(name="x", kind="a").refuse_scoring_only("example")
     with pytest.raises(RunError, match=r"example\.kind does not apply to predict; remove it"):
-        Example(kind="b").refuse_scoring_only()
+        Example(kind="b").refuse_scoring_only("example")
 
 
 def test_settings_outside_of_the_recipe_are_named_here():
     """A setting that can change a number must not be in this list. Its resolved value is in the recipe, or it changes no number."""
     left_out = {
-        f"{settings.name_in_config}.{name}"
-        for settings in (DataSettings(), ModelSettings(), ContinuationSettings())
+        f"{group}.{name}"
+        for group, settings in {
+            "data": DataSettings(),
+            "model": ModelSettings(),
+            "continuation": ContinuationSettings(),
+        }.items()
         for name in vars(settings).keys() - settings.recipe("score").keys()
     }
     assert left_out == {

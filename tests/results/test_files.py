@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 
 from musicgen_eval.errors import RunError
 from musicgen_eval.records import Failure, Window
+from musicgen_eval.results.evaluation_result import EvaluationResult, TrackResult, Value, WindowResult
 from musicgen_eval.results.files import to_json, write_result
-from musicgen_eval.results.summary import EvaluationResult, TrackResult, Value, WindowResult
 from tests.support.specs import codec_spec
 
 SPEC = codec_spec(num_codebooks=2, codebook_size=64)

@@ -25,9 +25,10 @@ from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.contract import MetricEntry
 from musicgen_eval.metrics.plugin.inputs import WindowData
 from musicgen_eval.records import ScoredWindow
+from musicgen_eval.results.evaluation_result import EvaluationResult
 from musicgen_eval.results.measurements import Measurements, WindowRecord
 from musicgen_eval.results.record_store import JournalStore, MeasuredBatches, MemoryStore, batch_numbers, read_measured
-from musicgen_eval.results.summary import EvaluationResult, summarise
+from musicgen_eval.results.summary import summarise
 from tests.support.specs import codec_spec
 
 SPEC = codec_spec(num_codebooks=2, codebook_size=16, max_frames=20)

@@ -21,7 +21,7 @@ from musicgen_eval.api import PerplexityResult, generate, perplexity
 from musicgen_eval.cli.main import lightning_main
 from musicgen_eval.errors import RunError
 from musicgen_eval.metrics import CodebookAccuracy, CodebookPerplexity, TextGain
-from musicgen_eval.results.summary import EvaluationResult
+from musicgen_eval.results.evaluation_result import EvaluationResult
 from musicgen_eval.results.unfinished_run import perplexities_of
 from musicgen_eval.runs.runner import GenerationResult
 from tests.support.run_folders import stop_after

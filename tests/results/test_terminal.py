@@ -2,7 +2,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from musicgen_eval.results.summary import EvaluationResult, TrackResult, Value
+from musicgen_eval.results.evaluation_result import EvaluationResult, TrackResult, Value
 from musicgen_eval.results.terminal import MAX_TRACK_ROWS, print_result
 from tests.support.specs import codec_spec
 

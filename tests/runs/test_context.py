@@ -95,7 +95,7 @@ def test_a_trainer_without_a_recorder_has_a_provider_without_a_context():
     provider = context_provider(plain_trainer())
     assert provider.context is None
     assert provider.index_path is None
-    assert not provider.retry_failures
+    assert provider.settings == RunSettings()
     own = ContextProvider()
     assert context_provider(plain_trainer(Watch(), own)) is own
 

@@ -111,7 +111,7 @@ def test_a_signal_stops_a_run_with_its_status_and_written_continuations_are_comp
     folder = tmp_path / "songs"
     folder.mkdir()
     write_noise(folder / "first.wav", 40 * 640)
-    for number in range(400):  # so many tracks that the signal arrives during the run
+    for number in range(400):  # enough tracks for the signal to arrive during the run
         (folder / f"{number:03}.wav").symlink_to(folder / "first.wav")
     arguments = ("--data.batch_size=2", "--audio.originals=false", "--audio.format=wav")
     run_dir = tmp_path / "x"

@@ -1,0 +1,55 @@
+"""Refuses settings of a Trainer that would change the results or leave out windows."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import lightning as L
+import torch
+
+from musicgen_eval.errors import RunError
+from musicgen_eval.runs.settings import Precision
+
+LIMITS = ("limit_test_batches", "limit_val_batches", "limit_predict_batches")
+"""Settings that limit the number of batches per rank."""
+
+
+def check_precision(precision: str, accelerator: str) -> None:
+    """Checks that the device supports a precision.
+
+    Raises:
+        RunError: The precision is unknown, or the precision is 16-mixed on a CPU, where Lightning would use bf16-mixed instead.
+    """
+    known = get_args(Precision)
+    if precision not in known:
+        raise RunError(f"precision must be one of {', '.join(known)}, got {precision}")
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    if precision == "16-mixed" and on_cpu:
+        raise RunError("precision 16-mixed needs a GPU; on a CPU use 32-true or bf16-mixed")
+
+
+def refuse_limit(setting: str) -> None:
+    """Raises the error for a Trainer setting that leaves out windows."""
+    raise RunError(
+        f"trainer.{setting} would leave out windows of a track; remove it and use data.limit, which counts tracks"
+    )
+
+
+def refuse_trainer_settings(trainer: L.Trainer) -> None:
+    """Refuses settings of a Trainer that would change the results or leave out windows.
+
+    Raises:
+        RunError: A setting is refused. The message names it.
+    """
+    check_precision(str(trainer.precision), trainer.strategy.root_device.type)
+    for setting in LIMITS:
+        value = getattr(trainer, setting)
+        if not (isinstance(value, float) and value == 1.0):
+            refuse_limit(setting)
+    for setting in ("fast_dev_run", "overfit_batches"):
+        if getattr(trainer, setting):
+            refuse_limit(setting)
+    if trainer.strategy.root_device.type == "cuda" and torch.cuda.tunable.is_enabled():
+        raise RunError(
+            "PYTORCH_TUNABLEOP_ENABLED is set. It makes torch choose kernels by timing, so two runs would differ; unset it"
+        )
