@@ -218,6 +218,9 @@ def _trainer(
             if isinstance(stopped.__context__, KeyboardInterrupt):  # Lightning's SystemExit would end a notebook
                 raise KeyboardInterrupt from stopped
             raise
+        finally:
+            if folder is not None:
+                folder.unlock()  # if torch reports a dead worker within on_exception, the recorder does not release the folder
 
 
 def _folder(settings: RunSettings) -> RunFolder | None:

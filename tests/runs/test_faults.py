@@ -201,6 +201,25 @@ def test_a_dead_worker_stops_the_run_with_a_clear_message(songs, checkpoint, tmp
     assert len(journal_rows(tmp_path / "x")) == 60
 
 
+class FailsAgainInOnException(L.Callback):
+    """Reports a dead worker twice: after a batch, and before the recorder can release the run folder."""
+
+    def on_test_batch_end(self, *args) -> None:
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed")
+
+    def on_exception(self, *args) -> None:
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed")
+
+
+def test_an_error_in_on_exception_does_not_leave_the_folder_locked(songs, checkpoint, tmp_path):
+    settings = RunSettings(accelerator="cpu", run_dir=tmp_path / "x")
+    data = WindowDataModule(str(songs), batch_size=2)
+    with pytest.raises(RunError, match="a DataLoader worker was killed or ran out of memory"):
+        run_evaluation(MusicGenEvaluation(checkpoint), data, settings, callbacks=[FailsAgainInOnException()])
+    run_evaluation(MusicGenEvaluation(checkpoint), WindowDataModule(str(songs), batch_size=2), settings)
+    assert len(journal_rows(tmp_path / "x")) == 60
+
+
 def test_a_worker_that_dies_while_it_sends_a_tensor_is_reported_too():
     read_end, write_end = os.pipe()
     handed_over = resource_sharer.DupFd(read_end)
