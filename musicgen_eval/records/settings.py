@@ -7,9 +7,10 @@ help text. The constructor checks types, and subclasses check ranges in `__post_
 from __future__ import annotations
 
 import math
+import re
 import types
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from numbers import Integral, Real
 from pathlib import Path
 from types import MappingProxyType
@@ -51,10 +52,17 @@ class Settings:
             if value is not None and value < least:
                 raise RunError(f"{name} must be at least {least:g}, got {value}")
 
+    def require_above_0(self, *names: str) -> None:
+        """Raises `RunError` if the value of one of the named settings is 0 or less. Values of None are not checked."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise RunError(f"{name} must be above 0, got {value}")
+
     def refuse_scoring_only(self, group: str) -> None:
         """Raises `RunError` for values that predict would ignore. `group` is the name of the settings in the configuration."""
         for field in fields(self):
-            if field.metadata.get("task") == "score" and getattr(self, field.name) != field.default:
+            if not applies_to(field, "continue") and getattr(self, field.name) != field.default:
                 raise RunError(f"{group}.{field.name} does not apply to predict; remove it")
 
     def recipe(self, task: Task) -> dict[str, Any]:
@@ -62,7 +70,7 @@ class Settings:
         return {
             field.name: getattr(self, field.name)
             for field in fields(self)
-            if field.metadata.get("recipe", True) and field.metadata.get("task", task) == task
+            if field.metadata.get("recipe", True) and applies_to(field, task)
         }
 
 
@@ -72,8 +80,12 @@ def field_types(settings: type[Settings]) -> Mapping[str, Any]:
     return {field.name: hints[field.name] for field in fields(settings)}
 
 
-def help_texts(settings: type[Settings]) -> Mapping[str, str]:
-    """Returns a mapping from field name to help text, read from the docstrings of a settings class and its base classes."""
+def help_texts(settings: type[Settings], task: Task | None = None) -> Mapping[str, str]:
+    """Returns a mapping from field name to help text, read from the docstrings of a settings class and its base classes.
+
+    A help text that depends on the task has two parts, which start with "When scoring," and "When generating,". If `task` is given,
+    only its part is returned.
+    """
     from docstring_parser import parse
 
     texts: dict[str, str] = {}
@@ -81,7 +93,18 @@ def help_texts(settings: type[Settings]) -> Mapping[str, str]:
         if issubclass(parent, Settings):
             described = parse(vars(parent).get("__doc__") or "").params
             texts |= {param.arg_name: " ".join((param.description or "").split()) for param in described}
-    return texts
+    return {name: _part_for(text, task) if task else text for name, text in texts.items()}
+
+
+def _part_for(text: str, task: Task) -> str:
+    """Returns the part of a help text that applies to a task, or the whole text if it does not depend on the task."""
+    match = re.fullmatch(r"When scoring, (?P<score>.*) When generating, (?P<continue>.*)", text)
+    return match[task][0].upper() + match[task][1:] if match else text
+
+
+def applies_to(field: Field[Any], task: Task) -> bool:
+    """Returns True if a task uses the setting that a field declares."""
+    return bool(field.metadata.get("task", task) == task)
 
 
 def check_types(declared: Mapping[str, Any], given: Mapping[str, Any]) -> None:
