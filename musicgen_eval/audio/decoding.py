@@ -1,4 +1,4 @@
-"""Reads the properties of an audio file, and any range of its native samples, in all supported formats.
+"""Reads the properties of audio files, and any range of their native samples.
 
 A range is identical to the same range of the fully decoded file. libsndfile does not guarantee this, so the package contains
 workarounds for the following problems:
@@ -9,7 +9,8 @@ workarounds for the following problems:
 - FLAC: A file that was written to a pipe does not declare its length (`flac.py`).
 - All formats: A truncated file is read as a shorter one, without an error (`containers.py`).
 
-Each range is read with a new file handle, one seek and one read, because python-soundfile seeks after every read.
+Each range is read with a new file handle, one seek and one read. A second read would not be exact, because python-soundfile seeks
+after every read.
 """
 
 from __future__ import annotations
@@ -274,7 +275,8 @@ def _read_soundfile(info: AudioInfo, start: int, num_samples: int) -> np.ndarray
 def _open(path: Path) -> Iterator[soundfile.SoundFile]:
     """Opens a file with soundfile.
 
-    soundfile receives an open file instead of a path, because it would assume that a file named `*.raw` has no header.
+    soundfile is given an open file instead of a path, because it assumes that a path with the extension `.raw` refers to a file
+    without a header.
     """
     with open_audio(path) as file:
         raw = ogg.split_header_page(file.raw) or _flac_with_length(path, file.raw) or file.raw
@@ -284,9 +286,9 @@ def _open(path: Path) -> Iterator[soundfile.SoundFile]:
 
 
 def _flac_with_length(path: Path, file: RawIOBase) -> SpanFile | None:
-    """Adds the missing length to the header of a FLAC file that was written to a pipe.
+    """Returns a FLAC file with the missing length added to its header, or None if no length is missing.
 
-    Returns None for all other files. If the header has no length, libsndfile cannot read the last samples.
+    The length is missing if the file was written to a pipe. In that case, libsndfile cannot read the last samples of the file.
     """
     head = file.read(26) or b""
     file.seek(0)

@@ -48,7 +48,7 @@ class TrackAudio:
     num_samples: int
 
     def num_frames(self, frame_rate_hz: int) -> int:
-        """Returns the number of whole frames in the track: floor(num_samples * frame_rate_hz / native sample rate)."""
+        """Returns the number of whole frames in the track: floor(num_samples * frame_rate_hz / info.sample_rate_hz)."""
         return self.num_samples * frame_rate_hz // self.info.sample_rate_hz
 
     def num_samples_at(self, sample_rate_hz: int) -> int:

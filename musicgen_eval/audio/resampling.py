@@ -2,7 +2,7 @@
 
 A resampled slice is identical to the same part of the audio when all of the audio is resampled in one piece.
 
-The resampling filter affects the results, so it is fixed and cannot be configured. It is torchaudio's windowed sinc filter. With
+The resampling filter affects the results, so it cannot be configured. It is torchaudio's windowed sinc filter. With
 the settings used here, its output differs from that of audiocraft's resampler (julius) by only -101 dB. If a pair of sample rates
 would require too large a kernel, soxr resamples the audio instead, in blocks whose positions do not depend on the slice.
 """
@@ -32,11 +32,11 @@ ReadNative = Callable[[int, int], torch.Tensor]  # (start, num) -> (C, num), bot
 
 @dataclass(frozen=True)
 class RatePair:
-    """A native rate and a resampled rate, with the sizes derived from them.
+    """Native sample rate and target sample rate, with the quantities that are derived from them.
 
     Attributes:
         from_hz: Native sample rate.
-        to_hz: Sample rate of the result.
+        to_hz: Sample rate after resampling.
     """
 
     from_hz: int
@@ -103,7 +103,7 @@ def resample_slice(
 ) -> torch.Tensor:
     """Returns the samples [start, start + num_samples) of the resampled audio.
 
-    Only the native samples that the slice depends on are read: whole periods, and a margin on either side.
+    Only the necessary native samples are read: the whole periods that contain the slice, and a margin on each side.
 
         native       |--margin--|==period==|==period==|--margin--|
         resampled               |   [....slice....]   |

@@ -140,7 +140,7 @@ def write_audio(
         path: Path of the file. An existing file is replaced.
         audio: (C, N) float in [-1, 1]. Values outside this range are kept in wav files and clipped in other formats.
         sample_rate_hz: Sample rate of the audio.
-        format: Format of the file, as in `AudioWriter`.
+        format: Format of the file. See `AudioWriter`.
 
     Raises:
         AudioError: If `audio` does not have two dimensions, or if `AudioWriter` or `AudioWriter.write` raises this error.
@@ -183,7 +183,7 @@ class _OutputFile:
         return b""
 
     def flush(self) -> None:
-        """Does nothing. `atomic_file` flushes the file."""
+        """Does nothing, because `atomic_file` flushes the file."""
 
     def check(self) -> None:
         """Raises the first error that occurred, if any."""

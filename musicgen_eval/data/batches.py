@@ -18,9 +18,9 @@ from musicgen_eval.data.plan import Plan
 class RankBatches(Sampler[list[int]]):
     """Batch sampler that yields the batches of one rank.
 
-    The windows are grouped into batches in order, and the batches are distributed over the ranks in turn. Long windows are
-    therefore spread evenly, and each window is processed by exactly one rank. The batches are the same for any number of ranks. If
-    the number of batches is not a multiple of the world size, the last batch of some ranks is empty. If no batches remain, every
+    The windows are grouped into batches in order, and the batches are distributed over the ranks in round-robin order. Long windows
+    are therefore spread evenly, and each window is processed by exactly one rank. The batches are the same for any number of ranks.
+    If the number of batches is not a multiple of the world size, the last batch of some ranks is empty. If no batches remain, every
     rank receives one empty batch.
 
     Args:
@@ -60,7 +60,7 @@ class RankBatches(Sampler[list[int]]):
 
 
 def num_batches(num_windows: int, batch_size: int) -> int:
-    """Returns the number of batches that the windows of a plan form."""
+    """Returns the number of batches for `num_windows` windows."""
     return -(-num_windows // batch_size)
 
 

@@ -1,11 +1,11 @@
-"""Stores columns of strings compactly: a million names take one byte string instead of a million objects.
+"""Stores columns of strings compactly: a million names are stored in one byte string instead of a million objects.
 
     rows    "a.wav"  "b/c.wav"  "d.wav"
     data    a.wavb/c.wavd.wav
     ends    5        12         17
 
 The data is encoded in UTF-8. File names that are not valid UTF-8 are preserved. A column behaves like a list of `str`, and is sent
-to other processes as two arrays.
+to other processes as one byte string and one array.
 
 numpy's `StringDType` is not used, because it needs 16 bytes per row instead of 8, is pickled as a list of `str`, and cannot store
 file names that are not valid UTF-8.
@@ -110,7 +110,7 @@ class Strings(_Column[str]):
 
 
 class StringsBuilder:
-    """Builder that creates a `Strings` column step by step.
+    """Builder that creates a `Strings` column incrementally.
 
     Attributes:
         data: Rows added so far, encoded in UTF-8 and concatenated.
@@ -139,7 +139,7 @@ class StringsBuilder:
 
 
 class Texts(_Column[str | None]):
-    """Column of optional texts. An empty string is returned as None.
+    """Column of optional texts. A missing text is stored as an empty string and returned as None.
 
     >>> list(Texts(Strings.of(["a calm piano", ""])))
     ['a calm piano', None]
@@ -197,7 +197,7 @@ def packed(column: NDArray[Any]) -> NDArray[Any]:
 
 
 def unpacked(column: NDArray[Any], num_rows: int) -> NDArray[Any]:
-    """Returns the original column from the result of `packed`.
+    """Restores the original column from the result of `packed`.
 
     Args:
         column: Result of `packed`.

@@ -53,7 +53,7 @@ class Opening:
 
 
 def open_tracks(tracks: TrackList, opening: Opening) -> TrackIndex:
-    """Returns the index of all tracks of a source.
+    """Opens the tracks of a source and returns the track index.
 
     If an index has been saved, the tracks in it are not opened again.
 
@@ -149,9 +149,9 @@ def refuse_changed_size(path: Path, num_bytes: int) -> None:
 
 
 def declared_seconds(tracks: TrackList) -> NDArray[np.float64]:
-    """Returns the (tracks,) length of each track in seconds, computed from the declared duration of its file.
+    """Returns the (tracks,) lengths of the tracks in seconds, computed from the declared durations of the files.
 
-    The length is NaN if no duration is declared.
+    The length of a track is NaN if the duration of its file is not declared.
     """
     end_s = tracks.start_s + tracks.duration_s
     file_end_s = declared_durations(tracks)

@@ -53,7 +53,7 @@ class ManifestRows(NamedTuple):
     """Consecutive rows of a manifest, stored as columns of equal length.
 
     Attributes:
-        paths: Paths as written in the manifest.
+        paths: Paths of the files, as written in the manifest.
         ids: Ids of the tracks. The id of a track is None if the row has no id.
         texts: Texts of the tracks. The text of a track is None if the row has no text.
         start_s: (rows,) float64, time in the file at which each track starts.
@@ -75,7 +75,7 @@ def is_manifest(path: Path) -> bool:
 
 
 def read_manifest(path: Path, oddities: Oddities) -> Iterator[ManifestRows]:
-    """Yields the rows of a manifest in order, in batches.
+    """Reads a manifest and yields its rows in order, in batches.
 
     Args:
         path: Path of the manifest.
@@ -122,10 +122,10 @@ def _plain_rows(batch: RowBatch) -> ManifestRows | None:
 
 
 def _plain_seconds(cells: Sequence[Any] | None, num_rows: int) -> NDArray[np.float64] | None:
-    """Parses all cells of a column of times at once.
+    """Parses a column of times in seconds.
 
     Returns:
-        (rows,) float64 seconds. Empty cells become NaN. None if any cell must be parsed individually.
+        (rows,) float64, in which an empty cell is NaN, or None if any cell must be parsed individually.
     """
     if cells is None:
         return np.full(num_rows, np.nan)
@@ -255,7 +255,10 @@ def _seconds(value: Any) -> float | str | None:
 
 
 def _is_unicode(texts: Iterable[str]) -> bool:
-    """Returns whether all texts can be encoded in UTF-8. A text from a json file may contain lone surrogates, which cannot."""
+    """Returns whether all texts can be encoded in UTF-8.
+
+    Texts in json files may contain lone surrogates, which cannot be encoded.
+    """
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:

@@ -1,7 +1,7 @@
 """Creates and prints notes, which are one-line messages about conditions that affect the results but are not errors.
 
-`TrackList.notes` contains the notes about the source, and `Plan.notes` contains all notes of a run. When a run starts, rank 0
-prints its notes.
+`TrackList.notes` contains the notes about the source. `Plan.notes` contains all notes of a run, which rank 0 prints when the run
+starts.
 """
 
 import sys

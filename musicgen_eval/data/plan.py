@@ -1,7 +1,7 @@
-"""The plan of a run: the status of every track and the windows of the tracks that are measured, stored as columns.
+"""Defines the plan of a run, which stores the status of each track and the windows of the measured tracks as columns.
 
-A plan of a million tracks takes a hundred megabytes and is sent to every process. Values that follow from the columns are computed
-on demand. `plan_builder.py` makes plans.
+A plan for a million tracks takes a hundred megabytes, and is sent to every process. Other values are computed from the columns on
+demand. `plan_builder.py` creates plans.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Plan:
     """Plan of a run: the tracks and windows to process. Every process has the same plan.
 
     Attributes:
-        tracks: Tracks of the source. If `limit` is set, only the first `limit` tracks.
+        tracks: First `limit` tracks of the source, or all tracks if `limit` is None.
         index: Properties that the audio files had when the tracks were opened.
         frame_rate_hz: Frame rate of the checkpoint's codec.
         num_frames: (tracks,) int64, length of each track in frames. The length is 0 if the track is not measured.
         status: Status of each track.
         reasons: Mapping from row to reason, for the tracks whose status is not `ok`.
         windows: Windows in the order in which they are processed.
-        context_frames: Length of the context in frames. None means half of each track.
+        context_frames: Length of the context in frames. None means half the length of each track.
         target_frames: Length of the target in frames. None means up to the end of each track.
         num_in_source: Number of tracks in the source before `limit` is applied.
         ignored_files: Number of files that were skipped because they have no audio extension.
@@ -72,7 +72,7 @@ class Plan:
 
     @cached_property
     def other_texts(self) -> Sequence[str | None]:
-        """Texts for the reading `other_text`, one per track."""
+        """Texts with which the tracks are scored in the reading `other_text`. See `OtherTexts`."""
         return OtherTexts(self.tracks.texts)
 
     @cached_property
@@ -81,7 +81,7 @@ class Plan:
         return digest_source(self.tracks)
 
     def open_track(self, row: int) -> TrackAudio:
-        """Opens the track in the given row. The track must be a measured track.
+        """Opens the track in a row. The status of the track must be `ok`.
 
         The properties of the most recently opened tracks are cached, but no file remains open.
 
@@ -114,7 +114,7 @@ class Plan:
         return {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns the state to pickle, in which the columns are compressed and cached values are omitted."""
+        """Returns the state to pickle, in which the columns are stored compactly and cached values are omitted."""
         state = {name: getattr(self, name) for name in self.__dataclass_fields__}
         windows = {name: smallest_int_dtype(packed(column)) for name, column in vars(self.windows).items()}
         return state | {
@@ -181,7 +181,7 @@ class OtherTexts(Sequence[str | None]):
     at the first track. If there is no such track, the assigned text is None.
 
         texts    a   -   a   b      texts of the tracks (-: no text)
-        runs     0       0   1      number of each run of equal texts, ignoring the tracks that have no text
+        runs     0       0   1      number of the run of equal texts, ignoring the tracks that have no text
         rows     3   2   3   0      row of the track from which the text is taken
 
     Args:

@@ -126,7 +126,7 @@ def _measure(
     """Determines the length and the status of each track.
 
     Returns:
-        (tracks,) int64 lengths in frames, statuses, and a mapping from row to reason. The length of a track is 0 if the track is
+        The (tracks,) lengths in frames, the statuses, and a mapping from row to reason. The length of a track is 0 if the track is
         not measured. The mapping contains the tracks whose status is not `ok`.
     """
     rate_hz = spec.frame_rate_hz
@@ -172,7 +172,7 @@ def _rows_by_length(num_frames: NDArray[np.int64], rows: NDArray[np.int64]) -> I
     """Groups rows by the length of the track.
 
     Yields:
-        Each length in frames with its rows, ordered by the first row.
+        Each length in frames, and the rows of the tracks that have this length. The lengths are ordered by their first rows.
     """
     if not len(rows):
         return

@@ -92,7 +92,7 @@ Source = str | list[str]
 
 
 def lasting_source(source: Source) -> Source:
-    """Makes the paths of a source absolute, so that it can be read from another working directory."""
+    """Makes the paths of a source absolute, so that the source can be read from a different working directory."""
     if isinstance(source, list):
         return [str(lasting_source(one)) for one in source]
     if source == "demo" or not source.strip():

@@ -35,7 +35,7 @@ class Oddities:
         num_empty_rows: Number of rows that contain only separators.
         num_unnamed_cells: Number of rows that contain a value in a column without a name. The first column is not considered,
             because it may contain row numbers.
-        num_missing_words: Number of texts that are words for a missing value, such as `nan`.
+        num_missing_words: Number of texts that denote a missing value, such as `nan`.
     """
 
     num_empty_rows: int = 0
@@ -118,7 +118,7 @@ def _batched(rows: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, list[int], 
     """Groups rows into batches.
 
     Yields:
-        Number of the first row, line numbers of the rows, and rows of each batch.
+        The number of the first row, the line numbers and the rows of each batch.
     """
     number, lines, batch = 1, list[int](), list[Row]()
     try:

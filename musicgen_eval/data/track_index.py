@@ -116,7 +116,7 @@ class TrackIndex:
         self.format_row[row] = self.formats.index(info.format)
 
     def note_failed(self, row: int, reason: str) -> None:
-        """Records that a track could not be opened, and the reason."""
+        """Records that a track could not be opened, and stores the reason."""
         self.state[row] = STATES.index("failed")
         self.reasons[row] = reason
 

@@ -45,7 +45,7 @@ class WindowPlan:
 
     @property
     def num_frames(self) -> NDArray[np.int64]:
-        """(windows,) int64, length of each window in frames."""
+        """Lengths of the windows in frames, as a (windows,) int64 array."""
         return self.context_frames + self.target_frames
 
     def take(self, rows: NDArray[np.int64]) -> "WindowPlan":
@@ -70,7 +70,7 @@ class WindowPlan:
 def plan_windows(
     num_frames: NDArray[np.int64] | Sequence[int], context_frames: int, target_frames: int, head: Head = "score"
 ) -> WindowPlan:
-    """Plans the windows of tracks from the lengths of the tracks.
+    """Plans the windows of all tracks, given the lengths of the tracks.
 
     Args:
         num_frames: (tracks,) length of each track in frames. A track of 0 frames has no windows.

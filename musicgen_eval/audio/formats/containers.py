@@ -87,7 +87,10 @@ def is_known_start(head: bytes) -> bool:
 
 
 def is_read_past_declared_end(head: bytes) -> bool:
-    """Returns whether a file is in W64 or ASF format, which decoders read past the end that the header declares."""
+    """Returns whether decoders read past the end that the header of a file declares.
+
+    This is the case for W64 and ASF files.
+    """
     return head.startswith((_W64_RIFF, _ASF))
 
 
@@ -104,8 +107,8 @@ def wav_coding(head: bytes) -> int | None:
 def data_chunk(file: BinaryIO) -> DataChunk | None:
     """Returns the range of bytes that a complete file must contain according to its header.
 
-    The supported formats are WAV, RF64, W64, AIFF, CAF, AU, NIST, MP4, Matroska and ASF. Returns None for all other formats, and if
-    the header declares no range.
+    The supported formats are WAV, RF64, W64, AIFF, CAF, AU, NIST, MP4, Matroska and ASF. Returns None if the
+    file has a different format or if its header does not declare the range.
     """
     file.seek(0)
     head = file.read(40)
@@ -136,7 +139,7 @@ def data_chunk(file: BinaryIO) -> DataChunk | None:
 
 
 def _read_at(file: BinaryIO, at: int, num_bytes: int) -> bytes:
-    """Reads bytes at a position. Returns b"" if the position is invalid, as it can be in a damaged file."""
+    """Reads bytes at a position. Returns b"" if the position is invalid, which can happen if the file is damaged."""
     try:
         file.seek(at)
     except (OSError, OverflowError, ValueError):
@@ -145,7 +148,7 @@ def _read_at(file: BinaryIO, at: int, num_bytes: int) -> bytes:
 
 
 def _chunks(file: BinaryIO, at: int, order: str) -> Iterator[tuple[bytes, int, int]]:
-    """Yields (name, start, number of bytes) for each chunk of a RIFF or AIFF file."""
+    """Yields the name, the start and the number of bytes of each chunk in a RIFF or AIFF file."""
     while True:
         head = _read_at(file, at, 8)
         if len(head) < 8:
@@ -226,7 +229,7 @@ def _last_mp4_box(file: BinaryIO) -> DataChunk | None:
 def _matroska_segment(file: BinaryIO) -> DataChunk | None:
     """Returns the range of the segment in a Matroska file. The segment is the only element after the header.
 
-    If the file was written to a pipe, all bits of the size are 1, and the size is unknown.
+    If the file was written to a pipe, all bits of the size field are 1, which means that the size is unknown.
     """
     at = 0
     for name in (_EBML, b"\x18\x53\x80\x67"):

@@ -65,7 +65,8 @@ def _last_frames(file: BinaryIO, tail_bytes: int) -> Iterator[tuple[tuple[int, i
     There can be several candidates, because bytes within a frame can look like a frame header with a correct checksum.
 
     Yields:
-        A pair of the frame's first sample and number of samples, and all bytes from the start of the frame to the end of the file.
+        The first sample and the number of samples of the frame, as a pair, and all bytes from the start of the frame to the end of
+        the file.
     """
     file.seek(0)
     head = file.read(26)
@@ -111,7 +112,9 @@ def _parse_frame(head: bytes, fixed_block_samples: int) -> tuple[int, int] | Non
 
 
 def _coded_number(head: bytes, at: int) -> tuple[int | None, int]:
-    """Decodes the number in a FLAC frame header, which has up to 36 bits and is encoded in the manner of UTF-8.
+    """Decodes the frame number or sample number in a FLAC frame header.
+
+    The number has up to 36 bits, and its encoding resembles UTF-8.
 
     Returns:
         The number, or None if the encoding is invalid, and the position after the number.

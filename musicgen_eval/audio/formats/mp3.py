@@ -110,7 +110,7 @@ def _is_confirmed_by_size(num_frames: int, num_bytes: int, start: bytes) -> bool
 
 
 def _trimmed(num_frames: int, header: MpegHeader, tag: MpegTag | None) -> tuple[int, int]:
-    """Returns how many decoded samples mpg123 skips at the start of a file, and how many it keeps after that."""
+    """Returns how many decoded samples mpg123 skips at the start of a file, and how many of the following samples it keeps."""
     decoded = num_frames * header.num_samples
     if tag is None:
         return 0, decoded
@@ -125,7 +125,7 @@ def _trimmed(num_frames: int, header: MpegHeader, tag: MpegTag | None) -> tuple[
 def index_stream(path: Path) -> MpegStream:
     """Finds the audio frames of an mp3 file.
 
-    The results for the most recently used files are cached. For two hours of audio, a result takes 2 MB.
+    The results for the most recently used files are cached. The result for two hours of audio takes 2 MB of memory.
 
     Raises:
         AudioError: If there are no frames, if the number of frames contradicts the tag, if the file is truncated or damaged, or if
@@ -217,7 +217,11 @@ def _walk_frames(
 
 
 def _check_tail(path: Path, starts: np.ndarray, stop: int, num_bytes: int) -> None:
-    """Raises an `AudioError` if an incomplete frame or further frames follow the last complete frame."""
+    """Checks that the last complete frame is not followed by an incomplete frame or by further frames.
+
+    Raises:
+        AudioError: If the file is truncated or damaged.
+    """
     with open_audio(path) as file:
         file.seek(int(starts[-1]) if len(starts) else 0)
         word = file.read(2)

@@ -81,8 +81,8 @@ class MpegTag:
 def parse_header(word: bytes) -> MpegHeader | None:
     """Parses the MPEG frame header at the start of a byte string.
 
-    Returns None if there is no valid header, or if the frame has the free format, whose header does not declare the size of the
-    frame.
+    Returns None if there is no valid header, or if the bit rate is free-format, in which case the header does not determine the
+    size of the frame.
     """
     if len(word) < 4 or word[0] != 0xFF or word[1] & 0xE0 != 0xE0:
         return None
@@ -202,7 +202,7 @@ def _checksum_table() -> list[int]:
 
 
 def silent_frame(like: bytes, num_frames: int | None = None) -> bytes:
-    """Creates a silent frame that has the highest bit rate and fits into the stream of the frame `like`.
+    """Creates a silent frame for the stream that contains the frame `like`. The silent frame has the highest bit rate.
 
     If `num_frames` is given, the silent frame contains a Xing tag that declares this number of frames.
     """
@@ -217,8 +217,8 @@ def silent_frame(like: bytes, num_frames: int | None = None) -> bytes:
 def mute_incomplete_frames(frames: list[bytes], *, is_start_of_file: bool) -> list[bytes]:
     """Mutes layer III frames that may depend on the data of missing earlier frames.
 
-    If the given frames are from the middle of a file, the first of them are muted, because mpg123 would print an error for each of
-    these frames. If the given frames are from the start of a file, only frames that refer to missing data are muted, because mpg123
+    If the given frames are from the middle of a file, the first frames are muted, because mpg123 would print an error for each of
+    them. If the given frames are from the start of a file, only frames that refer to missing data are muted, because mpg123
     would decode them as noise. The audio data of a muted frame is kept, because later frames may depend on it.
 
     Args:

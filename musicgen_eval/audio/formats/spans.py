@@ -4,7 +4,8 @@
     span                            [start             end)
 
 Some programs write these tags to files of any format, but most decoders expect them only in mp3 files. The other modules open files
-with `open_audio`, which returns a file that contains only the span. If a WAV file contains an mp3 stream, the span is the stream.
+with `open_audio`, which yields a file object that contains only the span. If a WAV file contains an mp3 stream, the span is the
+stream.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def open_audio(path: Path, *, buffer_bytes: int = io.DEFAULT_BUFFER_SIZE) -> Ite
 
 
 def find_span(file: io.RawIOBase) -> AudioSpan:
-    """Returns the range of bytes that contains the audio of a file. The position of the file changes."""
+    """Returns the range of bytes that contains the audio of a file. This function changes the position of the file."""
     num_bytes = file.seek(0, os.SEEK_END)
     start = _skip_tags(file, num_bytes)
     end = _skip_tags_at_end(file, start, num_bytes)
@@ -200,7 +201,7 @@ def _tag_bytes_at_end(tail: bytes) -> int:
 
 
 def _synchsafe(size: bytes) -> int:
-    """Decodes an ID3 size, which consists of four bytes with seven bits each."""
+    """Decodes a size in an ID3 tag, which is stored in four bytes with seven significant bits each."""
     return size[0] << 21 | size[1] << 14 | size[2] << 7 | size[3]
 
 
