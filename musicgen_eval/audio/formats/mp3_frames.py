@@ -109,7 +109,7 @@ def smallest_frame_bytes(like: MpegHeader) -> int:
 
 
 def find_first_frame(file: BinaryIO) -> int | None:
-    """Returns the position of the first MPEG frame in a file, or None if the file contains no MPEG frames.
+    """Returns the position of the first MPEG frame in a file, or None if no frame is found.
 
     The frame may be preceded by ID3 tags and at most 64 kB of other bytes. The frame must be followed by two more frames of the
     same stream, or by the end of the file.
