@@ -1,4 +1,4 @@
-"""Plans an evaluation: cuts every track into windows of context and target."""
+"""Plans an evaluation: divides every track into windows that consist of a context and a target."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from musicgen_eval.records import CodecSpec
 
 
 def plan_evaluation(settings: DataSettings, spec: CodecSpec, opening: Opening | None = None) -> Plan:
-    """Reads the source, opens every track whose duration is not declared, and plans the windows to score.
+    """Creates the plan of a run that scores tracks.
+
+    The source is read, and every track whose duration is not declared is opened.
 
     Args:
-        settings: Source, windows and limits.
+        settings: Data settings.
         spec: Codec parameters of the checkpoint.
-        opening: Options for opening the tracks, including the path of the index of tracks.
+        opening: Options for opening the tracks, including the path of the track index.
 
     Raises:
-        SourceError: The source contains no tracks or cannot be read.
-        WindowError: Context and target together exceed the checkpoint's limit, or are not whole numbers of frames.
+        SourceError: The source cannot be read or contains no tracks.
+        WindowError: The context and the target together exceed the checkpoint's limit, or one of them is not a whole number of
+            frames.
         RunError: More tracks failed than allowed, or no track can be scored.
     """
     context_frames, target_frames = settle_windows(settings, spec)
@@ -45,10 +48,13 @@ def plan_evaluation(settings: DataSettings, spec: CodecSpec, opening: Opening | 
 
 
 def settle_windows(settings: DataSettings, spec: CodecSpec) -> tuple[int, int]:
-    """Returns the lengths of context and target in frames. Each defaults to half of the checkpoint's limit.
+    """Returns the length of the context and the length of the target, in frames.
+
+    By default, each length is half of the checkpoint's limit.
 
     Raises:
-        WindowError: Context and target together exceed the checkpoint's limit, or are not whole numbers of frames.
+        WindowError: The context and the target together exceed the checkpoint's limit, or one of them is not a whole number of
+            frames.
     """
     half = spec.max_frames // 2
     context = half if settings.context_s is None else spec.whole_frames(settings.context_s, setting="context_s")

@@ -1,4 +1,4 @@
-"""Data settings: source, windows, batches and limits."""
+"""Defines the data settings: the source, the windows, the batches and the limits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class DataSettings(Settings):
 
     source: str | list[str] = field(
         default="demo", kw_only=False, metadata=NOT_IN_RECIPE
-    )  # the same tracks may be stored elsewhere
+    )  # the same tracks can be stored in a different place
     text: str | None = None
     context_s: float | None = None
     target_s: float | None = None
@@ -62,7 +62,11 @@ class DataSettings(Settings):
 
 
 def _check_text(text: str | None) -> None:
-    """Raises `RunError` if a text contains undecodable bytes from a terminal or a file, which no tokenizer accepts."""
+    """Checks that a text contains no undecodable bytes, which no tokenizer accepts.
+
+    Raises:
+        RunError: The text contains an undecodable byte.
+    """
     try:
         (text or "").encode("utf-8")
     except UnicodeEncodeError as error:
