@@ -2,8 +2,8 @@
 
 A resampled slice is identical to the same part of the audio when all of the audio is resampled in one piece.
 
-The resampling filter affects the results, so it cannot be configured. It is torchaudio's windowed sinc filter. With
-the settings used here, its output differs from that of audiocraft's resampler (julius) by only -101 dB. If a pair of sample rates
+The resampling filter affects the results, so it cannot be configured. It is torchaudio's windowed sinc filter. With the settings
+used here, its output agrees with that of audiocraft's resampler (julius) to 101 dB below full scale. If a pair of sample rates
 would require too large a kernel, soxr resamples the audio instead, in blocks whose positions do not depend on the slice.
 """
 

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from musicgen_eval.cli.arguments import expand_home, refuse_other_encodings, utf8_text
 from musicgen_eval.cli.version import PrintVersion
-from musicgen_eval.data.sources import lasting_source
+from musicgen_eval.data.sources import absolute_source
 from musicgen_eval.errors import EvaluationError, RunError
-from musicgen_eval.models.checkpoint import lasting_name
+from musicgen_eval.models.checkpoint import absolute_name
 from musicgen_eval.models.out_of_memory import out_of_memory_explained
 from musicgen_eval.records import Task
 from musicgen_eval.runs.datamodule import WindowDataModule
@@ -30,7 +30,7 @@ from musicgen_eval.runs.progress_bar import EvaluationProgress
 from musicgen_eval.runs.recorder import RunRecorder
 from musicgen_eval.runs.result_logger import ResultLogger
 from musicgen_eval.runs.settings import AudioSettings, RunSettings
-from musicgen_eval.runs.trainer_settings import LIMITS, check_precision, refuse_limit
+from musicgen_eval.runs.trainer_settings import LIMITS, check_precision, refuse_distributed_sampler, refuse_limit
 from musicgen_eval.runs.wandb_logger import WandbSettings, wandb_logger
 from musicgen_eval.runs.wandb_tracker import WandbTracker
 
@@ -116,7 +116,7 @@ class EvaluationCLI(LightningCLI):
                 "trainer.benchmark is set. It makes cuDNN choose algorithms by timing, so two runs would differ; remove it"
             )
         if trainer.use_distributed_sampler:
-            raise RunError("trainer.use_distributed_sampler is set, but it would score windows twice; remove it")
+            refuse_distributed_sampler()
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Creates the Trainer with additional callbacks for the run folder, the progress bar and W&B."""
@@ -126,8 +126,8 @@ class EvaluationCLI(LightningCLI):
         again = settings.clone()
         again.run_dir = None  # a repetition with config.yaml is written to a new folder
         again.retry_failures = again.allow_other_machine = False
-        again.data.source = lasting_source(again.data.source)
-        again.model.checkpoint = lasting_name(again.model.checkpoint)
+        again.data.source = absolute_source(again.data.source)
+        again.model.checkpoint = absolute_name(again.model.checkpoint)
         config_yaml = self.command_parser.dump(again, skip_unset=False)
         logger = wandb_logger(WandbSettings(**settings.wandb.as_dict()))
         console = Console() if _is_rank_0() else None

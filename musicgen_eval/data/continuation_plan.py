@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from musicgen_eval.data.index_builder import Opening
+from musicgen_eval.data.index_builder import OpenOptions
 from musicgen_eval.data.plan import Plan
 from musicgen_eval.data.plan_builder import Outcome, make_plan
 from musicgen_eval.data.settings import DataSettings
@@ -20,7 +20,7 @@ def plan_continuation(
     *,
     stride_frames: int,
     num_continuations: int,
-    opening: Opening | None = None,
+    options: OpenOptions | None = None,
 ) -> Plan:
     """Creates the plan of a run that generates continuations.
 
@@ -33,7 +33,7 @@ def plan_continuation(
         stride_frames: Number of frames by which the window slides if the prompt and the continuation together exceed the
             checkpoint's limit.
         num_continuations: Number of continuations per track.
-        opening: Options for opening the tracks, including the path of the track index.
+        options: Options for opening the tracks, including the path of the track index.
 
     Raises:
         SourceError: The source cannot be read or contains no tracks.
@@ -68,7 +68,14 @@ def plan_continuation(
         )
 
     return make_plan(
-        settings, spec, outcome, windows, context_frames, target_frames, task="continue", opening=opening or Opening()
+        settings,
+        spec,
+        outcome,
+        windows,
+        context_frames,
+        target_frames,
+        task="continue",
+        options=options or OpenOptions(),
     )
 
 

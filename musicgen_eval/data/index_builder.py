@@ -34,7 +34,7 @@ DECLARED_PRECISION_S = 1e-6
 
 
 @dataclass(frozen=True)
-class Opening:
+class OpenOptions:
     """Options for opening the tracks of a source at the start of a run.
 
     Attributes:
@@ -52,7 +52,7 @@ class Opening:
     show_progress: bool = False
 
 
-def open_tracks(tracks: TrackList, opening: Opening) -> TrackIndex:
+def open_tracks(tracks: TrackList, options: OpenOptions) -> TrackIndex:
     """Opens the tracks of a source and returns the track index.
 
     If an index has been saved, the tracks in it are not opened again.
@@ -61,13 +61,13 @@ def open_tracks(tracks: TrackList, opening: Opening) -> TrackIndex:
         RunError: The saved index is damaged, the source or a file has changed since the index was saved, or the index cannot be
             saved.
     """
-    path = opening.index_path
+    path = options.index_path
     source = None if path is None else SourceColumns.of(tracks)
     if path is not None and source is not None and path.exists():
         index, began_with = load_index(path)
         began_with.refuse_other(source, tracks, path)
-        if opening.retry_failures:
-            failed, clean = opening.failed_later, redactor()
+        if options.retry_failures:
+            failed, clean = options.failed_later, redactor()
             index.mark_failed_pending(
                 [row for row, track in enumerate(tracks.ids) if clean(track) in failed] if failed else ()
             )
@@ -77,7 +77,7 @@ def open_tracks(tracks: TrackList, opening: Opening) -> TrackIndex:
     else:
         index = TrackIndex.of(tracks)
     try:
-        _open_pending(tracks, index, opening, source)
+        _open_pending(tracks, index, options, source)
     finally:  # if opening is interrupted, the index of the tracks opened so far is saved
         if path is not None and source is not None:
             save_index(path, index, source)
@@ -174,7 +174,7 @@ def declared_frames(seconds: NDArray[np.float64], frame_rate_hz: int) -> NDArray
     return np.nan_to_num((seconds + DECLARED_PRECISION_S) * frame_rate_hz, nan=0.0).astype(np.int64)
 
 
-def _open_pending(tracks: TrackList, index: TrackIndex, opening: Opening, source: SourceColumns | None) -> None:
+def _open_pending(tracks: TrackList, index: TrackIndex, options: OpenOptions, source: SourceColumns | None) -> None:
     pending = index.rows("pending")
 
     def open_one(row: int) -> tuple[TrackAudio, int] | str:
@@ -194,7 +194,7 @@ def _open_pending(tracks: TrackList, index: TrackIndex, opening: Opening, source
         delay=1.0,
         leave=False,
         file=sys.stderr,
-        disable=None if opening.show_progress else True,
+        disable=None if options.show_progress else True,
     )
     with bar, ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         for rows in _split(pending):
@@ -204,8 +204,8 @@ def _open_pending(tracks: TrackList, index: TrackIndex, opening: Opening, source
                 else:
                     index.note_opened(row, *opened)
                 bar.update()
-            if opening.index_path is not None and source is not None and monotonic() - saved_at > SAVE_EVERY_S:
-                save_index(opening.index_path, index, source)
+            if options.index_path is not None and source is not None and monotonic() - saved_at > SAVE_EVERY_S:
+                save_index(options.index_path, index, source)
                 saved_at = monotonic()
 
 

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musicgen_eval.audio.reader import resampler_name
-from musicgen_eval.data.index_builder import Opening, declared_frames, declared_seconds, open_tracks
+from musicgen_eval.data.index_builder import OpenOptions, declared_frames, declared_seconds, open_tracks
 from musicgen_eval.data.notes import demo_notes
 from musicgen_eval.data.plan import STATUSES, Plan, StatusColumn, TrackStatus
 from musicgen_eval.data.settings import DataSettings
-from musicgen_eval.data.sources import Source, TrackList, lasting_source, read_source
+from musicgen_eval.data.sources import Source, TrackList, absolute_source, read_source
 from musicgen_eval.data.track_index import TrackIndex
 from musicgen_eval.data.windows import WindowPlan
 from musicgen_eval.errors import RunError, WindowError
@@ -43,7 +43,7 @@ def make_plan(
     target_frames: int | None,
     *,
     task: Task,
-    opening: Opening,
+    options: OpenOptions,
 ) -> Plan:
     """Creates the plan of a run: opens the tracks, determines the status of each track, and plans the windows.
 
@@ -55,14 +55,14 @@ def make_plan(
         context_frames: Length of the context in frames, recorded in the plan.
         target_frames: Length of the target in frames, recorded in the plan.
         task: Task of the run, `score` or `continue`.
-        opening: Options for opening the tracks.
+        options: Options for opening the tracks.
 
     Raises:
         RunError: More tracks failed than allowed, or the plan contains no windows.
     """
     listed = read_source(_resolved(settings.source), text=settings.text)
     tracks = listed if settings.limit is None else listed.first(settings.limit)
-    index = open_tracks(tracks, opening)
+    index = open_tracks(tracks, options)
     num_frames, status, reasons = _measure(tracks, index, settings, spec, outcome_of)
     plan = Plan(
         tracks=tracks,
@@ -90,7 +90,7 @@ def _resolved(source: Source) -> Source:
     """Makes the paths of a source absolute, and replaces `demo` with the path of the bundled clips."""
     if isinstance(source, list):
         return [str(_resolved(one)) for one in source]
-    return str(DEMO_SOURCE) if source == "demo" else lasting_source(source)
+    return str(DEMO_SOURCE) if source == "demo" else absolute_source(source)
 
 
 def refuse_failures(failures: Sequence[Failure], max_failures: int) -> None:

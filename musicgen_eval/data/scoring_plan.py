@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from musicgen_eval.data.index_builder import Opening
+from musicgen_eval.data.index_builder import OpenOptions
 from musicgen_eval.data.plan import Plan
 from musicgen_eval.data.plan_builder import Outcome, make_plan
 from musicgen_eval.data.settings import DataSettings
@@ -13,7 +13,7 @@ from musicgen_eval.data.windows import WindowPlan, check_limit, plan_windows
 from musicgen_eval.records import CodecSpec
 
 
-def plan_evaluation(settings: DataSettings, spec: CodecSpec, opening: Opening | None = None) -> Plan:
+def plan_evaluation(settings: DataSettings, spec: CodecSpec, options: OpenOptions | None = None) -> Plan:
     """Creates the plan of a run that scores tracks.
 
     The source is read, and every track whose duration is not declared is opened.
@@ -21,7 +21,7 @@ def plan_evaluation(settings: DataSettings, spec: CodecSpec, opening: Opening | 
     Args:
         settings: Data settings.
         spec: Codec parameters of the checkpoint.
-        opening: Options for opening the tracks, including the path of the track index.
+        options: Options for opening the tracks, including the path of the track index.
 
     Raises:
         SourceError: The source cannot be read or contains no tracks.
@@ -43,7 +43,7 @@ def plan_evaluation(settings: DataSettings, spec: CodecSpec, opening: Opening | 
         return plan_windows(num_frames, context_frames, target_frames, settings.head)
 
     return make_plan(
-        settings, spec, outcome, windows, context_frames, target_frames, task="score", opening=opening or Opening()
+        settings, spec, outcome, windows, context_frames, target_frames, task="score", options=options or OpenOptions()
     )
 
 

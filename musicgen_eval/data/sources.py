@@ -91,10 +91,10 @@ Source = str | list[str]
 """A file, a folder, a glob or a manifest, or a list of these."""
 
 
-def lasting_source(source: Source) -> Source:
+def absolute_source(source: Source) -> Source:
     """Makes the paths of a source absolute, so that the source can be read from a different working directory."""
     if isinstance(source, list):
-        return [str(lasting_source(one)) for one in source]
+        return [str(absolute_source(one)) for one in source]
     if source == "demo" or not source.strip():
         return source
     return os.path.abspath(expanded(source))  # noqa: PTH100 - without `..`, which pathlib keeps

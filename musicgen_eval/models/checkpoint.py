@@ -129,7 +129,7 @@ def refuse_other_types(checkpoint: object) -> None:
         )
 
 
-def lasting_name(checkpoint: str) -> str:
+def absolute_name(checkpoint: str) -> str:
     """Returns the checkpoint's name, with a local path made absolute so that the name does not depend on the working directory."""
     folder = _expanded(checkpoint)
     if checkpoint == DEMO or not _is_folder(folder):
@@ -146,7 +146,7 @@ def _files(name: str, revision: str | None) -> CheckpointFiles:
                 f"checkpoint {name} is a folder, but revision is {revision!r}, which is allowed for hub names only; "
                 "remove revision"
             )
-        return CheckpointFiles(lasting_name(name), folder)
+        return CheckpointFiles(absolute_name(name), folder)
     if name.startswith(IN_MEMORY):
         raise CheckpointError(
             f"checkpoint {name!r} was a model in memory, which cannot be loaded by name; pass the model in Python, "

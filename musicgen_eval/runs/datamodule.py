@@ -16,18 +16,16 @@ from torch.utils.data import DataLoader
 
 from musicgen_eval.data.batches import RankBatches
 from musicgen_eval.data.continuation_plan import plan_continuation
-from musicgen_eval.data.index_builder import Opening
+from musicgen_eval.data.index_builder import OpenOptions
 from musicgen_eval.data.notes import print_notes
 from musicgen_eval.data.plan import Plan
 from musicgen_eval.data.scoring_plan import plan_evaluation
 from musicgen_eval.data.settings import DataSettings
-from musicgen_eval.errors import RunError
 from musicgen_eval.inference.settings import ContinuationSettings
 from musicgen_eval.records import CodecSpec, Task
 from musicgen_eval.records.signatures import takes_settings
 from musicgen_eval.results.journal.reader import failed_tracks
 from musicgen_eval.runs.context import RunContext, context_provider
-from musicgen_eval.runs.processes.lightning_internals import uses_distributed_sampler
 from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0
 from musicgen_eval.runs.processes.strategy import share_of_data
 from musicgen_eval.runs.window_dataset import Batch, WindowAudio, WindowDataset
@@ -56,10 +54,6 @@ class WindowDataModule(L.LightningDataModule):
         """Creates the plan on rank 0, and broadcasts the plan to the other ranks. If this fails, broadcasts the error."""
         trainer = self.trainer
         assert trainer is not None
-        if trainer.world_size > 1 and uses_distributed_sampler(trainer):
-            raise RunError(
-                "trainer.use_distributed_sampler would score windows twice; create the Trainer with use_distributed_sampler=False"
-            )
         self.plan = decide_on_rank_0(trainer, lambda: self._plan_for(stage))
         if trainer.is_global_zero:
             print_notes(self.plan.notes)
@@ -105,21 +99,21 @@ class WindowDataModule(L.LightningDataModule):
         evaluation.prepare("continue" if stage == "predict" else "score")  # checks settings before any audio is opened
         provider = context_provider(self.trainer)
         index_path, retry_failures = provider.index_path, provider.settings.retry_failures
-        opening = Opening(
+        options = OpenOptions(
             index_path=index_path,
             retry_failures=retry_failures,
             failed_later=failed_tracks(index_path.parent) if retry_failures and index_path else frozenset(),
             show_progress=self.trainer.progress_bar_callback is not None,
         )
         if stage != "predict":
-            return plan_evaluation(self.settings, evaluation.spec, opening)
+            return plan_evaluation(self.settings, evaluation.spec, options)
         continuation = evaluation.continuation
         return plan_continuation(
             self.settings,
             evaluation.spec,
             stride_frames=continuation.stride_frames(evaluation.spec),
             num_continuations=continuation.num_continuations,
-            opening=opening,
+            options=options,
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from musicgen_eval.data.plan import Plan
 from musicgen_eval.data.settings import DataSettings
-from musicgen_eval.data.sources import lasting_source
+from musicgen_eval.data.sources import absolute_source
 from musicgen_eval.inference.settings import ContinuationSettings
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.models.checkpoint import Checkpoint
@@ -55,7 +55,7 @@ def run_recipe(
         "commit": checkpoint.commit,
         "codec": asdict(spec),
         "max_frames_from": checkpoint.max_frames_from,
-        "source": lasting_source(data.source),
+        "source": absolute_source(data.source),
         **data.recipe(plan.task),
         "context_s": seconds(plan.context_frames),
         "target_s": seconds(plan.target_frames),

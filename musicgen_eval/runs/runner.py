@@ -13,9 +13,9 @@ import lightning as L
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from musicgen_eval.data.sources import lasting_source
+from musicgen_eval.data.sources import absolute_source
 from musicgen_eval.errors import RunError
-from musicgen_eval.models.checkpoint import lasting_name
+from musicgen_eval.models.checkpoint import absolute_name
 from musicgen_eval.models.out_of_memory import out_of_memory_explained
 from musicgen_eval.records import Continuation
 from musicgen_eval.results.evaluation_result import EvaluationResult
@@ -229,11 +229,11 @@ def _folder(settings: RunSettings) -> RunFolder | None:
 
 def _config(module: MusicGenEvaluation, data: WindowDataModule, settings: RunSettings) -> dict[str, Any]:
     """Returns a configuration that LightningCLI can use to repeat the run."""
-    model = asdict(module.settings) | {"checkpoint": lasting_name(str(module.settings.checkpoint))}
+    model = asdict(module.settings) | {"checkpoint": absolute_name(str(module.settings.checkpoint))}
     return {
         "trainer": {"precision": settings.precision, "accelerator": settings.accelerator},
         "model": {**model, "continuation": asdict(module.continuation)},
-        "data": asdict(data.settings) | {"source": lasting_source(data.settings.source)},
+        "data": asdict(data.settings) | {"source": absolute_source(data.settings.source)},
     }
 
 
