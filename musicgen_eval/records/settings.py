@@ -1,7 +1,8 @@
-"""Base class of the settings classes. Commands, functions and recipes are derived from the single declaration of each setting.
+"""Defines the base class of the settings classes.
 
-A field declares the name, the type and the default of a setting. The `Attributes:` section of the class docstring contains the
-help text. The constructor checks types, and subclasses check ranges in `__post_init__`.
+Each setting is declared once, as a field of a settings class. Commands, functions and recipes are derived from this declaration.
+The field declares the name, the type and the default of the setting. The `Attributes:` section of the class docstring contains
+the help text. The constructor checks types, and subclasses check ranges in `__post_init__`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ SCORING_ONLY: Mapping[str, Any] = MappingProxyType({"task": "score"})
 """Metadata of a field that applies only to `test` and `validate`. `predict` refuses any value other than the default."""
 
 NOT_IN_RECIPE: Mapping[str, Any] = MappingProxyType({"recipe": False})
-"""Metadata of a field that cannot change the results. The recipe omits the field, whose value may differ when a run is resumed."""
+"""Metadata of a field that cannot change the results. The recipe omits the field, and its value may change if a run is resumed."""
 
 MAX_SHOWN = 60  # number of characters of a value that an error message shows
 NAMES: Mapping[object, str] = {
@@ -45,20 +46,24 @@ class Settings:
         check_types(field_types(type(self)), vars(self))
 
     def require_at_least(self, least: float, *names: str) -> None:
-        """Raises `RunError` if the value of one of the named settings is below `least`. Values of None are not checked."""
+        """Raises `RunError` if the value of one of the named settings is below `least`. Settings that are None are not checked."""
         for name in names:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise RunError(f"{name} must be at least {least:g}, got {value}")
 
     def refuse_scoring_only(self, group: str) -> None:
-        """Raises `RunError` for values that predict would ignore. `group` is the name of the settings in the configuration."""
+        """Raises `RunError` if a setting that predict ignores differs from its default.
+
+        Args:
+            group: Name of the group of settings in the configuration, such as `model`.
+        """
         for field in fields(self):
             if field.metadata.get("task") == "score" and getattr(self, field.name) != field.default:
                 raise RunError(f"{group}.{field.name} does not apply to predict; remove it")
 
     def recipe(self, task: Task) -> dict[str, Any]:
-        """Returns a mapping from name to value for the settings that determine the results of a task."""
+        """Returns the names and values of the settings that determine the results of a task."""
         return {
             field.name: getattr(self, field.name)
             for field in fields(self)
