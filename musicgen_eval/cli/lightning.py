@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -75,7 +76,8 @@ class EvaluationCLI(LightningCLI):
         self.parser.add_argument("--version", action=PrintVersion)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the options for the run folder, the audio files and W&B."""
+        """Adds the options for the run folder, the audio files and W&B to the parser of a command."""
+        self.command_parser = parser  # any of them: the parsers of all commands accept the same options
         parser.add_class_arguments(RunSettings, skip={"precision", "accelerator"})  # these are options of the trainer
         parser.add_class_arguments(AudioSettings, "audio")
         parser.add_class_arguments(WandbSettings, "wandb")
@@ -126,7 +128,7 @@ class EvaluationCLI(LightningCLI):
         again.retry_failures = again.allow_other_machine = False
         again.data.source = lasting_source(again.data.source)
         again.model.checkpoint = lasting_name(again.model.checkpoint)
-        config_yaml = self._parser(self.subcommand).dump(again, skip_none=False)
+        config_yaml = self.command_parser.dump(again, skip_unset=False)
         logger = wandb_logger(WandbSettings(**settings.wandb.as_dict()))
         console = Console() if _is_rank_0() else None
         trainer_config = self.config_init[self.subcommand].trainer
@@ -160,33 +162,39 @@ class EvaluationCLI(LightningCLI):
             trainer.loggers = [*trainer.loggers, logger]
         return trainer
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Runs the command. A signal stops the run after the current batch."""
+    def validate(self, model: MusicGenEvaluation, datamodule: WindowDataModule) -> None:
+        """Runs the command `validate`. LightningCLI calls the method with the name of the command."""
+        self._run("score", lambda: self.trainer.validate(model, datamodule))
+
+    def test(self, model: MusicGenEvaluation, datamodule: WindowDataModule) -> None:
+        """Runs the command `test`."""
+        self._run("score", lambda: self.trainer.test(model, datamodule))
+
+    def predict(self, model: MusicGenEvaluation, datamodule: WindowDataModule) -> None:
+        """Runs the command `predict`, without keeping all continuations in memory."""
+        self._run("continue", lambda: self.trainer.predict(model, datamodule, return_predictions=False))
+
+    def _run(self, task: Task, loop: Callable[[], object]) -> None:
+        """Runs a loop of the trainer. A signal stops the run after the current batch.
+
+        Args:
+            task: Task of the run.
+            loop: Function that runs the loop. Before it is called, the checkpoint and the metrics are checked and the run folder is
+                claimed, because Lightning starts the other processes in it.
+
+        Raises:
+            RunError: A metric could not be computed. The results of the other metrics have been written.
+        """
         batch_size = self.datamodule.settings.batch_size
         with self.stop.listening(), dead_workers_explained(), out_of_memory_explained(batch_size, "moving data to it"):
-            super()._run_subcommand(subcommand)
-
-    def before_test(self) -> None:
-        """Checks the checkpoint and the metrics, and claims the run folder, before Lightning starts other processes."""
-        task: Task = "continue" if self.subcommand == "predict" else "score"
-        refuse_strategy(self.trainer, task)
-        self.model.prepare(task)
-        if _is_rank_0():
-            self.folder.claim()
-
-    def after_test(self) -> None:
-        """Raises a `RunError` if a metric could not be computed. The results of the other metrics have already been written."""
+            refuse_strategy(self.trainer, task)
+            self.model.prepare(task)
+            if _is_rank_0():
+                self.folder.claim()
+            loop()
         if self.model.result is not None and self.model.result.metric_errors:
             names = ", ".join(self.model.result.metric_errors)
             raise RunError(f"cannot compute the metrics {names}; the other results are written")
-
-    before_validate = before_predict = before_test
-    after_validate = after_predict = after_test
-
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Prevents Lightning from keeping all continuations in memory."""
-        prepared: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
-        return {**prepared, "return_predictions": False} if subcommand == "predict" else prepared
 
     @property
     def _settings(self) -> Namespace:

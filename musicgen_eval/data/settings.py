@@ -56,6 +56,7 @@ class DataSettings(Settings):
             )
         super().__post_init__()
         self.require_at_least(1, "batch_size", "limit")
+        self.require_above_0("target_s")
         self.require_at_least(0, "context_s", "num_workers", "min_duration_s", "max_failures")
         _check_text(self.text)
 

@@ -33,6 +33,7 @@ class ContinuationSettings(SamplingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.require_above_0("stride_s")
         self.require_at_least(1, "num_continuations", "threads")
         if self.threads is not None and self.threads > MAX_THREADS:
             raise RunError(f"threads must be at most {MAX_THREADS}, got {self.threads}")
