@@ -1,4 +1,4 @@
-"""Supports users whose user id has no user name, for example in `docker run --user 4242` or on OpenShift.
+"""Supports users whose user id has no user name, for example with `docker run --user 4242` or on OpenShift.
 
 torch derives the name of the folder for its compiled kernels from the user name. If there is no user name, importing
 torchmetrics or Lightning fails. Setting `TORCHINDUCTOR_CACHE_DIR` avoids this error.

@@ -1,7 +1,7 @@
 """Caches the results of functions that scan a whole file.
 
-A cache entry is identified by the path, size and modification time of the file. Errors are also cached,
-because a damaged file would otherwise be scanned again for each of its windows.
+A cache entry is identified by the path, size and modification time of the file. Errors are also cached, because a damaged file
+would otherwise be scanned again for each of its windows.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ _R = TypeVar("_R")
 
 
 def printable(text: str) -> str:
-    r"""Escapes unprintable characters, and bytes that are not valid UTF-8, in a string.
+    r"""Escapes unprintable characters and invalid UTF-8 bytes in a string.
 
     >>> print(printable("a\nb \udcff ä"))
     a\nb \xff ä

@@ -110,7 +110,7 @@ def _is_existing_path(value: str) -> bool:
 
 
 def _secrets(environment: Mapping[str, str] | None) -> re.Pattern[str] | None:
-    """Returns a pattern that matches all secrets as plain, JSON, YAML or URL text, or None if there are no secrets."""
+    """Returns a pattern that matches each secret and its JSON, YAML and URL encodings, or None if there are no secrets."""
     written: dict[str, None] = {}
     for value in secret_values(os.environ if environment is None else environment):
         for form in (value, json.dumps(value)[1:-1], value.replace("'", "''"), quote(value, safe="")):

@@ -1,4 +1,4 @@
-"""Continues windows of codes with a loaded model, and scores the continuations.
+"""Continues the prompts of several windows with a loaded model, and scores the continuations.
 
     prompt audio --encode the prompt only--> codes --continue_prompts--> prompt and continuation (K, T) --score_continuations--> nll
 
@@ -104,7 +104,7 @@ def encode_reference(
 
 @dataclass(frozen=True)
 class ContinuedCodes:
-    """A window with the codes of its continuation, which are to be scored.
+    """A window to score, with the codes of its continuation.
 
     Attributes:
         window: The window.
@@ -131,7 +131,7 @@ def score_continuations(
     seed: int = 0,
     with_logits: frozenset[str] = frozenset(),
 ) -> list[dict[str, ScoredWindow | None]]:
-    """Scores continuations and references, using the same sliding windows as in the generation of the continuations.
+    """Scores continuations and references in the sliding windows that were used to generate the continuations.
 
     Args:
         model: Loaded model.

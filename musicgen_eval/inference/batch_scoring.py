@@ -3,8 +3,8 @@
 On a CPU, windows are scored in parallel. Each window is scored on one thread and without padding, so its scores are bit-identical
 in any batch and with any number of threads or processes.
 
-On an accelerator, all windows are scored in one padded forward pass. Padding is masked and not scored. Sharded models score
-windows in the same way on any device, because all processes must run the same passes in the same order.
+On an accelerator, all windows are scored in one padded forward pass. Padding is masked and not scored. Sharded models use
+padded forward passes on any device, because all processes must run the same passes in the same order.
 """
 
 from collections.abc import Sequence
@@ -141,7 +141,7 @@ def _score_alone(
 
 
 def _grow_positions(model: MusicGen, num_frames: int) -> None:
-    """Extends the decoder's position table to the length of the longest window, so that parallel threads do not extend it."""
+    """Extends the decoder's position table to the length of the longest window, so that parallel threads only read it."""
     positions = model.decoder.model.decoder.embed_positions
     num_steps = num_frames + max(model.spec.delays)
     if num_steps > positions.weights.shape[0]:

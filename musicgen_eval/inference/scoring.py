@@ -150,7 +150,7 @@ def score_fused(
         delays: (K,) delay of each codebook in steps.
         counted: (B, K, T) bool mask on the CPU, True for codes to score.
         texts: Cross-attention keys and values of the texts. None means the null condition (no text).
-        tail: See `score_codes`. Here, it determines only the number of steps to feed.
+        tail: See `score_codes`. Here, the option determines only the number of steps to feed.
         with_logits: Whether to also return the logits of the scored codes.
     """
     V = decoder.special_token
@@ -271,7 +271,7 @@ def nll_from_logits(logits: Tensor, codes: Tensor, *, delays: Sequence[int], sco
 
 
 def _logits(head: nn.Module, hidden: Tensor) -> Tensor:
-    """Computes (M, V) logits from (M, D) rows, in float32, regardless of the decoder's precision.
+    """Computes (M, V) logits from (M, D) hidden states, in float32, regardless of the decoder's precision.
 
     Rounding the logits to half precision would change the nll by hundredths of a nat, and would produce ties.
     """

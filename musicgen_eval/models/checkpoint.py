@@ -37,7 +37,7 @@ class Checkpoint:
     """The location and the specification of a checkpoint.
 
     Attributes:
-        name: Name that the user specified. If the name is the path of a local folder, it is made absolute.
+        name: Name that the user specified, or the absolute path of a local folder.
         location: Folder of the checkpoint's files, or "" for a model in memory.
         revision: Requested hub revision, or None.
         commit: Hub commit that the revision refers to, or None if the checkpoint is not from the hub.
@@ -299,7 +299,7 @@ def _limit(stated: int | None, given: int | None, *, default: int) -> tuple[int,
 
 
 def _notes(spec: CodecSpec, source: Source, name: str, *, stated: int | None, positions: int) -> tuple[str, ...]:
-    """Returns a note if the maximum window length in the checkpoint's files may not be a property of the model.
+    """Returns a note if the maximum window length may differ from the length that the model was trained on.
 
     Users often set `max_length` to the length of the audio that they generate, and `save_pretrained` saves that value.
     No note is needed if the length is 30 s, as in MusicGen, or if the decoder has exactly one position per step of the longest

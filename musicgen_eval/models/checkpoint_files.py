@@ -2,7 +2,7 @@
 
     name, revision --locate_files--> folder and commit --find(file name)--> path, or None
 
-The hub is asked once for the commit that a revision refers to. If the hub does not respond within `HUB_TIMEOUT_S`, it is not
+The hub is queried once for the commit that a revision refers to. If the hub does not respond within `HUB_TIMEOUT_S`, it is not
 contacted again, and only cached files are used. If a required file is not cached, the error message names that file.
 """
 

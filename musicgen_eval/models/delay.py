@@ -30,7 +30,7 @@ def delay_codes(
     """Arranges codes in the decoder's input layout.
 
     Args:
-        codes: (B, K, T) int64.
+        codes: (B, K, T) int64 codes.
         delays: (K,) delay of each codebook, in steps.
         special_token: Id to feed at positions without a code.
         valid: (B, K, T) bool mask, False for padding, which is replaced by the special token. None means that all codes are valid.
@@ -104,7 +104,7 @@ def tail_mask(num_frames: int, *, delays: Sequence[int]) -> Tensor:
 
 
 def default_delays(num_codebooks: int, *, channels: int) -> tuple[int, ...]:
-    """Returns the delays of MusicGen's checkpoints, which their configuration files do not contain.
+    """Returns the delays of MusicGen's checkpoints. The checkpoints' configuration files do not contain the delays.
 
     The delays are 0, 1, 2, ... for mono checkpoints, and 0, 0, 1, 1, ... for stereo checkpoints, whose left and right codebooks are
     interleaved.

@@ -88,7 +88,8 @@ def _load_composite(name: str, location: str | None, **given: Any) -> MusicgenFo
     """Loads the model with transformers, independently of the caller's device, default dtype and random state.
 
     Inside a trainer's device context, transformers would require a device map. transformers computes the position table in the
-    default dtype, and initialises the weights at random before loading them, which would advance the caller's random generator.
+    default dtype. Before loading the weights, transformers initialises them at random, which would advance the caller's random
+    generator.
     """
     try:
         with torch.device("cpu"), float32_by_default(), torch.random.fork_rng(devices=[]):
@@ -115,7 +116,7 @@ def _refuse_other_weights(name: str, info: Mapping[str, Any]) -> None:
 
 
 def _refuse_surplus_layers(name: str, composite: MusicgenForConditionalGeneration, weights: Iterable[str]) -> None:
-    """Raises an error if decoder weights are unused.
+    """Raises an error if a checkpoint contains unused decoder weights.
 
     transformers does not report these weights, because it ignores unused decoder weights of T5 models, which have the same names.
     """

@@ -25,7 +25,7 @@ CUBLAS_WORKSPACE = ":4096:8"
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Uses the full precision of each dtype, and deterministic kernels.
+    """Uses the full precision of each dtype and deterministic kernels within a `with` block.
 
     - float32 products and convolutions use neither TF32 nor bfloat16 (`torch.set_float32_matmul_precision`).
     - Partial sums of float16 and bfloat16 products are added in float32. Otherwise, cuBLAS would round them when splitting a sum.

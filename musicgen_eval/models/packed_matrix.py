@@ -65,7 +65,11 @@ class PackedMatrix:
         return packed_product(identity, self.weight).t().contiguous()
 
     def __call__(self, x: Tensor, *, add: Tensor | None = None, activation: Activation = "none") -> Tensor:
-        """Multiplies x, (..., D_in) -> (..., D_out), and applies `activation` to the result or adds `add` (..., D_out) to it."""
+        """Multiplies x (..., D_in) by the weight, adds the bias, and then adds `add` or applies `activation`.
+
+        Returns:
+            (..., D_out) result in the weight's dtype.
+        """
         if self.is_packed:
             if add is None:
                 return packed_product(x, self.weight, self.bias, activation)

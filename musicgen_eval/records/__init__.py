@@ -55,7 +55,7 @@ class CodecSpec:
     def special_token(self) -> int:
         """Id of the special token, which is fed at positions without a code.
 
-        There is no code before the first frame and in the gaps of the delay pattern.
+        Positions without a code occur before the first frame and in the gaps of the delay pattern.
         """
         return self.codebook_size
 
@@ -128,7 +128,7 @@ class Window:
 
     @property
     def num_frames(self) -> int:
-        """Number of frames in the window, including context and target."""
+        """Number of frames in the window, including the context and the target."""
         return self.context_frames + self.target_frames
 
     @property

@@ -1,4 +1,4 @@
-"""Decodes codes to audio with EnCodec in float32. Codes are decoded in pieces, so memory use does not depend on their number.
+"""Decodes codes to audio with EnCodec in float32. Decoding in pieces keeps memory use constant.
 
     codes --codebooks--> latents --convolution, LSTM with its state, upsampling, convolutions--> audio
 
@@ -40,7 +40,7 @@ Each piece ends with a copy to the CPU.
 
 
 class SegmentDecoder:
-    """Decodes codes with an `EncodecModel`. The codec's weights are read during the first call on each device, and are not changed.
+    """Decodes codes with an `EncodecModel`. The weights are read in the first call on each device. The model is not changed.
 
     Args:
         model: A transformers `EncodecModel` in float32 and in eval mode.

@@ -14,7 +14,7 @@ from musicgen_eval.models.transformers_internals import pad_rows
 
 
 class TorchConvolution(Convolution):
-    """An `EncodecConv1d` with stride 1."""
+    """An `EncodecConv1d` layer with stride 1, computed by torch."""
 
     def __init__(self, layer: EncodecConv1d, *, elu: bool) -> None:
         super().__init__(layer, elu=elu)
@@ -45,7 +45,7 @@ class TorchConvolution(Convolution):
 
 
 class TorchUpsampling(Upsampling):
-    """An `EncodecConvTranspose1d`."""
+    """An `EncodecConvTranspose1d` layer, computed by torch."""
 
     def __init__(self, layer: EncodecConvTranspose1d) -> None:
         super().__init__(layer)

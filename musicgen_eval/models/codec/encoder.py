@@ -26,7 +26,7 @@ STACK_SAMPLES = 8 * 30 * 32_000
 
 
 class SegmentEncoder:
-    """Encodes audio segments with an `EncodecModel`. The weights are read once, for the first segment, and are not changed.
+    """Encodes audio segments with an `EncodecModel`. The weights are read for the first segment. The model is not changed.
 
     Args:
         model: A transformers `EncodecModel` in float32 and in eval mode.
@@ -62,7 +62,7 @@ class SegmentEncoder:
         """Encodes one segment.
 
         Args:
-            audio: (C, N) float32 in [-1, 1], where N is a multiple of the hop.
+            audio: (C, N) float32 audio in [-1, 1], where N is a multiple of the hop.
 
         Returns:
             (K, T) int64 codes on the device of the audio, where T = N / hop. If a mono codec is used for stereo, the codebooks are

@@ -55,7 +55,7 @@ class EncoderProducts:
         return [self.project(frames, more) for frames, more in zip(convolved, self.lstm(convolved), strict=True)]
 
     def convolve(self, audio: Tensor, *, piece_frames: int = PIECE_FRAMES) -> Tensor:
-        """Runs the layers before the LSTM on (C, N) audio, and returns their (T, D) output."""
+        """Runs the layers before the LSTM on (C, N) audio, and returns their (T, H) output, where H is the width of the LSTM."""
         num_samples = audio.shape[1]
         num_frames = num_samples // self.stages.down
         rows = audio.t().contiguous()
@@ -186,7 +186,10 @@ class _Codebook:
 
 
 def _stages(nodes: Sequence[Node]) -> list[Stage]:
-    """Groups nodes into stages, each of which ends with a strided convolution. Only strided convolutions have `elu` set."""
+    """Groups nodes into stages, each of which ends with a strided convolution.
+
+    Strided convolutions are identified by their ELU, which the codec's first convolution does not have.
+    """
     stages: list[Stage] = []
     group: list[Node] = []
     for node in nodes:

@@ -24,8 +24,8 @@ class LockstepLstm:
 
     If a step processes only one sequence, most of the time is spent reading the weights (16 MB in facebook's 32 kHz codec). In
     lockstep, the weights are read once for all sequences. Lockstep requires that each row of oneDNN's product is independent of the
-    other rows, which the constructor tests. If the weights fit into a core's cache, lockstep has no advantage, and `nn.LSTM`
-    processes the sequences one by one.
+    other rows. The constructor tests this condition. If the weights fit into a core's cache, lockstep has no advantage, and
+    `nn.LSTM` processes the sequences one by one.
 
     Attributes:
         max_lanes: Maximum number of sequences per call.
@@ -88,9 +88,9 @@ class _BlockQueue:
         self._queue: SimpleQueue[_Block | None] = SimpleQueue()
 
     def fill(self, blocks: Iterable[_Block]) -> None:
-        """Adds all blocks to the queue, and then ends the queue. If an error occurs, the queue is ended as well.
+        """Adds all blocks to the queue, and then marks the end of the queue.
 
-        Otherwise, the next layer would wait indefinitely.
+        The end is also marked if an error occurs. Otherwise, the next layer would wait indefinitely.
         """
         try:
             for block in blocks:

@@ -107,7 +107,7 @@ class Norm:
 
 
 class FusedDecoder:
-    """The weights of a decoder, and its forward passes over whole sequences.
+    """A decoder with joined weights, which runs forward passes over whole sequences.
 
     Args:
         decoder: A transformers `MusicgenForCausalLM` in eval mode, on any device.

@@ -129,7 +129,7 @@ class PackedLinear(nn.Module):
 
 
 class PackedPart(nn.Module):
-    """A range of a `PackedLinear` layer's outputs, for transformers' `forward`, which uses separate projections.
+    """A part of the outputs of a `PackedLinear`. transformers' `forward` uses such parts as separate projections.
 
     Args:
         whole: The linear layer. It is not registered as a submodule, because it belongs to a different module.

@@ -51,7 +51,7 @@ class PlainProduct:
         return functional.gelu(y) if self.activation == "gelu" else y
 
     def plus(self, x: Tensor, add: Tensor) -> Tensor:
-        """Adds `add` to the product. See `Product.plus`."""
+        """Returns the sum of `add` and the product. See `Product.plus`."""
         return add + self(x) if self.transposed is None else torch.addmm(add, x, self.transposed)
 
 
@@ -73,7 +73,7 @@ class PackedProduct:
         return self.matrix(x, activation=self.activation)
 
     def plus(self, x: Tensor, add: Tensor) -> Tensor:
-        """Adds `add` to the product. See `Product.plus`."""
+        """Returns the sum of `add` and the product. See `Product.plus`."""
         return self.matrix(x, add=add) if self.adds_in_product else add + self(x)
 
 

@@ -83,7 +83,7 @@ def _cumulative_sum(probabilities: Tensor) -> Tensor:
 def continuation_uniforms(
     num_codebooks: int, num_frames: int, *, seed: int, track: str, continuation: int = 0
 ) -> Tensor:
-    """Returns the uniform random numbers for drawing one continuation. They depend only on the arguments.
+    """Returns the uniform random numbers for drawing one continuation. The numbers depend only on the arguments.
 
     A longer continuation has the same numbers as a shorter one for the frames that they share.
 

@@ -63,7 +63,10 @@ class StepSizes:
 
 
 def static_steps(decoder: FusedDecoder, sizes: StepSizes) -> StaticSteps:
-    """Returns static steps for a batch. If the sizes are the same as in the last batch, its steps and graphs are reused."""
+    """Returns the static steps for a batch.
+
+    If the sizes are the same as in the last batch, the steps and graphs of the last batch are reused.
+    """
     if decoder.last_steps is None or decoder.last_steps.sizes != sizes:
         decoder.last_steps = None  # frees the memory of the old cache before the new one is allocated
         decoder.last_steps = StaticSteps(decoder, sizes)
