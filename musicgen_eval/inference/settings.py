@@ -44,7 +44,7 @@ class ContinuationSettings(SamplingSettings):
             )
 
     def check_for(self, spec: CodecSpec) -> None:
-        """Checks the settings that depend on the checkpoint.
+        """Checks the settings whose valid ranges depend on the checkpoint.
 
         Raises:
             RunError: If `top_k` exceeds the size of a codebook.

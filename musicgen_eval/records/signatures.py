@@ -1,7 +1,7 @@
-"""Functions whose keyword arguments are the fields of settings classes.
+"""Defines a decorator for functions whose keyword arguments are the fields of settings classes.
 
-The caller of such a function passes each setting by name, and the function receives one record per settings class. Each setting is
-therefore declared once, in its class, and has the same name, type, default and help text in every function that takes the setting.
+The caller passes each setting by name, and the decorated function receives one object per settings class. Therefore, each setting
+is declared only once, in its class, and has the same name, type, default and help text in every function that takes the setting.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ def takes_settings(
     """Returns a decorator that replaces each parameter whose type is a settings class with the fields of that class.
 
     Parameters with a default are not replaced. The signature, the docstring and the help of the decorated function show the fields.
-    If the function itself declares a parameter with the same name as a field, that parameter replaces the field. The decorated
-    function has an attribute `prepared`, a function that checks the arguments and returns a function without parameters, which runs
-    the original function with these arguments.
+    If the function itself declares a parameter with the same name as a field, that parameter replaces the field.
+
+    The decorated function has an attribute `prepared`. This attribute is a function that takes the same arguments, checks them, and
+    returns a function without parameters, which calls the original function with these arguments.
 
     Args:
         task: Task of the function. The function does not take the settings that apply only to the other task, and its help texts
@@ -42,7 +43,7 @@ def takes_settings(
 
     Raises:
         RunError: Raised by the decorated function if an argument does not have its declared type, or if the settings
-            class refuses the value.
+            class rejects the value.
         TypeError: Raised by the decorated function if an argument is unknown or missing.
     """
 
@@ -142,7 +143,7 @@ def _bind(
 
 
 def _docstring(doc: str, signature: Signature, own: Mapping[str, Parameter], texts: Mapping[str, str]) -> str:
-    """Returns the docstring with the descriptions of the fields added to its `Args:` section, in the order of the signature."""
+    """Adds the descriptions of the fields to the `Args:` section of a docstring, in the order of the signature."""
     head, section, rest = inspect.cleandoc(doc).partition("Args:\n")
     described, blank, tail = rest.partition("\n\n")
     entries = dict(_entries(described))

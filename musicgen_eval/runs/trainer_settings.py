@@ -50,12 +50,12 @@ def refuse_trainer_settings(trainer: L.Trainer) -> None:
     check_precision(str(trainer.precision), trainer.strategy.root_device.type)
     if trainer.world_size > 1 and uses_distributed_sampler(trainer):
         refuse_distributed_sampler()
+    for setting in ("fast_dev_run", "overfit_batches"):  # Lightning changes the limits if one of these is set
+        if getattr(trainer, setting):
+            refuse_limit(setting)
     for setting in LIMITS:
         value = getattr(trainer, setting)
         if not (isinstance(value, float) and value == 1.0):
-            refuse_limit(setting)
-    for setting in ("fast_dev_run", "overfit_batches"):
-        if getattr(trainer, setting):
             refuse_limit(setting)
     if trainer.strategy.root_device.type == "cuda" and torch.cuda.tunable.is_enabled():
         raise RunError(
