@@ -33,7 +33,7 @@ class RunStart:
 
     Attributes:
         path: Absolute path of the run folder.
-        number: Number of this session of the run, from 0.
+        number: Number of this session of the run, counted from 0.
         measured: Batches that were measured in earlier sessions of the run.
         constants: Values that are shared by all sessions of the run.
         machine: Device and library versions of rank 0.
@@ -57,7 +57,7 @@ def start_run(
     settings: RunSettings,
     say: Callable[[str], None],
 ) -> RunStart:
-    """Writes run.json for a new run, or compares it with the run that is about to start. Then reads the journal.
+    """Writes run.json for a new run, or checks that the existing run.json describes the same run. Then reads the journal.
 
     Args:
         folder: Run folder, already claimed.
@@ -119,7 +119,7 @@ def _discard_incomplete(
     audio: AudioSettings,
     say: Callable[[str], None],
 ) -> None:
-    """Deletes incomplete audio files, and removes from `measured` any batches whose audio files are missing.
+    """Deletes incomplete audio files, and removes batches whose audio files are missing from `measured`.
 
     The function also prints the notes on the journal and the number of windows that are already measured.
     """
