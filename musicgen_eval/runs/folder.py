@@ -5,8 +5,8 @@
 
 A *session* is one launch of a run, from start or resume to its end. A run has several sessions if it is interrupted and resumed.
 
-A new run requires an empty folder. If a folder contains an unfinished run, the run is resumed. If a folder contains a finished run,
-only the result is read. Only one run at a time can claim a folder.
+A new run requires a new or empty folder. If a folder contains an unfinished run, the run is resumed. If a folder contains a
+finished run, only the result is read. Only one run at a time can claim a folder.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class RunFolder:
             self._lock.release()
 
     def remove_if_empty(self) -> None:
-        """Unlocks the folder, and restores the state before `claim`.
+        """Unlocks the folder, and restores the state that it had before `claim`.
 
         This method must be called only if the run ended before its first batch. If creating the index of the source's audio files
         took a long time, the index is kept.

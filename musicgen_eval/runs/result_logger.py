@@ -22,7 +22,7 @@ ONLY_STEP = 0
 
 
 class ResultLogger(L.Callback):
-    """Logs the configuration and the recipe as hyperparameters, and the final values as metrics.
+    """A callback that logs the configuration and the recipe as hyperparameters, and the final values as metrics.
 
     Everything is logged once, on rank 0. If a logger fails, a warning is printed and the run continues. The run folder still
     contains the complete result.

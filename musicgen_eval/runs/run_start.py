@@ -119,7 +119,7 @@ def _discard_incomplete(
     audio: AudioSettings,
     say: Callable[[str], None],
 ) -> None:
-    """Deletes incomplete audio files, and removes batches whose audio files are missing from `measured`.
+    """Deletes incomplete audio files, and removes from `measured` any batches whose audio files are missing.
 
     The function also prints the notes on the journal and the number of windows that are already measured.
     """

@@ -12,7 +12,7 @@ from musicgen_eval.errors import RunError
 
 @contextmanager
 def dead_workers_explained() -> Iterator[None]:
-    """Replaces the various errors that torch raises after a DataLoader worker has died with a single `RunError`.
+    """Raises a single `RunError` in place of the various errors that torch raises after a DataLoader worker has died.
 
     Raises:
         RunError: A worker has died.

@@ -104,7 +104,7 @@ def leave_process_group(trainer: L.Trainer) -> None:
 
 @contextmanager
 def _closed_connections_explained(trainer: L.Trainer) -> Iterator[None]:
-    """Replaces the error that a closed connection raises with a `RunError` that explains the cause.
+    """Raises a `RunError` that explains the cause in place of the error that a closed connection raises.
 
     Raises:
         RunError: Another process of the run has ended.

@@ -76,7 +76,7 @@ class StopAfterBatch(L.Callback):
                 del os.environ[RANK_0]
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Defers stops to the end of the current batch from now on, and starts watching the other processes on this machine."""
+        """Defers later stops to the end of the current batch, and starts watching the other processes on this machine."""
         self._is_measuring = True
         self._processes = launched_processes(trainer.strategy)
         if threading.current_thread() is threading.main_thread():
