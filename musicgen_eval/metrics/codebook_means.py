@@ -1,4 +1,4 @@
-"""The base class of most built-in metrics, which stores a float64 sum and an int64 count for each codebook.
+"""The base class of most built-in metrics. It stores a float64 sum and an int64 count for each codebook.
 
 NaN values are not counted. Subclasses define the values to average, and name the results.
 """

@@ -17,10 +17,10 @@ class LocalPerplexity(MeanNll):
     computes one state per window with `update`, and adds up these states.
 
     Args:
-        duration_s: Length of the counted part after the context, in seconds.
+        duration_s: Number of seconds after the context that are counted.
         num_codebooks, frame_rate_hz: See `CodebookMeans`.
 
-    Source: local likelihoods agree better with listeners than whole-sequence likelihoods do (arXiv 2601.06329).
+    Source: local likelihoods agree better with listeners' judgements than whole-sequence likelihoods do (arXiv 2601.06329).
     """
 
     def __init__(self, duration_s: float = 1.0, num_codebooks: int = 4, frame_rate_hz: float = 50) -> None:

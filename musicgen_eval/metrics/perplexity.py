@@ -12,7 +12,7 @@ UNITS = {"ppl": "", "ce": "nats", "bits_per_second": "bit/s"}
 
 
 class MeanNll(CodebookMeans):
-    """Base class of perplexity metrics, which computes the results from the sum and the count of each codebook's nlls."""
+    """Base class of perplexity metrics. It computes the results from the sum and the count of each codebook's nlls."""
 
     higher_is_better = False
 

@@ -29,7 +29,7 @@ class PositionProfile(CodebookMeans):
         bin_s: Length of each bin, in seconds. The length must be a whole number of frames.
         end_s: End of the last bin, in seconds. The end must be a multiple of `bin_s`. Later codes are counted only in `ppl_within`
             and `ppl_beyond`.
-        max_frames: Limit in frames. In a run, `configure` sets this argument to the checkpoint's limit.
+        max_frames: Limit of the checkpoint, in frames. In a run, `configure` sets this argument to the checkpoint's limit.
         num_codebooks, frame_rate_hz: See `CodebookMeans`.
 
     >>> import torch

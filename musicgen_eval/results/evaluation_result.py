@@ -17,8 +17,8 @@ class Value:
     """A metric value over all tracks, with its unit and confidence interval.
 
     Attributes:
-        value: The value.
-        unit: Unit of the value, "" if the value has no unit.
+        value: The metric value.
+        unit: Unit of the value, or "" if the value has no unit.
         low, high: Limits of the 95% confidence interval, from a percentile bootstrap over tracks. None means that there is no
             interval.
         num_tracks: Number of tracks that contribute to the value.
@@ -61,7 +61,7 @@ class WindowResult:
     """The values of one window.
 
     Attributes:
-        window: The window.
+        window: Window to which the values belong.
         metrics: Values of the window, in the form `{metric: {key: value}}`.
     """
 

@@ -176,7 +176,7 @@ class MeasuredBatches:
 
 
 def read_measured(folder: Path, plan: Plan, batch_size: int, *, retry_failures: bool = False) -> MeasuredBatches:
-    """Finds the batches of a plan that a journal contains completely.
+    """Finds the batches of a plan that are completely recorded in a journal.
 
     Args:
         folder: Folder of the journal. A missing folder is treated as an empty journal.

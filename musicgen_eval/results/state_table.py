@@ -59,7 +59,7 @@ class StateTable:
         self.add_numbers(place, numbers, {name: state[name] for name in state if name not in numbers})
 
     def add_numbers(self, place: int, numbers: Mapping[str, Sequence[float]], others: State) -> None:
-        """Adds the state of a window like `add`, but takes the parts that `layout` describes as flat numbers.
+        """Adds the state of a window like `add`, except that the parts described by `layout` are given as flat numbers.
 
         Args:
             place: Place of the window in canonical order.
@@ -94,7 +94,7 @@ class StateTable:
         return self._merge(entries[counted[places]])
 
     def _in_order(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns the places that have a state, in ascending order, and the last added entry of each of these places."""
+        """Returns the places that have a state, in ascending order, and the most recently added entry of each of these places."""
         if self._sorted is None:
             places = np.frombuffer(self._places, dtype=np.int64)
             order = np.argsort(places, kind="stable")

@@ -24,7 +24,7 @@ class StoredValue:
 
     Attributes:
         value: The metric value. None means that the value is not finite.
-        unit: Unit of the value, "" if the value has no unit.
+        unit: Unit of the value, or "" if the value has no unit.
         low, high: Limits of the 95% confidence interval over tracks. None means that there is no interval.
         num_tracks: Number of tracks that contribute to the value.
     """

@@ -183,7 +183,7 @@ def summarise(
 def interval(metric: Metric, per_track: Sequence[State]) -> dict[str, tuple[float, float]]:
     """Returns the 95% confidence interval of each result of a metric, computed by a percentile bootstrap over tracks.
 
-    The result is empty if there are fewer than two tracks, or if any state of the metric is not reduced by a sum.
+    The returned mapping is empty if there are fewer than two tracks, or if any state of the metric is not reduced by a sum.
 
     Args:
         metric: Metric that computes the results from a state.
@@ -213,7 +213,7 @@ def interval(metric: Metric, per_track: Sequence[State]) -> dict[str, tuple[floa
 
 
 def _outcomes(measured: Measurements) -> tuple[StatusColumn, dict[int, str]]:
-    """Returns the status of each track, and a mapping from the track's plan row to the reason for this status.
+    """Returns the status of each track, and a mapping from the plan row of a track to the reason for its status.
 
     If several windows of a track failed, the reason for the failure of the first of these windows is used.
     """

@@ -45,7 +45,7 @@ class WindowData:
     Attributes:
         readings: Mapping from name to scored reading, or to None if the reading does not exist. The plain reading has the name "".
         frame_rate_hz: Frame rate of the codes.
-        audio: Audio of the continuation. None except in predict.
+        audio: Audio of the continuation in predict. None in other tasks.
         fetched: Copies of the readings on the CPU, without logits. None means that `fetch` has not been called.
     """
 
@@ -74,7 +74,7 @@ class WindowData:
 
 
 def fetch(window_data: Sequence[WindowData]) -> list[WindowData]:
-    """Copies the readings of all windows to the CPU, excluding logits. The function waits for the device only once."""
+    """Returns window data with copies of the readings on the CPU, excluding logits. The function waits for the device only once."""
     reads = [
         read for data in window_data if data.fetched is None for read in data.readings.values() if read is not None
     ]

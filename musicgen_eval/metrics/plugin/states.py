@@ -114,7 +114,7 @@ def compute_from(metric: Metric, state: State) -> dict[str, float]:
 
 
 def compute_in_place(scratch: Metric, state: State) -> dict[str, float]:
-    """Computes the same results as `compute_from`, but changes `scratch`, a copy of the metric that can be reused."""
+    """Computes the same results as `compute_from`, but uses `scratch`, a reusable copy of the metric, instead of a new copy."""
     for name, value in state.items():
         setattr(scratch, name, value)
     # Calls the `compute` of the class, because that of the instance is wrapped to cache results, warn and synchronise ranks.

@@ -77,7 +77,7 @@ def try_on_device(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]
     Args:
         name: Name of the metric, for error messages.
         metric: Metric to test. The metric is not changed.
-        inputs: Inputs of `update()` for each trial window, on the device.
+        inputs: Inputs of `update()` for each trial window, with tensors on the device.
         device: Device on which the metric will run.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The format of the journal, which has one line of JSON per window, and a side file for data that does not fit into the lines."""
+"""The format of the journal, which consists of one line of JSON per window and a side file for larger data."""
 
 from __future__ import annotations
 
