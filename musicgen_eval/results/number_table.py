@@ -26,7 +26,7 @@ class NumberTable:
 
     def __init__(self) -> None:
         self._num_rows = 0
-        self._columns: dict[str, dict[str, tuple[array[float], array[int]]]] = {}  # numbers, and 1 where present
+        self._columns: dict[str, dict[str, tuple[array[float], array[int]]]] = {}  # numbers, and 1 if present
 
     def __len__(self) -> int:
         return self._num_rows

@@ -1,4 +1,4 @@
-"""The paths of continuation files in a run folder."""
+"""Determines the paths of continuation files in a run folder."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class ContextProvider(L.Callback):
 
     @property
     def index_path(self) -> Path | None:
-        """Path of the file that keeps properties of the source's audio files for later sessions, or None if there is none."""
+        """Path of the file that keeps properties of the source's audio files for later sessions, or None if there is no file."""
         return None
 
 

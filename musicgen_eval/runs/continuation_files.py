@@ -95,9 +95,9 @@ class ContinuationFolder:
     def _write_files(
         self, continuation: Continuation, path: Path, audio: AudioPieces, written: list[Path]
     ) -> Continuation:
-        """Writes the continuation and, if required, its context and reference. Adds the path of each new file to `written`.
+        """Writes the audio files of a continuation, and adds the path of each new file to `written`.
 
-        A context or reference that already exists is not written again.
+        The context and the reference are written if the settings require them and their files do not exist yet.
         """
         context_path, reference_path = (path.with_name(f"{name}{path.suffix}") for name in ("context", "reference"))
         if self.settings.originals:

@@ -174,7 +174,7 @@ class ContinuationStep:
         return max(0, min(window.window.target_frames, after_boundary))
 
     def _continue(self, prompts: Sequence[_Prompt]) -> list[WindowRecord]:
-        """Continues prompts in one batch, and returns their records. If the decoder fails on some prompts, retries without them."""
+        """Continues prompts in one batch, and returns their records. If the decoder fails on some prompts, retries the others."""
         if not prompts:
             return []
         try:

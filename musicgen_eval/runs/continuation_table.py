@@ -1,4 +1,4 @@
-"""The table of a run's continuations, continuations.csv.
+"""Writes and reads continuations.csv, the table of a run's continuations.
 
     session 0, rank 0       continuations.csv
     session s, rank r       continuations.<s>.<r>.csv, until its rows are merged into continuations.csv
@@ -109,7 +109,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def written_continuations(run_dir: Path) -> set[str]:
-    """Returns the paths of the continuations that any continuation table of the run lists and whose files exist."""
+    """Returns the paths of all continuations that are listed in a continuation table of the run and whose files exist."""
     return {
         row["path"]
         for part in run_dir.glob("continuations*.csv")
@@ -131,7 +131,7 @@ def merge_tables(run_dir: Path, track_ids: Sequence[str]) -> list[dict[str, str]
         The rows as dictionaries. If a continuation was written more than once, only its last row is kept.
 
     Raises:
-        RunError: The table cannot be written. The tables of the processes are kept.
+        RunError: The table cannot be written. In that case, the tables of the processes are kept.
     """
     order = {f"audio/{track_folder(track)}": number for number, track in enumerate(track_ids)}
     parts = sorted(run_dir.glob("continuations*.csv"), key=_start_and_rank)

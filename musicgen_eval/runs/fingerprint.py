@@ -66,7 +66,7 @@ def weights_digest(checkpoint: Checkpoint) -> str | None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Returns the device model and the library versions, which can affect the last bits of the results.
+    """Returns the device model and the versions of Python and the libraries, which can affect the last bits of the results.
 
     If the device is a GPU, the library versions include CUDA and cuDNN.
     """

@@ -143,7 +143,7 @@ class RunFolder:
         self.write("run.json", to_json(run))
 
     def unlock(self) -> None:
-        """Unlocks the folder. Its files are kept."""
+        """Unlocks the folder, and keeps its files."""
         if self._lock.is_taken:
             self._lock.release()
 

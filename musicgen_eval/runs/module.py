@@ -269,7 +269,7 @@ class MusicGenEvaluation(L.LightningModule):
         """Continues the prompts of a batch, and stores one record per continuation.
 
         Returns:
-            The continuations, with the paths of their files, or with their audio if the run has no sink for continuations.
+            The continuations, which contain the paths of their files, or their audio if the run has no sink for continuations.
         """
         self._measure(batch)
         return self._step.take_continuations() if isinstance(self._step, ContinuationStep) else Continuations([])
@@ -335,7 +335,7 @@ class MusicGenEvaluation(L.LightningModule):
         return "continue" if trainer is not None and trainer.state.fn == TrainerFn.PREDICTING else "score"
 
     def _refuse_missing_texts(self, plan: Plan) -> None:
-        """Refuses a metric that needs the text of another track if any track has no such other text."""
+        """Refuses a metric that needs the text of another track if such a text does not exist for every track."""
         if any(reading.text == "other" for reading in self.bank.readings) and None in plan.other_texts:
             track = plan.tracks[plan.other_texts.index(None)].id
             raise RunError(
@@ -354,7 +354,7 @@ class MusicGenEvaluation(L.LightningModule):
         )
 
     def _prepare_model(self) -> None:
-        """Prepares the loaded model for the trainer's precision, and tries the metrics on the model's device."""
+        """Prepares the loaded model for the trainer's precision, and tests the metrics on the model's device."""
         model = self.model
         assert model is not None
         model.prepare(self.trainer.precision, decoding=self._task == "continue")

@@ -58,7 +58,7 @@ class RunRecorder(ContextProvider):
         settings: Settings for resuming.
 
     Attributes:
-        files: Files that were written at the end of the run, in order of importance.
+        files: Paths of the files that were written at the end of the run, in order of importance.
         continuations: Rows of continuations.csv as dictionaries.
     """
 
@@ -88,7 +88,7 @@ class RunRecorder(ContextProvider):
 
     @property
     def index_path(self) -> Path | None:
-        """Path of the file that keeps properties of the source's audio files for later sessions, or None if there is none."""
+        """Path of the file that keeps properties of the source's audio files for later sessions, or None if there is no file."""
         return None if self.folder is None else self.folder.index
 
     @property
@@ -128,7 +128,7 @@ class RunRecorder(ContextProvider):
             self.folder.write_run({**run, "settled": {**run["settled"], "arithmetic": arithmetic}})
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the result, then prints it."""
+        """Writes the result to the run folder, and prints the result."""
         assert isinstance(pl_module, MusicGenEvaluation)
         result = pl_module.result
         if not trainer.is_global_zero or result is None:

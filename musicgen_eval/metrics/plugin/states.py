@@ -117,7 +117,7 @@ def compute_in_place(scratch: Metric, state: State) -> dict[str, float]:
     """Computes the same results as `compute_from`, but uses `scratch`, a reusable copy of the metric, instead of a new copy."""
     for name, value in state.items():
         setattr(scratch, name, value)
-    # Calls the `compute` of the class, because that of the instance is wrapped to cache results, warn and synchronise ranks.
+    # Calls `compute` on the class, because the instance's `compute` is wrapped to cache results, warn and synchronise ranks.
     return flatten_result(type(scratch).compute(scratch))
 
 

@@ -31,7 +31,7 @@ class OneProcess(LightningEnvironment):
         return 0
 
     def teardown(self) -> None:
-        """Does nothing. Lightning's method would delete WORLD_SIZE, which belongs to the caller."""
+        """Does nothing. Lightning's method would delete the caller's environment variable WORLD_SIZE."""
 
 
 def one_device(accelerator: str) -> int | list[int]:

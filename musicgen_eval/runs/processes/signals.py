@@ -62,7 +62,7 @@ class StopAfterBatch(L.Callback):
             yield
             return
         if self._parent is not None:
-            self._begin_watching()  # as early as possible, because it takes long until a connection to a dead rank 0 fails
+            self._begin_watching()  # as early as possible, because a connection to a dead rank 0 takes long to fail
         else:
             os.environ[RANK_0] = str(os.getpid())
         previous = {number: signal.getsignal(number) for number in SIGNALS}
