@@ -1,11 +1,11 @@
-"""Reads run folders: `load_run(folder)` returns the recipe and the results of a finished or unfinished run.
+"""Reads run folders. The function `load_run` returns the recipe and the results of a finished or unfinished run.
 
     run.json, config.yaml    --> command, configuration, recipe
     summary.json, *.csv      --> metrics with intervals, tracks, windows, continuations    (finished)
     journal/                 --> windows and failures so far                               (unfinished)
     nll.safetensors          --> nll of each track, read on access
 
-This module loads neither the checkpoint nor torch.
+This module neither loads the checkpoint nor imports torch.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class StoredRun:
         run: Content of run.json.
         recipe: Everything that determines the results. For an unfinished run, the fingerprint in run.json, which contains the
             same settings but describes metrics by class and has no `source` or `notes`.
-        metrics: Metric name -> key -> value over all tracks. Empty for an unfinished run.
-        metric_errors: Metric name -> reason why the metric could not be computed.
+        metrics: Values over all tracks, in the form `{metric: {key: value}}`. Empty for an unfinished run.
+        metric_errors: Mapping from metric name to the reason why the metric could not be computed.
         counts: Number of tracks for each outcome, number of windows, and length of the scored or generated audio in seconds.
             Empty for an unfinished run.
         tracks: All tracks of the run, in the order of tracks.csv. Empty for an unfinished run.
@@ -65,7 +65,7 @@ class StoredRun:
         continuations: All continuations that were written. Empty unless the command is `predict` or `generate`.
         failures: The failed tracks. For an unfinished run, only the failed tracks in the journal. A track that cannot be opened
             is not listed until the run is finished.
-        notes: Notes in the recipe. For an unfinished run, notes on the parts of the journal that were skipped.
+        notes: Notes from the recipe. For an unfinished run, notes on the skipped parts of the journal.
         num_windows_measured: Number of windows that have a record, including windows of failed tracks. None for a finished run,
             whose `counts` contain the number of windows that contribute to the results.
         num_windows_planned: Number of windows in the plan of the last session. None means that run.json does not contain it.
@@ -89,7 +89,7 @@ class StoredRun:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """Returns the content of config.yaml, or {} if this file does not exist. The file is read on first access.
+        """The content of config.yaml, or {} if this file does not exist. The file is read on first access.
 
         Raises:
             RunError: config.yaml is damaged.
@@ -112,12 +112,12 @@ class StoredRun:
 
     @property
     def has_nll(self) -> bool:
-        """Returns True if the folder contains the nll of every code."""
+        """True if the folder contains nll.safetensors, the file with the nll of every code."""
         return self._nll_path.exists()
 
     @property
     def nll_tracks(self) -> Sequence[str]:
-        """Returns the ids of the tracks that `nll` can read, in the order of the run. If the run saved no nll, the list is empty.
+        """The ids of the tracks that `nll` can read, in the order of the run. If the run saved no nll, the list is empty.
 
         Raises:
             RunError: nll.safetensors is damaged.
@@ -131,7 +131,8 @@ class StoredRun:
             track_id: Id of the track.
 
         Returns:
-            (K, T) float32 nats, where K is the number of codebooks and T the number of frames. NaN for codes that were not scored.
+            (K, T) float32 nll in nats, where K is the number of codebooks and T is the number of frames. The nll is NaN for
+            codes that were not scored.
 
         Raises:
             RunError: The run saved no nll, the track has no nll, or nll.safetensors is damaged.
@@ -148,7 +149,7 @@ class StoredRun:
 
     @property
     def _nll_remedy(self) -> str:
-        """Returns advice on how to obtain nll.safetensors if it is missing."""
+        """Advice on how to obtain nll.safetensors if this file is missing."""
         if self.recipe.get("task") == "continue":
             return "predict and generate do not save nll; use test or evaluate with model.save_nll=true"
         if not self.run.get("fingerprint", {}).get("save_nll"):
@@ -300,5 +301,5 @@ def _json(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def _remedy(path: Path) -> str:
-    """Returns advice for a damaged result, which can be computed again from the journal."""
+    """Returns advice on how to replace a damaged result, which can be computed again from the journal."""
     return f"delete {path / 'summary.json'} and resume the run with --resume {path}, which writes the results again"

@@ -1,9 +1,9 @@
-"""The LightningDataModule, which assigns each window of audio to exactly one rank, for any number of ranks.
+"""The LightningDataModule of an evaluation, which distributes the windows of the plan to the ranks.
 
-    plan (created on rank 0, broadcast) --form batches over all windows--> of R ranks, rank r takes batches r, r + R, r + 2R, ...
+    plan (created on rank 0) --broadcast--> batches of windows --distribute over R ranks--> rank r: batches r, r + R, r + 2R, ...
 
-The batches do not depend on the number of ranks, so each window is always in a batch with the same other windows. Every rank
-takes the same number of steps. If a rank has fewer batches than steps, its last step has an empty batch.
+The batches do not depend on the number of ranks, so a batch always contains the same windows. Every rank takes the same number of
+steps. If a rank has fewer batches than steps, its last step has an empty batch.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class WindowDataModule(L.LightningDataModule):
         self.plan: Plan | None = None
 
     def setup(self, stage: str) -> None:
-        """Creates the plan on rank 0, and broadcasts the plan to the other ranks. If this fails, broadcasts the error."""
+        """Creates the plan on rank 0, and broadcasts the plan to the other ranks. An error on rank 0 is broadcast as well."""
         trainer = self.trainer
         assert trainer is not None
         self.plan = decide_on_rank_0(trainer, lambda: self._plan_for(stage))
@@ -59,7 +59,7 @@ class WindowDataModule(L.LightningDataModule):
             print_notes(self.plan.notes)
 
     def test_dataloader(self) -> DataLoader[WindowAudio]:
-        """Returns the windows of this rank in batches, excluding batches that were measured in earlier sessions of the run."""
+        """Returns a DataLoader of this rank's windows, excluding batches that were measured in earlier sessions of the run."""
         assert self.trainer is not None
         evaluation = _evaluation(self.trainer)
         plan = evaluation.context.plan
@@ -82,11 +82,11 @@ class WindowDataModule(L.LightningDataModule):
         )
 
     def predict_dataloader(self) -> DataLoader[WindowAudio]:
-        """Returns the prompts of this rank in batches, excluding batches that were continued in earlier sessions of the run."""
+        """Returns a DataLoader of this rank's prompts, excluding batches that were measured in earlier sessions of the run."""
         return self.test_dataloader()
 
     def val_dataloader(self) -> DataLoader[WindowAudio]:
-        """Returns the same windows as `test_dataloader`."""
+        """Returns a DataLoader of the same windows as `test_dataloader`."""
         return self.test_dataloader()
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:

@@ -5,8 +5,8 @@
 
 A *session* is one launch of a run, from start or resume to its end. A run has several sessions if it is interrupted and resumed.
 
-An empty folder receives a new run. If a folder contains an unfinished run, the run is resumed. If a folder contains a finished
-run, the folder is only read. Only one run at a time can claim a folder.
+A new run requires a new or empty folder. If a folder contains an unfinished run, the run is resumed. If a folder contains a
+finished run, only the result is read. Only one run at a time can claim a folder.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ def default_run_dirs(command: str, *, now: datetime | None = None) -> Iterator[P
 
 
 class RunFolder:
-    """A folder for one run.
+    """The folder of one run.
 
     Args:
         path: Path of the folder. The folder is created when it is claimed. A leading `~` stands for the home directory.
 
     Attributes:
         path: Path of the folder. A default name can change until the folder is claimed.
-        state: State of the run in the folder at the time when the folder was claimed.
-        begun_with: Command that started the run in the folder. "" for a new run, or if the folder has not been claimed yet.
+        state: State of the run in the folder when the folder was claimed.
+        begun_with: Command that started the run in the folder, or "" if the run is new or the folder has not been claimed yet.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -68,7 +68,7 @@ class RunFolder:
 
     @classmethod
     def with_default_name(cls, command: str) -> RunFolder:
-        """Returns a folder with a default name. When the folder is claimed, it gets the first default name that is not in use."""
+        """Returns a folder with a default name. Claiming the folder changes its name to the first unused default name."""
         names = default_run_dirs(command)
         folder = cls(next(names))
         folder._other_names = names
@@ -76,12 +76,12 @@ class RunFolder:
 
     @property
     def journal(self) -> Path:
-        """Folder of the journal, which stores the records of completed batches."""
+        """Path of the journal folder, which stores the records of completed batches."""
         return self.path / "journal"
 
     @property
     def index(self) -> Path:
-        """File that stores the properties of the source's audio files. The first session of the run writes it."""
+        """Path of the file that keeps properties of the source's audio files. The first session of the run writes this file."""
         return self.journal / "index.npz"
 
     @property
@@ -143,15 +143,15 @@ class RunFolder:
         self.write("run.json", to_json(run))
 
     def unlock(self) -> None:
-        """Unlocks the folder. Its files are kept."""
+        """Unlocks the folder, and keeps its files."""
         if self._lock.is_taken:
             self._lock.release()
 
     def remove_if_empty(self) -> None:
-        """Unlocks the folder, and restores it to its state before `claim`.
+        """Unlocks the folder, and restores the state that it had before `claim`.
 
-        This method must be called only if the run ended before its first batch. If it took long to create the index of the source's
-        audio files, the index is kept.
+        This method must be called only if the run ended before its first batch. If creating the index of the source's audio files
+        took a long time, the index is kept.
         """
         if not self._lock.is_taken:
             return
@@ -172,7 +172,11 @@ class RunFolder:
                 return
 
     def _claim(self) -> list[str]:
-        """Creates the folder and locks it unless it contains files that do not belong to a run. Returns the names of such files."""
+        """Creates the folder, and locks it unless it contains files that do not belong to a run.
+
+        Returns:
+            Names of the files that do not belong to a run.
+        """
         self._make()
         found = {entry.name for entry in self.path.iterdir()}
         self.begun_with = str(self.run.get("command", ""))

@@ -1,4 +1,4 @@
-"""The circumstances of a run that are recorded in run.json: command, machine, commit and time."""
+"""Creates the entries of run.json that describe where, when and with which commit a run was executed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipe of a run: everything that determines its results. Every result contains the recipe."""
+"""Creates the recipe of a run, which contains everything that determines the results. Every result contains the recipe."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def run_recipe(
         model: Settings of the model.
         continuation: Settings of the continuations. They are included only if the task is "continue".
         bank: Metrics of the run.
-        machine: Precision, device and arithmetic.
-        threads: Number of CPU threads for generating codes and decoding audio. None means not determined yet.
+        machine: Precision, device, and implementation of the matrix products.
+        threads: Number of CPU threads for generating codes and decoding audio. None means that the number is not determined yet.
         notes: Notes that were printed about the checkpoint, the source and the texts.
     """
     spec = checkpoint.spec

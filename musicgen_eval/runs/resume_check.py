@@ -95,7 +95,7 @@ def refuse_other_ranks(
     machine_of_rank_0: Mapping[str, Any],
     allow_other_machine: bool,
 ) -> None:
-    """Refuses a run folder that is not visible on every rank, and a rank that runs on a different machine from rank 0.
+    """Refuses a run if its folder is not visible on every rank, or if any rank runs on a different machine from rank 0.
 
     Raises:
         RunError: The folder is not visible on some rank, or some rank runs on a different machine and `allow_other_machine` is
@@ -150,6 +150,6 @@ def _fingerprint(module: MusicGenEvaluation, audio: AudioSettings) -> dict[str, 
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values in the form that reading them from a JSON file would give, so that they can be compared."""
+    """Converts values to the form in which they are read back from a JSON file, so that they can be compared with stored values."""
     read: dict[str, Any] = json.loads(to_json(values))
     return read

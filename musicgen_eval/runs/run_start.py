@@ -33,7 +33,7 @@ class RunStart:
 
     Attributes:
         path: Absolute path of the run folder.
-        number: Number of this session of the run, from 0.
+        number: Number of this session of the run, counted from 0.
         measured: Batches that were measured in earlier sessions of the run.
         constants: Values that are shared by all sessions of the run.
         machine: Device and library versions of rank 0.
@@ -57,7 +57,7 @@ def start_run(
     settings: RunSettings,
     say: Callable[[str], None],
 ) -> RunStart:
-    """Writes run.json for a new run, or compares it with the run that is about to start. Then reads the journal.
+    """Writes run.json for a new run, or checks that the existing run.json describes the same run. Then reads the journal.
 
     Args:
         folder: Run folder, already claimed.

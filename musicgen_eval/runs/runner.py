@@ -48,8 +48,8 @@ class GenerationResult:
     """The continuations of a run, and their evaluation.
 
     Attributes:
-        continuations: Continuations in the order of the tracks. Each has the paths of its files if the run has a folder, otherwise
-            its audio.
+        continuations: Continuations in the order of the tracks. If the run has a folder, each continuation has the paths of its
+            files. Otherwise, each continuation has its audio.
         evaluation: Metrics, tracks, counts and recipe of the run.
     """
 
@@ -78,7 +78,7 @@ def run_evaluation(
         console: Console for the tables of the result. None means that nothing is printed, and that no progress is shown.
         callbacks: Further callbacks for the Trainer.
         notes: Comments to write at the start of config.yaml.
-        resume: Function that takes a run folder, and returns the line that tells the user how to resume the run in this folder.
+        resume: Function that takes the path of a run folder, and returns the line that tells the user how to resume the run.
 
     Raises:
         EvaluationError: The evaluation failed (see `perplexity`).
@@ -120,7 +120,7 @@ def run_continuation(
         folder: Run folder, which replaces `settings.run_dir`. None means that `settings.run_dir` is used.
         console: Console for the tables of the result. None means that nothing is printed, and that no progress is shown.
         notes: Comments to write at the start of config.yaml.
-        resume: Function that takes a run folder, and returns the line that tells the user how to resume the run in this folder.
+        resume: Function that takes the path of a run folder, and returns the line that tells the user how to resume the run.
         return_continuations: Whether the result contains the continuations. If not, they are not kept in memory.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The settings of the model and of a run."""
+"""The settings of the model, the run, the audio files, and the length of continuations."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def refuse_trainer_settings(trainer: L.Trainer) -> None:
     """Refuses settings of a Trainer that would change the results or leave out windows.
 
     Raises:
-        RunError: A setting is refused. The message names it.
+        RunError: A setting is refused. The message names the setting.
     """
     check_precision(str(trainer.precision), trainer.strategy.root_device.type)
     if trainer.world_size > 1 and uses_distributed_sampler(trainer):
