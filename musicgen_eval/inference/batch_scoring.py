@@ -17,6 +17,7 @@ from musicgen_eval.models.decoder.packing import is_packed
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.models.sharding import is_sharded
 from musicgen_eval.models.threads import map_single_threaded
+from musicgen_eval.records import CodecSpec
 
 
 @torch.inference_mode()
@@ -71,18 +72,8 @@ def score_padded(
     Returns:
         For each window, scores with (K, T_i) tensors on the model's device.
     """
-    spec, lengths = model.spec, [window.shape[-1] for window in codes]
-    B, K, T = len(codes), spec.num_codebooks, max(lengths)
-    padded = torch.full((B, K, T), spec.special_token, dtype=torch.int64, device=model.device)
-    valid = torch.zeros((B, K, T), dtype=torch.bool)
-    counted = torch.zeros((B, K, T), dtype=torch.bool)
-    for row, (window_codes, window_scored) in enumerate(zip(codes, scored, strict=True)):
-        padded[row, :, : lengths[row]] = window_codes
-        valid[row, :, : lengths[row]] = True
-        counted[row, :, : lengths[row]] = window_scored
-        if tail == "drop":
-            for k, delay in enumerate(spec.delays):
-                counted[row, k, max(0, lengths[row] - delay) :] = False
+    spec = model.spec
+    padded, valid, counted = _pad(codes, scored, spec, tail=tail, device=model.device)
     if model.fused is not None:
         scores = score_fused(
             model.fused,
@@ -106,7 +97,26 @@ def score_padded(
             tail=tail,
             with_logits=with_logits,
         )
-    return [_row(scores, row, length) for row, length in enumerate(lengths)]
+    return [_row(scores, row, window.shape[-1]) for row, window in enumerate(codes)]
+
+
+def _pad(
+    codes: Sequence[Tensor], scored: Sequence[Tensor], spec: CodecSpec, *, tail: Tail, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns (B, K, T) padded codes on `device`, and two (B, K, T) boolean masks: the valid codes and the codes to score."""
+    lengths = [window.shape[-1] for window in codes]
+    B, K, T = len(codes), spec.num_codebooks, max(lengths)
+    padded = torch.full((B, K, T), spec.special_token, dtype=torch.int64, device=device)
+    valid = torch.zeros((B, K, T), dtype=torch.bool)
+    counted = torch.zeros((B, K, T), dtype=torch.bool)
+    for row, (window_codes, window_scored) in enumerate(zip(codes, scored, strict=True)):
+        padded[row, :, : lengths[row]] = window_codes
+        valid[row, :, : lengths[row]] = True
+        counted[row, :, : lengths[row]] = window_scored
+        if tail == "drop":
+            for k, delay in enumerate(spec.delays):
+                counted[row, k, max(0, lengths[row] - delay) :] = False
+    return padded, valid, counted
 
 
 def _score_alone(

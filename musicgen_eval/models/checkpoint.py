@@ -243,6 +243,28 @@ def _spec(
 ) -> tuple[CodecSpec, Source, tuple[str, ...]]:
     codec: Any = config.audio_encoder
     decoder: Any = config.decoder
+    _check_codec(codec, decoder, name)
+    hop = prod(codec.upsampling_ratios)
+    rate = codec.sampling_rate // hop
+    delays = default_delays(decoder.num_codebooks, channels=decoder.audio_channels)
+    positions = decoder.max_position_embeddings
+    default = max(1, min(DEFAULT_WINDOW_S * rate, positions - max(delays)))
+    max_frames, source = _limit(stated, given, default=default)
+    spec = CodecSpec(
+        sample_rate_hz=codec.sampling_rate,
+        frame_rate_hz=rate,
+        hop_samples=hop,
+        num_codebooks=decoder.num_codebooks,
+        codebook_size=decoder.vocab_size,
+        channels=decoder.audio_channels,
+        delays=delays,
+        max_frames=max_frames,
+    )
+    return spec, source, _notes(spec, source, name, stated=stated, positions=positions)
+
+
+def _check_codec(codec: Any, decoder: Any, name: str) -> None:
+    """Raises `CheckpointError` if the audio encoder is not EnCodec, or if its configuration does not fit that of the decoder."""
     if not isinstance(codec, EncodecConfig):
         raise CheckpointError(
             f"checkpoint {name}: the type of the audio encoder must be 'encodec', got {codec.model_type!r}"
@@ -270,21 +292,6 @@ def _spec(
             f"checkpoint {name}: codec and decoder must have the same number of codebooks per channel, got {num_quantizers} for "
             f"{codec.audio_channels} channel(s) and {decoder.num_codebooks} for {channels} channel(s)"
         )
-    delays = default_delays(decoder.num_codebooks, channels=channels)
-    positions = decoder.max_position_embeddings
-    default = max(1, min(DEFAULT_WINDOW_S * rate, positions - max(delays)))
-    max_frames, source = _limit(stated, given, default=default)
-    spec = CodecSpec(
-        sample_rate_hz=codec.sampling_rate,
-        frame_rate_hz=rate,
-        hop_samples=hop,
-        num_codebooks=decoder.num_codebooks,
-        codebook_size=decoder.vocab_size,
-        channels=channels,
-        delays=delays,
-        max_frames=max_frames,
-    )
-    return spec, source, _notes(spec, source, name, stated=stated, positions=positions)
 
 
 def _limit(stated: int | None, given: int | None, *, default: int) -> tuple[int, Source]:

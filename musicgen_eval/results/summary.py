@@ -154,13 +154,7 @@ def summarise(
     for place in np.flatnonzero(counted).tolist():
         per_window.append(_compute_part(measured, bank, place, place + 1))
 
-    metrics: dict[str, dict[str, Value]] = {}
-    metric_errors: dict[str, str] = {}
-    for name in bank.metrics:
-        try:
-            metrics[name] = _values(name, bank, measured, counted, first_place, per_track)
-        except Exception as error:  # a third-party metric may raise anything; keep the other results
-            metrics[name], metric_errors[name] = {}, repr(error)
+    metrics, metric_errors = _values_of_all(bank, measured, counted, first_place, per_track)
     counted_rows = measured.order[counted]
     curves = {
         plan.tracks.ids[row]: (row, range(int(first_place[row]), int(first_place[row + 1])))
@@ -238,6 +232,24 @@ def _compute_part(measured: Measurements, bank: MetricBank, first: int, last: in
         except Exception:  # for example a correlation of a single value
             results[name] = {}
     return results
+
+
+def _values_of_all(
+    bank: MetricBank,
+    measured: Measurements,
+    counted: NDArray[np.bool_],
+    first_place: NDArray[np.int64],
+    per_track: NumberTable,
+) -> tuple[dict[str, dict[str, Value]], dict[str, str]]:
+    """Computes the values of every metric over all tracks. Returns the values and the errors, both by metric name."""
+    metrics: dict[str, dict[str, Value]] = {}
+    errors: dict[str, str] = {}
+    for name in bank.metrics:
+        try:
+            metrics[name] = _values(name, bank, measured, counted, first_place, per_track)
+        except Exception as error:  # a third-party metric may raise anything; keep the other results
+            metrics[name], errors[name] = {}, repr(error)
+    return metrics, errors
 
 
 def _values(

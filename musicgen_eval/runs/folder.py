@@ -12,22 +12,21 @@ finished run, only the result is read. Only one run at a time can claim a folder
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from itertools import count
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal
+from typing import Literal
 
 from musicgen_eval.errors import RunError
 from musicgen_eval.files.atomic import atomic_file, is_leftover, remove_leftovers
 from musicgen_eval.files.redaction import redact
-from musicgen_eval.results.files import to_json
+from musicgen_eval.results.run_record import RunRecord
 from musicgen_eval.runs.folder_lock import LOCK, FolderLock
 
 FolderState = Literal["new", "unfinished", "finished"]
@@ -85,21 +84,13 @@ class RunFolder:
         return self.journal / "index.npz"
 
     @property
-    def run(self) -> dict[str, Any]:
-        """The content of run.json, or {} if the file does not exist.
+    def run(self) -> RunRecord | None:
+        """The run that run.json describes, or None if the file does not exist.
 
         Raises:
-            RunError: The file cannot be read.
+            RunError: The file is damaged.
         """
-        try:
-            found: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise RunError(
-                f"{self.path / 'run.json'} cannot be read ({error}); restore it, or choose another folder with --run_dir"
-            ) from error
-        return found
+        return RunRecord.read(self.path, remedy="restore it, or choose another folder with --run_dir")
 
     def claim(self) -> None:
         """Creates and locks the folder. This method must be called before the run starts.
@@ -121,7 +112,7 @@ class RunFolder:
                 f"run_dir {self.path} is not empty ({', '.join(foreign[:3])}{', ...' * (len(foreign) > 3)}) and contains no run; "
                 "choose an empty or new folder with --run_dir"
             )
-        if self.run:
+        if self.begun_with:
             self.state = "finished" if "summary.json" in self._found else "unfinished"
 
     def write(self, name: str, content: str) -> None:
@@ -138,9 +129,9 @@ class RunFolder:
                 f"run_dir {self.path}: {name} could not be written ({error}); fix the cause and resume the run"
             ) from error
 
-    def write_run(self, run: Mapping[str, Any]) -> None:
+    def write_run(self, run: RunRecord) -> None:
         """Writes `run` to run.json."""
-        self.write("run.json", to_json(run))
+        self.write("run.json", run.to_json())
 
     def unlock(self) -> None:
         """Unlocks the folder, and keeps its files."""
@@ -179,7 +170,8 @@ class RunFolder:
         """
         self._make()
         found = {entry.name for entry in self.path.iterdir()}
-        self.begun_with = str(self.run.get("command", ""))
+        run = self.run
+        self.begun_with = run.command if run is not None else ""
         foreign = [] if self.begun_with else sorted(_foreign(found))
         if not foreign:
             self._lock.take(self.path)

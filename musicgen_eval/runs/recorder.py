@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -124,8 +125,9 @@ class RunRecorder(ContextProvider):
         if self.folder is None or self.context is None or not trainer.is_global_zero:
             return
         run, arithmetic = self.folder.run, self.context.constants.arithmetic
-        if arithmetic is not None and run["settled"]["arithmetic"] != arithmetic:
-            self.folder.write_run({**run, "settled": {**run["settled"], "arithmetic": arithmetic}})
+        assert run is not None
+        if arithmetic is not None and run.settled["arithmetic"] != arithmetic:
+            self.folder.write_run(replace(run, settled={**run.settled, "arithmetic": arithmetic}))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the result to the run folder, and prints the result."""
