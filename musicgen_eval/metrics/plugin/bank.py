@@ -16,13 +16,7 @@ import torch
 from torchmetrics import Metric
 
 from musicgen_eval.errors import MetricError
-from musicgen_eval.metrics.plugin.contract import (
-    MetricRecipe,
-    configure,
-    published_providers,
-    published_readings,
-    recipe_of,
-)
+from musicgen_eval.metrics.plugin.contract import MetricRecipe, configure, read_values
 from musicgen_eval.metrics.plugin.entries import GivenMetric, copied, metric_entries
 from musicgen_eval.metrics.plugin.inputs import WindowData, fetch
 from musicgen_eval.metrics.plugin.providers import InputRegistry
@@ -52,17 +46,20 @@ class MetricBank:
         self.spec = spec
         self.task: Task = task
         self.metrics: dict[str, Metric] = {}
+        self._recipes: dict[str, MetricRecipe] = {}
         self._readings = ReadingTable(task)
         registry = InputRegistry(task)
         entries = metric_entries(metrics)
         for name, entry in entries.items():
             metric = copied(name, entry.metric)
-            configure(metric, spec)
-            for reading in published_readings(metric):
+            configure(name, metric, spec)
+            values = read_values(name, metric)
+            for reading in values.readings:
                 self._readings.publish(name, reading)
-            for provider in published_providers(metric):
+            for provider in values.providers:
                 registry.register(provider, by=f"metric {name!r}")
             self.metrics[name] = metric
+            self._recipes[name] = values.recipe
         parser = RequestParser(registry, self._readings)  # after all metrics have published their readings and inputs
         self._requests: dict[str, list[InputRequest]] = {
             name: parser.parse(name, self.metrics[name], entry.inputs) for name, entry in entries.items()
@@ -102,7 +99,7 @@ class MetricBank:
 
     def recipe(self, name: str) -> MetricRecipe:
         """Returns the units, direction and source of a metric."""
-        return recipe_of(self.metrics[name])
+        return self._recipes[name]
 
     def input_names(self, name: str) -> dict[str, str]:
         """Maps each `update()` parameter of a metric to the name of its input, including the suffix of the reading."""

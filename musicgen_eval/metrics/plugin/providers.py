@@ -6,7 +6,7 @@ input. To add an input, add a provider to `PROVIDERS`, or define one in the metr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any, Literal, get_args
@@ -110,13 +110,12 @@ class InputRegistry:
 
     Args:
         task: Task of the run. Providers that do not declare this task are left out.
-        providers: Built-in providers. None means `PROVIDERS`.
     """
 
-    def __init__(self, task: Task, providers: Sequence[InputProvider] | None = None) -> None:
+    def __init__(self, task: Task) -> None:
         self.task = task
         self._providers: dict[str, InputProvider] = {}
-        for provider in PROVIDERS if providers is None else providers:
+        for provider in PROVIDERS:
             self.register(provider)
 
     @property
@@ -132,10 +131,8 @@ class InputRegistry:
             by: Text that names the owner of the provider in error messages.
 
         Raises:
-            MetricError: The object is not a provider, or its name already denotes another input or a reading of another input.
+            MetricError: The name of the provider already denotes another input, or a reading of another input.
         """
-        if not isinstance(provider, InputProvider):
-            raise MetricError(f"{by}: providers must be InputProvider objects, got {type(provider).__name__}")
         if self.task not in provider.tasks:
             return
         known = self.find(provider.name)
