@@ -219,6 +219,30 @@ def test_a_reading_with_a_misspelt_condition_is_refused():
         bank_of(Misspelt())
 
 
+@pytest.mark.parametrize(
+    ("reading", "message"),
+    [
+        (Reading(3), "with the name 3; the name must be a suffix"),
+        (Reading("two words"), "with the name 'two words'; the name must be a suffix"),
+        (
+            Reading("odd", change="flip"),
+            r"'odd' with change='flip'; change must be a function of \(codes, window, generator\)",
+        ),
+        (
+            Reading("odd", target="reference"),
+            "'odd' with target='reference'; target must be own, or reference in predict",
+        ),
+        (Reading("odd", target="other"), "'odd' with target='other'; target must be own"),
+    ],
+)
+def test_a_reading_with_a_field_of_the_wrong_type_is_refused(reading, message):
+    class Odd(Reversal):
+        readings = (*Reversal.readings, reading)
+
+    with pytest.raises(MetricError, match=f"metric 'm' defines a reading .*{message}"):
+        bank_of(Odd())
+
+
 def test_a_reading_that_does_not_exist_is_not_counted():
     here, gone = make_data(1, no_text=5), make_data(2, absent=("no_text",))
     bank = MetricBank(

@@ -9,7 +9,7 @@ from torch import Tensor
 from musicgen_eval.errors import MetricError
 from musicgen_eval.metrics import CodebookMeans, CodebookPerplexity, MetricRecipe
 from musicgen_eval.metrics.plugin.bank import MetricBank
-from musicgen_eval.metrics.plugin.contract import InputProvider
+from musicgen_eval.metrics.plugin.providers import InputProvider
 from musicgen_eval.records import CodecSpec, Reading
 from tests.support.specs import codec_spec
 

@@ -116,6 +116,28 @@ def test_a_provider_whose_name_already_means_an_input_is_refused(name):
             {"audio": ("generatd",)},
             r"names 'generatd', which is not a field of ContinuationAudio; did you mean generated\?",
         ),
+        ({"name": "lambda"}, "name must be a Python identifier"),
+        ({"shape": ("K", "T")}, r"shape must be a string, got \('K', 'T'\)"),
+        ({"compute": "entropy"}, "compute must be a function of an InputSource, got 'entropy'"),
+        ({"compute": None}, "compute must be a function of an InputSource, got None"),
+        (
+            {"synthesise": 3},
+            r"synthesise must be a function of an InputSource and a torch.Generator, or None, got 3",
+        ),
+        ({"tasks": "score"}, "tasks must be a tuple, got 'score'"),
+        ({"tasks": ["score"]}, r"tasks must be a tuple, got \['score'\]"),
+        ({"tasks": ()}, r"tasks must be one or more of score, continue, got \(\)"),
+        ({"tasks": (["score"],)}, r"tasks must be one or more of score, continue, got \(\['score'\],\)"),
+        ({"audio": "generated"}, "audio must be a tuple, got 'generated'"),
+        ({"audio": None}, "audio must be a tuple, got None"),
+        ({"audio": (3,)}, "names 3, which is not a field of ContinuationAudio; known: context,"),
+        (
+            {"audio": ("generated",), "tasks": ("score",)},
+            r"is available only in predict, got tasks=\('score',\); add 'continue' to tasks",
+        ),
+        ({"has_readings": "yes"}, "has_readings must be True or False, got 'yes'"),
+        ({"needs_scores": None}, "needs_scores must be True or False, got None"),
+        ({"accepts_none": 1}, "accepts_none must be True or False, got 1"),
     ],
 )
 def test_a_wrong_declaration_is_refused_by_name(changes, message):
@@ -148,6 +170,22 @@ def test_a_provider_that_raises_or_returns_another_shape_is_named():
 
         with pytest.raises(MetricError, match=message):
             MetricBank({"m": Other()}, spec=SPEC)
+
+
+def test_a_provider_whose_name_is_not_a_string_is_refused():
+    with pytest.raises(MetricError, match="input 3: name must be a Python identifier"):
+        replace(ENTROPY, name=3)
+
+
+def test_an_input_that_takes_the_audio_of_a_continuation_in_a_test_is_refused_with_the_remedy():
+    class Wrong(MeanEntropy):
+        providers = (InputProvider("entropy", "float", lambda source: source.continuation_audio.generated),)
+
+    message = (
+        r"input 'entropy' failed on window 0 of trial0: .* only predict provides; declare it with tasks=\('continue',\)"
+    )
+    with pytest.raises(MetricError, match=message):
+        MetricBank({"m": Wrong()}, spec=SPEC)
 
 
 def test_an_input_of_another_task_is_not_offered():
