@@ -21,7 +21,7 @@ from musicgen_eval.metrics.plugin.entries import GivenMetric, copied, metric_ent
 from musicgen_eval.metrics.plugin.inputs import WindowData, fetch
 from musicgen_eval.metrics.plugin.providers import InputRegistry
 from musicgen_eval.metrics.plugin.readings import PLAIN, ReadingTable
-from musicgen_eval.metrics.plugin.requests import InputRequest, RequestParser, collect
+from musicgen_eval.metrics.plugin.requests import InputRequest, RequestParser, WindowInputs
 from musicgen_eval.metrics.plugin.states import State, compute_in_place, merge_states, to_cpu, window_states
 from musicgen_eval.metrics.plugin.trial import trial_data, try_metric, try_on_device
 from musicgen_eval.records import CodecSpec, Reading, Task
@@ -114,21 +114,14 @@ class MetricBank:
         Returns:
             For each window, a mapping from metric name to the metric's state after this window alone, on the CPU. All states are
             copied from the device at once. A metric has no state for a window if it is not updated with this window (see
-            `requests.collect`).
+            `WindowInputs.collect`).
         """
         states: list[dict[str, State]] = [{} for _ in window_data]
         window_data = fetch(window_data)
-        data_on_cpu = [data.on_cpu for data in window_data]
-        shared: dict[bool, list[dict[tuple[str, str], Any]]] = {
-            on_device: [{} for _ in window_data] for on_device in (False, True)
-        }
+        window_inputs = [WindowInputs(data, self.spec) for data in window_data]
         for name, metric in self.metrics.items():
-            on_device = self._runs_on_device(name)
-            metric.to(_device(window_data) if on_device else "cpu")
-            collected = [
-                collect(self._requests[name], data, self.spec, shared=values)
-                for data, values in zip(window_data if on_device else data_on_cpu, shared[on_device], strict=True)
-            ]
+            metric.to(_device(window_data) if self._runs_on_device(name) else "cpu")
+            collected = [inputs.collect(self._requests[name]) for inputs in window_inputs]
             given = [(window, inputs) for window, inputs in zip(states, collected, strict=True) if inputs is not None]
             left = self._window_states(name, [inputs for _, inputs in given], window_data)
             for (window, _), state in zip(given, left, strict=True):
@@ -170,7 +163,7 @@ class MetricBank:
     def _trial_inputs(self, name: str, window_data: Sequence[WindowData]) -> list[dict[str, Any]]:
         """Returns the inputs of a metric for each synthetic window with which the metric is updated."""
         collected = [
-            collect(self._requests[name], data, self.spec, generator=torch.Generator().manual_seed(index))
+            WindowInputs(data, self.spec, generator=torch.Generator().manual_seed(index)).collect(self._requests[name])
             for index, data in enumerate(window_data)
         ]
         return [inputs for inputs in collected if inputs is not None]

@@ -13,6 +13,7 @@ from musicgen_eval.errors import MetricError
 from musicgen_eval.metrics import CodebookMeans
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.providers import PROVIDERS, InputRegistry, InputSource
+from musicgen_eval.metrics.plugin.trial import trial_data
 from tests.support.specs import codec_spec
 
 SPEC = codec_spec(codebook_size=16, max_frames=100)
@@ -191,6 +192,20 @@ def test_an_input_that_takes_the_audio_of_a_continuation_in_a_test_is_refused_wi
 def test_an_input_of_another_task_is_not_offered():
     with pytest.raises(MetricError, match="asks for 'embedding__bands', which a test does not offer"):
         MetricBank({"m": MeanEmbedding()}, spec=SPEC)
+
+
+def test_an_input_is_computed_once_for_metrics_with_and_without_logits():
+    class WithLogits(MeanEmbedding):
+        def update(self, embedding__bands: Tensor, logits: Tensor) -> None:
+            super().update(embedding__bands)
+
+    metrics = {"a": MeanEmbedding(), "with_logits": WithLogits(), "b": MeanEmbedding()}
+    bank = MetricBank(metrics, spec=SPEC, task="continue")
+    window_data = trial_data(SPEC, bank.readings, "continue")
+    EMBEDDED.clear()
+    results = bank.compute(bank.update(window_data))
+    assert [data.audio.generated.shape for data in window_data] == EMBEDDED
+    assert results["a"] == results["b"] == results["with_logits"]
 
 
 # Runs with a new kind of input
