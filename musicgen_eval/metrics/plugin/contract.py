@@ -153,6 +153,11 @@ class MetricValues:
     recipe: MetricRecipe
 
 
+def label(name: str, metric: Metric) -> str:
+    """Returns the name and class of a metric, with which error messages about the metric start."""
+    return f"metric {name!r} ({type(metric).__name__})"
+
+
 def configure(name: str, metric: Metric, spec: CodecSpec) -> None:
     """Calls the `configure(spec)` method of a metric, if the metric has one.
 
@@ -170,7 +175,7 @@ def configure(name: str, metric: Metric, spec: CodecSpec) -> None:
     try:
         own(spec)
     except Exception as error:  # a third-party metric may raise anything
-        raise MetricError(f"{_label(name, metric)}: configure() failed: {_message(error)}") from error
+        raise MetricError(f"{label(name, metric)}: configure() failed: {_message(error)}") from error
 
 
 def read_values(name: str, metric: Metric) -> MetricValues:
@@ -226,7 +231,7 @@ def _method(name: str, metric: Metric, member: str) -> Callable[..., Any] | None
     own = _member(name, metric, member, None)
     if own is not None and not callable(own):
         raise MetricError(
-            f"{_label(name, metric)}: {member} must be a method, or None to disable it; got {_described(own)}"
+            f"{label(name, metric)}: {member} must be a method, or None to disable it; got {_described(own)}"
         )
     return own
 
@@ -240,12 +245,12 @@ def _member(name: str, metric: Metric, member: str, default: Any) -> Any:
         # `getattr` would take a property that raises an AttributeError for a missing member.
         return declared.__get__(metric, type(metric))
     except Exception as error:  # a third-party metric may raise anything
-        raise MetricError(f"{_label(name, metric)}: the property {member} failed: {_message(error)}") from error
+        raise MetricError(f"{label(name, metric)}: the property {member} failed: {_message(error)}") from error
 
 
 def _wrong_value(name: str, metric: Metric, member: str, expected: str, got: str) -> MetricError:
     return MetricError(
-        f"{_label(name, metric)}: {member} must be an attribute or a property that holds {expected}, got {got}"
+        f"{label(name, metric)}: {member} must be an attribute or a property that holds {expected}, got {got}"
     )
 
 
@@ -254,10 +259,6 @@ def _described(value: object) -> str:
     if inspect.ismethod(value):
         return "a method; decorate it with @property"
     return "None" if value is None else f"an object of type {type(value).__name__}"
-
-
-def _label(name: str, metric: Metric) -> str:
-    return f"metric {name!r} ({type(metric).__name__})"
 
 
 def _message(error: Exception) -> str:

@@ -475,6 +475,13 @@ class WrongBatch(CodebookPerplexity):
         return {**states, "count": states["count"] + 1}
 
 
+class InPlace(Asks):
+    """Replaces NaN values in the tensor that it receives."""
+
+    def update(self, nll: Tensor) -> None:
+        self.total = self.total + nll.nan_to_num_().sum()
+
+
 class Fussy(CodebookPerplexity):
     """Raises an error if a reading does not exist."""
 
@@ -493,6 +500,7 @@ class Fussy(CodebookPerplexity):
         (HiddenCount(), r"\(HiddenCount\) cannot be merged.*add_state"),
         (MeanOfSums(), r"\(MeanOfSums\) cannot be merged: three windows give"),
         (WrongBatch(), r"\(WrongBatch\) cannot be merged"),
+        (InPlace(), r"\(InPlace\) changes the input 'nll' of update\(\) in place, .*such as nll.clone\(\)"),
         (Fussy(), r"\(Fussy\) failed its trial on synthetic windows: RuntimeError\('nothing here'\)"),
         (MulticlassAccuracy(num_classes=3), r"\(MulticlassAccuracy\) failed its trial"),
     ],
