@@ -46,17 +46,18 @@ def try_metric(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]) -
         raise MetricError(
             f"{label(name, metric)} keeps no states of its own, so windows cannot be merged; use the metric that it wraps"
         )
-    given = deepcopy(inputs)
+    given_at_once, given_alone = _copies(inputs), _copies(inputs)
     try:
-        at_once = _result_at_once(metric, given)
-        states = window_states(deepcopy(metric), given)
+        at_once = _result_at_once(metric, given_at_once)
+        states = window_states(deepcopy(metric), given_alone)
         merged = compute_in_place(deepcopy(metric), merge_states(metric, states))
     except Exception as error:  # a third-party metric may raise anything; the run must not start with it
         raise MetricError(
             f"{label(name, metric)} failed its trial on synthetic windows: {_one_line(error)}{_described(inputs)}"
         ) from error
     _refuse_large_states(name, metric, states)
-    _refuse_changed_inputs(name, metric, inputs, given)
+    for given in (given_at_once, given_alone):
+        _refuse_changed_inputs(name, metric, inputs, given)
     if not _agree(at_once, merged):
         raise MetricError(
             f"{label(name, metric)} cannot be merged: three windows give {merged} if their states are merged, and {at_once} if "
@@ -149,6 +150,14 @@ def _synthetic_data(spec: CodecSpec, readings: Sequence[Reading], index: int, nu
     return WindowData(readings=readings_of_window, frame_rate_hz=spec.frame_rate_hz)
 
 
+def _copies(inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the inputs of each window with copies of the tensors."""
+    return [
+        {key: value.clone() if isinstance(value, Tensor) else value for key, value in window.items()}
+        for window in inputs
+    ]
+
+
 def _result_at_once(metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Returns the result of one copy of a metric that is updated with all windows."""
     together = deepcopy(metric)
@@ -173,13 +182,18 @@ def _refuse_changed_inputs(
     """Refuses a metric that changes an input in place, because all metrics of a run receive the same tensors."""
     for before, after in zip(inputs, given, strict=True):
         for parameter, value in before.items():
-            if isinstance(value, Tensor) and not torch.allclose(
-                value, after[parameter], rtol=0, atol=0, equal_nan=True
-            ):
+            if isinstance(value, Tensor) and not _is_equal(value, after[parameter]):
                 raise MetricError(
                     f"{label(name, metric)} changes the input {parameter!r} of update() in place, but other metrics receive the "
                     f"same tensor; work on a copy, such as {parameter}.clone()"
                 )
+
+
+def _is_equal(first: Tensor, second: Tensor) -> bool:
+    """Returns True if two tensors have the same shape and values. NaN is equal to NaN."""
+    if first.shape != second.shape:
+        return False
+    return bool(((first == second) | ((first != first) & (second != second))).all())
 
 
 def _one_line(error: Exception) -> str:

@@ -482,6 +482,13 @@ class InPlace(Asks):
         self.total = self.total + nll.nan_to_num_().sum()
 
 
+class Reshapes(Asks):
+    """Changes the shape of the tensor that it receives."""
+
+    def update(self, scored: Tensor) -> None:
+        self.total = self.total + scored.t_().sum()
+
+
 class Fussy(CodebookPerplexity):
     """Raises an error if a reading does not exist."""
 
@@ -501,6 +508,7 @@ class Fussy(CodebookPerplexity):
         (MeanOfSums(), r"\(MeanOfSums\) cannot be merged: three windows give"),
         (WrongBatch(), r"\(WrongBatch\) cannot be merged"),
         (InPlace(), r"\(InPlace\) changes the input 'nll' of update\(\) in place, .*such as nll.clone\(\)"),
+        (Reshapes(), r"\(Reshapes\) changes the input 'scored' of update\(\) in place"),
         (Fussy(), r"\(Fussy\) failed its trial on synthetic windows: RuntimeError\('nothing here'\)"),
         (MulticlassAccuracy(num_classes=3), r"\(MulticlassAccuracy\) failed its trial"),
     ],
