@@ -25,7 +25,7 @@ import musicgen_eval.runs.datamodule, musicgen_eval.runs.module
 from musicgen_eval.data.scoring_plan import plan_evaluation
 from musicgen_eval.data.settings import DataSettings
 from musicgen_eval.records import CodecSpec
-from musicgen_eval.data.index_builder import Opening
+from musicgen_eval.data.index_builder import ProbeOptions
 
 def peak_mb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -33,7 +33,7 @@ def peak_mb():
 spec = CodecSpec(32000, 50, 640, 4, 2048, 1, (0, 1, 2, 3), 1500)
 imported_mb = peak_mb()
 start = time.perf_counter()
-plan = plan_evaluation(DataSettings(source=sys.argv[1]), spec, Opening(index_path=Path(sys.argv[1] + ".npz")))
+plan = plan_evaluation(DataSettings(source=sys.argv[1]), spec, ProbeOptions(index_path=Path(sys.argv[1] + ".npz")))
 plan.source_digest
 seconds = time.perf_counter() - start
 planned_mb = peak_mb()

@@ -64,7 +64,9 @@ class PerplexityResult:
     evaluation: EvaluationResult
 
 
-@takes_settings(positional=("audio", "checkpoint", "revision"), without=("source", "save_nll", "seed", "resume"))
+@takes_settings(
+    task="score", positional=("audio", "checkpoint", "revision"), without=("source", "save_nll", "seed", "resume")
+)
 @own_defaults()
 def perplexity(
     audio: Audio,
@@ -120,8 +122,7 @@ def perplexity(
 
 
 @takes_settings(
-    positional=("audio", "text", "checkpoint", "revision"),
-    without=("source", "target_s", "head", "tail", "save_nll", "allow_beyond_limit", "resume"),
+    task="continue", positional=("audio", "text", "checkpoint", "revision"), without=("source", "target_s", "resume")
 )
 @own_defaults()
 def generate(

@@ -12,7 +12,7 @@ class EvaluationError(ValueError):
 
 
 class AudioError(EvaluationError):
-    """Raised if an audio file cannot be read completely, or cannot be written."""
+    """Raised if an audio file cannot be read completely or cannot be written."""
 
 
 class SourceError(EvaluationError):
@@ -28,7 +28,7 @@ class CheckpointError(EvaluationError):
 
 
 class MetricError(EvaluationError):
-    """Raised if a metric requests an unknown input, or if its states cannot be merged."""
+    """Raised if a metric requests an unknown input or has states that cannot be merged."""
 
 
 class NonFiniteError(EvaluationError):
@@ -51,9 +51,9 @@ class RunError(EvaluationError):
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:
-    """Returns the part of an error message that suggests known names in place of an unknown one.
+    """Returns text for an error message that suggests known names in place of an unknown name.
 
-    Only the last parts of dotted names are compared. If no known name is similar, the first 20 known names are listed.
+    Only the last components of dotted names are compared. If no known name is similar, the text lists the first 20 known names.
 
     >>> near_matches("CodebookPerplexty", ["musicgen_eval.metrics.CodebookPerplexity", "musicgen_eval.metrics.TextGain"])
     'did you mean musicgen_eval.metrics.CodebookPerplexity?'

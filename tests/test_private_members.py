@@ -17,7 +17,6 @@ ADAPTERS = {
     "runs/wandb_internals.py",
 }
 ALLOWED = {
-    "cli/lightning.py": {"_parser", "_prepare_subcommand_kwargs", "_run_subcommand"},  # methods of LightningCLI
     "runs/processes/signals.py": {"_exit"},  # os._exit, which is documented
 }
 

@@ -1,1 +1,1 @@
-"""Reads exact slices of audio files at any sample rate, and writes audio."""
+"""Reads slices of audio files at any sample rate, and writes audio files."""

@@ -1,9 +1,16 @@
-"""Reads the properties of an audio file, and any range of its native samples, in all supported formats.
+"""Reads the properties of audio files, and any range of their native samples.
 
-A range is identical to the same part of a full decode. This requires workarounds for libsndfile's estimated lengths and short
-pre-roll in mp3 (`mp3.py`), a shift in the last page of Ogg Vorbis, the pre-roll of Opus, FLAC files of unknown length, and
-truncated files that libsndfile reads as shorter ones (`containers.py`). python-soundfile seeks after every read, so each range is
-read with a new handle, one seek and one read.
+A range is identical to the same range of the fully decoded file. libsndfile does not guarantee this, so the package contains
+workarounds for the following problems:
+
+- mp3: The length is only an estimate, and decoding starts too close to the seek position (`mp3.py`).
+- Ogg Vorbis: Seeks into the last page are inexact.
+- Opus: Decoding starts too close to the seek position.
+- FLAC: A file that was written to a pipe does not declare its length (`flac.py`).
+- All formats: A truncated file is read as a shorter one, without an error (`containers.py`).
+
+Each range is read with a new file handle, one seek and one read. A second read would not be exact, because python-soundfile seeks
+after every read.
 """
 
 from __future__ import annotations
@@ -30,9 +37,9 @@ from musicgen_eval.errors import AudioError
 from musicgen_eval.files.file_names import missing_file_hint
 from musicgen_eval.files.printable import with_printable_errors
 
-VORBIS_LAST_PAGE_SAMPLES = 262_144  # a seek into the last page is shifted by the samples trimmed from its end
+VORBIS_LAST_PAGE_SAMPLES = 262_144  # seeks into the last page are off by the number of samples trimmed from its end
 OPUS_PRE_ROLL_SAMPLES = 96_000  # libsndfile's pre-roll of 80 ms leaves errors of 1e-2 at 6 kbit/s
-MAX_PEAK = 32.0  # float files may exceed full scale; larger peaks mean that the samples were not scaled
+MAX_PEAK = 32.0  # float files may exceed full scale; a larger peak means that the samples were not scaled
 MAX_SAMPLES_PER_BYTE = 1 << 13  # FLAC stores 65,535 samples of silence in 17 bytes
 _UNKNOWN_FRAMES = 1 << 62
 _SKIP_BLOCK_SAMPLES = 1 << 16
@@ -44,10 +51,11 @@ class AudioInfo:
 
     Attributes:
         path: Path of the file.
-        format: Container and coding as named by soundfile or PyAV, such as "WAV/PCM_16", "MP3/MPEG_LAYER_III" or "MP4/AAC".
+        format: Container and encoding, as named by soundfile or PyAV. Examples are "WAV/PCM_16", "MP3/MPEG_LAYER_III" and
+            "MP4/AAC".
         sample_rate_hz: Native sample rate.
         num_channels: Number of channels.
-        num_samples: Number of native samples per channel. The samples are counted if the header only estimates their number.
+        num_samples: Number of native samples per channel. If the header gives only an estimate, the samples are counted.
     """
 
     path: Path
@@ -61,12 +69,12 @@ class AudioInfo:
 def probe(path: str | Path) -> AudioInfo:
     """Returns the properties of an audio file. The format is identified by the content of the file, not by its name.
 
-    Only the headers are read if they can be trusted. Otherwise, the frames of an mp3 file are counted. Files that require PyAV are
-    decoded once.
+    If the headers are reliable, only the headers are read. If the headers of an mp3 file are not reliable, its frames are counted.
+    A file that requires PyAV is decoded completely.
 
     Raises:
-        AudioError: If the file is missing, not a regular file, empty, not audio or detectably truncated, contains no samples, or
-            requires PyAV, which is not installed.
+        AudioError: If the file is missing, empty, truncated or not a regular file, if it contains no audio samples, or if it
+            requires PyAV but PyAV is not installed.
     """
     path = Path(path)
     num_bytes = file_bytes(path)
@@ -98,14 +106,16 @@ def _probe(path: Path) -> AudioInfo:
 
 
 def read_native(info: AudioInfo, start: int, num_samples: int) -> np.ndarray:
-    """Returns native samples [start, start + num_samples) of a file, identical to the same range of a full decode.
+    """Returns the native samples [start, start + num_samples) of a file.
+
+    The result is identical to the same range of the fully decoded file.
 
     Returns:
         (num_samples, C) float32.
 
     Raises:
-        AudioError: If the file is damaged or has fewer samples than it declares, or if samples are NaN, infinite or above
-            `MAX_PEAK`.
+        AudioError: If the file is damaged, if it contains fewer samples than its header declares, or if a sample is NaN,
+            infinite or greater than `MAX_PEAK` in magnitude.
     """
     if num_samples == 0:
         return np.zeros((0, info.num_channels), np.float32)
@@ -139,7 +149,7 @@ def read_native(info: AudioInfo, start: int, num_samples: int) -> np.ndarray:
 
 
 def is_decoded_from_start(format: str) -> bool:
-    """Returns whether files of a format must be decoded from their start, even to determine their length.
+    """Returns whether a file of the given format must always be decoded from the start, even to determine its length.
 
     >>> is_decoded_from_start("MP4/AAC"), is_decoded_from_start("WAV/PCM_16")
     (True, False)
@@ -153,7 +163,7 @@ def is_decoded_from_start(format: str) -> bool:
 def file_bytes(path: Path) -> int:
     """Returns the size of a regular file, in bytes.
 
-    Uses only `stat`, because opening a fifo without a writer never returns.
+    The file is not opened, because opening a FIFO blocks until another process opens it for writing.
 
     Raises:
         AudioError: If the file is missing, empty or not a regular file.
@@ -216,10 +226,10 @@ def _probe_soundfile(path: Path, head: bytes) -> AudioInfo:
 
 
 def _check_flac(path: Path, declared: int) -> int:
-    """Returns the number of samples of a FLAC file.
+    """Returns the number of samples per channel in a FLAC file.
 
     Raises:
-        AudioError: If the header and the last frame disagree.
+        AudioError: If the header and the last frame indicate different numbers.
     """
     if declared >= _UNKNOWN_FRAMES:
         return flac_num_samples(path)
@@ -235,7 +245,11 @@ def _check_flac(path: Path, declared: int) -> int:
 
 
 def _read_soundfile(info: AudioInfo, start: int, num_samples: int) -> np.ndarray:
-    """Returns (N, C) float32. N is less than `num_samples` if the file ends early."""
+    """Reads native samples with soundfile.
+
+    Returns:
+        (N, C) float32. N is less than `num_samples` if the file ends early.
+    """
     position = start
     if info.format == "OGG/VORBIS":
         ogg.check_ogg_pages(info.path)
@@ -261,7 +275,8 @@ def _read_soundfile(info: AudioInfo, start: int, num_samples: int) -> np.ndarray
 def _open(path: Path) -> Iterator[soundfile.SoundFile]:
     """Opens a file with soundfile.
 
-    soundfile receives an open file, because it would treat a file named `*.raw` as samples without a header.
+    soundfile is given an open file instead of a path, because it assumes that a path with the extension `.raw` refers to a file
+    without a header.
     """
     with open_audio(path) as file:
         raw = ogg.split_header_page(file.raw) or _flac_with_length(path, file.raw) or file.raw
@@ -271,9 +286,9 @@ def _open(path: Path) -> Iterator[soundfile.SoundFile]:
 
 
 def _flac_with_length(path: Path, file: RawIOBase) -> SpanFile | None:
-    """Adds the length to the header of a FLAC file that was written to a pipe. Returns None for any other file.
+    """Returns a FLAC file with the missing length added to its header, or None if no length is missing.
 
-    Without the length, libsndfile cannot read up to the last sample.
+    The length is missing if the file was written to a pipe. In that case, libsndfile cannot read the last samples of the file.
     """
     head = file.read(26) or b""
     file.seek(0)

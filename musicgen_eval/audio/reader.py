@@ -1,7 +1,7 @@
 """Reads slices of audio files at any sample rate.
 
-A slice is identical to the same part of the whole track, decoded, mixed and resampled in one piece. `decoding.py` and
-`resampling.py` describe how this is achieved.
+A slice is identical to the same part of the track when the whole track is decoded, mixed and resampled in one piece. `decoding.py`
+and `resampling.py` describe how this is achieved.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 
 @dataclass(frozen=True)
 class TrackAudio:
-    """The audio of a track, which is a file or a part of one.
+    """Audio of a track. A track is an audio file or a part of an audio file.
 
     Attributes:
-        info: Properties of the file.
-        first_sample: Start of the track in the file, in native samples.
+        info: Properties of the audio file.
+        first_sample: Position in the file at which the track starts, in native samples.
         num_samples: Length of the track, in native samples.
     """
 
@@ -48,32 +48,33 @@ class TrackAudio:
     num_samples: int
 
     def num_frames(self, frame_rate_hz: int) -> int:
-        """Returns the number of whole frames in the track, floor(native samples * frame rate / native rate)."""
+        """Returns the number of whole frames in the track: floor(num_samples * frame_rate_hz / info.sample_rate_hz)."""
         return self.num_samples * frame_rate_hz // self.info.sample_rate_hz
 
     def num_samples_at(self, sample_rate_hz: int) -> int:
-        """Returns the length of the track at a sample rate, in samples, rounded up."""
+        """Returns the length of the track in samples at the given sample rate, rounded up."""
         return RatePair(self.info.sample_rate_hz, sample_rate_hz).num_resampled(self.num_samples)
 
     @with_printable_errors
     def read(self, start_sample: int, num_samples: int, *, sample_rate_hz: int, channels: int) -> torch.Tensor:
-        """Returns a slice of the track, mixed and resampled.
+        """Returns a slice of the track, mixed to the given number of channels and resampled to the given rate.
 
-        The result is identical to the same part of the whole track, mixed and resampled in one piece. Only the native samples that
-        the slice depends on are read.
+        The result is identical to the same part of the track when the whole track is mixed and resampled in one piece. Only the
+        native samples that the slice depends on are read.
 
         Args:
-            start_sample: First sample, counted at `sample_rate_hz` from the start of the track.
+            start_sample: First sample of the slice, counted from the start of the track at `sample_rate_hz`.
             num_samples: Length of the slice, in samples at `sample_rate_hz`.
             sample_rate_hz: Sample rate of the result.
-            channels: 1 for the mean of the file's channels, or 2. A mono file is duplicated to 2 channels.
+            channels: Number of channels of the result, 1 or 2. For 1, the channels of the file are averaged. For 2, the channel of
+                a mono file is duplicated.
 
         Returns:
             (channels, num_samples) float32.
 
         Raises:
-            AudioError: If the slice is outside the track, the file has more than two channels or fewer samples than it
-                declares, or samples are NaN or infinite.
+            AudioError: If the slice is not within the track, if the file has more than two channels or contains fewer samples
+                than its header declares, or if a sample is NaN or infinite.
         """
         _check_channels(self.info, channels)
         rates = RatePair(self.info.sample_rate_hz, sample_rate_hz)
@@ -99,20 +100,20 @@ class TrackAudio:
 def open_track(
     path: str | Path, *, start_s: float = 0.0, duration_s: float | None = None, info: AudioInfo | None = None
 ) -> TrackAudio:
-    """Opens a file, or a part of it, as a track.
+    """Opens an audio file, or a part of one, as a track.
 
-    Start and end are rounded to the nearest native sample, so that adjacent parts share no sample. A track that ends up to 1 ms
-    (or one sample) after the end of the file is shortened to the file, because manifests contain rounded times.
+    The start and the end are rounded to the nearest native sample, so adjacent parts of a file do not overlap. Because manifests
+    contain rounded times, a track may end up to 1 ms (or one sample) after the end of the file. Such a track is shortened.
 
     Args:
-        path: Path of the file.
-        start_s: Start of the track in the file, in seconds.
+        path: Path of the audio file.
+        start_s: Time in the file at which the track starts, in seconds.
         duration_s: Length of the track, in seconds. None means up to the end of the file.
-        info: Result of `probe` for this file. None means that the file is probed.
+        info: Result of `probe` for this file. If None, `open_track` calls `probe`.
 
     Raises:
-        AudioError: If `probe` fails, the file has more than two channels, its sample rate is not supported, or the track is
-            outside the file.
+        AudioError: If `probe` fails, if the file has more than two channels or an unsupported sample rate, or if the track is not
+            within the file.
     """
     info = probe(path) if info is None else info
     _check_channels(info, 2)

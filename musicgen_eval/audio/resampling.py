@@ -1,8 +1,10 @@
-"""Resamples slices of audio. A slice is identical to the same part of the whole audio, resampled in one piece.
+"""Resamples slices of audio.
 
-The filter is part of the definition of the results, so it cannot be configured. It is torchaudio's windowed sinc, with settings
-whose output agrees with audiocraft's resampler (julius) to 101 dB. Rate pairs that would need too large a kernel are resampled by
-soxr, in blocks that are counted from the start of the audio.
+A resampled slice is identical to the same part of the audio when all of the audio is resampled in one piece.
+
+The resampling filter affects the results, so it cannot be configured. It is torchaudio's windowed sinc filter. With the settings
+used here, its output agrees with that of audiocraft's resampler (julius) to 101 dB below full scale. If a pair of sample rates
+would require too large a kernel, soxr resamples the audio instead, in blocks whose positions do not depend on the slice.
 """
 
 from __future__ import annotations
@@ -30,11 +32,11 @@ ReadNative = Callable[[int, int], torch.Tensor]  # (start, num) -> (C, num), bot
 
 @dataclass(frozen=True)
 class RatePair:
-    """A native rate and a resampled rate, with the sizes derived from them.
+    """Native sample rate and target sample rate, with the quantities that are derived from them.
 
     Attributes:
         from_hz: Native sample rate.
-        to_hz: Sample rate of the result.
+        to_hz: Sample rate after resampling.
     """
 
     from_hz: int
@@ -46,31 +48,31 @@ class RatePair:
 
     @property
     def native_period(self) -> int:
-        """Number of native samples after which the two sampling grids coincide. Slices are read from multiples of it."""
+        """Smallest number of native samples that corresponds to a whole number of resampled samples."""
         return self.from_hz // gcd(self.from_hz, self.to_hz)
 
     @property
     def period(self) -> int:
-        """Number of resampled samples in one `native_period`."""
+        """Number of resampled samples that correspond to `native_period` native samples."""
         return self.to_hz // gcd(self.from_hz, self.to_hz)
 
     @property
     def margin(self) -> int:
-        """Number of native samples before and after a resampled sample on which it depends."""
+        """Number of native samples on each side that a resampled sample depends on."""
         if self.resampler == "soxr":
             return ceil(SOXR_MARGIN_SAMPLES * max(1.0, self.from_hz / self.to_hz))
         return _sinc_width(self.native_period, self.period)
 
     @property
     def resampler(self) -> Literal["none", "torchaudio", "soxr"]:
-        """Implementation that resamples this pair of rates."""
+        """Name of the implementation that is used for this pair of rates. `none` means that the rates are equal."""
         if self.from_hz == self.to_hz:
             return "none"
         width = _sinc_width(self.native_period, self.period)
         return "torchaudio" if self.period * (2 * width + self.native_period) <= MAX_KERNEL_SAMPLES else "soxr"
 
     def num_resampled(self, num_native: int) -> int:
-        """Returns the length of `num_native` samples after resampling, rounded up as in torchaudio and julius."""
+        """Returns the number of samples after resampling `num_native` samples, rounded up as in torchaudio and julius."""
         return -(-num_native * self.period // self.native_period)
 
 
@@ -99,13 +101,16 @@ def resample(audio: torch.Tensor, *, from_hz: int, to_hz: int) -> torch.Tensor:
 def resample_slice(
     read_native: ReadNative, *, num_native: int, start: int, num_samples: int, rates: RatePair
 ) -> torch.Tensor:
-    """Returns samples [start, start + num_samples) of the resampled audio. Only the native samples that they depend on are read.
+    """Returns the samples [start, start + num_samples) of the resampled audio.
 
-        native    |---------|=========|=========|---------|     read: whole periods, and a margin on either side
-        resampled           |   [.....slice.....]  |             cut
+    Only the necessary native samples are read: the whole periods that contain the slice, and a margin on each side.
+
+        native       |--margin--|==period==|==period==|--margin--|
+        resampled               |   [....slice....]   |
 
     Args:
-        read_native: Function of (start, num) that returns (C, num) float32. Ranges lie within [0, num_native).
+        read_native: Function that takes (start, num) and returns the native samples [start, start + num) as (C, num) float32. It is
+            called only with ranges within [0, num_native).
         num_native: Length of the whole audio, in native samples.
         start: First resampled sample of the slice.
         num_samples: Length of the slice, in resampled samples.
@@ -140,7 +145,7 @@ def resample_slice(
 
 
 def resampler_name(from_hz: int, to_hz: int) -> str:
-    """Returns the name and settings of the resampler for a pair of rates, for the recipe of a result.
+    """Returns the name and the settings of the resampler for a pair of sample rates, as recorded in the recipe.
 
     >>> resampler_name(44100, 32000)
     'torchaudio sinc (lowpass_filter_width=24, rolloff=0.945)'
@@ -154,7 +159,7 @@ def resampler_name(from_hz: int, to_hz: int) -> str:
 
 
 def _sinc_width(native_period: int, period: int) -> int:
-    """Returns half the length of the kernel, in native samples.
+    """Returns half the length of the sinc kernel, in native samples.
 
     Source: torchaudio 2.11, `functional._get_sinc_resample_kernel`.
     """
@@ -163,7 +168,7 @@ def _sinc_width(native_period: int, period: int) -> int:
 
 def _sinc(audio: torch.Tensor, rates: RatePair) -> torch.Tensor:
     num_resampled = rates.num_resampled(audio.shape[-1])
-    # For short inputs, torch uses another convolution, whose results differ in the last bits. Padding avoids this.
+    # For short inputs, torch uses a different convolution, whose results differ in the last bits. Padding prevents this.
     audio = torch.nn.functional.pad(audio, (0, max(0, MIN_CONVOLUTION_SAMPLES - audio.shape[-1])))
     # A caller's autocast would run the convolution in bf16.
     with torch.no_grad(), torch.autocast(audio.device.type, enabled=False):
@@ -176,12 +181,12 @@ def _sinc(audio: torch.Tensor, rates: RatePair) -> torch.Tensor:
 def _soxr_blocks(
     native: torch.Tensor, native_start: int, blocks: range, native_block: int, margin: int, rates: RatePair
 ) -> torch.Tensor:
-    """Returns (C, N) resampled audio, from the start of the first block to the end of the last one."""
+    """Resamples consecutive blocks with soxr and returns the (C, N) resampled audio of all blocks."""
     pieces = []
     for number in blocks:
         piece_start = max(0, number * native_block - margin)
         piece = native[..., piece_start - native_start : (number + 1) * native_block + margin - native_start]
-        # soxr rounds lengths to the nearest sample, and we round up. Therefore the input is padded with silence, as in torchaudio.
+        # soxr rounds the length to the nearest sample instead of up, so the input is padded with silence, as in torchaudio.
         interleaved = np.pad(piece.cpu().numpy().T, ((0, margin), (0, 0)))
         resampled = soxr.resample(interleaved, rates.from_hz, rates.to_hz, quality="VHQ")
         skip = rates.num_resampled(number * native_block - piece_start)

@@ -1,4 +1,7 @@
-"""Writes audio files, in one call or block by block. Incomplete files are never visible under their final name."""
+"""Writes audio files, in one call or block by block.
+
+A file appears under its final name only after it has been written completely.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ __all__ = ["AudioWriter", "WriteFormat", "write_audio"]
 _WRITE_BLOCK_SAMPLES = 1 << 16
 """Samples per call of libsndfile.
 
-The Ogg encoder of libsndfile overflows the stack if it is given millions of samples at once, and its output depends on the size of
-the blocks.
+libsndfile's Ogg encoder overflows the stack if it receives millions of samples in one call. Its output depends on the block size,
+so the block size is fixed.
 """
 _WRITE_FORMATS = {
     "wav": ("WAV", "FLOAT"),
@@ -37,18 +40,18 @@ class AudioWriter:
     """Context manager that writes an audio file block by block.
 
     The file is written completely or not at all. If an exception is raised inside the `with` block, an existing file at `path`
-    is kept.
+    is not changed.
 
     Args:
         path: Path of the file. An existing file is replaced.
         sample_rate_hz: Sample rate of the audio.
-        channels: Number of channels of every block.
-        format: "wav" (float32), "flac" (24 bit), "flac16" (16 bit), "mp3" or "ogg". None means that the suffix of `path` determines
-            the format.
+        channels: Number of channels of the audio.
+        format: "wav" (float32), "flac" (24 bit), "flac16" (16 bit), "mp3" or "ogg". None means that the extension of `path`
+            determines the format.
 
     Raises:
-        AudioError: If the format is unknown, does not support the sample rate or the number of channels, or the file cannot be
-            written.
+        AudioError: If the format is unknown, if it does not support the sample rate or the number of channels, or if the file
+            cannot be written.
     """
 
     def __init__(
@@ -80,13 +83,14 @@ class AudioWriter:
         return self
 
     def write(self, audio: torch.Tensor) -> None:
-        """Appends a block.
+        """Appends a block of audio to the file.
 
         Args:
             audio: (C, n) float in [-1, 1]. Values outside this range are kept in wav files and clipped in other formats.
 
         Raises:
-            AudioError: If the number of channels differs, samples are NaN or infinite, or the file cannot be written.
+            AudioError: If the block has a different number of channels, if a sample is NaN or infinite, or if the file cannot be
+                written.
         """
         if self._sound is None or self._file is None:
             raise AudioError(f"{self.path}: the writer is not open; use `with AudioWriter(...) as writer:`")
@@ -112,13 +116,13 @@ class AudioWriter:
             self._on_exit.__exit__(kind, error, trace)
 
     def _finish(self, sound: soundfile.SoundFile) -> None:
-        """Writes the last samples, which are shorter than one block."""
+        """Writes the remaining samples, which are fewer than one block."""
         self._sound = self._file = None
         sound.write(self._pending)
 
     @contextlib.contextmanager
     def _errors_with_path(self) -> Iterator[None]:
-        """Converts exceptions to an `AudioError` that names the file and quotes the system's message."""
+        """Converts an `OSError` or a soundfile error to an `AudioError` that names the file and includes the original message."""
         try:
             yield
         except (OSError, soundfile.SoundFileError) as error:
@@ -136,10 +140,10 @@ def write_audio(
         path: Path of the file. An existing file is replaced.
         audio: (C, N) float in [-1, 1]. Values outside this range are kept in wav files and clipped in other formats.
         sample_rate_hz: Sample rate of the audio.
-        format: See `AudioWriter`.
+        format: Format of the file. See `AudioWriter`.
 
     Raises:
-        AudioError: See `AudioWriter` and `AudioWriter.write`.
+        AudioError: If `audio` does not have two dimensions, or if `AudioWriter` or `AudioWriter.write` raises this error.
     """
     if audio.ndim != 2:
         raise AudioError(f"{path}: audio must be (channels, samples), got shape {tuple(audio.shape)}")
@@ -148,7 +152,10 @@ def write_audio(
 
 
 class _OutputFile:
-    """Output file for libsndfile that stores the first error, because Python exceptions do not pass through C code."""
+    """Output file for libsndfile.
+
+    The first error is stored and raised by `check`, because Python exceptions do not pass through C code.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -179,6 +186,6 @@ class _OutputFile:
         """Does nothing, because `atomic_file` flushes the file."""
 
     def check(self) -> None:
-        """Raises the stored error, if there is one."""
+        """Raises the first error that occurred, if any."""
         if self._error is not None:
             raise self._error

@@ -99,7 +99,7 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-@takes_settings(without=("source", "num_workers", "max_frames", "seed"))
+@takes_settings(task="score", without=("source", "num_workers", "max_frames", "seed"))
 def evaluate_command(audio: list[str], data: DataSettings, model: ModelSettings, run: RunSettings) -> None:
     """Measures the perplexity of audio files."""
     from rich.console import Console
@@ -119,11 +119,7 @@ def evaluate_command(audio: list[str], data: DataSettings, model: ModelSettings,
     )
 
 
-@takes_settings(
-    without=(
-        "source", "target_s", "head", "num_workers", "allow_beyond_limit", "max_frames", "tail", "save_nll",
-    )
-)  # fmt: skip
+@takes_settings(task="continue", without=("source", "target_s", "num_workers", "max_frames"))
 def generate_command(
     audio: list[str],
     data: DataSettings,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -15,9 +16,9 @@ from rich.console import Console
 from musicgen_eval.cli.arguments import expand_home, refuse_other_encodings, utf8_text
 from musicgen_eval.cli.strict_parser import StrictParser
 from musicgen_eval.cli.version import PrintVersion
-from musicgen_eval.data.sources import lasting_source
+from musicgen_eval.data.sources import absolute_source
 from musicgen_eval.errors import EvaluationError, RunError
-from musicgen_eval.models.checkpoint import lasting_name
+from musicgen_eval.models.checkpoint import absolute_name
 from musicgen_eval.models.out_of_memory import out_of_memory_explained
 from musicgen_eval.records import Task
 from musicgen_eval.runs.datamodule import WindowDataModule
@@ -30,7 +31,7 @@ from musicgen_eval.runs.progress_bar import EvaluationProgress
 from musicgen_eval.runs.recorder import RunRecorder
 from musicgen_eval.runs.result_logger import ResultLogger
 from musicgen_eval.runs.settings import AudioSettings, RunSettings
-from musicgen_eval.runs.trainer_settings import LIMITS, check_precision, refuse_limit
+from musicgen_eval.runs.trainer_settings import LIMITS, check_precision, refuse_distributed_sampler, refuse_limit
 from musicgen_eval.runs.wandb_logger import WandbSettings, wandb_logger
 from musicgen_eval.runs.wandb_tracker import WandbTracker
 
@@ -77,7 +78,8 @@ class EvaluationCLI(LightningCLI):
         self.parser.add_argument("--version", action=PrintVersion)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the options for the run folder, the audio files and W&B."""
+        """Adds the options for the run folder, the audio files and W&B to the parser of a command."""
+        self.command_parser = parser  # any of them: the parsers of all commands accept the same options
         parser.add_class_arguments(RunSettings, skip={"precision", "accelerator"})  # these are options of the trainer
         parser.add_class_arguments(AudioSettings, "audio")
         parser.add_class_arguments(WandbSettings, "wandb")
@@ -116,7 +118,7 @@ class EvaluationCLI(LightningCLI):
                 "trainer.benchmark is set. It makes cuDNN choose algorithms by timing, so two runs would differ; remove it"
             )
         if trainer.use_distributed_sampler:
-            raise RunError("trainer.use_distributed_sampler is set, but it would score windows twice; remove it")
+            refuse_distributed_sampler()
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Creates the Trainer with additional callbacks for the run folder, the progress bar and W&B."""
@@ -126,9 +128,9 @@ class EvaluationCLI(LightningCLI):
         again = settings.clone()
         again.run_dir = None  # a repetition with config.yaml is written to a new folder
         again.retry_failures = again.allow_other_machine = False
-        again.data.source = lasting_source(again.data.source)
-        again.model.checkpoint = lasting_name(again.model.checkpoint)
-        config_yaml = self._parser(self.subcommand).dump(again, skip_none=False)
+        again.data.source = absolute_source(again.data.source)
+        again.model.checkpoint = absolute_name(again.model.checkpoint)
+        config_yaml = self.command_parser.dump(again, skip_unset=False)
         logger = wandb_logger(WandbSettings(**settings.wandb.as_dict()))
         console = Console() if _is_rank_0() else None
         trainer_config = self.config_init[self.subcommand].trainer
@@ -162,33 +164,39 @@ class EvaluationCLI(LightningCLI):
             trainer.loggers = [*trainer.loggers, logger]
         return trainer
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Runs the command. A signal stops the run after the current batch."""
+    def validate(self, model: MusicGenEvaluation, datamodule: WindowDataModule) -> None:
+        """Runs the command `validate`. LightningCLI calls the method with the name of the command."""
+        self._run("score", lambda: self.trainer.validate(model, datamodule))
+
+    def test(self, model: MusicGenEvaluation, datamodule: WindowDataModule) -> None:
+        """Runs the command `test`."""
+        self._run("score", lambda: self.trainer.test(model, datamodule))
+
+    def predict(self, model: MusicGenEvaluation, datamodule: WindowDataModule) -> None:
+        """Runs the command `predict`, without keeping all continuations in memory."""
+        self._run("continue", lambda: self.trainer.predict(model, datamodule, return_predictions=False))
+
+    def _run(self, task: Task, loop: Callable[[], object]) -> None:
+        """Runs a loop of the trainer. A signal stops the run after the current batch.
+
+        Args:
+            task: Task of the run.
+            loop: Function that runs the loop. Before it is called, the checkpoint and the metrics are checked and the run folder is
+                claimed, because Lightning starts the other processes in it.
+
+        Raises:
+            RunError: A metric could not be computed. The results of the other metrics have been written.
+        """
         batch_size = self.datamodule.settings.batch_size
         with self.stop.listening(), dead_workers_explained(), out_of_memory_explained(batch_size, "moving data to it"):
-            super()._run_subcommand(subcommand)
-
-    def before_test(self) -> None:
-        """Checks the checkpoint and the metrics, and claims the run folder, before Lightning starts other processes."""
-        task: Task = "continue" if self.subcommand == "predict" else "score"
-        refuse_strategy(self.trainer, task)
-        self.model.prepare(task)
-        if _is_rank_0():
-            self.folder.claim()
-
-    def after_test(self) -> None:
-        """Raises a `RunError` if a metric could not be computed. The results of the other metrics have already been written."""
+            refuse_strategy(self.trainer, task)
+            self.model.prepare(task)
+            if _is_rank_0():
+                self.folder.claim()
+            loop()
         if self.model.result is not None and self.model.result.metric_errors:
             names = ", ".join(self.model.result.metric_errors)
             raise RunError(f"cannot compute the metrics {names}; the other results are written")
-
-    before_validate = before_predict = before_test
-    after_validate = after_predict = after_test
-
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Prevents Lightning from keeping all continuations in memory."""
-        prepared: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
-        return {**prepared, "return_predictions": False} if subcommand == "predict" else prepared
 
     @property
     def _settings(self) -> Namespace:

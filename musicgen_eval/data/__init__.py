@@ -1,1 +1,4 @@
-"""Turns a source into a plan of tracks, windows and batches. Independent of Lightning and of models."""
+"""Creates the plan of a run from a source of audio: the tracks, the windows and the batches.
+
+This package does not depend on Lightning or on the models.
+"""

@@ -1,7 +1,8 @@
-"""Groups the windows of a plan into batches, identifies each batch by a hash of its windows, and distributes batches over ranks.
+"""Groups the windows of a plan into batches, and distributes the batches over the ranks.
 
-Batches do not depend on the number of ranks, so a window always shares a batch with the same windows. Every rank takes the same
-number of steps; surplus steps get an empty batch. Independent of Lightning.
+The batches do not depend on the number of ranks, so a window is always in a batch with the same windows. Every rank processes the
+same number of batches. If there are too few batches, some ranks process an empty batch. Each batch is identified by a hash of its
+windows. This module does not depend on Lightning.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from musicgen_eval.data.plan import Plan
 
 
 class RankBatches(Sampler[list[int]]):
-    """Samples the batches of one rank.
+    """Batch sampler that yields the batches of one rank.
 
-    The batches are the same for any number of ranks, and together the ranks get every window once. Batches are formed in
-    order and distributed round robin, so that long windows are spread evenly. If the number of batches is not a multiple
-    of the world size, the last ranks get an empty batch at the end. If no batches are left, every rank gets an empty one.
+    The windows are grouped into batches in order, and the batches are distributed over the ranks in round-robin order. Long windows
+    are therefore spread evenly, and each window is processed by exactly one rank. The batches are the same for any number of ranks.
+    If the number of batches is not a multiple of the world size, the last batch of some ranks is empty. If no batches remain, every
+    rank receives one empty batch.
 
     Args:
         num_windows: Number of windows in the plan.
-        batch_size: Windows per batch.
-        rank: Rank of this process, from 0.
+        batch_size: Number of windows per batch.
+        rank: Rank of this process, counted from 0.
         world_size: Number of processes.
-        done: Numbers of the batches that have already been measured. They are left out.
+        done: Numbers of the batches that have already been measured. These batches are omitted.
 
     >>> [list(RankBatches(5, batch_size=2, rank=rank, world_size=2)) for rank in range(2)]
     [[[0, 1], [4]], [[2, 3], []]]
@@ -44,7 +46,10 @@ class RankBatches(Sampler[list[int]]):
         self._left = [number for number in range(num_batches(num_windows, batch_size)) if number not in done]
 
     def __len__(self) -> int:
-        """Returns the number of steps. It is the same on every rank, and at least one, so that all ranks synchronise."""
+        """Returns the number of batches per rank, including empty batches.
+
+        The number is the same on every rank. It is at least 1, so that all ranks synchronise.
+        """
         return max(1, -(-len(self._left) // self.world_size))
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -55,18 +60,18 @@ class RankBatches(Sampler[list[int]]):
 
 
 def num_batches(num_windows: int, batch_size: int) -> int:
-    """Returns the number of batches."""
+    """Returns the number of batches for `num_windows` windows."""
     return -(-num_windows // batch_size)
 
 
 def batch_rows(number: int, num_windows: int, batch_size: int) -> range:
-    """Returns the rows of the plan that form a batch."""
+    """Returns the rows of the windows in batch `number`."""
     first = number * batch_size
     return range(first, min(first + batch_size, num_windows))
 
 
 def batch_key(plan: Plan, rows: range) -> str:
-    """Returns a hash of the windows of a batch, their tracks and their order."""
+    """Returns a key that identifies a batch: a hash of its windows, their order and the ids of their tracks."""
     windows = plan.windows
     columns = (windows.index, windows.start_frame, windows.context_frames, windows.target_frames)
     numbers = [column[rows.start : rows.stop].tolist() for column in columns]

@@ -1,13 +1,14 @@
-"""Stores columns of text compactly: a million names are one sequence of bytes instead of a million objects.
+"""Stores columns of strings compactly: a million names are stored in one byte string instead of a million objects.
 
     rows    "a.wav"  "b/c.wav"  "d.wav"
-    data    a.wavb/c.wavd.wav               UTF-8; file names that are not UTF-8 keep their bytes
+    data    a.wavb/c.wavd.wav
     ends    5        12         17
 
-A column behaves like a list of `str` and is sent to other processes as two arrays.
+The data is encoded in UTF-8. File names that are not valid UTF-8 are preserved. A column behaves like a list of `str`, and is sent
+to other processes as one byte string and one array.
 
-numpy's `StringDType` needs 16 bytes per row instead of 8, is pickled as a list of `str`, and cannot hold file names that are not
-UTF-8.
+numpy's `StringDType` is not used, because it needs 16 bytes per row instead of 8, is pickled as a list of `str`, and cannot store
+file names that are not valid UTF-8.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Row = TypeVar("Row", bound=str | None, covariant=True)
 
 
 class _Column(Sequence[Row]):
-    """Sequence that compares equal to any sequence of the same rows, such as a list."""
+    """Base class of columns. A column is equal to any sequence with the same rows, such as a list."""
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str | bytes):
@@ -42,11 +43,11 @@ class _Column(Sequence[Row]):
 
 
 class Strings(_Column[str]):
-    """A column of text.
+    """Column of strings.
 
     Args:
-        data: Rows in UTF-8, concatenated.
-        ends: (rows,) int64, offset in `data` at which each row ends.
+        data: All rows, encoded in UTF-8 and concatenated.
+        ends: (rows,) int64 offsets in `data` at which the rows end.
 
     >>> names = Strings.of(["a.wav", "b.wav"])
     >>> names[1], len(names), names == ["a.wav", "b.wav"]
@@ -59,13 +60,16 @@ class Strings(_Column[str]):
 
     @classmethod
     def of(cls, rows: Iterable[str]) -> Strings:
-        """Builds a column from rows."""
+        """Creates a column from strings."""
         builder = StringsBuilder()
         builder.extend(list(rows))
         return builder.build()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns the state to pickle. Lengths replace ends, because a length takes one or two bytes and an end takes eight."""
+        """Returns the state to pickle.
+
+        The state contains the lengths of the rows instead of `ends`, because a length usually takes only one or two bytes.
+        """
         return {"data": self.data, "lengths": smallest_int_dtype(np.diff(self.ends, prepend=0))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -88,13 +92,13 @@ class Strings(_Column[str]):
         return self.encoded(row).decode("utf-8", _ENCODING_ERRORS)
 
     def encoded(self, row: int) -> bytes:
-        """Returns a row in UTF-8."""
+        """Returns a row as UTF-8 bytes."""
         row = range(len(self))[row]
         start = int(self.ends[row - 1]) if row else 0
         return self.data[start : int(self.ends[row])]
 
     def all_encoded(self) -> Iterator[bytes]:
-        """Yields every row in UTF-8, in order."""
+        """Yields all rows as UTF-8 bytes, in order."""
         start = 0
         for ends in np.array_split(self.ends, len(self.ends) // (1 << 16) + 1):
             for end in ends.tolist():
@@ -106,11 +110,11 @@ class Strings(_Column[str]):
 
 
 class StringsBuilder:
-    """Builds a `Strings` column incrementally.
+    """Builder that creates a `Strings` column incrementally.
 
     Attributes:
-        data: Rows added so far in UTF-8, concatenated.
-        ends: Offset in `data` at which each row ends.
+        data: Rows added so far, encoded in UTF-8 and concatenated.
+        ends: Offsets in `data` at which the rows end.
     """
 
     def __init__(self) -> None:
@@ -118,7 +122,7 @@ class StringsBuilder:
         self.ends = array("q")
 
     def extend(self, rows: list[str]) -> None:
-        """Appends rows."""
+        """Appends rows to the column."""
         joined = "".join(rows)
         lengths = (
             list(map(len, rows)) if joined.isascii() else [len(row.encode("utf-8", _ENCODING_ERRORS)) for row in rows]
@@ -128,14 +132,14 @@ class StringsBuilder:
         self.ends.frombytes(ends.tobytes())
 
     def build(self) -> Strings:
-        """Returns the column and empties the builder."""
+        """Returns the column, and removes all rows from the builder."""
         data, ends = bytes(self.data), np.array(self.ends, np.int64)
         self.data, self.ends = bytearray(), array("q")
         return Strings(data, ends)
 
 
 class Texts(_Column[str | None]):
-    """A column of texts in which an empty row reads as None.
+    """Column of optional texts. A missing text is stored as an empty string and returned as None.
 
     >>> list(Texts(Strings.of(["a calm piano", ""])))
     ['a calm piano', None]
@@ -159,7 +163,7 @@ class Texts(_Column[str | None]):
 
 
 class Paths(_Column[str]):
-    """A column of file paths relative to one folder. Absolute paths are not changed.
+    """Column of file paths. Relative paths are joined to a common folder, and absolute paths are returned unchanged.
 
     >>> list(Paths("/data", Strings.of(["a.wav", "/music/b.wav"])))
     ['/data/a.wav', '/music/b.wav']
@@ -182,21 +186,25 @@ class Paths(_Column[str]):
         return os.path.join(self.folder, self.names[row])  # noqa: PTH118
 
     def file(self, row: int) -> Path:
-        """Returns the path of a row's file, spelled as in the file system."""
+        """Returns the path of the file in a row, spelled as in the file system."""
         return locate(self.folder, self.names[row])
 
 
 def packed(column: NDArray[Any]) -> NDArray[Any]:
-    """Returns only the first row of a column if all rows are equal, or else the whole column."""
+    """Returns only the first row of a column if all rows are equal, and the whole column otherwise."""
     alike = len(column) > 1 and bool((bits(column) == bits(column[:1])).all())
     return column[:1].copy() if alike else column
 
 
 def unpacked(column: NDArray[Any], num_rows: int) -> NDArray[Any]:
-    """Returns the column that was passed to `packed`.
+    """Restores the original column from the result of `packed`.
+
+    Args:
+        column: Result of `packed`.
+        num_rows: Number of rows in the original column.
 
     Raises:
-        ValueError: The column has neither one row nor `num_rows` rows.
+        ValueError: The number of rows in `column` is neither 1 nor `num_rows`.
     """
     if len(column) not in (1, num_rows):
         raise ValueError(f"expected 1 or {num_rows} rows, got {len(column)}")
@@ -204,10 +212,13 @@ def unpacked(column: NDArray[Any], num_rows: int) -> NDArray[Any]:
 
 
 def smallest_int_dtype(column: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
-    """Converts non-negative integers to the smallest dtype that holds them."""
+    """Converts non-negative integers to the smallest integer dtype that can represent all of them."""
     return column.astype(np.min_scalar_type(column.max(initial=0)))
 
 
 def bits(column: NDArray[Any]) -> NDArray[Any]:
-    """Returns float64 numbers as int64 bit patterns, so that NaN equals NaN. Other dtypes are returned unchanged."""
+    """Returns float64 numbers as int64 bit patterns, so that NaN compares equal to NaN.
+
+    Columns of other dtypes are returned unchanged.
+    """
     return np.ascontiguousarray(column).view(np.int64) if column.dtype == np.float64 else column

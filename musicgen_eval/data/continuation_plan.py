@@ -1,11 +1,11 @@
-"""Plans continuations: the boundary in each track, and the lengths of prompt and continuation."""
+"""Plans continuations: determines the boundary in each track, the length of the prompt and the length of the continuation."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from musicgen_eval.data.index_builder import Opening
+from musicgen_eval.data.index_builder import OpenOptions
 from musicgen_eval.data.plan import Plan
 from musicgen_eval.data.plan_builder import Outcome, make_plan
 from musicgen_eval.data.settings import DataSettings
@@ -20,22 +20,25 @@ def plan_continuation(
     *,
     stride_frames: int,
     num_continuations: int,
-    opening: Opening | None = None,
+    options: OpenOptions | None = None,
 ) -> Plan:
-    """Reads the source, opens every track whose duration is not declared, and plans the continuations.
+    """Creates the plan of a run that generates continuations.
+
+    The source is read, and every track whose duration is not declared is opened.
 
     Args:
-        settings: `context_s` sets the boundary and `target_s` the length of a continuation, both in seconds. The defaults are the
-            middle of the track and the rest of the track.
+        settings: Data settings. `context_s` sets the boundary, in seconds. By default, the boundary is the middle of the track.
+            `target_s` sets the length of the continuation, in seconds. By default, the continuation ends where the track ends.
         spec: Codec parameters of the checkpoint.
-        stride_frames: Number of frames by which the window slides beyond the checkpoint's limit.
+        stride_frames: Number of frames by which the window slides if the prompt and the continuation together exceed the
+            checkpoint's limit.
         num_continuations: Number of continuations per track.
-        opening: Options for opening the tracks, including the path of the index of tracks.
+        options: Options for opening the tracks, including the path of the track index.
 
     Raises:
-        SourceError: The source contains no tracks or cannot be read.
+        SourceError: The source cannot be read or contains no tracks.
         WindowError: The context does not fit into a window.
-        RunError: More tracks failed than allowed, a setting does not apply to predict, or no track can be continued.
+        RunError: More tracks failed than allowed, a setting that does not apply to `predict` is set, or no track can be continued.
     """
     settings.refuse_scoring_only("data")
     context_frames, target_frames = settle_continuation(settings, spec, stride_frames)
@@ -65,15 +68,22 @@ def plan_continuation(
         )
 
     return make_plan(
-        settings, spec, outcome, windows, context_frames, target_frames, task="continue", opening=opening or Opening()
+        settings,
+        spec,
+        outcome,
+        windows,
+        context_frames,
+        target_frames,
+        task="continue",
+        options=options or OpenOptions(),
     )
 
 
 def settle_continuation(settings: DataSettings, spec: CodecSpec, stride_frames: int) -> tuple[int | None, int | None]:
-    """Returns the lengths of context and continuation in frames, or None for a length that is not set.
+    """Returns the lengths of the context and of the continuation, in frames. A length that is not set is returned as None.
 
     Raises:
-        WindowError: A length is shorter than a frame or not a whole number of frames, or the context does not fit into a window.
+        WindowError: A length is less than one frame or is not a whole number of frames, or the context does not fit into a window.
     """
     rate = spec.frame_rate_hz
     given: list[int | None] = []
@@ -88,10 +98,10 @@ def settle_continuation(settings: DataSettings, spec: CodecSpec, stride_frames: 
 
 
 def check_context(context_frames: int, target_frames: int, spec: CodecSpec, stride_frames: int) -> None:
-    """Checks that an explicit context fits into the first window.
+    """Checks that a context whose length is set explicitly fits into the first window.
 
     Raises:
-        WindowError: The context is too long. The message gives the length of the longest context that fits.
+        WindowError: The context is too long. The message states the maximum length.
     """
     longest = spec.max_frames - stride_frames
     if context_frames + target_frames <= spec.max_frames or context_frames <= longest:

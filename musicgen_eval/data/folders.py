@@ -1,6 +1,6 @@
-"""Finds the audio files below a folder by their extensions, without opening them.
+"""Finds the audio files in a folder and its subfolders.
 
-The extension of a file determines whether the file is used. The content determines how it is decoded.
+Files are selected by their extensions and are not opened. The extension does not affect how a file is decoded later.
 """
 
 from __future__ import annotations
@@ -26,15 +26,18 @@ SHOWN_EXTENSIONS = 8
 
 
 def is_audio_name(path: str) -> bool:
-    """Returns whether a file has an audio extension."""
+    """Returns whether the extension of a file is that of an audio format."""
     return PurePosixPath(path).suffix.lower() in AUDIO_SUFFIXES
 
 
 def walk(root: Path) -> list[str]:
-    """Returns the relative paths of all files below a folder, sorted. Each folder is visited once, even if links lead to it."""
+    """Returns the sorted relative paths of all files in a folder and its subfolders.
+
+    Hidden files and folders are omitted. A folder is visited only once, even if symbolic links point to it.
+    """
     files: list[str] = []
     visited: set[tuple[int, int]] = set()
-    # Linked folders are visited last, so that a folder is listed under its own path, not under a link to it.
+    # Linked folders are visited last, so that a folder is listed under its own path instead of the path of a link to it.
     folders, linked = [""], list[str]()
     while folders or linked:
         relative = folders.pop() if folders else linked.pop(0)
@@ -62,7 +65,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def skipped_files(relative_paths: Sequence[str]) -> str:
-    """Returns a note with the number of skipped files and their extensions, the most frequent first."""
+    """Returns a note that states how many files were skipped, and lists their extensions in order of frequency."""
     skipped = [PurePosixPath(path).suffix.lower() for path in relative_paths if not is_audio_name(path)]
     counts = Counter(suffix or "no extension" for suffix in skipped)
     by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))

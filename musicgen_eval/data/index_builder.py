@@ -1,10 +1,9 @@
-"""Opens the tracks of a source in parallel, once per run, and records the properties of each file in an index.
+"""Opens the tracks of a source in parallel, once per run, and records the properties of their files in the track index.
 
     tracks --load_index, if saved--> index --open the pending tracks--> index --save_index--> run folder
-                                                                          |
-    later, when a window is read                                       reopen: check that the file is unchanged
 
-A track whose `duration_s` is declared is not opened until it is first read.
+When a window is read later, `reopen` checks that the file has not changed. A track whose `duration_s` is declared is not opened
+until it is first read.
 """
 
 from __future__ import annotations
@@ -35,14 +34,16 @@ DECLARED_PRECISION_S = 1e-6
 
 
 @dataclass(frozen=True)
-class Opening:
+class OpenOptions:
     """Options for opening the tracks of a source at the start of a run.
 
     Attributes:
-        index_path: File in which the index is saved, and from which a resumed run loads it. None means that it is not saved.
-        retry_failures: True to open failed tracks again, both those that could not be opened and those in `failed_later`.
-        failed_later: Ids of tracks that failed after they were opened, with secrets redacted.
-        show_progress: True to show a progress bar on stderr, if stderr is a terminal and opening takes more than a second.
+        index_path: Path of the file that stores the index. A resumed run loads the index from this file. None means that the index
+            is not stored.
+        retry_failures: Whether to open failed tracks again. These are the tracks that could not be opened and the tracks in
+            `failed_later`.
+        failed_later: Ids, with secrets redacted, of the tracks that failed after they had been opened.
+        show_progress: Whether to show a progress bar on stderr if opening takes more than a second and stderr is a terminal.
     """
 
     index_path: Path | None = None
@@ -51,19 +52,22 @@ class Opening:
     show_progress: bool = False
 
 
-def open_tracks(tracks: TrackList, opening: Opening) -> TrackIndex:
-    """Returns the index of all tracks. Tracks in a saved index are not opened again.
+def open_tracks(tracks: TrackList, options: OpenOptions) -> TrackIndex:
+    """Opens the tracks of a source and returns the track index.
+
+    If an index has been saved, the tracks in it are not opened again.
 
     Raises:
-        RunError: The saved index is damaged or belongs to other tracks or files, or the index cannot be saved.
+        RunError: The saved index is damaged, the source or a file has changed since the index was saved, or the index cannot be
+            saved.
     """
-    path = opening.index_path
+    path = options.index_path
     source = None if path is None else SourceColumns.of(tracks)
     if path is not None and source is not None and path.exists():
         index, began_with = load_index(path)
         began_with.refuse_other(source, tracks, path)
-        if opening.retry_failures:
-            failed, clean = opening.failed_later, redactor()
+        if options.retry_failures:
+            failed, clean = options.failed_later, redactor()
             index.mark_failed_pending(
                 [row for row, track in enumerate(tracks.ids) if clean(track) in failed] if failed else ()
             )
@@ -73,20 +77,20 @@ def open_tracks(tracks: TrackList, opening: Opening) -> TrackIndex:
     else:
         index = TrackIndex.of(tracks)
     try:
-        _open_pending(tracks, index, opening, source)
-    finally:  # after an interruption, the tracks opened so far are saved
+        _open_pending(tracks, index, options, source)
+    finally:  # if opening is interrupted, the index of the tracks opened so far is saved
         if path is not None and source is not None:
             save_index(path, index, source)
     return index
 
 
 def refuse_other_sizes(tracks: TrackList, index: TrackIndex) -> None:
-    """Compares the sizes of the files with those in the index.
+    """Checks that the sizes of the files are the same as in the index.
 
-    A missing file is not an error here. Its track fails when the file is read.
+    A missing file does not raise an error here. Its track fails when the file is read.
 
     Raises:
-        RunError: The size of a file differs. The message names the first such file.
+        RunError: The size of a file has changed. The message names the first such file.
     """
 
     def size(row: int) -> int:
@@ -109,11 +113,11 @@ def refuse_other_sizes(tracks: TrackList, index: TrackIndex) -> None:
 def reopen(tracks: TrackList, index: TrackIndex, row: int) -> TrackAudio:
     """Opens a track for reading and checks that its file has not changed since the run was planned.
 
-    The header is read again and compared with the index. If the length is known only from decoding the whole file, only the size is
-    compared.
+    The header of the file is read again and compared with the index. If the file would have to be decoded to determine its length,
+    only its size is compared.
 
     Raises:
-        AudioError: The file is missing, unreadable or changed.
+        AudioError: The file is missing or unreadable, or has changed.
     """
     track, path = tracks[row], tracks.file(row)
     known = index.info(row, path)
@@ -128,10 +132,14 @@ def reopen(tracks: TrackList, index: TrackIndex, row: int) -> TrackAudio:
 
 
 def refuse_changed_size(path: Path, num_bytes: int) -> None:
-    """Checks that a file still has the given size.
+    """Checks that the size of a file has not changed.
+
+    Args:
+        path: Path of the file.
+        num_bytes: Expected size of the file, in bytes.
 
     Raises:
-        AudioError: The file is missing or its size differs.
+        AudioError: The file is missing, or its size has changed.
     """
     found = file_bytes(path)
     if found != num_bytes:
@@ -141,14 +149,24 @@ def refuse_changed_size(path: Path, num_bytes: int) -> None:
 
 
 def declared_seconds(tracks: TrackList) -> NDArray[np.float64]:
-    """Returns the (tracks,) lengths in seconds that follow from the declared durations of the files, NaN if none is declared."""
+    """Returns the (tracks,) lengths of the tracks in seconds, computed from the declared durations of the files.
+
+    The length of a track is NaN if the duration of its file is not declared.
+    """
     end_s = tracks.start_s + tracks.duration_s
     file_end_s = declared_durations(tracks)
     return np.where(np.isnan(end_s), file_end_s, np.minimum(end_s, file_end_s)) - tracks.start_s
 
 
 def declared_frames(seconds: NDArray[np.float64], frame_rate_hz: int) -> NDArray[np.int64]:
-    """Converts (tracks,) seconds to whole frames, rounded down. NaN becomes 0.
+    """Converts lengths in seconds to whole frames, rounded down. NaN is converted to 0.
+
+    Args:
+        seconds: (tracks,) float64.
+        frame_rate_hz: Frame rate of the codec.
+
+    Returns:
+        (tracks,) int64.
 
     >>> declared_frames(np.array([30.0, 29.999, 30.019999999, float("nan")]), 50)
     array([1500, 1499, 1501,    0])
@@ -156,7 +174,7 @@ def declared_frames(seconds: NDArray[np.float64], frame_rate_hz: int) -> NDArray
     return np.nan_to_num((seconds + DECLARED_PRECISION_S) * frame_rate_hz, nan=0.0).astype(np.int64)
 
 
-def _open_pending(tracks: TrackList, index: TrackIndex, opening: Opening, source: SourceColumns | None) -> None:
+def _open_pending(tracks: TrackList, index: TrackIndex, options: OpenOptions, source: SourceColumns | None) -> None:
     pending = index.rows("pending")
 
     def open_one(row: int) -> tuple[TrackAudio, int] | str:
@@ -176,7 +194,7 @@ def _open_pending(tracks: TrackList, index: TrackIndex, opening: Opening, source
         delay=1.0,
         leave=False,
         file=sys.stderr,
-        disable=None if opening.show_progress else True,
+        disable=None if options.show_progress else True,
     )
     with bar, ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         for rows in _split(pending):
@@ -186,13 +204,13 @@ def _open_pending(tracks: TrackList, index: TrackIndex, opening: Opening, source
                 else:
                     index.note_opened(row, *opened)
                 bar.update()
-            if opening.index_path is not None and source is not None and monotonic() - saved_at > SAVE_EVERY_S:
-                save_index(opening.index_path, index, source)
+            if options.index_path is not None and source is not None and monotonic() - saved_at > SAVE_EVERY_S:
+                save_index(options.index_path, index, source)
                 saved_at = monotonic()
 
 
 def _probe(path: Path) -> AudioInfo:
-    """Returns the properties of a file. A file that several tracks share is probed once."""
+    """Returns the properties of a file. The properties are cached, because several tracks can be parts of the same file."""
     file_bytes(path)  # raises a clearer error than `stat`
     status = path.stat()
     return _probe_once(path, status.st_size, status.st_mtime_ns)
@@ -204,7 +222,7 @@ def _probe_once(path: Path, num_bytes: int, mtime_ns: int) -> AudioInfo:
 
 
 def _split(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Splits rows into chunks, because a million pending calls would take a gigabyte."""
+    """Splits an array of rows into chunks, because a million pending calls would take a gigabyte of memory."""
     return np.array_split(rows, -(-len(rows) // ROWS_AT_ONCE)) if len(rows) else []
 
 

@@ -1,14 +1,15 @@
-"""Reads manifests: csv, jsonl, jsonl.gz and parquet tables that list tracks.
+"""Reads manifests, which are csv, jsonl, jsonl.gz or parquet tables that list tracks.
 
-The column `path` is required; `id`, `text`, `start_s`, `end_s` and `duration_s` are optional. `duration_s` is the length of the
-whole file, not of the row's excerpt. A file whose duration is declared is not opened until it is first read.
+The column `path` is required. The columns `id`, `text`, `start_s`, `end_s` and `duration_s` are optional. `duration_s` is the
+length of the whole file, even if the row refers to an excerpt. A file whose duration is declared is not opened until it is first
+read.
 
-audiocraft manifests (jsonl with `path`, `duration` and `sample_rate`) are recognised by their keys. The text of a track in such a
-manifest is the `description` in the json file next to the audio file. `duration` is ignored, because ffmpeg computes it from the
-container and includes the padding of mp3 and m4a files.
+An audiocraft manifest is a jsonl file with the keys `path`, `duration` and `sample_rate`. The text of a track in such a manifest is
+the `description` in the json file next to the audio file. `duration` is ignored, because it is computed by ffmpeg and includes the
+padding of mp3 and m4a files.
 
-A text or a number of seconds that is one of `MISSING_WORDS`, such as `nan` or `None`, counts as missing in every format, because
-pandas, Excel and others write missing values in this way. Every error names the row. No audio is opened.
+If a text or a number of seconds is one of `MISSING_WORDS`, such as `nan` or `None`, the value is treated as missing. Programs such
+as pandas and Excel write missing values in this way. Every error message names the row. Audio files are not opened.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ MISSING_WORDS = frozenset({
     "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL", "NaN",
     "None", "n/a", "nan", "null",
 })  # fmt: skip
-"""Words that stand for a missing value in every manifest format; pandas reads the same words as missing."""
+"""Words that denote a missing value in every manifest format. They are the words that pandas reads as missing values."""
 AUDIOCRAFT_KEYS = frozenset({"path", "duration", "sample_rate"})
-# Names that other data sets use for these columns. Ignoring a column with such a name would change the results.
+# Names that other datasets use for these columns. A column with such a name must not be ignored, because it affects the results.
 _SYNONYMS = {
     "file": "path", "filename": "path", "file_name": "path", "file_path": "path", "filepath": "path", "audio": "path",
     "audio_path": "path", "audio_file": "path", "wav": "path", "caption": "text", "prompt": "text", "description":
@@ -49,15 +50,15 @@ _DURATIONS = ("duration", "length", "length_s", "dur")
 
 
 class ManifestRows(NamedTuple):
-    """Consecutive rows of a manifest, as columns of equal length.
+    """Consecutive rows of a manifest, stored as columns of equal length.
 
     Attributes:
-        paths: Paths as written in the manifest.
-        ids: Ids, None for a row without one.
-        texts: Texts, None for a row without one.
-        start_s: (rows,) float64, start of each track in its file.
-        end_s: (rows,) float64, end of each track in its file. NaN means the end of the file.
-        file_duration_s: (rows,) float64, declared duration of each file, NaN if it is not declared.
+        paths: Paths of the files, as written in the manifest.
+        ids: Ids of the tracks. The id of a track is None if the row has no id.
+        texts: Texts of the tracks. The text of a track is None if the row has no text.
+        start_s: (rows,) float64, time in the file at which each track starts.
+        end_s: (rows,) float64, time in the file at which each track ends. NaN means the end of the file.
+        file_duration_s: (rows,) float64, declared duration of each file. NaN means that the duration is not declared.
     """
 
     paths: Sequence[str]
@@ -69,20 +70,20 @@ class ManifestRows(NamedTuple):
 
 
 def is_manifest(path: Path) -> bool:
-    """Returns whether a file has the extension of a manifest."""
+    """Returns whether the extension of a file is that of a manifest."""
     return path.name.lower().endswith(MANIFEST_SUFFIXES)
 
 
 def read_manifest(path: Path, oddities: Oddities) -> Iterator[ManifestRows]:
-    """Yields the rows of a manifest in order, in batches.
+    """Reads a manifest and yields its rows in order, in batches.
 
     Args:
-        path: Manifest to read.
-        oddities: Counters to which skipped rows and values are added.
+        path: Path of the manifest.
+        oddities: Counters of skipped rows and values, which this function increments.
 
     Raises:
-        SourceError: The file cannot be read, the column `path` is missing, the name of an unknown column resembles one of
-            `COLUMNS`, or a row is invalid.
+        SourceError: The file cannot be read, the column `path` is missing, a row is invalid, or the name of an unknown column is
+            similar to one of `COLUMNS`.
     """
     for batch in read_row_batches(path, COLUMNS, _check_columns, oddities):
         rows = _plain_rows(batch) or _odd_rows(path, batch)
@@ -92,7 +93,7 @@ def read_manifest(path: Path, oddities: Oddities) -> Iterator[ManifestRows]:
 
 
 def _plain_rows(batch: RowBatch) -> ManifestRows | None:
-    """Parses all rows at once if they are regular. Returns None if any row must be checked individually."""
+    """Parses all rows of a batch at once. Returns None if any row must be parsed individually."""
     num_rows = len(batch)
     paths, ids, texts = batch.column("path"), batch.column("id"), batch.column("text")
     if paths is None or (num_rows and batch.has_row_with(AUDIOCRAFT_KEYS)):
@@ -121,7 +122,11 @@ def _plain_rows(batch: RowBatch) -> ManifestRows | None:
 
 
 def _plain_seconds(cells: Sequence[Any] | None, num_rows: int) -> NDArray[np.float64] | None:
-    """Returns (rows,) seconds, NaN for empty cells, or None if any cell must be checked individually."""
+    """Parses a column of times in seconds.
+
+    Returns:
+        (rows,) float64, in which an empty cell is NaN, or None if any cell must be parsed individually.
+    """
     if cells is None:
         return np.full(num_rows, np.nan)
     kinds = set(map(type, cells))
@@ -142,7 +147,7 @@ def _plain_seconds(cells: Sequence[Any] | None, num_rows: int) -> NDArray[np.flo
 
 
 def _own_text(text: str) -> str | None:
-    """Returns a row's text, or None if it is empty or one of `MISSING_WORDS`."""
+    """Strips whitespace from a text. Returns None if the text is empty or one of `MISSING_WORDS`."""
     stripped = text.strip()
     return None if stripped in MISSING_WORDS else stripped
 
@@ -154,7 +159,11 @@ def _num_missing_words(batch: RowBatch) -> int:
 
 
 def _odd_rows(path: Path, batch: RowBatch) -> ManifestRows:
-    """Parses rows one by one and raises on the first invalid row."""
+    """Parses the rows of a batch one by one.
+
+    Raises:
+        SourceError: A row is invalid.
+    """
     rows = [_parse_row(path, batch.where(at), batch.row(at)) for at in range(len(batch))]
     paths, ids, texts, start_s, end_s, file_duration_s = zip(*rows, strict=True)
     return ManifestRows(paths, ids, texts, np.array(start_s), np.array(end_s), np.array(file_duration_s))
@@ -166,8 +175,8 @@ def _check_columns(where: str, columns: frozenset[str]) -> None:
         plain = column.strip().lower().replace(" ", "_")
         meant = plain if plain in COLUMNS else _SYNONYMS.get(plain)
         if meant is None:
-            # Names similar to `id` and `duration_s` (idx, duration_ms) are allowed: without these columns the path and the
-            # file's own duration are used, which does not change the results.
+            # Names similar to `id` and `duration_s` (such as idx and duration_ms) are allowed, because ignoring these columns does
+            # not change the results.
             likely = [name for name in COLUMNS if name not in ("id", "duration_s")]
             meant = next(iter(get_close_matches(plain, likely, 1, 0.8)), None)
         if meant in missing:
@@ -184,7 +193,7 @@ def _check_columns(where: str, columns: frozenset[str]) -> None:
 def _parse_row(
     path: Path, where: str, row: Mapping[str, Any]
 ) -> tuple[str, str | None, str | None, float, float, float]:
-    """Parses and checks one row. Returns its values in the order of `ManifestRows`."""
+    """Parses and validates one row. Returns its values in the order of the fields of `ManifestRows`."""
 
     def fail(reason: str) -> SourceError:
         return SourceError(f"{path}: {where}: {reason}")
@@ -228,7 +237,11 @@ def _number_of_seconds(row: Mapping[str, Any], name: str, fail: Callable[[str], 
 
 
 def _seconds(value: Any) -> float | str | None:
-    """Returns the number of seconds in a cell, None if the value is missing, or a string if it is not a number."""
+    """Parses a number of seconds.
+
+    Returns:
+        The number, None if the value is missing, or a string if the value is not a number.
+    """
     if value is None or (isinstance(value, str) and value.strip() in MISSING_WORDS):
         return None
     if isinstance(value, float) and math.isnan(value):
@@ -242,7 +255,10 @@ def _seconds(value: Any) -> float | str | None:
 
 
 def _is_unicode(texts: Iterable[str]) -> bool:
-    """Returns whether all texts are valid Unicode. JSON can contain lone surrogates, which cannot be encoded."""
+    """Returns whether all texts can be encoded in UTF-8.
+
+    Texts in json files may contain lone surrogates, which cannot be encoded.
+    """
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:
@@ -251,7 +267,7 @@ def _is_unicode(texts: Iterable[str]) -> bool:
 
 
 def _is_file_name(name: str) -> bool:
-    """Returns whether a name can be a file name on this system, in UTF-8 or not."""
+    """Returns whether a string can be a file name. File names that are not valid UTF-8 are accepted."""
     try:
         name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -260,7 +276,7 @@ def _is_file_name(name: str) -> bool:
 
 
 def _sidecar_text(manifest: Path, where: str, file: str) -> str | None:
-    """Returns the description in the json file next to an audio file, or None if there is none.
+    """Returns the description in the json file next to an audio file, or None if there is no such file or no description.
 
     Source: audiocraft 1.3.0, data/music_dataset.py.
     """

@@ -1,7 +1,7 @@
-"""The plan of a run: the status of every track and the windows of the tracks that are measured, stored as columns.
+"""Defines the plan of a run, which stores the status of each track and the windows of the measured tracks as columns.
 
-A plan of a million tracks takes a hundred megabytes and is sent to every process. Values that follow from the columns are computed
-on demand. `plan_builder.py` makes plans.
+A plan for a million tracks takes a hundred megabytes, and is sent to every process. Other values are computed from the columns on
+demand. `plan_builder.py` creates plans.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ STATUSES: tuple[TrackStatus, ...] = ("ok", "failed", "too_short", "skipped")
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The tracks and windows that a run measures. Plans are identical on every process.
+    """Plan of a run: the tracks and windows to process. Every process has the same plan.
 
     Attributes:
-        tracks: Tracks of the source, up to `limit`.
-        index: Properties of the tracks' files at the time they were opened.
+        tracks: First `limit` tracks of the source, or all tracks if `limit` is None.
+        index: Properties that the audio files had when the tracks were opened.
         frame_rate_hz: Frame rate of the checkpoint's codec.
-        num_frames: (tracks,) length of each track in frames, 0 for a track that is not measured.
-        status: (tracks,) status of each track.
-        reasons: Row -> reason, for tracks whose status is not `ok`.
-        windows: Windows in scoring order.
-        context_frames: Length of the context in frames. None means half of each track.
+        num_frames: (tracks,) int64, length of each track in frames. The length is 0 if the track is not measured.
+        status: Status of each track.
+        reasons: Mapping from row to reason, for the tracks whose status is not `ok`.
+        windows: Windows in the order in which they are processed.
+        context_frames: Length of the context in frames. None means half the length of each track.
         target_frames: Length of the target in frames. None means up to the end of each track.
-        num_in_source: Number of tracks in the source, before `limit` is applied.
-        ignored_files: Number of files in folders that have no audio extension.
-        resamplers: Resampler -> number of measured tracks that it resamples.
-        task: `score` in test. `continue` in predict, where each window of a track is one of its continuations.
-        notes: Notes that rank 0 prints when the run starts, including those of the source.
+        num_in_source: Number of tracks in the source before `limit` is applied.
+        ignored_files: Number of files that were skipped because they have no audio extension.
+        resamplers: Mapping from the name of a resampler to the number of measured tracks that it resamples.
+        task: `score` for `test`, or `continue` for `predict`. For `continue`, each window is one continuation of its track.
+        notes: Notes that rank 0 prints when the run starts, including the notes about the source.
     """
 
     tracks: TrackList
@@ -67,24 +67,27 @@ class Plan:
 
     @cached_property
     def failures(self) -> list[Failure]:
-        """Failures of the tracks that could not be opened."""
+        """Failures of the tracks whose status is `failed`."""
         return [Failure(self.tracks.ids[row], self.reasons[row]) for row in self.status.rows("failed").tolist()]
 
     @cached_property
     def other_texts(self) -> Sequence[str | None]:
-        """Sequence that contains, for each track, the text that the reading `other_text` uses."""
+        """Texts with which the tracks are scored in the reading `other_text`. See `OtherTexts`."""
         return OtherTexts(self.tracks.texts)
 
     @cached_property
     def source_digest(self) -> str:
-        """SHA-256 in hex of the tracks' ids, texts, excerpts and declared durations."""
+        """Hexadecimal SHA-256 digest of the ids, texts, excerpts and declared durations of all tracks."""
         return digest_source(self.tracks)
 
     def open_track(self, row: int) -> TrackAudio:
-        """Opens a measured track. The properties of the most recently opened tracks are cached, but no file stays open.
+        """Opens the track in a row. The status of the track must be `ok`.
+
+        The properties of the most recently opened tracks are cached, but no file remains open.
 
         Raises:
-            AudioError: The file is missing, unreadable, changed since the run was planned, or not as long as its `duration_s`.
+            AudioError: The file is missing or unreadable, has changed since the run was planned, or is not as long as its declared
+                `duration_s`.
         """
         opened = self._opened.get(row)
         if opened is not None:
@@ -107,11 +110,11 @@ class Plan:
 
     @cached_property
     def _opened(self) -> dict[int, tuple[TrackAudio, int]]:
-        """Row -> (track, size of its file in bytes), for tracks opened by this process, oldest first."""
+        """Mapping from row to (track, size of the file in bytes), for the tracks that this process opened, oldest first."""
         return {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns the state to pickle: the columns in compact form, without the values computed from them."""
+        """Returns the state to pickle, in which the columns are stored compactly and cached values are omitted."""
         state = {name: getattr(self, name) for name in self.__dataclass_fields__}
         windows = {name: smallest_int_dtype(packed(column)) for name, column in vars(self.windows).items()}
         return state | {
@@ -128,10 +131,10 @@ class Plan:
 
 
 class StatusColumn(Sequence[TrackStatus]):
-    """The status of each track, stored in one byte per track. Behaves like a list.
+    """List-like column that stores the status of each track in one byte.
 
     Args:
-        codes: (tracks,) uint8, indices into `STATUSES`.
+        codes: (tracks,) uint8 indices into `STATUSES`.
 
     >>> StatusColumn.of(["ok", "failed", "ok"]).count("ok")
     2
@@ -142,7 +145,7 @@ class StatusColumn(Sequence[TrackStatus]):
 
     @classmethod
     def of(cls, statuses: Sequence[TrackStatus]) -> StatusColumn:
-        """Builds a column from statuses."""
+        """Creates a column from a sequence of statuses."""
         return cls(np.array([STATUSES.index(status) for status in statuses], np.uint8))
 
     def __len__(self) -> int:
@@ -155,11 +158,11 @@ class StatusColumn(Sequence[TrackStatus]):
         return (STATUSES[code] for code in self.codes.tolist())
 
     def rows(self, status: TrackStatus) -> NDArray[np.int64]:
-        """Returns the rows of the tracks with this status."""
+        """Returns the rows of the tracks that have the given status."""
         return np.flatnonzero(self.codes == STATUSES.index(status))
 
     def count(self, value: object) -> int:
-        """Returns the number of tracks with this status."""
+        """Returns the number of tracks that have the given status."""
         return int((self.codes == STATUSES.index(value)).sum()) if value in STATUSES else 0
 
     def __eq__(self, other: object) -> bool:
@@ -172,13 +175,14 @@ class StatusColumn(Sequence[TrackStatus]):
 
 
 class OtherTexts(Sequence[str | None]):
-    """Sequence that contains, for each track, the next text that is different and not empty, or None if there is none.
+    """Sequence that assigns to each track the text of another track.
 
-    The next text is searched in cyclic order.
+    The text is taken from the next track that has a text different from the track's own. After the last track, the search continues
+    at the first track. If there is no such track, the assigned text is None.
 
-        texts    a   -   a   b      (-: no text)
-        runs     0       0   1      runs of equal texts, in cyclic order, excluding the tracks that have no text
-        rows     3   2   3   0      start of the next run; for a track without a text, the next track that has one
+        texts    a   -   a   b      texts of the tracks (-: no text)
+        runs     0       0   1      number of the run of equal texts, ignoring the tracks that have no text
+        rows     3   2   3   0      row of the track from which the text is taken
 
     Args:
         texts: Texts of the tracks, in order.

@@ -1,8 +1,9 @@
-"""Builds the plan of a run: reads the source, measures the lengths of its tracks, and plans the windows of the task.
+"""Creates the plan of a run: reads the source, determines the lengths of its tracks, and plans the windows.
 
     source --read_source--> tracks --open_tracks--> lengths in frames --windows_of--> windows in scoring order
 
-A track that cannot be opened is recorded as failed. `scoring_plan.py` and `continuation_plan.py` define the windows of the tasks.
+A track that cannot be opened is recorded as failed. `scoring_plan.py` and `continuation_plan.py` define how windows are planned for
+each task.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musicgen_eval.audio.reader import resampler_name
-from musicgen_eval.data.index_builder import Opening, declared_frames, declared_seconds, open_tracks
+from musicgen_eval.data.index_builder import OpenOptions, declared_frames, declared_seconds, open_tracks
 from musicgen_eval.data.notes import demo_notes
 from musicgen_eval.data.plan import STATUSES, Plan, StatusColumn, TrackStatus
 from musicgen_eval.data.settings import DataSettings
-from musicgen_eval.data.sources import Source, TrackList, lasting_source, read_source
+from musicgen_eval.data.sources import Source, TrackList, absolute_source, read_source
 from musicgen_eval.data.track_index import TrackIndex
 from musicgen_eval.data.windows import WindowPlan
 from musicgen_eval.errors import RunError, WindowError
@@ -27,10 +28,10 @@ from musicgen_eval.records import CodecSpec, Failure, Task
 DEMO_CLIPS = Path(__file__).parent / "demo"
 DEMO_SOURCE = DEMO_CLIPS / "manifest.csv"
 NOT_OPENED = "not known beforehand (duration_s given)"
-"""Replaces the resampler's name in `Plan.resamplers` for tracks that are not opened before they are read."""
+"""Key in `Plan.resamplers` that counts the tracks whose sample rate is unknown because they have not been opened."""
 
 Outcome = tuple[TrackStatus, str]
-"""Status of a track, and the reason. The reason is a predicate that follows the length of the track in a message."""
+"""Status of a track and the reason for the status. In messages, the reason follows the length of the track."""
 
 
 def make_plan(
@@ -42,26 +43,26 @@ def make_plan(
     target_frames: int | None,
     *,
     task: Task,
-    opening: Opening,
+    options: OpenOptions,
 ) -> Plan:
-    """Makes the plan of either task: opens the tracks, determines the status of each, and plans the windows.
+    """Creates the plan of a run: opens the tracks, determines the status of each track, and plans the windows.
 
     Args:
-        settings: Source and limits.
+        settings: Data settings.
         spec: Codec parameters of the checkpoint.
-        outcome_of: Function that maps the length of a track, in frames, to its outcome.
-        windows_of: Function that maps the (tracks,) lengths of the tracks, in frames, to their windows.
+        outcome_of: Function that returns the outcome for a track from its length in frames.
+        windows_of: Function that returns the windows of all tracks from their (tracks,) lengths in frames.
         context_frames: Length of the context in frames, recorded in the plan.
         target_frames: Length of the target in frames, recorded in the plan.
-        task: `score` or `continue`.
-        opening: Options for opening the tracks.
+        task: Task of the run, `score` or `continue`.
+        options: Options for opening the tracks.
 
     Raises:
-        RunError: More tracks failed than allowed, or there are no windows.
+        RunError: More tracks failed than allowed, or the plan contains no windows.
     """
     listed = read_source(_resolved(settings.source), text=settings.text)
     tracks = listed if settings.limit is None else listed.first(settings.limit)
-    index = open_tracks(tracks, opening)
+    index = open_tracks(tracks, options)
     num_frames, status, reasons = _measure(tracks, index, settings, spec, outcome_of)
     plan = Plan(
         tracks=tracks,
@@ -86,17 +87,17 @@ def make_plan(
 
 
 def _resolved(source: Source) -> Source:
-    """Makes the paths of a source absolute and replaces `demo` with the path of the bundled clips."""
+    """Makes the paths of a source absolute, and replaces `demo` with the path of the bundled clips."""
     if isinstance(source, list):
         return [str(_resolved(one)) for one in source]
-    return str(DEMO_SOURCE) if source == "demo" else lasting_source(source)
+    return str(DEMO_SOURCE) if source == "demo" else absolute_source(source)
 
 
 def refuse_failures(failures: Sequence[Failure], max_failures: int) -> None:
-    """Stops a run in which more than `max_failures` distinct tracks failed.
+    """Checks that at most `max_failures` distinct tracks failed.
 
     Raises:
-        RunError: Too many tracks failed. The message lists the first five and the value of `max_failures` that allows them all.
+        RunError: Too many tracks failed. The message lists the first five failures and suggests a value for `max_failures`.
     """
     reasons = {failure.track: failure.reason for failure in failures}
     if len(reasons) <= max_failures:
@@ -122,7 +123,12 @@ def _measure(
     spec: CodecSpec,
     outcome_of: Callable[[int], Outcome],
 ) -> tuple[NDArray[np.int64], StatusColumn, dict[int, str]]:
-    """Returns the (tracks,) lengths in frames (0 for a track that is not measured), the status of each track, and row -> reason."""
+    """Determines the length and the status of each track.
+
+    Returns:
+        The (tracks,) lengths in frames, the statuses, and a mapping from row to reason. The length of a track is 0 if the track is
+        not measured. The mapping contains the tracks whose status is not `ok`.
+    """
     rate_hz = spec.frame_rate_hz
     opened, failed = index.rows("opened"), index.rows("failed")
     duration_s = declared_seconds(tracks)
@@ -163,7 +169,11 @@ def _measure(
 
 
 def _rows_by_length(num_frames: NDArray[np.int64], rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yields each length with its rows, ordered by the first row of each length."""
+    """Groups rows by the length of the track.
+
+    Yields:
+        Each length in frames, and the rows of the tracks that have this length. The lengths are ordered by their first rows.
+    """
     if not len(rows):
         return
     by_length = rows[np.argsort(num_frames[rows], kind="stable")]
@@ -174,7 +184,7 @@ def _rows_by_length(num_frames: NDArray[np.int64], rows: NDArray[np.int64]) -> I
 
 
 def _count_resamplers(index: TrackIndex, status: StatusColumn, sample_rate_hz: int) -> dict[str, int]:
-    """Returns the number of measured tracks per resampler, which the recipe records."""
+    """Returns a mapping from the name of each resampler to the number of measured tracks that it resamples."""
     measured = status.rows("ok")
     rates, counts = np.unique(index.native_rate_hz[measured], return_counts=True)
     served: dict[str, int] = {}

@@ -1,11 +1,11 @@
-"""Plans an evaluation: cuts every track into windows of context and target."""
+"""Plans an evaluation: divides every track into windows that consist of a context and a target."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from musicgen_eval.data.index_builder import Opening
+from musicgen_eval.data.index_builder import OpenOptions
 from musicgen_eval.data.plan import Plan
 from musicgen_eval.data.plan_builder import Outcome, make_plan
 from musicgen_eval.data.settings import DataSettings
@@ -13,17 +13,20 @@ from musicgen_eval.data.windows import WindowPlan, check_limit, plan_windows
 from musicgen_eval.records import CodecSpec
 
 
-def plan_evaluation(settings: DataSettings, spec: CodecSpec, opening: Opening | None = None) -> Plan:
-    """Reads the source, opens every track whose duration is not declared, and plans the windows to score.
+def plan_evaluation(settings: DataSettings, spec: CodecSpec, options: OpenOptions | None = None) -> Plan:
+    """Creates the plan of a run that scores tracks.
+
+    The source is read, and every track whose duration is not declared is opened.
 
     Args:
-        settings: Source, windows and limits.
+        settings: Data settings.
         spec: Codec parameters of the checkpoint.
-        opening: Options for opening the tracks, including the path of the index of tracks.
+        options: Options for opening the tracks, including the path of the track index.
 
     Raises:
-        SourceError: The source contains no tracks or cannot be read.
-        WindowError: Context and target together exceed the checkpoint's limit, or are not whole numbers of frames.
+        SourceError: The source cannot be read or contains no tracks.
+        WindowError: The context and the target together exceed the checkpoint's limit, or one of them is not a whole number of
+            frames.
         RunError: More tracks failed than allowed, or no track can be scored.
     """
     context_frames, target_frames = settle_windows(settings, spec)
@@ -40,15 +43,18 @@ def plan_evaluation(settings: DataSettings, spec: CodecSpec, opening: Opening | 
         return plan_windows(num_frames, context_frames, target_frames, settings.head)
 
     return make_plan(
-        settings, spec, outcome, windows, context_frames, target_frames, task="score", opening=opening or Opening()
+        settings, spec, outcome, windows, context_frames, target_frames, task="score", options=options or OpenOptions()
     )
 
 
 def settle_windows(settings: DataSettings, spec: CodecSpec) -> tuple[int, int]:
-    """Returns the lengths of context and target in frames. Each defaults to half of the checkpoint's limit.
+    """Returns the length of the context and the length of the target, in frames.
+
+    By default, each length is half of the checkpoint's limit.
 
     Raises:
-        WindowError: Context and target together exceed the checkpoint's limit, or are not whole numbers of frames.
+        WindowError: The context and the target together exceed the checkpoint's limit, or one of them is not a whole number of
+            frames.
     """
     half = spec.max_frames // 2
     context = half if settings.context_s is None else spec.whole_frames(settings.context_s, setting="context_s")

@@ -1,4 +1,4 @@
-"""Data settings: source, windows, batches and limits."""
+"""Defines the data settings: the source, the windows, the batches and the limits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class DataSettings(Settings):
 
     source: str | list[str] = field(
         default="demo", kw_only=False, metadata=NOT_IN_RECIPE
-    )  # the same tracks may be stored elsewhere
+    )  # the same tracks can be stored in a different place
     text: str | None = None
     context_s: float | None = None
     target_s: float | None = None
@@ -56,12 +56,17 @@ class DataSettings(Settings):
             )
         super().__post_init__()
         self.require_at_least(1, "batch_size", "limit")
+        self.require_above_0("target_s")
         self.require_at_least(0, "context_s", "num_workers", "min_duration_s", "max_failures")
         _check_text(self.text)
 
 
 def _check_text(text: str | None) -> None:
-    """Raises `RunError` if a text contains undecodable bytes from a terminal or a file, which no tokenizer accepts."""
+    """Checks that a text contains no undecodable bytes, which no tokenizer accepts.
+
+    Raises:
+        RunError: The text contains an undecodable byte.
+    """
     try:
         (text or "").encode("utf-8")
     except UnicodeEncodeError as error:

@@ -1,7 +1,7 @@
 """Reads a source (a file, folder, glob or manifest, or a list of these) into a list of tracks.
 
-Tracks are stored as columns, so a million of them take little memory. Errors in the source itself are raised immediately. Audio
-files are not opened here, so a bad file causes only its own track to fail later.
+Tracks are stored as columns, so a million tracks take little memory. If the source itself is invalid, an error is raised
+immediately. Audio files are not opened here. If a file cannot be read, only its own track fails later.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from musicgen_eval.records import Track
 
 @dataclass(frozen=True, eq=False)
 class TrackList:
-    """Tracks stored as columns; indexing returns a `Track`.
+    """List of tracks, stored as columns. Indexing returns a `Track`.
 
     Attributes:
-        ids: Unique ids.
-        paths: Paths of the files as text, because a million `Path` objects would take five times the memory.
-        start_s: (tracks,) float64, start of each track in its file.
-        duration_s: (tracks,) float64, length of each track; NaN means up to the end of the file.
-        texts: Descriptions of the music, None for a track without one.
-        ignored: Number of files skipped in folders and globs because they have no audio extension.
-        file_duration_s: (tracks,) float64, declared duration of each file, NaN if it is not declared. None if none is declared.
-        notes: Notes about how the source was read, one line each.
-        from_manifest: True if the ids come from a manifest.
+        ids: Unique ids of the tracks.
+        paths: Paths of the files as strings, because a million `Path` objects would take five times as much memory.
+        start_s: (tracks,) float64, time in the file at which each track starts.
+        duration_s: (tracks,) float64, length of each track. NaN means up to the end of the file.
+        texts: Texts that describe the music. The text of a track is None if the track has no text.
+        ignored: Number of files in folders and globs that were skipped because they have no audio extension.
+        file_duration_s: (tracks,) float64, declared duration of each file. NaN means that the duration of the file is not declared.
+            None means that no durations are declared.
+        notes: One-line notes about the source, such as the number of skipped files.
+        from_manifest: Whether the ids come from a manifest.
     """
 
     ids: Sequence[str]
@@ -65,14 +66,14 @@ class TrackList:
         )
 
     def file(self, row: int) -> Path:
-        """Returns the path of a track's file, spelled as in the file system. A manifest may spell it differently."""
+        """Returns the path of a track's file, spelled as in the file system. The spelling in a manifest can differ."""
         return self.paths.file(row) if isinstance(self.paths, Paths) else Path(self.paths[row])
 
     def __iter__(self) -> Iterator[Track]:
         return (self[row] for row in range(len(self)))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns the state to pickle, in which a column of equal values is stored as one value."""
+        """Returns the state to pickle, in which a column whose values are all equal is stored as a single value."""
         return vars(self) | {name: packed(getattr(self, name)) for name in ("start_s", "duration_s")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -80,7 +81,7 @@ class TrackList:
         vars(self).update(state | {name: unpacked(state[name], num_tracks) for name in ("start_s", "duration_s")})
 
     def first(self, num_tracks: int) -> TrackList:
-        """Returns the first `num_tracks` tracks."""
+        """Returns a list of the first `num_tracks` tracks."""
         columns = ("ids", "paths", "start_s", "duration_s", "texts", "file_duration_s")
         cut = {name: column[:num_tracks] for name in columns if (column := getattr(self, name)) is not None}
         return replace(self, **cut)
@@ -90,10 +91,10 @@ Source = str | list[str]
 """A file, a folder, a glob or a manifest, or a list of these."""
 
 
-def lasting_source(source: Source) -> Source:
-    """Makes the paths of a source absolute, so that it can be read from another working directory."""
+def absolute_source(source: Source) -> Source:
+    """Makes the paths of a source absolute, so that the source can be read from a different working directory."""
     if isinstance(source, list):
-        return [str(lasting_source(one)) for one in source]
+        return [str(absolute_source(one)) for one in source]
     if source == "demo" or not source.strip():
         return source
     return os.path.abspath(expanded(source))  # noqa: PTH100 - without `..`, which pathlib keeps
@@ -102,21 +103,22 @@ def lasting_source(source: Source) -> Source:
 def read_source(source: str | Path | Sequence[str | Path], *, text: str | None = None) -> TrackList:
     """Reads the tracks of a file, a folder (searched recursively), a glob or a manifest, or of a list of these.
 
-    A manifest ends in .csv, .jsonl, .jsonl.gz or .parquet. Any other file is one track, whatever its extension. In folders and
-    globs, hidden files and files without an audio extension are skipped.
+    A file with the extension .csv, .jsonl, .jsonl.gz or .parquet is a manifest. Any other file is one track, regardless of its
+    extension. In folders and globs, hidden files and files without an audio extension are skipped.
 
-    Ids come from the manifest. Other ids are paths relative to the folder, the manifest or the fixed part of the glob. If several
-    sources are given, the ids of their files are relative to the deepest folder that contains all of them.
+    A manifest can define the ids of its tracks. Otherwise, the id of a track is the path of its file, relative to the folder, to
+    the manifest's folder or to the fixed part of the glob. If there are several sources, the ids of files that are not listed in a
+    manifest are paths relative to the deepest folder that contains all of these files.
 
-    Tracks of folders and globs are sorted by relative path. The rows of a manifest and the sources in a list keep their order.
+    The tracks of a folder or a glob are sorted by relative path. The rows of a manifest and the sources in a list keep their order.
 
     Args:
-        source: Path, folder, glob or manifest, or a list of these.
-        text: Text for tracks without one. None means no text.
+        source: File, folder, glob or manifest, or a list of these.
+        text: Text for tracks that have no text of their own. None means no text.
 
     Raises:
-        SourceError: A source does not exist or contains no audio, a manifest has a missing column or an invalid row, or two
-            tracks have the same id.
+        SourceError: A source does not exist or contains no audio files, a manifest lacks a column or contains an invalid row, or
+            two tracks have the same id.
     """
     text = (text or "").strip() or None
     if isinstance(source, str | Path):
@@ -144,7 +146,11 @@ def _read_one(name: str, text: str | None) -> TrackList:
 
 
 def _joined(names: Sequence[str], lists: Sequence[TrackList]) -> TrackList:
-    """Concatenates the tracks of several sources."""
+    """Concatenates the tracks of several sources.
+
+    Raises:
+        SourceError: Two tracks have the same id.
+    """
     files = [path for tracks in lists if not tracks.from_manifest for path in tracks.paths]
     folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in files]) if files else ""  # noqa: PTH100, PTH120
     ids, sources = list[str](), dict[str, str]()
@@ -256,7 +262,7 @@ def _manifest_notes(path: Path, oddities: Oddities) -> tuple[str, ...]:
 
 
 def _check_unique(manifest: Path, ids: Strings) -> None:
-    # If all hashes differ, all ids differ. A set of a million ids would take 100 MB.
+    # If all hashes are different, all ids are different. A set of a million ids would take 100 MB.
     hashes = np.fromiter(map(hash, ids.all_encoded()), np.int64, len(ids))
     hashes.sort()
     if (hashes[1:] != hashes[:-1]).all():
@@ -272,7 +278,11 @@ def _check_unique(manifest: Path, ids: Strings) -> None:
 
 
 def _whole_files(ids: list[str], folder: Path, names: list[str], text: str | None) -> TrackList:
-    """Makes one track per file. Two ids can be equal only if file names are not valid UTF-8."""
+    """Creates a list with one track per file.
+
+    Raises:
+        SourceError: Two ids are equal, which can happen if file names are not valid UTF-8.
+    """
     if len(set(ids)) < len(ids):
         raise SourceError(
             f"two file names are both printed as {next(id for id in ids if ids.count(id) > 1)!r}; rename one of the files"
@@ -288,7 +298,9 @@ def _whole_files(ids: list[str], folder: Path, names: list[str], text: str | Non
 
 
 def _manifest_id(row_path: str, folder: str) -> str:
-    """Returns a row's path relative to the folder of its manifest, with forward slashes. Paths outside the folder stay absolute.
+    """Returns the default id of a manifest row: its path relative to the manifest's folder, with forward slashes.
+
+    An absolute path outside the folder remains absolute.
 
     >>> _manifest_id("rock/./a.wav", "/data/"), _manifest_id("/data/rock/a.wav", "/data/")
     ('rock/a.wav', 'rock/a.wav')
@@ -297,7 +309,7 @@ def _manifest_id(row_path: str, folder: str) -> str:
 
 
 def _printable(name: str) -> str:
-    """Escapes the bytes of a file name that are not UTF-8, because results are written in UTF-8."""
+    """Escapes the bytes of a file name that are not valid UTF-8, because results are written in UTF-8."""
     if name.isascii():
         return name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,6 +1,6 @@
-"""Reads csv, jsonl and parquet tables in batches of rows, with the position of every row for error messages.
+"""Reads csv, jsonl and parquet tables in batches of rows.
 
-`manifest.py` interprets the columns.
+The position of each row is available for error messages. `manifest.py` interprets the columns.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ INSTALL_PARQUET = "pip install 'musicgen-eval[parquet]'"
 
 @dataclass
 class Oddities:
-    """Counters of the parts of a manifest that are skipped.
+    """Counters of the rows and values of a manifest that are ignored.
 
     Attributes:
         num_empty_rows: Number of rows that contain only separators.
-        num_unnamed_cells: Number of rows with a value in a column without a name. The first column is exempt, because it may
-            contain row numbers.
+        num_unnamed_cells: Number of rows that contain a value in a column without a name. The first column is not considered,
+            because it may contain row numbers.
         num_missing_words: Number of texts that denote a missing value, such as `nan`.
     """
 
@@ -49,9 +49,9 @@ class RowBatch:
 
     Attributes:
         first_number: Number of the first row, counted from 1.
-        lines: Line of the file in which each row ends. None for a format without lines.
-        columns: Name -> (rows,) cells. None if each row has its own keys and is stored in `rows`.
-        rows: The rows as dictionaries, if `columns` is None.
+        lines: Number of the line in the file at which each row ends. None means that the format has no lines.
+        columns: Mapping from column name to (rows,) cells. None means that each row has its own keys and is stored in `rows`.
+        rows: Rows as dictionaries. Empty if `columns` is not None.
     """
 
     first_number: int
@@ -63,22 +63,22 @@ class RowBatch:
         return len(self.rows) if self.columns is None else len(next(iter(self.columns.values()), ()))
 
     def where(self, at: int) -> str:
-        """Returns the position of a row in the file, for messages."""
+        """Returns a description of a row's position in the file, for error messages."""
         number = f"row {self.first_number + at}"
         return number if self.lines is None else f"{number} (line {self.lines[at]})"
 
     def row(self, at: int) -> Mapping[str, Any]:
-        """Returns one row as column name -> cell."""
+        """Returns one row as a mapping from column name to cell."""
         return self.rows[at] if self.columns is None else {name: cells[at] for name, cells in self.columns.items()}
 
     def has_row_with(self, names: frozenset[str]) -> bool:
-        """Returns whether at least one row has all of these columns."""
+        """Returns whether at least one row has all of the given columns."""
         if self.columns is not None:
             return self.columns.keys() >= names
         return any(row.keys() >= names for row in self.rows)
 
     def column(self, name: str) -> Sequence[Any] | None:
-        """Returns the cells of a column, or None if no row has a value in it."""
+        """Returns the cells of a column, or None if the column is missing or all of its cells are None."""
         if self.columns is not None:
             return self.columns.get(name)
         cells = [row.get(name) for row in self.rows]
@@ -88,17 +88,19 @@ class RowBatch:
 def read_row_batches(
     path: Path, wanted: Sequence[str], check_columns: CheckColumns, oddities: Oddities
 ) -> Iterator[RowBatch]:
-    """Yields the rows of a manifest in order, in batches. The rows before a damaged one are yielded before the error is raised.
+    """Yields the rows of a manifest in order, in batches.
+
+    If a row is damaged, all rows before it are yielded before the error is raised.
 
     Args:
-        path: File that ends in .csv, .jsonl, .jsonl.gz or .parquet.
-        wanted: Columns to read. Formats that are not stored by column yield all columns.
-        check_columns: Function that receives the position and the names of the columns, and raises `SourceError` if they are
-            invalid.
-        oddities: Counters to which skipped rows and values are added.
+        path: Path of a file with the extension .csv, .jsonl, .jsonl.gz or .parquet.
+        wanted: Names of the columns to read from a parquet file. For other formats, all columns are read.
+        check_columns: Function that takes the position in the file and the names of the columns, and raises `SourceError` if the
+            names are invalid.
+        oddities: Counters of skipped rows and values, which this function increments.
 
     Raises:
-        SourceError: The file cannot be read, is damaged, or is not in the format of its extension.
+        SourceError: The file cannot be read, is damaged, or does not have the format that its extension indicates.
     """
     try:
         if path.suffix.lower() == ".parquet":
@@ -113,7 +115,11 @@ def read_row_batches(
 
 
 def _batched(rows: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, list[int], list[Row]]]:
-    """Yields batches as (number of the first row, lines, rows)."""
+    """Groups rows into batches.
+
+    Yields:
+        The number of the first row, the line numbers and the rows of each batch.
+    """
     number, lines, batch = 1, list[int](), list[Row]()
     try:
         for line, row in rows:
@@ -146,13 +152,16 @@ def _csv_row_batches(path: Path, check_columns: CheckColumns, oddities: Oddities
 
 
 def _encoding(path: Path) -> str:
-    """Returns UTF-16 if the file begins with a UTF-16 byte order mark, as Excel's "Unicode Text" files do, or else UTF-8."""
+    """Returns the encoding of a text file: UTF-16 if the file begins with a UTF-16 byte order mark, or UTF-8 otherwise.
+
+    Excel writes "Unicode Text" files in UTF-16.
+    """
     with path.open("rb") as file:
         return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 class _Header(NamedTuple):
-    """The header of a csv file: separator, column names, and number of lines before the first row."""
+    """Header of a csv file: the separator, the column names, and the number of lines before the first row."""
 
     separator: str
     names: list[str]
@@ -160,9 +169,9 @@ class _Header(NamedTuple):
 
 
 def _read_header(file: TextIO) -> _Header:
-    """Reads the header and detects the separator.
+    """Reads the header of a csv file and detects the separator.
 
-    Excel's separator depends on the locale. A first line such as `sep=;` may declare it.
+    Excel's separator depends on the locale. A first line such as `sep=;` can declare the separator.
     """
     lines = [file.readline()]
     declared = re.fullmatch(r"sep=(.)\s*", lines[0])
@@ -180,7 +189,7 @@ def _read_header(file: TextIO) -> _Header:
 
 
 def _columns_found(header: str, separator: str) -> tuple[bool, int]:
-    """Returns whether splitting by a separator yields a column `path`, and the number of columns."""
+    """Splits a csv header at a separator. Returns whether there is a column `path`, and the number of columns."""
     try:
         names = next(csv.reader(io.StringIO(header, newline=""), strict=True, delimiter=separator), [])
     except csv.Error:

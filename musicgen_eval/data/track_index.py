@@ -1,14 +1,14 @@
-"""The index of tracks: the properties of every opened file, stored as columns.
+"""Defines the track index, which stores the properties of all opened audio files as columns.
 
-The index is saved, so that a resumed run does not open the files again.
+The index is saved, so a resumed run does not open the files again.
 
     row    state     num_bytes   native_rate_hz   num_channels   file_samples   track_samples   format
     0      opened      2646044            44100              2        661500          661500   WAV/PCM_16
     1      failed            0                0              0             0               0           -    with a reason
     2      declared          0                0              0             0               0           -    duration_s is declared
 
-The saved index also contains the columns of the source: a digest of every id and text, and the excerpt that each track covers in
-its audio file. `index_builder.py` fills the index.
+The saved index also describes the source: it contains a digest of each id, a digest of each text, and the start and the length of
+each track. `index_builder.py` fills the index.
 """
 
 from __future__ import annotations
@@ -41,18 +41,20 @@ _COLUMNS = (
 
 @dataclass(eq=False)
 class TrackIndex:
-    """Properties of the tracks' files, one row per track. Numbers are 0 if the file was not opened.
+    """Properties of the audio files of all tracks, with one row per track.
+
+    All numbers in a row are 0 if the track has not been opened.
 
     Attributes:
-        state: (tracks,) uint8, index into `STATES`.
+        state: (tracks,) uint8, state of the track as an index into `STATES`.
         num_bytes: (tracks,) int64, size of the file in bytes.
         native_rate_hz: (tracks,) int32, sample rate of the file.
         num_channels: (tracks,) int32, number of channels of the file.
         file_samples: (tracks,) int64, length of the file in native samples.
         track_samples: (tracks,) int64, length of the track in native samples.
-        format_row: (tracks,) int16, index into `formats`.
-        formats: Formats in the notation of `AudioInfo.format`.
-        reasons: Row -> reason, for tracks that could not be opened.
+        format_row: (tracks,) int16, format of the file as an index into `formats`.
+        formats: Formats of the files, in the notation of `AudioInfo.format`.
+        reasons: Mapping from row to reason, for the tracks that could not be opened.
     """
 
     state: NDArray[np.uint8]
@@ -67,7 +69,10 @@ class TrackIndex:
 
     @classmethod
     def of(cls, tracks: TrackList) -> TrackIndex:
-        """Builds an index in which no track is opened. Tracks with a declared duration are `declared`, all others `pending`."""
+        """Creates an index in which no track has been opened.
+
+        The state of a track is `declared` if the duration of its file is declared, and `pending` otherwise.
+        """
         num_tracks = len(tracks)
         index = cls(
             state=np.zeros(num_tracks, np.uint8),
@@ -86,7 +91,7 @@ class TrackIndex:
         return len(self.state)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns the state to pickle, in which a column of equal values is stored as one value."""
+        """Returns the state to pickle, in which a column whose values are all equal is stored as a single value."""
         return vars(self) | {name: packed(getattr(self, name)) for name in _COLUMNS} | {"num_tracks": len(self)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -94,11 +99,11 @@ class TrackIndex:
         vars(self).update(state | {name: unpacked(state[name], num_tracks) for name in _COLUMNS})
 
     def rows(self, state: State) -> NDArray[np.int64]:
-        """Returns the rows of the tracks in a state."""
+        """Returns the rows of the tracks that are in the given state."""
         return np.flatnonzero(self.state == STATES.index(state))
 
     def note_opened(self, row: int, audio: TrackAudio, num_bytes: int) -> None:
-        """Records the properties of an opened track."""
+        """Records that a track was opened, and stores the properties of its file."""
         info = audio.info
         if info.format not in self.formats:
             self.formats.append(info.format)
@@ -111,15 +116,15 @@ class TrackIndex:
         self.format_row[row] = self.formats.index(info.format)
 
     def note_failed(self, row: int, reason: str) -> None:
-        """Records that a track could not be opened."""
+        """Records that a track could not be opened, and stores the reason."""
         self.state[row] = STATES.index("failed")
         self.reasons[row] = reason
 
     def mark_failed_pending(self, others: Collection[int] = ()) -> None:
-        """Marks failed tracks as pending, so that they are opened again.
+        """Changes the state of failed tracks to `pending`, so that these tracks are opened again.
 
         Args:
-            others: Rows of opened tracks that failed later.
+            others: Rows of tracks that were opened but failed later. These tracks are also opened again.
         """
         self.state[self.rows("failed")] = STATES.index("pending")
         for row in others:
@@ -128,7 +133,7 @@ class TrackIndex:
         self.reasons.clear()
 
     def info(self, row: int, path: Path) -> AudioInfo | None:
-        """Returns the properties of a file at the time it was opened, or None if it was not opened."""
+        """Returns the properties that a file had when it was opened, or None if it has not been opened."""
         if STATES[self.state[row]] != "opened":
             return None
         return AudioInfo(
@@ -142,14 +147,16 @@ class TrackIndex:
 
 @dataclass(frozen=True, eq=False)
 class SourceColumns:
-    """The columns of a source, with digests in place of ids and texts. They are compared when a run is resumed.
+    """Columns that describe a source, with digests instead of ids and texts.
+
+    When a run is resumed, these columns show whether the source has changed.
 
     Attributes:
-        id_digests: (tracks,) int64, digests of the ids.
-        text_digests: (tracks,) int64, digests of the texts. All are 0 if no track has a text.
+        id_digests: (tracks,) int64, digest of each id.
+        text_digests: (tracks,) int64, digest of each text. All digests are 0 if no track has a text.
         start_s: (tracks,) float64, as in `TrackList`.
         duration_s: (tracks,) float64, as in `TrackList`.
-        file_duration_s: (tracks,) float64, as in `TrackList`, NaN if no duration is declared.
+        file_duration_s: (tracks,) float64, declared duration of each file. NaN means that the duration is not declared.
     """
 
     id_digests: NDArray[np.int64]
@@ -160,7 +167,7 @@ class SourceColumns:
 
     @classmethod
     def of(cls, tracks: TrackList) -> SourceColumns:
-        """Computes the columns of a list of tracks."""
+        """Computes the columns for a list of tracks."""
         return cls(
             _digests(tracks.ids), _digests(tracks.texts), tracks.start_s, tracks.duration_s, declared_durations(tracks)
         )
@@ -169,12 +176,12 @@ class SourceColumns:
         """Checks that the source has not changed since these columns were saved.
 
         Args:
-            given: Columns of `tracks`.
-            tracks: Current tracks of the source.
-            kept: File in which these columns are saved.
+            given: Columns that describe the current source.
+            tracks: Tracks of the current source.
+            kept: Path of the file in which these columns are saved.
 
         Raises:
-            RunError: The source has changed. The message names the first track that differs, and the difference.
+            RunError: The source has changed. The message names the first affected track and describes the change.
         """
         num_shared = min(len(self.id_digests), len(tracks))
         differs = {
@@ -207,14 +214,14 @@ class SourceColumns:
 
 
 def declared_durations(tracks: TrackList) -> NDArray[np.float64]:
-    """Returns the (tracks,) declared durations of the files in seconds, NaN if a duration is not declared."""
+    """Returns the (tracks,) declared durations of the files in seconds. NaN means that the duration is not declared."""
     return np.full(len(tracks), np.nan) if tracks.file_duration_s is None else tracks.file_duration_s
 
 
 def digest_source(tracks: TrackList) -> str:
-    """Returns the SHA-256 in hex of the ids, texts, excerpts and declared durations of a source, in order.
+    """Returns the hexadecimal SHA-256 digest of the ids, texts, excerpts and declared durations of all tracks, in order.
 
-    The properties of the files are not part of the digest. They are stored in the index.
+    The digest does not include the properties of the audio files, which are stored in the track index.
     """
     digest = sha256()
     for column in (tracks.ids, tracks.texts):
@@ -227,7 +234,7 @@ def digest_source(tracks: TrackList) -> str:
 
 
 def save_index(path: Path, index: TrackIndex, source: SourceColumns) -> None:
-    """Writes the index completely or not at all.
+    """Saves the track index and the columns of the source. The file is written completely or not at all.
 
     Raises:
         RunError: The file cannot be written.
@@ -245,10 +252,10 @@ def save_index(path: Path, index: TrackIndex, source: SourceColumns) -> None:
 
 
 def load_index(path: Path) -> tuple[TrackIndex, SourceColumns]:
-    """Reads a file written by `save_index`.
+    """Loads a track index and the columns of its source from a file that `save_index` wrote.
 
     Raises:
-        RunError: The file is damaged, or is not an index of tracks.
+        RunError: The file is damaged or is not a track index.
     """
     try:
         with np.load(path, allow_pickle=False) as kept:

@@ -1,14 +1,14 @@
-"""Cuts tracks into windows of context and target, in whole frames, so that every code is scored exactly once.
+"""Divides tracks into windows that consist of a context and a target, so that every code is scored exactly once.
 
-    head="score", context 3, target 4, a track of 13 frames (c: context, #: scored):
+    Example with head="score", a context of 3 frames, a target of 4 frames and a track of 13 frames (c: context, #: scored):
 
-        window 0    # # # # # # #                    as many frames as fit into a window, all scored
+        window 0    # # # # # # #                    scores the first context + target frames
         window 1            c c c # # # #
-        window 2                    c c c # #        the last target is the remainder
+        window 2                    c c c # #        has a shorter target, up to the end of the track
 
-    head="skip" omits window 0 and starts with the first target that has a full context.
+    With head="skip", window 0 is omitted, so only targets that have a full context are scored.
 
-The plan of a million tracks consists of a few numpy columns. A `Window` is created from a row on demand.
+The windows are stored as a few numpy columns, because there can be millions of them. `Window` records are created on demand.
 """
 
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ from musicgen_eval.records import CodecSpec, Window
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """Windows as columns, one row per window. All columns are int64 and of equal length.
+    """Windows stored as columns, with one row per window.
 
     Attributes:
-        track: Row of the track in the list of tracks.
-        index: Number of the window in its track, from 0.
-        start_frame: First frame of the window, counted from the start of the track.
-        context_frames: Number of frames that are fed but not scored.
-        target_frames: Number of frames that are scored or generated.
+        track: (windows,) int64, row of the track in the list of tracks.
+        index: (windows,) int64, number of the window within its track, counted from 0.
+        start_frame: (windows,) int64, first frame of the window, counted from the start of the track.
+        context_frames: (windows,) int64, number of frames that are fed but not scored.
+        target_frames: (windows,) int64, number of frames that are scored or generated.
     """
 
     track: NDArray[np.int64]
@@ -45,19 +45,19 @@ class WindowPlan:
 
     @property
     def num_frames(self) -> NDArray[np.int64]:
-        """Length of each window in frames."""
+        """Lengths of the windows in frames, as a (windows,) int64 array."""
         return self.context_frames + self.target_frames
 
     def take(self, rows: NDArray[np.int64]) -> "WindowPlan":
-        """Returns a plan with these rows, in this order."""
+        """Returns a plan that contains the given rows, in the given order."""
         return WindowPlan(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def in_scoring_order(self) -> "WindowPlan":
-        """Returns the plan sorted by (length, track, index), so that the windows of a batch have similar lengths."""
+        """Returns the windows sorted by (length, track, index), so that the windows in a batch have similar lengths."""
         return self.take(np.lexsort((self.index, self.track, self.num_frames)))
 
     def window(self, row: int, track_ids: Sequence[str]) -> Window:
-        """Returns one row as a `Window`."""
+        """Returns the window in a row as a `Window` record."""
         return Window(
             track=track_ids[int(self.track[row])],
             index=int(self.index[row]),
@@ -70,18 +70,19 @@ class WindowPlan:
 def plan_windows(
     num_frames: NDArray[np.int64] | Sequence[int], context_frames: int, target_frames: int, head: Head = "score"
 ) -> WindowPlan:
-    """Plans the windows of tracks of the given lengths.
+    """Plans the windows of all tracks, given the lengths of the tracks.
 
     Args:
         num_frames: (tracks,) length of each track in frames. A track of 0 frames has no windows.
-        context_frames: Number of frames fed before each target, at least 0.
-        target_frames: Number of frames scored in each window, at least 1.
-        head: With `score`, the first window consists of the first context + target frames, which are all scored, and targets tile
-            the rest, so that every frame is scored once. With `skip`, only targets with a full context are scored: the first
-            `context_frames` frames are never scored, and a track that is not longer than the context has no windows.
+        context_frames: Number of frames that are fed before each target, at least 0.
+        target_frames: Number of frames that are scored in each window, at least 1.
+        head: Treatment of the start of a track. With `score`, all of the first context + target frames are scored in the first
+            window, and the targets of the following windows cover the rest of the track. Each frame is scored exactly once. With
+            `skip`, only targets that have a full context are scored. The first `context_frames` frames are not scored, and a track
+            that is not longer than the context has no windows.
 
     Returns:
-        Windows in (track, index) order.
+        Windows sorted by (track, index).
 
     Raises:
         WindowError: The context is negative, the target is empty or `head` is unknown.
@@ -119,24 +120,25 @@ def plan_continuations(
     stride_frames: int,
     num_continuations: int = 1,
 ) -> WindowPlan:
-    """Plans the prompt and the target of every continuation, one window per continuation.
+    """Plans the prompt and the target of each continuation. Each continuation is one window.
 
         track     x x x x x x x x x x
-        before    c c c p p                  p: prompt, the last frames before the boundary; c: earlier frames, not fed
+        before    c c c p p                  p: prompt, which ends at the boundary; c: frames before the prompt, which are not fed
         target              # # # # #        #: frames to generate
 
     Args:
         num_frames: (tracks,) length of each track in frames. A track of 0 frames has no windows.
-        context_frames: Boundary, in frames from the start of the track. None means half of each track, rounded down.
+        context_frames: Position of the boundary, in frames from the start of the track. None means half the length of each track,
+            rounded down.
         target_frames: Number of frames to generate. None means up to the end of each track.
-        max_frames: Length of the longest window that the decoder was trained on. If the track up to the boundary and the target
-            together fit into such a window, the prompt is the whole track up to the boundary.
-        stride_frames: Stride of the sliding window. If the track up to the boundary and the target do not fit into one window, the
-            prompt is the last max_frames - stride_frames frames before the boundary.
-        num_continuations: Number of windows per track.
+        max_frames: Length of the longest window that the decoder was trained on, in frames. If the track up to the boundary and the
+            target together fit into such a window, the prompt is the whole track up to the boundary.
+        stride_frames: Number of frames by which the window slides. If the track up to the boundary and the target do not fit into
+            one window, the prompt is at most the last max_frames - stride_frames frames before the boundary.
+        num_continuations: Number of continuations per track.
 
     Returns:
-        Windows in (track, continuation) order. Their `context_frames` is the length of the prompt.
+        Windows sorted by (track, number of the continuation). `context_frames` is the length of the prompt.
     """
     lengths = np.asarray(num_frames, dtype=np.int64)
     track = np.repeat(np.flatnonzero(lengths), num_continuations)
@@ -150,10 +152,10 @@ def plan_continuations(
 
 
 def check_limit(context_frames: int, target_frames: int, spec: CodecSpec, *, allow_beyond_limit: bool) -> None:
-    """Checks that windows are not longer than the checkpoint's limit, unless `allow_beyond_limit` is set.
+    """Checks that windows are not longer than the checkpoint's limit.
 
     Raises:
-        WindowError: Context and target together exceed `spec.max_frames`, and `allow_beyond_limit` is not set.
+        WindowError: The context and the target together exceed `spec.max_frames`, and `allow_beyond_limit` is False.
     """
     total = context_frames + target_frames
     if total <= spec.max_frames or allow_beyond_limit:

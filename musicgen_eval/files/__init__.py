@@ -1,1 +1,1 @@
-"""Atomic writes, file names, results cached per file, printable errors, and removal of secrets."""
+"""Utilities for files and messages: atomic writes, file names, per-file caches, printable errors, and redaction of secrets."""

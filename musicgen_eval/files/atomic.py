@@ -1,10 +1,10 @@
-"""Writes a file completely or not at all.
+"""Writes files atomically, so that each file is written either completely or not at all.
 
     write   .summary.json.3f9c01d2ab47.tmp      hidden file in the same folder
     fsync
     rename  summary.json                        replaces any existing file
 
-If the process is killed before the file is renamed, the temporary file remains until `remove_leftovers` removes it.
+If the process is killed before the rename, the temporary file remains until `remove_leftovers` removes it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def atomic_file(path: Path, mode: Literal["w", "wb"] = "w") -> AbstractContextMa
     r"""Opens a temporary file that is synced to disk and renamed to `path` at the end of the `with` block.
 
     If the block or the sync raises an exception, the temporary file is removed and any existing file at `path` is kept. Several
-    processes can write to the same path at the same time; the file of the last process to finish replaces the others.
+    processes can write to the same path at the same time. The path then contains the file of the last process to finish.
 
     Args:
         path: Path of the file. An existing file is replaced.
-        mode: `w` for UTF-8 text, or `wb` for bytes. In text mode, `\n` is not translated, and characters that UTF-8 cannot
-            encode are escaped with a backslash.
+        mode: `w` for UTF-8 text, or `wb` for bytes. In text mode, newlines are not translated, and characters that UTF-8 cannot
+            encode are replaced with backslash escapes.
 
     Raises:
         OSError: The file cannot be written.
@@ -69,7 +69,7 @@ def _atomic_file(path: Path, mode: Literal["w", "wb"]) -> Iterator[IO[Any]]:
 
 
 def is_leftover(name: str) -> bool:
-    """Returns whether a file name belongs to a temporary file that `atomic_file` created.
+    """Returns whether a file name has the form of the temporary files that `atomic_file` creates.
 
     >>> is_leftover(".summary.json.3f9c01d2ab47.tmp"), is_leftover("summary.json")
     (True, False)

@@ -1,7 +1,7 @@
-"""Resolves file:// URLs, and file names that contain `~`, backslashes, percent encoding or accents.
+"""Resolves file:// URLs, and file names that contain `~`, backslashes, percent-encoded characters or accents.
 
-The literal file name is tried first. Other spellings are tried only if no file has that name, so most file names in a manifest
-need a single lookup.
+The literal file name is tried first. Alternative spellings are tried only if no file has that name, so most of the file names in
+a manifest require only one lookup.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
 def expanded(name: str) -> str:
-    """Replaces a leading `~` or `~user` with the home directory. Returns the name unchanged if the directory is unknown."""
+    """Replaces a leading `~` or `~user` with the home directory. If the directory is unknown, the name is returned unchanged."""
     return os.path.expanduser(name)  # noqa: PTH111 - Path.expanduser raises for a file called ~x
 
 
 def of_file_address(address: str) -> str | None:
-    """Returns the path in a file:// URL, or None if the URL names another machine.
+    """Returns the path that a file:// URL refers to, or None if the URL refers to a different machine.
 
     >>> of_file_address("file:///music/a%20song.wav"), of_file_address("file://server/a.wav")
     ('/music/a song.wav', None)
@@ -34,7 +34,8 @@ def of_file_address(address: str) -> str | None:
 def locate(folder: str, name: str) -> Path:
     """Returns the path of a file that is listed in a manifest.
 
-    The literal name is tried first, followed by its other spellings. If no such file exists, the path has the literal name.
+    The literal name is tried first, followed by alternative spellings of the name. If no spelling matches an existing file, the
+    path with the literal name is returned.
 
     Args:
         folder: Folder of the manifest.
@@ -47,7 +48,7 @@ def locate(folder: str, name: str) -> Path:
 
 
 def spellings(name: str) -> Iterator[str]:
-    r"""Yields alternative spellings of a file name, which the file may have on this system.
+    r"""Yields alternative spellings of a file name, under which the file may exist on this system.
 
     >>> list(spellings(r"rock\a%20b.wav"))
     ['rock/a%20b.wav', 'rock\\a b.wav', 'rock/a b.wav']
@@ -62,7 +63,7 @@ def spellings(name: str) -> Iterator[str]:
 
 
 def missing_file_hint(name: str) -> str:
-    """Returns a hint to append to the error message about a missing file, or an empty string if there is no hint."""
+    """Returns a hint to append to the error message for a missing file, or an empty string if there is no hint."""
     if _WINDOWS_DRIVE.search(name):
         return " (the path has a Windows drive letter; use a path relative to the manifest)"
     return ""

@@ -1,7 +1,7 @@
-"""Supports users without a user name, as with `docker run --user 4242` or on OpenShift.
+"""Supports users whose user id has no user name, for example with `docker run --user 4242` or on OpenShift.
 
-torch uses the user name in the name of the folder for its compiled kernels. If the user has no name, importing torchmetrics or
-Lightning fails. Setting `TORCHINDUCTOR_CACHE_DIR` avoids this error.
+torch derives the name of the folder for its compiled kernels from the user name. If there is no user name, importing
+torchmetrics or Lightning fails. Setting `TORCHINDUCTOR_CACHE_DIR` avoids this error.
 """
 
 import getpass
@@ -13,9 +13,9 @@ KERNEL_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def name_kernel_folder(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Sets `TORCHINDUCTOR_CACHE_DIR` if the user has no name and the variable is not already set.
+    """Sets `TORCHINDUCTOR_CACHE_DIR` if the current user has no user name and the variable is not already set.
 
-    The name of the folder contains the user id.
+    The variable is set to a folder whose name contains the user id.
     """
     if KERNEL_FOLDER in environment:
         return

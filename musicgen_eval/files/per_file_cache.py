@@ -1,7 +1,7 @@
 """Caches the results of functions that scan a whole file.
 
-A cache entry is identified by the path, size and modification time of the file. Errors are also cached. Otherwise, a damaged file
-would be scanned again for each of its windows.
+A cache entry is identified by the path, size and modification time of the file. Errors are also cached, because a damaged file
+would otherwise be scanned again for each of its windows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ _R = TypeVar("_R")
 
 
 def once_per_file(max_files: int) -> Callable[[Callable[[Path], _R]], Callable[[Path], _R]]:
-    """Returns a decorator that caches the result of a function, or its `AudioError`, for the last `max_files` files used."""
+    """Returns a decorator that caches the result of a function, or the `AudioError` that it raises, per file.
+
+    The cache keeps the results for the `max_files` most recently used files.
+    """
 
     def decorate(function: Callable[[Path], _R]) -> Callable[[Path], _R]:
         @lru_cache(maxsize=max_files)

@@ -1,6 +1,7 @@
 """Converts error messages to a single printable line.
 
-File names may contain newlines and bytes that are not UTF-8. Messages that quote such names are written to tables, logs and JSON.
+File names may contain newlines and bytes that are not valid UTF-8. Error messages that quote such file names are written to
+tables, logs and JSON files.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ _R = TypeVar("_R")
 
 
 def printable(text: str) -> str:
-    r"""Escapes the unprintable characters in a string, and the bytes that are not UTF-8.
+    r"""Escapes unprintable characters and invalid UTF-8 bytes in a string.
 
     >>> print(printable("a\nb \udcff ä"))
     a\nb \xff ä
     """
-    # Python represents a byte that is not UTF-8 as a lone surrogate (PEP 383).
+    # Python represents a byte that is not valid UTF-8 as a lone surrogate (PEP 383).
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text

@@ -2,8 +2,8 @@
 
     redact("https://me:hf_x@host/a.mp3?token=abc&part=2")  ->  "https://[redacted]@host/a.mp3?token=[redacted]&part=2"
 
-Secrets are the values of environment variables with names such as `WANDB_API_KEY`, the credentials in URLs, and any tokens in
-known formats.
+The following are treated as secrets: the values of environment variables with names such as `WANDB_API_KEY`, the credentials in
+URLs, and tokens in known formats.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LOCATION_WORDS = {
     "SOCK",
     "URL",
     "HOST",
-}  # such variables hold the location of a secret, not the secret
+}  # such variables contain the location of a secret, not the secret
 
 _SCHEME = r"\b[a-zA-Z][a-zA-Z0-9+.-]+:/{1,2}"  # pathlib reduces two slashes to one
 _USER_INFO = re.compile(rf"({_SCHEME})([^\s/?#'\"<>]+)@")
@@ -48,8 +48,8 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
     """Returns a string with each secret replaced by `[redacted]`.
 
     Args:
-        text: Any string.
-        environment: Environment variables (default: the variables of this process).
+        text: String that may contain secrets.
+        environment: Environment variables. Defaults to the variables of this process.
 
     >>> redact("took https://me:pass@host/a.mp3?X-Amz-Signature=0f3a&part=2", {})
     'took https://[redacted]@host/a.mp3?X-Amz-Signature=[redacted]&part=2'
@@ -60,26 +60,26 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
 
 
 def redact_tree(value: Value, environment: Mapping[str, str] | None = None) -> Value:
-    """Redacts the secrets in all strings and paths, including keys, in nested mappings, lists and tuples."""
+    """Returns a copy of nested mappings, lists and tuples in which the secrets in all strings, paths and keys are redacted."""
     cleaned: Value = _clean_tree(value, _secrets(environment))
     return cleaned
 
 
 def redactor(environment: Mapping[str, str] | None = None) -> Callable[[str], str]:
-    """Returns a function equivalent to `redact` that is faster for many strings, because the environment is read only once."""
+    """Returns a function that is equivalent to `redact` but faster for many strings, because the environment is read only once."""
     secrets = _secrets(environment)
     return lambda text: _clean(text, secrets)
 
 
 def redact_rows(rows: Iterable[Sequence[Any]], environment: Mapping[str, str] | None = None) -> Iterator[list[Any]]:
-    """Yields the rows of a table with the secrets in all strings redacted."""
+    """Yields the rows of a table, with the secrets in all strings redacted."""
     secrets = _secrets(environment)
     for row in rows:
         yield [_clean(cell, secrets) if isinstance(cell, str) else cell for cell in row]
 
 
 def secret_values(environment: Mapping[str, str]) -> list[str]:
-    """Returns the values of all environment variables that hold a secret, longest first."""
+    """Returns the values of all environment variables that contain a secret, in order of decreasing length."""
     values = {
         value.strip()
         for name, value in environment.items()
@@ -91,7 +91,7 @@ def secret_values(environment: Mapping[str, str]) -> list[str]:
 
 
 def is_secret_name(name: str) -> bool:
-    """Returns whether a variable or URL parameter with this name holds a secret.
+    """Returns whether a name suggests that an environment variable or URL parameter contains a secret.
 
     >>> [is_secret_name(name) for name in ("WANDB_API_KEY", "X-Amz-Security-Token", "accessToken", "KEYBOARD", "TOKENIZERS")]
     [True, True, True, False, False]
@@ -110,7 +110,7 @@ def _is_existing_path(value: str) -> bool:
 
 
 def _secrets(environment: Mapping[str, str] | None) -> re.Pattern[str] | None:
-    """Returns a pattern that matches all secret values and their JSON, YAML and URL forms, or None if there are no secrets."""
+    """Returns a pattern that matches each secret and its JSON, YAML and URL encodings, or None if there are no secrets."""
     written: dict[str, None] = {}
     for value in secret_values(os.environ if environment is None else environment):
         for form in (value, json.dumps(value)[1:-1], value.replace("'", "''"), quote(value, safe="")):

@@ -1,8 +1,9 @@
-"""Continues windows of codes with a loaded model, and scores the continuations.
+"""Continues the prompts of several windows with a loaded model, and scores the continuations.
 
     prompt audio --encode the prompt only--> codes --continue_prompts--> prompt and continuation (K, T) --score_continuations--> nll
 
-Each generated code is scored in the sliding window in which it was generated. Its context is the earlier codes of that window.
+Each generated code is scored in the sliding window in which it was generated. Its context consists of the earlier codes in that
+window.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def continue_windows(
         windows: Windows to continue. The `index` of a window is the number of the continuation.
         texts: Text of each window. None means the null condition (no text).
         settings: Settings for sampling, guidance and threads.
-        stride_frames: Stride of the sliding window, in frames. Used for windows that are longer than the checkpoint's limit.
+        stride_frames: Stride of the sliding window, in frames. Used only for windows that are longer than the checkpoint's limit.
         seed: Seed for sampling codes.
 
     Returns:
@@ -79,15 +80,16 @@ def encode_reference(
 ) -> Tensor:
     """Encodes the reference and appends its codes to those of the prompt.
 
-    The audio of each sliding window is encoded as one segment, of which only the codes after the known frames are kept. The codes
-    of the prompt stay unchanged. Therefore, the reference and the model's continuation are scored after exactly the same prompt.
+    The audio of each sliding window is encoded as one segment. Only the codes of frames that have not been encoded yet are added to
+    the result. The codes of the prompt are not changed, so the reference and the model's continuation are scored after exactly the
+    same prompt.
 
     Args:
         model: Loaded model.
         prompt: (K, P) int64 codes of the prompt.
         read: Function that returns (C, N) float32 audio, given the first frame (counted from the start of the prompt) and the
             number of frames.
-        num_frames: Number of frames of the reference.
+        num_frames: Number of frames in the reference.
         stride_frames: See `continue_windows`.
 
     Returns:
@@ -102,13 +104,13 @@ def encode_reference(
 
 @dataclass(frozen=True)
 class ContinuedCodes:
-    """A window whose continuation is to be scored.
+    """A window to score, with the codes of its continuation.
 
     Attributes:
         window: The window.
         codes: (K, context_frames + target_frames) int64 codes of the prompt and the continuation.
-        reference: (K, context_frames + R) int64 codes of the prompt and the reference, with R <= target_frames. None if there is no
-            reference, or if the reference is not scored.
+        reference: (K, context_frames + R) int64 codes of the prompt and the reference, where R <= target_frames. None if there is
+            no reference, or if the reference is not scored.
         text: Text of the track. None means the null condition (no text).
         other_text: Text of a different track, for the reading `other_text`.
     """
@@ -129,20 +131,20 @@ def score_continuations(
     seed: int = 0,
     with_logits: frozenset[str] = frozenset(),
 ) -> list[dict[str, ScoredWindow | None]]:
-    """Scores continuations and references after their prompts, in the same sliding windows in which codes are generated.
+    """Scores continuations and references in the sliding windows that were used to generate the continuations.
 
     Args:
         model: Loaded model.
-        continued: Windows whose continuations are scored, with their codes.
+        continued: Windows to score, with the codes of their continuations and references.
         readings: Readings to score.
         stride_frames: See `continue_windows`.
-        seed: Seed for the random number generators with which readings change codes.
+        seed: Seed for the random number generators of readings that change codes.
         with_logits: Names of the readings whose logits are returned.
 
     Returns:
         For each window, a dictionary that maps the name of each reading to the scores of (K, context_frames + target_frames) codes,
-        or to None if the reading does not exist for the window. The nll is NaN for the prompt, and after the end of a reference
-        that is shorter than the window.
+        or to None if the reading does not exist for the window. The nll is NaN for the prompt, and for frames after the end of a
+        reference that is shorter than the continuation.
     """
     results: list[dict[str, ScoredWindow | None]] = [{reading.name: None for reading in readings} for _ in continued]
     for target in ("own", "reference"):
@@ -171,7 +173,8 @@ def unscored(window: Window, codes: Tensor, like: Tensor | None = None) -> Score
     Args:
         window: The window.
         codes: (K, T) int64 codes. If T is less than the length of the window, the missing codes are set to 0.
-        like: (K, t, V) logits for any t. The returned logits have the same V and device. If None, no logits are returned.
+        like: (K, t, V) logits for any t. The returned logits have the same V and the same device. If `like` is None, no logits are
+            returned.
     """
     K, T = codes.shape[0], window.num_frames
     shape = (K, T)
@@ -202,7 +205,7 @@ def _part(item: ContinuedCodes, codes: Tensor, span: WindowSpan) -> CodedWindow:
 
 
 def _inserted(whole: ScoredWindow, part: ScoredWindow, span: WindowSpan) -> ScoredWindow:
-    """Copies the scores of a sliding window into the scores of the whole window, which are changed in place."""
+    """Copies the scores of a sliding window into `whole`, the scores of the whole window, and returns `whole`."""
     first = span.known - span.start
     for name in ("scored", "nll", "rank", "logits"):
         values = getattr(whole, name)

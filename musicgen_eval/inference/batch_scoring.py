@@ -1,10 +1,10 @@
 """Scores the windows of a batch with a loaded model.
 
-On a CPU, each window is scored separately, without padding and on one thread, and several windows are scored in parallel.
-Therefore, the scores of a window are bit-identical for any batch and any number of threads or processes.
+On a CPU, windows are scored in parallel. Each window is scored on one thread and without padding, so its scores are bit-identical
+in any batch and with any number of threads or processes.
 
-On an accelerator, all windows are scored in one padded forward pass. Padding is masked and not scored. Sharded models are scored in
-the same way on any device, because all processes must run the same passes in the same order.
+On an accelerator, all windows are scored in one padded forward pass. Padding is masked and not scored. Sharded models use
+padded forward passes on any device, because all processes must run the same passes in the same order.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from musicgen_eval.models.decoder.packing import is_packed
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.models.sharding import is_sharded
 from musicgen_eval.models.threads import map_single_threaded
+from musicgen_eval.records import CodecSpec
 
 
 @torch.inference_mode()
@@ -71,18 +72,8 @@ def score_padded(
     Returns:
         For each window, scores with (K, T_i) tensors on the model's device.
     """
-    spec, lengths = model.spec, [window.shape[-1] for window in codes]
-    B, K, T = len(codes), spec.num_codebooks, max(lengths)
-    padded = torch.full((B, K, T), spec.special_token, dtype=torch.int64, device=model.device)
-    valid = torch.zeros((B, K, T), dtype=torch.bool)
-    counted = torch.zeros((B, K, T), dtype=torch.bool)
-    for row, (window_codes, window_scored) in enumerate(zip(codes, scored, strict=True)):
-        padded[row, :, : lengths[row]] = window_codes
-        valid[row, :, : lengths[row]] = True
-        counted[row, :, : lengths[row]] = window_scored
-        if tail == "drop":
-            for k, delay in enumerate(spec.delays):
-                counted[row, k, max(0, lengths[row] - delay) :] = False
+    spec = model.spec
+    padded, valid, counted = _pad(codes, scored, spec, tail=tail, device=model.device)
     if model.fused is not None:
         scores = score_fused(
             model.fused,
@@ -106,7 +97,26 @@ def score_padded(
             tail=tail,
             with_logits=with_logits,
         )
-    return [_row(scores, row, length) for row, length in enumerate(lengths)]
+    return [_row(scores, row, window.shape[-1]) for row, window in enumerate(codes)]
+
+
+def _pad(
+    codes: Sequence[Tensor], scored: Sequence[Tensor], spec: CodecSpec, *, tail: Tail, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns (B, K, T) padded codes on `device`, and two (B, K, T) boolean masks: the valid codes and the codes to score."""
+    lengths = [window.shape[-1] for window in codes]
+    B, K, T = len(codes), spec.num_codebooks, max(lengths)
+    padded = torch.full((B, K, T), spec.special_token, dtype=torch.int64, device=device)
+    valid = torch.zeros((B, K, T), dtype=torch.bool)
+    counted = torch.zeros((B, K, T), dtype=torch.bool)
+    for row, (window_codes, window_scored) in enumerate(zip(codes, scored, strict=True)):
+        padded[row, :, : lengths[row]] = window_codes
+        valid[row, :, : lengths[row]] = True
+        counted[row, :, : lengths[row]] = window_scored
+        if tail == "drop":
+            for k, delay in enumerate(spec.delays):
+                counted[row, k, max(0, lengths[row] - delay) :] = False
+    return padded, valid, counted
 
 
 def _score_alone(
@@ -132,14 +142,16 @@ def _score_alone(
 
     windows = list(zip(codes, scored, states, strict=True))
     _grow_positions(model, max(window.shape[-1] for window in codes))
-    if is_packed(model.decoder):  # its precision is fixed; autocast would only round values between matrix products
+    if is_packed(
+        model.decoder
+    ):  # packed weights have a fixed dtype, so autocast would only round values between matrix products
         with torch.autocast("cpu", enabled=False):
             return map_single_threaded(score, windows)
     return map_single_threaded(score, windows)
 
 
 def _grow_positions(model: MusicGen, num_frames: int) -> None:
-    """Extends the decoder's position table to the longest window, so that parallel threads do not each have to extend it."""
+    """Extends the decoder's position table to the length of the longest window, so that parallel threads only read it."""
     positions = model.decoder.model.decoder.embed_positions
     num_steps = num_frames + max(model.spec.delays)
     if num_steps > positions.weights.shape[0]:
@@ -157,9 +169,9 @@ def pad_states(
         device: Device of the batch.
 
     Returns:
-        (B, L, D) float32 states, padded with zeros, and a (B, L) int64 mask. (None, None) if every row has the null condition.
-        A row with the null condition attends to one position of zeros, because a softmax over no positions is NaN. The cross
-        attention of this row is exactly zero, because the keys and values have no bias.
+        (B, L, D) float32 states, padded with zeros, and a (B, L) int64 mask. Both are None if every row has the null condition.
+        A row with the null condition attends to one position of zeros, because a softmax over no positions would be NaN. The cross
+        attention of such a row is exactly zero, because the key and value projections have no bias.
     """
     if all(row is None for row in states):
         return None, None

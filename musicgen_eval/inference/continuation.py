@@ -1,4 +1,4 @@
-"""Continues prompts of codes, using sliding windows if the result exceeds the decoder's longest window (see `sliding_windows`).
+"""Continues prompts, using sliding windows if a prompt and its continuation together exceed the decoder's longest window.
 
 The lengths of prompts and continuations may differ between the rows of a batch, because each row has its own windows. The generated
 codes of a row do not depend on the other rows. This module does not depend on audio, tokenizers or Lightning.
@@ -40,7 +40,7 @@ def continue_codes(
     prompt_frames: Sequence[int] | Tensor | None = None,
     uniforms: Tensor | None = None,
 ) -> Tensor:
-    """Continues prompts of codes by generating the codes that follow.
+    """Continues prompts by generating the codes that follow them.
 
     Args:
         decoder: A transformers `MusicgenForCausalLM` in eval mode. On an accelerator, each call makes a fused copy of its
@@ -48,7 +48,7 @@ def continue_codes(
         prompt: (B, K, P) int64 codes in [0, V), without delays. P may be 0.
         total_frames: Total number of frames of the prompt and the continuation: one number for all rows, or (B,) numbers.
         delays: (K,) delay of each codebook in steps, as in `CodecSpec.delays` of the checkpoint.
-        max_frames: Length of the longest window on which the decoder was trained, in frames.
+        max_frames: Length of the longest window that the decoder was trained on, in frames.
         stride_frames: Stride of the sliding window in frames, used if total_frames exceeds max_frames. None means 3/5 of
             max_frames, as in audiocraft.
         encoder_hidden_states: (B, L, D) text states, projected to the decoder's width. None means the null condition (no text).
@@ -64,7 +64,7 @@ def continue_codes(
 
     Raises:
         ValueError: If shapes do not match, if codes are outside [0, V), or if a setting is out of range.
-        NonFiniteError: If the decoder produces NaN or infinite logits. The message of this ValueError subclass names the rows.
+        NonFiniteError: If the decoder produces NaN or infinite logits. This error is a `ValueError` whose message names the rows.
 
     Source: MusicGen (arXiv 2306.05284), section 2.2; audiocraft 1.3.0, `LMModel.generate` and `MusicGen._generate_tokens`.
     """
@@ -107,7 +107,7 @@ def continue_prompts(
     uniforms: Tensor | None,
     kernels: StepKernels = "graph",
 ) -> Tensor:
-    """Continues prompts in the same way as `continue_codes`, but does not check the arguments.
+    """Continues prompts in the same way as `continue_codes`, but without checking the arguments.
 
     Args:
         decoder: A transformers decoder, or a fused decoder for an accelerator.

@@ -1,4 +1,4 @@
-"""Checks the arguments of `continue_codes` (see `continuation`)."""
+"""Checks the arguments of `continue_codes`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def checked_lengths(
 
 
 def _per_row(value: int | Sequence[int] | Tensor, num_rows: int, name: str) -> list[int]:
-    """Returns one whole number per row, given a sequence of numbers or one number for all rows."""
+    """Returns one whole number per row. `value` is a sequence of numbers, or one number for all rows."""
     try:
         if isinstance(value, int):
             return [value] * num_rows

@@ -1,4 +1,6 @@
-"""Scores the readings of windows: the plain reading, and the readings that metrics request.
+"""Scores the plain reading of each window, and the other readings that metrics request.
+
+A reading is one teacher-forced pass over a window:
 
 window, codes, texts --reading--> codes and text to feed --score_windows--> scores, aligned with the window
 
@@ -53,7 +55,7 @@ def score_readings(
         windows: Windows of one batch, with their codes and texts.
         readings: Readings to score.
         tail: See `score_codes`. The option applies to the frames of each window.
-        seed: Seed for the random number generators with which readings change codes.
+        seed: Seed for the random number generators of readings that change codes.
         with_logits: Names of the readings whose logits are returned.
 
     Returns:
@@ -94,7 +96,10 @@ def scored_mask(window: Window, spec: CodecSpec, tail: Tail) -> Tensor:
 
 
 def reading_generator(seed: int, window: Window, reading: Reading) -> torch.Generator:
-    """Returns a generator whose seed depends on `seed`, the track, the window and the reading, but not on the batch or device."""
+    """Returns a random number generator for one reading of a window.
+
+    The generator's seed depends on `seed`, the track, the window and the reading, but not on the batch or the device.
+    """
     key = f"{seed}\0{window.track}\0{window.index}\0{reading.name}".encode()
     return torch.Generator().manual_seed(int.from_bytes(sha256(key).digest()[:8], "big") >> 1)
 
@@ -141,7 +146,7 @@ def _fed_codes(reading: Reading, coded: CodedWindow, seed: int, num_entries: int
 
 
 def _aligned(window: Window, codes: Tensor, mask: Tensor, scores: Scores, start: int) -> ScoredWindow:
-    """Pads scores that begin at frame `start` of the window to the full length of the window, on the left."""
+    """Pads scores on the left to the full length of the window. Without padding, the scores begin at frame `start`."""
     pad = torch.nn.functional.pad
     return ScoredWindow(
         window=window,

@@ -1,9 +1,9 @@
-"""Scores codes under teacher forcing, by computing the negative log-likelihood (nll) of each code given all preceding codes.
+"""Computes the negative log-likelihood (nll) of each code given all preceding codes, under teacher forcing.
 
     codes (B,K,T) --delay--> steps (B,K,S) --decoder--> hidden (B,S,D) --rows of scored codes only--> logits --> nll, rank
 
-The functions take a decoder, such as a transformers `MusicgenForCausalLM`, and codes. Only rows of scored codes pass through the
-output heads, in chunks. Therefore, the logits of a whole window are never in memory, unless the caller requests these logits.
+The functions take codes and a decoder, such as a transformers `MusicgenForCausalLM`. Only the hidden states of scored codes pass
+through the output heads, in chunks. Therefore, the logits of a whole window are in memory only if the caller requests them.
 """
 
 from collections.abc import Callable, Sequence
@@ -57,7 +57,7 @@ def score_codes(
 
     Args:
         decoder: A transformers `MusicgenForCausalLM` in eval mode.
-        codes: (B, K, T) int64 codes in [0, V), without delays. Padding may have any value.
+        codes: (B, K, T) int64 codes in [0, V), without delays. Padding may have any values.
         delays: (K,) delay of each codebook in steps, as in `CodecSpec.delays` of the checkpoint.
         valid: (B, K, T) bool mask, False for padding, which is fed as the special token. None means no padding.
         scored: (B, K, T) bool mask, True for codes to score. None means all valid codes.
@@ -98,7 +98,7 @@ def score_and_rank_codes(
     tail: Tail = "score",
     with_logits: bool = False,
 ) -> Scores:
-    """Computes the nll, ranks and optionally logits of codes in one forward pass.
+    """Computes the nll and the ranks of codes, and optionally the logits, in one forward pass.
 
     The masks may be on the CPU even if the codes and the decoder are on an accelerator.
 
@@ -140,7 +140,9 @@ def score_fused(
     tail: Tail = "score",
     with_logits: bool = False,
 ) -> Scores:
-    """Computes the nll, ranks and optionally logits of codes with a fused decoder, without synchronising with the device.
+    """Computes the nll and the ranks of codes, and optionally the logits, with a fused decoder.
+
+    The function does not synchronise with the device.
 
     Args:
         decoder: A fused decoder.
@@ -148,7 +150,7 @@ def score_fused(
         delays: (K,) delay of each codebook in steps.
         counted: (B, K, T) bool mask on the CPU, True for codes to score.
         texts: Cross-attention keys and values of the texts. None means the null condition (no text).
-        tail: See `score_codes`. Here, it determines only the number of steps to feed.
+        tail: See `score_codes`. Here, the option determines only the number of steps to feed.
         with_logits: Whether to also return the logits of the scored codes.
     """
     V = decoder.special_token
@@ -191,8 +193,8 @@ def hidden_states(
     Args:
         decoder: A transformers `MusicgenForCausalLM`.
         steps: (B, K, S) int64 decoder input.
-        encoder_hidden_states: (B, L, D) text states. If None, cross attention is skipped, which is equivalent to states of zeros,
-            because the projections have no bias.
+        encoder_hidden_states: (B, L, D) text states. If None, cross attention is skipped. This is equivalent to text states of
+            zeros, because the projections have no bias.
         encoder_attention_mask: (B, L) mask, 0 for padding. None means no padding.
 
     Returns:
@@ -249,7 +251,8 @@ def nll_from_logits(logits: Tensor, codes: Tensor, *, delays: Sequence[int], sco
 
     Returns:
         (B, K, T) float32 nlls in nats, NaN for codes that are not scored. Code (k, t) is not scored if its step was not fed
-        (S < t + delays[k] + 1). Therefore, the function accepts logits for both values of `tail` (see `score_codes`).
+        (S < t + delays[k] + 1). Therefore, the function accepts logits that were computed for either value
+        of `tail` (see `score_codes`).
 
     >>> import torch
     >>> nll = nll_from_logits(torch.zeros(2, 4, 8), torch.tensor([[[1, 2, 3], [4, 5, 6]]]), delays=(0, 1))
@@ -268,9 +271,9 @@ def nll_from_logits(logits: Tensor, codes: Tensor, *, delays: Sequence[int], sco
 
 
 def _logits(head: nn.Module, hidden: Tensor) -> Tensor:
-    """Computes (M, V) logits from (M, D) rows, in float32, regardless of the decoder's precision.
+    """Computes (M, V) logits from (M, D) hidden states, in float32, regardless of the decoder's precision.
 
-    Rounded logits would change the nll by hundredths and produce ties.
+    Rounding the logits to half precision would change the nll by hundredths of a nat, and would produce ties.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         if isinstance(head, nn.Linear):
@@ -288,7 +291,10 @@ def _score_rows(
     *,
     with_logits: bool,
 ) -> Scores:
-    """Scores the counted codes of each codebook in chunks. `head` maps a codebook index and (M, D) rows to (M, V) logits."""
+    """Scores the codes selected by the mask `counted`, one codebook at a time, in chunks.
+
+    `head` maps the index of a codebook and (M, D) hidden states to (M, V) logits.
+    """
     B, K, T = codes.shape
     V = codebook_size
     device = hidden.device

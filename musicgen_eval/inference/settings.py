@@ -33,6 +33,7 @@ class ContinuationSettings(SamplingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.require_above_0("stride_s")
         self.require_at_least(1, "num_continuations", "threads")
         if self.threads is not None and self.threads > MAX_THREADS:
             raise RunError(f"threads must be at most {MAX_THREADS}, got {self.threads}")
@@ -43,7 +44,7 @@ class ContinuationSettings(SamplingSettings):
             )
 
     def check_for(self, spec: CodecSpec) -> None:
-        """Checks the settings that depend on the checkpoint.
+        """Checks the settings whose valid ranges depend on the checkpoint.
 
         Raises:
             RunError: If `top_k` exceeds the size of a codebook.

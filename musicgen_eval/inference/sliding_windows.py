@@ -1,7 +1,7 @@
 """Plans the sliding windows of a continuation: the frames to feed and the frames to generate in each window.
 
-If the prompt and the continuation together exceed the decoder's longest window, the prompt is continued in several windows. An
-example with max_frames 10, stride 6, a prompt of 4 frames (p) and 20 frames in total:
+If the prompt and the continuation together exceed the decoder's longest window, the prompt is continued in several windows. In
+this example, max_frames is 10, the stride is 6, the prompt has 4 frames (p), and the total length is 20 frames:
 
     frame        0 1 2 3 4 5 6 7 8 9 . . . . . . . . . 19
     window 0     p p p p # # # # # #                          the prompt is fed, six frames are generated (#)
@@ -34,7 +34,7 @@ class WindowSpan:
 
     @property
     def num_frames(self) -> int:
-        """The length of the window in frames."""
+        """Length of the window, in frames."""
         return self.end - self.start
 
 
@@ -70,12 +70,12 @@ def window_spans(prompt_frames: int, total_frames: int, *, max_frames: int, stri
 
 @dataclass(frozen=True)
 class WindowLayout:
-    """The mapping from the columns of a window to frames. A column is one decoding step, with one entry per codebook.
+    """The mapping from the columns of a window to frames. All tensors are on the CPU.
 
-    Column c contains frame known + c - delay_k of codebook k. The decoder predicts each column from the previous columns. All
-    tensors are on the CPU.
+    Each column corresponds to one decoding step, and contains one entry per codebook. For codebook k, column c contains frame
+    known + c - delay_k. The decoder predicts each column from the previous columns.
 
-    Example of a window that starts at frame 3, with 4 known frames (p), 3 frames to generate (#), and delays 0 and 1:
+    In this example, the window starts at frame 3 and has 4 known frames (p) and 3 frames to generate (#). The delays are 0 and 1:
 
         frame              3 4 5 6 7 8 9          column            0 1 2 3
         codebook 0         p p p p # # #          codebook 0        # # # .        frames 7 8 9
@@ -98,7 +98,7 @@ def window_layout(spans: Sequence[WindowSpan | None], *, delays: Sequence[int], 
     Args:
         spans: (B,) window of each row. None means that the row is complete.
         delays: (K,) delay of each codebook in steps.
-        num_frames: Number of frames T of each row.
+        num_frames: Number of frames per row, T.
 
     >>> layout = window_layout([WindowSpan(3, 7, 10)], delays=(0, 1), num_frames=12)
     >>> layout.frames[0].tolist()

@@ -20,7 +20,7 @@ from musicgen_eval.models.transfers import upload
 from musicgen_eval.records import StepKernels
 
 WindowDrawer = Callable[[WindowDraw], tuple[Tensor, Sequence[int]]]
-"""A function that generates one window per row and returns the (B, K, C) codes, and the rows with NaN or infinite logits."""
+"""Function that generates one window per row and returns the (B, K, C) codes and the rows with NaN or infinite logits."""
 
 
 def generate_windows(
@@ -37,10 +37,10 @@ def generate_windows(
     Args:
         draw: Function that generates the columns of the windows.
         codes: (B, K, T) int64 codes. Rows with a text come before rows without a text.
-        spans: (B,) window of each row. None means that the row is complete and stays idle.
+        spans: (B,) window of each row. None means that the row is complete and therefore idle.
         uniforms: (B, K, T) random numbers in [0, 1), or None at temperature 0.
         delays: (K,) delay of each codebook in steps.
-        special_token: Id V of the special token.
+        special_token: Id of the special token, V.
 
     Raises:
         NonFiniteError: If the decoder produces NaN or infinite logits in rows that are not idle.
@@ -69,7 +69,7 @@ def generate_windows(
 def _delayed_prompts(
     codes: Tensor, spans: Sequence[WindowSpan | None], *, delays: Sequence[int], special_token: int
 ) -> Tensor:
-    """Returns the (B, K, S) int64 decoder input before the first column of each row, padded on the right with the special token."""
+    """Returns the (B, K, S) int64 decoder input that precedes each row's first column, padded on the right with special tokens."""
     B, K, _ = codes.shape
     known = [0 if span is None else span.known - span.start for span in spans]
     prompts = codes.new_full((B, K, max(known)), special_token)

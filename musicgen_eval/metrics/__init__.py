@@ -1,7 +1,7 @@
-"""The built-in metrics, one per module. The package `plugin` defines the contract between a metric and a run.
+"""The built-in metrics, one per module. The subpackage `plugin` defines the contract between a metric and a run.
 
-Any `torchmetrics.Metric` can be used as a metric. The parameter names of its `update()` method name its inputs (see
-docs/metrics.md).
+Any `torchmetrics.Metric` can be used in a run. The parameter names of its `update()` method determine the inputs that the metric
+receives (see docs/metrics.md).
 """
 
 from musicgen_eval.metrics.accuracy import CodebookAccuracy

@@ -1,4 +1,4 @@
-"""Top-k accuracy of codes."""
+"""A metric for the top-k accuracy of codes."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from musicgen_eval.metrics.plugin.contract import MetricRecipe
 class CodebookAccuracy(CodebookMeans):
     """Fraction of the scored codes that are among the model's `top_k` most likely codes.
 
-    Results: `accuracy` (mean over codebooks) and `accuracy_q1`... (one per codebook), in [0, 1].
+    Results: `accuracy`, the mean over codebooks, and `accuracy_q1` to `accuracy_qK`, one per codebook. All results are in [0, 1].
 
     Args:
-        top_k: Number of most likely codes that are counted as correct.
+        top_k: Number of most likely codes among which the true code counts as correct.
         num_codebooks, frame_rate_hz: See `CodebookMeans`.
 
     >>> import torch
@@ -24,7 +24,7 @@ class CodebookAccuracy(CodebookMeans):
     >>> round(metric.compute()["accuracy"].item(), 4)
     0.6667
 
-    Source: the usual top-k accuracy, computed from code ranks. In a tie, the true code ranks first.
+    Source: the usual top-k accuracy, computed from code ranks. If codes are tied, the true code ranks first.
     """
 
     higher_is_better = True
@@ -37,18 +37,18 @@ class CodebookAccuracy(CodebookMeans):
 
     @property
     def recipe(self) -> MetricRecipe:
-        """Units, direction, source and settings of this metric."""
+        """The metric's units, source and settings, and whether higher values are better."""
         settings: dict[str, Any] = {"top_k": self.top_k}
         return MetricRecipe(
             units={"accuracy": "share"}, higher_is_better=True, source="top-k accuracy of codes", settings=settings
         )
 
     def update(self, rank: Tensor) -> None:
-        """Adds (K, T) or (B, K, T) code ranks. A rank of 0 means the most likely code. Ranks of -1 are ignored."""
+        """Adds (K, T) or (B, K, T) code ranks. The most likely code has rank 0. Ranks of -1 are ignored."""
         hits = (rank < self.top_k).double()
         self.add(hits.masked_fill(rank < 0, float("nan")))
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns `accuracy` and `accuracy_q1`... as float64 tensors."""
+        """Returns `accuracy` and `accuracy_q1` to `accuracy_qK` as float64 tensors."""
         per_codebook = self.means()
         return self.by_codebook("accuracy", per_codebook, per_codebook.mean())

@@ -1,6 +1,6 @@
-"""The base class of most metrics, which keeps a float64 sum and an int64 count per codebook.
+"""The base class of most built-in metrics. It stores a float64 sum and an int64 count for each codebook.
 
-NaN values are not counted. Subclasses define the values to average and name the results.
+NaN values are not counted. Subclasses define the values to average, and name the results.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class CodebookMeans(DtypeKeepingMetric):
         num_codebooks: Number of codebooks K.
         frame_rate_hz: Number of code frames per second.
 
-    In a run, `configure` replaces both arguments with the values of the checkpoint.
+    In a run, `configure` replaces both arguments with the checkpoint's values.
     """
 
     is_differentiable = False
@@ -48,7 +48,7 @@ class CodebookMeans(DtypeKeepingMetric):
         self.add_state("count", torch.zeros(num_codebooks, dtype=torch.int64), dist_reduce_fx="sum")
 
     def add(self, values: Tensor) -> None:
-        """Adds (K, T) or (B, K, T) values. NaN values are not counted.
+        """Adds (K, T) or (B, K, T) values to the sums and counts. NaN values are not counted.
 
         Raises:
             MetricError: If the values do not have one of these shapes.
@@ -65,11 +65,11 @@ class CodebookMeans(DtypeKeepingMetric):
         self.count = self.count + counts.sum(0)
 
     def means(self) -> Tensor:
-        """Returns the (K,) float64 mean of each codebook. The mean is NaN if the codebook has no counted values."""
+        """Returns the (K,) float64 means of the codebooks. The mean of a codebook without counted values is NaN."""
         return self.total / self.count
 
     def by_codebook(self, name: str, per_codebook: Tensor, total: Tensor) -> dict[str, Tensor]:
-        """Returns a dictionary with the total as `<name>`, and the values per codebook as `<name>_q1` to `<name>_qK`."""
+        """Returns a dictionary with `total` under the key `<name>`, and one value per codebook under `<name>_q1` to `<name>_qK`."""
         return {name: total, **{f"{name}_q{k}": value for k, value in enumerate(per_codebook, start=1)}}
 
 
@@ -87,7 +87,7 @@ def sums_and_counts(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pad_values(values: Sequence[Tensor]) -> Tensor:
-    """Stacks the (K, T_i) values of several windows into one (B, K, T) tensor, padded with NaN at the end."""
+    """Stacks the (K, T_i) values of several windows into one (B, K, T) tensor. Shorter windows are padded with NaN at the end."""
     longest = max(window.shape[-1] for window in values)
     return torch.stack(
         [torch.nn.functional.pad(window, (0, longest - window.shape[-1]), value=float("nan")) for window in values]

@@ -1,6 +1,7 @@
-"""Likelihood gains: the nll without a text or context minus the nll with this text or context, in nats per second.
+"""Metrics for the decrease in nll due to a text or a context, in nats per second.
 
-Both nlls belong to the same codes. Therefore, effects of the music alone, such as silence or repetition, cancel out.
+Each metric subtracts the nll with the text or context from the nll without it, for the same codes. Therefore, effects of the music
+alone, such as silence or repetition, cancel out.
 """
 
 from torch import Tensor
@@ -10,21 +11,24 @@ from musicgen_eval.metrics.plugin.contract import MetricRecipe
 
 
 class _Gain(CodebookMeans):
-    """Base class of gains: the mean difference in nll between two readings, over the codes that both readings scored."""
+    """Base class of metrics that average the difference in nll between two readings over the codes that both readings scored."""
 
     higher_is_better = True
 
     @property
     def recipe(self) -> MetricRecipe:
-        """Units, direction and source of this metric."""
+        """The metric's units and source, and whether higher values are better."""
         return MetricRecipe(units={"nats_per_second": "nats/s"}, higher_is_better=True, source=type(self).__doc__ or "")
 
     def add_gain(self, without: Tensor, plain: Tensor) -> None:
-        """Adds the differences between two (K, T) readings, in nats. Codes whose nll is NaN in either reading are not counted."""
+        """Adds the differences between the (K, T) nlls of two readings, in nats.
+
+        A code is not counted if its nll is NaN in either reading.
+        """
         self.add(without.double() - plain.double())
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns `nats_per_second` (summed over codebooks) and `nats_per_second_q1`... as float64 tensors."""
+        """Returns `nats_per_second` (the sum over codebooks) and `nats_per_second_q1` to `nats_per_second_qK`, in float64."""
         per_codebook = self.means() * self.frame_rate_hz
         return self.by_codebook("nats_per_second", per_codebook, per_codebook.sum())
 
@@ -33,7 +37,7 @@ class TextGain(_Gain):
     """Decrease in nll due to the text of a track, in nats per second. Only tracks with a text are counted."""
 
     def update(self, nll: Tensor, nll__no_text: Tensor) -> None:
-        """Adds the (K, T) nlls of a window, in nats: `nll` with the window's text, and `nll__no_text` without a text."""
+        """Adds the (K, T) nlls of a window with its text (`nll`) and without a text (`nll__no_text`), in nats."""
         self.add_gain(nll__no_text, nll)
 
 
@@ -41,7 +45,7 @@ class ContextGain(_Gain):
     """Decrease in nll due to the context of a window, in nats per second. Only windows with a context are counted."""
 
     def update(self, nll: Tensor, nll__no_context: Tensor) -> None:
-        """Adds the (K, T) nlls of a window, in nats: `nll` with its context, and `nll__no_context` without it.
+        """Adds the (K, T) nlls of a window with its context (`nll`) and without a context (`nll__no_context`), in nats.
 
         Without the context, the target starts at position 0.
         """

@@ -1,4 +1,4 @@
-"""Perplexity of the first seconds after a window's context."""
+"""A metric for the perplexity of the first seconds after a window's context."""
 
 from typing import Any
 
@@ -11,15 +11,16 @@ from musicgen_eval.records import Window
 
 
 class LocalPerplexity(MeanNll):
-    """Perplexity of the first `duration_s` seconds after the context of each window, defined as in `CodebookPerplexity`.
+    """Perplexity of the first `duration_s` seconds after the context of each window.
 
-    Windows without a context are not counted.
+    The results have the same definitions as those of `CodebookPerplexity`. Windows without a context are not counted. A run
+    computes one state per window with `update`, and adds up these states.
 
     Args:
-        duration_s: Length of the part after the context that is counted, in seconds.
+        duration_s: Number of seconds after the context that are counted.
         num_codebooks, frame_rate_hz: See `CodebookMeans`.
 
-    Source: local likelihoods agree with listeners better than whole-sequence likelihoods (arXiv 2601.06329).
+    Source: local likelihoods agree better with listeners' judgements than whole-sequence likelihoods do (arXiv 2601.06329).
     """
 
     def __init__(self, duration_s: float = 1.0, num_codebooks: int = 4, frame_rate_hz: float = 50) -> None:
@@ -30,7 +31,7 @@ class LocalPerplexity(MeanNll):
 
     @property
     def recipe(self) -> MetricRecipe:
-        """Units, direction, source and settings of this metric."""
+        """The metric's units, source and settings, and whether higher values are better."""
         settings: dict[str, Any] = {"duration_s": self.duration_s}
         return MetricRecipe(
             units=UNITS,
@@ -40,7 +41,7 @@ class LocalPerplexity(MeanNll):
         )
 
     def update(self, nll: Tensor, window: Window) -> None:
-        """Adds the (K, T) nlls of a window, in nats."""
+        """Adds the (K, T) nlls of a window, in nats. Only the first `duration_s` seconds after the context are counted."""
         if window.context_frames == 0:
             return
         last = window.context_frames + max(1, round(self.duration_s * self.frame_rate_hz))

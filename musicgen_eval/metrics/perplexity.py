@@ -1,4 +1,4 @@
-"""Metrics of cross entropy, perplexity and bits per second."""
+"""Metrics for cross entropy, perplexity and bits per second."""
 
 from collections.abc import Mapping, Sequence
 from math import log
@@ -12,12 +12,12 @@ UNITS = {"ppl": "", "ce": "nats", "bits_per_second": "bit/s"}
 
 
 class MeanNll(CodebookMeans):
-    """Base class of perplexity metrics, which computes the results from the sum and count of the nlls of each codebook."""
+    """Base class of perplexity metrics. It computes the results from the sum and the count of each codebook's nlls."""
 
     higher_is_better = False
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns `ppl`, `ce` (in nats), `bits_per_second`, `ppl_q1`... and `ce_q1`... as float64 tensors."""
+        """Returns `ppl`, `ce` (in nats), `bits_per_second`, and `ppl_q<k>` and `ce_q<k>` for each codebook, as float64 tensors."""
         per_codebook = self.means()
         ce = per_codebook.mean()
         return {
@@ -28,12 +28,16 @@ class MeanNll(CodebookMeans):
 
 
 class CodebookPerplexity(MeanNll):
-    """Cross entropy and perplexity, in total and per codebook, and bits per second.
+    """Cross entropy and perplexity, both over all codebooks and per codebook, and total bits per second.
 
     CE_k is the mean nll of the scored codes of codebook k. `ce` is the mean of CE_k over codebooks, and `ppl` = exp(`ce`). Both
     are computed once, from sums over all updates. Therefore, `ppl` is not a mean of batch perplexities or codebook perplexities.
 
-    Results: `ppl`, `ce` (in nats), `bits_per_second` = frame rate * sum_k CE_k / ln 2, `ppl_q1`..., `ce_q1`....
+    Results: `ppl`, `ce` (in nats), `bits_per_second` = frame rate * sum_k CE_k / ln 2, and for each codebook k from 1 to K,
+    `ce_q<k>` = CE_k and `ppl_q<k>` = exp(CE_k).
+
+    A run calls `window_states`, which returns one state per window, and adds up these states. The method `update` is for direct use
+    as a torchmetrics metric.
 
     >>> import torch
     >>> metric = CodebookPerplexity(num_codebooks=2)
@@ -47,7 +51,7 @@ class CodebookPerplexity(MeanNll):
 
     @property
     def recipe(self) -> MetricRecipe:
-        """Units, direction and source of this metric."""
+        """The metric's units and source, and whether higher values are better."""
         source = "mean over codebooks of mean nll, exp once over the data set (MusicGen, arXiv 2306.05284)"
         return MetricRecipe(units=UNITS, higher_is_better=False, source=source)
 
@@ -56,6 +60,6 @@ class CodebookPerplexity(MeanNll):
         self.add(nll)
 
     def window_states(self, batch: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Returns the (B, K) states of several windows at once. Each row is identical to the state after one update."""
+        """Returns the states of B windows as (B, K) tensors. Each row equals the state after an update with one window alone."""
         total, count = sums_and_counts(pad_values([window["nll"] for window in batch]))
         return {"total": total, "count": count}

@@ -1,6 +1,6 @@
-"""Perplexity by position in the window, including positions beyond the checkpoint's limit.
+"""A metric for the perplexity at each position in a window, including positions beyond the checkpoint's limit.
 
-A position is a number of frames from the start of the window, as in the decoder's position table.
+A position is the number of frames from the start of the window, as in the decoder's position table.
 """
 
 from typing import Any
@@ -15,21 +15,21 @@ from musicgen_eval.records import CodecSpec, Window
 
 
 class PositionProfile(CodebookMeans):
-    """Cross entropy and perplexity of each time bin of the window, and perplexity within and beyond the checkpoint's limit.
+    """Cross entropy and perplexity for each time bin of a window, and perplexity within and beyond the checkpoint's limit.
 
         0 s        1 s        2 s             limit           end_s
         |- ce_0s --|- ce_1s --|- ...            |                |
         |-------------- ppl_within -------------|-- ppl_beyond --|
 
-    Results: `ce_<start>s` in nats and `ppl_<start>s` = exp(`ce_<start>s`) for each bin. `<start>` is the second at which the bin
-    starts. Each `ce` is the average of the codebooks' mean nlls. `ppl_within` covers the positions within the checkpoint's limit,
-    and `ppl_beyond` covers the others. If a codebook has no scored codes in a bin, the values of this bin are NaN.
+    Results: `ce_<start>s` (in nats) and `ppl_<start>s` = exp(`ce_<start>s`) for each bin, where `<start>` is the start of the bin
+    in seconds. Each `ce` is the mean of the codebooks' mean nlls. `ppl_within` covers the positions within the checkpoint's limit,
+    and `ppl_beyond` covers all other positions. If a codebook has no scored codes in a bin, the values of this bin are NaN.
 
     Args:
-        bin_s: Length of a bin in seconds. Must be a whole number of frames.
-        end_s: End of the last bin in seconds. Must be a whole number of bins. Later codes count only for `ppl_within` and
-            `ppl_beyond`.
-        max_frames: Limit in frames. In a run, it is replaced with the checkpoint's limit.
+        bin_s: Length of each bin, in seconds. The length must be a whole number of frames.
+        end_s: End of the last bin, in seconds. The end must be a multiple of `bin_s`. Later codes are counted only in `ppl_within`
+            and `ppl_beyond`.
+        max_frames: Limit of the checkpoint, in frames. In a run, `configure` sets this argument to the checkpoint's limit.
         num_codebooks, frame_rate_hz: See `CodebookMeans`.
 
     >>> import torch
@@ -60,7 +60,7 @@ class PositionProfile(CodebookMeans):
         super().configure(spec)
 
     def _set_up(self, num_codebooks: int, frame_rate_hz: float) -> None:
-        """Creates the states: one column per bin, then a column for positions within the limit and a column for those beyond it."""
+        """Creates the states, with one column per bin, one for positions within the limit, and one for positions beyond it."""
         if not (0 < self.bin_s < float("inf") and 0 < self.end_s < float("inf")):
             raise MetricError(
                 f"PositionProfile: bin_s and end_s must be above 0 and finite, got {self.bin_s} and {self.end_s}"
@@ -84,7 +84,7 @@ class PositionProfile(CodebookMeans):
 
     @property
     def recipe(self) -> MetricRecipe:
-        """Units, direction, source and settings of this metric."""
+        """The metric's units, source and settings, and whether higher values are better."""
         settings: dict[str, Any] = {"bin_s": self.bin_s, "end_s": self.end_s, "max_frames": self.max_frames}
         return MetricRecipe(
             units=dict.fromkeys(self._bin_names("ce"), "nats"),
@@ -94,10 +94,10 @@ class PositionProfile(CodebookMeans):
         )
 
     def update(self, nll: Tensor, window: Window) -> None:
-        """Adds the (K, T) nlls of a window including its context, in nats. NaN values are not counted.
+        """Adds the (K, T) nlls of a whole window, including its context, in nats. NaN values are not counted.
 
         Raises:
-            MetricError: If T is not the number of frames of the window, or K is not the number of codebooks.
+            MetricError: If K is not the number of codebooks, or T is not the number of frames in the window.
         """
         if nll.shape != (self.num_codebooks, window.num_frames):
             raise MetricError(

@@ -1,4 +1,4 @@
-"""Spectral discontinuity at the boundary of a continuation, relative to the music around it."""
+"""A metric for the spectral discontinuity at the boundary of a continuation, relative to the surrounding music."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ FLOOR = 0.01  # nats; smaller distances cannot be distinguished from silence
 
 
 class SeamDiscontinuity(DtypeKeepingMetric):
-    """Spectral change at the boundary of a continuation, relative to the change elsewhere in the same music, as two ratios.
+    """Two ratios that compare the spectral change at the boundary of a continuation with the change elsewhere in the same music.
 
     A ratio of 1 means that the sound changes as much at the boundary as elsewhere. `flux` measures the change over a few
     milliseconds and detects clicks and hard cuts. `change` compares the second before the boundary with the second after it, and
     detects a change to a different sound or song. The results are geometric means over continuations, because ratios of 4 and 1/4
     should count as equally far from 1. A continuation with less than 96 ms of audio before or after the boundary is not counted.
 
-    At random places in an uncut recording, the ratios have a geometric mean of 1, with or without beats. Individual ratios vary by
-    a factor of 2 or more. Therefore, evaluate many continuations, and compare the results with those of the reference.
+    At random places in an uncut recording, the ratios have a geometric mean of 1, whether or not the music has a beat. Individual
+    ratios vary by a factor of 2 or more. Therefore, evaluate many continuations, and compare the results with those of the
+    reference.
 
     >>> import torch
     >>> times = torch.arange(32000, dtype=torch.float64) / 32000
@@ -38,8 +39,8 @@ class SeamDiscontinuity(DtypeKeepingMetric):
     >>> [(name, round(unbroken.compute()[name].item(), 2), bool(cut.compute()[name] > 10)) for name in ("flux", "change")]
     [('flux', 1.0, True), ('change', 1.0, True)]
 
-    Source: spectral flux (Dixon, Onset detection revisited, 2006), here counting decreases as well as increases, and novelty
-    between two spans (Foote, Automatic audio segmentation, 2000). The comparison with other places is an addition of this package.
+    Source: spectral flux (Dixon, Onset detection revisited, 2006), modified to count decreases as well as increases, and novelty
+    between two spans (Foote, Automatic audio segmentation, 2000). This package adds the comparison with other places.
     """
 
     is_differentiable = False
@@ -56,7 +57,7 @@ class SeamDiscontinuity(DtypeKeepingMetric):
 
     @property
     def recipe(self) -> MetricRecipe:
-        """Units, direction, source and settings of this metric."""
+        """The metric's units, source and settings, and whether higher values are better."""
         return MetricRecipe(
             units={"flux": "ratio", "change": "ratio"},
             higher_is_better=False,
@@ -72,7 +73,7 @@ class SeamDiscontinuity(DtypeKeepingMetric):
         )
 
     def update(self, context_decoded: Tensor, generated: Tensor, sample_rate_hz: int) -> None:
-        """Adds one continuation, given as (C, N) audio before and after the boundary."""
+        """Adds one continuation, given as the (C, N) audio before the boundary and the (C, N) audio after the boundary."""
         ratios = seam_discontinuity(context_decoded, generated, sample_rate_hz=sample_rate_hz)
         if ratios.isnan().any():
             return
@@ -86,18 +87,18 @@ class SeamDiscontinuity(DtypeKeepingMetric):
 
 
 def seam_discontinuity(before: Tensor, after: Tensor, *, sample_rate_hz: int) -> Tensor:
-    """Computes flux and change at a boundary, each relative to the geometric mean of the same measure at other marks.
+    """Computes flux and change at a boundary, each divided by the geometric mean of the same measure at other marks.
 
-        before ...----+----+----|----+----+----... after          one mark per hop; | is the boundary
+        before ...----+----+----|----+----+----... after          there is one mark (+) per hop; | is the boundary, also a mark
                            [ frame ]                              a spectrum covers 4 hops and starts at a mark
-        flux              <-------->                              largest distance between neighbours, one of which spans the mark
-        change   [-- span --]  [-- span --]                       distance between the mean spectra of the spans
+        flux              <-------->                              largest distance between neighbouring spectra around the mark
+        change   [-- span --]  [-- span --]                       distance between the mean spectra of the two spans
 
-    Spectra are log(1 + 100 |X| / mean |X|). The mean covers all analysed audio, so gain does not matter. A distance is the root
-    mean square of the differences over frequencies and channels. The other marks are at most 3 s from the boundary, and the audio
-    that they measure lies entirely on one side of the boundary. Spans are 1 s long, or a third of the shorter side if that is less.
-    A floor of 0.01 nats is added to each measure, so silence has a ratio of 1. Logarithms are averaged, so the mean log ratio at a
-    random mark is 0.
+    Spectra are log(1 + 100 |X| / mean |X|). The mean covers all analysed audio, so the gain of the audio does not matter. A
+    distance is the root mean square of the differences over frequencies and channels. The other marks are at most 3 s from the
+    boundary. Marks whose measured audio crosses the boundary are excluded. Each span is 1 s long, or a third of the shorter
+    side if that is less. A floor of 0.01 nats is added to each measure, so silence has a ratio of 1. Logarithms are averaged,
+    so the mean log ratio at a random mark is 0.
 
     Args:
         before: (C, N) floating-point audio that ends at the boundary.
@@ -139,18 +140,18 @@ def _log_spectra(audio: Tensor, hop: int) -> Tensor:
 
 
 def _flux(spectra: Tensor) -> Tensor:
-    """Returns the flux at each mark from `FRAME_HOPS` on.
+    """Returns the flux at each mark, starting with mark `FRAME_HOPS`.
 
-    The flux is the largest distance between two neighbouring spectra of which at least one spans the mark.
+    The flux at a mark is the largest distance between two neighbouring spectra, at least one of which spans the mark.
     """
     distances = _distance(spectra[1:], spectra[:-1])
     return distances.unfold(0, FRAME_HOPS, 1).amax(-1)
 
 
 def _change(spectra: Tensor, span_hops: int) -> Tensor:
-    """Returns the change at each mark from `span_hops` on.
+    """Returns the change at each mark, starting with mark `span_hops`.
 
-    The change is the distance between the mean spectra of the spans before and after the mark.
+    The change at a mark is the distance between the mean spectra of the spans before and after the mark.
     """
     num_frames = span_hops - FRAME_HOPS + 1  # frames that lie entirely within a span
     sums = torch.nn.functional.pad(spectra.cumsum(0), (0, 0, 1, 0))
@@ -166,9 +167,9 @@ def _ratio(measure: Tensor, boundary: int, *, reach_hops: int) -> Tensor:
     """Divides the measure at the boundary by the geometric mean of the measure at marks whose audio does not cross the boundary.
 
     Args:
-        measure: Values of the measure, one per mark from `reach_hops` on.
+        measure: Values of the measure, one per mark, starting with mark `reach_hops`.
         boundary: Index of the mark at the boundary.
-        reach_hops: Number of hops on each side of a mark that the measure at this mark depends on.
+        reach_hops: Number of hops on each side of a mark on which the measure at this mark depends.
     """
     logs = (measure + FLOOR).log()
     at = boundary - reach_hops

@@ -1,1 +1,1 @@
-"""MusicGen checkpoints: their specification, loading, codec, decoder and delay pattern."""
+"""Finds and loads MusicGen checkpoints, and runs their codec and decoder."""

@@ -27,7 +27,7 @@ GENERATION_CONFIG = "generation_config.json"
 IN_MEMORY = "model in memory"
 PARTS = ("text_encoder", "audio_encoder", "decoder")
 TRANSFORMERS_DEFAULT_LENGTH = 20
-"""Default of `max_length` in older versions of transformers. No model has this limit."""
+"""Default value of `max_length` in older versions of transformers. This value is not the actual limit of any model."""
 
 Source = Literal["generation_config", "given", "default"]
 
@@ -37,16 +37,16 @@ class Checkpoint:
     """The location and the specification of a checkpoint.
 
     Attributes:
-        name: Name as specified by the user, except that the path of a local folder is absolute.
+        name: Name that the user specified, or the absolute path of a local folder.
         location: Folder of the checkpoint's files, or "" for a model in memory.
         revision: Requested hub revision, or None.
-        commit: Hub commit that the revision resolved to, or None for a folder.
-        spec: Specification of the checkpoint's codes.
-        max_frames_from: Origin of `spec.max_frames`: `generation_config`, `given`, or `default` (30 s, or less if the decoder has
-            fewer positions).
+        commit: Hub commit that the revision refers to, or None if the checkpoint is not from the hub.
+        spec: Specification of the checkpoint's codec.
+        max_frames_from: Origin of `spec.max_frames`: `generation_config`, `given` (specified by the user), or `default` (30 s, or
+            less if the decoder has fewer positions).
         is_reachable: Whether files that are not cached can be downloaded from the hub.
         digest: Digest of everything that affects the results of a model in memory. None for a checkpoint loaded from files.
-        notes: Notes for the user about how this package uses the checkpoint, one line each.
+        notes: Notes for the user about the checkpoint, one line each.
     """
 
     name: str
@@ -61,14 +61,14 @@ class Checkpoint:
 
     @property
     def files(self) -> CheckpointFiles:
-        """The checkpoint's files."""
+        """Location of the checkpoint's files."""
         return CheckpointFiles(self.name, Path(self.location), commit=self.commit, is_reachable=self.is_reachable)
 
 
 def find_checkpoint(
     checkpoint: str | Path, *, revision: str | None = None, max_frames: int | None = None
 ) -> Checkpoint:
-    """Finds a checkpoint and reads its `CodecSpec` from its configuration files only.
+    """Finds a checkpoint and reads its `CodecSpec` from its configuration files, without loading weights.
 
     Args:
         checkpoint: `demo`, a hub name such as `facebook/musicgen-small`, or a local folder in transformers' format.
@@ -105,8 +105,8 @@ def describe_in_memory(config: MusicgenConfig, *, stated: int | None, given: int
         config: The model's configuration.
         stated: `max_length` of the model's generation config.
         given: Length of the longest window, in frames. It overrides `stated` unless it is None.
-        digest: Digest of everything that affects the model's results. The name includes the digest, so that different models have
-            different names.
+        digest: Digest of everything that affects the model's results. The checkpoint's name includes the digest, so that different
+            models have different names.
 
     Raises:
         CheckpointError: If the configuration is inconsistent.
@@ -129,8 +129,8 @@ def refuse_other_types(checkpoint: object) -> None:
         )
 
 
-def lasting_name(checkpoint: str) -> str:
-    """Returns the checkpoint's name, with a local path made absolute so that the name does not depend on the working directory."""
+def absolute_name(checkpoint: str) -> str:
+    """Returns a checkpoint name that does not depend on the working directory, by making the path of a local folder absolute."""
     folder = _expanded(checkpoint)
     if checkpoint == DEMO or not _is_folder(folder):
         return checkpoint
@@ -146,7 +146,7 @@ def _files(name: str, revision: str | None) -> CheckpointFiles:
                 f"checkpoint {name} is a folder, but revision is {revision!r}, which is allowed for hub names only; "
                 "remove revision"
             )
-        return CheckpointFiles(lasting_name(name), folder)
+        return CheckpointFiles(absolute_name(name), folder)
     if name.startswith(IN_MEMORY):
         raise CheckpointError(
             f"checkpoint {name!r} was a model in memory, which cannot be loaded by name; pass the model in Python, "
@@ -234,7 +234,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _expanded(name: str) -> Path:
-    """Expands `~` in a path, or leaves the path unchanged if there is no such home directory."""
+    """Expands a leading `~` in a path, or leaves the path unchanged if there is no such home directory."""
     return Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser raises if there is no such home directory
 
 
@@ -243,6 +243,28 @@ def _spec(
 ) -> tuple[CodecSpec, Source, tuple[str, ...]]:
     codec: Any = config.audio_encoder
     decoder: Any = config.decoder
+    _check_codec(codec, decoder, name)
+    hop = prod(codec.upsampling_ratios)
+    rate = codec.sampling_rate // hop
+    delays = default_delays(decoder.num_codebooks, channels=decoder.audio_channels)
+    positions = decoder.max_position_embeddings
+    default = max(1, min(DEFAULT_WINDOW_S * rate, positions - max(delays)))
+    max_frames, source = _limit(stated, given, default=default)
+    spec = CodecSpec(
+        sample_rate_hz=codec.sampling_rate,
+        frame_rate_hz=rate,
+        hop_samples=hop,
+        num_codebooks=decoder.num_codebooks,
+        codebook_size=decoder.vocab_size,
+        channels=decoder.audio_channels,
+        delays=delays,
+        max_frames=max_frames,
+    )
+    return spec, source, _notes(spec, source, name, stated=stated, positions=positions)
+
+
+def _check_codec(codec: Any, decoder: Any, name: str) -> None:
+    """Raises `CheckpointError` if the audio encoder is not EnCodec, or if its configuration does not fit that of the decoder."""
     if not isinstance(codec, EncodecConfig):
         raise CheckpointError(
             f"checkpoint {name}: the type of the audio encoder must be 'encodec', got {codec.model_type!r}"
@@ -270,21 +292,6 @@ def _spec(
             f"checkpoint {name}: codec and decoder must have the same number of codebooks per channel, got {num_quantizers} for "
             f"{codec.audio_channels} channel(s) and {decoder.num_codebooks} for {channels} channel(s)"
         )
-    delays = default_delays(decoder.num_codebooks, channels=channels)
-    positions = decoder.max_position_embeddings
-    default = max(1, min(DEFAULT_WINDOW_S * rate, positions - max(delays)))
-    max_frames, source = _limit(stated, given, default=default)
-    spec = CodecSpec(
-        sample_rate_hz=codec.sampling_rate,
-        frame_rate_hz=rate,
-        hop_samples=hop,
-        num_codebooks=decoder.num_codebooks,
-        codebook_size=decoder.vocab_size,
-        channels=channels,
-        delays=delays,
-        max_frames=max_frames,
-    )
-    return spec, source, _notes(spec, source, name, stated=stated, positions=positions)
 
 
 def _limit(stated: int | None, given: int | None, *, default: int) -> tuple[int, Source]:
@@ -299,7 +306,7 @@ def _limit(stated: int | None, given: int | None, *, default: int) -> tuple[int,
 
 
 def _notes(spec: CodecSpec, source: Source, name: str, *, stated: int | None, positions: int) -> tuple[str, ...]:
-    """Returns a note if the window length may not be a property of the model.
+    """Returns a note if the maximum window length may differ from the length that the model was trained on.
 
     Users often set `max_length` to the length of the audio that they generate, and `save_pretrained` saves that value.
     No note is needed if the length is 30 s, as in MusicGen, or if the decoder has exactly one position per step of the longest

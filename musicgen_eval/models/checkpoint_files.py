@@ -2,7 +2,7 @@
 
     name, revision --locate_files--> folder and commit --find(file name)--> path, or None
 
-The hub is asked once for the commit that a revision refers to. If the hub does not respond within `HUB_TIMEOUT_S`, it is not
+The hub is queried once for the commit that a revision refers to. If the hub does not respond within `HUB_TIMEOUT_S`, it is not
 contacted again, and only cached files are used. If a required file is not cached, the error message names that file.
 """
 
@@ -61,7 +61,7 @@ class CheckpointFiles:
         return path
 
     def find_if_known(self, filename: str) -> Path | None:
-        """Works like `find`, but returns None instead of raising an error if it is unknown whether the file exists."""
+        """Works like `find`, but returns None instead of raising an error if the file is not cached and the hub is unreachable."""
         path = self.folder / filename
         if path.is_file():
             return path
@@ -77,14 +77,14 @@ class CheckpointFiles:
             ) from error
 
     def _knows_absence(self, filename: str) -> bool:
-        """Returns whether the checkpoint is known to have no such file, without querying the hub."""
+        """Returns whether the checkpoint is known not to contain a file. The hub is not queried."""
         if self.commit is None:
             return True
         return not isinstance(try_to_load_from_cache(self.name, filename, revision=self.commit), str | None)
 
 
 def locate_files(name: str, *, revision: str | None = None) -> CheckpointFiles:
-    """Finds the commit of a hub checkpoint and the folder that its files are cached in.
+    """Finds the commit of a hub checkpoint, and the folder in which its files are cached.
 
     Args:
         name: Hub name, `owner/model`.
@@ -117,7 +117,7 @@ def _files_at(name: str, config: str | os.PathLike[str], *, is_reachable: bool) 
 
 
 def _why_unreachable(name: str, revision: str) -> str | None:
-    """Requests the checkpoint's configuration from the hub once. Returns None, or the reason for the failure if the request fails.
+    """Requests a checkpoint's configuration from the hub. Returns the reason if the request fails, or None if it succeeds.
 
     Raises:
         CheckpointError: If the hub has no such checkpoint or revision, or denies access.
@@ -141,7 +141,7 @@ def _timeout_s() -> float:
 
 
 def _download_config(name: str, revision: str) -> str:
-    """Downloads the configuration file, which also records the revision's commit in the cache."""
+    """Downloads the configuration file. The download also records the revision's commit in the cache."""
     try:
         return hf_hub_download(name, CONFIG, revision=revision)
     except (httpx.HTTPError, EntryNotFoundError, OSError) as error:

@@ -7,8 +7,8 @@ Codebook k is shifted right by `delays[k]` steps, after one step that holds the 
     codebook 1               # # 0 1 2 3 #
     codebook 2               # # # 0 1 2 3
 
-T + max(delays) steps are sufficient to score all codes of T frames. The last step of the full layout is not fed, because the
-output at the preceding step predicts all of its codes.
+T + max(delays) steps are sufficient to score all codes of T frames. The last step of the full layout is not fed, because its
+codes are all predicted by the output at the preceding step.
 
 Source: MusicGen (arXiv 2306.05284), section 2.2; audiocraft 1.3.0, `DelayedPatternProvider`.
 """
@@ -30,10 +30,10 @@ def delay_codes(
     """Arranges codes in the decoder's input layout.
 
     Args:
-        codes: (B, K, T) int64.
+        codes: (B, K, T) int64 codes.
         delays: (K,) delay of each codebook, in steps.
         special_token: Id to feed at positions without a code.
-        valid: (B, K, T) bool, False for padding, where the special token is fed. None means that all codes are valid.
+        valid: (B, K, T) bool mask, False for padding, which is replaced by the special token. None means that all codes are valid.
         num_steps: Number of steps, S. None means T + max(delays).
 
     Returns:
@@ -58,7 +58,7 @@ def undelay_codes(steps: Tensor, *, delays: Sequence[int], num_frames: int) -> T
     """Extracts codes from the decoder's input layout. This is the inverse of `delay_codes`.
 
     Args:
-        steps: (B, K, S) with S >= num_frames + 1 + max(delays).
+        steps: (B, K, S) decoder input, where S >= num_frames + 1 + max(delays).
         delays: (K,) delay of each codebook, in steps.
         num_frames: Number of frames, T.
 
@@ -72,7 +72,7 @@ def realign(outputs: Tensor, *, delays: Sequence[int], num_frames: int) -> Tenso
     """Moves each decoder output from its step to the frame that it predicts.
 
     Args:
-        outputs: (B, K, S, ...) with one entry per step, such as logits (B, K, S, V), and S >= num_frames + max(delays).
+        outputs: (B, K, S, ...) decoder outputs, such as (B, K, S, V) logits, where S >= num_frames + max(delays).
         delays: (K,) delay of each codebook, in steps.
         num_frames: Number of frames, T.
 
@@ -95,7 +95,7 @@ def tail_mask(num_frames: int, *, delays: Sequence[int]) -> Tensor:
     """Returns a mask of the codes scored with `tail="drop"`, which excludes the last `delays[k]` frames of each codebook k.
 
     Returns:
-        (K, T) bool on the CPU, True for codes that are scored.
+        (K, T) bool mask on the CPU, True for codes that are scored.
 
     Source: audiocraft 1.3.0, which feeds T + 1 steps and therefore does not score the delayed tail.
     """
@@ -104,7 +104,7 @@ def tail_mask(num_frames: int, *, delays: Sequence[int]) -> Tensor:
 
 
 def default_delays(num_codebooks: int, *, channels: int) -> tuple[int, ...]:
-    """Returns the delays of MusicGen's checkpoints, which their configuration files do not contain.
+    """Returns the delays of MusicGen's checkpoints. The checkpoints' configuration files do not contain the delays.
 
     The delays are 0, 1, 2, ... for mono checkpoints, and 0, 0, 1, 1, ... for stereo checkpoints, whose left and right codebooks are
     interleaved.

@@ -1,9 +1,9 @@
-"""Uses a transformers model in memory as a checkpoint, by copying the model and naming the copy after its digest.
+"""Copies a transformers model in memory, so that the copy can be used as a checkpoint. The name of the copy contains its digest.
 
     model, tokenizer --copy_model--> Checkpoint, LoadedParts
 
-The caller's model is not changed. The copy is in float32 on the CPU, and is identical to the model after saving
-it and loading it again.
+The caller's model is not changed. The copy is in float32 on the CPU, and is identical to the model that would result from saving
+the caller's model and loading it again.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def copy_model(
 
 
 def _copied_state(model: MusicgenForConditionalGeneration) -> dict[str, Tensor]:
-    """Copies the model's state, with floating-point tensors in float32, to the CPU."""
+    """Copies the model's state to the CPU, and converts floating-point tensors to float32."""
     if has_adapters(model):
         raise CheckpointError(
             f"the {IN_MEMORY} has adapters, which are not supported; merge them with merge_and_unload"

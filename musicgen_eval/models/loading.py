@@ -1,7 +1,7 @@
 """Loads a checkpoint's model and tokenizer with transformers. The model is in float32 on the CPU.
 
-Only one thread loads at a time, because transformers changes torch's process-wide state while it creates a model, and
-concurrent loads would skip weights. Weights are read only from safetensors files.
+Only one thread loads a model at a time, because transformers changes torch's process-wide state while it creates a model. With
+concurrent loading, some weights would not be loaded. Weights are read only from safetensors files.
 """
 
 from __future__ import annotations
@@ -87,8 +87,9 @@ def require_files(files: CheckpointFiles) -> None:
 def _load_composite(name: str, location: str | None, **given: Any) -> MusicgenForConditionalGeneration:
     """Loads the model with transformers, independently of the caller's device, default dtype and random state.
 
-    Inside a trainer's device context, transformers would require a device map. It computes the position table in the default
-    dtype. Before loading the weights, it initialises them at random, which would advance the caller's random generator.
+    Inside a trainer's device context, transformers would require a device map. transformers computes the position table in the
+    default dtype. Before loading the weights, transformers initialises them at random, which would advance the caller's random
+    generator.
     """
     try:
         with torch.device("cpu"), float32_by_default(), torch.random.fork_rng(devices=[]):
@@ -115,7 +116,7 @@ def _refuse_other_weights(name: str, info: Mapping[str, Any]) -> None:
 
 
 def _refuse_surplus_layers(name: str, composite: MusicgenForConditionalGeneration, weights: Iterable[str]) -> None:
-    """Raises an error if decoder weights are unused.
+    """Raises an error if a checkpoint contains unused decoder weights.
 
     transformers does not report these weights, because it ignores unused decoder weights of T5 models, which have the same names.
     """
@@ -132,7 +133,7 @@ def _refuse_surplus(name: str, surplus: Sequence[str]) -> None:
 
 
 def _explained(error: Exception) -> str:
-    """Returns the error's message. Replaces transformers' message about wrong shapes, which only refers to its log."""
+    """Returns the message of an error. transformers' message about wrong shapes is replaced, because it only refers to a log."""
     if "ignore_mismatched_sizes" in str(error):
         return "some weights do not have the shape given by config.json; restore the config.json that belongs to the weights"
     return str(error) or type(error).__name__
@@ -156,7 +157,7 @@ def _weight_files(files: CheckpointFiles) -> list[Path]:
 
 
 def _names_in(files: CheckpointFiles, weights: Sequence[Path]) -> list[str]:
-    """Returns the names of the weights in weight files."""
+    """Returns the names of the weights that weight files contain."""
     try:
         names = []
         for path in weights:
@@ -188,7 +189,7 @@ def _refuse_pickles(files: CheckpointFiles) -> None:
 
 
 def _shards(files: CheckpointFiles) -> set[str]:
-    """Returns the file names in the weight index. These may be files of any type, all of which transformers would open."""
+    """Returns the file names that the weight index lists. transformers would open all of these files, whatever their type."""
     index = files.find_if_known(SAFE_WEIGHTS_INDEX_NAME)
     if index is None:
         return set()

@@ -42,7 +42,7 @@ PRODUCT_DTYPES = {
     "bf16-true": torch.bfloat16,
     "16-mixed": torch.float16,
 }
-"""Maps each precision to the dtype of the decoder's matrix products on an accelerator."""
+"""Mapping from each precision to the dtype of the decoder's matrix products on an accelerator."""
 MAX_TEXTS = 256
 """Maximum number of recent texts whose states are cached. Consecutive windows often belong to the same track and share its text."""
 
@@ -89,12 +89,13 @@ def load_model(
 
 
 class MusicGen(ConvertedModule):
-    """A loaded checkpoint.
+    """A MusicGen model that was loaded from a checkpoint.
 
     Attributes:
         checkpoint: Description of the checkpoint that the model was loaded from.
         decoder: The transformers `MusicgenForCausalLM`. It is the only part whose precision may change.
-        fused: The decoder used on accelerators. None until `prepare` is called, on a CPU, or if the model is sharded.
+        fused: The fused decoder, which is used on accelerators. None before `prepare` is called, on a CPU, and if the model is
+            sharded.
         arithmetic: Implementation of the decoder's matrix products: `transformers`, `transformers, sharded`, `packed <dtype>` or
             `fused <dtype>`.
     """
@@ -119,12 +120,12 @@ class MusicGen(ConvertedModule):
 
     @property
     def spec(self) -> CodecSpec:
-        """The specification of the checkpoint's codes."""
+        """Specification of the checkpoint's codec."""
         return self.checkpoint.spec
 
     @property
     def device(self) -> torch.device:
-        """The device of the decoder."""
+        """Device of the decoder."""
         return self.decoder.device
 
     def prepare(self, precision: str, *, decoding: bool = True) -> None:
@@ -136,8 +137,8 @@ class MusicGen(ConvertedModule):
 
         Args:
             precision: Precision, named as in Lightning: `32-true`, `bf16-mixed`, `bf16-true` or `16-mixed`.
-            decoding: Whether the model will also decode step by step. If the model will only score, float32 weights may be laid out
-                for products of many rows, which may change the last bits of the results.
+            decoding: Whether the model will also decode step by step. If the model will only score, the layout of float32 weights
+                may be optimised for many rows, which may change the last bits of the results.
 
         Raises:
             CheckpointError: If the model was prepared for a different precision or device type, or if its decoder was cast to a
@@ -164,7 +165,9 @@ class MusicGen(ConvertedModule):
             self.arithmetic = f"fused {_name(dtype)}"
 
     def refuse_change(self, precision: str, device: torch.device) -> None:
-        """Raises an error if the model was prepared for a different precision or device type, which changed its weights.
+        """Raises an error if the model was prepared for a different precision or device type.
+
+        Preparing a model changes its weights, so a model can only be prepared for one precision and device type.
 
         Raises:
             CheckpointError: If the precision or the device type differs from the one the model was prepared for.
@@ -185,10 +188,10 @@ class MusicGen(ConvertedModule):
             )
 
     def encode(self, segments: Sequence[Tensor]) -> list[Tensor]:
-        """Encodes audio segments to codes, separately and in float32.
+        """Encodes each audio segment separately to codes, in float32.
 
         Args:
-            segments: (C, N) float32 audio each, at `spec.sample_rate_hz`, where N is a multiple of `spec.hop_samples`.
+            segments: (C, N) float32 audio of each segment at `spec.sample_rate_hz`, where N is a multiple of `spec.hop_samples`.
 
         Returns:
             (K, T) int64 codes of each segment, on the model's device, where T = N / hop.
@@ -199,7 +202,7 @@ class MusicGen(ConvertedModule):
         """Decodes codes to audio, in float32.
 
         Args:
-            codes: (K, T) int64 without special tokens or delay, with at least one frame.
+            codes: (K, T) int64 codes without special tokens or delays, with at least one frame.
 
         Returns:
             (C, N) float32 audio at `spec.sample_rate_hz`, on the device of the codes, where N = T * hop. The audio is not clipped
@@ -211,7 +214,7 @@ class MusicGen(ConvertedModule):
         """Decodes codes to audio lazily, block by block. Memory use does not depend on T.
 
         Args:
-            codes: (K, T) int64, as in `decode`.
+            codes: (K, T) int64 codes, as in `decode`.
 
         Returns:
             The consecutive audio blocks, (C, n) float32 each.
@@ -223,7 +226,7 @@ class MusicGen(ConvertedModule):
         """Encodes a text to float32 states, which the decoder's cross attention reads.
 
         Args:
-            text: A description. None, "" and whitespace mean the null condition.
+            text: Text description. None, "" and whitespace mean the null condition (no text).
 
         Returns:
             (L, D) states of the L tokens, including the end token, where D is the decoder's width. None for the null condition.
@@ -235,10 +238,10 @@ class MusicGen(ConvertedModule):
             return self.text_projection(self.text_encoder(input_ids=ids).last_hidden_state)[0]
 
     def encode_texts(self, texts: Sequence[str | None]) -> list[Tensor | None]:
-        """Encodes each text separately, so its states do not depend on the other texts. The states of recent texts are cached.
+        """Encodes texts separately, so the states of a text do not depend on other texts. The states of recent texts are cached.
 
         Args:
-            texts: Descriptions. None, "" and whitespace mean the null condition.
+            texts: Text descriptions. None, "" and whitespace mean the null condition (no text).
 
         Returns:
             (L_i, D) float32 states of each text, or None for the null condition.
@@ -265,7 +268,7 @@ class MusicGen(ConvertedModule):
         return [None if text is None else known[text] for text in plain]
 
     def can_read(self, text: str) -> bool:
-        """Returns whether the tokenizer recognises any part of a text. If it does not, the model receives only unknown tokens."""
+        """Returns whether the tokenizer recognises any part of a text. Otherwise, the model receives only unknown tokens."""
         return not self._empty_ids.issuperset(self.tokenizer(text).input_ids)
 
     def __getstate__(self) -> NoReturn:
@@ -280,16 +283,16 @@ class MusicGen(ConvertedModule):
         )
 
     def _drop_fused(self) -> None:
-        """Frees the joined weights, the cache and the CUDA graphs of the decoder for accelerators."""
+        """Frees the joined weights, the cache and the CUDA graphs of the fused decoder."""
         if self.fused is not None:
             self.fused.last_steps = None
         self.fused = None
 
     def convert(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Moves all parts, but casts only the decoder, because codes and text states are always computed in float32."""
+        """Moves the whole model, but casts only the decoder, because codes and text states are always computed in float32."""
         self._drop_fused()
         self._text_states.clear()
-        # The decoder is replaced, because the old one holds weights on the old device.
+        # The segment decoder is replaced, because the old one holds weights on the old device.
         self._segment_decoder = SegmentDecoder(self.audio_encoder, channels=self.spec.channels)
         convert_tensors(self.decoder, fn)
         device = fn(torch.empty(0, device=self.text_encoder.device)).device

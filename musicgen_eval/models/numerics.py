@@ -1,11 +1,12 @@
-"""Sets torch's process-wide switches that affect numerical results while codes are encoded, scored, generated or decoded.
+"""Sets torch's process-wide switches for numerical precision while codes are encoded, scored, generated or decoded.
 
     full_precision()      float32 products without TF32, sums of half-precision products in float32, deterministic cuDNN,
                           no cuDNN attention
     float32_by_default()  default dtype float32, also within Lightning's `bf16-true`
     float32_exactly()     both of the above, without autocast, for the codec and the text encoder
 
-If several threads hold a switch at the same time, the first thread changes it and the last one restores it.
+If several threads use these context managers at the same time, the first thread changes the switches and the last thread restores
+them.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ CUBLAS_WORKSPACE = ":4096:8"
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Uses the full precision of each dtype, and deterministic kernels.
+    """Uses the full precision of each dtype and deterministic kernels within a `with` block.
 
     - float32 products and convolutions use neither TF32 nor bfloat16 (`torch.set_float32_matmul_precision`).
     - Partial sums of float16 and bfloat16 products are added in float32. Otherwise, cuBLAS would round them when splitting a sum.
-    - cuDNN uses deterministic algorithms, and does not choose them by timing. A deterministic LSTM also requires the environment
+    - cuDNN uses deterministic algorithms, and does not select them by timing. A deterministic LSTM also requires the environment
       variable CUBLAS_WORKSPACE_CONFIG, which must be set before CUDA starts (see `request_deterministic_lstms`).
     - cuDNN attention is turned off, because building its execution plan takes 0.1 to 0.4 s for each new shape. Otherwise, torch
       would prefer cuDNN attention on H100-class devices.
@@ -55,7 +56,7 @@ def float32_exactly(device_type: str = "cpu") -> Iterator[None]:
 
 
 def request_deterministic_lstms() -> None:
-    """Sets CUBLAS_WORKSPACE_CONFIG, which cuBLAS reads when CUDA starts, unless it is already set or CUDA has already started."""
+    """Sets CUBLAS_WORKSPACE_CONFIG for deterministic LSTMs, unless the variable is already set or CUDA has already started."""
     if not torch.cuda.is_initialized():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
 
@@ -77,12 +78,12 @@ def numerics_in_use() -> dict[str, Any]:
 
 
 class _ProcessWide:
-    """A process-wide setting that several threads may hold at once. The last thread to release it restores the original value.
+    """A process-wide setting that several threads can change temporarily. The last thread to finish restores the original value.
 
     Args:
         read: Function that returns the current value.
         write: Function that sets a value.
-        wanted: Value that the setting has while any thread holds it.
+        wanted: Temporary value of the setting.
     """
 
     def __init__(self, read: Callable[[], Any], write: Callable[[Any], None], wanted: Any) -> None:
@@ -113,7 +114,7 @@ class _ProcessWide:
 
 
 def _switches() -> list[tuple[Any, str, Any]]:
-    """Returns the owner, the name and the value to set temporarily, for every switch that is an attribute."""
+    """Returns the owner, the name and the temporary value of each switch that is an attribute."""
     matmul, cudnn, onednn = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn
     backends: list[Any] = [matmul, cudnn.conv, cudnn.rnn, onednn.matmul, onednn.conv, onednn.rnn]  # type: ignore[attr-defined]
     return [

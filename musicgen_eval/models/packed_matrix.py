@@ -28,8 +28,8 @@ class PackedMatrix:
     """Computes `x @ weight.T + bias`, where the weight is packed for oneDNN if possible.
 
     Args:
-        weight: (D_out, D_in), float32 or bfloat16, on a CPU. It is copied.
-        bias: (D_out,), or None.
+        weight: (D_out, D_in) float32 or bfloat16 weight, on a CPU. The weight is copied.
+        bias: (D_out,) bias, or None.
         num_rows: Approximate number of rows of x per call, which may affect the packed layout.
         lay_out: Whether to pack the weight. For many rows, a plain weight is faster if `has_fast_mkl()` is true.
     """
@@ -46,7 +46,10 @@ class PackedMatrix:
         self.lay_out(lay_out)
 
     def lay_out(self, packed: bool) -> None:
-        """Packs the weight for oneDNN if `packed` is true and packing is possible, or else unpacks it. Both are exact."""
+        """Packs the weight for oneDNN if `packed` is true and packing is possible. Otherwise, unpacks the weight.
+
+        Packing and unpacking do not change any values.
+        """
         packed = packed and can_pack(self.weight.dtype)
         if packed and not self.is_packed:
             self.weight = packed_weight(self.weight, self.num_rows)
@@ -62,7 +65,11 @@ class PackedMatrix:
         return packed_product(identity, self.weight).t().contiguous()
 
     def __call__(self, x: Tensor, *, add: Tensor | None = None, activation: Activation = "none") -> Tensor:
-        """Computes the product of x, (..., D_in) -> (..., D_out), and applies `activation` or adds `add` (..., D_out)."""
+        """Multiplies x (..., D_in) by the weight, adds the bias, and then adds `add` or applies `activation`.
+
+        Returns:
+            (..., D_out) result in the weight's dtype.
+        """
         if self.is_packed:
             if add is None:
                 return packed_product(x, self.weight, self.bias, activation)

@@ -13,11 +13,12 @@ CPUINFO = Path("/proc/cpuinfo")
 
 @functools.cache
 def has_fast_mkl() -> bool:
-    """Returns whether torch provides MKL and the processor is from Intel, in which case MKL should be preferred for many rows.
+    """Returns whether torch provides MKL and runs on an Intel processor. If so, MKL should be preferred for products of many rows.
 
-    On Intel processors, MKL multiplies large float32 matrices 8% faster than oneDNN does with packed weights. There, torch's causal
-    attention takes 60% (float32) or one third (bfloat16) of the time that attention with oneDNN products takes. On other
-    processors, MKL is half as fast as oneDNN. For few rows, as in a decoding step, packed weights are faster on all processors.
+    On Intel processors, MKL multiplies large float32 matrices 8% faster than oneDNN does with packed weights. On these
+    processors, torch's causal attention takes 60% of the time of attention with oneDNN products in float32, and one third of the
+    time in bfloat16. On other processors, MKL is half as fast as oneDNN. For few rows, as in a decoding step, packed weights are
+    faster on all processors.
     """
     return torch.backends.mkl.is_available() and _is_intel()
 

@@ -1,4 +1,4 @@
-"""Shards a decoder across processes. Each process stores a part of every layer, and gathers a whole layer only to run it.
+"""Shards a decoder across processes. Each process stores a part of every layer, and gathers a whole layer only to run the layer.
 
 Gathering is exact, so a sharded decoder gives the same numbers as an unsharded one. All processes of a mesh must run the same
 passes in the same order, on the same batch. This module does not depend on Lightning.

@@ -28,8 +28,8 @@ def map_single_threaded(
     `num_workers` if `fn` depends only on its item.
 
     Args:
-        fn: Function to apply. Several threads may call it at the same time.
-        items: Items to process. They are started in order.
+        fn: Function to apply. Several threads may call the function at the same time.
+        items: Items to process, which are started in order.
         num_workers: Number of items that are processed at the same time. None means the caller's number of torch threads.
 
     Returns:
@@ -127,7 +127,7 @@ def _set_default_for_new_threads(num_threads: int) -> None:
 
 
 class _Modes:
-    """The thread-local torch modes of the thread that creates this object. Other threads can enter them."""
+    """The thread-local torch modes of the thread that creates this object. Other threads can enter these modes."""
 
     def __init__(self) -> None:
         self._inference = torch.is_inference_mode_enabled()

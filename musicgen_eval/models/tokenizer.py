@@ -70,7 +70,7 @@ def load_tokenizer(files: CheckpointFiles, config: MusicgenConfig) -> PreTrained
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: MusicgenConfig, *, name: str) -> None:
-    """Checks that a tokenizer contains words, recognises these words, and has no ids without an embedding in the text encoder.
+    """Checks that a tokenizer contains and recognises words, and that the text encoder has an embedding for every token id.
 
     Args:
         tokenizer: The tokenizer.

@@ -33,7 +33,7 @@ def packed_weight(weight: Tensor, num_rows: int) -> Tensor:
     """Returns a weight in oneDNN's memory layout. The result shares memory with `weight` if the layout is already correct.
 
     Args:
-        weight: (D_out, D_in), float32 or bfloat16, on a CPU.
+        weight: (D_out, D_in) float32 or bfloat16 weight, on a CPU.
         num_rows: Approximate number of rows per product, which may affect the layout.
     """
     return cast(Tensor, torch.ops.mkldnn._reorder_linear_weight(weight, num_rows))
@@ -43,29 +43,29 @@ def packed_product(x: Tensor, weight: Tensor, bias: Tensor | None = None, activa
     """Computes `activation(x @ weight.T + bias)` with oneDNN.
 
     Args:
-        x: (..., D_in), in the weight's dtype.
-        weight: (D_out, D_in), packed or plain.
-        bias: (D_out,), or None.
+        x: (..., D_in) input in the weight's dtype.
+        weight: (D_out, D_in) packed or plain weight.
+        bias: (D_out,) bias, or None.
         activation: Activation to apply to the result.
 
     Returns:
-        (..., D_out).
+        (..., D_out) result in the weight's dtype.
     """
     algorithm = "none" if activation == "gelu" else ""
     return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm))
 
 
 def packed_product_plus(x: Tensor, add: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Computes `x @ weight.T + bias + add` with oneDNN. `add` (..., D_out) is not changed.
+    """Computes `x @ weight.T + bias + add` with oneDNN.
 
     Args:
-        x: (..., D_in), in the weight's dtype.
-        add: (..., D_out), in the weight's dtype.
-        weight: (D_out, D_in), packed or plain.
-        bias: (D_out,), or None.
+        x: (..., D_in) input in the weight's dtype.
+        add: (..., D_out) tensor to add, in the weight's dtype. The tensor itself is not changed.
+        weight: (D_out, D_in) packed or plain weight.
+        bias: (D_out,) bias, or None.
 
     Returns:
-        (..., D_out).
+        (..., D_out) result in the weight's dtype.
     """
     return cast(Tensor, torch.ops.mkldnn._linear_pointwise.binary(x, add, weight, bias, "add"))
 
@@ -92,7 +92,7 @@ def convert_tensors(module: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:
 
 
 class ConvertedModule(nn.Module):
-    """Base class for modules that define how `to`, `cuda`, `half` and similar methods convert their tensors."""
+    """Base class for modules that define how methods such as `to`, `cuda` and `half` convert their tensors."""
 
     def convert(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Converts all parameters and buffers of the module.
@@ -103,6 +103,6 @@ class ConvertedModule(nn.Module):
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ConvertedModule:
-        """Calls `convert`."""
+        """Calls `convert`, and returns the module."""
         self.convert(fn)
         return self

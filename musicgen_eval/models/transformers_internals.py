@@ -16,13 +16,13 @@ def pad_rows(x: Tensor, left: int, right: int, mode: str) -> Tensor:
     """Pads a signal as EnCodec's convolutions do.
 
     Args:
-        x: (C, rows).
+        x: (C, rows) signal.
         left: Number of rows to add at the start.
         right: Number of rows to add at the end.
         mode: `reflect`, `constant` or `replicate`. If the signal is too short to mirror, `reflect` first extends it with zeros.
 
     Returns:
-        (C, left + rows + right).
+        (C, left + rows + right) padded signal.
     """
     return EncodecConv1d._pad1d(x[None], (left, right), mode)[0]
 

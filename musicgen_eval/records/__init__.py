@@ -1,9 +1,9 @@
-"""Records that the packages exchange, and the letters that denote tensor dimensions.
+"""Defines the records that the packages exchange, and the letters that denote tensor dimensions.
 
     B batch   K codebooks   T frames   S delayed steps   V codebook size   C channels   N samples   D features
 
-Records are frozen dataclasses. A table with many rows, such as all the windows of a run, is stored as numpy columns; a record is
-one row of the table. `settings.py` defines the base class of the settings classes.
+Records are frozen dataclasses. Large tables, such as the table of all windows of a run, are stored as numpy columns, and a record
+represents one row. `settings.py` defines the base class of the settings classes.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class CodecSpec:
         sample_rate_hz: Sample rate of the codec's input.
         frame_rate_hz: Number of frames per second.
         hop_samples: Number of samples per frame, `sample_rate_hz / frame_rate_hz`.
-        num_codebooks: K. In stereo, the codebooks of the left and right channels are interleaved.
-        codebook_size: V, the number of codes in each codebook. V is also the id of the special token.
+        num_codebooks: Number of codebooks, K. In stereo, the codebooks of the left and right channels are interleaved.
+        codebook_size: Number of codes in each codebook, V. This number is also the id of the special token.
         channels: Number of audio channels, 1 or 2.
-        delays: (K,) the number of steps by which the delay pattern shifts each codebook.
+        delays: (K,) number of steps by which the delay pattern shifts each codebook.
         max_frames: Length of the longest window that the decoder was trained on, in frames.
     """
 
@@ -53,12 +53,15 @@ class CodecSpec:
 
     @property
     def special_token(self) -> int:
-        """Id that the decoder is fed at positions without a code: before the first frame, and in the gaps of the delay pattern."""
+        """Id of the special token, which is fed at positions without a code.
+
+        Positions without a code occur before the first frame and in the gaps of the delay pattern.
+        """
         return self.codebook_size
 
     @property
     def ceiling_bits_per_second(self) -> float:
-        """Number of bits per second if all codes are equally likely: K * frame rate * log2(V)."""
+        """Bits per second if all codes are equally likely: K * frame rate * log2(V)."""
         return self.num_codebooks * self.frame_rate_hz * log2(self.codebook_size)
 
     def whole_frames(self, seconds: float, *, setting: str) -> int:
@@ -93,7 +96,7 @@ class Track:
         id: Identifier, unique within the source.
         path: Path of the audio file.
         start_s: Start of the track in the file, in seconds.
-        duration_s: Length of the track, in seconds. None means up to the end of the file.
+        duration_s: Length of the track, in seconds. None means that the track extends to the end of the file.
         text: Text description of the music. None or "" selects the null condition.
     """
 
@@ -112,8 +115,9 @@ class Window:
         track: Id of the track.
         index: Number of the window within its track, from 0. In predict, the number of the continuation.
         start_frame: First frame of the window, counted from the start of the track.
-        context_frames: Number of frames that are fed but not scored. In predict, the length of the prompt.
-        target_frames: Number of frames that are scored. In predict, the number of generated frames.
+        context_frames: Number of frames at the start of the window that are fed but not scored. In predict, the length of the
+            prompt.
+        target_frames: Number of frames after the context that are scored. In predict, the number of generated frames.
     """
 
     track: str
@@ -124,7 +128,7 @@ class Window:
 
     @property
     def num_frames(self) -> int:
-        """Number of frames in the window, including context and target."""
+        """Number of frames in the window, including the context and the target."""
         return self.context_frames + self.target_frames
 
     @property
@@ -147,11 +151,11 @@ class ScoredWindow:
 
     Attributes:
         window: The window.
-        codes: (K, T) int64, the codes that were fed to the model.
-        scored: (K, T) bool on the CPU, true for scored codes.
-        nll: (K, T) float32, in nats. NaN for codes that were not scored.
-        rank: (K, T) int64, the number of logits above the logit of the true code. -1 for codes that were not scored.
-        logits: (K, T, V), the logits. 0 for codes that were not scored. None unless a metric requests logits.
+        codes: (K, T) int64 codes that were fed to the model.
+        scored: (K, T) bool mask on the CPU, True for scored codes.
+        nll: (K, T) float32 negative log-likelihoods in nats, NaN for codes that were not scored.
+        rank: (K, T) int64 number of logits that exceed the logit of the true code, or -1 for codes that were not scored.
+        logits: (K, T, V) logits, 0 for codes that were not scored. None unless a metric requests logits.
     """
 
     window: Window
@@ -175,16 +179,18 @@ CodesChange = Callable[["torch.Tensor", Window, "torch.Generator"], "torch.Tenso
 class Reading:
     """A teacher-forced pass over a window.
 
-    A metric requests a reading by a suffix in the name of a parameter, such as `no_text` in `nll__no_text`.
+    To request a reading, a metric adds the name of the reading to a parameter name. For example, the parameter `nll__no_text`
+    requests the reading `no_text`.
 
     Attributes:
-        name: The suffix that selects the reading. "" selects the plain reading.
-        text: `own` feeds the window's text, `none` the null condition, and `other` a different text, taken from another track.
-        context: `own` feeds the window's context. `none` feeds only the target, at positions that start at 0.
-        target: `own` scores the window's target. `reference`, in predict only, scores the reference instead of the
-            generated codes.
-        change: Function of (codes, window, generator) that returns the codes to feed and score, both (K, T). None leaves the
-            codes unchanged.
+        name: Name of the reading. The plain reading has the name "".
+        text: `own` feeds the window's text, `none` feeds the null condition (no text), and `other` feeds a different text, taken
+            from another track.
+        context: `own` feeds the window's context. `none` feeds only the target, starting at position 0.
+        target: `own` scores the window's target. `reference` scores the reference instead of the generated codes, and is available
+            in predict only.
+        change: Function that receives the (K, T) codes, the window and a random number generator, and returns the (K, T) codes to
+            feed and score. None leaves the codes unchanged.
     """
 
     name: str
@@ -199,16 +205,16 @@ class Continuation:
     """One continuation of a track.
 
     Attributes:
-        window: Position of the prompt (`context_frames` from `start_frame`) and of the generated frames after it
-            (`target_frames`).
-        codes: (K, context_frames + target_frames) int64, the codes of the prompt followed by the generated codes.
+        window: Window of the continuation. The prompt starts at `start_frame` and has `context_frames` frames, which are followed
+            by `target_frames` generated frames.
+        codes: (K, context_frames + target_frames) int64 codes of the prompt, followed by the generated codes.
         sample_rate_hz: Sample rate of the audio.
-        text: Text that conditions the model, or None.
+        text: Text that conditions the model. None means the null condition (no text).
         seed: Seed of the run. The seed, the track id and `window.index` determine the continuation's random numbers.
-        generated: (C, N) float32, the audio of the continuation. None if the audio was written to a file.
-        context: (C, N) float32, the audio of the track before the boundary. None if the audio was written to a file.
-        reference: (C, N) float32, the audio of the track after the boundary, at most as long as the continuation. None if the track
-            ends at the boundary or if the audio was written to a file.
+        generated: (C, N) float32 audio of the continuation. None if the audio was written to a file.
+        context: (C, N) float32 audio of the track before the boundary. None if the audio was written to a file.
+        reference: (C, N) float32 audio of the track after the boundary, at most as long as the continuation. None if the track ends
+            at the boundary or if the audio was written to a file.
         path: Path of the continuation file. None if the file was not written.
         context_path: Path of the context file. None if the file was not written.
         reference_path: Path of the reference file. None if the file was not written.

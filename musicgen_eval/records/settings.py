@@ -1,15 +1,17 @@
-"""Base class of the settings classes. Commands, functions and recipes are derived from the single declaration of each setting.
+"""Defines the base class of the settings classes.
 
-A field declares the name, the type and the default of a setting. The `Attributes:` section of the class docstring contains the
-help text. The constructor checks types, and subclasses check ranges in `__post_init__`.
+Each setting is declared once, as a field of a settings class. Commands, functions and recipes are derived from this declaration.
+The field declares the name, the type and the default of the setting. The `Attributes:` section of the class docstring contains
+the help text. The constructor checks types, and subclasses check ranges in `__post_init__`.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import types
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from numbers import Integral, Real
 from pathlib import Path
 from types import MappingProxyType
@@ -24,7 +26,7 @@ SCORING_ONLY: Mapping[str, Any] = MappingProxyType({"task": "score"})
 """Metadata of a field that applies only to `test` and `validate`. `predict` refuses any value other than the default."""
 
 NOT_IN_RECIPE: Mapping[str, Any] = MappingProxyType({"recipe": False})
-"""Metadata of a field that cannot change the results. The recipe omits the field, whose value may differ when a run is resumed."""
+"""Metadata of a field that cannot change the results. The recipe omits the field, and its value may change if a run is resumed."""
 
 MAX_SHOWN = 60  # number of characters of a value that an error message shows
 NAMES: Mapping[object, str] = {
@@ -45,24 +47,35 @@ class Settings:
         check_types(field_types(type(self)), vars(self))
 
     def require_at_least(self, least: float, *names: str) -> None:
-        """Raises `RunError` if the value of one of the named settings is below `least`. Values of None are not checked."""
+        """Raises `RunError` if the value of one of the named settings is below `least`. Settings that are None are not checked."""
         for name in names:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise RunError(f"{name} must be at least {least:g}, got {value}")
 
+    def require_above_0(self, *names: str) -> None:
+        """Raises `RunError` if the value of one of the named settings is 0 or less. Settings that are None are not checked."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise RunError(f"{name} must be above 0, got {value}")
+
     def refuse_scoring_only(self, group: str) -> None:
-        """Raises `RunError` for values that predict would ignore. `group` is the name of the settings in the configuration."""
+        """Raises `RunError` if a setting that predict ignores differs from its default.
+
+        Args:
+            group: Name of the group of settings in the configuration, such as `model`.
+        """
         for field in fields(self):
-            if field.metadata.get("task") == "score" and getattr(self, field.name) != field.default:
+            if not applies_to(field, "continue") and getattr(self, field.name) != field.default:
                 raise RunError(f"{group}.{field.name} does not apply to predict; remove it")
 
     def recipe(self, task: Task) -> dict[str, Any]:
-        """Returns a mapping from name to value for the settings that determine the results of a task."""
+        """Returns the names and values of the settings that determine the results of a task."""
         return {
             field.name: getattr(self, field.name)
             for field in fields(self)
-            if field.metadata.get("recipe", True) and field.metadata.get("task", task) == task
+            if field.metadata.get("recipe", True) and applies_to(field, task)
         }
 
 
@@ -72,8 +85,12 @@ def field_types(settings: type[Settings]) -> Mapping[str, Any]:
     return {field.name: hints[field.name] for field in fields(settings)}
 
 
-def help_texts(settings: type[Settings]) -> Mapping[str, str]:
-    """Returns a mapping from field name to help text, read from the docstrings of a settings class and its base classes."""
+def help_texts(settings: type[Settings], task: Task | None = None) -> Mapping[str, str]:
+    """Returns a mapping from field name to help text, read from the docstrings of a settings class and its base classes.
+
+    A help text that depends on the task has two parts, which start with "When scoring," and "When generating,". If `task` is given,
+    only the part for that task is returned.
+    """
     from docstring_parser import parse
 
     texts: dict[str, str] = {}
@@ -81,7 +98,18 @@ def help_texts(settings: type[Settings]) -> Mapping[str, str]:
         if issubclass(parent, Settings):
             described = parse(vars(parent).get("__doc__") or "").params
             texts |= {param.arg_name: " ".join((param.description or "").split()) for param in described}
-    return texts
+    return {name: _part_for(text, task) if task else text for name, text in texts.items()}
+
+
+def _part_for(text: str, task: Task) -> str:
+    """Returns the part of a help text that applies to a task, or the whole help text if all of it applies to both tasks."""
+    match = re.fullmatch(r"When scoring, (?P<score>.*) When generating, (?P<continue>.*)", text)
+    return match[task][0].upper() + match[task][1:] if match else text
+
+
+def applies_to(field: Field[Any], task: Task) -> bool:
+    """Returns whether the setting that a field declares applies to a task."""
+    return bool(field.metadata.get("task", task) == task)
 
 
 def check_types(declared: Mapping[str, Any], given: Mapping[str, Any]) -> None:

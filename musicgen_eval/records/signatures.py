@@ -1,7 +1,7 @@
-"""Functions whose keyword arguments are the fields of settings classes.
+"""Defines a decorator for functions whose keyword arguments are the fields of settings classes.
 
-The caller of such a function passes each setting by name, and the function receives one record per settings class. Each setting is
-therefore declared once, in its class, and has the same name, type, default and help text in every function that takes the setting.
+The caller passes each setting by name, and the decorated function receives one object per settings class. Therefore, each setting
+is declared only once, in its class, and has the same name, type, default and help text in every function that takes the setting.
 """
 
 from __future__ import annotations
@@ -12,32 +12,38 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import partial, wraps
 from inspect import Parameter, Signature
-from typing import Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from musicgen_eval.errors import near_matches
-from musicgen_eval.records.settings import Settings, check_types, field_types, help_texts
+from musicgen_eval.records.settings import Settings, applies_to, check_types, field_types, help_texts
+
+if TYPE_CHECKING:
+    from musicgen_eval.records import Task
 
 _R = TypeVar("_R")
 LINE_LENGTH = 100
 
 
 def takes_settings(
-    *, positional: Sequence[str] = (), without: Collection[str] = ()
+    *, task: Task | None = None, positional: Sequence[str] = (), without: Collection[str] = ()
 ) -> Callable[[Callable[..., _R]], Callable[..., _R]]:
     """Returns a decorator that replaces each parameter whose type is a settings class with the fields of that class.
 
     Parameters with a default are not replaced. The signature, the docstring and the help of the decorated function show the fields.
-    If the function itself declares a parameter with the same name as a field, that parameter replaces the field. The decorated
-    function has an attribute `prepared`, a function that checks the arguments and returns a function without parameters, which runs
-    the original function with these arguments.
+    If the function itself declares a parameter with the same name as a field, that parameter replaces the field.
+
+    The decorated function has an attribute `prepared`. This attribute is a function that takes the same arguments, checks them, and
+    returns a function without parameters, which calls the original function with these arguments.
 
     Args:
+        task: Task of the function. The function does not take the settings that apply only to the other task, and its help texts
+            describe this task only. By default, the function takes the settings of both tasks.
         positional: Names of the parameters that can be passed by position, in this order. All other parameters are keyword-only.
         without: Names of the fields that the function does not take. These fields keep their defaults.
 
     Raises:
         RunError: Raised by the decorated function if an argument does not have its declared type, or if the settings
-            class refuses the value.
+            class rejects the value.
         TypeError: Raised by the decorated function if an argument is unknown or missing.
     """
 
@@ -49,7 +55,12 @@ def takes_settings(
             for name, parameter in own.items()
             if parameter.default is Parameter.empty and _is_settings(own_types.get(name))
         }
-        signature = _signature(own, own_types, classes, positional, without)
+        left_out = {
+            *without,
+            *(field for settings in classes.values() for field in _fields_of_other_tasks(settings, task)),
+        }
+        signature = _signature(own, own_types, classes, positional, left_out)
+        texts = {name: text for settings in classes.values() for name, text in help_texts(settings, task).items()}
 
         def prepared(*args: Any, **kwargs: Any) -> Callable[[], _R]:
             bound = _bind(function, signature, args, kwargs)
@@ -69,7 +80,7 @@ def takes_settings(
         taking.__signature__ = signature  # type: ignore[attr-defined]
         taking.prepared = prepared  # type: ignore[attr-defined]
         taking.__annotations__ = {name: one.annotation for name, one in signature.parameters.items() if name != "self"}
-        taking.__doc__ = _docstring(function.__doc__ or "", signature, own, classes.values())
+        taking.__doc__ = _docstring(function.__doc__ or "", signature, own, texts)
         return taking
 
     return decorate
@@ -81,6 +92,10 @@ def _is_settings(kind: Any) -> bool:
 
 def _field_names(settings: type[Settings]) -> list[str]:
     return [field.name for field in fields(settings)]
+
+
+def _fields_of_other_tasks(settings: type[Settings], task: Task | None) -> list[str]:
+    return [field.name for field in fields(settings) if task is not None and not applies_to(field, task)]
 
 
 def _signature(
@@ -127,11 +142,8 @@ def _bind(
     return bound.arguments
 
 
-def _docstring(
-    doc: str, signature: Signature, own: Mapping[str, Parameter], classes: Collection[type[Settings]]
-) -> str:
-    """Returns the docstring with the descriptions of the fields added to its `Args:` section, in the order of the signature."""
-    texts = {name: text for settings in classes for name, text in help_texts(settings).items()}
+def _docstring(doc: str, signature: Signature, own: Mapping[str, Parameter], texts: Mapping[str, str]) -> str:
+    """Adds the descriptions of the fields to the `Args:` section of a docstring, in the order of the signature."""
     head, section, rest = inspect.cleandoc(doc).partition("Args:\n")
     described, blank, tail = rest.partition("\n\n")
     entries = dict(_entries(described))

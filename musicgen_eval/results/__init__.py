@@ -1,1 +1,1 @@
-"""Turns window records into metric values with confidence intervals, result files and printed tables."""
+"""Computes metric values and confidence intervals from window records, and writes and prints the results."""

@@ -1,4 +1,4 @@
-"""Confidence intervals by a percentile bootstrap over tracks."""
+"""Computes confidence intervals with a percentile bootstrap over tracks."""
 
 from collections.abc import Iterator
 
@@ -13,15 +13,15 @@ MAX_WEIGHTS = 1 << 22  # number of weights in memory at once: 32 MB
 
 
 def bootstrap_sums(per_track: Tensor, *, num_resamples: int = NUM_RESAMPLES, seed: int = SEED) -> Tensor:
-    """Returns the column sums of `per_track` for each bootstrap resample of the tracks, computed as matrix products.
+    """Returns the column sums of `per_track` for each bootstrap resample of the tracks. The sums are computed as matrix products.
 
     Args:
-        per_track: (N, D) float64, one row per track. Sums of integers are exact if they are below 2^53.
+        per_track: (N, D) float64 values, one row per track. Sums of integers are exact up to 2^53.
         num_resamples: Number of resamples R.
-        seed: Seed of the random generator. The same seed and N give the same resamples.
+        seed: Seed of the random generator. The same seed and number of tracks give the same resamples.
 
     Returns:
-        (R, D) float64.
+        (R, D) float64 sums.
 
     Source: percentile bootstrap, Efron and Tibshirani 1993, chapter 13.
     """
@@ -31,9 +31,9 @@ def bootstrap_sums(per_track: Tensor, *, num_resamples: int = NUM_RESAMPLES, see
 
 
 def percentile_interval(values: Tensor, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Returns the limits of the interval that contains the central `confidence` share of (R,) values, ignoring NaN.
+    """Returns the lower and the upper limit of the interval that contains the central `confidence` fraction of (R,) values.
 
-    Both limits are NaN if all values are NaN.
+    NaN values are ignored. Both limits are NaN if all values are NaN.
 
     >>> percentile_interval(torch.arange(101.0), confidence=0.5)
     (25.0, 75.0)
@@ -47,7 +47,7 @@ def percentile_interval(values: Tensor, *, confidence: float = CONFIDENCE) -> tu
 
 
 def _weights(num_tracks: int, num_resamples: int, draws: np.random.Generator) -> Iterator[Tensor]:
-    """Yields how often each resample draws each track, as (r, N) float64 blocks of at most `MAX_WEIGHTS` numbers."""
+    """Yields the number of times that each resample draws each track, in (r, N) float64 blocks of up to `MAX_WEIGHTS` numbers."""
     rows = max(1, min(num_resamples, MAX_WEIGHTS // num_tracks))
     share = np.full(num_tracks, 1 / num_tracks)
     for first in range(0, num_resamples, rows):

@@ -1,7 +1,7 @@
 """Reads the continuations of a run from the tables that the run's sessions and processes wrote.
 
-    continuations.csv          session 0, rank 0; all continuations once the run is finished
-    continuations.2.1.csv      session 2, rank 1
+    continuations.csv          written by session 0 on rank 0; contains all continuations once the run is finished
+    continuations.2.1.csv      written by session 2 on rank 1
 
 The tables are read in the order of sessions and ranks.
 """
@@ -28,13 +28,14 @@ _CONTINUATION_TABLE = re.compile(r"continuations(?:\.(\d+)\.(\d+))?\.csv")
 def read_continuations(
     folder: Path, *, is_finished: bool, is_expected: bool = False, remedy: str
 ) -> Sequence[StoredContinuation]:
-    """Reads the tables of all sessions and processes. If several rows describe the same continuation, the last row counts.
+    """Reads the tables of all sessions and processes. If several rows describe the same continuation, the last row is used.
 
     Args:
         folder: Run folder.
-        is_finished: Whether the run is finished. If not, incomplete rows, which a killed process can leave behind, are skipped.
+        is_finished: Whether the run is finished. If the run is unfinished, incomplete rows, which a killed process can leave
+            behind, are skipped.
         is_expected: Whether a missing table is an error.
-        remedy: Advice for a missing or damaged table, added to the error message.
+        remedy: Advice to add to the error message if a table is missing or damaged.
 
     Raises:
         RunError: A table is missing, unreadable or damaged.

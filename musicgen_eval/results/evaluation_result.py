@@ -1,4 +1,4 @@
-"""The records of a result. `summary.py` computes them."""
+"""The records that form the result of an evaluation. The module `summary` creates these records."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Value:
     """A metric value over all tracks, with its unit and confidence interval.
 
     Attributes:
-        value: The value.
-        unit: Unit of the value, "" if the value has no unit.
+        value: The metric value.
+        unit: Unit of the value, or "" if the value has no unit.
         low, high: Limits of the 95% confidence interval, from a percentile bootstrap over tracks. None means that there is no
             interval.
-        num_tracks: Number of tracks that have this value.
+        num_tracks: Number of tracks that contribute to the value.
     """
 
     value: float
@@ -40,10 +40,10 @@ class TrackResult:
         path: Path of the audio file.
         text: Text of the track. None means that the track has no text.
         status: Outcome of the track.
-        reason: Reason for the status if it is not "ok", otherwise "".
+        reason: Reason for the status, or "" if the status is "ok".
         duration_s: Length of the track in seconds, rounded down to whole frames.
         num_windows: Number of windows of the track that contribute to the results.
-        metrics: Metric name -> key -> value for this track.
+        metrics: Values of the track, in the form `{metric: {key: value}}`.
     """
 
     id: str
@@ -61,8 +61,8 @@ class WindowResult:
     """The values of one window.
 
     Attributes:
-        window: The window.
-        metrics: Metric name -> key -> value for this window.
+        window: Window to which the values belong.
+        metrics: Values of the window, in the form `{metric: {key: value}}`.
     """
 
     window: Window
@@ -74,7 +74,7 @@ class EvaluationResult:
     """The result of a run.
 
     Attributes:
-        metrics: Metric name -> key -> value over all tracks.
+        metrics: Values over all tracks, in the form `{metric: {key: value}}`.
         tracks: Results of all tracks, in the order of the plan.
         windows: Results of all windows that contribute to the metrics, in (track, window) order.
         counts: Number of tracks for each outcome, number of ignored files, number of windows, and length of the scored or
@@ -82,9 +82,10 @@ class EvaluationResult:
         failures: Failed tracks, each with the reason for its failure.
         recipe: Everything that determines the results.
         spec: Codec specification of the checkpoint.
-        nll: Track id -> (K, T) float32 nats over the whole track, NaN for codes that were not scored. Empty unless the run
-            saved the nll. For a run with a folder, each tensor is read from the journal on access.
-        metric_errors: Metric name -> error that prevented the metric from being computed. Such a metric has no values in `metrics`.
+        nll: Mapping from track id to the (K, T) float32 nll of the track in nats, NaN for codes that were not scored. The mapping
+            is empty unless the run saved the nll. If the run has a folder, each tensor is read from the journal on access.
+        metric_errors: Mapping from metric name to the error that prevented the metric from being computed. Such a metric has no
+            values in `metrics`.
     """
 
     metrics: Mapping[str, Mapping[str, Value]]

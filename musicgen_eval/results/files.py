@@ -1,6 +1,7 @@
 """Writes the result files of a run: summary.json, tracks.csv, windows.csv and nll.safetensors.
 
-Each file is written under a temporary name. Once all files are complete, they get their final names, summary.json last.
+Each file is written under a temporary name. Once all files are complete, they are renamed to their final names. The file
+summary.json is renamed last.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def write_result(folder: Path, result: EvaluationResult) -> list[Path]:
         result: Result to write.
 
     Returns:
-        Paths of the files, summary.json first.
+        Paths of the written files, with summary.json first.
 
     Raises:
         RunError: If a file cannot be written. In that case, all result files are removed.
@@ -60,7 +61,7 @@ def write_result(folder: Path, result: EvaluationResult) -> list[Path]:
 
 
 def summary(result: EvaluationResult) -> dict[str, Any]:
-    """Returns the content of summary.json."""
+    """Returns the content of summary.json as a dictionary."""
     return {
         "metrics": {
             name: {key: asdict(value) for key, value in values.items()} for name, values in result.metrics.items()
@@ -73,7 +74,7 @@ def summary(result: EvaluationResult) -> dict[str, Any]:
 
 
 def to_json(value: Any) -> str:
-    """Returns a value as indented JSON, with secrets redacted and with null for NaN and infinities."""
+    """Converts a value to indented JSON. Secrets are redacted, and NaN and infinities are replaced with null."""
     return json.dumps(redact_tree(_plain(value)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -117,12 +118,15 @@ def _write_csv(file: TextIO, rows: Iterable[Sequence[Any]]) -> None:
 
 
 def cells(row: Iterable[Any]) -> list[Any]:
-    """Escapes carriage returns in a row. `csv.writer` would not quote a carriage return, and readers would end the row at it."""
+    """Escapes the carriage returns in a row.
+
+    `csv.writer` does not quote carriage returns, so a reader would treat each carriage return as the end of the row.
+    """
     return [cell.replace("\r", "\\r") if isinstance(cell, str) else cell for cell in row]
 
 
 def _write_curves(file: BinaryIO, curves: Mapping[str, Tensor]) -> None:
-    """Writes the nll curves of tracks to a safetensors file as float32, with one curve in memory at a time.
+    """Writes the nll curves of tracks to a safetensors file as float32. Only one curve at a time is held in memory.
 
     Source: file format of safetensors 0.6 (header length, JSON header, tensors).
     """

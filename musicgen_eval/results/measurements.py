@@ -1,8 +1,8 @@
 """Collects the window records of a run in canonical (track, window) order.
 
-    records in memory --+                               +--> one StateTable per metric
-                        +--> place in canonical order --+--> failures
-    rows of a journal --+                               +--> tensors
+    records in memory --add-------->  Measurements  --> tables      one StateTable of window states per metric
+    rows of a journal --add_batch-->                --> failures    reason for each failure
+                                                    --> tensors     nll or codes of each window
 
 If the records come from a journal, each tensor is read from the journal on access.
 """
@@ -31,10 +31,11 @@ class WindowRecord:
     Attributes:
         row: Row of the window in the plan.
         track_row: Row of the window's track in the plan.
-        states: Metric name -> metric state, for the metrics that were updated with this window. Empty if the window failed.
+        states: Mapping from metric name to metric state, for the metrics that were updated with this window. The mapping is
+            empty if the window failed.
         failure: Reason for the failure. None means that the window was measured.
-        tensors: Name -> further tensor. `nll` is (K, T) float32 nats of the whole window, NaN for codes that were not scored.
-            `codes` is (K, T) int16 or int32 codes of a continuation.
+        tensors: Mapping from name to further tensor. `nll` contains the (K, T) float32 nll of the whole window in nats, NaN for
+            codes that were not scored. `codes` contains the (K, T) int16 or int32 codes of a continuation.
     """
 
     row: int
@@ -52,9 +53,9 @@ class Measurements:
         metrics: Metrics by name.
 
     Attributes:
-        order: (windows,) rows of the plan in canonical order. A *place* is a position in this array.
-        failures: Place -> reason for the failure.
-        tables: Metric name -> table of window states.
+        order: (windows,) plan rows of the windows, in canonical order. A *place* is an index into this array.
+        failures: Mapping from the place of a failed window to the reason for the failure.
+        tables: Mapping from metric name to the table of window states.
     """
 
     def __init__(self, plan: Plan, metrics: Mapping[str, Metric]) -> None:
@@ -78,7 +79,7 @@ class Measurements:
                 self._with_tensors[place] = record
 
     def add_batch(self, plan_rows: Sequence[int], rows: Sequence[JournalRow]) -> None:
-        """Adds a batch from a journal. If the same batch was added before, its previous measurement is replaced.
+        """Adds a batch from a journal. If the same batch was added before, the new rows replace the previous rows.
 
         Args:
             plan_rows: Plan row of each window of the batch.
@@ -116,12 +117,12 @@ class Measurements:
             )
 
     def has_tensor(self, place: int, name: str) -> bool:
-        """Returns True if the window at `place` has a tensor called `name`."""
+        """Returns True if the window at `place` has a tensor named `name`."""
         kept = self._with_tensors.get(place)
         return kept is not None and name in kept.tensors
 
     def tensor(self, place: int, name: str) -> Tensor:
-        """Returns the tensor called `name` of the window at `place`. If necessary, reads the tensor from the journal."""
+        """Returns the tensor named `name` of the window at `place`. If necessary, reads the tensor from the journal."""
         kept = self._with_tensors[place]
         return kept.read()[1][name] if isinstance(kept, SideFileRef) else kept.tensors[name]
 

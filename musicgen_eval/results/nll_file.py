@@ -1,4 +1,4 @@
-"""Reads the file nll.safetensors of a run, one track at a time and without torch."""
+"""Reads the nll of a run from nll.safetensors, one track at a time and without importing torch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ Found = TypeVar("Found")
 
 
 class NllFile(Mapping[str, NDArray[np.float32]]):
-    """The content of a file nll.safetensors: track id -> (K, T) float32 nats, NaN for codes that were not scored.
+    """A mapping from track id to the nll of the track, read from nll.safetensors.
 
-    Only the track ids are kept in memory. The file is opened again each time the nll of a track is read.
+    The nll of a track consists of (K, T) float32 values in nats, NaN for codes that were not scored. Only the track ids are kept in
+    memory. The file is opened each time the nll of a track is read.
 
     Args:
         path: Path of the file.
-        remedy: Advice for a damaged file, added to the error message.
+        remedy: Advice to add to the error message if the file is damaged.
 
     Raises:
         RunError: The file is unreadable or damaged.

@@ -15,7 +15,7 @@ Numbers = dict[str, dict[str, float]]
 
 
 class NumberTable:
-    """A sequence of rows `{metric: {key: number}}`. A row may lack any metric or key.
+    """A sequence of rows in the form `{metric: {key: number}}`. Any metric or key can be missing from a row.
 
     >>> table = NumberTable()
     >>> table.append({"perplexity": {"ppl": 2.5}})
@@ -26,7 +26,7 @@ class NumberTable:
 
     def __init__(self) -> None:
         self._num_rows = 0
-        self._columns: dict[str, dict[str, tuple[array[float], array[int]]]] = {}  # numbers, and 1 where present
+        self._columns: dict[str, dict[str, tuple[array[float], array[int]]]] = {}  # numbers, and 1 if present
 
     def __len__(self) -> int:
         return self._num_rows
@@ -42,7 +42,7 @@ class NumberTable:
         return (self[row] for row in range(len(self)))
 
     def append(self, row: Mapping[str, Mapping[str, float]]) -> None:
-        """Appends a row `{metric: {key: number}}`."""
+        """Appends a row in the form `{metric: {key: number}}`."""
         for metric, values in row.items():
             columns = self._columns.setdefault(metric, {})
             for key, number in values.items():
@@ -55,7 +55,7 @@ class NumberTable:
         self._num_rows += 1
 
     def is_number(self, metric: str, key: str) -> NDArray[np.bool_]:
-        """Returns a (rows,) mask of the rows that have a number other than NaN for this metric and key."""
+        """Returns a (rows,) boolean mask of the rows that have a number other than NaN for this metric and key."""
         found = np.zeros(len(self), dtype=bool)
         if key in self._columns.get(metric, {}):
             numbers, given = self._columns[metric][key]
@@ -63,7 +63,7 @@ class NumberTable:
         return found
 
     def has_numbers(self, metric: str) -> NDArray[np.bool_]:
-        """Returns a (rows,) mask of the rows that have a number other than NaN for any key of this metric."""
+        """Returns a (rows,) boolean mask of the rows that have a number other than NaN for at least one key of this metric."""
         found = np.zeros(len(self), dtype=bool)
         for key in self._columns.get(metric, {}):
             found |= self.is_number(metric, key)

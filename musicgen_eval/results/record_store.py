@@ -27,7 +27,7 @@ class RecordStore(Protocol):
     """A store of window records."""
 
     failed: dict[int, str]
-    """Reason for each failure that is known to this process, by the row of the track in the plan."""
+    """Mapping from the plan row of a track to the reason for its failure, for the failures that are known to this process."""
 
     def keep(self, records: Sequence[WindowRecord]) -> None:
         """Stores the records of a complete batch."""
@@ -38,7 +38,7 @@ class RecordStore(Protocol):
         ...
 
     def measurements(self, parts: Sequence[list[WindowRecord]]) -> Measurements:
-        """Returns the records of all ranks. This method is called on rank 0 only.
+        """Collects the records of all ranks. This method is called on rank 0 only.
 
         Args:
             parts: Return values of `close`, one per rank.
@@ -70,7 +70,7 @@ class MemoryStore:
         return self._records
 
     def measurements(self, parts: Sequence[list[WindowRecord]]) -> Measurements:
-        """Returns the records of all ranks."""
+        """Collects the records of all ranks."""
         measured = Measurements(self.plan, self.metrics)
         for records in parts:
             measured.add(records)
@@ -86,9 +86,9 @@ class JournalStore:
         metrics: Metrics by name.
         batch_size: Number of windows per batch.
         frame_rate_hz: Frame rate of the codes.
-        start: Number of this session of the run, from 0.
+        start: Number of this session of the run, counted from 0.
         rank: Rank of this process.
-        failed: Plan row of the track -> reason for the failure, for the failures in earlier sessions of the run.
+        failed: Failures in earlier sessions of the run, as a mapping from the plan row of a track to the reason.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class JournalStore:
         """Appends the records of a complete batch to the journal.
 
         Raises:
-            RunError: If the journal cannot be written. Batches that were stored before are kept.
+            RunError: If the journal cannot be written. Previously stored batches are kept.
         """
         if not records:
             return  # this rank has fewer batches than other ranks
@@ -136,7 +136,7 @@ class JournalStore:
         return []
 
     def measurements(self, parts: Sequence[list[WindowRecord]]) -> Measurements:
-        """Reads the records of all ranks and sessions from the journal, and returns them."""
+        """Reads the records of all ranks and sessions from the journal."""
         numbers = batch_numbers(self.plan, self.batch_size)
         measured = Measurements(self.plan, self.metrics)
         for key, rows in JournalReader(self.folder).batches():
@@ -152,7 +152,7 @@ class MeasuredBatches:
     Attributes:
         batches: Numbers of the measured batches.
         windows: Number of windows in the measured batches.
-        failed: Plan row of the track -> reason for the failure.
+        failed: Mapping from the plan row of a failed track to the reason for the failure.
         starts: Number of earlier sessions that wrote to the journal.
         notes: Problems found in the journal, one line each.
     """
@@ -176,13 +176,13 @@ class MeasuredBatches:
 
 
 def read_measured(folder: Path, plan: Plan, batch_size: int, *, retry_failures: bool = False) -> MeasuredBatches:
-    """Finds the batches of a plan that are complete in a journal.
+    """Finds the batches of a plan that are completely recorded in a journal.
 
     Args:
-        folder: Folder of the journal. A missing folder counts as an empty journal.
+        folder: Folder of the journal. A missing folder is treated as an empty journal.
         plan: Plan of the run.
         batch_size: Number of windows per batch.
-        retry_failures: Whether to leave out batches that contain a failed window, in which case they are measured again.
+        retry_failures: Whether to leave out batches that contain a failed window. These batches are then measured again.
     """
     numbers = batch_numbers(plan, batch_size)
     reader = JournalReader(folder)

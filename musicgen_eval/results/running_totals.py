@@ -1,4 +1,4 @@
-"""Running totals of one process, intended for progress displays only. They do not affect the results of the run."""
+"""Running totals of one process, which are intended for progress displays only and do not affect the results of the run."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from musicgen_eval.records import CodecSpec
 
 
 class RunningTotals:
-    """Tracks, seconds and perplexity of the windows that this process has measured.
+    """Running totals of the windows that this process has measured: tracks, seconds of audio and perplexity.
 
     Args:
         spec: Codec specification of the checkpoint.
@@ -26,7 +26,7 @@ class RunningTotals:
 
     @property
     def ppl(self) -> float:
-        """Perplexity of all windows added so far, NaN before the first window."""
+        """Perplexity of all windows added so far, or NaN before the first window."""
         state: State = {"total": self._perplexity.total, "count": self._perplexity.count}
         return compute_from(self._perplexity, state)["ppl"]
 
@@ -35,7 +35,7 @@ class RunningTotals:
 
         Args:
             track_rows: Plan row of each window's track.
-            window_data: Metric inputs of each window.
+            window_data: Data of each window.
         """
         for row, data in zip(track_rows, window_data, strict=True):
             plain = data.on_cpu.readings[""]

@@ -22,7 +22,7 @@ MAX_NUMBERS = 64
 Shape = tuple[str, Sequence[int]]
 """Dtype name and shape of a tensor."""
 Layout = Mapping[str, Shape]
-"""State name -> dtype and shape, for the tensors of a state that are stored as plain numbers."""
+"""Mapping from state name to dtype and shape, for the tensors of a state that are stored as plain numbers."""
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool,
 )}  # fmt: skip
@@ -59,11 +59,11 @@ class StateTable:
         self.add_numbers(place, numbers, {name: state[name] for name in state if name not in numbers})
 
     def add_numbers(self, place: int, numbers: Mapping[str, Sequence[float]], others: State) -> None:
-        """Adds the state of a window like `add`, but takes the parts of the state that are in `layout` as flat numbers.
+        """Adds the state of a window like `add`, except that the parts described by `layout` are given as flat numbers.
 
         Args:
             place: Place of the window in canonical order.
-            numbers: State name -> flat numbers, for the parts of the state that are in `layout`.
+            numbers: Mapping from state name to flat numbers, for the parts of the state that `layout` describes.
             others: All other parts of the state.
         """
         self._sorted = None
@@ -89,12 +89,12 @@ class StateTable:
         return self._merge(entries[low:high])
 
     def merged_at(self, counted: NDArray[np.bool_]) -> State | None:
-        """Returns the merged states of all places that are True in the (places,) mask, or None if these places have no states."""
+        """Returns the merged states of the windows that a (places,) boolean mask selects, or None if they have no states."""
         places, entries = self._in_order()
         return self._merge(entries[counted[places]])
 
     def _in_order(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns the places that have a state, in ascending order, and the entry that was added last for each of these places."""
+        """Returns the places that have a state, in ascending order, and the most recently added entry of each of these places."""
         if self._sorted is None:
             places = np.frombuffer(self._places, dtype=np.int64)
             order = np.argsort(places, kind="stable")
@@ -140,7 +140,7 @@ def shape_of(value: torch.Tensor) -> Shape | None:
 
 
 def numbers_of(state: State, layout: Layout) -> dict[str, list[float]]:
-    """Returns the tensors of `state` whose dtype and shape match the layout, each as flat numbers."""
+    """Returns the tensors of a state whose dtype and shape match the layout, each as a list of flat numbers."""
     return {
         name: value.flatten().tolist()
         for name, value in state.items()
@@ -149,7 +149,7 @@ def numbers_of(state: State, layout: Layout) -> dict[str, list[float]]:
 
 
 def tensor_of(numbers: Sequence[float], shape: Shape) -> torch.Tensor:
-    """Converts flat numbers back to the tensor that they were taken from. The result is identical bit for bit."""
+    """Converts flat numbers back to the original tensor. The result is bit-identical to the original tensor."""
     dtype = _DTYPES[shape[0]]
     exact = torch.tensor(numbers, dtype=torch.float64 if dtype.is_floating_point else torch.int64)
     return exact.to(dtype).reshape(list(shape[1]))

@@ -23,8 +23,8 @@ class StoredValue:
     """A metric value over all tracks.
 
     Attributes:
-        value: The value. None means that the value is not finite.
-        unit: Unit of the value, "" if the value has no unit.
+        value: The metric value. None means that the value is not finite.
+        unit: Unit of the value, or "" if the value has no unit.
         low, high: Limits of the 95% confidence interval over tracks. None means that there is no interval.
         num_tracks: Number of tracks that contribute to the value.
     """
@@ -45,10 +45,10 @@ class StoredTrack:
         path: Path of the audio file. None means that the table has no path.
         text: Text of the track. None means that the track has no text.
         status: `ok`, `failed`, `too_short` or `skipped`.
-        reason: Reason for the status if it is not `ok`, otherwise "".
+        reason: Reason for the status, or "" if the status is `ok`.
         duration_s: Length of the track in seconds, rounded down to whole frames.
         num_windows: Number of windows that contribute to the results.
-        metrics: Metric name -> key -> value for this track. None means that the track has no such value.
+        metrics: Values of the track, in the form `{metric: {key: value}}`. None means that the track has no such value.
     """
 
     id: str
@@ -67,12 +67,12 @@ class StoredWindow:
 
     Attributes:
         track: Id of the track.
-        index: Index of the window in its track, from 0. In predict, the index of the continuation.
+        index: Index of the window in its track, counted from 0. In predict, the index of the continuation.
         start_s: Start of the window, including its context, in seconds from the start of the track. None in an unfinished run.
         context_s: Length of the context, in seconds. None in an unfinished run.
         target_s: Length of the target, in seconds.
-        metrics: Metric name -> key -> value for this window. None means that the window has no such value. In an unfinished
-            run, only `CodebookPerplexity` has values.
+        metrics: Values of the window, in the form `{metric: {key: value}}`. None means that the window has no such value. In an
+            unfinished run, only `CodebookPerplexity` has values.
     """
 
     track: str
@@ -89,7 +89,7 @@ class StoredContinuation:
 
     Attributes:
         track: Id of the track.
-        index: Index of the continuation in its track, from 0.
+        index: Index of the continuation in its track, counted from 0.
         context_s: Length of the context, in seconds. The context is the part of the track before the boundary.
         prompt_s: Length of the prompt, in seconds. The prompt is the part of the context that was given to the model.
         generated_s: Length of the continuation, in seconds.
@@ -121,14 +121,19 @@ class StoredContinuation:
 
 @dataclass(frozen=True)
 class StoredFailure:
-    """The id of a track that could not be measured, and the reason."""
+    """A track that could not be measured.
+
+    Attributes:
+        track: Id of the track.
+        reason: Reason for the failure.
+    """
 
     track: str
     reason: str
 
 
 def value_of(stored: Mapping[str, Any]) -> StoredValue:
-    """Converts a metric value of summary.json to a record."""
+    """Converts a metric value from summary.json to a record."""
     return StoredValue(
         value=stored["value"],
         unit=stored.get("unit", ""),
@@ -165,7 +170,7 @@ def window_of(row: Row) -> StoredWindow:
 
 
 def continuation_of(folder: Path, row: Row) -> StoredContinuation:
-    """Converts a row of continuations.csv to a record. `folder` is the run folder, to which the paths in the row are relative."""
+    """Converts a row of continuations.csv to a record. The paths in the row are relative to the run folder `folder`."""
 
     def file(name: str) -> Path | None:
         return folder / row.texts[name] if row.texts.get(name) else None

@@ -1,11 +1,11 @@
-"""Reads run folders: `load_run(folder)` returns the recipe and the results of a finished or unfinished run.
+"""Reads run folders. The function `load_run` returns the recipe and the results of a finished or unfinished run.
 
     run.json, config.yaml    --> command, configuration, recipe
     summary.json, *.csv      --> metrics with intervals, tracks, windows, continuations    (finished)
     journal/                 --> windows and failures so far                               (unfinished)
     nll.safetensors          --> nll of each track, read on access
 
-This module loads neither the checkpoint nor torch.
+This module neither loads the checkpoint nor imports torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from musicgen_eval.errors import RunError, near_matches
 from musicgen_eval.results.continuation_tables import read_continuations
 from musicgen_eval.results.nll_file import NllFile
+from musicgen_eval.results.run_record import RunRecord
 from musicgen_eval.results.stored_records import (
     TRACK_NUMBERS,
     TRACK_TEXTS,
@@ -52,11 +53,11 @@ class StoredRun:
         folder: Absolute path of the run folder.
         state: `finished` if the folder contains results, otherwise `unfinished`.
         command: Command that started the run: `test`, `validate`, `predict`, `evaluate` or `generate`.
-        run: Content of run.json.
+        run: Description of the run and of its sessions, from run.json.
         recipe: Everything that determines the results. For an unfinished run, the fingerprint in run.json, which contains the
             same settings but describes metrics by class and has no `source` or `notes`.
-        metrics: Metric name -> key -> value over all tracks. Empty for an unfinished run.
-        metric_errors: Metric name -> reason why the metric could not be computed.
+        metrics: Values over all tracks, in the form `{metric: {key: value}}`. Empty for an unfinished run.
+        metric_errors: Mapping from metric name to the reason why the metric could not be computed.
         counts: Number of tracks for each outcome, number of windows, and length of the scored or generated audio in seconds.
             Empty for an unfinished run.
         tracks: All tracks of the run, in the order of tracks.csv. Empty for an unfinished run.
@@ -65,7 +66,7 @@ class StoredRun:
         continuations: All continuations that were written. Empty unless the command is `predict` or `generate`.
         failures: The failed tracks. For an unfinished run, only the failed tracks in the journal. A track that cannot be opened
             is not listed until the run is finished.
-        notes: Notes in the recipe. For an unfinished run, notes on the parts of the journal that were skipped.
+        notes: Notes from the recipe. For an unfinished run, notes on the skipped parts of the journal.
         num_windows_measured: Number of windows that have a record, including windows of failed tracks. None for a finished run,
             whose `counts` contain the number of windows that contribute to the results.
         num_windows_planned: Number of windows in the plan of the last session. None means that run.json does not contain it.
@@ -74,7 +75,7 @@ class StoredRun:
     folder: Path
     state: RunState
     command: str
-    run: Mapping[str, Any] = field(repr=False)
+    run: RunRecord = field(repr=False)
     recipe: Mapping[str, Any] = field(repr=False)
     metrics: Mapping[str, Mapping[str, StoredValue]]
     metric_errors: Mapping[str, str]
@@ -89,7 +90,7 @@ class StoredRun:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """Returns the content of config.yaml, or {} if this file does not exist. The file is read on first access.
+        """The content of config.yaml, or {} if this file does not exist. The file is read on first access.
 
         Raises:
             RunError: config.yaml is damaged.
@@ -112,12 +113,12 @@ class StoredRun:
 
     @property
     def has_nll(self) -> bool:
-        """Returns True if the folder contains the nll of every code."""
+        """True if the folder contains nll.safetensors, the file with the nll of every code."""
         return self._nll_path.exists()
 
     @property
     def nll_tracks(self) -> Sequence[str]:
-        """Returns the ids of the tracks that `nll` can read, in the order of the run. If the run saved no nll, the list is empty.
+        """The ids of the tracks that `nll` can read, in the order of the run. If the run saved no nll, the list is empty.
 
         Raises:
             RunError: nll.safetensors is damaged.
@@ -131,7 +132,8 @@ class StoredRun:
             track_id: Id of the track.
 
         Returns:
-            (K, T) float32 nats, where K is the number of codebooks and T the number of frames. NaN for codes that were not scored.
+            (K, T) float32 nll in nats, where K is the number of codebooks and T is the number of frames. The nll is NaN for
+            codes that were not scored.
 
         Raises:
             RunError: The run saved no nll, the track has no nll, or nll.safetensors is damaged.
@@ -148,10 +150,10 @@ class StoredRun:
 
     @property
     def _nll_remedy(self) -> str:
-        """Returns advice on how to obtain nll.safetensors if it is missing."""
+        """Advice on how to obtain nll.safetensors if this file is missing."""
         if self.recipe.get("task") == "continue":
             return "predict and generate do not save nll; use test or evaluate with model.save_nll=true"
-        if not self.run.get("fingerprint", {}).get("save_nll"):
+        if not self.run.fingerprint.get("save_nll"):
             return "run the evaluation again with model.save_nll=true and another run_dir"
         if self.state == "finished":
             return _remedy(self.folder)
@@ -193,24 +195,13 @@ def load_run(folder: str | Path) -> StoredRun:
     if not path.is_dir():
         problem = "is not a folder" if path.exists() else "does not exist"
         raise RunError(f"{path} {problem}; give the folder that contains run.json")
-    if not (path / "run.json").exists():
+    run = RunRecord.read(path, remedy=DAMAGED_RUN)
+    if run is None:
         raise RunError(f"{path} contains no run: run.json does not exist; give the folder that contains it")
-    run = _json(path / "run.json", DAMAGED_RUN)
-    if not isinstance(run.get("command"), str):
-        raise RunError(
-            f"{path / 'run.json'} names no command, so it does not describe a run; give a folder that contains a run"
-        )
-    starts = run.get("starts", [])
-    if not isinstance(run.get("fingerprint", {}), dict) or not (
-        isinstance(starts, list) and all(isinstance(start, dict) for start in starts)
-    ):
-        raise RunError(
-            f"{path / 'run.json'} is damaged: its fingerprint or its list of starts is invalid; {DAMAGED_RUN}"
-        )
     return _finished(path, run) if (path / "summary.json").exists() else _unfinished(path, run)
 
 
-def _finished(path: Path, run: Mapping[str, Any]) -> StoredRun:
+def _finished(path: Path, run: RunRecord) -> StoredRun:
     remedy = _remedy(path)
     summary = _json(path / "summary.json", remedy)
     try:
@@ -222,27 +213,15 @@ def _finished(path: Path, run: Mapping[str, Any]) -> StoredRun:
         counts, metric_errors = dict(summary["counts"]), dict(summary.get("metric_errors", {}))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{path / 'summary.json'} is damaged ({error!r}); {remedy}") from error
-    columns = [(name, key) for name, values in metrics.items() for key in values]
-    tracks = read_table(
-        path / "tracks.csv",
-        required=("id", "status"),
-        texts=TRACK_TEXTS,
-        numbers=TRACK_NUMBERS,
-        metrics=columns,
-        remedy=remedy,
+    read = partial(
+        read_table, metrics=[(name, key) for name, values in metrics.items() for key in values], remedy=remedy
     )
-    windows = read_table(
-        path / "windows.csv",
-        required=("track", "index"),
-        texts=WINDOW_TEXTS,
-        numbers=WINDOW_NUMBERS,
-        metrics=columns,
-        remedy=remedy,
-    )
+    tracks = read(path / "tracks.csv", required=("id", "status"), texts=TRACK_TEXTS, numbers=TRACK_NUMBERS)
+    windows = read(path / "windows.csv", required=("track", "index"), texts=WINDOW_TEXTS, numbers=WINDOW_NUMBERS)
     return StoredRun(
         folder=path,
         state="finished",
-        command=run["command"],
+        command=run.command,
         run=run,
         recipe=recipe,
         metrics=metrics,
@@ -256,17 +235,17 @@ def _finished(path: Path, run: Mapping[str, Any]) -> StoredRun:
         failures=failures,
         notes=tuple(recipe.get("notes", ())),
         num_windows_measured=None,
-        num_windows_planned=_num_planned(run),
+        num_windows_planned=run.num_windows_planned,
     )
 
 
-def _unfinished(path: Path, run: Mapping[str, Any]) -> StoredRun:
-    recipe = run.get("fingerprint", {})
+def _unfinished(path: Path, run: RunRecord) -> StoredRun:
+    recipe = run.fingerprint
     measured = read_measured_windows(path / "journal", recipe)
     return StoredRun(
         folder=path,
         state="unfinished",
-        command=run["command"],
+        command=run.command,
         run=run,
         recipe=recipe,
         metrics={},
@@ -278,15 +257,8 @@ def _unfinished(path: Path, run: Mapping[str, Any]) -> StoredRun:
         failures=measured.failures,
         notes=measured.notes,
         num_windows_measured=measured.num_windows,
-        num_windows_planned=_num_planned(run),
+        num_windows_planned=run.num_windows_planned,
     )
-
-
-def _num_planned(run: Mapping[str, Any]) -> int | None:
-    """Returns the number of windows in the plan of the last session, or None if run.json does not contain this number."""
-    starts = run.get("starts") or [{}]
-    planned: int | None = starts[-1].get("windows")
-    return planned
 
 
 def _json(path: Path, remedy: str) -> dict[str, Any]:
@@ -300,5 +272,5 @@ def _json(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def _remedy(path: Path) -> str:
-    """Returns advice for a damaged result, which can be computed again from the journal."""
+    """Returns advice on how to replace a damaged result, which can be computed again from the journal."""
     return f"delete {path / 'summary.json'} and resume the run with --resume {path}, which writes the results again"

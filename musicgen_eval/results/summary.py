@@ -1,4 +1,4 @@
-"""Computes results from window records: values over all tracks with confidence intervals, per track, and per window.
+"""Computes results from window records: values per window, values per track, and values over all tracks with confidence intervals.
 
     measurements --drop failed tracks--> merged states --compute--> EvaluationResult
 
@@ -101,7 +101,7 @@ class _WindowResults(_Rows[WindowResult]):
 
 
 class _Curves(Mapping[str, Tensor]):
-    """Track id -> nll of the whole track, assembled from the track's windows on access."""
+    """A mapping from track id to the nll of the whole track, which is assembled from the track's windows on access."""
 
     def __init__(self, measured: Measurements, places: Mapping[str, tuple[int, range]], spec: CodecSpec) -> None:
         self._measured, self._places, self._spec = measured, places, spec
@@ -154,13 +154,7 @@ def summarise(
     for place in np.flatnonzero(counted).tolist():
         per_window.append(_compute_part(measured, bank, place, place + 1))
 
-    metrics: dict[str, dict[str, Value]] = {}
-    metric_errors: dict[str, str] = {}
-    for name in bank.metrics:
-        try:
-            metrics[name] = _values(name, bank, measured, counted, first_place, per_track)
-        except Exception as error:  # a third-party metric may raise anything; keep the other results
-            metrics[name], metric_errors[name] = {}, repr(error)
+    metrics, metric_errors = _values_of_all(bank, measured, counted, first_place, per_track)
     counted_rows = measured.order[counted]
     curves = {
         plan.tracks.ids[row]: (row, range(int(first_place[row]), int(first_place[row + 1])))
@@ -181,12 +175,12 @@ def summarise(
 
 
 def interval(metric: Metric, per_track: Sequence[State]) -> dict[str, tuple[float, float]]:
-    """Returns the 95% confidence interval of each key of a metric, from a percentile bootstrap over tracks.
+    """Returns the 95% confidence interval of each result of a metric, computed by a percentile bootstrap over tracks.
 
-    The result is empty if there are fewer than two tracks, or if any state of the metric is not reduced by a sum.
+    The returned mapping is empty if there are fewer than two tracks, or if any state of the metric is not reduced by a sum.
 
     Args:
-        metric: Metric that computes the values.
+        metric: Metric that computes the results from a state.
         per_track: Merged metric state of each track.
     """
     if len(per_track) < 2 or not is_sum_metric(metric):
@@ -213,9 +207,9 @@ def interval(metric: Metric, per_track: Sequence[State]) -> dict[str, tuple[floa
 
 
 def _outcomes(measured: Measurements) -> tuple[StatusColumn, dict[int, str]]:
-    """Returns the status of each track, and a mapping from the track's plan row to the reason for this status.
+    """Returns the status of each track, and a mapping from the plan row of a track to the reason for its status.
 
-    If several windows of a track failed, the reason is that of the failed window that comes first in the plan.
+    If several windows of a track failed, the reason for the failure of the first of these windows is used.
     """
     plan = measured.plan
     reasons = dict(plan.reasons)
@@ -229,7 +223,7 @@ def _outcomes(measured: Measurements) -> tuple[StatusColumn, dict[int, str]]:
 
 
 def _compute_part(measured: Measurements, bank: MetricBank, first: int, last: int) -> dict[str, dict[str, float]]:
-    """Computes the values of the windows with first <= place < last. A metric that cannot be computed gets no keys."""
+    """Computes the metrics over the windows with first <= place < last. If a metric cannot be computed, it has no values."""
     results: dict[str, dict[str, float]] = {}
     for name, table in measured.tables.items():
         try:
@@ -238,6 +232,24 @@ def _compute_part(measured: Measurements, bank: MetricBank, first: int, last: in
         except Exception:  # for example a correlation of a single value
             results[name] = {}
     return results
+
+
+def _values_of_all(
+    bank: MetricBank,
+    measured: Measurements,
+    counted: NDArray[np.bool_],
+    first_place: NDArray[np.int64],
+    per_track: NumberTable,
+) -> tuple[dict[str, dict[str, Value]], dict[str, str]]:
+    """Computes the values of every metric over all tracks. Returns the values and the errors, both by metric name."""
+    metrics: dict[str, dict[str, Value]] = {}
+    errors: dict[str, str] = {}
+    for name in bank.metrics:
+        try:
+            metrics[name] = _values(name, bank, measured, counted, first_place, per_track)
+        except Exception as error:  # a third-party metric may raise anything; keep the other results
+            metrics[name], errors[name] = {}, repr(error)
+    return metrics, errors
 
 
 def _values(
@@ -250,7 +262,7 @@ def _values(
 ) -> dict[str, Value]:
     """Computes the values of one metric over all tracks.
 
-    The intervals and `num_tracks` exclude tracks for which the metric has no value. For example, a track without text has no text
+    The intervals and `num_tracks` exclude tracks for which the metric has no value. For example, a track without a text has no text
     gain.
     """
     metric, recipe, table = bank.metrics[name].cpu(), bank.recipe(name), measured.tables[name]

@@ -20,7 +20,7 @@ from musicgen_eval.errors import RunError
 
 Record = TypeVar("Record")
 Metrics = dict[str, dict[str, float | None]]
-"""Metric name -> key -> number."""
+"""Numbers in the form `{metric: {key: number}}`. None means an empty cell."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Row:
     """One row of a table.
 
     Attributes:
-        texts: Column -> cell. Columns that are missing from the table are left out.
-        numbers: Column -> number. None means an empty cell. Columns that are missing from the table are left out.
-        metrics: Metric name -> key -> number. None means an empty cell.
+        texts: Mapping from column name to cell. Columns that are missing from the table are left out.
+        numbers: Mapping from column name to number. None means an empty cell. Columns that are missing from the table are left out.
+        metrics: Metric values, in the form `{metric: {key: number}}`. None means an empty cell.
     """
 
     texts: Mapping[str, str]
@@ -44,9 +44,9 @@ class Table:
 
     Attributes:
         num_rows: Number of rows.
-        texts: Column -> cells.
-        numbers: Column -> float64 numbers, NaN for an empty cell.
-        metrics: (metric name, key) -> float64 numbers, NaN for an empty cell.
+        texts: Mapping from column name to cells.
+        numbers: Mapping from column name to float64 numbers. NaN means an empty cell.
+        metrics: Mapping from (metric name, key) to float64 numbers. NaN means an empty cell.
     """
 
     num_rows: int = 0
@@ -55,7 +55,7 @@ class Table:
     metrics: dict[tuple[str, str], array[float]] = field(default_factory=dict)
 
     def row(self, number: int) -> Row:
-        """Returns the row with the given number, from 0."""
+        """Returns the row with the given number, counted from 0."""
         metrics: Metrics = {}
         for (name, key), column in self.metrics.items():
             metrics.setdefault(name, {})[key] = _given(column[number])
@@ -67,7 +67,7 @@ class Table:
 
 
 class TableRecords(Sequence[Record], Generic[Record]):
-    """The rows of a table as records. Each record is created on access.
+    """A sequence that contains one record per row of a table. Each record is created on access.
 
     Args:
         table: The table, stored as columns.
@@ -113,10 +113,10 @@ def read_table(
         required: Columns that the file must have.
         texts: Columns to read as strings.
         numbers: Columns to read as numbers.
-        metrics: (metric name, key) pairs, one for each column named `name/key`.
+        metrics: Metric columns to read, as (metric name, key) pairs. A metric column has the heading `<name>/<key>`.
         skip_incomplete: Whether to skip rows with too few or too many cells, such as a last row left incomplete by a killed
             process.
-        remedy: Advice for a missing or damaged table, added to the error message.
+        remedy: Advice to add to the error message if a table is missing or damaged.
 
     Raises:
         RunError: The file is missing, unreadable or damaged.

@@ -15,7 +15,7 @@ MAX_TRACK_ROWS = 40
 
 
 def print_result(result: EvaluationResult, console: Console, *, files: Sequence[Path] = ()) -> None:
-    """Prints a table per perplexity metric, a table of the other metrics, a table of tracks, the counts, and the written files."""
+    """Prints the metrics and the tracks as tables, followed by the counts and the paths of the written files."""
     for name, values in result.metrics.items():
         if _is_perplexity(values):
             console.print(_perplexity_table(name, values, result))

@@ -1,6 +1,6 @@
 """Reads the windows and failures of an unfinished run from its journal.
 
-Among the metrics, only `CodebookPerplexity` is computed from the states of the windows, because other metrics need torch.
+The metric `CodebookPerplexity` is computed for each window. All other metrics are left out, because computing them requires torch.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from musicgen_eval.results.stored_records import StoredFailure, StoredWindow
 
 @dataclass(frozen=True)
 class MeasuredWindows:
-    """The content of a journal.
+    """The windows and failures in the journal of an unfinished run.
 
     Attributes:
         windows: Measured windows, excluding windows of failed tracks, in the order in which they were measured.
         failures: Failed tracks in the journal.
-        notes: Notes on the parts of the journal that were skipped.
+        notes: Notes on the skipped parts of the journal.
         num_windows: Number of windows that have a record, including windows of failed tracks.
     """
 
@@ -78,12 +78,13 @@ def perplexities_of(state: Mapping[str, Sequence[float]], frame_rate_hz: float) 
     """Computes the values of `CodebookPerplexity` from its state.
 
     Args:
-        state: `total`, the sum of the nats of each codebook, and `count`, the number of scored codes of each codebook.
+        state: State of the metric. `total` contains each codebook's sum of nlls in nats, and `count` contains each codebook's
+            number of scored codes.
         frame_rate_hz: Frame rate of the codec.
 
     Returns:
-        `ppl`, `ce` (nats) and `bits_per_second` over all codebooks, and `ppl` and `ce` of each codebook. A value is None if any
-        codebook that contributes to the value has no scored codes.
+        `ppl`, `ce` (in nats) and `bits_per_second` over all codebooks, and `ppl_q<k>` and `ce_q<k>` for each codebook. A value is
+        None if any codebook that contributes to the value has no scored codes.
 
     >>> perplexities_of({"total": [0.0, 2.0], "count": [2, 1]}, 50)["ce"]
     1.0

@@ -1,1 +1,1 @@
-"""Runs an evaluation: Lightning modules, callbacks, processes, run folders, and resuming."""
+"""Runs evaluations with Lightning, stores each run in a folder, and resumes interrupted runs."""

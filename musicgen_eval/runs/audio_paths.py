@@ -1,4 +1,4 @@
-"""The paths of continuation files in a run folder."""
+"""Determines the paths of continuation files in a run folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hashlib import sha256
 from musicgen_eval.files.redaction import redact
 
 NUM_DIGITS = 16
-"""Number of digits of a track id's digest. For 100,000 tracks, the chance of two equal digests is 3e-10 (0.69 with 8 digits)."""
+"""Number of digits of a track id's digest. For 100,000 tracks, the probability of equal digests is 3e-10 (8 digits: 0.69)."""
 DEVICE_NAMES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(1, 10))}
 """Names that Windows reserves for devices."""
 

@@ -1,9 +1,9 @@
-"""The context of a run: the state of one session of the run in one process.
+"""The context of a run, which is the state of one session of the run in one process.
 
     RunRecorder.setup          creates a context that stores records in the run folder
     MusicGenEvaluation.setup   takes this context, or creates a context in memory if no recorder provides one
 
-From then on, the module holds the context. The data module and the callbacks read the context as `module.context`.
+After `setup`, the module holds the context. The data module and the callbacks read the context as `module.context`.
 `runs/module.py` shows the order of the hooks.
 """
 
@@ -30,9 +30,10 @@ class RunConstants:
     """Values that are shared by all sessions of a run. The first session of the run sets `threads` and `arithmetic`.
 
     Attributes:
-        threads: Number of CPU threads for generating codes and decoding audio in predict. None means not determined yet.
+        threads: Number of CPU threads for generating codes and decoding audio in predict. None means that the number is not
+            determined yet.
         arithmetic: Implementation of the decoder's matrix products. None means that the model has not been loaded yet.
-        other_machines: Machines, other than that of the first session, on which parts of the run were measured.
+        other_machines: Machines on which parts of the run were measured, excluding the machine of the first session.
     """
 
     threads: int | None = None
@@ -68,12 +69,12 @@ class RunContext:
         return len(self.measured.batches) == num_batches(len(self.plan.windows), self.batch_size)
 
     def settle_threads(self, threads: int) -> int:
-        """Returns the number of threads of the run. In the first session of the run, this number is set to `threads`."""
+        """Returns the number of threads that the run uses. In the first session of the run, this number is set to `threads`."""
         self.constants = replace(self.constants, threads=self.constants.threads or threads)
         return self.constants.threads or threads
 
     def settle_arithmetic(self, arithmetic: str) -> None:
-        """Sets the implementation of the matrix products, or checks that it is the one used in earlier sessions of the run.
+        """Sets the implementation of the matrix products, or checks that earlier sessions of the run used the same implementation.
 
         Raises:
             RunError: Earlier sessions of the run used a different implementation.
@@ -91,7 +92,7 @@ class ContextProvider(L.Callback):
     """Base class of the callback that creates the context of a run. A trainer has at most one such callback.
 
     Attributes:
-        context: Context of the current run, available once `setup` has run. None means that the module creates one in memory.
+        context: Context of the current run, available once `setup` has run. None means that the module creates a context in memory.
         settings: Settings of the run.
     """
 
@@ -100,11 +101,11 @@ class ContextProvider(L.Callback):
 
     @property
     def index_path(self) -> Path | None:
-        """File that stores the properties of the source's audio files for later sessions, or None if there is no such file."""
+        """Path of the file that keeps properties of the source's audio files for later sessions, or None if there is no file."""
         return None
 
 
 def context_provider(trainer: L.Trainer) -> ContextProvider:
-    """Returns the trainer's `ContextProvider`, or a new one without a context if the trainer has none."""
+    """Returns the trainer's `ContextProvider`, or a new `ContextProvider` without a context if the trainer has none."""
     found = (callback for callback in trainer.callbacks if isinstance(callback, ContextProvider))  # type: ignore[attr-defined]
     return next(found, ContextProvider())

@@ -1,4 +1,4 @@
-"""The audio of a continuation and of the track around it, piece by piece, and the interface of objects that store this audio."""
+"""Provides the audio of a continuation and its track in pieces, and defines the interface of objects that store this audio."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ class ContinuationSink(Protocol):
     """An object that stores continuations as they are generated."""
 
     def write(self, continuation: Continuation, audio: AudioPieces) -> Continuation:
-        """Stores a continuation. Returns a copy with the paths of its files. `audio.generated` can be iterated over only once."""
+        """Stores a continuation, and returns a copy of the continuation with the paths of its files.
+
+        The pieces in `audio.generated` can be read only once.
+        """
         ...
 
 
 class AudioPieces:
-    """The audio of a continuation and of the track around it, as (C, n) float32 pieces on the CPU at the codec's sample rate.
+    """The audio of a continuation and its track, as (C, n) float32 pieces on the CPU at the codec's sample rate.
 
-    The constructor decodes the prompt. The continuation is decoded while `generated` is iterated over.
+    The constructor decodes the prompt. The continuation is decoded while `generated` is being iterated over.
 
     Args:
         track: Audio of the track that is continued.
@@ -40,13 +43,13 @@ class AudioPieces:
         sample_rate_hz: Sample rate of all pieces.
         num_channels: Number of channels C.
         context_decoded: (C, N) audio that the codec decodes from the prompt's codes.
-        generated: Pieces of audio that the codec decodes from the continuation's codes. Can be iterated over only once.
+        generated: Iterator over the pieces of audio that the codec decodes from the continuation's codes.
         num_context_samples: Number of samples of the track before the boundary.
         num_reference_samples: Number of samples of the reference.
         num_generated_samples: Number of samples of the continuation.
 
     Raises:
-        AudioError: The codec decoded the continuation's codes to NaN or infinite samples.
+        AudioError: The codec produced NaN or infinite samples.
     """
 
     def __init__(self, track: TrackAudio, continuation: Continuation, reference_frames: int, model: MusicGen) -> None:
@@ -71,7 +74,7 @@ class AudioPieces:
         return self._read(self.num_context_samples, self.num_context_samples + self.num_reference_samples)
 
     def keep_generated(self) -> list[Tensor]:
-        """Returns a list to which each piece of `generated` is added while `generated` is iterated over."""
+        """Returns a list to which each piece of `generated` is added when the piece is read."""
         copies: list[Tensor] = []
         self.generated = _copied_to(copies, self.generated)
         return copies
@@ -84,7 +87,7 @@ class AudioPieces:
 
 
 def split_pieces(pieces: Iterator[Tensor], num_samples: int) -> tuple[Tensor, Iterator[Tensor]]:
-    """Splits a stream of (C, n) pieces into a (C, num_samples) tensor of its first samples and a stream of the remaining pieces."""
+    """Splits a stream of (C, n) pieces into a tensor of the first `num_samples` samples and a stream of the remaining pieces."""
     first: list[Tensor] = []
     missing, rest = num_samples, None
     while missing > 0:

@@ -38,7 +38,7 @@ class ContinuationFolder:
         settings: Format and content of the audio files.
         continuation: Settings of the continuations, to be recorded in the table.
         stride_s: Stride of the generation windows, in seconds, to be recorded in the table.
-        start: Number of this session of the run, from 0.
+        start: Number of this session of the run, counted from 0.
         rank: Rank of this process.
 
     Attributes:
@@ -95,7 +95,10 @@ class ContinuationFolder:
     def _write_files(
         self, continuation: Continuation, path: Path, audio: AudioPieces, written: list[Path]
     ) -> Continuation:
-        """Writes the continuation, and its context and reference unless they already exist. Adds each new file to `written`."""
+        """Writes the audio files of a continuation, and adds the path of each new file to `written`.
+
+        The context and the reference are written if the settings require them and their files do not exist yet.
+        """
         context_path, reference_path = (path.with_name(f"{name}{path.suffix}") for name in ("context", "reference"))
         if self.settings.originals:
             for original, read in ((context_path, audio.context), (reference_path, audio.reference)):
@@ -159,7 +162,7 @@ def _write_pieces(path: Path, pieces: Iterator[Tensor], audio: AudioPieces) -> b
 
 
 def _remove_files(paths: Sequence[Path], folder: Path) -> None:
-    """Removes files that are not listed in the table, then `folder` and its parent folder if they are empty."""
+    """Removes the given files, and then `folder` and its parent folder if these folders are empty."""
     with suppress(OSError):
         for path in paths:
             path.unlink(missing_ok=True)
@@ -168,7 +171,7 @@ def _remove_files(paths: Sequence[Path], folder: Path) -> None:
 
 
 class _TrackUnreadable(Exception):
-    """The track could not be read. This class distinguishes read errors from write errors."""
+    """Raised if the track cannot be read. This class distinguishes read errors from write errors."""
 
 
 def _from_track(pieces: Iterator[Tensor]) -> Iterator[Tensor]:

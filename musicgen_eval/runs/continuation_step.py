@@ -42,7 +42,7 @@ from musicgen_eval.runs.window_dataset import Batch, WindowAudio
 
 
 class Continuations:
-    """An iterable of the continuations of one batch.
+    """An iterable over the continuations of one batch.
 
     This class is neither a list nor a dataclass, because Lightning traverses lists and dataclasses that `predict_step` returns, and
     fails on frozen dataclasses.
@@ -81,11 +81,11 @@ class ContinuationStep:
         model: Model, already prepared for the precision of the run.
         bank: Metrics of the task "continue".
         plan: Plan of the run.
-        settings: Settings of sampling and guidance, and the number of threads.
+        settings: Settings of the continuations, including the number of threads.
         stride_frames: Stride of the generation windows, in frames.
         seed: Seed for sampling codes and for readings that change codes.
         sink: Object that stores the audio. None means that the audio is returned in the `Continuation`.
-        totals: Running totals. Updated in place.
+        totals: Running totals, which are updated in place.
     """
 
     def __init__(
@@ -111,7 +111,10 @@ class ContinuationStep:
         self._continuations: list[Continuation] = []
 
     def run(self, batch: Batch) -> list[WindowRecord]:
-        """Returns one record per window, with either the metric states and codes or the reason why the window failed."""
+        """Continues the prompts of a batch, and returns one record per window.
+
+        A record contains either the metric states and the codes, or the reason why the window failed.
+        """
         self._continuations = []
         windows, records = readable_windows(batch)
         if windows:
@@ -132,7 +135,7 @@ class ContinuationStep:
         return has_reading or "reference_decoded" in self.bank.audio_names
 
     def _encode(self, windows: Sequence[WindowAudio]) -> tuple[list[_Prompt], list[WindowRecord]]:
-        """Encodes prompts and references. Returns the prompts, and a record for each window whose reference cannot be read."""
+        """Encodes prompts and references. Returns the prompts, and a failure record per window with an unreadable reference."""
         contexts = {window.track_row: window.audio for window in windows if window.audio is not None}
         encoded = dict(zip(contexts, self.model.encode(list(contexts.values())), strict=True))
         references: dict[int, Tensor | AudioError | None] = {}
@@ -171,7 +174,7 @@ class ContinuationStep:
         return max(0, min(window.window.target_frames, after_boundary))
 
     def _continue(self, prompts: Sequence[_Prompt]) -> list[WindowRecord]:
-        """Continues prompts in one batch. If the decoder fails on some of the prompts, continues the other prompts without them."""
+        """Continues prompts in one batch, and returns their records. If the decoder fails on some prompts, retries the others."""
         if not prompts:
             return []
         try:
@@ -196,7 +199,7 @@ class ContinuationStep:
         return [self._measure(*results) for results in zip(windows, items, self._score(items), strict=True)]
 
     def _score(self, items: Sequence[ContinuedCodes]) -> list[WindowData]:
-        """Scores the readings that the metrics need. Returns the metric inputs of each continuation, except for its audio."""
+        """Scores the readings that the metrics need. Returns the data of each continuation, without its audio."""
         readings = score_continuations(
             self.model,
             items,
@@ -279,7 +282,7 @@ class ContinuationStep:
 
 
 def _reader(track: TrackAudio, window: WindowAudio, spec: CodecSpec) -> Callable[[int, int], Tensor]:
-    """Returns a function that reads frames of a track. Frame 0 is the first frame of the prompt."""
+    """Returns a function that reads the audio of a range of frames. Frame 0 is the first frame of the prompt."""
     first_frame, hop = window.window.start_frame, spec.hop_samples
 
     def read(start: int, num_frames: int) -> Tensor:
@@ -291,7 +294,7 @@ def _reader(track: TrackAudio, window: WindowAudio, spec: CodecSpec) -> Callable
 
 
 def _whole(pieces: Iterable[Tensor]) -> Tensor | None:
-    """Concatenates pieces to one ordinary tensor, not an inference tensor. Returns None if there are no pieces."""
+    """Concatenates pieces into one tensor that is not an inference tensor. Returns None if there are no pieces."""
     found = list(pieces)
     with torch.inference_mode(False):
         return torch.cat(found, dim=1) if found else None
@@ -308,5 +311,5 @@ def _failure(window: WindowAudio, reason: str) -> WindowRecord:
 
 
 def _compact(codes: Tensor) -> Tensor:
-    """Converts codes to the smallest integer type in which the journal can store them, int16 or int32."""
+    """Converts codes to int16, or to int32 if any code does not fit into int16."""
     return codes.to(torch.int16 if int(codes.max()) < 1 << 15 else torch.int32)

@@ -1,9 +1,9 @@
-"""The table of a run's continuations, continuations.csv.
+"""Writes and reads continuations.csv, the table of a run's continuations.
 
     session 0, rank 0       continuations.csv
     session s, rank r       continuations.<s>.<r>.csv, until its rows are merged into continuations.csv
 
-Each continuation's row is written after its audio files. Therefore, the tables list only files that exist, even if the run ends
+The row of a continuation is written after the audio files. Therefore, the tables list only files that exist, even if the run ends
 early.
 """
 
@@ -42,7 +42,7 @@ class ContinuationTable:
         run_dir: Path of the run folder.
         settings: Settings of the continuations.
         stride_s: Stride of the generation windows, in seconds.
-        start: Number of this session of the run, from 0.
+        start: Number of this session of the run, counted from 0.
         rank: Rank of this process.
 
     Attributes:
@@ -58,7 +58,7 @@ class ContinuationTable:
         self._common = {name: values[name] for name in COMMON_COLUMNS}
 
     def append(self, continuation: Continuation, audio: AudioPieces) -> None:
-        """Adds the row of a continuation in a single write. If this write fails, the table file is restored.
+        """Appends the row of a continuation in a single write. If the write fails, the file is restored to its previous length.
 
         Raises:
             OSError: The row cannot be written.
@@ -109,7 +109,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def written_continuations(run_dir: Path) -> set[str]:
-    """Returns the paths of all continuations that are listed in any continuation table of the run and whose files exist."""
+    """Returns the paths of all continuations that are listed in a continuation table of the run and whose files exist."""
     return {
         row["path"]
         for part in run_dir.glob("continuations*.csv")
@@ -131,7 +131,7 @@ def merge_tables(run_dir: Path, track_ids: Sequence[str]) -> list[dict[str, str]
         The rows as dictionaries. If a continuation was written more than once, only its last row is kept.
 
     Raises:
-        RunError: The table cannot be written. The tables of the processes are kept.
+        RunError: The table cannot be written. In that case, the tables of the processes are kept.
     """
     order = {f"audio/{track_folder(track)}": number for number, track in enumerate(track_ids)}
     parts = sorted(run_dir.glob("continuations*.csv"), key=_start_and_rank)

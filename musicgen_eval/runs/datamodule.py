@@ -1,9 +1,9 @@
-"""The LightningDataModule, which assigns each window of audio to exactly one rank, for any number of ranks.
+"""The LightningDataModule of an evaluation, which distributes the windows of the plan to the ranks.
 
-    plan (created on rank 0, broadcast) --form batches over all windows--> of R ranks, rank r takes batches r, r + R, r + 2R, ...
+    plan (created on rank 0) --broadcast--> batches of windows --distribute over R ranks--> rank r: batches r, r + R, r + 2R, ...
 
-The batches do not depend on the number of ranks, so each window is always in a batch with the same other windows. Every rank
-takes the same number of steps. If a rank has fewer batches than steps, its last step has an empty batch.
+The batches do not depend on the number of ranks, so a batch always contains the same windows. Every rank takes the same number of
+steps. If a rank has fewer batches than steps, its last step has an empty batch.
 """
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ from torch.utils.data import DataLoader
 
 from musicgen_eval.data.batches import RankBatches
 from musicgen_eval.data.continuation_plan import plan_continuation
-from musicgen_eval.data.index_builder import Opening
+from musicgen_eval.data.index_builder import OpenOptions
 from musicgen_eval.data.notes import print_notes
 from musicgen_eval.data.plan import Plan
 from musicgen_eval.data.scoring_plan import plan_evaluation
 from musicgen_eval.data.settings import DataSettings
-from musicgen_eval.errors import RunError
 from musicgen_eval.inference.settings import ContinuationSettings
 from musicgen_eval.records import CodecSpec, Task
 from musicgen_eval.records.signatures import takes_settings
 from musicgen_eval.results.journal.reader import failed_tracks
 from musicgen_eval.runs.context import RunContext, context_provider
-from musicgen_eval.runs.processes.lightning_internals import uses_distributed_sampler
 from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0
 from musicgen_eval.runs.processes.strategy import share_of_data
 from musicgen_eval.runs.window_dataset import Batch, WindowAudio, WindowDataset
@@ -53,19 +51,15 @@ class WindowDataModule(L.LightningDataModule):
         self.plan: Plan | None = None
 
     def setup(self, stage: str) -> None:
-        """Creates the plan on rank 0, and broadcasts the plan to the other ranks. If this fails, broadcasts the error."""
+        """Creates the plan on rank 0, and broadcasts the plan to the other ranks. An error on rank 0 is broadcast as well."""
         trainer = self.trainer
         assert trainer is not None
-        if trainer.world_size > 1 and uses_distributed_sampler(trainer):
-            raise RunError(
-                "trainer.use_distributed_sampler would score windows twice; create the Trainer with use_distributed_sampler=False"
-            )
         self.plan = decide_on_rank_0(trainer, lambda: self._plan_for(stage))
         if trainer.is_global_zero:
             print_notes(self.plan.notes)
 
     def test_dataloader(self) -> DataLoader[WindowAudio]:
-        """Returns the windows of this rank in batches, excluding batches that were measured in earlier sessions of the run."""
+        """Returns a DataLoader of this rank's windows, excluding batches that were measured in earlier sessions of the run."""
         assert self.trainer is not None
         evaluation = _evaluation(self.trainer)
         plan = evaluation.context.plan
@@ -88,11 +82,11 @@ class WindowDataModule(L.LightningDataModule):
         )
 
     def predict_dataloader(self) -> DataLoader[WindowAudio]:
-        """Returns the prompts of this rank in batches, excluding batches that were continued in earlier sessions of the run."""
+        """Returns a DataLoader of this rank's prompts, excluding batches that were measured in earlier sessions of the run."""
         return self.test_dataloader()
 
     def val_dataloader(self) -> DataLoader[WindowAudio]:
-        """Returns the same windows as `test_dataloader`."""
+        """Returns a DataLoader of the same windows as `test_dataloader`."""
         return self.test_dataloader()
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
@@ -105,21 +99,21 @@ class WindowDataModule(L.LightningDataModule):
         evaluation.prepare("continue" if stage == "predict" else "score")  # checks settings before any audio is opened
         provider = context_provider(self.trainer)
         index_path, retry_failures = provider.index_path, provider.settings.retry_failures
-        opening = Opening(
+        options = OpenOptions(
             index_path=index_path,
             retry_failures=retry_failures,
             failed_later=failed_tracks(index_path.parent) if retry_failures and index_path else frozenset(),
             show_progress=self.trainer.progress_bar_callback is not None,
         )
         if stage != "predict":
-            return plan_evaluation(self.settings, evaluation.spec, opening)
+            return plan_evaluation(self.settings, evaluation.spec, options)
         continuation = evaluation.continuation
         return plan_continuation(
             self.settings,
             evaluation.spec,
             stride_frames=continuation.stride_frames(evaluation.spec),
             num_continuations=continuation.num_continuations,
-            opening=opening,
+            options=options,
         )
 
 

@@ -1,4 +1,4 @@
-"""Collects values that must be identical when a run is resumed (metric settings, weights, machine), and lists differences."""
+"""Collects values that must be identical when a run is resumed, such as metric settings and weights, and lists differences."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LIBRARIES = (
     "musicgen-eval", "torch", "torchaudio", "transformers", "lightning", "torchmetrics", "soundfile", "soxr", "numpy", "av",
 )  # fmt: skip
 NUM_SAMPLES, SAMPLE_BYTES = 8, 4096
-"""Number and size of the samples of each tensor in the weights digest. Samples are enough, as training changes whole tensors."""
+"""Number and size of each tensor's samples in the weights digest. Samples suffice, because training changes entire tensors."""
 
 
 def metric_settings(bank: MetricBank) -> dict[str, dict[str, Any]]:
@@ -49,8 +49,8 @@ def metric_settings(bank: MetricBank) -> dict[str, dict[str, Any]]:
 def weights_digest(checkpoint: Checkpoint) -> str | None:
     """Returns a digest of the weights and configuration files in a local folder, or of a model in memory.
 
-    For a checkpoint on the hub, which is identified by its commit, the result is None. To save time, only samples of each tensor
-    are read from a weights file.
+    The result is None for a checkpoint on the hub, because its commit identifies the weights. To save time, only samples of each
+    tensor are read from a weights file.
     """
     folder = Path(checkpoint.location)
     if checkpoint.digest is not None or checkpoint.commit is not None or not folder.is_dir():
@@ -66,7 +66,7 @@ def weights_digest(checkpoint: Checkpoint) -> str | None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Returns the device model and the library versions, which can affect the last bits of the results.
+    """Returns the device model and the versions of Python and the libraries, which can affect the last bits of the results.
 
     If the device is a GPU, the library versions include CUDA and cuDNN.
     """
@@ -92,7 +92,7 @@ def library_versions() -> dict[str, str]:
 
 
 def differences(known: Any, asked: Any, name: str = "") -> list[str]:
-    """Returns one line for each difference between two trees of plain values.
+    """Returns one line for each difference between two nested mappings of plain values.
 
     >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}})
     ['a.c was 2 and is 3']
@@ -142,7 +142,7 @@ def _code(kind: type) -> str | None:
 
 
 def _own_values(metric: Metric) -> Iterator[tuple[str, Any]]:
-    """Yields the (name, value) of each attribute that a metric adds to those of torchmetrics, excluding the metric states."""
+    """Yields (name, value) for each attribute of a metric, excluding states and the attributes that every metric has."""
     stock = set(vars(_MinimalMetric())) | set(state_defaults(metric))
     yield from ((key, value) for key, value in vars(metric).items() if key not in stock)
     yield from metric.named_parameters(recurse=False)
@@ -151,7 +151,7 @@ def _own_values(metric: Metric) -> Iterator[tuple[str, Any]]:
 
 
 class _MinimalMetric(Metric):
-    """A metric with only the attributes that every metric has."""
+    """A metric that has only the attributes that every metric has."""
 
     def update(self) -> None:
         """Does nothing."""

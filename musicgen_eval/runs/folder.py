@@ -5,29 +5,28 @@
 
 A *session* is one launch of a run, from start or resume to its end. A run has several sessions if it is interrupted and resumed.
 
-An empty folder receives a new run. If a folder contains an unfinished run, the run is resumed. If a folder contains a finished
-run, the folder is only read. Only one run at a time can claim a folder.
+A new run requires a new or empty folder. If a folder contains an unfinished run, the run is resumed. If a folder contains a
+finished run, only the result is read. Only one run at a time can claim a folder.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from itertools import count
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal
+from typing import Literal
 
 from musicgen_eval.errors import RunError
 from musicgen_eval.files.atomic import atomic_file, is_leftover, remove_leftovers
 from musicgen_eval.files.redaction import redact
-from musicgen_eval.results.files import to_json
+from musicgen_eval.results.run_record import RunRecord
 from musicgen_eval.runs.folder_lock import LOCK, FolderLock
 
 FolderState = Literal["new", "unfinished", "finished"]
@@ -45,15 +44,15 @@ def default_run_dirs(command: str, *, now: datetime | None = None) -> Iterator[P
 
 
 class RunFolder:
-    """A folder for one run.
+    """The folder of one run.
 
     Args:
         path: Path of the folder. The folder is created when it is claimed. A leading `~` stands for the home directory.
 
     Attributes:
         path: Path of the folder. A default name can change until the folder is claimed.
-        state: State of the run in the folder at the time when the folder was claimed.
-        begun_with: Command that started the run in the folder. "" for a new run, or if the folder has not been claimed yet.
+        state: State of the run in the folder when the folder was claimed.
+        begun_with: Command that started the run in the folder, or "" if the run is new or the folder has not been claimed yet.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -68,7 +67,7 @@ class RunFolder:
 
     @classmethod
     def with_default_name(cls, command: str) -> RunFolder:
-        """Returns a folder with a default name. When the folder is claimed, it gets the first default name that is not in use."""
+        """Returns a folder with a default name. Claiming the folder changes its name to the first unused default name."""
         names = default_run_dirs(command)
         folder = cls(next(names))
         folder._other_names = names
@@ -76,30 +75,22 @@ class RunFolder:
 
     @property
     def journal(self) -> Path:
-        """Folder of the journal, which stores the records of completed batches."""
+        """Path of the journal folder, which stores the records of completed batches."""
         return self.path / "journal"
 
     @property
     def index(self) -> Path:
-        """File that stores the properties of the source's audio files. The first session of the run writes it."""
+        """Path of the file that keeps properties of the source's audio files. The first session of the run writes this file."""
         return self.journal / "index.npz"
 
     @property
-    def run(self) -> dict[str, Any]:
-        """The content of run.json, or {} if the file does not exist.
+    def run(self) -> RunRecord | None:
+        """The run that run.json describes, or None if the file does not exist.
 
         Raises:
-            RunError: The file cannot be read.
+            RunError: The file is damaged.
         """
-        try:
-            found: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise RunError(
-                f"{self.path / 'run.json'} cannot be read ({error}); restore it, or choose another folder with --run_dir"
-            ) from error
-        return found
+        return RunRecord.read(self.path, remedy="restore it, or choose another folder with --run_dir")
 
     def claim(self) -> None:
         """Creates and locks the folder. This method must be called before the run starts.
@@ -121,7 +112,7 @@ class RunFolder:
                 f"run_dir {self.path} is not empty ({', '.join(foreign[:3])}{', ...' * (len(foreign) > 3)}) and contains no run; "
                 "choose an empty or new folder with --run_dir"
             )
-        if self.run:
+        if self.begun_with:
             self.state = "finished" if "summary.json" in self._found else "unfinished"
 
     def write(self, name: str, content: str) -> None:
@@ -138,20 +129,20 @@ class RunFolder:
                 f"run_dir {self.path}: {name} could not be written ({error}); fix the cause and resume the run"
             ) from error
 
-    def write_run(self, run: Mapping[str, Any]) -> None:
+    def write_run(self, run: RunRecord) -> None:
         """Writes `run` to run.json."""
-        self.write("run.json", to_json(run))
+        self.write("run.json", run.to_json())
 
     def unlock(self) -> None:
-        """Unlocks the folder. Its files are kept."""
+        """Unlocks the folder, and keeps its files."""
         if self._lock.is_taken:
             self._lock.release()
 
     def remove_if_empty(self) -> None:
-        """Unlocks the folder, and restores it to its state before `claim`.
+        """Unlocks the folder, and restores the state that it had before `claim`.
 
-        This method must be called only if the run ended before its first batch. If it took long to create the index of the source's
-        audio files, the index is kept.
+        This method must be called only if the run ended before its first batch. If creating the index of the source's audio files
+        took a long time, the index is kept.
         """
         if not self._lock.is_taken:
             return
@@ -172,10 +163,15 @@ class RunFolder:
                 return
 
     def _claim(self) -> list[str]:
-        """Creates the folder and locks it unless it contains files that do not belong to a run. Returns the names of such files."""
+        """Creates the folder, and locks it unless it contains files that do not belong to a run.
+
+        Returns:
+            Names of the files that do not belong to a run.
+        """
         self._make()
         found = {entry.name for entry in self.path.iterdir()}
-        self.begun_with = str(self.run.get("command", ""))
+        run = self.run
+        self.begun_with = run.command if run is not None else ""
         foreign = [] if self.begun_with else sorted(_foreign(found))
         if not foreign:
             self._lock.take(self.path)

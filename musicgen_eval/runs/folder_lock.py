@@ -17,9 +17,11 @@ _locked_here: set[Path] = set()
 class FolderLock:
     """A POSIX lock on a folder.
 
-    The lock ends with the process, however the process ends, and forked workers do not inherit the lock. The lock does not keep
-    the process that holds it from locking the folder again, and the lock would end if this process opened and closed the lock file
-    again. Therefore, `_locked_here` records the folders that this process has locked.
+    The operating system releases the lock when the process ends, for whatever reason. Forked workers do not inherit the lock.
+
+    A POSIX lock does not prevent its own process from locking the same file again. In addition, the lock would be released if the
+    process opened the lock file again and then closed it. Therefore, `_locked_here` records the folders that this process has
+    locked.
     """
 
     def __init__(self) -> None:
@@ -28,7 +30,7 @@ class FolderLock:
 
     @property
     def is_taken(self) -> bool:
-        """True if this object holds the lock, that is, between `take` and `release`."""
+        """True if this object holds the lock, which is the case between `take` and `release`."""
         return self._file is not None
 
     def take(self, folder: Path) -> None:

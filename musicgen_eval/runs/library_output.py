@@ -32,7 +32,7 @@ def quiet_libraries() -> Iterator[None]:
 
 
 class _Quiet:
-    """Counts the threads that use `quiet_libraries`, and restores the settings when the last of them leaves."""
+    """Counts the threads that use `quiet_libraries`, and restores the settings when the last thread leaves."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -15,7 +15,7 @@ In `trainer.test`, Lightning calls the hooks in this order. In `trainer.validate
     RunRecorder.teardown            drops its context
     module.teardown                 drops its context
 
-After an exception, Lightning calls `on_exception` of each callback, but does not call `teardown`. In that case, the recorder
+After an exception, Lightning calls `on_exception` on each callback, but does not call `teardown`. In that case, the recorder
 closes the store and drops its context. The module keeps its context until the next `setup` replaces the context.
 """
 
@@ -114,7 +114,15 @@ class MusicGenEvaluation(L.LightningModule):
 
     @classmethod
     def from_loaded(cls, model: MusicGen, **settings: Any) -> Self:
-        """Creates an evaluation of a loaded model. `settings` are arguments of the constructor, except for the checkpoint."""
+        """Creates an evaluation of a loaded model.
+
+        Args:
+            model: Model returned by `load_model`.
+            **settings: Arguments of the constructor, excluding `checkpoint`, `revision` and `max_frames`.
+
+        Raises:
+            RunError: The model was not returned by `load_model`, or an excluded argument is given.
+        """
         if not isinstance(model, MusicGen):
             raise RunError(f"model must be a model from load_model, got {type(model).__name__}")
         for name in ("checkpoint", "revision", "max_frames"):
@@ -143,7 +151,7 @@ class MusicGenEvaluation(L.LightningModule):
 
     @property
     def bank(self) -> MetricBank:
-        """The metrics of the current task. The bank is not a submodule, so changing the precision does not cast metric states."""
+        """The metrics of the current task. The bank is not a submodule, so precision changes do not cast metric states."""
         return self.prepare(self._task)
 
     @property
@@ -189,7 +197,7 @@ class MusicGenEvaluation(L.LightningModule):
         return self._banks[task]
 
     def setup(self, stage: str) -> None:
-        """Sets the context of the run, and refuses settings under which the run cannot be evaluated."""
+        """Sets the context of the run, and refuses settings that the run does not support."""
         self._context = None
         refuse_strategy(self.trainer, self._task)
         if self.trainer.is_global_zero:
@@ -229,7 +237,7 @@ class MusicGenEvaluation(L.LightningModule):
         self._step = self.make_step()
 
     def make_step(self) -> Step | None:
-        """Returns the step that measures batches. Returns None if there is nothing left to measure, so that no model is loaded."""
+        """Returns the step that measures batches, or None if no model is loaded because every batch is already measured."""
         if self.model is None:
             return None
         if self._task == "continue":
@@ -261,7 +269,7 @@ class MusicGenEvaluation(L.LightningModule):
         """Continues the prompts of a batch, and stores one record per continuation.
 
         Returns:
-            The continuations, with the paths of their files, or with their audio if the run has no sink for continuations.
+            The continuations, which contain the paths of their files, or their audio if the run has no sink for continuations.
         """
         self._measure(batch)
         return self._step.take_continuations() if isinstance(self._step, ContinuationStep) else Continuations([])
@@ -281,10 +289,10 @@ class MusicGenEvaluation(L.LightningModule):
         decide_on_rank_0(self.trainer, lambda: self._conclude(parts or []))
 
     def cpu(self) -> Self:
-        """Moves the module to the CPU. Lightning calls this at the end of a run.
+        """Moves the module to the CPU. Lightning calls this method at the end of a run.
 
-        A model that was passed to `from_loaded` stays on the device of the run if it was there before the run. Otherwise, each
-        further run would copy all weights twice.
+        A model that was passed to `from_loaded` stays on the device of the run if it was on this device before the run. As a
+        result, further runs do not need to copy the weights.
         """
         stays_on, self._stays_on = self._stays_on, None
         return super().cpu() if stays_on is None else self.to(stays_on)
@@ -327,7 +335,7 @@ class MusicGenEvaluation(L.LightningModule):
         return "continue" if trainer is not None and trainer.state.fn == TrainerFn.PREDICTING else "score"
 
     def _refuse_missing_texts(self, plan: Plan) -> None:
-        """Refuses a metric that needs the text of another track if any track has no such other text."""
+        """Refuses a metric that needs the text of another track if such a text does not exist for every track."""
         if any(reading.text == "other" for reading in self.bank.readings) and None in plan.other_texts:
             track = plan.tracks[plan.other_texts.index(None)].id
             raise RunError(
@@ -346,7 +354,7 @@ class MusicGenEvaluation(L.LightningModule):
         )
 
     def _prepare_model(self) -> None:
-        """Prepares the loaded model for the trainer's precision, and tries the metrics on the model's device."""
+        """Prepares the loaded model for the trainer's precision, and tests the metrics on the model's device."""
         model = self.model
         assert model is not None
         model.prepare(self.trainer.precision, decoding=self._task == "continue")
@@ -378,7 +386,7 @@ class MusicGenEvaluation(L.LightningModule):
         self._unless_stopped(lambda: self._keep(step.run(batch)))
 
     def _keep(self, records: Sequence[WindowRecord]) -> None:
-        """Stores the records of a batch. If too many tracks have failed, raises an error in a run with a single process.
+        """Stores the records of a batch. In a run with a single process, raises an error if too many tracks have failed.
 
         In a run with several processes, this error is raised when the result is computed.
         """
@@ -392,7 +400,7 @@ class MusicGenEvaluation(L.LightningModule):
                 refuse_failures([*plan.failures, *during], allowed)
 
     def _conclude(self, parts: Sequence[tuple[list[WindowRecord], str | None]]) -> None:
-        """Computes the result on rank 0. The result may be large, so it is not sent to the other ranks."""
+        """Computes the result on rank 0. The result is not sent to the other ranks, because it can be large."""
         stopped = next((stopped for _, stopped in parts if stopped is not None), None)
         if stopped is not None:
             raise RunError(stopped)

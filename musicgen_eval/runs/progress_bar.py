@@ -1,6 +1,6 @@
-"""The progress bar of an evaluation, which shows tracks, audio seconds per second and the running perplexity.
+"""The progress bar of an evaluation, which shows the number of tracks, the seconds of audio per second and the running perplexity.
 
-The bar is drawn on standard error, and only if standard error is a terminal, because a log file would get one line per batch.
+The bar is drawn on standard error only if standard error is a terminal. In a log file, the bar would add one line per batch.
 """
 
 import sys
@@ -16,7 +16,7 @@ from musicgen_eval.runs.module import MusicGenEvaluation
 
 
 class EvaluationProgress(TQDMProgressBar):
-    """Shows the running totals of rank 0: `tracks`, `audio s/s` (seconds scored or generated per second) and `ppl`."""
+    """A progress bar with the totals of rank 0: `tracks`, `audio s/s` (seconds scored or generated per second) and `ppl`."""
 
     def init_test_tqdm(self) -> Tqdm:
         """Returns the progress bar of `test`."""
@@ -31,7 +31,7 @@ class EvaluationProgress(TQDMProgressBar):
         return self._bar(self.predict_description)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the clock for `audio s/s`."""
+        """Starts the timer for `audio s/s`."""
         super().on_test_start(trainer, pl_module)
         self._started = monotonic()
 
@@ -42,7 +42,7 @@ class EvaluationProgress(TQDMProgressBar):
             self.test_progress_bar.set_postfix(self._totals(pl_module), refresh=False)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the clock for `audio s/s`."""
+        """Starts the timer for `audio s/s`."""
         super().on_validation_start(trainer, pl_module)
         self._started = monotonic()
 
@@ -55,7 +55,7 @@ class EvaluationProgress(TQDMProgressBar):
             self.val_progress_bar.set_postfix(self._totals(pl_module), refresh=False)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the clock for `audio s/s`."""
+        """Starts the timer for `audio s/s`."""
         super().on_predict_start(trainer, pl_module)
         self._started = monotonic()
 

@@ -1,4 +1,4 @@
-"""The circumstances of a run that are recorded in run.json: command, machine, commit and time."""
+"""Describes where and when a session of a run was started, and from which commit."""
 
 from __future__ import annotations
 
@@ -6,18 +6,6 @@ import platform
 import subprocess
 from datetime import UTC, datetime
 from typing import Any
-
-
-def run_record(*, command: str, seed: int, max_frames_from: str) -> dict[str, Any]:
-    """Returns the initial content of run.json: command, seed, platform, commit and an empty list of sessions (`starts`)."""
-    return {
-        "command": command,
-        "seed": seed,
-        "max_frames_from": max_frames_from,
-        "platform": platform.platform(),
-        "git_commit": git_commit(),
-        "starts": [],
-    }
 
 
 def start_record(*, processes: int, windows: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The recipe of a run: everything that determines its results. Every result contains the recipe."""
+"""Creates the recipe of a run, which contains everything that determines the results. Every result contains the recipe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from musicgen_eval.data.plan import Plan
 from musicgen_eval.data.settings import DataSettings
-from musicgen_eval.data.sources import lasting_source
+from musicgen_eval.data.sources import absolute_source
 from musicgen_eval.inference.settings import ContinuationSettings
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.models.checkpoint import Checkpoint
@@ -39,8 +39,8 @@ def run_recipe(
         model: Settings of the model.
         continuation: Settings of the continuations. They are included only if the task is "continue".
         bank: Metrics of the run.
-        machine: Precision, device and arithmetic.
-        threads: Number of CPU threads for generating codes and decoding audio. None means not determined yet.
+        machine: Precision, device, and implementation of the matrix products.
+        threads: Number of CPU threads for generating codes and decoding audio. None means that the number is not determined yet.
         notes: Notes that were printed about the checkpoint, the source and the texts.
     """
     spec = checkpoint.spec
@@ -55,7 +55,7 @@ def run_recipe(
         "commit": checkpoint.commit,
         "codec": asdict(spec),
         "max_frames_from": checkpoint.max_frames_from,
-        "source": lasting_source(data.source),
+        "source": absolute_source(data.source),
         **data.recipe(plan.task),
         "context_s": seconds(plan.context_frames),
         "target_s": seconds(plan.target_frames),

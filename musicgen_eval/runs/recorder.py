@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -51,14 +52,14 @@ class RunRecorder(ContextProvider):
         folder: Run folder, which must be claimed before `setup`. None means that no files are written.
         command: Command of the run, to be recorded in run.json.
         config_yaml: Content of config.yaml for a new run.
-        resume: Function that takes a run folder, and returns the line that tells the user how to resume the run in this folder.
+        resume: Function that takes the path of a run folder, and returns the line that tells the user how to resume the run.
             None means that no line is printed.
         console: Console for the tables of the result. None means that nothing is printed, not even on standard error.
         audio: Settings of the audio files.
         settings: Settings for resuming.
 
     Attributes:
-        files: Files that were written at the end of the run, in order of importance.
+        files: Paths of the files that were written at the end of the run, in order of importance.
         continuations: Rows of continuations.csv as dictionaries.
     """
 
@@ -88,7 +89,7 @@ class RunRecorder(ContextProvider):
 
     @property
     def index_path(self) -> Path | None:
-        """File that stores the properties of the source's audio files for later sessions, or None if there is no run folder."""
+        """Path of the file that keeps properties of the source's audio files for later sessions, or None if there is no file."""
         return None if self.folder is None else self.folder.index
 
     @property
@@ -124,11 +125,12 @@ class RunRecorder(ContextProvider):
         if self.folder is None or self.context is None or not trainer.is_global_zero:
             return
         run, arithmetic = self.folder.run, self.context.constants.arithmetic
-        if arithmetic is not None and run["settled"]["arithmetic"] != arithmetic:
-            self.folder.write_run({**run, "settled": {**run["settled"], "arithmetic": arithmetic}})
+        assert run is not None
+        if arithmetic is not None and run.settled["arithmetic"] != arithmetic:
+            self.folder.write_run(replace(run, settled={**run.settled, "arithmetic": arithmetic}))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes the result, then prints it."""
+        """Writes the result to the run folder, and prints the result."""
         assert isinstance(pl_module, MusicGenEvaluation)
         result = pl_module.result
         if not trainer.is_global_zero or result is None:
@@ -227,7 +229,7 @@ class RunRecorder(ContextProvider):
     def _finish_continuations(self, folder: RunFolder, plan: Plan) -> list[Path]:
         """Merges the continuation tables. Returns the paths of the merged table and of the continuations.
 
-        If there are more than `MAX_LISTED` continuations, returns the path of the audio folder in place of their paths.
+        If there are more than `MAX_LISTED` continuations, the path of the audio folder replaces the paths of the continuations.
         """
         if self._continuation_folder is None:
             return []
@@ -239,7 +241,7 @@ class RunRecorder(ContextProvider):
         """Closes the store of a run that ends with an error.
 
         torch reports a dead DataLoader worker from a signal handler, which can run at any time, even while the journal is being
-        closed. If this happens, the method closes the store again.
+        closed. In that case, this method calls `close` again.
         """
         try:
             try:
@@ -272,7 +274,7 @@ class RunRecorder(ContextProvider):
 
 
 def _has_measured(folder: RunFolder) -> bool:
-    """Returns True if the journal contains a window that did not fail. A run whose windows all failed counts as empty."""
+    """Returns True if the journal contains a window that did not fail. A run whose windows all failed is treated as empty."""
     return any(row.failure is None for _, rows in JournalReader(folder.journal).batches() for row in rows)
 
 

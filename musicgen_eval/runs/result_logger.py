@@ -22,9 +22,10 @@ ONLY_STEP = 0
 
 
 class ResultLogger(L.Callback):
-    """On rank 0, logs the configuration and the recipe as hyperparameters, and the final values as metrics, each of them once.
+    """A callback that logs the configuration and the recipe as hyperparameters, and the final values as metrics.
 
-    If a logger fails, a warning is printed and the run continues. The run folder still contains the complete result.
+    Everything is logged once, on rank 0. If a logger fails, a warning is printed and the run continues. The run folder still
+    contains the complete result.
 
     Args:
         config: Configuration of the run.

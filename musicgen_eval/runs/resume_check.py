@@ -15,6 +15,7 @@ from musicgen_eval.data.plan import Plan
 from musicgen_eval.errors import RunError
 from musicgen_eval.results.files import to_json
 from musicgen_eval.results.record_store import MeasuredBatches
+from musicgen_eval.results.run_record import RunRecord
 from musicgen_eval.runs.audio_paths import continuation_path
 from musicgen_eval.runs.context import RunConstants
 from musicgen_eval.runs.continuation_table import written_continuations
@@ -50,41 +51,38 @@ def run_identity(module: MusicGenEvaluation, audio: AudioSettings) -> RunIdentit
     return RunIdentity(_as_json(_fingerprint(module, audio)), _as_json(machine(module.device)))
 
 
-def refuse_other_run(
-    run_dir: Path, run: Mapping[str, Any], asked: RunIdentity, *, allow_other_machine: bool
-) -> dict[str, Any]:
+def refuse_other_run(run_dir: Path, run: RunRecord, asked: RunIdentity, *, allow_other_machine: bool) -> RunRecord:
     """Compares the run in a folder with the run that is about to start.
 
     Args:
         run_dir: Path of the run folder.
-        run: Content of run.json in the run folder.
+        run: Record of the run in the folder.
         asked: Identity of the run that is about to start.
         allow_other_machine: Whether to accept and record a different machine.
 
     Returns:
-        The content of run.json. If the machine is different and accepted, the content includes this machine.
+        The record of the run. If the machine is different and accepted, the record includes this machine.
 
     Raises:
         RunError: The runs differ. The message lists the differences.
     """
-    if "fingerprint" not in run:
+    if not run.fingerprint:
         raise RunError(
             f"run_dir {run_dir} contains a run whose run.json has no fingerprint; choose another folder with --run_dir"
         )
-    lines = differences(run["fingerprint"], asked.fingerprint)
+    lines = differences(run.fingerprint, asked.fingerprint)
     if lines:
         refusal = (
-            f"run_dir {run_dir} contains another run, started with {run['command']}; choose another folder with --run_dir, or "
+            f"run_dir {run_dir} contains another run, started with {run.command}; choose another folder with --run_dir, or "
             "use the same settings. Differences:"
         )
         raise RunError("\n  ".join([refusal, *lines]))
-    others = run.get("other_machines", ())
-    if asked.machine in [run["machine"], *others]:
-        return dict(run)
+    if asked.machine in (run.machine, *run.other_machines):
+        return run
     if not allow_other_machine:
-        lines = differences(run["machine"], asked.machine)
+        lines = differences(run.machine, asked.machine)
         raise RunError("\n  ".join([f"run_dir {run_dir} {OTHER_MACHINE.format(runs='was started')}", *lines]))
-    return {**run, "other_machines": [*others, asked.machine]}
+    return replace(run, other_machines=(*run.other_machines, asked.machine))
 
 
 def refuse_other_ranks(
@@ -95,7 +93,7 @@ def refuse_other_ranks(
     machine_of_rank_0: Mapping[str, Any],
     allow_other_machine: bool,
 ) -> None:
-    """Refuses a run folder that is not visible on every rank, and a rank that runs on a different machine from rank 0.
+    """Refuses a run if its folder is not visible on every rank, or if any rank runs on a different machine from rank 0.
 
     Raises:
         RunError: The folder is not visible on some rank, or some rank runs on a different machine and `allow_other_machine` is
@@ -150,6 +148,6 @@ def _fingerprint(module: MusicGenEvaluation, audio: AudioSettings) -> dict[str, 
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values in the form that reading them from a JSON file would give, so that they can be compared."""
+    """Converts values to the form in which they are read back from a JSON file, so that they can be compared with stored values."""
     read: dict[str, Any] = json.loads(to_json(values))
     return read

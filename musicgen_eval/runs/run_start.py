@@ -7,8 +7,9 @@ Rank 0 then sends the `RunStart` to all ranks.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from musicgen_eval.data.plan import Plan
 from musicgen_eval.data.plan_builder import refuse_failures
 from musicgen_eval.records import Failure
 from musicgen_eval.results.record_store import MeasuredBatches, read_measured
+from musicgen_eval.results.run_record import RunRecord
 from musicgen_eval.runs.context import RunConstants
 from musicgen_eval.runs.continuation_files import remove_partial_files
 from musicgen_eval.runs.folder import RunFolder
 from musicgen_eval.runs.module import MusicGenEvaluation
-from musicgen_eval.runs.provenance import run_record, start_record
+from musicgen_eval.runs.provenance import git_commit, start_record
 from musicgen_eval.runs.resume_check import RunIdentity, batches_without_files, refuse_other_run, run_identity
 from musicgen_eval.runs.settings import AudioSettings, RunSettings
 
@@ -33,7 +35,7 @@ class RunStart:
 
     Attributes:
         path: Absolute path of the run folder.
-        number: Number of this session of the run, from 0.
+        number: Number of this session of the run, counted from 0.
         measured: Batches that were measured in earlier sessions of the run.
         constants: Values that are shared by all sessions of the run.
         machine: Device and library versions of rank 0.
@@ -57,7 +59,7 @@ def start_run(
     settings: RunSettings,
     say: Callable[[str], None],
 ) -> RunStart:
-    """Writes run.json for a new run, or compares it with the run that is about to start. Then reads the journal.
+    """Writes run.json for a new run, or checks that the existing run.json describes the same run. Then reads the journal.
 
     Args:
         folder: Run folder, already claimed.
@@ -76,38 +78,41 @@ def start_run(
     assert plan is not None
     identity = run_identity(module, audio)
     run = folder.run
-    if run:
+    if run is not None:
         run = refuse_other_run(folder.path, run, identity, allow_other_machine=settings.allow_other_machine)
     else:
         run = _new_run(module, identity, command=command)
         folder.write("config.yaml", config_yaml)
     measured = read_measured(folder.journal, plan, data.batch_size, retry_failures=settings.retry_failures)
     _discard_incomplete(folder, plan, measured, batch_size=data.batch_size, audio=audio, say=say)
-    number = max(len(run["starts"]), measured.starts)
+    number = max(len(run.starts), measured.starts)
     if measured.windows < len(plan.windows):
         (folder.path / "summary.json").unlink(missing_ok=True)  # the old result would lack the windows of this session
         started = start_record(processes=trainer.world_size, windows=len(plan.windows))
-        folder.write_run({**run, "starts": [*run["starts"], started]})
+        folder.write_run(replace(run, starts=(*run.starts, started)))
     known = [Failure(plan.tracks.ids[row], reason) for row, reason in measured.failed.items()]
     refuse_failures([*plan.failures, *known], data.max_failures)
-    settled = run["settled"]
     return RunStart(
         path=folder.path.absolute(),
         number=number,
         measured=measured,
-        constants=RunConstants(settled["threads"], settled["arithmetic"], tuple(run.get("other_machines", ()))),
+        constants=RunConstants(run.settled["threads"], run.settled["arithmetic"], run.other_machines),
         machine=identity.machine,
     )
 
 
-def _new_run(module: MusicGenEvaluation, identity: RunIdentity, *, command: str) -> dict[str, Any]:
-    """Returns the content of run.json for a new run."""
-    return {
-        **run_record(command=command, seed=module.settings.seed, max_frames_from=module.checkpoint.max_frames_from),
-        "fingerprint": identity.fingerprint,
-        "machine": identity.machine,
-        "settled": {"threads": module.generation_threads, "arithmetic": None},
-    }
+def _new_run(module: MusicGenEvaluation, identity: RunIdentity, *, command: str) -> RunRecord:
+    """Returns the record of a new run."""
+    return RunRecord(
+        command=command,
+        seed=module.settings.seed,
+        max_frames_from=module.checkpoint.max_frames_from,
+        platform=platform.platform(),
+        git_commit=git_commit(),
+        fingerprint=identity.fingerprint,
+        machine=identity.machine,
+        settled={"threads": module.generation_threads, "arithmetic": None},
+    )
 
 
 def _discard_incomplete(

@@ -13,9 +13,9 @@ import lightning as L
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from musicgen_eval.data.sources import lasting_source
+from musicgen_eval.data.sources import absolute_source
 from musicgen_eval.errors import RunError
-from musicgen_eval.models.checkpoint import lasting_name
+from musicgen_eval.models.checkpoint import absolute_name
 from musicgen_eval.models.out_of_memory import out_of_memory_explained
 from musicgen_eval.records import Continuation
 from musicgen_eval.results.evaluation_result import EvaluationResult
@@ -48,8 +48,8 @@ class GenerationResult:
     """The continuations of a run, and their evaluation.
 
     Attributes:
-        continuations: Continuations in the order of the tracks. Each has the paths of its files if the run has a folder, otherwise
-            its audio.
+        continuations: Continuations in the order of the tracks. If the run has a folder, each continuation has the paths of its
+            files. Otherwise, each continuation has its audio.
         evaluation: Metrics, tracks, counts and recipe of the run.
     """
 
@@ -78,7 +78,7 @@ def run_evaluation(
         console: Console for the tables of the result. None means that nothing is printed, and that no progress is shown.
         callbacks: Further callbacks for the Trainer.
         notes: Comments to write at the start of config.yaml.
-        resume: Function that takes a run folder, and returns the line that tells the user how to resume the run in this folder.
+        resume: Function that takes the path of a run folder, and returns the line that tells the user how to resume the run.
 
     Raises:
         EvaluationError: The evaluation failed (see `perplexity`).
@@ -120,7 +120,7 @@ def run_continuation(
         folder: Run folder, which replaces `settings.run_dir`. None means that `settings.run_dir` is used.
         console: Console for the tables of the result. None means that nothing is printed, and that no progress is shown.
         notes: Comments to write at the start of config.yaml.
-        resume: Function that takes a run folder, and returns the line that tells the user how to resume the run in this folder.
+        resume: Function that takes the path of a run folder, and returns the line that tells the user how to resume the run.
         return_continuations: Whether the result contains the continuations. If not, they are not kept in memory.
 
     Raises:
@@ -229,11 +229,11 @@ def _folder(settings: RunSettings) -> RunFolder | None:
 
 def _config(module: MusicGenEvaluation, data: WindowDataModule, settings: RunSettings) -> dict[str, Any]:
     """Returns a configuration that LightningCLI can use to repeat the run."""
-    model = asdict(module.settings) | {"checkpoint": lasting_name(str(module.settings.checkpoint))}
+    model = asdict(module.settings) | {"checkpoint": absolute_name(str(module.settings.checkpoint))}
     return {
         "trainer": {"precision": settings.precision, "accelerator": settings.accelerator},
         "model": {**model, "continuation": asdict(module.continuation)},
-        "data": asdict(data.settings) | {"source": lasting_source(data.settings.source)},
+        "data": asdict(data.settings) | {"source": absolute_source(data.settings.source)},
     }
 
 

@@ -28,7 +28,7 @@ class Step(Protocol):
     """An object that measures batches of windows, one batch at a time."""
 
     def run(self, batch: Batch) -> list[WindowRecord]:
-        """Returns one record per window of the batch."""
+        """Measures a batch, and returns one record per window."""
         ...
 
 
@@ -42,7 +42,7 @@ class ScoringStep:
         seed: Seed for readings that change codes.
         save_nll: Whether to store the nll of every code in the window records.
         precision: Precision of the decoder, to be named in error messages.
-        totals: Running totals. Updated in place.
+        totals: Running totals, which are updated in place.
     """
 
     def __init__(
@@ -65,7 +65,10 @@ class ScoringStep:
         self.totals = totals
 
     def run(self, batch: Batch) -> list[WindowRecord]:
-        """Returns one record per window, with either the metric states or the reason why the window failed."""
+        """Scores and measures a batch, and returns one record per window.
+
+        A record contains either the metric states or the reason why the window failed.
+        """
         windows, records = readable_windows(batch)
         if not windows:
             return records
@@ -78,7 +81,7 @@ class ScoringStep:
         return records
 
     def score(self, windows: Sequence[WindowAudio]) -> list[WindowData]:
-        """Encodes and scores windows whose audio could be read. Returns the metric inputs of each window."""
+        """Encodes and scores windows whose audio could be read, and returns the data of each window for the metrics."""
         codes = self.model.encode([window.audio for window in windows if window.audio is not None])
         coded = [
             CodedWindow(window.window, window_codes, window.text, window.other_text)
@@ -95,7 +98,7 @@ class ScoringStep:
         return fetch([WindowData(read, self.model.spec.frame_rate_hz) for read in readings])
 
     def _record(self, window: WindowAudio, data: WindowData, states: dict[str, State]) -> WindowRecord:
-        """Returns the record of a window. If any scored code has an nll that is not finite, the record contains a failure."""
+        """Returns the record of a window. If the nll of any scored code is NaN or infinite, the record is a failure record."""
         for name, read in data.on_cpu.readings.items():
             if read is not None and not read.nll[read.scored].isfinite().all():
                 reading = f"reading {name!r} of " if name else ""

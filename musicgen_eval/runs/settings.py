@@ -1,4 +1,4 @@
-"""The settings of the model and of a run."""
+"""The settings of the model, the run, the audio files, and the length of continuations."""
 
 from __future__ import annotations
 
@@ -103,6 +103,7 @@ class LengthSettings(Settings):
                 f"duration_s={self.duration_s:g} and max_new_frames={self.max_new_frames} both set the length of the "
                 "continuation; remove one of them"
             )
+        self.require_above_0("duration_s")
         self.require_at_least(1, "max_new_frames")
 
     def seconds(self, spec: CodecSpec) -> float | None:

@@ -8,6 +8,7 @@ import lightning as L
 import torch
 
 from musicgen_eval.errors import RunError
+from musicgen_eval.runs.processes.lightning_internals import uses_distributed_sampler
 from musicgen_eval.runs.settings import Precision
 
 LIMITS = ("limit_test_batches", "limit_val_batches", "limit_predict_batches")
@@ -35,19 +36,26 @@ def refuse_limit(setting: str) -> None:
     )
 
 
+def refuse_distributed_sampler() -> None:
+    """Raises the error for `use_distributed_sampler`, with which Lightning would distribute the windows a second time."""
+    raise RunError("trainer.use_distributed_sampler would score windows twice; set it to False")
+
+
 def refuse_trainer_settings(trainer: L.Trainer) -> None:
     """Refuses settings of a Trainer that would change the results or leave out windows.
 
     Raises:
-        RunError: A setting is refused. The message names it.
+        RunError: A setting is refused. The message names the setting.
     """
     check_precision(str(trainer.precision), trainer.strategy.root_device.type)
+    if trainer.world_size > 1 and uses_distributed_sampler(trainer):
+        refuse_distributed_sampler()
+    for setting in ("fast_dev_run", "overfit_batches"):  # Lightning changes the limits if one of these is set
+        if getattr(trainer, setting):
+            refuse_limit(setting)
     for setting in LIMITS:
         value = getattr(trainer, setting)
         if not (isinstance(value, float) and value == 1.0):
-            refuse_limit(setting)
-    for setting in ("fast_dev_run", "overfit_batches"):
-        if getattr(trainer, setting):
             refuse_limit(setting)
     if trainer.strategy.root_device.type == "cuda" and torch.cuda.tunable.is_enabled():
         raise RunError(

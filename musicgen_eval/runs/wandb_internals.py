@@ -1,4 +1,4 @@
-"""All private members of Lightning's `WandbLogger` that this package uses. No other module of the package uses them.
+"""Accesses private members of Lightning's `WandbLogger`. No other module of this package accesses them.
 
 `tests/runs/test_wandb_internals.py` fails if a release of Lightning changes one of these members.
 

@@ -87,7 +87,7 @@ class DispensableWandbLogger(LateWandbLogger):
         settings: Settings of W&B.
 
     Attributes:
-        is_off: Whether W&B has failed, so that the logger is turned off.
+        is_off: Whether the logger is turned off because W&B has failed.
     """
 
     def __init__(self, settings: WandbSettings) -> None:
@@ -150,7 +150,10 @@ class DispensableWandbLogger(LateWandbLogger):
         return run
 
     def attempt(self, act: Callable[[Any], object]) -> None:
-        """Calls `act` with the W&B run. If the call fails, turns the logger off. Before `begin` and if turned off, does nothing."""
+        """Calls `act` with the W&B run, and turns the logger off if the call fails.
+
+        Before `begin`, and while the logger is turned off, this method does nothing.
+        """
         run = self.experiment
         if self.is_off or not self._has_begun:
             return
@@ -160,7 +163,7 @@ class DispensableWandbLogger(LateWandbLogger):
             self.turn_off(error)
 
     def turn_off(self, error: Exception) -> None:
-        """Turns the logger off: prints the reason, logs nothing more, and ends the W&B run as failed if there is one."""
+        """Turns the logger off, prints the reason, and ends the W&B run as failed if there is one."""
         self.is_off = True
         run = self.opened_run
         self.forget_run()
@@ -201,7 +204,11 @@ class DispensableWandbLogger(LateWandbLogger):
         )
 
     def _require_key(self) -> None:
-        """Raises RunError if an online run has no API key. W&B would prompt for the key and wait for an answer."""
+        """Checks that an online run has an API key. Without a key, W&B would prompt for it and wait for an answer.
+
+        Raises:
+            RunError: There is no API key.
+        """
         if self.init_arguments.get("mode") != "online":
             return
         import wandb
@@ -211,7 +218,7 @@ class DispensableWandbLogger(LateWandbLogger):
 
 
 def _remove_new_files(folder: Path, before: set[Path] | None) -> None:
-    """Removes the files that W&B has added to a folder, and links in the folder whose targets do not exist.
+    """Removes the subfolders that W&B has added to a folder, and links in the folder whose targets do not exist.
 
     Args:
         folder: Folder in which W&B stores its files.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from musicgen_eval.runs.result_logger import summary_numbers
 from musicgen_eval.runs.wandb_logger import DispensableWandbLogger, audio_player, new_table
 
 MAX_TABLE_ROWS = 10_000  # W&B truncates longer tables without a warning
-RUN_ID = "wandb_run_id"
 RUNNING_AXIS = "running/scored_seconds"
 
 
@@ -110,11 +110,11 @@ class WandbTracker(L.Callback):
 def _run_id(folder: RunFolder) -> tuple[str, bool]:
     """Returns the id of the W&B run, and whether an earlier session used this id. A new id is stored in run.json."""
     run = folder.run
-    known = run.get(RUN_ID)
-    if known is not None:
-        return str(known), True
+    assert run is not None
+    if run.wandb_run_id is not None:
+        return run.wandb_run_id, True
     run_id = secrets.token_hex(4)
-    folder.write_run({**run, RUN_ID: run_id})
+    folder.write_run(replace(run, wandb_run_id=run_id))
     return run_id, False
 
 

@@ -23,8 +23,8 @@ class WindowAudio:
         row: Row of the window in the plan.
         track_row: Row of the window's track in the plan.
         window: Position of the window.
-        audio: (C, N) float32 audio at the codec's sample rate, where N = frames x hop. In predict, the audio of the prompt. None
-            means that the audio could not be read.
+        audio: (C, N) float32 audio at the codec's sample rate, where N is the number of frames times the hop. In predict, the
+            audio of the prompt. None means that the audio could not be read.
         text: Text of the track. None means that the track has no text.
         other_text: Different text, taken from another track. None means that there is no such text.
         failure: Reason why the audio could not be read. None means that the audio was read.
@@ -42,7 +42,7 @@ class WindowAudio:
 class Batch:
     """The windows of one step. If a rank has fewer batches than other ranks, its last step has a batch without windows.
 
-    This class is not a dataclass, because the precision `bf16-true` converts the fields of dataclasses and would round the audio.
+    This class is not a dataclass, because the precision `bf16-true` would convert the fields of a dataclass and so round the audio.
     """
 
     def __init__(self, windows: list[WindowAudio]) -> None:
@@ -63,7 +63,7 @@ class Batch:
 
 
 class WindowDataset(Dataset[WindowAudio]):
-    """Reads the windows of a plan. If a file cannot be read, the window has a `failure`, and no exception is raised."""
+    """A dataset of the windows of a plan. If a file cannot be read, the window's `failure` is set, and no exception is raised."""
 
     def __init__(self, plan: Plan, spec: CodecSpec) -> None:
         self.plan = plan

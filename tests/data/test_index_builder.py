@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from musicgen_eval.data import index_builder
 from musicgen_eval.data import plan as plan_module
-from musicgen_eval.data.index_builder import Opening, declared_frames
+from musicgen_eval.data.index_builder import OpenOptions, declared_frames
 from musicgen_eval.data.plan import Plan
 from musicgen_eval.data.plan_builder import NOT_OPENED
 from musicgen_eval.data.scoring_plan import plan_evaluation
@@ -39,9 +39,9 @@ def write_wav(path: Path, num_samples: int, sample_rate_hz: int = 32000) -> None
     soundfile.write(path, np.random.default_rng(num_samples).normal(0, 0.1, num_samples), sample_rate_hz)
 
 
-def plan(source: Path, opening: Opening | None = None, **given) -> Plan:
+def plan(source: Path, options: OpenOptions | None = None, **given) -> Plan:
     settings = DataSettings(**{"source": str(source), "context_s": 0.4, "target_s": 0.6, "max_failures": 9, **given})
-    return plan_evaluation(settings, SPEC, opening)
+    return plan_evaluation(settings, SPEC, options)
 
 
 def write_rows(folder: Path, *rows: dict) -> Path:
@@ -210,12 +210,12 @@ def columns(planned: Plan) -> list:
 
 
 def test_a_resumed_run_has_the_same_plan_and_opens_no_file(folder, opened):
-    opening = Opening(index_path=folder / "journal" / "index.npz")
-    first = plan(folder / "m.jsonl", opening)
+    options = OpenOptions(index_path=folder / "journal" / "index.npz")
+    first = plan(folder / "m.jsonl", options)
     assert sorted(opened) == ["a.wav", "b.wav", "c.wav", "d.wav"]
     opened.clear()
     (folder / "a.wav").unlink()  # fails later, when it is read
-    again = plan(folder / "m.jsonl", opening)
+    again = plan(folder / "m.jsonl", options)
     assert opened == []
     assert columns(again) == columns(first)
     assert again.index.info(1, Path("b")) == first.index.info(1, Path("b"))
@@ -223,14 +223,14 @@ def test_a_resumed_run_has_the_same_plan_and_opens_no_file(folder, opened):
 
 
 def test_failed_tracks_are_opened_again_only_with_retry_failures(folder, opened):
-    opening = Opening(index_path=folder / "index.npz")
-    failed = plan(folder / "m.jsonl", opening)
+    options = OpenOptions(index_path=folder / "index.npz")
+    failed = plan(folder / "m.jsonl", options)
     write_wav(folder / "c.wav", 32000)
-    assert columns(plan(folder / "m.jsonl", opening)) == columns(failed)
+    assert columns(plan(folder / "m.jsonl", options)) == columns(failed)
     opened.clear()
-    assert plan(folder / "m.jsonl", replace(opening, retry_failures=True)).status == ["ok"] * 4
+    assert plan(folder / "m.jsonl", replace(options, retry_failures=True)).status == ["ok"] * 4
     assert opened == ["c.wav"]
-    assert plan(folder / "m.jsonl", opening).status == ["ok"] * 4
+    assert plan(folder / "m.jsonl", options).status == ["ok"] * 4
 
 
 ROWS = [{"path": f"{name}.wav", "text": f"song {name}"} for name in "abcd"]
@@ -255,26 +255,26 @@ ROWS = [{"path": f"{name}.wav", "text": f"song {name}"} for name in "abcd"]
     ],
 )
 def test_a_changed_source_raises_and_names_the_first_track_that_differs(rows, what, folder):
-    opening = Opening(index_path=folder / "index.npz")
-    plan(folder / "m.jsonl", opening)
+    options = OpenOptions(index_path=folder / "index.npz")
+    plan(folder / "m.jsonl", options)
     with pytest.raises(RunError) as error:
-        plan(write_rows(folder, *rows), opening)
+        plan(write_rows(folder, *rows), options)
     assert f"the source has changed since the run started: {what}" in str(error.value)
 
 
 def test_a_changed_file_size_raises_and_names_the_file(folder):
-    opening = Opening(index_path=folder / "index.npz")
-    plan(folder / "m.jsonl", opening)
+    options = OpenOptions(index_path=folder / "index.npz")
+    plan(folder / "m.jsonl", options)
     write_wav(folder / "b.wav", 1000)
     with pytest.raises(RunError, match=r"b\.wav: the file has 2044 bytes but had 128044 when the run started"):
-        plan(folder / "m.jsonl", opening)
+        plan(folder / "m.jsonl", options)
 
 
 @pytest.mark.parametrize("content", [b"", b"no index", b"PK\x03\x04 and no more"])
 def test_a_damaged_index_raises_with_a_remedy(content, folder):
     (folder / "index.npz").write_bytes(content)
     with pytest.raises(RunError, match=r"index\.npz: the file is not an index of tracks, .*delete the file"):
-        plan(folder / "m.jsonl", Opening(index_path=folder / "index.npz"))
+        plan(folder / "m.jsonl", OpenOptions(index_path=folder / "index.npz"))
 
 
 def test_an_index_with_pickled_objects_raises(folder):
@@ -285,7 +285,7 @@ def test_an_index_with_pickled_objects_raises(folder):
 
 
 def test_an_interrupted_start_continues_with_the_pending_tracks(folder, opened, monkeypatch):
-    opening = Opening(index_path=folder / "index.npz")
+    options = OpenOptions(index_path=folder / "index.npz")
     monkeypatch.setattr(index_builder, "ROWS_AT_ONCE", 2)
     whole = index_builder.TrackIndex.note_failed
 
@@ -294,10 +294,10 @@ def test_an_interrupted_start_continues_with_the_pending_tracks(folder, opened, 
 
     monkeypatch.setattr(index_builder.TrackIndex, "note_failed", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        plan(folder / "m.jsonl", opening)
+        plan(folder / "m.jsonl", options)
     monkeypatch.setattr(index_builder.TrackIndex, "note_failed", whole)
     opened.clear()
-    again = plan(folder / "m.jsonl", opening)
+    again = plan(folder / "m.jsonl", options)
     assert sorted(opened) == ["c.wav", "d.wav"]
     assert columns(again) == columns(plan(folder / "m.jsonl"))
 
@@ -309,7 +309,7 @@ def test_a_long_start_saves_the_index_repeatedly(folder, monkeypatch):
     monkeypatch.setattr(
         index_builder, "save_index", lambda path, index, source: saved.append(len(index.rows("pending")))
     )
-    plan(folder / "m.jsonl", Opening(index_path=folder / "index.npz"))
+    plan(folder / "m.jsonl", OpenOptions(index_path=folder / "index.npz"))
     assert saved == [3, 2, 1, 0, 0]
 
 

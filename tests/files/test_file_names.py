@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musicgen_eval.data.sources import lasting_source, read_source
+from musicgen_eval.data.sources import absolute_source, read_source
 from musicgen_eval.errors import SourceError
 from musicgen_eval.files.file_names import expanded, locate, of_file_address, spellings
 
@@ -92,8 +92,8 @@ def test_a_leading_tilde_is_expanded_only_for_a_home_directory(tmp_path: Path, m
     assert read_source("~/music/*.wav").file(0) == home / "music" / "a.wav"
     assert read_source("~backup.wav").ids == ["~backup.wav"]
     assert read_source("~b*.wav").ids == ["~backup.wav"]
-    assert lasting_source("~backup.wav") == str(work / "~backup.wav")
-    assert lasting_source("~/music") == str(home / "music")
+    assert absolute_source("~backup.wav") == str(work / "~backup.wav")
+    assert absolute_source("~/music") == str(home / "music")
     (work / "m.csv").write_text("path\n~/music/a.wav\n~backup.wav\n")
     tracks = read_source("m.csv")
     assert [tracks.file(row) for row in range(2)] == [home / "music" / "a.wav", Path("~backup.wav")]

@@ -13,7 +13,7 @@ from musicgen_eval.data.settings import DataSettings
 from musicgen_eval.errors import RunError
 from musicgen_eval.inference.settings import ContinuationSettings
 from musicgen_eval.records.settings import NOT_IN_RECIPE, SCORING_ONLY, Settings, check_types
-from musicgen_eval.runs.settings import ModelSettings
+from musicgen_eval.runs.settings import LengthSettings, ModelSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +100,9 @@ def test_settings_outside_of_the_recipe_are_named_here():
         (lambda: DataSettings("x", limit=0), "limit must be at least 1, got 0"),
         (lambda: DataSettings("x", num_workers=-1), "num_workers must be at least 0, got -1"),
         (lambda: DataSettings("x", min_duration_s=-0.5), r"min_duration_s must be at least 0, got -0\.5"),
+        (lambda: DataSettings("x", target_s=0.0), r"target_s must be above 0, got 0\.0"),
+        (lambda: LengthSettings(duration_s=-1.0), r"duration_s must be above 0, got -1\.0"),
+        (lambda: ContinuationSettings(stride_s=0.0), r"stride_s must be above 0, got 0\.0"),
         (lambda: DataSettings("x", max_failures=-1), "max_failures must be at least 0, got -1"),
         (
             lambda: ContinuationSettings(temperature=-1.0),

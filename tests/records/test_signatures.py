@@ -163,6 +163,22 @@ def test_missing_arguments_raise_a_type_error():
         play()
 
 
+def test_a_function_of_one_task_describes_that_task_and_takes_no_settings_of_the_other():
+    assert help_texts(DataSettings, "score")["context_s"].startswith("The length of the context before each target")
+    assert help_texts(DataSettings, "continue")["context_s"].startswith(
+        "The time in the track at which the continuation starts"
+    )
+    for name in ("context_s", "target_s"):
+        for task in ("score", "continue"):
+            text = help_texts(DataSettings, task)[name]
+            assert text.endswith(").")
+            assert "When" not in text
+    assert "When" not in perplexity.__doc__ + generate.__doc__
+    scoring_only = {"head", "tail", "save_nll", "allow_beyond_limit"}
+    assert not scoring_only & inspect.signature(generate).parameters.keys()
+    assert scoring_only <= inspect.signature(evaluate_command).parameters.keys()
+
+
 @pytest.mark.parametrize(
     "settings", [DataSettings, ModelSettings, ContinuationSettings, RunSettings, AudioSettings, LengthSettings]
 )

@@ -125,7 +125,7 @@ def test_a_finished_evaluation_is_what_the_run_returned(evaluated):
     assert run.command == "evaluate"
     assert run.folder == folder
     assert run.config["data"]["context_s"] == 0.3
-    assert run.run["machine"]["libraries"]["torch"]
+    assert run.run.machine["libraries"]["torch"]
     assert run.continuations == []
     assert (run.num_windows_measured, run.num_windows_planned) == (None, NUM_WINDOWS)
     assert len(run.windows) == NUM_WINDOWS
@@ -452,7 +452,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(RunError, match=r"run\.json cannot be read .*; restore it from a copy"):
         load_run(tmp_path)
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(RunError, match=r"run\.json names no command"):
+    with pytest.raises(RunError, match=r"run\.json is damaged: it names no command; restore it from a copy"):
         load_run(tmp_path)
     with pytest.raises(RunError, match=r"run\.json is not a folder"):
         load_run(tmp_path / "run.json")
@@ -485,13 +485,21 @@ def test_rows_behave_like_a_list(evaluated):
         windows[len(windows)]
 
 
-@pytest.mark.parametrize("damage", [{"fingerprint": None}, {"fingerprint": [1]}, {"starts": 3}, {"starts": [3]}])
-def test_a_damaged_run_record_is_named(evaluated, tmp_path, damage):
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        ({"fingerprint": None}, "fingerprint is NoneType, expected an object"),
+        ({"machine": [1]}, "machine is list, expected an object"),
+        ({"starts": 3}, "starts is not a list of objects"),
+        ({"other_machines": [3]}, "other_machines is not a list of objects"),
+    ],
+)
+def test_a_damaged_run_record_is_named(evaluated, tmp_path, damage, problem):
     folder = tmp_path / "x"
     shutil.copytree(evaluated[0], folder)
     run = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(run | damage))
-    with pytest.raises(RunError, match=r"run\.json is damaged: its fingerprint or its list of starts is invalid"):
+    with pytest.raises(RunError, match=rf"run\.json is damaged: {problem}"):
         load_run(folder)
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from musicgen_eval.errors import RunError
+from musicgen_eval.results.run_record import RunRecord
 from musicgen_eval.runs import folder as run_folder
 from musicgen_eval.runs.folder import RunFolder, default_run_dirs, expanded_path, resumed_arguments
 from musicgen_eval.runs.folder_lock import LOCK
-from musicgen_eval.runs.provenance import run_record
 from tests.support.programs import Program
 
 
@@ -30,7 +30,7 @@ def test_a_run_that_ends_before_its_first_batch_restores_the_folder(tmp_path):
     folder = RunFolder(tmp_path / "runs" / "x")
     folder.claim()
     folder.write("config.yaml", "a: 1\n")
-    folder.write_run({"command": "test"})
+    folder.write_run(RunRecord(command="test"))
     folder.remove_if_empty()
     assert list(tmp_path.iterdir()) == []
     kept = RunFolder(tmp_path)
@@ -42,7 +42,7 @@ def test_a_run_that_ends_before_its_first_batch_restores_the_folder(tmp_path):
 def test_the_files_of_an_earlier_start_are_never_removed(tmp_path):
     first = RunFolder(tmp_path / "x")
     first.claim()
-    first.write_run({"command": "test"})
+    first.write_run(RunRecord(command="test"))
     (first.journal / "000-r0.jsonl").write_text("")
     first.unlock()
     again = RunFolder(tmp_path / "x")
@@ -56,7 +56,7 @@ def test_the_files_of_an_earlier_start_are_never_removed(tmp_path):
 def test_a_folder_with_a_result_is_a_finished_run(tmp_path):
     folder = RunFolder(tmp_path)
     folder.claim()
-    folder.write_run({"command": "test"})
+    folder.write_run(RunRecord(command="test"))
     folder.write("summary.json", "{}")
     folder.unlock()
     again = RunFolder(tmp_path)
@@ -66,6 +66,7 @@ def test_a_folder_with_a_result_is_a_finished_run(tmp_path):
 
 KILLED = """
 import os, sys
+from musicgen_eval.results.run_record import RunRecord
 from musicgen_eval.runs.folder import RunFolder
 folder = RunFolder(sys.argv[1])
 folder.claim()
@@ -173,11 +174,6 @@ def test_default_names_contain_date_and_command():
     assert [name.as_posix() for name in islice(names, 3)] == [first, f"{first}-2", f"{first}-3"]
 
 
-def test_the_record_contains_command_and_seed():
-    record = run_record(command="test", seed=3, max_frames_from="default")
-    assert (record["seed"], record["command"], record["starts"]) == (3, "test", [])
-
-
 def test_runs_that_start_in_the_same_second_get_different_folders(tmp_path, monkeypatch):
     """All of them choose the same name before the first one claims it. Another process has only created a folder."""
 
@@ -210,7 +206,7 @@ def test_a_leading_tilde_is_the_home_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = RunFolder("~/runs/x")
     folder.claim()
-    folder.write_run({"command": "test"})
+    folder.write_run(RunRecord(command="test"))
     folder.write("config.yaml", "")
     assert folder.path == tmp_path / "home" / "runs" / "x"
     assert [path.name for path in tmp_path.iterdir()] == ["home"]

@@ -1,1 +1,1 @@
-"""Modules that determine the length of audio files, check their integrity and decode them, one per format."""
+"""Determines the length of audio files, checks their integrity, and decodes formats that soundfile does not decode exactly."""

@@ -1,7 +1,6 @@
-"""Identifies the format of a file, and checks that its audio has the size that its header declares.
+"""Identifies the format of an audio file, and checks that the file is as long as its header declares.
 
-libsndfile reads a truncated file as a shorter one, without an error. Truncation is detected by comparing the declared size with
-the size of the file.
+The check is necessary because libsndfile reads a truncated file as a shorter one, without an error.
 """
 
 from __future__ import annotations
@@ -46,11 +45,11 @@ _TRUNCATION_WARNING = re.compile(
 
 @dataclass(frozen=True)
 class DataChunk:
-    """Position of the audio in a file.
+    """Range of bytes that contains the audio in a file.
 
     Attributes:
-        start: First byte.
-        num_bytes: Declared number of bytes. None means that the container does not declare the number.
+        start: Position of the first byte.
+        num_bytes: Declared number of bytes, or None if the header does not declare it.
     """
 
     start: int
@@ -58,11 +57,14 @@ class DataChunk:
 
 
 def kind_of(head: bytes) -> str | None:
-    """Returns the format of a file, identified by its first bytes, if it needs special treatment.
+    """Identifies the format of a file by its first bytes, if the format requires special treatment.
+
+    Args:
+        head: First bytes of the file.
 
     Returns:
-        `Ogg` or `FLAC`, which soundfile reads but which need extra checks; the name of a format that soundfile cannot read; or
-        None for all other files, which are left to soundfile.
+        `Ogg` or `FLAC` if soundfile can read the format but extra checks are required, the name of the format if soundfile cannot
+        read it, or None for all other files.
     """
     if head[:4] == b"OggS":
         packet = head[27 + head[26] :] if len(head) > 26 else b""
@@ -80,26 +82,33 @@ def kind_of(head: bytes) -> str | None:
 
 
 def is_known_start(head: bytes) -> bool:
-    """Returns whether the first bytes identify the format of a file."""
+    """Returns whether the first bytes of a file identify its format."""
     return kind_of(head) is not None or head.startswith(_SOUNDFILE_STARTS)
 
 
 def is_read_past_declared_end(head: bytes) -> bool:
-    """Returns whether decoders read past the end that the header declares, as they do in W64 and ASF files."""
+    """Returns whether decoders read past the end that the header of a file declares.
+
+    This is the case for W64 and ASF files.
+    """
     return head.startswith((_W64_RIFF, _ASF))
 
 
 def wav_coding(head: bytes) -> int | None:
-    """Returns the coding of a wav file, such as 1 for PCM, or None if the file does not begin with a wav format chunk."""
+    """Returns the audio format code of a WAV file, such as 1 for PCM.
+
+    Returns None if the file does not begin with a WAV format chunk.
+    """
     if head[:4] != b"RIFF" or head[8:16] != b"WAVEfmt ":
         return None
     return int.from_bytes(head[20:22], "little")
 
 
 def data_chunk(file: BinaryIO) -> DataChunk | None:
-    """Returns the range of bytes that must exist in a wav, RF64, W64, AIFF, CAF, AU, NIST, MP4, Matroska or ASF file.
+    """Returns the range of bytes that a complete file must contain according to its header.
 
-    Returns None for other formats, or if the header declares no such range.
+    The supported formats are WAV, RF64, W64, AIFF, CAF, AU, NIST, MP4, Matroska and ASF. Returns None if the
+    file has a different format or if its header does not declare the range.
     """
     file.seek(0)
     head = file.read(40)
@@ -130,7 +139,7 @@ def data_chunk(file: BinaryIO) -> DataChunk | None:
 
 
 def _read_at(file: BinaryIO, at: int, num_bytes: int) -> bytes:
-    """Reads bytes at a position; returns b"" if a damaged header gives an impossible position."""
+    """Reads bytes at a position. Returns b"" if the position is invalid, which can happen if the file is damaged."""
     try:
         file.seek(at)
     except (OSError, OverflowError, ValueError):
@@ -139,7 +148,7 @@ def _read_at(file: BinaryIO, at: int, num_bytes: int) -> bytes:
 
 
 def _chunks(file: BinaryIO, at: int, order: str) -> Iterator[tuple[bytes, int, int]]:
-    """Yields (name, start, number of bytes) for each chunk of a RIFF or AIFF file."""
+    """Yields the name, the start and the number of bytes of each chunk in a RIFF or AIFF file."""
     while True:
         head = _read_at(file, at, 8)
         if len(head) < 8:
@@ -186,7 +195,10 @@ def _caf_data(file: BinaryIO) -> DataChunk | None:
 
 
 def _nist_data(file: BinaryIO) -> DataChunk | None:
-    """Reads a NIST SPHERE header, which consists of lines of text such as `sample_count -i 16000`."""
+    """Returns the range of the audio in a NIST SPHERE file.
+
+    The header consists of lines of text, such as `sample_count -i 16000`.
+    """
     file.seek(0)
     lines = file.read(1 << 16).partition(b"end_head")[0].decode("ascii", "replace").split("\n")
     fields = {words[0]: words[2] for words in (line.split() for line in lines) if len(words) == 3}
@@ -215,9 +227,9 @@ def _last_mp4_box(file: BinaryIO) -> DataChunk | None:
 
 
 def _matroska_segment(file: BinaryIO) -> DataChunk | None:
-    """Returns the segment, the only element after the header.
+    """Returns the range of the segment in a Matroska file. The segment is the only element after the header.
 
-    If the file was written to a pipe, the size of the segment is unknown (all ones).
+    If the file was written to a pipe, all bits of the size field are 1, which means that the size is unknown.
     """
     at = 0
     for name in (_EBML, b"\x18\x53\x80\x67"):
@@ -232,7 +244,7 @@ def _matroska_segment(file: BinaryIO) -> DataChunk | None:
 
 
 def _asf_file(file: BinaryIO) -> DataChunk | None:
-    """Returns the whole file as one chunk, with the size that its file properties declare."""
+    """Returns the range of a whole ASF file, with the size that its file properties object declares."""
     file.seek(0)
     head = file.read(1 << 16)
     at = head.find(_ASF_FILE_PROPERTIES)
@@ -242,11 +254,11 @@ def _asf_file(file: BinaryIO) -> DataChunk | None:
 
 
 def check_data_size(path: Path, file: BinaryIO) -> None:
-    """Compares the size that a container declares with the size of the file.
+    """Checks that a file is as long as its header declares.
 
     Args:
-        path: Path for error messages.
-        file: The file, excluding the tags around its audio.
+        path: Path of the file, for error messages.
+        file: The open file, excluding the tags around its audio.
 
     Raises:
         AudioError: If the file is shorter than declared, or if the header declares no audio but the file contains some.
@@ -268,15 +280,15 @@ def check_data_size(path: Path, file: BinaryIO) -> None:
 
 
 def check_soundfile_log(path: Path, format: str, num_samples: int, log: str) -> None:
-    """Detects truncated files from libsndfile's log.
+    """Checks libsndfile's log for signs that a file is truncated.
 
-    Covers formats whose headers this module does not read: VOC, SVX, WVE, AVR, MPC2K, MAT4 and MAT5.
+    This check is used for formats whose headers this module does not read: VOC, SVX, WVE, AVR, MPC2K, MAT4 and MAT5.
 
     Args:
-        path: Path for error messages.
-        format: Format as named by soundfile.
-        num_samples: Number of samples that libsndfile found.
-        log: Log that libsndfile wrote when the file was opened.
+        path: Path of the file, for error messages.
+        format: Format of the file, as named by soundfile.
+        num_samples: Number of samples per channel that libsndfile found.
+        log: Log that libsndfile wrote when it opened the file.
 
     Raises:
         AudioError: If the file is truncated.

@@ -1,7 +1,8 @@
 """Finds the last frame of a FLAC file, which determines the length of the audio.
 
 A FLAC file that was written to a pipe declares no length, and libsndfile stops at damaged data as if the file ended there. Each
-frame contains its position and two checksums, so the last frame shows the length of the audio and whether the file is complete.
+frame contains its position and two checksums. Therefore, the last frame indicates how long the audio is and whether the file is
+complete.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _BLOCK_SAMPLES = {
 
 
 def flac_num_samples(path: Path) -> int:
-    """Returns the number of samples up to the end of the last frame.
+    """Returns the number of samples per channel in a FLAC file, determined from the last frame.
 
     Raises:
         AudioError: If the file does not end with a complete frame.
@@ -42,7 +43,7 @@ def flac_num_samples(path: Path) -> int:
 
 
 def last_frame_ends_at(path: Path, num_samples: int) -> bool:
-    """Returns whether the last frame ends at sample `num_samples` according to its header."""
+    """Returns whether the last frame of a FLAC file ends at sample `num_samples`, according to the header of the frame."""
     with open_audio(path) as file:
         last = next(_last_frames(file, _SHORT_TAIL_BYTES), None)
     return last is not None and sum(last[0]) == num_samples
@@ -50,7 +51,7 @@ def last_frame_ends_at(path: Path, num_samples: int) -> bool:
 
 @once_per_file(1 << 10)
 def find_flac_end(path: Path) -> int | None:
-    """Returns the number of samples up to the end of the last frame, or None if that frame is incomplete."""
+    """Returns the number of samples per channel in a FLAC file, or None if the last frame is incomplete."""
     with open_audio(path) as file:
         for frame, content in _last_frames(file, _TAIL_BYTES):
             if _checksum(content, width=16) == 0:
@@ -59,12 +60,13 @@ def find_flac_end(path: Path) -> int | None:
 
 
 def _last_frames(file: BinaryIO, tail_bytes: int) -> Iterator[tuple[tuple[int, int], bytes]]:
-    """Yields candidates for the last frame, starting from the end of the file.
+    """Finds candidates for the last frame of a FLAC file, starting from the end of the file.
 
-    There are several candidates because bytes within a frame can look like a header with a correct checksum.
+    There can be several candidates, because bytes within a frame can look like a frame header with a correct checksum.
 
     Yields:
-        (First sample, number of samples) of the frame, and all bytes from its start to the end of the file.
+        The first sample and the number of samples of the frame, as a pair, and all bytes from the start of the frame to the end of
+        the file.
     """
     file.seek(0)
     head = file.read(26)
@@ -81,7 +83,10 @@ def _last_frames(file: BinaryIO, tail_bytes: int) -> Iterator[tuple[tuple[int, i
 
 
 def _parse_frame(head: bytes, fixed_block_samples: int) -> tuple[int, int] | None:
-    """Returns the first sample and the number of samples of the frame at the start of `head`, or None if there is no frame.
+    """Parses the FLAC frame header at the start of `head`.
+
+    Returns:
+        The first sample and the number of samples of the frame, or None if `head` does not begin with a frame header.
 
     Source: RFC 9639, section 9.1.
     """
@@ -107,10 +112,12 @@ def _parse_frame(head: bytes, fixed_block_samples: int) -> tuple[int, int] | Non
 
 
 def _coded_number(head: bytes, at: int) -> tuple[int | None, int]:
-    """Decodes a number of up to 36 bits in a UTF-8-like coding.
+    """Decodes the frame number or sample number in a FLAC frame header.
+
+    The number has up to 36 bits, and its encoding resembles UTF-8.
 
     Returns:
-        The number, or None if the coding is invalid, and the position after the number.
+        The number, or None if the encoding is invalid, and the position after the number.
     """
     leading = 8 - (head[at] ^ 0xFF).bit_length()  # number of leading ones
     if leading == 0:
@@ -125,9 +132,9 @@ def _coded_number(head: bytes, at: int) -> tuple[int | None, int]:
 
 
 def _checksum(data: bytes, *, width: int) -> int:
-    """Returns FLAC's CRC-8 or CRC-16 of `data`, which is 0 if the data ends with its correct checksum.
+    """Returns the CRC-8 or CRC-16 of `data`, as defined for FLAC.
 
-    The example is the frame in RFC 9639, appendix D.1.
+    If the data ends with its correct checksum, the result is 0. The data in the example is the frame in RFC 9639, appendix D.1.
 
     >>> _checksum(bytes.fromhex("fff869180000bf"), width=8)
     0

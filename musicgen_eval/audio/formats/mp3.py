@@ -1,9 +1,14 @@
 """Counts and decodes the frames of MPEG audio files (mp3).
 
-libsndfile's pre-roll after a seek is too short for the bit reservoir, its lengths are estimates if there is no Xing tag, and
-damage in the middle of a file shifts all later samples. This module counts the frame headers instead, copies a range of whole
-frames into a new stream, and decodes this stream with soundfile. The first 65,536 samples are pre-roll and are discarded. The cost
-does not depend on the position in the file.
+libsndfile does not read mp3 files exactly:
+
+- After a seek, decoding starts too close to the target, although a frame can depend on data in many earlier frames.
+- If there is no Xing tag, the length of the audio is only an estimate.
+- Damage in the middle of a file shifts all later samples.
+
+This module instead counts the frame headers and copies a range of whole frames into a new stream, which soundfile decodes. The
+range starts 65,536 samples before the requested audio, and these extra samples are discarded. The time to read a range does not
+depend on its position in the file.
 
     file   | ID3 | tag frame | frame 0 | frame 1 | ... | frame n-1 | ID3v1 |
     decode               529 + delay samples cut ->|<--- num_samples --->|<- padding - 529 cut
@@ -40,21 +45,21 @@ DECODER_DELAY_SAMPLES = (
     529  # delay of layer III decoders, which mpg123 trims if a tag declares the delay of the encoder
 )
 PRE_ROLL_SAMPLES = 65_536
-# Largest accepted difference between the total size of frames of one bit rate and the product of their number and mean size.
+# Largest accepted difference between the total size of the frames and the product of their number and mean size.
 MAX_PADDED_BYTES = 8
 _BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class MpegStream:
-    """Audio frames of a file.
+    """Positions and sizes of the audio frames in an mp3 file.
 
     Attributes:
         first: Header of the first audio frame.
         starts: (frames,) int64, position of each frame in the file, in bytes.
         sizes: (frames,) int64, size of each frame, in bytes.
         skip_samples: Number of decoded samples before the start of the audio.
-        num_samples: Number of samples in the audio.
+        num_samples: Number of samples per channel in the audio.
     """
 
     first: MpegHeader
@@ -65,10 +70,12 @@ class MpegStream:
 
 
 def declared_stream(path: Path) -> tuple[MpegHeader, int] | None:
-    """Returns the first header and the number of samples that the tag declares, or None if the frames must be counted.
+    """Returns the first frame header of an mp3 file and the number of samples that the Xing tag declares.
 
-    A tag is trusted if it accounts for every byte of the file, and if its checksum or a constant bit rate confirms its number of
-    frames. The confirmation is needed because some encoders also count the tag's own frame.
+    Returns None if the tag is missing or unreliable, in which case the frames must be counted. A tag is reliable if it declares the
+    actual size of the file, and if its number of frames is confirmed. The number is confirmed by the checksum of the tag, or by the
+    size of the file if the bit rate is constant. Confirmation is necessary because some encoders also count the frame that contains
+    the tag.
     """
     with open_audio(path) as file:
         start = find_first_frame(file)
@@ -88,7 +95,13 @@ def declared_stream(path: Path) -> tuple[MpegHeader, int] | None:
 
 
 def _is_confirmed_by_size(num_frames: int, num_bytes: int, start: bytes) -> bool:
-    """Returns whether a tag frame and `num_frames` audio frames of constant bit rate have `num_bytes` bytes in total."""
+    """Returns whether the size of an mp3 file confirms the number of audio frames, assuming a constant bit rate.
+
+    Args:
+        num_frames: Number of audio frames.
+        num_bytes: Total size of the tag frame and the audio frames.
+        start: Bytes of the file from the tag frame up to the header of the first audio frame, or more.
+    """
     tag_frame = parse_header(start[:4])
     first = None if tag_frame is None else parse_header(start[tag_frame.num_bytes : tag_frame.num_bytes + 4])
     if tag_frame is None or first is None:
@@ -97,7 +110,7 @@ def _is_confirmed_by_size(num_frames: int, num_bytes: int, start: bytes) -> bool
 
 
 def _trimmed(num_frames: int, header: MpegHeader, tag: MpegTag | None) -> tuple[int, int]:
-    """Returns the number of samples to skip at the start, and the number of samples in the audio as mpg123 trims it."""
+    """Returns how many decoded samples mpg123 skips at the start of a file, and how many of the following samples it keeps."""
     decoded = num_frames * header.num_samples
     if tag is None:
         return 0, decoded
@@ -110,11 +123,13 @@ def _trimmed(num_frames: int, header: MpegHeader, tag: MpegTag | None) -> tuple[
 
 @once_per_file(32)
 def index_stream(path: Path) -> MpegStream:
-    """Returns the frames of an mp3 file. The results for the most recent files are cached (2 MB for two hours of audio).
+    """Finds the audio frames of an mp3 file.
+
+    The results for the most recently used files are cached. The result for two hours of audio takes 2 MB of memory.
 
     Raises:
-        AudioError: If there are no frames, their number contradicts the tag, the last frame is incomplete, the file is damaged in
-            the middle, or the sample rate or number of channels changes.
+        AudioError: If there are no frames, if the number of frames contradicts the tag, if the file is truncated or damaged, or if
+            the sample rate or the number of channels changes within the file.
     """
     with open_audio(path) as file:
         num_bytes = file.seek(0, io.SEEK_END)
@@ -149,13 +164,13 @@ def index_stream(path: Path) -> MpegStream:
 
 
 def _is_miscounted(tag: MpegTag, num_frames: int, num_tag_bytes: int, num_bytes: int) -> bool:
-    """Returns whether the file is complete although the number of frames in its tag is off by one.
+    """Returns whether an mp3 file is complete even though the number of frames in its tag is off by one.
 
     Args:
-        tag: The tag.
+        tag: Xing tag of the file.
         num_frames: Number of audio frames in the file.
-        num_tag_bytes: Size of the tag's own frame.
-        num_bytes: Number of bytes from the tag's frame to the end of the last frame.
+        num_tag_bytes: Size of the frame that contains the tag.
+        num_bytes: Number of bytes from the start of the tag frame to the end of the last frame.
     """
     if tag.num_frames is None or abs(tag.num_frames - num_frames) != 1:
         return False
@@ -165,7 +180,11 @@ def _is_miscounted(tag: MpegTag, num_frames: int, num_tag_bytes: int, num_bytes:
 def _walk_frames(
     path: Path, file: BinaryIO, start: int, num_bytes: int
 ) -> tuple[np.ndarray, np.ndarray, MpegHeader, int]:
-    """Follows the frames from `start`. Returns their starts and sizes, the first header, and the end of the last frame."""
+    """Finds the consecutive frames from position `start`.
+
+    Returns:
+        Positions of the frames, sizes of the frames, header of the first frame, and position after the last frame.
+    """
     starts: list[int] = []
     sizes: list[int] = []
     first: MpegHeader | None = None
@@ -198,7 +217,11 @@ def _walk_frames(
 
 
 def _check_tail(path: Path, starts: np.ndarray, stop: int, num_bytes: int) -> None:
-    """Raises an `AudioError` if an incomplete frame or further frames follow the last complete frame."""
+    """Checks that the last complete frame is not followed by an incomplete frame or by further frames.
+
+    Raises:
+        AudioError: If the file is truncated or damaged.
+    """
     with open_audio(path) as file:
         file.seek(int(starts[-1]) if len(starts) else 0)
         word = file.read(2)
@@ -218,10 +241,10 @@ def _check_tail(path: Path, starts: np.ndarray, stop: int, num_bytes: int) -> No
 
 
 def read_frames(path: Path, stream: MpegStream, start: int, num_samples: int) -> np.ndarray:
-    """Decodes samples [start, start + num_samples) of the audio.
+    """Decodes the samples [start, start + num_samples) of an mp3 file.
 
     Returns:
-        (N, C) float32.
+        (N, C) float32. N is less than `num_samples` if the audio ends early.
     """
     frame_samples = stream.first.num_samples
     decoded_start = stream.skip_samples + start
@@ -234,14 +257,14 @@ def read_frames(path: Path, stream: MpegStream, start: int, num_samples: int) ->
     silence = silent_frame(frames[0])
     num_frames = len(frames)
     if stream.first.layer == 3:
-        # The tag declares the length. With a tag, mpg123 trims the decoder delay, which the silent frame provides.
+        # The tag declares the length and makes mpg123 trim the decoder delay, which the silent frame provides.
         data = [silent_frame(frames[0], num_frames=num_frames + 1), silence, *frames]
         lead = frame_samples - DECODER_DELAY_SAMPLES
     else:
-        # Without a tag, the length is estimated from size and bit rate. The extra frames prevent truncation.
+        # Without a tag, the length is estimated from the size and the bit rate. The extra frames prevent truncation.
         data, lead = [*frames, *frames[-1:] * 16], 0
     skip = lead + decoded_start - first_frame * frame_samples
-    # A single read, because python-soundfile seeks after each read and seeks in these files are not exact.
+    # The audio is read in one call, because python-soundfile seeks after each read, and seeks in these files are not exact.
     with soundfile.SoundFile(io.BytesIO(b"".join(data))) as sound:
         audio: np.ndarray = sound.read(skip + num_samples, dtype="float32", always_2d=True)
     return audio[skip:]

@@ -1,4 +1,4 @@
-"""Parses MPEG audio frame headers and Xing tags, and creates silent frames."""
+"""Parses the frame headers and Xing tags of MPEG audio files, and creates silent frames."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import BinaryIO
 
-RESERVOIR_BYTES = 511  # largest distance that a frame can point back into the bytes of earlier frames
+RESERVOIR_BYTES = 511  # largest number of bytes that a frame can take from earlier frames
 SEARCH_BYTES = 1 << 16  # number of bytes that are searched for the first frame
 _KBIT_PER_S = {  # (is MPEG-1, layer) -> bit rates, indexed by four bits of the header; ISO 11172-3 and 13818-3, bit rate table
     (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -21,7 +21,10 @@ _RATE_HZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000
 
 @dataclass(frozen=True)
 class MpegHeader:
-    """Frame header. `num_samples` counts samples per channel."""
+    """Header of an MPEG audio frame.
+
+    `num_samples` is the number of samples per channel.
+    """
 
     num_bytes: int
     num_samples: int
@@ -34,32 +37,37 @@ class MpegHeader:
 
     @property
     def side_info_bytes(self) -> int:
-        """Size of the side information of a layer III frame, which follows the header and its CRC."""
+        """Size of the side information in a layer III frame, in bytes. The side information follows the header and the CRC."""
         if self.mpeg1:
             return 17 if self.num_channels == 1 else 32
         return 9 if self.num_channels == 1 else 17
 
     @property
     def mean_bytes(self) -> float:
-        """Mean size of the frames at this bit rate, in bytes. Some frames are padded by one byte."""
+        """Mean size of frames at this bit rate, in bytes.
+
+        The mean can be fractional, because some frames contain a padding byte.
+        """
         return self.num_samples / 8 * self.bit_per_s / self.sample_rate_hz
 
     @property
     def stream(self) -> tuple[int, int, int, bool]:
-        """Properties that all frames of a stream have in common."""
+        """Properties that are the same for all frames of a stream."""
         return self.sample_rate_hz, self.num_channels, self.layer, self.mpeg1
 
 
 @dataclass(frozen=True)
 class MpegTag:
-    """Xing or Info tag, in which an encoder describes the whole file. Values that are not declared are None.
+    """Xing or Info tag, in which an encoder describes the whole file.
+
+    A value that the tag does not declare is None.
 
     Attributes:
         num_frames: Number of audio frames.
-        num_bytes: Number of bytes from this frame to the end of the last one.
+        num_bytes: Number of bytes from the start of the frame that contains the tag to the end of the last frame.
         delay_samples: Number of samples that the encoder inserted before the audio.
         padding_samples: Number of samples that the encoder appended to the audio.
-        is_intact: True if the tag has a correct checksum. Programs that edit the numbers often do not update it.
+        is_intact: Whether the checksum of the tag is correct. Some programs edit the tag without updating the checksum.
     """
 
     num_frames: int | None
@@ -71,7 +79,11 @@ class MpegTag:
 
 @lru_cache(maxsize=1 << 12)
 def parse_header(word: bytes) -> MpegHeader | None:
-    """Parses a frame header. Returns None if there is none, or if it has the free format, which declares no size."""
+    """Parses the MPEG frame header at the start of a byte string.
+
+    Returns None if there is no valid header, or if the bit rate is free-format, in which case the header does not determine the
+    size of the frame.
+    """
     if len(word) < 4 or word[0] != 0xFF or word[1] & 0xE0 != 0xE0:
         return None
     version, layer = (word[1] >> 3) & 3, 4 - ((word[1] >> 1) & 3)
@@ -91,16 +103,16 @@ def parse_header(word: bytes) -> MpegHeader | None:
 
 
 def smallest_frame_bytes(like: MpegHeader) -> int:
-    """Returns the size in bytes of a frame of the same stream as `like`, at the lowest bit rate of its layer."""
+    """Returns the size of the smallest frame that the stream of `like` can contain, in bytes."""
     kbit_per_s = _KBIT_PER_S[like.mpeg1, like.layer][1]
     return like.num_samples // 8 * 1000 * kbit_per_s // like.sample_rate_hz
 
 
 def find_first_frame(file: BinaryIO) -> int | None:
-    """Returns the position of the first frame, after ID3 tags and at most 64 kB of other bytes.
+    """Returns the position of the first MPEG frame in a file, or None if no frame is found.
 
-    The first frame must be followed by two more frames of the same stream, or by the end of the file. Returns None if there is
-    no such frame.
+    The frame may be preceded by ID3 tags and at most 64 kB of other bytes. The frame must be followed by two more frames of the
+    same stream, or by the end of the file.
     """
     start = skip_id3(file, 0)
     file.seek(start)
@@ -113,9 +125,9 @@ def find_first_frame(file: BinaryIO) -> int | None:
 
 
 def starts_frame_chain(head: bytes, at: int, at_end: bool) -> bool:
-    """Returns whether three consecutive frames of one stream begin at `at`.
+    """Returns whether three consecutive frames of the same stream begin at position `at`.
 
-    With `at_end`, fewer frames are accepted when the last one ends at the end of `head`.
+    If `at_end` is True, fewer frames are also accepted, provided that the last frame ends at the end of `head`.
     """
     first = parse_header(head[at : at + 4])
     if first is None:
@@ -130,7 +142,7 @@ def starts_frame_chain(head: bytes, at: int, at_end: bool) -> bool:
 
 
 def skip_id3(file: BinaryIO, at: int) -> int:
-    """Returns the position after the ID3v2 tags that begin at `at`."""
+    """Returns the position after all ID3v2 tags that begin at position `at`."""
     while True:
         file.seek(at)
         head = file.read(10)
@@ -141,9 +153,9 @@ def skip_id3(file: BinaryIO, at: int) -> int:
 
 
 def read_tag(frame: bytes) -> MpegTag | None:
-    """Returns the Xing or Info tag in the first frame of a file, or None if the frame contains audio.
+    """Parses the Xing or Info tag in the first frame of a file. Returns None if the frame contains audio instead.
 
-    Source: libmpg123, parse.c, `check_lame_tag` (fields); LAME 3.100, VbrTag.c, `PutLameVBR` (checksum).
+    Source: libmpg123, parse.c, `check_lame_tag` (for the fields); LAME 3.100, VbrTag.c, `PutLameVBR` (for the checksum).
     """
     header = parse_header(frame[:4])
     if header is None or header.layer != 3:
@@ -168,7 +180,7 @@ def read_tag(frame: bytes) -> MpegTag | None:
 
 
 def _checksum(data: bytes) -> int:
-    """Returns the CRC-16 (ARC), the checksum of the tag.
+    """Returns the CRC-16/ARC checksum, which is the checksum of a Xing tag.
 
     >>> hex(_checksum(b"123456789"))
     '0xbb3d'
@@ -190,9 +202,9 @@ def _checksum_table() -> list[int]:
 
 
 def silent_frame(like: bytes, num_frames: int | None = None) -> bytes:
-    """Returns a silent frame of the same stream as `like`, at the highest bit rate.
+    """Creates a silent frame for the stream that contains the frame `like`. The silent frame has the highest bit rate.
 
-    If `num_frames` is given, the frame contains a tag that declares this number of frames.
+    If `num_frames` is given, the silent frame contains a Xing tag that declares this number of frames.
     """
     word = bytes((0xFF, like[1] | 1, 0xE0 | (like[2] & 0x0C), like[3] & 0xCF))
     header = parse_header(word)
@@ -203,10 +215,15 @@ def silent_frame(like: bytes, num_frames: int | None = None) -> bytes:
 
 
 def mute_incomplete_frames(frames: list[bytes], *, is_start_of_file: bool) -> list[bytes]:
-    """Mutes the first frames, because they may need bytes of missing earlier frames.
+    """Mutes layer III frames that may depend on the data of missing earlier frames.
 
-    The bytes of muted frames are kept, because later frames may need them. Without muting, mpg123 would print an error for each
-    frame. At the start of a file, only frames that need missing bytes are muted, because mpg123 would decode them as noise.
+    If the given frames are from the middle of a file, the first frames are muted, because mpg123 would print an error for each of
+    them. If the given frames are from the start of a file, only frames that refer to missing data are muted, because mpg123
+    would decode them as noise. The audio data of a muted frame is kept, because later frames may depend on it.
+
+    Args:
+        frames: Consecutive frames of one stream.
+        is_start_of_file: Whether the first of these frames is the first audio frame of the file.
     """
     num_kept_bytes = 0
     muted = list(frames)
@@ -228,9 +245,9 @@ def mute_incomplete_frames(frames: list[bytes], *, is_start_of_file: bool) -> li
 
 
 def _main_data_begin(frame: bytes, header: MpegHeader) -> int:
-    """Returns the number of bytes by which the audio data of a layer III frame begins before the frame.
+    """Returns how many bytes of audio data a layer III frame takes from earlier frames.
 
-    The bytes of headers and side information are not counted.
+    Headers and side information are not counted.
     """
     at = 6 if header.has_crc else 4
     return int.from_bytes(frame[at : at + 2], "big") >> 7 if header.mpeg1 else frame[at]

@@ -1,6 +1,7 @@
-"""Checks that all pages of an Ogg file (Vorbis, Opus) are present and undamaged.
+"""Checks that all pages of an Ogg file (Vorbis or Opus) are present and undamaged.
 
-libsndfile skips a damaged page without an error, which shifts all later samples, and reads a truncated file as a shorter one.
+libsndfile does not report missing or damaged pages. It skips a damaged page, which shifts all later samples, and reads a truncated
+file as a shorter one.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ def check_ogg_end(path: Path, file: BinaryIO) -> None:
     """Checks the first and the last page of an Ogg file.
 
     Args:
-        path: Path for error messages.
-        file: The file, excluding the tags around its audio.
+        path: Path of the file, for error messages.
+        file: The open file, excluding the tags around its audio.
 
     Raises:
-        AudioError: If the last page is incomplete or damaged, lacks the end flag, or belongs to a different stream than the first
-            page.
+        AudioError: If the last page is incomplete or damaged, if it does not have the end-of-stream flag, or if it does not belong
+            to the same stream as the first page.
     """
     num_bytes = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -76,7 +77,7 @@ class _OggPage:
 
     @classmethod
     def parse(cls, head: bytes) -> _OggPage | None:
-        """Parses the header of a page. Returns None if the header is incomplete."""
+        """Parses the header of an Ogg page. Returns None if the header is incomplete."""
         if len(head) < 27 or len(head) < 27 + head[26]:
             return None
         serial, sequence, checksum = (int.from_bytes(head[at : at + 4], "little") for at in (14, 18, 22))
@@ -84,18 +85,22 @@ class _OggPage:
         return cls(serial, sequence, checksum, bool(head[5] & 2), bool(head[5] & 4), num_bytes)
 
     def is_intact(self, content: bytes) -> bool:
-        """Returns whether the bytes of the page have the checksum in its header."""
+        """Returns whether the content of the page matches the checksum in its header.
+
+        Args:
+            content: All bytes of the page, including the header.
+        """
         return ogg_checksum(content[:22] + bytes(4) + content[26:]) == self.checksum
 
 
 @once_per_file(1 << 10)
 def check_ogg_pages(path: Path) -> None:
-    """Checks all pages of an Ogg file, because a damaged or missing page would shift later samples without an error.
+    """Checks that no page of an Ogg file is missing or damaged, because such a page would shift all later samples.
 
-    The results for the most recent files are cached.
+    The results for the most recently used files are cached.
 
     Raises:
-        AudioError: If a page is missing, incomplete or damaged, or the file contains several streams.
+        AudioError: If a page is missing, incomplete or damaged, or if the file contains several streams.
     """
     with open_audio(path, buffer_bytes=1 << 20) as file:
         at, sequence, has_ended = 0, None, False
@@ -122,16 +127,19 @@ def check_ogg_pages(path: Path) -> None:
 
 
 def split_header_page(file: io.RawIOBase) -> SpanFile | None:
-    """Splits the last header page of a Vorbis file if the page also contains audio. Returns None for all other files.
+    """Splits the last header page of a Vorbis file if the page also contains audio.
 
         pages      0 | 1: comment, setup, audio |            2: audio | ...
         becomes    0 | 1: comment, setup        | 1: audio | 2: audio | ...
 
-    Early encoders wrote such files, and libvorbis drops the audio on that page. Both new pages have the number of the old one.
-    The decoder therefore assumes a gap between them, but no data is missing.
+    Early encoders wrote such pages, and libvorbis discards the audio in them. Both new pages have the same number as the original
+    page. libvorbis treats this as a gap in the stream, but no audio is lost.
 
     Args:
-        file: An open file. Its position is 0 afterwards.
+        file: The open file. Its position is set to 0.
+
+    Returns:
+        The file with the page split, or None if no page needs to be split.
     """
     cut = _find_end_of_headers(file)
     file.seek(0)
@@ -152,9 +160,11 @@ def split_header_page(file: io.RawIOBase) -> SpanFile | None:
 
 
 def _find_end_of_headers(file: io.RawIOBase) -> tuple[int, int] | None:
-    """Returns the position of the last header page of a Vorbis file, and the number of its segments that contain headers.
+    """Finds the last header page of a Vorbis file if the page also contains audio.
 
-    Returns None if the page contains only headers, or the file is not Vorbis.
+    Returns:
+        The position of the page and the number of its segments that contain headers, or None if the page contains no audio or the
+        file is not a Vorbis file.
     """
     file.seek(0)
     at, num_packets = 0, 0
@@ -170,20 +180,30 @@ def _find_end_of_headers(file: io.RawIOBase) -> tuple[int, int] | None:
 
 
 def _read_page_head(file: io.RawIOBase) -> bytes:
-    """Reads the header of a page, including its segment table. Returns b"" if no page begins here."""
+    """Reads the header of an Ogg page, including the segment table. Returns b"" if no page begins at the position of the file."""
     head = file.read(27) or b""
     return head + (file.read(head[26]) or b"") if len(head) == 27 and head[:4] == b"OggS" else b""
 
 
 def _page_like(head: bytes, table: bytes, body: bytes, *, granule: bytes, without: int) -> bytes:
-    """Returns a page with the same stream and number, but with other segments and without the flags in `without`."""
+    """Creates an Ogg page from the header of another page.
+
+    Args:
+        head: Header of the other page, which determines the stream and the page number.
+        table: Segment table of the new page.
+        body: Content of the new page.
+        granule: Granule position of the new page.
+        without: Flags to clear.
+    """
     flags, num_segments = bytes((head[5] & ~without,)), bytes((len(table),))
     page = head[:5] + flags + granule + head[14:22] + bytes(4) + num_segments + table + body
     return page[:22] + ogg_checksum(page).to_bytes(4, "little") + page[26:]
 
 
 def ogg_checksum(data: bytes) -> int:
-    """Returns Ogg's CRC-32, which differs from zlib's in bit order, start value (0) and final inversion (none).
+    """Returns the CRC-32 of `data`, as defined for Ogg.
+
+    Ogg's CRC-32 differs from zlib's in the bit order, the initial value (0) and the final inversion (none).
 
     Source: RFC 3533.
 

@@ -1,7 +1,7 @@
 """Reads formats that soundfile does not support (m4a, aac, wma, webm) with PyAV, an optional dependency.
 
-Seeks in these formats are not exact, so a file is always decoded from its start, block by block. Memory use does not grow with the
-length of the file. Readers are cached, so reading slices in order decodes the file only once.
+Seeks in these formats are not exact, so a file is always decoded from the start. The file is decoded block by block, so memory use
+does not depend on its length. Open readers are cached, so the file is decoded only once if its slices are read in order.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from musicgen_eval.errors import AudioError
 
 INSTALL = "pip install 'musicgen-eval[av]'"
 MAX_CACHED_READERS = 4
-KEPT_S = 40  # seconds of decoded audio that a cached reader keeps, because windows overlap by their context
+KEPT_S = 40  # seconds of decoded audio that a cached reader keeps, because consecutive windows overlap by the context
 _GAP_S = 0.03  # timestamps are rounded to milliseconds; a lost packet is 0.02 s (Opus) to 0.05 s (WMA) long
 _CHECKSUMMED = frozenset({"ac3", "eac3", "flac", "tak", "tta", "wavpack"})
 _SHORTFALL_S = 0.25  # containers round the duration to milliseconds or to a packet
@@ -41,13 +41,13 @@ def _import_av(path: Path, kind: str) -> ModuleType:
 
 
 def probe_av(path: Path, kind: str) -> tuple[str, int, int, int]:
-    """Decodes a file to count its samples, which its header only estimates.
+    """Decodes a file to determine its properties, because its header only estimates the number of samples.
 
     Returns:
-        Format, sample rate in Hz, number of channels, number of samples.
+        Format, sample rate in Hz, number of channels, and number of samples per channel.
 
     Raises:
-        AudioError: If PyAV is not installed, or the file has no audio stream, is damaged, or is shorter than its header declares.
+        AudioError: If PyAV is not installed, or if the file contains no audio, is damaged or is shorter than its header declares.
     """
     av = _import_av(path, kind)
     with _open(av, path, kind) as container:
@@ -73,7 +73,7 @@ def probe_av(path: Path, kind: str) -> tuple[str, int, int, int]:
 
 
 def read_av(path: Path, kind: str, start: int, num_samples: int) -> np.ndarray:
-    """Returns samples [start, start + num_samples), decoded from the start of the file.
+    """Returns the samples [start, start + num_samples) of a file that is decoded from the start.
 
     Returns:
         (N, C) float32. N is less than `num_samples` if the file ends early.
@@ -89,7 +89,7 @@ def read_av(path: Path, kind: str, start: int, num_samples: int) -> np.ndarray:
 
 @contextmanager
 def _open(av: ModuleType, path: Path, kind: str) -> Iterator[Any]:
-    """Opens a container and checks that its first audio stream can be decoded."""
+    """Opens a file with PyAV and checks that its first audio stream can be decoded."""
     with open_audio(path) as file:
         # An absolute path cannot be mistaken for a URL.
         source = str(path.absolute()) if isinstance(file.raw, FileIO) else file
@@ -107,11 +107,11 @@ def _open(av: ModuleType, path: Path, kind: str) -> Iterator[Any]:
 
 
 class AvReader:
-    """Decodes a file once, in order, and keeps the last `KEPT_S` seconds.
+    """Reader that decodes a file once, in order, and keeps the last `KEPT_S` seconds in memory.
 
     Attributes:
-        start: First sample that is still kept.
-        end: Next sample to decode.
+        start: Number of the first sample in memory.
+        end: Number of the next sample to decode.
     """
 
     def __init__(self, path: Path, kind: str) -> None:
@@ -124,16 +124,21 @@ class AvReader:
         self._blocks = _decode(path, kind)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yields the remaining blocks without keeping them."""
+        """Yields the remaining blocks of samples without keeping them in memory."""
         for rate_hz, block in self._blocks:
             self._count(rate_hz, block)
             self.start = self.end
             yield block
 
     def read(self, start: int, num_samples: int) -> np.ndarray:
-        """Returns (N, C) float32 samples [start, start + num_samples), or fewer at the end of the file.
+        """Returns the samples [start, start + num_samples).
 
-        `start` must not be less than `self.start`.
+        Args:
+            start: First sample of the slice, not before `self.start`.
+            num_samples: Length of the slice, in samples.
+
+        Returns:
+            (N, C) float32. N is less than `num_samples` if the file ends early.
         """
         assert start >= self.start
         while self.end < start + num_samples:
@@ -165,9 +170,13 @@ class AvReader:
 
 
 def _decode(path: Path, kind: str) -> Generator[tuple[int, np.ndarray], None, None]:
-    """Yields (sample rate, (N, C) float32 samples) for each decoded frame of a file."""
+    """Decodes a file frame by frame.
+
+    Yields:
+        The sample rate in Hz and the (N, C) float32 samples of each frame.
+    """
     av = _import_av(path, kind)
-    damage = (av.FFmpegError, OSError)  # looked up here, because PyAV may be unloaded when a reader is closed at exit
+    damage = (av.FFmpegError, OSError)  # defined here, because PyAV may be unloaded when a reader is closed at exit
     with _open(av, path, kind) as container:
         try:
             stream = container.streams.audio[0]
@@ -194,7 +203,7 @@ def _decode(path: Path, kind: str) -> Generator[tuple[int, np.ndarray], None, No
 
 
 def _to_float(samples: np.ndarray) -> np.ndarray:
-    """Converts decoded samples of any type to float32 in [-1, 1]."""
+    """Converts decoded samples of any dtype to float32. Integers are scaled to [-1, 1]."""
     if samples.dtype == np.uint8:
         return (samples.astype(np.float32) - 128) / 128
     if samples.dtype.kind == "i":
@@ -203,7 +212,7 @@ def _to_float(samples: np.ndarray) -> np.ndarray:
 
 
 class _ReaderCache:
-    """Cache of readers, each of which is used by one thread at a time."""
+    """Cache of open readers. A reader is removed from the cache while a thread uses it."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -211,9 +220,9 @@ class _ReaderCache:
         self._readers: deque[tuple[FileKey, AvReader]] = deque()
 
     def take(self, key: FileKey, start: int) -> AvReader | None:
-        """Removes and returns the most advanced reader of a file that can still read from `start`.
+        """Removes and returns a reader of the given file that can still read from `start`.
 
-        Returns None if there is no such reader.
+        If there are several such readers, the one that has decoded the most is returned. If there is none, None is returned.
         """
         with self._lock:
             fitting = [entry for entry in self._readers if entry[0] == key and entry[1].start <= start]
@@ -224,7 +233,7 @@ class _ReaderCache:
             return entry[1]
 
     def put(self, key: FileKey, reader: AvReader) -> None:
-        """Adds a reader, and closes the oldest one if the cache is full."""
+        """Adds a reader to the cache, and closes the oldest reader if the cache is full."""
         with self._lock:
             self._readers.append((key, reader))
             while len(self._readers) > self._capacity:
@@ -233,9 +242,9 @@ class _ReaderCache:
 
 @cache
 def _reader_cache(process: int) -> _ReaderCache:
-    """Returns the cache of a process.
+    """Returns the reader cache of a process.
 
-    A forked process must not use the readers of its parent. They share the parent's file positions, and closing them would wait for
-    threads that do not exist in the child.
+    A forked process must not use the readers of its parent. These readers share their file positions with the parent, and closing
+    them would wait for threads that do not exist in the forked process.
     """
     return _ReaderCache(MAX_CACHED_READERS)

@@ -3,8 +3,9 @@
     file    | ID3v2 | APE | zeros | RIFF, fLaC, OggS, ... | APE | Lyrics3 | ID3v1 |
     span                            [start             end)
 
-Tagging programs write these tags in files of every format, but most readers expect them in mp3 files only. The other modules open
-files with `open_audio`, which presents the span as the whole file. If a wav file contains an mp3 stream, the span is the stream.
+Some programs write these tags to files of any format, but most decoders expect them only in mp3 files. The other modules open files
+with `open_audio`, which yields a file object that contains only the span. If a WAV file contains an mp3 stream, the span is the
+stream.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _CONTROL_CHARACTERS = frozenset({*range(1, 9), *range(14, 32)})
 
 
 class AudioSpan(NamedTuple):
-    """Bytes [start, end) of a file."""
+    """Range [start, end) of bytes in a file."""
 
     start: int
     end: int
@@ -41,9 +42,9 @@ class AudioSpan(NamedTuple):
 
 @contextmanager
 def open_audio(path: Path, *, buffer_bytes: int = io.DEFAULT_BUFFER_SIZE) -> Iterator[io.BufferedReader[io.RawIOBase]]:
-    """Opens a file for reading, excluding the tags around its audio.
+    """Opens an audio file for reading, excluding the tags around the audio.
 
-    If there are no tags, the `raw` attribute of the result is a plain file.
+    If the file has no tags, the `raw` attribute of the result is an ordinary file object.
     """
     with path.open("rb", buffering=0) as file:
         span, num_bytes = find_span(file), file.seek(0, os.SEEK_END)
@@ -53,7 +54,7 @@ def open_audio(path: Path, *, buffer_bytes: int = io.DEFAULT_BUFFER_SIZE) -> Ite
 
 
 def find_span(file: io.RawIOBase) -> AudioSpan:
-    """Returns the span of bytes that contain the audio of a file. Changes the position of the file."""
+    """Returns the range of bytes that contains the audio of a file. This function changes the position of the file."""
     num_bytes = file.seek(0, os.SEEK_END)
     start = _skip_tags(file, num_bytes)
     end = _skip_tags_at_end(file, start, num_bytes)
@@ -66,7 +67,7 @@ def find_span(file: io.RawIOBase) -> AudioSpan:
     if chunk is None or chunk.num_bytes == 0:
         return AudioSpan(start, end)
     chunk_end = end if chunk.num_bytes is None else start + chunk.start + chunk.num_bytes
-    if chunk_end > end:  # the bytes that look like a tag are audio
+    if chunk_end > end:  # the bytes that look like a tag belong to the audio
         end = num_bytes
     if is_mp3_in_wav and chunk_end <= end:
         return AudioSpan(start + chunk.start, chunk_end)
@@ -74,12 +75,12 @@ def find_span(file: io.RawIOBase) -> AudioSpan:
 
 
 class SpanFile(io.RawIOBase):
-    """File that presents a part of another file, after an optional prefix.
+    """Read-only file object whose content is a part of another file, after an optional prefix.
 
     Args:
-        file: An open file.
-        span: Bytes of `file` to present.
-        prefix: Bytes to present before the span.
+        file: The other file, which must be open.
+        span: Range of bytes in `file`.
+        prefix: Bytes that precede the span.
     """
 
     def __init__(self, file: io.RawIOBase, span: AudioSpan, prefix: bytes = b"") -> None:
@@ -96,7 +97,7 @@ class SpanFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Sets the position and returns it."""
+        """Sets the position in the file and returns the new position."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._num_bytes}[whence]
         if base + offset < 0:
             raise OSError(f"cannot seek to {base + offset}")
@@ -104,11 +105,11 @@ class SpanFile(io.RawIOBase):
         return self._position
 
     def tell(self) -> int:
-        """Returns the position."""
+        """Returns the current position in the file."""
         return self._position
 
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
-        """Reads bytes into a buffer, up to the end of the span, and returns their number."""
+        """Reads bytes into a buffer until the buffer is full or the span ends. Returns the number of bytes read."""
         data = self._prefix[self._position : self._position + len(buffer)]
         if len(data) < len(buffer):
             at = self._position + len(data)
@@ -124,7 +125,10 @@ def _read(file: io.RawIOBase, num_bytes: int) -> bytes:
 
 
 def _skip_tags(file: io.RawIOBase, num_bytes: int) -> int:
-    """Returns the position after all tags at the start of a file and after padding before a known format."""
+    """Returns the position after all tags and padding at the start of a file.
+
+    Zeros count as padding only if a known format follows.
+    """
     at = 0
     while True:
         file.seek(at)
@@ -138,7 +142,7 @@ def _skip_tags(file: io.RawIOBase, num_bytes: int) -> int:
 
 
 def _tag_bytes(head: bytes) -> int:
-    """Returns the size of the tag at the start of `head`, or 0 if there is none.
+    """Returns the size of the tag at the start of `head`, in bytes, or 0 if there is no tag.
 
     Source: ID3v2.4, section 3.1; APEv2 specification, tag header.
     """
@@ -150,7 +154,10 @@ def _tag_bytes(head: bytes) -> int:
 
 
 def _padding_bytes(head: bytes) -> int:
-    """Returns the number of zeros before a known format, or 0 if no known format follows them."""
+    """Returns the number of padding bytes at the start of `head`.
+
+    Zeros count as padding only if a known format follows.
+    """
     num_zeros = len(head) - len(head.lstrip(b"\0"))
     # An MP4 file begins with a 4-byte size, whose last byte is not zero.
     starts = range(num_zeros, max(0, num_zeros - 4), -1)
@@ -158,7 +165,7 @@ def _padding_bytes(head: bytes) -> int:
 
 
 def _skip_tags_at_end(file: io.RawIOBase, start: int, end: int) -> int:
-    """Returns the position before all tags at the end of a file."""
+    """Returns the position at which the tags at the end of a file begin."""
     while True:
         file.seek(max(start, end - _TAIL_BYTES))
         num_tag_bytes = _tag_bytes_at_end(_read(file, min(_TAIL_BYTES, end - start)))
@@ -168,7 +175,7 @@ def _skip_tags_at_end(file: io.RawIOBase, start: int, end: int) -> int:
 
 
 def _tag_bytes_at_end(tail: bytes) -> int:
-    """Returns the size of the tag at the end of `tail`, or 0 if there is none.
+    """Returns the size of the tag at the end of `tail`, in bytes, or 0 if there is no tag.
 
     Source: ID3v1.1; "TAG+" (enhanced tag); APEv2 specification, tag footer; ID3v2.4, section 3.4; Lyrics3 v1 and v2.
     """
@@ -194,7 +201,7 @@ def _tag_bytes_at_end(tail: bytes) -> int:
 
 
 def _synchsafe(size: bytes) -> int:
-    """Returns the number that is stored in four bytes of seven bits each."""
+    """Decodes a size in an ID3 tag, which is stored in four bytes with seven significant bits each."""
     return size[0] << 21 | size[1] << 14 | size[2] << 7 | size[3]
 
 

@@ -16,7 +16,7 @@ GivenMetric = Metric | MetricEntry | InstalledMetric
 
 
 def metric_entries(metrics: object) -> dict[str, MetricEntry]:
-    """Checks metrics and returns each metric as an entry, by name. Metrics of installed packages are created.
+    """Checks metrics, and returns a mapping from name to metric entry. If a metric is specified by name, it is created.
 
     Raises:
         MetricError: `metrics` is not a mapping, a name is not a string, an object is not a metric, the inputs of an entry do not
@@ -28,7 +28,7 @@ def metric_entries(metrics: object) -> dict[str, MetricEntry]:
 
 
 def copied(name: str, metric: Metric) -> Metric:
-    """Returns a copy of a metric that the run can change.
+    """Returns a copy of a metric, so that a run does not change the caller's metric.
 
     Raises:
         MetricError: The metric contains an object that cannot be copied.
@@ -60,7 +60,7 @@ def _entry(name: object, given: object) -> MetricEntry:
 
 
 def _installed_entry(name: str, given: Mapping[str, Any]) -> MetricEntry:
-    """Creates the entry of the installed metric that a mapping names.
+    """Creates an installed metric from a mapping that contains its name and arguments, and returns the metric's entry.
 
     Raises:
         MetricError: A key is unknown, a value has the wrong type, the metric is unknown, or its arguments are invalid.

@@ -1,4 +1,4 @@
-"""The window data from which the inputs of metrics are computed: the readings and, in predict, the audio of each window."""
+"""The data from which metric inputs are computed: the readings of each window and, in predict, its audio."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from musicgen_eval.records import CodecSpec, ScoredWindow
 
 @dataclass(frozen=True)
 class ContinuationAudio:
-    """The audio of a continuation, as (C, N) float32 tensors on the CPU, roughly in [-1, 1].
+    """The audio of a continuation and its track, as (C, N) float32 tensors on the CPU with values roughly in [-1, 1].
 
     An audio field is None if no metric needs it.
 
     Attributes:
         sample_rate_hz: Sample rate of every audio field.
         text: Text of the track. None if the track has no text.
-        generated: Audio of the continuation. The codec decodes prompt and continuation together. Then, the prompt is cut off.
+        generated: Audio of the continuation. The codec decodes the prompt and the continuation together, and the prompt is cut off.
         context: Original audio of the track before the boundary.
         reference: Original audio of the track after the boundary, at most as long as the continuation. None if the track ends at
             the boundary.
         context_decoded: Audio of the prompt, decoded from its codes.
-        reference_decoded: Audio of the reference, decoded and cut in the same way. None if there is no reference.
+        reference_decoded: Audio of the reference, decoded from codes in the same way as `generated`. None if there is no reference.
     """
 
     sample_rate_hz: int
@@ -40,13 +40,13 @@ class ContinuationAudio:
 
 @dataclass(frozen=True)
 class WindowData:
-    """The data of one window, from which the inputs of metrics are computed.
+    """The data from which the metric inputs for one window are computed.
 
     Attributes:
-        readings: Scored readings, by name. The plain reading has the name "". The value is None if the reading does not exist.
+        readings: Mapping from name to scored reading, or to None if the reading does not exist. The plain reading has the name "".
         frame_rate_hz: Frame rate of the codes.
-        audio: Audio of the continuation. None except in predict.
-        fetched: Copies of the readings on the CPU, without logits. None if `fetch` has not made these copies.
+        audio: Audio of the continuation in predict. None in other tasks.
+        fetched: Copies of the readings on the CPU, without logits. None means that `fetch` has not been called.
     """
 
     readings: Mapping[str, ScoredWindow | None]
@@ -74,7 +74,7 @@ class WindowData:
 
 
 def fetch(window_data: Sequence[WindowData]) -> list[WindowData]:
-    """Copies the readings of all windows to the CPU, without logits. The function waits for the device only once."""
+    """Returns window data with copies of the readings on the CPU, excluding logits. The function waits for the device only once."""
     reads = [
         read for data in window_data if data.fetched is None for read in data.readings.values() if read is not None
     ]
@@ -97,7 +97,7 @@ def fetch(window_data: Sequence[WindowData]) -> list[WindowData]:
 
 
 def absent_reading(plain: ScoredWindow, spec: CodecSpec, *, with_logits: bool) -> ScoredWindow:
-    """Returns a placeholder for a reading that does not exist: every nll is NaN, every rank is -1, and no code is scored."""
+    """Returns a placeholder for a missing reading, in which every nll is NaN, every rank is -1, and no code is scored."""
     shape = (*plain.codes.shape, spec.codebook_size)
     return ScoredWindow(
         window=plain.window,

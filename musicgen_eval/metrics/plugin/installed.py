@@ -21,7 +21,7 @@ GROUP = "musicgen_eval.metrics"
 
 
 def installed_metrics() -> dict[str, str]:
-    """Maps the name of each metric that an installed package declares to `module:class`. The packages are not imported."""
+    """Returns a mapping from the name of each installed metric to its class, given as `module:class`. No package is imported."""
     return {point.name: point.value for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)}
 
 
@@ -62,7 +62,7 @@ def _find(name: str, wanted: str) -> EntryPoint:
 
 
 def _suggestions(wanted: str, known: Mapping[str, str]) -> str:
-    """Returns similar names followed by all known names, or only the known names if none of them is similar."""
+    """Returns the end of an error message, which lists the known names and, before them, any similar names."""
     if not known:
         return f"none is installed (entry points of the group {GROUP}); for any other class give class_path instead of name"
     listed = f"known: {', '.join(known)}"

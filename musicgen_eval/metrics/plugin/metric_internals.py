@@ -1,4 +1,4 @@
-"""Access to the private members of torchmetrics that this package needs. No other module accesses them.
+"""Accesses private members of torchmetrics. No other module of this package accesses them.
 
 `tests/metrics/plugin/test_metric_internals.py` fails if a torchmetrics release changes one of these members.
 
@@ -17,20 +17,26 @@ from torchmetrics import Metric
 
 
 def state_defaults(metric: Metric) -> Mapping[str, Tensor | list[Tensor]]:
-    """Returns the initial value of each state (a tensor or an empty list), in the order of the `add_state` calls."""
+    """Returns a mapping from state name to initial value, in the order of the `add_state` calls.
+
+    An initial value is a tensor or an empty list.
+    """
     return metric._defaults
 
 
 def state_reductions(metric: Metric) -> Mapping[str, Callable[[Any], Any] | None]:
-    """Returns the function that reduces each state over ranks (None for no reduction), in the order of the `add_state` calls."""
+    """Returns a mapping from state name to reduction over ranks, in the order of the `add_state` calls.
+
+    The reduction is a function, or None if the state is not reduced.
+    """
     return cast(Mapping[str, Callable[[Any], Any] | None], metric._reductions)
 
 
 class DtypeKeepingMetric(Metric):
     """Base class of metrics whose states can move to another device but always keep their dtypes.
 
-    In other metrics, `Metric.to(torch.bfloat16)` and Lightning's precision plugins cast the states. For example, a bf16 sum of 1400
-    ones would stop at 256.
+    Other metrics lose precision if `Metric.to(torch.bfloat16)` or Lightning's precision plugins cast their states. For example, a
+    bfloat16 sum of 1400 ones would stop at 256.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> Module:

@@ -1,4 +1,7 @@
-"""The readings that metrics can name as a suffix of an input (`nll__no_text`): built-in readings and those that metrics define."""
+"""The readings that metrics can select with a suffix on an input name, such as `nll__no_text`.
+
+A reading is either built in or defined by a metric.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,11 @@ BUILT_IN: Mapping[Task, Sequence[Reading]] = {
     "score": (PLAIN, *READINGS),
     "continue": (PLAIN, *(reading for reading in READINGS if reading.context == "own"), REFERENCE),
 }
-"""The built-in readings of each task. Predict has no `no_context`, because a continuation is generated from its context."""
+"""The built-in readings of each task. Predict has no `no_context` reading, because a continuation is generated from its context."""
 
 
 class ReadingTable:
-    """The readings that the metrics of one run can name.
+    """The readings that the metrics of one run can select.
 
     Args:
         task: Task of the run.

@@ -1,4 +1,4 @@
-"""The inputs that a metric requests through the parameters of its `update()` method, and their values for one window."""
+"""Determines the inputs that a metric requests through the parameters of its `update()` method, and collects their values."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from musicgen_eval.models.transfers import upload
 from musicgen_eval.records import CodecSpec, ScoredWindow
 
 METRICS_OF_SEQUENCES = (Perplexity,)
-"""Classes of torchmetrics that take batches of sequences. They receive the rows of the scored codes as a batch of one sequence."""
+"""Torchmetrics classes that take batches of sequences. They receive the rows of the scored codes as a batch of one sequence."""
 TASK_NAMES = {"score": "a test", "continue": "predict"}
 
 
 @dataclass(frozen=True)
 class InputRequest:
-    """The request for one input: a parameter of a metric's `update()` method.
+    """A request for one input, made by a parameter of a metric's `update()` method.
 
     Attributes:
         parameter: Name of the parameter.
         provider: Provider of the parameter's value.
-        reading: Name of the reading. The plain reading has the name "".
-        flat: True if the value contains only the rows of the scored codes.
-        is_sequence: True if the rows are passed as a batch of one sequence.
+        reading: Name of the requested reading. The plain reading has the name "".
+        flat: Whether the value is flattened to one row per scored code.
+        is_sequence: Whether these rows are passed as a batch of one sequence.
     """
 
     parameter: str
@@ -63,8 +63,8 @@ class RequestParser:
     """Converts the parameters of a metric's `update()` method to input requests.
 
     Attributes:
-        registry: Inputs that a metric can name.
-        readings: Readings that a metric can name.
+        registry: Inputs that a metric can request.
+        readings: Readings that a metric can request.
     """
 
     registry: InputRegistry
@@ -76,10 +76,10 @@ class RequestParser:
         Args:
             name: Name of the metric in the run.
             metric: The metric.
-            renames: Maps parameters of `update()` to names of inputs.
+            renames: Mapping from parameters of `update()` to names of inputs.
 
         Raises:
-            MetricError: `update()` names no input, `update()` names an unknown input, or a key of `renames` is not a parameter.
+            MetricError: `update()` requests no input or an unknown input, or a key of `renames` is not a parameter.
         """
         parameters = inspect.signature(metric.update).parameters
         _refuse_unknown_parameters(name, metric, renames, parameters)
@@ -127,8 +127,8 @@ class WindowInputs:
 
     Args:
         data: Data of the window.
-        spec: Codebooks, rates and channels of the checkpoint.
-        generator: Random number generator of the trial. None except for synthetic windows.
+        spec: Codec specification of the checkpoint.
+        generator: Random number generator for the synthetic windows of the trial. None for all other windows.
     """
 
     def __init__(self, data: WindowData, spec: CodecSpec, *, generator: torch.Generator | None = None) -> None:
@@ -141,14 +141,14 @@ class WindowInputs:
     def collect(self, requests: Sequence[InputRequest]) -> dict[str, Any] | None:
         """Returns the inputs of one metric.
 
-        If a metric takes the rows of several readings, these rows are aligned: they belong to the codes that all readings scored.
+        If a metric takes rows from several readings, the rows include only the codes that all of these readings scored.
 
         Args:
             requests: Input requests of the metric.
 
         Returns:
-            A mapping from parameter to value. None if the metric must not be updated with this window, because the metric takes
-            rows and no code was scored, or because an input does not exist.
+            A mapping from parameter to value. None means that the metric must not be updated with this window, either because the
+            metric takes rows and no code was scored, or because an input does not exist.
         """
         on_device = any(request.on_device for request in requests)
         data = self._data if on_device else self._data_on_cpu
@@ -187,7 +187,7 @@ class WindowInputs:
 
 
 def _provided(provider: InputProvider, source: InputSource, generator: torch.Generator | None) -> Any:
-    """Computes an input, or synthesises the input for the trial.
+    """Computes the value of an input. In the trial, synthesises the value if the provider supports it.
 
     Raises:
         MetricError: The provider raised an exception, or returned a tensor of the wrong shape for a synthetic window.
@@ -210,7 +210,11 @@ def _provided(provider: InputProvider, source: InputSource, generator: torch.Gen
 
 
 def _arranged(request: InputRequest, value: Any, counted: Tensor, device: torch.device) -> Any:
-    """Selects the rows of the scored codes if the request is flat, or moves per-code values to the device of their reading."""
+    """Converts a value to the form that the request asks for.
+
+    For a flat request, the result contains one row per scored code. Otherwise, per-code values are moved to the device of their
+    reading, and all other values are returned unchanged.
+    """
     if not request.provider.has_readings or value is None:
         return value
     if not request.flat:

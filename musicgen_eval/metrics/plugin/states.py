@@ -1,9 +1,9 @@
-"""Computes the state of a metric after each window, and merges such states into one result.
+"""Computes one metric state per window, and merges the states of several windows.
 
-States are merged as torchmetrics merges the ranks of a distributed run: tensor states are stacked in window order, list states are
-joined, and then the state's own reduction is applied. Therefore, a metric that is correct under DDP is also correct here, even with
-a reduction of None. Each sum is rounded only once, so it does not depend on the order of the windows. `Metric.merge_state` is not
-used, because it refuses metrics whose `full_state_update` is None and reverses the order of cat states.
+States are merged in the same way as torchmetrics merges the states of ranks: tensor states are stacked in window order, list states
+are concatenated, and then the reduction of the state is applied. Therefore, a metric that is correct under DDP is also correct
+here, even if a reduction is None. Each sum is rounded only once, so the sum does not depend on the order of the windows.
+`Metric.merge_state` is not used, because it refuses metrics whose `full_state_update` is None and reverses the order of cat states.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_EXACT_NUMBERS = 4096  # sum states up to this size are summed exactly; torch
 
 
 def window_state(metric: Metric, inputs: Mapping[str, Any]) -> State:
-    """Updates a metric with one window alone, resets the metric, and returns the state before the reset."""
+    """Returns the state of a metric after an update with one window alone. The metric is reset before and after the update."""
     metric.reset()
     metric.update(**inputs)
     state = {name: _detached(getattr(metric, name)) for name in state_defaults(metric)}
@@ -36,7 +36,10 @@ def window_state(metric: Metric, inputs: Mapping[str, Any]) -> State:
 
 
 def window_states(metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> list[State]:
-    """Returns one state per window, each computed from that window alone, with the metric's own `window_states` if it has one."""
+    """Returns one state per window, each computed from that window alone.
+
+    If the metric has a method `window_states`, this method computes all states at once.
+    """
     batched = batched_window_states(metric)
     if batched is None or not inputs:
         return [window_state(metric, window) for window in inputs]
@@ -45,7 +48,7 @@ def window_states(metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> list[S
 
 
 def to_cpu(states: Sequence[Mapping[str, State]]) -> list[dict[str, State]]:
-    """Copies each window's states, which are given by metric name, to the CPU. The function waits for the device only once."""
+    """Copies the metric states of all windows to the CPU. The function waits for the device only once."""
     values = [value for window in states for state in window.values() for value in state.values()]
     parts = [part for value in values for part in (value if isinstance(value, list) else [value])]
     copies = iter(download(parts))
@@ -60,11 +63,11 @@ def to_cpu(states: Sequence[Mapping[str, State]]) -> list[dict[str, State]]:
 
 
 def merge_states(metric: Metric, states: Sequence[State]) -> State:
-    """Merges the states of several windows into one, as torchmetrics merges ranks.
+    """Merges the states of several windows into one state, in the same way as torchmetrics merges the states of ranks.
 
     Args:
         metric: The metric, which defines the reduction of each state.
-        states: At least one state, in canonical (track, window) order, on the CPU.
+        states: One or more states on the CPU, in canonical (track, window) order.
     """
     merged: State = {}
     for name, reduction in state_reductions(metric).items():
@@ -78,7 +81,12 @@ def merge_states(metric: Metric, states: Sequence[State]) -> State:
 
 
 def merge_column(reduction: Any, column: Tensor) -> Tensor:
-    """Merges the (n, ...) values of one tensor state of n windows, in canonical order, as torchmetrics merges ranks."""
+    """Merges the values of one tensor state, in the same way as `merge_states`.
+
+    Args:
+        reduction: Reduction of the state.
+        column: (n, ...) values of n windows, in canonical (track, window) order.
+    """
     if reduction == dim_zero_sum and column[0].numel() <= MAX_EXACT_NUMBERS:
         return exact_sum(column)
     merged: Tensor = column if reduction is None else reduction(column)
@@ -99,22 +107,24 @@ def exact_sum(stacked: Tensor) -> Tensor:
 
 
 def compute_from(metric: Metric, state: State) -> dict[str, float]:
-    """Computes the results of a metric from a state. Returns the results by key. The key of a single number is `value`."""
+    """Computes the results of a metric from a state, as a mapping from key to number. A single number has the key `value`."""
     scratch = deepcopy(metric)
     scratch.reset()
     return compute_in_place(scratch, state)
 
 
 def compute_in_place(scratch: Metric, state: State) -> dict[str, float]:
-    """Computes the same results as `compute_from`, but in `scratch`, a copy of the metric that can be reused for many states."""
+    """Computes the same results as `compute_from`, but uses `scratch`, a reusable copy of the metric, instead of a new copy."""
     for name, value in state.items():
         setattr(scratch, name, value)
-    # Calls the `compute` of the class, because that of the instance is wrapped to cache results, warn and synchronise ranks.
+    # Calls `compute` on the class, because the instance's `compute` is wrapped to cache results, warn and synchronise ranks.
     return flatten_result(type(scratch).compute(scratch))
 
 
 def flatten_result(result: Any) -> dict[str, float]:
-    """Returns the numbers in a result of `compute`, by key. The result is a tensor, or a dictionary or sequence of tensors.
+    """Converts a result of `compute` to a mapping from key to number.
+
+    The result is a tensor, or a dictionary or sequence of tensors.
 
     >>> flatten_result({"ppl": torch.tensor(2.0), "parts": torch.tensor([1.0, 3.0])})
     {'ppl': 2.0, 'parts_0': 1.0, 'parts_1': 3.0}
@@ -125,7 +135,10 @@ def flatten_result(result: Any) -> dict[str, float]:
 
 
 def is_sum_metric(metric: Metric) -> bool:
-    """Returns whether every state is a sum. If so, the metric of any selection of tracks can be computed from the tracks' sums."""
+    """Returns whether every state of a metric is a tensor that is reduced by a sum.
+
+    If so, the results for any selection of tracks can be computed from the sum of these tracks' states.
+    """
     return all(
         reduction == dim_zero_sum and isinstance(state_defaults(metric)[name], Tensor)
         for name, reduction in state_reductions(metric).items()

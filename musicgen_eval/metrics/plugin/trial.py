@@ -1,4 +1,4 @@
-"""Tries each metric on synthetic windows before a run.
+"""Tests each metric on synthetic windows before a run.
 
 The merged states of the windows must give the same result as one metric that is updated with all windows. The trial refuses
 wrappers and compositions, which have no states of their own, and metrics that keep values outside their states. The error names the
@@ -29,13 +29,13 @@ MAX_STATE_BYTES = 64 * 1024
 
 
 def try_metric(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses a metric if its merged states give a different result from a single metric that is updated with all windows.
+    """Refuses a metric if merging its window states gives a different result from updating the metric with all windows.
 
     Every step works on a separate copy of the metric, so values outside the states cannot pass from one step to the next.
 
     Args:
         name: Name of the metric, for error messages.
-        metric: The metric. It is not changed.
+        metric: Metric to test. The metric is not changed.
         inputs: Inputs of `update()` for each trial window.
 
     Raises:
@@ -71,12 +71,12 @@ def try_on_device(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]
 
     Args:
         name: Name of the metric, for error messages.
-        metric: The metric. It is not changed.
-        inputs: Inputs of `update()` for each trial window, on the device.
+        metric: Metric to test. The metric is not changed.
+        inputs: Inputs of `update()` for each trial window, with tensors on the device.
         device: Device on which the metric will run.
 
     Raises:
-        MetricError: The metric failed. The message names the metric and the usual cause.
+        MetricError: The metric raised an exception. The message names the metric and suggests the usual fix.
     """
     try:
         window_states(deepcopy(metric).to(device), inputs)
@@ -90,10 +90,10 @@ def try_on_device(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]
 
 
 def trial_data(spec: CodecSpec, readings: Sequence[Reading], task: Task = "score") -> list[WindowData]:
-    """Returns the data of synthetic windows: random codes and logits with consistent scores and, in predict, noise as audio.
+    """Returns the data of synthetic windows, with random codes, random logits and consistent scores.
 
-    The second window has no text. In test, the first window has no context. In predict, the last window extends beyond the end of
-    its track.
+    The second window has no text. In test, the first window has no context. In predict, the audio of the windows is noise, and
+    the last window extends beyond the end of its track.
     """
     window_data = [_synthetic_data(spec, readings, index, num_frames) for index, num_frames in enumerate(TRIAL_FRAMES)]
     if task == "score":
@@ -102,7 +102,10 @@ def trial_data(spec: CodecSpec, readings: Sequence[Reading], task: Task = "score
 
 
 def _synthetic_audio(spec: CodecSpec, index: int) -> ContinuationAudio:
-    """Returns noise as the audio of a continuation. It lasts a few seconds, because audio metrics need longer inputs."""
+    """Returns the audio of a synthetic continuation, which is noise.
+
+    The audio lasts a few seconds, because audio metrics need longer windows than other metrics.
+    """
     generator = torch.Generator().manual_seed(index)
 
     def noise(seconds: float) -> Tensor:
@@ -122,7 +125,7 @@ def _synthetic_audio(spec: CodecSpec, index: int) -> ContinuationAudio:
 
 
 def _synthetic_data(spec: CodecSpec, readings: Sequence[Reading], index: int, num_frames: int) -> WindowData:
-    """Returns the data of a window with random codes and logits and consistent scores."""
+    """Returns the data of a window with random codes, random logits and consistent scores."""
     generator = torch.Generator().manual_seed(index)
     shape = (spec.num_codebooks, num_frames)
     context = num_frames // 3 if index else 0
@@ -202,7 +205,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _described(inputs: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the end of an error message: the shapes and dtypes of the tensors that the metric received."""
+    """Returns the end of an error message, which lists the shapes and dtypes of the tensors that the metric received."""
     tensors = {key: value for key, value in (inputs[0] if inputs else {}).items() if isinstance(value, Tensor)}
     given = [f"{key} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" for key, value in tensors.items()]
     return f"; it was given {', '.join(given)}" if given else ""

@@ -1,9 +1,9 @@
-"""Decodes codes to audio with EnCodec, in float32, piece by piece, using constant memory.
+"""Decodes codes to audio with EnCodec in float32. Decoding in pieces keeps memory use constant.
 
     codes --codebooks--> latents --convolution, LSTM with its state, upsampling, convolutions--> audio
 
-Decoding in one piece would give the same result. The kernel sizes determine how many additional frames a piece needs
-(`layers.py`). In facebook's 32 kHz codec, a piece needs one additional frame of the LSTM's output on either side. If the
+Decoding all codes in one piece would give the same result. The kernel sizes determine how many additional frames a piece needs
+(see `layers.py`). In facebook's 32 kHz codec, a piece needs one additional frame of the LSTM's output on each side. If the
 receptive field of the convolutions is not bounded, transformers' `decode` decodes all codes in one piece.
 
 Source: transformers 5.17, `EncodecDecoder`, `EncodecResidualVectorQuantizer`.
@@ -40,12 +40,13 @@ Each piece ends with a copy to the CPU.
 
 
 class SegmentDecoder:
-    """Decodes codes with an `EncodecModel`. The codec's weights are read during the first call on each device, and are not changed.
+    """Decodes codes with an `EncodecModel`. The weights are read in the first call on each device. The model is not changed.
 
     Args:
-        model: A transformers `EncodecModel`, in float32, in eval mode.
-        channels: Number of audio channels: either the codec's number, or 2 for a mono codec, as in facebook's stereo models. The
-            codebooks of these models are ordered left 1, right 1, left 2, ..., and each channel is decoded separately.
+        model: A transformers `EncodecModel` in float32 and in eval mode.
+        channels: Number of audio channels. Either the number of channels of the codec, or 2 for a mono codec, as in facebook's
+            stereo models. In these models, the codebooks are ordered left 1, right 1, left 2, ..., and each channel is decoded
+            separately.
 
     Raises:
         ValueError: If the model is not an `EncodecModel`, does not support this number of channels, or is not in float32.
@@ -60,17 +61,18 @@ class SegmentDecoder:
         self._require_float32()
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Decodes all codes, and joins the blocks of `decode_pieces`.
+        """Decodes all codes to audio.
 
         Args:
-            codes: (K, T) int64 in [0, V), with at least one frame. For stereo from a mono codec, the order of codebooks is left 1,
-                right 1, left 2, ...
+            codes: (K, T) int64 codes in [0, V), with at least one frame. If a mono codec is used for stereo, the codebooks are
+                ordered left 1, right 1, left 2, ...
 
         Returns:
-            (C, N) float32 on the device of the codes, with N = T * hop. The audio is not clipped and may slightly exceed [-1, 1].
+            (C, N) float32 audio on the device of the codes, where N = T * hop. The audio is not clipped and may slightly exceed
+            [-1, 1].
 
         Raises:
-            ValueError: If there are no codes, a code is out of range, or the number of codebooks is not supported.
+            ValueError: If there are no codes, if a code is out of range, or if the number of codebooks is not supported.
         """
         pieces = self.decode_pieces(codes)
         num_samples = codes.shape[1] * self.model.config.hop_length
@@ -85,21 +87,21 @@ class SegmentDecoder:
         """Decodes codes lazily, block by block. Memory use does not depend on the number of frames.
 
         Args:
-            codes: (K, T) int64, as in `decode`.
+            codes: (K, T) int64 codes, as in `decode`.
 
         Returns:
-            The consecutive blocks, (C, n) float32 each. n is at most `PIECE_FRAMES` * hop on a CPU, and at most
-            `ACCELERATOR_PIECE_FRAMES` * hop elsewhere. If transformers' `decode` is used, there is one block.
+            The consecutive audio blocks, (C, n) float32 each, where n is at most `PIECE_FRAMES` * hop on a CPU, and at most
+            `ACCELERATOR_PIECE_FRAMES` * hop on an accelerator. If transformers' `decode` is used, there is only one block.
 
         Raises:
-            ValueError: As in `decode`, before the first block.
+            ValueError: If the codes are invalid (see `decode`). The error is raised before the first block is decoded.
         """
         self._check(codes)
         lanes = [codes[lane :: self._num_lanes] for lane in range(self._num_lanes)]
         return self._blocks(lanes) if has_finite_view(self.model) else iter([self._decode_plainly(lanes)])
 
     def _blocks(self, lanes: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yields audio blocks. No torch mode is active at a yield, because the mode would also apply to the consumer's code."""
+        """Yields audio blocks. No torch mode is active during a yield, because the mode would also apply to the caller's code."""
         num_frames = lanes[0].shape[1]
         plan = self._planned()
         streams = [_Stream(plan, upload(lane, plan.device)) for lane in lanes]
@@ -164,7 +166,7 @@ class _Plan:
         self.after = Chain(nodes_of(after, TORCH))
 
     def latents(self, codes: Tensor) -> Tensor:
-        """Computes the latents of codes, (K, T) -> (D, T), summed over codebooks in transformers' order."""
+        """Computes the (D, T) latents of (K, T) codes, by adding the vectors of all codebooks in the same order as transformers."""
         latents = F.embedding(codes[0], self.codebooks[0])
         for row, codebook in zip(codes[1:], self.codebooks[1:], strict=False):
             latents = latents + F.embedding(row, codebook)
@@ -172,9 +174,9 @@ class _Plan:
 
 
 class _Stream:
-    """Decodes the codes (K, T) of one lane, which consists of the channels that the codec decodes together.
+    """Decodes the (K, T) codes of one lane. A lane consists of the channels that the codec decodes together.
 
-    The stream keeps the LSTM's state, and the rows of the LSTM's output that are still needed.
+    A stream stores the LSTM's state, and the rows of the LSTM's output that are still needed.
     """
 
     def __init__(self, plan: _Plan, codes: Tensor) -> None:
@@ -186,14 +188,14 @@ class _Stream:
         self.start = self.stop = 0
 
     def decode(self, low: int, high: int) -> Tensor:
-        """Returns the audio (C, N) of frames [low, high). Successive calls must be in chronological order."""
+        """Returns the (C, N) audio of frames [low, high). Frames must be decoded in chronological order."""
         after = self.plan.after
         samples = low * after.up, high * after.up
         start, stop = after.view(*samples, self.num_frames)
         return after(self._lstm_rows(start, stop), start, *samples, self.num_frames)
 
     def _lstm_rows(self, start: int, stop: int) -> Tensor:
-        """Returns (D, rows), the LSTM's output plus its input, from frame `start` to at least frame `stop`."""
+        """Returns the sum of the LSTM's input and output, (D, rows), from frame `start` to at least frame `stop`."""
         if stop > self.stop:
             low, high = self.plan.before.view(self.stop, stop, self.num_frames)
             latents = self.plan.latents(self.codes[:, low:high])

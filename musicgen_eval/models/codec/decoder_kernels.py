@@ -1,4 +1,4 @@
-"""Implements the layers of EnCodec's decoder with torch's convolutions, on any device. Tensors are (channels, rows).
+"""Implements the layers of EnCodec's decoder with torch's convolutions, on any device. Tensors have the shape (channels, rows).
 
 Weights are computed once, because weight norm would otherwise recompute them for each piece. The codec's modules are not changed.
 """
@@ -14,14 +14,14 @@ from musicgen_eval.models.transformers_internals import pad_rows
 
 
 class TorchConvolution(Convolution):
-    """An `EncodecConv1d` with stride 1."""
+    """An `EncodecConv1d` layer with stride 1, computed by torch."""
 
     def __init__(self, layer: EncodecConv1d, *, elu: bool) -> None:
         super().__init__(layer, elu=elu)
         self.weight, self.bias = layer.conv.weight.detach(), layer.conv.bias
 
     def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int, *, add: Tensor | None = None) -> Tensor:
-        """See `Node.__call__`."""
+        """Computes output rows [low, high). See `Node.__call__`."""
         a, b = self.view(low, high, num_in)
         x = x[:, a - start : b - start]
         padded = self._padded(F.elu(x) if self.elu else x, a, low, high, num_in)
@@ -29,7 +29,7 @@ class TorchConvolution(Convolution):
         return y if add is None else y + add
 
     def _padded(self, x: Tensor, start: int, low: int, high: int, num_in: int) -> Tensor:
-        """Returns rows [low - pad_left, high + pad_right) of the padded input, given the input rows in view, from `start` on.
+        """Returns rows [low - pad_left, high + pad_right) of the padded input. `x` contains the input rows in view.
 
                  -3 -2 -1 | 0  1  2  3  4 | 5  6
         reflect:  3  2  1 | 0  1  2  3  4 | 3  2
@@ -45,14 +45,14 @@ class TorchConvolution(Convolution):
 
 
 class TorchUpsampling(Upsampling):
-    """An `EncodecConvTranspose1d`."""
+    """An `EncodecConvTranspose1d` layer, computed by torch."""
 
     def __init__(self, layer: EncodecConvTranspose1d) -> None:
         super().__init__(layer)
         self.weight, self.bias = layer.conv.weight.detach(), layer.conv.bias
 
     def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int, *, add: Tensor | None = None) -> Tensor:
-        """See `Node.__call__`."""
+        """Computes output rows [low, high). See `Node.__call__`."""
         a, b = self.view(low, high, num_in)
         full = F.conv_transpose1d(F.elu(x[:, a - start : b - start]), self.weight, self.bias, stride=self.up)
         first = low + self.trim_left - a * self.up

@@ -1,9 +1,9 @@
-"""Encodes audio to codes with EnCodec, in float32.
+"""Encodes audio to codes with EnCodec in float32.
 
 Each segment is encoded separately. The codes are bit-identical for any number of threads.
 
-On a CPU, `EncoderProducts` computes the codes. On other devices, and for configurations that it does not support (chunks,
-normalisation over time), transformers' `encode` is used.
+On a CPU, `EncoderProducts` computes the codes. On other devices, and for codecs with chunks or normalisation over time,
+transformers' `encode` is used.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ STACK_SAMPLES = 8 * 30 * 32_000
 
 
 class SegmentEncoder:
-    """Encodes audio segments with an `EncodecModel`. The model's weights are read once, for the first segment, and not changed.
+    """Encodes audio segments with an `EncodecModel`. The weights are read for the first segment. The model is not changed.
 
     Args:
-        model: A transformers `EncodecModel`, in float32, in eval mode.
-        channels: Number of audio channels: either the codec's number, or 2 for a mono codec, as in facebook's stereo models. In
-            the latter case, left and right are encoded separately, and their codebooks are interleaved.
+        model: A transformers `EncodecModel` in float32 and in eval mode.
+        channels: Number of audio channels. Either the number of channels of the codec, or 2 for a mono codec, as in facebook's
+            stereo models. In the latter case, the left and right channels are encoded separately, and their codebooks are
+            interleaved.
         bandwidth: Bandwidth in kbit/s, as in `EncodecModel.encode`. None means the codec's first bandwidth. MusicGen's
-            codecs have only one.
+            codecs have only one bandwidth.
         num_workers: Number of segments that are encoded at the same time on a CPU. None means the caller's number of torch
             threads. The codes do not depend on this number.
 
@@ -61,11 +62,11 @@ class SegmentEncoder:
         """Encodes one segment.
 
         Args:
-            audio: (C, N) float32 in [-1, 1], where N is a multiple of the hop.
+            audio: (C, N) float32 audio in [-1, 1], where N is a multiple of the hop.
 
         Returns:
-            (K, T) int64 codes on the device of the audio, with T = N / hop. For stereo from a mono codec, the order of codebooks is
-            left 1, right 1, left 2, ...
+            (K, T) int64 codes on the device of the audio, where T = N / hop. If a mono codec is used for stereo, the codebooks are
+            ordered left 1, right 1, left 2, ...
 
         Raises:
             ValueError: If the audio has the wrong shape or dtype, is empty, or is not a whole number of frames.
@@ -77,13 +78,13 @@ class SegmentEncoder:
         """Encodes several segments. The codes of a segment do not depend on the other segments.
 
         Args:
-            segments: (C, N) float32 each, as in `encode`.
+            segments: (C, N) float32 audio of each segment, as in `encode`.
 
         Returns:
-            (K, T) int64 codes of each segment, in order.
+            (K, T) int64 codes of each segment, in the order of the segments.
 
         Raises:
-            ValueError: As in `encode`.
+            ValueError: If a segment is invalid (see `encode`).
         """
         for audio in segments:
             self._check(audio)
@@ -102,14 +103,15 @@ class SegmentEncoder:
         return [_interleave(group).to(audio.device, copy=False) for group, audio in zip(grouped, segments, strict=True)]
 
     def _lanes(self, audio: Tensor) -> Sequence[Tensor]:
-        """Splits (C, N) audio into lanes: parts with the codec's number of channels, which are encoded separately."""
+        """Splits (C, N) audio into lanes. Each lane has the codec's number of channels, and is encoded separately."""
         return audio.split(self.model.config.audio_channels)
 
     def _encode_in_phases(self, plan: EncoderProducts, lanes: Sequence[Tensor]) -> list[Tensor]:
-        """Computes the convolutions of each lane, then the LSTM of several lanes in lockstep, then the codes of each lane.
+        """Encodes lanes in three phases: convolutions, LSTM and quantization.
 
-        Each task runs on one thread. The speed of an LSTM is limited by reading its weights. Therefore, the lanes are distributed,
-        longest first, over the smallest number of groups that keeps all threads busy. Each LSTM layer of a group is a task.
+        The LSTM processes a group of lanes in lockstep, and each LSTM layer of a group is a separate task. Each task runs on one
+        thread. The speed of an LSTM is limited by reading its weights. Therefore, the lanes are distributed over the smallest
+        number of groups that keeps all threads busy.
         """
         num_workers = self.num_workers or torch.get_num_threads()
         lstm = plan.lstm
@@ -132,8 +134,8 @@ class SegmentEncoder:
     def _encode_in_stacks(self, lanes: Sequence[Tensor]) -> list[Tensor]:
         """Encodes lanes of equal length together on an accelerator, because the LSTM takes as long for one lane as for many.
 
-        No lane is padded, so the codes of a lane do not depend on the content of the other lanes. The last bits of its latents may
-        depend on the number of lanes.
+        No lane is padded, so the codes of a lane do not depend on the content of the other lanes. The last bits of a lane's latents
+        may depend on the number of lanes.
         """
         by_length: dict[int, list[int]] = {}
         for index, lane in enumerate(lanes):
@@ -147,11 +149,11 @@ class SegmentEncoder:
         return [codes[index] for index in range(len(lanes))]
 
     def _encode_plainly(self, audio: Tensor) -> Tensor:
-        """Encodes one lane with transformers, (codec's channels, N) -> (K, T)."""
+        """Encodes one lane with transformers, (C, N) -> (K, T), where C is the codec's number of channels."""
         return self._encode_stack(audio[None])[0]
 
     def _encode_stack(self, audio: Tensor) -> Tensor:
-        """Encodes lanes of equal length with transformers, (n, codec's channels, N) -> (n, K, T)."""
+        """Encodes n lanes of equal length with transformers, (n, C, N) -> (n, K, T), where C is the codec's number of channels."""
         encoded: Any = self.model.encode(audio, bandwidth=self.bandwidth)
         return cast(Tensor, encoded.audio_codes[0])
 
@@ -176,5 +178,5 @@ class SegmentEncoder:
 
 
 def _interleave(codes: Sequence[Tensor]) -> Tensor:
-    """Interleaves the codes of lanes, (K', T) each, to (K, T) in the order left 1, right 1, left 2, ..., like transformers."""
+    """Interleaves the (K', T) codes of several lanes to (K, T) codes, ordered left 1, right 1, left 2, ... as in transformers."""
     return torch.stack(list(codes), dim=1).flatten(0, 1)

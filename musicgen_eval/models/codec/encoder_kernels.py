@@ -2,7 +2,7 @@
 
     audio --stages of convolutions, piece by piece--> frames --LSTM over all frames, convolution--> latents --> codes
 
-Tensors are (rows, channels) float32, on a CPU. All methods are thread-safe.
+Tensors are float32, on a CPU, and have the shape (rows, channels). All methods are thread-safe.
 
 Source: transformers 5.17, `EncodecEncoder` and `EncodecResidualVectorQuantizer`.
 """
@@ -36,7 +36,7 @@ class EncoderProducts:
     """The encoder and quantizer of an `EncodecModel`, with copies of their weights that are packed for oneDNN if possible.
 
     Args:
-        model: Model in float32 on a CPU, with weight norm, without chunks or normalisation.
+        model: Model in float32 on a CPU, with weight norm and without chunks or normalisation.
         bandwidth: Bandwidth in kbit/s, as in `EncodecModel.encode`.
     """
 
@@ -50,12 +50,12 @@ class EncoderProducts:
         self.codebooks = [_Codebook(quantizer.codebook.embed) for quantizer in quantizers[:num_codebooks]]
 
     def latents(self, lanes: Sequence[Tensor], *, piece_frames: int = PIECE_FRAMES) -> list[Tensor]:
-        """Encodes lanes in the calling thread, (C, N) per lane -> (T, D) latents per lane. The longest lane must come first."""
+        """Computes the (T, D) latents of each (C, N) lane in the calling thread. The longest lane must come first."""
         convolved = [self.convolve(audio, piece_frames=piece_frames) for audio in lanes]
         return [self.project(frames, more) for frames, more in zip(convolved, self.lstm(convolved), strict=True)]
 
     def convolve(self, audio: Tensor, *, piece_frames: int = PIECE_FRAMES) -> Tensor:
-        """Runs the layers before the LSTM, (C, N) -> (T, channels of the LSTM)."""
+        """Runs the layers before the LSTM on (C, N) audio, and returns their (T, H) output, where H is the width of the LSTM."""
         num_samples = audio.shape[1]
         num_frames = num_samples // self.stages.down
         rows = audio.t().contiguous()
@@ -64,11 +64,11 @@ class EncoderProducts:
         return torch.cat(pieces)
 
     def project(self, frames: Tensor, lstm_output: Tensor) -> Tensor:
-        """Runs the layers after the LSTM on its input and output, (T, channels of the LSTM) each -> (T, D) latents."""
+        """Returns (T, D) latents, by running the layers after the LSTM on the sum of the LSTM's input and output."""
         return self.last(frames + lstm_output, 0, 0, len(frames), len(frames))
 
     def quantize(self, latents: Tensor) -> Tensor:
-        """Quantizes latents, (T, D) -> (K, T) codes. Each codebook quantizes the residual that the previous codebooks leave."""
+        """Quantizes latents, (T, D) -> (K, T) codes. Each codebook quantizes the residual of the previous codebooks."""
         residual = latents.clone()
         codes = torch.empty(len(self.codebooks), latents.shape[0], dtype=torch.int64)
         for k, codebook in enumerate(self.codebooks):
@@ -78,10 +78,10 @@ class EncoderProducts:
 
 
 class Stage:
-    """A group of nodes that ends with a strided convolution. It acts as one node, which computes its output in blocks.
+    """A group of nodes that ends with a strided convolution. A stage is used as one node, which computes its output in blocks.
 
-    The first stage starts with the codec's first convolution. Each further stage consists of residual blocks and the strided
-    convolution after these blocks.
+    The first stage starts with the codec's first convolution. Each subsequent stage consists of residual blocks, followed by a
+    strided convolution.
     """
 
     def __init__(self, nodes: Sequence[Node]) -> None:
@@ -93,11 +93,11 @@ class Stage:
         self.floats_per_row = last.down * last.channels_in
 
     def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
-        """See `Node.view`."""
+        """Returns the input rows that output rows [low, high) depend on. See `Node.view`."""
         return self.chain.view(low, high, num_in)
 
     def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int, *, add: Tensor | None = None) -> Tensor:
-        """See `Node.__call__`."""
+        """Computes output rows [low, high). See `Node.__call__`."""
         step = max(MIN_ROWS, CACHE_FLOATS // self.floats_per_row)
         out = x.new_empty(high - low, self.channels_out)
         for a in range(low, high, step):
@@ -110,9 +110,9 @@ class Stage:
 class ProductConvolution(Convolution):
     """An `EncodecConv1d` that is computed by matrix products.
 
-    For kernel k, stride s and C channels, s input rows are read as one row of s * C numbers. Output row o is the sum over the k / s
-    taps j of `rows[o + j] @ weight[j].T`. If there are few channels, or if k is not a multiple of s, the views of all output rows
-    are copied into one matrix, which is multiplied by all weights at once.
+    With kernel size k, stride s and C channels, s input rows are read as one row of s * C numbers. Output row o is the sum of
+    `rows[o + j] @ weight[j].T` over the k / s taps j. If there are few channels, or if k is not a multiple of s, the input rows of
+    all output rows are copied into one matrix, which is multiplied by all weights at once.
     """
 
     def __init__(self, layer: EncodecConv1d, *, elu: bool) -> None:
@@ -129,7 +129,7 @@ class ProductConvolution(Convolution):
         ]
 
     def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int, *, add: Tensor | None = None) -> Tensor:
-        """See `Node.__call__`."""
+        """Computes output rows [low, high). See `Node.__call__`."""
         rows = self._padded(_elu(x) if self.elu else x, start, *self.raw_view(low, high), num_in)
         num_out = high - low
         if not self.in_taps:
@@ -143,7 +143,7 @@ class ProductConvolution(Convolution):
         return total
 
     def _padded(self, x: Tensor, start: int, first: int, end: int, num_in: int) -> Tensor:
-        """Returns rows [first, end) of the padded input, given input rows from `start` on."""
+        """Returns rows [first, end) of the padded input. `x` contains the input rows from row `start` on."""
         inside = x[max(first, 0) - start : min(end, num_in) - start]
         if first >= 0 and end <= num_in:
             return inside
@@ -152,7 +152,7 @@ class ProductConvolution(Convolution):
         return torch.cat([*left, inside, *right])
 
     def _edge_row(self, x: Tensor, i: int, start: int, num_in: int) -> Tensor:
-        """Returns row i of the padding, (1, C), where i < 0 or i >= num_in."""
+        """Returns row i of the padding as a (1, C) tensor, where i < 0 or i >= num_in."""
         if self.mode == "replicate":
             i = min(max(i, 0), num_in - 1)
         elif self.mode == "reflect":
@@ -168,7 +168,7 @@ PRODUCTS = Kernels(row_dim=0, convolution=ProductConvolution)
 
 
 class _Codebook:
-    """Finds the nearest of V vectors, using the formula from `EncodecEuclideanCodebook.quantize`."""
+    """A codebook of V vectors, which finds nearest vectors with the formula from `EncodecEuclideanCodebook.quantize`."""
 
     def __init__(self, vectors: Tensor) -> None:
         self.vectors = vectors  # (V, D)
@@ -176,7 +176,7 @@ class _Codebook:
         self.squares = vectors.pow(2).sum(1)  # (V,)
 
     def nearest(self, x: Tensor) -> Tensor:
-        """Returns the index of the vector nearest to each row, (T, D) -> (T,) int64, or the first index if several are nearest."""
+        """Returns the index of the vector nearest to each row, (T, D) -> (T,) int64. Ties are resolved to the first index."""
         step = max(1, CACHE_FLOATS // self.vectors.shape[0])
         return torch.cat([self._nearest(rows) for rows in x.split(step)])
 
@@ -186,7 +186,10 @@ class _Codebook:
 
 
 def _stages(nodes: Sequence[Node]) -> list[Stage]:
-    """Groups nodes into stages that end with a strided convolution. Unlike the first convolution, each of them follows an ELU."""
+    """Groups nodes into stages, each of which ends with a strided convolution.
+
+    Strided convolutions are identified by their ELU, which the codec's first convolution does not have.
+    """
     stages: list[Stage] = []
     group: list[Node] = []
     for node in nodes:
@@ -198,7 +201,7 @@ def _stages(nodes: Sequence[Node]) -> list[Stage]:
 
 
 def _elu(x: Tensor) -> Tensor:
-    """Computes the ELU as max(x, e^min(x, 0) - 1), with an error of at most 5e-8 (`F.elu`: 3e-8).
+    """Computes the ELU as max(x, e^min(x, 0) - 1), with an error of at most 5e-8 (3e-8 for `F.elu`).
 
     `F.elu` and `expm1` take 0.9 to 13 ns per element (torch 2.11 with AVX-512). This time differs between processes on the same
     machine, and can make the encoder three times slower. `exp` always takes 0.7 ns.

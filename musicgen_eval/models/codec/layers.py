@@ -3,15 +3,15 @@
     encoder: audio   --strided convolutions--> LSTM --convolution--> latents
     decoder: latents --convolution--> LSTM --transposed convolutions--> audio
 
-A row is one time step of one layer. A node computes output rows [low, high) from the input rows in view, which these output rows
-depend on:
+A row is one time step of one layer. A node computes output rows [low, high) from the input rows that they depend on, which are
+called the rows in view:
 
     output rows            low ........ high
     raw input rows   low * down - pad_left ........ (high - 1) * down - pad_left + span
 
-Raw rows outside the input are padding. Like EnCodec, a node pads only at the ends of the whole input, so processing pieces gives
-the same result as processing the whole input. This module determines sizes and views. `Kernels` defines the arithmetic: matrix
-products in `encoder_kernels.py`, and torch's convolutions in `decoder_kernels.py`.
+Raw rows outside the input are padding. Like EnCodec, a node pads only at the ends of the whole input, so processing the
+input in pieces gives the same result as processing it at once. This module determines sizes and views. `Kernels` defines the
+arithmetic: matrix products in `encoder_kernels.py`, and torch's convolutions in `decoder_kernels.py`.
 
 Source: transformers 5.17, `EncodecConv1d`, `EncodecConvTranspose1d`, `EncodecResnetBlock`.
 """
@@ -47,12 +47,12 @@ class Node(Protocol):
         ...
 
     def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
-        """Returns the input rows [start, stop) that output rows [low, high) depend on, including rows that padding mirrors.
+        """Returns the input rows [start, stop) that output rows [low, high) depend on, including rows that are mirrored as padding.
 
         Args:
             low: First output row.
-            high: End of the output rows.
-            num_in: Number of rows of the whole input.
+            high: End of the output rows (exclusive).
+            num_in: Number of rows in the whole input.
 
         Returns:
             The range of input rows. The start of the range does not decrease if `low` and `high` increase.
@@ -62,11 +62,11 @@ class Node(Protocol):
         """Computes output rows [low, high).
 
         Args:
-            x: Consecutive input rows, including all rows in view.
+            x: Consecutive input rows, including all rows that the output rows depend on.
             start: Number of the first row of `x`.
             low: First output row.
-            high: End of the output rows.
-            num_in: Number of rows of the whole input.
+            high: End of the output rows (exclusive).
+            num_in: Number of rows in the whole input.
             add: Tensor to add to the output. The tensor itself is not changed.
         """
 
@@ -80,11 +80,11 @@ class Chain:
         self.down = math.prod(node.down for node in nodes)
 
     def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
-        """See `Node.view`."""
+        """Returns the input rows that output rows [low, high) depend on. See `Node.view`."""
         return self._steps(low, high, num_in)[0][0]
 
     def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int, *, add: Tensor | None = None) -> Tensor:
-        """See `Node.__call__`."""
+        """Computes output rows [low, high). See `Node.__call__`."""
         steps = self._steps(low, high, num_in)
         for node, (_, num), ((a, b), _) in zip(self.nodes, steps, steps[1:], strict=False):
             x = node(x, start, a, b, num, add=add if node is self.nodes[-1] else None)
@@ -92,7 +92,10 @@ class Chain:
         return x
 
     def _steps(self, low: int, high: int, num_in: int) -> list[tuple[tuple[int, int], int]]:
-        """Returns the range of rows before each node and after the last one, each with the number of rows of the whole input."""
+        """Returns the range of input rows of each node, followed by the range of output rows of the last node.
+
+        Each range comes with the number of rows in the whole input or output that the range is a part of.
+        """
         nums_in = [num_in]
         for node in self.nodes:
             nums_in.append(nums_in[-1] * node.up // node.down)
@@ -111,8 +114,8 @@ class Convolution(ABC):
         dilation: Distance between these input rows.
         span: Number of rows from the first to the last of these input rows, inclusive.
         pad_left, pad_right: Number of rows of padding at the ends of the whole input.
-        mode: `reflect`, `constant` or `replicate`.
-        elu: Whether there is an ELU before the convolution.
+        mode: Padding mode: `reflect`, `constant` or `replicate`.
+        elu: Whether an ELU is applied before the convolution.
     """
 
     up = 1
@@ -131,7 +134,7 @@ class Convolution(ABC):
         return first, first + (high - 1 - low) * self.down + self.span
 
     def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
-        """See `Node.view`."""
+        """Returns the input rows that output rows [low, high) depend on. See `Node.view`."""
         if num_in <= max(self.pad_left, self.pad_right):
             return 0, num_in
         first, end = self.raw_view(low, high)
@@ -143,18 +146,18 @@ class Convolution(ABC):
 
     @abstractmethod
     def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int, *, add: Tensor | None = None) -> Tensor:
-        """See `Node.__call__`."""
+        """Computes output rows [low, high). See `Node.__call__`."""
 
 
 class Upsampling(ABC):
     """An `EncodecConvTranspose1d` and the ELU before it.
 
-    Input row i is added to rows [i * up, i * up + kernel) of the full output, and the layer removes the first `trim_left` rows.
-    Therefore, output row o depends on the input rows i with i * up <= o + trim_left < i * up + kernel.
+    Input row i contributes to rows [i * up, i * up + kernel) of the full output, from which the layer removes the first `trim_left`
+    rows. Therefore, output row o depends on the input rows i for which i * up <= o + trim_left < i * up + kernel.
 
     Attributes:
         up: Stride.
-        kernel: Number of output rows that each input row is added to.
+        kernel: Number of output rows that each input row contributes to.
         trim_left: Number of rows that the layer removes at the start of the full output.
     """
 
@@ -166,22 +169,22 @@ class Upsampling(ABC):
         self.trim_left = trim - (math.ceil(trim * layer.trim_right_ratio) if layer.causal else trim // 2)
 
     def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
-        """See `Node.view`."""
+        """Returns the input rows that output rows [low, high) depend on. See `Node.view`."""
         first = (low + self.trim_left - self.kernel) // self.up + 1
         last = (high - 1 + self.trim_left) // self.up
         return max(first, 0), min(last + 1, num_in)
 
     @abstractmethod
     def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int, *, add: Tensor | None = None) -> Tensor:
-        """See `Node.__call__`."""
+        """Computes output rows [low, high). See `Node.__call__`."""
 
 
 class Residual:
-    """An `EncodecResnetBlock`, which adds its input, or a convolution of its input, to the output of convolutions that follow ELUs.
+    """An `EncodecResnetBlock`, which applies convolutions to its input, and adds the input or a convolution of it to the result.
 
     Args:
-        block: Convolutions that follow ELUs.
-        shortcut: Convolution that is applied to the input. None means the input itself.
+        block: Convolutions, each of which is preceded by an ELU.
+        shortcut: Convolution that is applied to the input before the addition. None means that the input itself is added.
         row_dim: Tensor dimension along which the rows lie.
     """
 
@@ -193,12 +196,12 @@ class Residual:
         self.row_dim = row_dim
 
     def view(self, low: int, high: int, num_in: int) -> tuple[int, int]:
-        """See `Node.view`."""
+        """Returns the input rows that output rows [low, high) depend on. See `Node.view`."""
         start, stop = self.block.view(low, high, num_in)
         return min(start, low), max(stop, high)
 
     def __call__(self, x: Tensor, start: int, low: int, high: int, num_in: int, *, add: Tensor | None = None) -> Tensor:
-        """See `Node.__call__`."""
+        """Computes output rows [low, high). See `Node.__call__`."""
         if self.shortcut is None:
             skip = x.narrow(self.row_dim, low - start, high - low)
         else:
@@ -223,7 +226,7 @@ class Kernels:
 
 
 def nodes_of(layers: Sequence[nn.Module], kernels: Kernels) -> list[Node]:
-    """Converts consecutive layers of an `EncodecEncoder` or `EncodecDecoder`, excluding its LSTM, to nodes."""
+    """Converts consecutive layers of an `EncodecEncoder` or `EncodecDecoder` to nodes. The layers must not include the LSTM."""
     nodes: list[Node] = []
     for layer, before in zip(layers, [None, *layers], strict=False):
         if isinstance(layer, EncodecResnetBlock):
@@ -238,7 +241,11 @@ def nodes_of(layers: Sequence[nn.Module], kernels: Kernels) -> list[Node]:
 
 
 def split_at_lstm(layers: Iterable[Any]) -> tuple[list[nn.Module], nn.LSTM, list[nn.Module]]:
-    """Returns the layers before the LSTM of an `EncodecEncoder` or `EncodecDecoder`, the LSTM, and the layers after it."""
+    """Splits the layers of an `EncodecEncoder` or `EncodecDecoder` at the LSTM.
+
+    Returns:
+        The layers before the LSTM, the LSTM, and the layers after the LSTM.
+    """
     layers = list(layers)
     at = next(i for i, layer in enumerate(layers) if isinstance(layer, EncodecLSTM))
     return layers[:at], layers[at].lstm, layers[at + 1 :]

@@ -1,4 +1,4 @@
-"""Runs an LSTM on a CPU over several sequences at once. The results are bit-identical to processing each sequence alone."""
+"""Runs an LSTM over several sequences at once on a CPU. The results are bit-identical to processing each sequence separately."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ CACHED_WEIGHTS = 2**18
 
 
 class LockstepLstm:
-    """An `nn.LSTM` that processes several sequences in lockstep. Each output is bit-identical to processing the sequence alone.
+    """An LSTM that processes several sequences in lockstep. The outputs are bit-identical to processing each sequence separately.
 
-    A step of one sequence multiplies a vector by the weights, so reading the weights takes most of the time (16 MB in facebook's
-    32 kHz codec). In lockstep, the weights are read once for all sequences. This requires that a row of oneDNN's product does not
-    depend on other rows, which is tested at construction. If the weights fit into a core's cache, lockstep has no advantage, and
+    If a step processes only one sequence, most of the time is spent reading the weights (16 MB in facebook's 32 kHz codec). In
+    lockstep, the weights are read once for all sequences. Lockstep requires that each row of oneDNN's product is independent of the
+    other rows. The constructor tests this condition. If the weights fit into a core's cache, lockstep has no advantage, and
     `nn.LSTM` processes the sequences one by one.
 
     Attributes:
@@ -48,11 +48,11 @@ class LockstepLstm:
 
     @property
     def num_tasks(self) -> int:
-        """The number of tasks that `tasks` returns."""
+        """Number of tasks that `tasks` returns."""
         return max(1, len(self.layers))
 
     def __call__(self, sequences: Sequence[Tensor]) -> list[Tensor]:
-        """Processes sequences in the calling thread, (T, D) each -> (T, D) each. The longest sequence must come first."""
+        """Processes (T, D) sequences in the calling thread and returns (T, D) outputs. The longest sequence must come first."""
         outputs: list[Tensor] | None = None
         for task in self.tasks(sequences):
             outputs = task()
@@ -60,10 +60,10 @@ class LockstepLstm:
         return outputs
 
     def tasks(self, sequences: Sequence[Tensor]) -> list[Callable[[], list[Tensor] | None]]:
-        """Returns one task per layer. The last task returns the outputs, (T, D) per sequence.
+        """Returns one task per layer. The last task returns the (T, D) output of each sequence.
 
-        A layer passes each block of `LSTM_STEPS` steps to the next layer as soon as it is ready. The tasks may run in parallel or
-        one after the other, but must be started in order.
+        A layer passes each block of `LSTM_STEPS` steps to the next layer as soon as the block is complete. The tasks may run in
+        parallel or one after the other, but must be started in order.
         """
         if not self.layers:
             return [lambda: [self.plain(sequence)[0] for sequence in sequences]]
@@ -82,13 +82,16 @@ _Block = list[Tensor]
 
 
 class _BlockQueue:
-    """Passes blocks from one LSTM layer to the next, which may run in a different thread."""
+    """A queue that passes blocks from one LSTM layer to the next, which may run in a different thread."""
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[_Block | None] = SimpleQueue()
 
     def fill(self, blocks: Iterable[_Block]) -> None:
-        """Adds all blocks to the queue, and ends the queue even if an error occurs, so that the next layer never waits in vain."""
+        """Adds all blocks to the queue, and then marks the end of the queue.
+
+        The end is also marked if an error occurs. Otherwise, the next layer would wait indefinitely.
+        """
         try:
             for block in blocks:
                 self._queue.put(block)
@@ -138,13 +141,13 @@ _LSTM_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def _sigmoids_first(parameter: Tensor) -> Tensor:
-    """Reorders torch's gates (input, forget, value, output) so that the three gates with a sigmoid are adjacent."""
+    """Reorders torch's gates (input, forget, value, output) so that the three gates that use a sigmoid are adjacent."""
     enter, keep, value, leave = parameter.chunk(4)
     return torch.cat([enter, keep, leave, value])
 
 
 def _rows_are_independent(matrix: PackedMatrix) -> bool:
-    """Returns whether each row of a product is bit-identical when computed alone and together with other rows, at any position."""
+    """Returns whether each row of a product is bit-identical regardless of its position and of the other rows."""
     generator = torch.Generator().manual_seed(0)
     out_features, in_features = matrix.shape
     x = torch.randn(MAX_LANES, in_features, generator=generator)

@@ -33,7 +33,7 @@ def require_float32(tensors: Iterable[Tensor], effect: str) -> None:
 
     Args:
         tensors: Weights of the codec.
-        effect: Result that a different dtype would change, for the error message.
+        effect: Result that a different dtype would change. Used in the error message.
 
     Raises:
         ValueError: If a weight is not in float32.
@@ -47,7 +47,7 @@ def require_float32(tensors: Iterable[Tensor], effect: str) -> None:
 
 
 def has_finite_view(model: EncodecModel) -> bool:
-    """Returns whether the convolutions have a bounded receptive field, in which case audio can be processed in pieces."""
+    """Returns whether a codec's convolutions have a bounded receptive field, in which case audio can be processed in pieces."""
     config = model.config
     return (
         config.norm_type == "weight_norm"

@@ -1,1 +1,1 @@
-"""Computes the decoder's forward passes and decoding steps, on CPUs and accelerators."""
+"""Runs the decoder's forward passes and decoding steps on CPUs and accelerators."""

@@ -20,7 +20,7 @@ class CpuSteps:
 
     Args:
         decoder: A transformers `MusicgenForCausalLM` on a CPU, plain or packed.
-        texts: (L_i, D) text states of the first rows. The other rows have the null condition.
+        texts: (L_i, D) text states of the first rows. The other rows have the null condition (no text).
         num_rows: Number of rows, B.
         num_steps: Number of steps in the longest row, including its prompt.
         guidance_scale: Scale of classifier-free guidance. 1 means no guidance.
@@ -48,10 +48,10 @@ class CpuSteps:
             )
 
     def draw(self, window: WindowDraw) -> tuple[Tensor, list[int]]:
-        """Reads the prompts of a window and draws its codes.
+        """Reads the prompts of a window and draws the window's codes.
 
         Returns:
-            (B, K, C) int64 columns that contain the drawn codes, and the rows whose hidden states are not finite.
+            (B, K, C) int64 columns that contain the drawn codes, and the numbers of the rows whose hidden states are not finite.
         """
         with self._precision():
             self._read_prompts(window)
@@ -92,5 +92,9 @@ class CpuSteps:
         return twin % self.num_rows
 
     def _precision(self) -> torch.autocast:
-        """Returns the caller's autocast. For a packed decoder, whose weights determine the precision, autocast is disabled."""
+        """Returns the autocast context for running the decoder.
+
+        A plain decoder uses the caller's autocast settings. For a packed decoder, autocast is disabled, because the weights
+        determine the precision.
+        """
         return torch.autocast("cpu", dtype=torch.get_autocast_dtype("cpu"), enabled=self._autocast)

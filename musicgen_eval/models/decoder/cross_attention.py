@@ -1,4 +1,4 @@
-"""Computes a decoding step's attention to cached keys and to texts on a CPU, with one query per row.
+"""Computes attention to cached keys and to texts for a decoding step on a CPU, with one query per row.
 
 The keys and values of texts are computed once per batch.
 """
@@ -17,13 +17,13 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tens
     """Computes attention with one query per row.
 
     Args:
-        q: (R, H, d).
-        keys: (R, H, d, S).
-        values: (R, H, S, d).
+        q: (R, H, d) queries.
+        keys: (R, H, d, S) keys.
+        values: (R, H, S, d) values.
         mask: (R, 1, S) bool, True for keys that a row must not attend to. None means that all keys are visible.
 
     Returns:
-        (R, H * d).
+        (R, H * d) weighted sums of the values.
     """
     R, H, S, d = values.shape
     # This takes half the time that torch's attention takes for one query on a CPU.
@@ -37,7 +37,11 @@ class CrossAttention(Protocol):
     """The cross attention of one layer to the texts of a batch."""
 
     def add_to(self, rows: Tensor) -> None:
-        """Adds the output of cross attention to `rows`, the rows with a text, (n, D) float32, in place."""
+        """Adds the output of cross attention to `rows` in place.
+
+        Args:
+            rows: (n, D) float32 hidden states of the rows with a text.
+        """
 
 
 class TextProjections:
@@ -78,23 +82,23 @@ class ProjectedCrossAttention:
         self.values = self._per_head(projections.value(states)).transpose(1, 2).contiguous()  # (n, H, L, d)
 
     def add_to(self, rows: Tensor) -> None:
-        """See `CrossAttention.add_to`."""
+        """Adds the output of cross attention to `rows` in place. See `CrossAttention.add_to`."""
         projections = self.projections
         q = self._per_head(projections.query(projections.norm(rows)))
         rows += projections.output(attend(q, self.keys, self.values, self.mask).to(projections.dtype))
 
     def _per_head(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., H, d) float32."""
+        """Splits the last dimension into heads, (..., D) -> (..., H, d) float32."""
         return x.float().unflatten(-1, (self.num_heads, -1))
 
 
 class FoldedCrossAttention:
-    """Cross attention whose query and output projections are multiplied into the keys and values, respectively.
+    """Cross attention that folds the query projection into the keys, and the output projection into the values.
 
-    Multiplying by a projection becomes part of multiplying by the keys or values, which is fast if the texts are short.
+    The projections are multiplied by the keys and values once per batch. This makes each step faster if the texts are short.
 
     Args:
-        projections: Norm and projections of the layer, which have no bias.
+        projections: Norm and projections of the layer. The projections have no bias.
         states: (n, L, D) text states, with padding.
         num_heads: Number of heads, H.
         mask: (n, 1, L) bool, True for padding. None means no padding.
@@ -117,7 +121,7 @@ class FoldedCrossAttention:
         self.values = torch.einsum("nlhd,hdo->nhlo", values, output.view(num_heads, d, D)).flatten(1, 2)
 
     def add_to(self, rows: Tensor) -> None:
-        """See `CrossAttention.add_to`."""
+        """Adds the output of cross attention to `rows` in place. See `CrossAttention.add_to`."""
         scores = torch.bmm(self.norm(rows).float().unsqueeze(1), self.keys).view(self.scores_shape)
         if self.mask is not None:
             scores.masked_fill_(self.mask, -torch.inf)

@@ -1,4 +1,4 @@
-"""Computes a plain or packed decoder's forward pass over one window on a CPU, without padding, masks or a cache."""
+"""Runs a plain or packed decoder over one window on a CPU, without padding, masks or a cache."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ def last_hidden_state(
 ) -> Tensor:
     """Computes the last hidden state of `decoder.model.decoder(...)` for one window.
 
-    This function computes the same sums as transformers, but without masks, caches, dropout or a batch dimension, which a single
-    window without padding does not need. Causal attention skips the upper triangle. The decoder may be plain or packed.
+    This function performs the same computation as transformers, but without masks, caches, dropout and a batch dimension, which a
+    single window without padding does not need. Causal attention skips most of the masked scores. The decoder may be plain or
+    packed.
 
     Args:
         decoder: Decoder in eval mode.
@@ -41,7 +42,7 @@ def last_hidden_state(
         keep: Callback that receives each layer's keys and values, for step-by-step decoding.
 
     Returns:
-        (S, D) in the decoder's dtype, or in float32 if the decoder is packed.
+        (S, D) hidden states in the decoder's dtype, or in float32 if the decoder is packed.
 
     Source: transformers 5.17, `MusicgenDecoder.forward`.
     """
@@ -65,7 +66,7 @@ FFN_ROWS = 512
 def _layer(
     layer: MusicgenDecoderLayer, x: Tensor, text_states: Tensor | None, keep: Callable[[Tensor, Tensor], None] | None
 ) -> Tensor:
-    """Runs one layer, (S, D) -> (S, D)."""
+    """Runs one decoder layer, (S, D) -> (S, D)."""
     h = _cast_for(layer.self_attn.q_proj, layer.self_attn_layer_norm(x))
     x = x + _self_attention(layer.self_attn, h, keep)
     if text_states is not None:
@@ -78,7 +79,7 @@ def _layer(
 
 
 def _cast_for(linear: nn.Module, x: Tensor) -> Tensor:
-    """Casts an input to the dtype of a packed linear layer. Other layers that read the same input can share the result."""
+    """Casts an input to the dtype of a packed linear layer. Layers that have the same input can share the result."""
     return x.to(linear.dtype) if isinstance(linear, PackedLinear | PackedPart) else x
 
 
@@ -96,7 +97,7 @@ def _self_attention(attention: MusicgenAttention, x: Tensor, keep: Callable[[Ten
 
 
 def _project(attention: MusicgenAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the queries, keys and values (..., D) of an attention layer, packed or not."""
+    """Returns the queries, keys and values of a plain or packed attention layer, (..., D) each."""
     if isinstance(attention.q_proj, PackedPart):
         q, k, v = attention.q_proj.whole(x).chunk(3, dim=-1)
         return q, k, v
@@ -104,7 +105,7 @@ def _project(attention: MusicgenAttention, x: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def _cross_attention(attention: MusicgenAttention, x: Tensor, text_states: Tensor) -> Tensor:
-    """Computes cross attention, (S, D), (L, D) -> (S, D). Each step attends to the whole text."""
+    """Computes the (S, D) cross attention of S steps to the (L, D) states of a text. Each step attends to the whole text."""
     q, k, v = attention.q_proj(x), attention.k_proj(text_states), attention.v_proj(text_states)
     q, k, v = (_heads(t, attention.num_heads)[None] for t in (q, k, v))
     mixed = functional.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).flatten(1)
@@ -117,18 +118,18 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int) -> Tens
         keys       0 ........... a .... b ......... S
         block a:b  [ no mask     | \ mask ] not computed
 
-    Scores and softmax are always float32. This function is used on processors that are not from Intel. On those
-    processors, torch's kernel is slower, because its MKL products are half as fast as oneDNN's, and no faster in bfloat16 than in
-    float32.
+    The scores and the softmax are always computed in float32. This function is used on non-Intel processors, because torch's kernel
+    is slower on these processors. There, the MKL products of torch's kernel are half as fast as those of oneDNN, and no faster in
+    bfloat16 than in float32.
 
     Args:
-        q: (S, D), of any float dtype.
-        k: (S, D), of any float dtype.
-        v: (S, D). Its dtype is also the dtype of the weighted sums and of the result.
-        num_heads: Number of heads, which divides D.
+        q: (S, D) queries of any float dtype.
+        k: (S, D) keys of any float dtype.
+        v: (S, D) values. Their dtype is also the dtype of the weighted sums and of the result.
+        num_heads: Number of heads. D must be a multiple of this number.
 
     Returns:
-        (S, D).
+        (S, D) weighted sums of the values.
     """
     num_steps, width = q.shape
     head_width = width // num_heads
@@ -148,5 +149,5 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int) -> Tens
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
-    """(S, D) -> (heads, S, D / heads)."""
+    """Splits the last dimension into heads, (S, D) -> (heads, S, D / heads)."""
     return x.unflatten(-1, (num_heads, -1)).transpose(0, 1)

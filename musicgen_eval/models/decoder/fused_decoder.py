@@ -1,12 +1,12 @@
-"""Runs MusicGen's decoder on accelerators over padded batches, with weights that are cast and joined once.
+"""Runs MusicGen's decoder on padded batches on accelerators. The weights are cast and joined once.
 
     steps (R, K, S) --embeddings + positions--> x (R, S, D) --layers--> norm --> hidden states (R, S, D)
 
-Matrix products use one dtype. The residual stream, the norms and the output heads are float32. No operation
+The matrix products of the layers use one dtype. The residual stream, the norms and the output heads use float32. No operation
 synchronises with the device.
 
-Padded keys are hidden by marks instead of a mask. Every key and query gets `MARK_CHANNELS` additional channels. The channels are
-1 in queries and 0 in visible keys. In a hidden key, the first additional channel is `HIDDEN`, so the key's softmax weight is
+Padded keys are hidden by marks instead of a mask. Every key and query gets `MARK_CHANNELS` additional channels. These channels
+are 1 in queries and 0 in visible keys. In a hidden key, the first additional channel is `HIDDEN`, so the key's softmax weight is
 exactly zero. Therefore, flash attention, which does not support masks, can be used for texts and prompts of different lengths.
 
 Source: transformers 5.17, `MusicgenDecoder.forward`.
@@ -35,7 +35,7 @@ TEXT_LENGTH_MULTIPLE = 16
 
 @dataclass(frozen=True)
 class TextKeys:
-    """The keys and values of cross attention for the rows of a batch that have a text, which come first.
+    """The cross-attention keys and values of the rows with a text. In a batch, rows with a text come first.
 
     Attributes:
         keys: (n, H, L, w) keys of each layer, where w is the width of a head with marks.
@@ -47,12 +47,12 @@ class TextKeys:
 
     @property
     def num_rows(self) -> int:
-        """The number of rows with a text."""
+        """Number of rows with a text."""
         return len(self.keys[0])
 
     @property
     def length(self) -> int:
-        """The number of keys per row, including padding."""
+        """Number of keys per row, including padding."""
         return self.keys[0].shape[2]
 
     def rows(self, first: int, last: int) -> TextKeys:
@@ -62,10 +62,10 @@ class TextKeys:
 
 @dataclass(frozen=True)
 class FusedLayer:
-    """The weights of one layer.
+    """The weights of one decoder layer.
 
     Attributes:
-        self_norm, cross_norm, ffn_norm: Layer norms that convert float32 to the dtype of the products.
+        self_norm, cross_norm, ffn_norm: Layer norms, which convert float32 inputs to the dtype of the matrix products.
         qkv: (3 D, D) joined query, key and value projections of self attention.
         out: (D, D) output projection of self attention.
         cross_q: (D, D) query projection of cross attention.
@@ -107,24 +107,24 @@ class Norm:
 
 
 class FusedDecoder:
-    """The weights of a decoder, and its forward passes over whole sequences.
+    """A decoder with joined weights, which runs forward passes over whole sequences.
 
     Args:
         decoder: A transformers `MusicgenForCausalLM` in eval mode, on any device.
         dtype: Dtype of the matrix products.
         in_place: Whether to replace the weights of the decoder's linear layers with views of the joined weights, to save memory.
-            The decoder's `forward` still works, under autocast if `dtype` is not the dtype of the embeddings.
+            The decoder's `forward` still works, but requires autocast if `dtype` is not the dtype of the embeddings.
 
     Attributes:
         decoder: The decoder.
         num_heads: Number of heads, H.
         head_width: Width of a head without marks, d.
         marked_width: Width of a head with marks, w, which is a multiple of 8.
-        scale: Factor of the attention scores.
+        scale: Factor by which attention scores are multiplied.
         special_token: Id of the special token, V.
-        last_steps: Static steps of the last batch (`static_steps.py`), whose cache and graphs the next batch can use. The
-            steps refer to the decoder. Before deleting the decoder, set this attribute to None. Otherwise, the memory is not freed
-            until Python's garbage collector runs.
+        last_steps: `StaticSteps` of the last batch. The next batch can reuse their cache and graphs. Set this attribute to None
+            before deleting the decoder, because the steps refer to the decoder. Otherwise, the memory is not freed until Python's
+            garbage collector runs.
         may_capture: Whether steps may be captured as CUDA graphs. False after a capture has failed.
     """
 
@@ -151,11 +151,11 @@ class FusedDecoder:
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights."""
+        """Device of the weights."""
         return self.heads.device
 
     def positions(self, num_steps: int) -> Tensor:
-        """Returns (num_steps, D) float32 position embeddings, and extends the decoder's table if it is too short."""
+        """Returns (num_steps, D) float32 position embeddings. If the decoder's position table is too short, it is extended."""
         table: Any = self.decoder.model.decoder.embed_positions
         if num_steps > len(table.weights):
             table.make_weights(num_steps, table.embedding_dim)
@@ -180,8 +180,8 @@ class FusedDecoder:
             states: (L_i, D) text states of each row, or None for the null condition.
 
         Returns:
-            The keys and values of all rows, padded and with marks, or None if no row has a text. A row without a text has one
-            visible key, whose key and value are zero, because the projections have no bias.
+            The padded keys and values of all rows, with marks, or None if no row has a text. A row without a text has one visible
+            key. This key and its value are zero, because the projections have no bias.
         """
         texts = [state for state in states if state is not None]
         if not texts:
@@ -207,7 +207,7 @@ class FusedDecoder:
     def hidden_states(
         self, steps: Tensor, texts: TextKeys | None = None, *, keep: Callable[[int, Tensor, Tensor], None] | None = None
     ) -> Tensor:
-        """Runs all layers over padded rows, with teacher forcing.
+        """Runs all layers on padded rows under teacher forcing.
 
         Args:
             steps: (R, K, S) int64 delayed codes, padded on the right. Attention is causal, so padding does not affect earlier
@@ -264,7 +264,7 @@ def _fused_layer(layer: Any, dtype: torch.dtype, *, in_place: bool) -> FusedLaye
 
 
 def _joined(linears: Sequence[Any], dtype: torch.dtype, *, in_place: bool) -> Tensor:
-    """Joins the weights of linear layers that have the same input into one (sum of outputs, inputs) matrix."""
+    """Joins the weights of linear layers with the same input into one matrix, (total number of outputs, number of inputs)."""
     if any(linear.bias is not None for linear in linears):
         raise ValueError(
             "the decoder has linear layers with a bias, which are not supported on accelerators; use a CPU, or a checkpoint "

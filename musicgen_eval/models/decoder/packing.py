@@ -1,7 +1,7 @@
 """Packs the weights of a MusicGen decoder for a CPU, in float32 or bfloat16.
 
-`pack_linears` changes a transformers decoder in place, and its `forward` still works. `forward.py` computes the same forward pass
-for one window without padding.
+`pack_linears` changes a transformers decoder in place. The decoder's `forward` method still works. `forward.py` implements the
+same forward pass for one window without padding.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def pack_linears(decoder: nn.Module, dtype: torch.dtype = torch.float32, *, few_
 
     If the decoder is already packed in `dtype`, only the memory layout of its weights is adapted to `few_rows`.
 
-    The output heads stay in float32, because they take only 2% of the work, and rounding logits to bfloat16 would change an nll by
-    hundredths of a nat. Call this function after all other changes to the model, because packed weights are not part of a
+    The output heads stay in float32, because they account for only 2% of the work, and rounding logits to bfloat16 would change an
+    nll by hundredths of a nat. Call this function after all other changes to the model, because packed weights are not part of a
     `state_dict`, and `.to()` does not move or cast them.
 
     Args:
@@ -32,7 +32,7 @@ def pack_linears(decoder: nn.Module, dtype: torch.dtype = torch.float32, *, few_
         dtype: Either float32, or bfloat16 with sums in float32. The residual stream has the dtype of the decoder's embeddings,
             which is float32 unless the decoder was cast.
         few_rows: Whether the decoder will also process few rows at a time, as in decoding steps. If not, float32
-            weights keep torch's layout on processors on which MKL is faster (`has_fast_mkl`).
+            weights keep torch's layout on processors on which MKL is faster (see `has_fast_mkl`).
 
     Returns:
         Whether the decoder is packed. If torch, the processor or the device does not support packing, the decoder is not
@@ -129,10 +129,10 @@ class PackedLinear(nn.Module):
 
 
 class PackedPart(nn.Module):
-    """A range of the outputs of a `PackedLinear`, for transformers' `forward`, which uses separate projections.
+    """A part of the outputs of a `PackedLinear`. transformers' `forward` uses such parts as separate projections.
 
     Args:
-        whole: The linear layer, which is not registered as a submodule, because it belongs to a different module.
+        whole: The linear layer. It is not registered as a submodule, because it belongs to a different module.
         start: Index of the first output.
         num: Number of outputs.
     """

@@ -1,7 +1,7 @@
-"""Computes the matrix products, norms and output heads of a decoding step on a CPU, from plain or packed layers.
+"""Computes the matrix products, norms and output heads of a decoding step on a CPU, using plain or packed layers.
 
-A step has few rows. Reading the weights takes most of the time, and the overhead of a packed product may exceed the time of its
-arithmetic.
+A decoding step has few rows, so most of the time is spent reading the weights. The overhead of a packed product may exceed the
+time for its arithmetic.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Product(Protocol):
 
 
 class PlainProduct:
-    """A product that torch computes.
+    """A product that is computed by torch.
 
     Args:
-        weight: (D_out, D_in).
-        bias: (D_out,), or None.
+        weight: (D_out, D_in) weight.
+        bias: (D_out,) bias, or None.
         activation: Activation to apply to the result.
-        adds_in_product: Whether `plus` adds `add` as part of the product, which requires float32, no bias and no activation.
+        adds_in_product: Whether `plus` adds `add` as part of the product. This requires float32, no bias and no activation.
     """
 
     def __init__(
@@ -46,21 +46,21 @@ class PlainProduct:
         self.transposed = weight.t() if adds_in_product else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """See `Product.__call__`."""
+        """Computes the product. See `Product.__call__`."""
         y = functional.linear(x, self.weight, self.bias)
         return functional.gelu(y) if self.activation == "gelu" else y
 
     def plus(self, x: Tensor, add: Tensor) -> Tensor:
-        """See `Product.plus`."""
+        """Returns the sum of `add` and the product. See `Product.plus`."""
         return add + self(x) if self.transposed is None else torch.addmm(add, x, self.transposed)
 
 
 class PackedProduct:
-    """A product that oneDNN computes.
+    """A product that is computed by oneDNN.
 
     Args:
         matrix: Packed weight and bias.
-        activation: Activation that is applied to the result. In `plus`, it must be `none`.
+        activation: Activation to apply to the result. `plus` supports only `none`.
     """
 
     def __init__(self, matrix: PackedMatrix, activation: Activation = "none") -> None:
@@ -69,11 +69,11 @@ class PackedProduct:
         self.adds_in_product = matrix.weight.dtype == torch.float32
 
     def __call__(self, x: Tensor) -> Tensor:
-        """See `Product.__call__`."""
+        """Computes the product. See `Product.__call__`."""
         return self.matrix(x, activation=self.activation)
 
     def plus(self, x: Tensor, add: Tensor) -> Tensor:
-        """See `Product.plus`."""
+        """Returns the sum of `add` and the product. See `Product.plus`."""
         return self.matrix(x, add=add) if self.adds_in_product else add + self(x)
 
 
@@ -119,7 +119,7 @@ class Norm:
 
 
 class Heads:
-    """All output heads. If the weights of the heads can be joined, one float32 product computes all logits.
+    """The output heads of all codebooks. If their weights can be joined, one float32 product computes all logits.
 
     Args:
         heads: One `PackedLinear` or `nn.Linear` per codebook, without a bias.

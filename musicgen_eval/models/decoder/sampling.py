@@ -22,7 +22,7 @@ class Sampling(SamplingSettings):
     """Sampling settings with a method that draws codes."""
 
     def draw(self, logits: Tensor, uniforms: Tensor | None) -> Tensor:
-        """Draws (...) codes from (..., V) logits and (...) uniform numbers. The arguments are not checked (see `draw_codes`)."""
+        """Draws one code from each row of (..., V) logits. Unlike `draw_codes`, this method does not check its arguments."""
         if self.temperature == 0:
             return logits.argmax(-1)
         assert uniforms is not None
@@ -43,11 +43,11 @@ def draw_codes(logits: Tensor, uniforms: Tensor | None = None, *, sampling: Samp
     """Draws one code from each row of logits, by inverting the cumulative distribution.
 
     Args:
-        logits: (..., V) float.
-        uniforms: (...) in [0, 1), one number per row. Not needed at temperature 0.
+        logits: (..., V) logits of any float dtype.
+        uniforms: (...) random numbers in [0, 1), one per row. Not required at temperature 0.
 
     Returns:
-        (...) int64 in [0, V).
+        (...) int64 codes in [0, V).
 
     Raises:
         ValueError: If a setting is out of range (see `SamplingSettings`), or if uniforms are required but missing.
@@ -69,8 +69,9 @@ def draw_codes(logits: Tensor, uniforms: Tensor | None = None, *, sampling: Samp
 def _cumulative_sum(probabilities: Tensor) -> Tensor:
     """Returns the cumulative sums over the last dimension, (..., n) -> (..., n).
 
-    On an accelerator, the sums are a product with a triangular matrix, because CUDA's cumsum of floats is not deterministic, and
-    raises an error under `use_deterministic_algorithms`. The product is in float64, which autocast and TF32 do not affect.
+    On an accelerator, the sums are computed as a product with a triangular matrix, because CUDA's cumsum of floats is not
+    deterministic and raises an error under `use_deterministic_algorithms`. The product is computed in float64, which is not
+    affected by autocast or TF32.
     """
     if probabilities.device.type == "cpu":
         return probabilities.cumsum(-1)
@@ -82,9 +83,9 @@ def _cumulative_sum(probabilities: Tensor) -> Tensor:
 def continuation_uniforms(
     num_codebooks: int, num_frames: int, *, seed: int, track: str, continuation: int = 0
 ) -> Tensor:
-    """Returns the uniform numbers for drawing one continuation. The numbers depend on the arguments only.
+    """Returns the uniform random numbers for drawing one continuation. The numbers depend only on the arguments.
 
-    The numbers of a longer continuation start with those of a shorter one.
+    A longer continuation has the same numbers as a shorter one for the frames that they share.
 
     Args:
         num_codebooks: Number of codebooks, K.
@@ -94,7 +95,7 @@ def continuation_uniforms(
         continuation: Number of the continuation within its track, from 0.
 
     Returns:
-        (K, T) float32 in [0, 1), on the CPU.
+        (K, T) float32 numbers in [0, 1), on the CPU.
     """
     key = f"{seed}\0{track}\0{continuation}".encode()
     generator = torch.Generator().manual_seed(int.from_bytes(sha256(key).digest()[:8], "big") >> 1)

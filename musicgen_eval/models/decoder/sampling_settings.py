@@ -1,4 +1,4 @@
-"""Defines the settings for sampling codes, which `sampling.py` uses."""
+"""Defines the settings for sampling codes (see `sampling.py`)."""
 
 from __future__ import annotations
 

@@ -2,10 +2,10 @@
 
     step t:  feed column t -> write keys and values at `starts + t` -> hidden states -> logits -> draw column t + 1
 
-All values that change between steps are in tensors at fixed addresses: the step number, each row's position, keys and values, the
-columns, and the uniform numbers. Therefore, a step can be captured as a CUDA graph and replayed. Attention reads the cache up to a
-multiple of `BUCKET` keys, so there is one graph per bucket. Marks hide keys that have not been written
-(`fused_decoder.py`). The first step of a bucket runs eagerly, which warms up its kernels. The step is captured afterwards.
+All values that change between steps are stored in tensors at fixed addresses. These values are the step number, the positions, the
+keys and values, the columns, and the uniform numbers. Therefore, a step can be captured as a CUDA graph and replayed. Attention
+reads the cache up to a multiple of `BUCKET` keys, so there is one graph per bucket. Marks hide keys that have not been written (see
+`fused_decoder.py`). The first step of a bucket runs eagerly to warm up the kernels, and is captured afterwards.
 
 If a capture fails, a warning is issued, and all further steps run eagerly with the same kernels.
 """
@@ -29,7 +29,7 @@ from musicgen_eval.models.transfers import upload
 from musicgen_eval.records import StepKernels
 
 BUCKET = 256
-"""Attention reads the cache up to a multiple of this number of keys."""
+"""Number of keys per bucket. The number of keys that attention reads is a multiple of this number."""
 MAX_COMPILED = 1 << 16
 """Maximum number of combinations of sizes and buckets that a process compiles."""
 MIN_REPLAYS = 8
@@ -63,7 +63,10 @@ class StepSizes:
 
 
 def static_steps(decoder: FusedDecoder, sizes: StepSizes) -> StaticSteps:
-    """Returns the static steps of the last batch, with their graphs, if the sizes are the same. Otherwise, creates new steps."""
+    """Returns the static steps for a batch.
+
+    If the sizes are the same as in the last batch, the steps and graphs of the last batch are reused.
+    """
     if decoder.last_steps is None or decoder.last_steps.sizes != sizes:
         decoder.last_steps = None  # frees the memory of the old cache before the new one is allocated
         decoder.last_steps = StaticSteps(decoder, sizes)
@@ -81,8 +84,8 @@ class CudaGraph:
 
     Args:
         device: Device of the tensors.
-        pool: Memory pool. Graphs may share a pool if they are not replayed at the same time.
-        stream: Stream of the capture. All graphs of one pool share a stream.
+        pool: Memory pool. Graphs can share a pool if they are not replayed at the same time.
+        stream: Stream for capturing. All graphs that share a pool use the same stream.
     """
 
     def __init__(self, device: torch.device, pool: Any, stream: Any) -> None:
@@ -108,12 +111,12 @@ class CudaGraph:
             raise
 
     def replay(self) -> None:
-        """Runs the captured kernels again, on the same tensors."""
+        """Runs the captured kernels again on the same tensors."""
         self._graph.replay()
 
 
 class StaticSteps:
-    """The tensors of a step, which are created once and filled for each window.
+    """Draws codes step by step, using tensors that are created once and filled for each window.
 
     Args:
         decoder: The decoder.
@@ -155,14 +158,14 @@ class StaticSteps:
         self._stream: Any = None
 
     def draw(self, window: WindowDraw, texts: TextKeys | None) -> Tensor:
-        """Reads the prompts of a window and draws its codes.
+        """Reads the prompts of a window and draws the window's codes.
 
         Args:
             window: The window.
             texts: Keys and values of the rows with a text.
 
         Returns:
-            (B, K, C) int64 columns that contain the drawn codes. The next window overwrites them.
+            (B, K, C) int64 columns that contain the drawn codes. The next call overwrites these columns.
         """
         with torch.autocast(self.decoder.device.type, enabled=False):
             self._fill(window, texts)
@@ -175,7 +178,7 @@ class StaticSteps:
         return self._columns[:, :, : last + 1]
 
     def failed_rows(self) -> list[int]:
-        """Returns the rows whose last hidden states are not finite.
+        """Returns the numbers of the rows whose last hidden states are not finite.
 
         Checking the last step is sufficient, because a NaN stays in the keys and values of its row.
         """
@@ -200,7 +203,7 @@ class StaticSteps:
                 kept.copy_(given)
 
     def _read_prompts(self, window: WindowDraw, texts: TextKeys | None) -> None:
-        """Computes the prompts' keys and values, and the hidden states after their last steps."""
+        """Computes the keys and values of the prompts, and the hidden state after the last step of each prompt."""
         decoder, S = self.decoder, window.prompts.shape[2]
         rows_at_once = max(1, STEPS_AT_ONCE // S)
         num_texts = self.sizes.num_texts
@@ -223,7 +226,12 @@ class StaticSteps:
         marks.masked_fill_(~is_written[None, :, None, :], HIDDEN)
 
     def _advance(self, num_keys: int, *, num_left: int) -> None:
-        """Runs one step, by replaying a graph if one exists. `num_left` further steps will read the same number of keys."""
+        """Runs one step, by replaying a graph if one exists.
+
+        Args:
+            num_keys: Number of keys that attention reads.
+            num_left: Number of further steps that will read the same number of keys.
+        """
         graph = self._graphs.get(num_keys)
         if graph is not None:
             graph.replay()
@@ -265,7 +273,7 @@ class StaticSteps:
         self._draw_column()
 
     def _attend(self, x: Tensor, layer: FusedLayer, cache: Tensor, at: Tensor, num_keys: int) -> Tensor:
-        """Writes this step's keys and values to the cache (2, R, H, S, w), and adds self attention to x (R, D)."""
+        """Writes this step's keys and values to the (2, R, H, S, w) cache, and returns x (R, D) plus the self attention of x."""
         R, _, H, _ = self._qkv.shape
         d = self.decoder.head_width
         self._qkv[..., :d].copy_(functional.linear(layer.self_norm(x), layer.qkv).view(R, 3, H, d))

@@ -99,15 +99,15 @@ class StepDecoder:
         self.last_read[row] = last_hidden_state(self.decoder, input_ids, states, keep=keep)[-1]
 
     def begin(self, starts: Sequence[int]) -> None:
-        """Sets each row's position (R,) of step 0, which is the number of steps in the row's prompt."""
+        """Sets the position of step 0 in each row. This position is the number of steps in the row's prompt."""
         self._positions = _RowPositions.of(starts)
 
     def step(self, input_ids: Tensor, number: int) -> Tensor:
-        """Feeds one step.
+        """Feeds one step of every row to the decoder.
 
         Args:
-            input_ids: (R, K) int64.
-            number: Number of the step after the prompts, from 0. A row that has reached the end stays at its last position.
+            input_ids: (R, K) int64 delayed codes.
+            number: Number of the step, counted from 0 after the prompts. A row that has reached its last position stays there.
 
         Returns:
             (R, D) float32 hidden states.
@@ -135,11 +135,11 @@ class StepDecoder:
 
     @property
     def suitable_threads(self) -> int | None:
-        """The number of threads for steps: one for small steps, and None (all threads) for larger ones.
+        """Number of threads for decoding steps: 1 for small steps, and None (all threads) for larger steps.
 
-        In small steps, waking a thread takes longer than the thread's work. With the demo model, a step of two rows took 0.9 ms on
-        one thread and 3.6 ms on two, and hundreds of milliseconds if the other core was busy. A step of sixteen rows took 2.5 ms on
-        one thread and 1.7 ms on two.
+        In small steps, waking a thread takes longer than the work that the thread performs. With the demo model, a step of two rows
+        took 0.9 ms on one thread and 3.6 ms on two threads, or hundreds of milliseconds if the other core was busy. A step of
+        sixteen rows took 2.5 ms on one thread and 1.7 ms on two threads.
         """
         config = self.decoder.config
         width: int = config.hidden_size
@@ -162,7 +162,7 @@ class StepDecoder:
             mask: (R, 1, num_keys) bool, True for keys that a row must not attend to. None means that all keys are visible.
 
         Returns:
-            (R, D) in the layer's dtype.
+            (R, D) attention output in the layer's dtype.
         """
         keys, values = self.keys[layer], self.values[layer]
         R, H, _, d = values.shape
@@ -212,7 +212,7 @@ class _RowPositions:
 
 
 class _StepLayer:
-    """A decoder layer without its attention. Norms convert float32 to the dtype of the products.
+    """The norms, projections and feed-forward network of a decoder layer. Norms convert float32 to the dtype of the products.
 
     Args:
         layer: A transformers `MusicgenDecoderLayer`, plain or packed.

@@ -1,4 +1,4 @@
-"""The journal format: one JSON line per window, and a side file with the bytes that the lines refer to."""
+"""The format of the journal, which consists of one line of JSON per window and a side file for larger data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # `load_run` reads rows without torch
 
 VERSION = 1
 Layouts = Mapping[str, "Layout"]
-"""Metric name -> layout of the metric states that are stored in rows as plain numbers."""
+"""Mapping from metric name to the layout of the metric states that are stored in rows as plain numbers."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class JournalEntry:
         window: Index of the window in the track.
         seconds: Length of the scored or generated audio, in seconds.
         failure: Reason for the failure. None means that the window was measured.
-        states: Metric name -> metric state.
-        tensors: Name -> further tensor, such as the nll of the codes.
+        states: Mapping from metric name to metric state.
+        tensors: Mapping from name to further tensor, such as the nll of the codes.
     """
 
     track: str
@@ -53,9 +53,9 @@ class JournalRow:
         window: Index of the window in the track.
         seconds: Length of the scored or generated audio, in seconds.
         failure: Reason for the failure. None means that the window was measured.
-        numbers: Metric name -> state name -> flat numbers, for the states of `layouts`.
+        numbers: States that `layouts` describes, as flat numbers in the form `{metric: {state: numbers}}`.
         layouts: Layouts from the header of the journal file.
-        side_file: Location of the other states and tensors in the side file. None means that there are none.
+        side_file: Reference to all other states and tensors in the side file. None means that there are no others.
     """
 
     track: str
@@ -96,7 +96,7 @@ class SideFileRef:
         start: Offset of the first byte.
         num_bytes: Number of bytes.
         checksum: CRC-32 of the bytes.
-        lists: (metric, state, number of parts) of each list state.
+        lists: Metric name, state name and number of parts of each list state.
         tensors: Names of the tensors that are not metric states.
         holds_states: Whether the bytes contain metric states.
     """
@@ -110,7 +110,10 @@ class SideFileRef:
     holds_states: bool
 
     def read(self) -> tuple[dict[str, State], dict[str, Tensor]]:
-        """Returns a mapping from metric name to metric state, and a mapping from name to tensor for the other tensors.
+        """Reads the metric states and the other tensors.
+
+        Returns:
+            A mapping from metric name to metric state, and a mapping from name to tensor for the other tensors.
 
         Raises:
             RunError: If the referenced bytes are missing or damaged.
@@ -137,7 +140,7 @@ class SideFileRef:
 
 
 class SideFile:
-    """A side file, opened for reading within a `with` block.
+    """A side file that is open for reading within a `with` block.
 
     Args:
         path: Path of the side file. A missing file is treated as empty.
@@ -173,7 +176,7 @@ class SideFile:
 
 
 def row_line(content: Mapping[str, Any]) -> bytes:
-    """Returns a journal line: the content as JSON, with the CRC-32 of this JSON as an additional last field."""
+    """Converts the content of a line to JSON, and adds the CRC-32 of this JSON as the last field."""
     body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
     return b'%s,"crc":"%08x"}\n' % (body[:-1], crc32(body))
 

@@ -18,7 +18,7 @@ class JournalReader:
     """Reads the complete batches of a journal.
 
     Args:
-        folder: Folder of the journal. A missing folder counts as an empty journal.
+        folder: Folder of the journal. A missing folder is treated as an empty journal.
 
     Attributes:
         notes: Problems found in the files, one line each. Notes are added while batches are read.
@@ -33,7 +33,7 @@ class JournalReader:
         return max((start + 1 for start, _, _ in self._files()), default=0)
 
     def batches(self) -> Iterator[tuple[str, list[JournalRow]]]:
-        """Yields the (key, rows) of each complete batch, ordered by session. If a key is repeated, the last batch counts.
+        """Yields (key, rows) for each complete batch, ordered by session. If a key is repeated, the last batch replaces the others.
 
         Raises:
             RunError: If a file cannot be read.
@@ -48,7 +48,7 @@ class JournalReader:
                 self.notes.append(f"{path.name}: skipped, because {path.stem}.jsonl is missing")
 
     def _files(self) -> list[tuple[int, int, Path]]:
-        """Returns the sorted (session, rank, path) of each journal file. Files with other names are ignored."""
+        """Returns (session, rank, path) for each journal file, in sorted order. Files with other names are ignored."""
         found = [(path, _FILE.fullmatch(path.name)) for path in self.folder.glob("*")]
         return sorted((int(match[1]), int(match[2]), path) for path, match in found if match is not None)
 
@@ -90,6 +90,6 @@ class JournalReader:
 
 
 def failed_tracks(folder: Path) -> frozenset[str]:
-    """Returns the redacted ids of the tracks that have a failed window in the journal in `folder`."""
+    """Returns the ids of the tracks that have a failed window in a journal. Secrets in the ids are redacted."""
     rows = (row for _, batch in JournalReader(folder).batches() for row in batch)
     return frozenset(row.track for row in rows if row.failure is not None)

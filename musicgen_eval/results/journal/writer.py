@@ -31,9 +31,9 @@ class JournalWriter:
 
     Args:
         folder: Folder of the journal, which must exist.
-        start: Number of this session of the run, from 0.
+        start: Number of this session of the run, counted from 0.
         rank: Rank of this process.
-        layouts: Metric name -> layout of the metric states that are stored in rows.
+        layouts: Mapping from metric name to the layout of the metric states that are stored in rows.
 
     Raises:
         RunError: If the folder cannot be written to.
@@ -66,7 +66,7 @@ class JournalWriter:
 
         Raises:
             MetricError: If a metric state has a dtype that cannot be stored.
-            RunError: If the disk is full or the folder cannot be written to. Batches that were appended before are kept.
+            RunError: If the disk is full or the folder cannot be written to. Previously appended batches are kept.
         """
 
         def write() -> None:
@@ -102,7 +102,7 @@ class JournalWriter:
         self._guarded(write)
 
     def close(self) -> None:
-        """Flushes the journal files to disk and closes them. If they are already closed, nothing happens."""
+        """Flushes the journal files to disk and closes them. If the files are already closed, nothing happens."""
         self._sync.shutdown()
         files = [file for file in (self._states, self._rows) if file is not None]
 
@@ -118,7 +118,7 @@ class JournalWriter:
         self._guarded(close)
 
     def _parts(self, entry: JournalEntry) -> tuple[dict[str, Any], dict[str, Tensor], list[tuple[str, str, int]]]:
-        """Returns the numbers for the row, the tensors for the side file, and (metric, state, parts) for each list state."""
+        """Returns the numbers for the row, the tensors for the side file, and (metric, state, number of parts) per list state."""
         numbers: dict[str, Any] = {}
         tensors = {json.dumps([name]): _owned(tensor) for name, tensor in entry.tensors.items()}
         lists: list[tuple[str, str, int]] = []
@@ -180,7 +180,7 @@ class _AppendFile:
         self.num_bytes += len(block)
 
     def sync(self) -> None:
-        """Flushes the file to disk, unless it is closed."""
+        """Flushes the file to disk, unless the file is closed."""
         if not self._file.closed:
             os.fsync(self._file.fileno())
 
@@ -190,7 +190,7 @@ class _AppendFile:
 
 
 def _sync_name(path: Path) -> None:
-    """Flushes the name of a new file to disk, on systems that support it."""
+    """Flushes the directory entry of a new file to disk, if the system supports this."""
     with suppress(OSError):
         sync_folder(path.parent)
 

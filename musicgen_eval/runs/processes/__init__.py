@@ -1,1 +1,1 @@
-"""Handles the processes of a run: strategy, signals and messages between ranks."""
+"""Manages the processes of a run, including Lightning strategies, signals and messages between ranks."""

@@ -12,7 +12,7 @@ from musicgen_eval.errors import RunError
 
 @contextmanager
 def dead_workers_explained() -> Iterator[None]:
-    """If a DataLoader worker dies, replaces the errors that torch raises with a single error for the user.
+    """Raises a single `RunError` in place of the various errors that torch raises after a DataLoader worker has died.
 
     Raises:
         RunError: A worker has died.
@@ -29,7 +29,7 @@ def dead_workers_explained() -> Iterator[None]:
 
 
 def comes_from_a_dead_worker(error: BaseException) -> bool:
-    """Returns True if an error means that a DataLoader worker has died, or that the connection to it was lost."""
+    """Returns True if an error means that a DataLoader worker has died, or that the connection to the worker was lost."""
     if isinstance(error, RuntimeError):
         return str(error).startswith("DataLoader worker")
     frames = traceback.walk_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""All private members of Lightning's trainer and module that this package uses. No other module of the package uses them.
+"""Accesses private members of Lightning's trainer and module. No other module of this package accesses them.
 
 `tests/runs/test_lightning_internals.py` fails if a release of Lightning changes one of these members.
 
@@ -15,13 +15,13 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _Su
 
 
 def launched_processes(strategy: Strategy) -> list[subprocess.Popen[bytes]]:
-    """Returns the processes that Lightning launched from this process on this machine, in rank order. The first is rank 1."""
+    """Returns the processes that Lightning launched from this process, in rank order. The first of these processes has rank 1."""
     launcher = strategy.launcher
     return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
 
 
 def copies_process(strategy: Strategy) -> bool:
-    """Returns True if a strategy starts the other ranks from this process with fork or spawn."""
+    """Returns True if a strategy starts the other ranks by forking or spawning this process."""
     return isinstance(strategy.launcher, _MultiProcessingLauncher)
 
 
@@ -31,5 +31,5 @@ def uses_distributed_sampler(trainer: L.Trainer) -> bool:
 
 
 def attached_trainer(module: L.LightningModule) -> L.Trainer | None:
-    """Returns the trainer that a module is attached to, or None. `module.trainer` raises an error instead of returning None."""
+    """Returns the trainer that a module is attached to, or None. In contrast, `module.trainer` raises an error if there is none."""
     return module._trainer

@@ -1,7 +1,7 @@
-"""Runs an evaluation in one process and on one device, independent of the caller's environment.
+"""Runs an evaluation in one process and on one device, independently of the caller's environment.
 
-`perplexity()`, `generate()` and `musicgen-eval` use one device. If the caller has a SLURM job with several tasks, environment
-variables of torchrun, or a process group, these entry points neither use nor change them.
+`perplexity()`, `generate()` and `musicgen-eval` always use one process. They ignore a SLURM job with several tasks, environment
+variables of torchrun, and the caller's process group, and do not change any of these.
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from musicgen_eval.models.numerics import float32_by_default, request_determinis
 
 
 class OneProcess(LightningEnvironment):
-    """A cluster of one process, independent of environment variables that describe a larger cluster."""
+    """A cluster environment with one process, which ignores environment variables that describe a larger cluster."""
 
     @property
     def creates_processes_externally(self) -> bool:
-        """True, so that Lightning does not launch any process."""
+        """True, so that Lightning does not launch any processes."""
         return True
 
     def local_rank(self) -> int:
@@ -31,7 +31,7 @@ class OneProcess(LightningEnvironment):
         return 0
 
     def teardown(self) -> None:
-        """Does nothing. Lightning's method would delete WORLD_SIZE, which belongs to the caller."""
+        """Does nothing. Lightning's method would delete the caller's environment variable WORLD_SIZE."""
 
 
 def one_device(accelerator: str) -> int | list[int]:
@@ -47,10 +47,10 @@ def one_device(accelerator: str) -> int | list[int]:
 
 @contextmanager
 def own_defaults() -> Iterator[None]:
-    """Sets torch's default dtype to float32 and its default device to the CPU. Restores the caller's defaults at the end.
+    """Sets torch's default dtype to float32 and its default device to the CPU. Restores the caller's defaults on exit.
 
-    This context manager also requests deterministic LSTMs on CUDA. This request applies to the whole process, and remains in effect
-    at the end.
+    This context manager also requests deterministic LSTMs on CUDA. The request applies to the whole process, and remains in effect
+    after the `with` block.
     """
     request_deterministic_lstms()
     with ExitStack() as stack:

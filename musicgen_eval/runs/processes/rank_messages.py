@@ -1,7 +1,7 @@
-"""Small messages between the ranks of a run, sent with gloo.
+"""Sends small messages between the ranks of a run with gloo.
 
-Rank 0 plans the run and computes the result while the other ranks wait. For a large data set, they may wait for hours. If an error
-occurs on rank 0, it is sent to all ranks, because the other ranks would otherwise wait forever. Waiting ranks respond to signals.
+Rank 0 plans the run and computes the result while the other ranks wait, for hours if the data set is large. If an error occurs on
+rank 0, the error is sent to the other ranks, which would otherwise wait forever. Waiting ranks respond to signals.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _groups: WeakKeyDictionary[L.Trainer, Any] = WeakKeyDictionary()
 
 
 class StoppedElsewhere(RunError):
-    """The run was stopped on another rank, and this rank need not report the error."""
+    """Raised if the run was stopped on another rank, in which case this rank does not report the error."""
 
 
 def decide_on_rank_0(trainer: L.Trainer, decide: Callable[[], Outcome]) -> Outcome:
@@ -96,7 +96,7 @@ def _group(trainer: L.Trainer) -> Any:
 
 
 def leave_process_group(trainer: L.Trainer) -> None:
-    """Destroys the gloo process group at the end of a run, if there is one."""
+    """Destroys the gloo process group of a run, if there is one."""
     group = _groups.pop(trainer, None)
     if group is not None and dist.is_initialized():
         dist.destroy_process_group(group)
@@ -104,7 +104,7 @@ def leave_process_group(trainer: L.Trainer) -> None:
 
 @contextmanager
 def _closed_connections_explained(trainer: L.Trainer) -> Iterator[None]:
-    """Replaces the error that a closed connection raises with an error for the user.
+    """Raises a `RunError` that explains the cause in place of the error that a closed connection raises.
 
     Raises:
         RunError: Another process of the run has ended.

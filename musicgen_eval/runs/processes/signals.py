@@ -62,7 +62,7 @@ class StopAfterBatch(L.Callback):
             yield
             return
         if self._parent is not None:
-            self._begin_watching()  # as early as possible, because it takes long until a connection to a dead rank 0 fails
+            self._begin_watching()  # as early as possible, because a connection to a dead rank 0 takes long to fail
         else:
             os.environ[RANK_0] = str(os.getpid())
         previous = {number: signal.getsignal(number) for number in SIGNALS}
@@ -76,7 +76,7 @@ class StopAfterBatch(L.Callback):
                 del os.environ[RANK_0]
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts deferring stops to the end of the current batch, and starts watching the other processes on this machine."""
+        """Defers later stops to the end of the current batch, and starts watching the other processes on this machine."""
         self._is_measuring = True
         self._processes = launched_processes(trainer.strategy)
         if threading.current_thread() is threading.main_thread():
@@ -85,11 +85,11 @@ class StopAfterBatch(L.Callback):
             self._begin_watching()
 
     def on_test_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Stops this process's part of the run if a signal has requested the stop."""
+        """Stops this process's part of the run if a signal has requested a stop."""
         self.stop_if_requested()
 
     def stop_if_requested(self) -> None:
-        """Stops this process's part of the run if a signal has requested the stop.
+        """Stops this process's part of the run if a signal has requested a stop.
 
         Raises:
             SIGTERMException: SIGTERM requested the stop.
@@ -155,7 +155,7 @@ class StopAfterBatch(L.Callback):
             signal.signal(number, self._handle)
 
     def _watch(self, ended: threading.Event) -> None:
-        """Ends this process if rank 0 or a process launched by rank 0 dies, because the run cannot finish without that process."""
+        """Ends this process if rank 0 or a process launched by rank 0 dies, because the run can then no longer finish."""
         while not ended.wait(CHECK_INTERVAL_S):
             if self._parent is not None and os.getppid() != self._parent:
                 os._exit(1)

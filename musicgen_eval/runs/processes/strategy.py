@@ -1,4 +1,4 @@
-"""The distribution of batches to processes under each supported Lightning strategy.
+"""Distributes batches to processes under each supported Lightning strategy.
 
     one model per process               each process measures its own batches       (single device, DDP)
     one model per group of processes    each group measures its own batches         (`ModelParallelStrategy`)
@@ -25,7 +25,7 @@ from musicgen_eval.runs.processes.rank_messages import StoppedElsewhere
 
 
 def share_of_data(trainer: L.Trainer) -> tuple[int, int]:
-    """Returns the index of this process's share of the batches, from 0, and the number of shares."""
+    """Returns the index of this process's share of the batches, counted from 0, and the number of shares."""
     strategy = trainer.strategy
     if isinstance(strategy, ModelParallelStrategy):
         groups = strategy.device_mesh["data_parallel"]
@@ -34,12 +34,12 @@ def share_of_data(trainer: L.Trainer) -> tuple[int, int]:
 
 
 def shares_model(trainer: L.Trainer) -> bool:
-    """Returns True if this process shares its model with other processes, so that it holds only a part of the model."""
+    """Returns True if this process shares its model with other processes, in which case it holds only a part of the model."""
     return isinstance(trainer.strategy, ModelParallelStrategy)
 
 
 def keeps_records(trainer: L.Trainer) -> bool:
-    """Returns True if this process stores window records. Among processes that share a model, only the first one does."""
+    """Returns True if this process stores window records. Among processes that share a model, only the first process does."""
     strategy = trainer.strategy
     return (
         not isinstance(strategy, ModelParallelStrategy) or strategy.device_mesh["tensor_parallel"].get_local_rank() == 0

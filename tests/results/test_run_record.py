@@ -1,0 +1,59 @@
+"""run.json is written and read as one record."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from musicgen_eval.errors import RunError
+from musicgen_eval.results.run_record import RunRecord
+
+RECORD = RunRecord(
+    command="predict",
+    seed=3,
+    max_frames_from="default",
+    platform="Linux",
+    starts=({"started": "2026-01-02", "windows": 9}, {"started": "2026-01-03", "windows": 7}),
+    fingerprint={"task": "continue"},
+    machine={"device": "a CPU"},
+    settled={"threads": 2, "arithmetic": None},
+)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [RECORD, RunRecord(command="test"), replace(RECORD, wandb_run_id="a1", other_machines=({"device": "another"},))],
+)
+def test_a_record_is_read_as_it_was_written(tmp_path, record):
+    (tmp_path / "run.json").write_text(record.to_json())
+    assert RunRecord.read(tmp_path, remedy="") == record
+
+
+def test_values_that_a_run_does_not_have_are_not_written():
+    assert json.loads(RECORD.to_json()).keys() == asdict(RECORD).keys() - {"other_machines", "wandb_run_id"}
+
+
+def test_the_planned_windows_are_those_of_the_last_session():
+    assert RECORD.num_windows_planned == 7
+    assert RunRecord(command="test").num_windows_planned is None
+
+
+def test_a_folder_without_run_json_has_no_record(tmp_path):
+    assert RunRecord.read(tmp_path, remedy="") is None
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "is damaged: it holds list, expected an object"),
+        ("{}", "is damaged: it names no command"),
+        ('{"command": ""}', "is damaged: it names no command"),
+        ('{"command": "test", "settled": 1}', "is damaged: settled is int, expected an object"),
+        ('{"command": "test", "starts": [1]}', "is damaged: starts is not a list of objects"),
+    ],
+)
+def test_a_damaged_record_is_refused_with_the_remedy(tmp_path, content, problem):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(RunError, match=rf"run\.json {problem}.*; copy it from elsewhere"):
+        RunRecord.read(tmp_path, remedy="copy it from elsewhere")
