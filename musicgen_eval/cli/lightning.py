@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from musicgen_eval.cli.arguments import expand_home, refuse_other_encodings, utf8_text
+from musicgen_eval.cli.strict_parser import StrictParser
 from musicgen_eval.cli.version import PrintVersion
 from musicgen_eval.data.sources import absolute_source
 from musicgen_eval.errors import EvaluationError, RunError
@@ -54,6 +55,7 @@ class EvaluationCLI(LightningCLI):
             save_config_callback=None,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=False,
+            parser_class=StrictParser,
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
