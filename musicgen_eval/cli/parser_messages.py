@@ -39,7 +39,7 @@ def _missing_option(message: str) -> str | None:
 
 
 def _metric_entry(message: str) -> str | None:
-    """Names an unknown key of a metric entry, which is a mapping without a `class_path`."""
+    """Returns a message that names an unknown key in a metric entry. Such an entry is a mapping without a `class_path`."""
     found = re.search(r"class_path 'musicgen_eval\.MetricEntry'.*?Given value: (\{.*?\})\n", message, re.S)
     if found is None:
         return None
@@ -95,7 +95,9 @@ def _wrong_value(message: str) -> str | None:
         _plain_type(kind)
         for kind in re.findall(r"(?:Expected a|Not a valid subclass of) (.*?)(?:\. Got|\n|\Z)", message)
     ]
-    expected = [kind for kind in dict.fromkeys(tried) if not kind.startswith("path but")]  # a YAML file would do, too
+    expected = [
+        kind for kind in dict.fromkeys(tried) if not kind.startswith("path but")
+    ]  # the path of a YAML file is also valid
     if given is None or not expected:
         return None
     value = (given[1] or given[2] or "").strip()

@@ -24,7 +24,7 @@ def plan_continuation(
 ) -> Plan:
     """Creates the plan of a run that generates continuations.
 
-    The source is read, and every track whose duration is not declared is opened.
+    This function reads the source, and opens every track whose duration is not declared.
 
     Args:
         settings: Data settings. `context_s` sets the boundary, in seconds. By default, the boundary is the middle of the track.
@@ -98,7 +98,7 @@ def settle_continuation(settings: DataSettings, spec: CodecSpec, stride_frames: 
 
 
 def check_context(context_frames: int, target_frames: int, spec: CodecSpec, stride_frames: int) -> None:
-    """Checks that a context whose length is set explicitly fits into the first window.
+    """Checks that the context fits into the first window, if the length of the context is set explicitly.
 
     Raises:
         WindowError: The context is too long. The message states the maximum length.

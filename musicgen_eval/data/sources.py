@@ -35,7 +35,7 @@ class TrackList:
         start_s: (tracks,) float64, time in the file at which each track starts.
         duration_s: (tracks,) float64, length of each track. NaN means up to the end of the file.
         texts: Texts that describe the music. The text of a track is None if the track has no text.
-        ignored: Number of files in folders and globs that were skipped because they have no audio extension.
+        ignored: Number of files that were skipped in folders and globs because they have no audio extension.
         file_duration_s: (tracks,) float64, declared duration of each file. NaN means that the duration of the file is not declared.
             None means that no durations are declared.
         notes: One-line notes about the source, such as the number of skipped files.

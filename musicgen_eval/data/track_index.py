@@ -54,7 +54,7 @@ class TrackIndex:
         track_samples: (tracks,) int64, length of the track in native samples.
         format_row: (tracks,) int16, format of the file as an index into `formats`.
         formats: Formats of the files, in the notation of `AudioInfo.format`.
-        reasons: Mapping from row to reason, for the tracks that could not be opened.
+        reasons: Mapping from row to the reason for the failure, for the tracks that could not be opened.
     """
 
     state: NDArray[np.uint8]

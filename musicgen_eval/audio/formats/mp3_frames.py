@@ -235,7 +235,7 @@ def mute_incomplete_frames(frames: list[bytes], *, is_start_of_file: bool) -> li
             break
         body = frame[4 + header.side_info_bytes :]
         if not is_start_of_file or _main_data_begin(frame, header) > num_kept_bytes:
-            # The side information begins with main_data_begin (9 bits in MPEG-1, otherwise 8). Its value keeps earlier bytes available.
+            # main_data_begin (9 bits in MPEG-1, otherwise 8) is the first field. Its value keeps earlier bytes available.
             back = min(num_kept_bytes, limit_bytes) << (7 if header.mpeg1 else 0)
             side_info = back.to_bytes(2, "big") if header.mpeg1 else back.to_bytes(1, "big")
             word = bytes((frame[0], frame[1] | 1)) + frame[2:4]
