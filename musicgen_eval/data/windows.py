@@ -123,7 +123,7 @@ def plan_continuations(
     """Plans the prompt and the target of each continuation. Each continuation is one window.
 
         track     x x x x x x x x x x
-        before    c c c p p                  p: prompt, which ends at the boundary; c: frames before the prompt, which are not fed
+        before    c c c p p                  p: prompt, which ends at the boundary; c: earlier frames, not fed to the model
         target              # # # # #        #: frames to generate
 
     Args:

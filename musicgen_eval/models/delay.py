@@ -33,7 +33,8 @@ def delay_codes(
         codes: (B, K, T) int64 codes.
         delays: (K,) delay of each codebook, in steps.
         special_token: Id to feed at positions without a code.
-        valid: (B, K, T) bool mask, False for padding, which is replaced by the special token. None means that all codes are valid.
+        valid: (B, K, T) bool mask, False for padding, which is replaced with the special token. None means that all codes are
+            valid.
         num_steps: Number of steps, S. None means T + max(delays).
 
     Returns:
@@ -92,7 +93,7 @@ def realign(outputs: Tensor, *, delays: Sequence[int], num_frames: int) -> Tenso
 
 
 def tail_mask(num_frames: int, *, delays: Sequence[int]) -> Tensor:
-    """Returns a mask of the codes scored with `tail="drop"`, which excludes the last `delays[k]` frames of each codebook k.
+    """Returns a mask of the codes scored with `tail="drop"`. The mask excludes the last `delays[k]` frames of each codebook k.
 
     Returns:
         (K, T) bool mask on the CPU, True for codes that are scored.

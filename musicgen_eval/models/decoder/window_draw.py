@@ -34,7 +34,8 @@ def guided(logits: Tensor, num_rows: int, guidance_scale: float) -> Tensor:
     """Applies classifier-free guidance.
 
     Args:
-        logits: (R, K, V) logits, which are changed in place. The rows from `num_rows` on repeat the first rows, but without a text.
+        logits: (R, K, V) logits, which are changed in place. The rows from index `num_rows` on repeat the first rows, but without a
+            text.
         num_rows: Number of rows, B.
         guidance_scale: Scale of the guidance. If the scale is 1, the logits with the text are returned.
 
