@@ -95,9 +95,7 @@ def _wrong_value(message: str) -> str | None:
         _plain_type(kind)
         for kind in re.findall(r"(?:Expected a|Not a valid subclass of) (.*?)(?:\. Got|\n|\Z)", message)
     ]
-    expected = [
-        kind for kind in dict.fromkeys(tried) if not kind.startswith("path but")
-    ]  # the path of a YAML file is also valid
+    expected = [kind for kind in dict.fromkeys(tried) if not kind.startswith("path but")]  # a YAML file is also valid
     if given is None or not expected:
         return None
     value = (given[1] or given[2] or "").strip()
