@@ -30,7 +30,7 @@ def plan_continuation(
         settings: Data settings. `context_s` sets the boundary, in seconds. By default, the boundary is the middle of the track.
             `target_s` sets the length of the continuation, in seconds. By default, the continuation ends where the track ends.
         spec: Codec parameters of the checkpoint.
-        stride_frames: Number of frames by which the window slides if the prompt and the continuation together exceed the
+        stride_frames: Number of frames that the window slides by if the prompt and the continuation together exceed the
             checkpoint's limit.
         num_continuations: Number of continuations per track.
         options: Options for opening the tracks, including the path of the track index.

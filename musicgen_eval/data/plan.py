@@ -114,7 +114,7 @@ class Plan:
         return {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns the state to pickle, in which the columns are stored compactly and cached values are omitted."""
+        """Returns the state to pickle. The columns are stored compactly, and cached values are omitted."""
         state = {name: getattr(self, name) for name in self.__dataclass_fields__}
         windows = {name: smallest_int_dtype(packed(column)) for name, column in vars(self.windows).items()}
         return state | {

@@ -1,7 +1,7 @@
 """Reads a source (a file, folder, glob or manifest, or a list of these) into a list of tracks.
 
 Tracks are stored as columns, so a million tracks take little memory. If the source itself is invalid, an error is raised
-immediately. Audio files are not opened here. If a file cannot be read, only its own track fails later.
+immediately. Audio files are not opened here. If a file cannot be read, only its track fails later.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class TrackList:
         return (self[row] for row in range(len(self)))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns the state to pickle, in which a column whose values are all equal is stored as a single value."""
+        """Returns the state to pickle. A column whose values are all equal is stored as a single value."""
         return vars(self) | {name: packed(getattr(self, name)) for name in ("start_s", "duration_s")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

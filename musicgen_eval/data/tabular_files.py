@@ -118,7 +118,7 @@ def _batched(rows: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, list[int], 
     """Groups rows into batches.
 
     Yields:
-        The number of the first row, the line numbers and the rows of each batch.
+        For each batch, the number of its first row, its line numbers and its rows.
     """
     number, lines, batch = 1, list[int](), list[Row]()
     try:

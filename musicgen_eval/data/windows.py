@@ -133,7 +133,7 @@ def plan_continuations(
         target_frames: Number of frames to generate. None means up to the end of each track.
         max_frames: Length of the longest window that the decoder was trained on, in frames. If the track up to the boundary and the
             target together fit into such a window, the prompt is the whole track up to the boundary.
-        stride_frames: Number of frames by which the window slides. If the track up to the boundary and the target do not fit into
+        stride_frames: Number of frames that the window slides by. If the track up to the boundary and the target do not fit into
             one window, the prompt is at most the last max_frames - stride_frames frames before the boundary.
         num_continuations: Number of continuations per track.
 

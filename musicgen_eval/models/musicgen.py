@@ -292,7 +292,7 @@ class MusicGen(ConvertedModule):
         """Moves the whole model, but casts only the decoder, because codes and text states are always computed in float32."""
         self._drop_fused()
         self._text_states.clear()
-        # The segment decoder is replaced, because the old one holds weights on the old device.
+        # The segment decoder is replaced, because the old one contains weights on the old device.
         self._segment_decoder = SegmentDecoder(self.audio_encoder, channels=self.spec.channels)
         convert_tensors(self.decoder, fn)
         device = fn(torch.empty(0, device=self.text_encoder.device)).device

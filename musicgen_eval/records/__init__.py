@@ -185,13 +185,14 @@ class Reading:
 
     Attributes:
         name: Name of the reading. The plain reading has the name "".
-        text: `own` feeds the window's text, `none` feeds the null condition (no text), and `other` feeds a different text, taken
-            from another track.
-        context: `own` feeds the window's context. `none` feeds only the target, starting at position 0.
-        target: `own` scores the window's target. `reference` scores the reference instead of the generated codes, and is available
-            in predict only.
+        text: Text to feed to the model. `own` means the window's text, `none` means the null condition (no text), and `other` means
+            a different text, taken from another track.
+        context: Context to feed to the model. `own` means the window's context. `none` means no context, so the target starts at
+            position 0.
+        target: Codes to score. `own` means the window's target. `reference` means the reference instead of the generated codes, and
+            is available in predict only.
         change: Function that receives the (K, T) codes, the window and a random number generator, and returns the (K, T) codes to
-            feed and score. None leaves the codes unchanged.
+            feed to the model and score. None leaves the codes unchanged.
     """
 
     name: str

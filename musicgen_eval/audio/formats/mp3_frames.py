@@ -58,7 +58,7 @@ class MpegHeader:
 
 @dataclass(frozen=True)
 class MpegTag:
-    """Xing or Info tag, in which an encoder describes the whole file.
+    """Xing or Info tag, which describes the whole file.
 
     A value that the tag does not declare is None.
 

@@ -165,7 +165,7 @@ def _padding_bytes(head: bytes) -> int:
 
 
 def _skip_tags_at_end(file: io.RawIOBase, start: int, end: int) -> int:
-    """Returns the position at which the tags at the end of a file begin."""
+    """Returns the position where the tags at the end of a file begin."""
     while True:
         file.seek(max(start, end - _TAIL_BYTES))
         num_tag_bytes = _tag_bytes_at_end(_read(file, min(_TAIL_BYTES, end - start)))

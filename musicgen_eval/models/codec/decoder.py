@@ -27,13 +27,13 @@ from musicgen_eval.models.numerics import float32_exactly
 from musicgen_eval.models.transfers import upload
 
 PIECE_FRAMES = 100
-"""Frames per piece on a CPU. For Facebook's 32 kHz codec, a piece lasts 2 s and requires 140 MB.
+"""Number of frames per piece on a CPU. For Facebook's 32 kHz codec, a piece lasts 2 s and requires 140 MB.
 
 Decoding 10 s on one core took 0.98 s with this size. In pieces of 1 s, it took 1.09 s, because more frames are computed twice.
 In pieces of 5 s, it took 1.33 s, and in one piece, 1.52 s, because the memory of large buffers is mapped again for every layer.
 """
 ACCELERATOR_PIECE_FRAMES = 1500
-"""Frames per piece on an accelerator. For Facebook's 32 kHz codec, a piece lasts 30 s and requires about 1 GB.
+"""Number of frames per piece on an accelerator. For Facebook's 32 kHz codec, a piece lasts 30 s and requires about 1 GB.
 
 Each piece ends with a copy to the CPU.
 """

@@ -23,7 +23,7 @@ from musicgen_eval.models.packed_matrix import PackedMatrix
 from musicgen_eval.models.processor import has_fast_mkl
 
 PIECE_FRAMES = 256
-"""Frames per piece in the convolutions. Smaller pieces need less memory."""
+"""Number of frames per piece in the convolutions. Smaller pieces need less memory."""
 CACHE_FLOATS = 2**18
 """Target size of a layer's input, in float32 numbers: 1 MB, which fits into a core's second-level cache."""
 MIN_ROWS = 256

@@ -120,7 +120,7 @@ class FusedDecoder:
         num_heads: Number of heads, H.
         head_width: Width of a head without marks, d.
         marked_width: Width of a head with marks, w, which is a multiple of 8.
-        scale: Factor by which attention scores are multiplied.
+        scale: Factor for scaling attention scores.
         special_token: Id of the special token, V.
         last_steps: `StaticSteps` of the last batch. The next batch can reuse their cache and graphs. Set this attribute to None
             before deleting the decoder, because the steps refer to the decoder. Otherwise, the memory is not freed until Python's
