@@ -50,7 +50,7 @@ def _missing_option(message: str) -> str | None:
 
 
 def _metric_entry(message: str) -> str | None:
-    """Names an unknown key of a metric entry or of the metric in this entry, or a wrong value of `inputs`."""
+    """Returns a message that names an unknown key of a metric entry or of its metric, or a wrong value of `inputs`."""
     found = re.search(r"Subtypes: \[<class '[\w.]*\.Metric'>.*?Given value: (\{.*?\})\n", message, re.S)
     if found is None:
         return None
@@ -121,7 +121,7 @@ def _wrong_value(message: str) -> str | None:
         _plain_type(kind)
         for kind in re.findall(r"(?:Expected a|Not a valid subclass of) (.*?)(?:\. Got|\n|\Z)", message)
     ]
-    expected = [kind for kind in dict.fromkeys(tried) if not kind.startswith("path but")]  # a YAML file would do, too
+    expected = [kind for kind in dict.fromkeys(tried) if not kind.startswith("path but")]  # a YAML file is also valid
     if given is None or not expected:
         return None
     value = (given[1] or given[2] or "").strip()
