@@ -169,7 +169,7 @@ def _ratio(measure: Tensor, boundary: int, *, reach_hops: int) -> Tensor:
     Args:
         measure: Values of the measure, one per mark, starting with mark `reach_hops`.
         boundary: Index of the mark at the boundary.
-        reach_hops: Number of hops on each side of a mark on which the measure at this mark depends.
+        reach_hops: Number of hops on each side of a mark. The measure at the mark depends on the audio within this range.
     """
     logs = (measure + FLOOR).log()
     at = boundary - reach_hops
