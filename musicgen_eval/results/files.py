@@ -20,7 +20,7 @@ from musicgen_eval.errors import RunError
 from musicgen_eval.files.atomic import atomic_file, sync_folder
 from musicgen_eval.files.redaction import redact, redact_rows, redact_tree
 
-if TYPE_CHECKING:  # an error for a wrong run folder needs no import of torch
+if TYPE_CHECKING:  # a wrong run folder is reported without importing torch
     from torch import Tensor
 
     from musicgen_eval.results.evaluation_result import EvaluationResult

@@ -26,7 +26,7 @@ class RunningTotals:
 
     @property
     def ppl(self) -> float:
-        """Perplexity of all windows added so far, or NaN before the first window."""
+        """Perplexity over all windows added so far, or NaN before the first window."""
         state: State = {"total": self._perplexity.total, "count": self._perplexity.count}
         return compute_from(self._perplexity, state)["ppl"]
 

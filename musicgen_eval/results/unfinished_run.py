@@ -75,7 +75,7 @@ def read_measured_windows(journal: Path, recipe: Mapping[str, Any]) -> MeasuredW
 
 
 def perplexities_of(state: Mapping[str, Sequence[float]], frame_rate_hz: float) -> dict[str, float | None]:
-    """Computes the values of `CodebookPerplexity` from its state.
+    """Computes the values of `CodebookPerplexity` from the metric's state.
 
     Args:
         state: State of the metric. `total` contains each codebook's sum of nlls in nats, and `count` contains each codebook's
