@@ -1,4 +1,4 @@
-"""The context of a run, which is the state of one session of the run in one process.
+"""The context of a run: the state of one session of the run in one process.
 
     RunRecorder.setup          creates a context that stores records in the run folder
     MusicGenEvaluation.setup   takes this context, or creates a context in memory if no recorder provides one
@@ -101,7 +101,7 @@ class ContextProvider(L.Callback):
 
     @property
     def index_path(self) -> Path | None:
-        """Path of the file that keeps properties of the source's audio files for later sessions, or None if there is no file."""
+        """Path of the file that stores properties of the source's audio files for later sessions, or None if there is no file."""
         return None
 
 

@@ -1,4 +1,4 @@
-"""Explains the errors that occur if a worker process of a DataLoader dies."""
+"""Explains the errors that occur when a worker process of a DataLoader dies."""
 
 from __future__ import annotations
 
