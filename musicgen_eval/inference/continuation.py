@@ -134,7 +134,7 @@ def continue_prompts(
     ]
     if not any(schedules):
         return codes
-    order = sorted(range(len(prompts)), key=lambda row: texts[row] is None)  # rows with a text first
+    order = sorted(range(len(prompts)), key=lambda row: texts[row] is None)  # rows with text first
     index = upload(torch.tensor(order), decoder.device)
     numbers = None if uniforms is None else upload(uniforms.float(), decoder.device).index_select(0, index)
     continued = codes.index_select(0, index)

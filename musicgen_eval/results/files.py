@@ -126,7 +126,7 @@ def cells(row: Iterable[Any]) -> list[Any]:
 
 
 def _write_curves(file: BinaryIO, curves: Mapping[str, Tensor]) -> None:
-    """Writes the nll curves of tracks to a safetensors file as float32. Only one curve at a time is held in memory.
+    """Writes the nll curves of tracks to a safetensors file as float32. Only one curve at a time is kept in memory.
 
     Source: file format of safetensors 0.6 (header length, JSON header, tensors).
     """

@@ -46,7 +46,7 @@ class WindowRecord:
 
 
 class Measurements:
-    """The metric states, failures and further tensors of all windows of a plan.
+    """The metric states, the failures and other tensors for all windows in a plan.
 
     Args:
         plan: Plan of the run.

@@ -38,7 +38,7 @@ class RecordStore(Protocol):
         ...
 
     def measurements(self, parts: Sequence[list[WindowRecord]]) -> Measurements:
-        """Collects the records of all ranks. This method is called on rank 0 only.
+        """Collects the records of all ranks. This method must be called on rank 0 only.
 
         Args:
             parts: Return values of `close`, one per rank.

@@ -1,4 +1,4 @@
-"""Running totals of one process, which are intended for progress displays only and do not affect the results of the run."""
+"""Running totals of one process. They are intended for progress displays only, and do not affect the results of the run."""
 
 from collections.abc import Sequence
 

@@ -31,6 +31,8 @@ _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
 class StateTable:
     """The states of one metric. States can be added in any order, and are merged in canonical (track, window) order.
 
+    The *place* of a window is its index in this order.
+
     Args:
         metric: Metric whose states are stored. The metric defines the defaults and reductions of its states.
     """
@@ -86,7 +88,7 @@ class StateTable:
         self.add_numbers(place, {}, {})
 
     def merged(self, first: int, last: int) -> State | None:
-        """Returns the merged states of the windows with first <= place < last, or None if these windows have no states."""
+        """Returns the merged states of the windows at places `first` to `last` (exclusive), or None if there are none."""
         places, entries = self._in_order()
         low, high = np.searchsorted(places, (first, last)).tolist()
         return self._merge(entries[low:high])
@@ -152,7 +154,7 @@ def numbers_of(state: State, layout: Layout) -> dict[str, list[float]]:
 
 
 def tensor_of(numbers: Sequence[float], shape: Shape) -> torch.Tensor:
-    """Converts flat numbers back to the original tensor. The result is bit-identical to the original tensor."""
+    """Converts a flat list of numbers back to the original tensor. The result is bit-identical to the original tensor."""
     dtype = _DTYPES[shape[0]]
     exact = torch.tensor(numbers, dtype=torch.float64 if dtype.is_floating_point else torch.int64)
     return exact.to(dtype).reshape(list(shape[1]))

@@ -61,8 +61,8 @@ class StoredRun:
         counts: Number of tracks for each outcome, number of windows, and length of the scored or generated audio in seconds.
             Empty for an unfinished run.
         tracks: All tracks of the run, in the order of tracks.csv. Empty for an unfinished run.
-        windows: All windows that contribute to the results. For an unfinished run, the windows in the journal, excluding windows
-            of failed tracks, in the order in which they were measured.
+        windows: All windows that contribute to the results. For an unfinished run, the windows in the journal, excluding windows of
+            failed tracks, in order of measurement.
         continuations: All continuations that were written. Empty unless the command is `predict` or `generate`.
         failures: The failed tracks. For an unfinished run, only the failed tracks in the journal. A track that cannot be opened
             is not listed until the run is finished.

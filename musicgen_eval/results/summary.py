@@ -223,7 +223,10 @@ def _outcomes(measured: Measurements) -> tuple[StatusColumn, dict[int, str]]:
 
 
 def _compute_part(measured: Measurements, bank: MetricBank, first: int, last: int) -> dict[str, dict[str, float]]:
-    """Computes the metrics over the windows with first <= place < last. If a metric cannot be computed, it has no values."""
+    """Computes the metrics over the windows at places `first` to `last` (exclusive).
+
+    If a metric cannot be computed, its mapping is empty.
+    """
     results: dict[str, dict[str, float]] = {}
     for name, table in measured.tables.items():
         try:

@@ -21,7 +21,7 @@ class MeasuredWindows:
     """The windows and failures in the journal of an unfinished run.
 
     Attributes:
-        windows: Measured windows, excluding windows of failed tracks, in the order in which they were measured.
+        windows: Measured windows, excluding windows of failed tracks, in order of measurement.
         failures: Failed tracks in the journal.
         notes: Notes on the skipped parts of the journal.
         num_windows: Number of windows that have a record, including windows of failed tracks.

@@ -1,4 +1,4 @@
-"""The LightningDataModule of an evaluation, which distributes the windows of the plan to the ranks.
+"""The LightningDataModule of an evaluation. It distributes the windows of the plan to the ranks.
 
     plan (created on rank 0) --broadcast--> batches of windows --distribute over R ranks--> rank r: batches r, r + R, r + 2R, ...
 

@@ -197,7 +197,7 @@ class MusicGenEvaluation(L.LightningModule):
         return self._banks[task]
 
     def setup(self, stage: str) -> None:
-        """Sets the context of the run, and refuses settings that the run does not support."""
+        """Sets the context of the run, and rejects settings that the run does not support."""
         self._context = None
         refuse_strategy(self.trainer, self._task)
         if self.trainer.is_global_zero:
@@ -335,7 +335,7 @@ class MusicGenEvaluation(L.LightningModule):
         return "continue" if trainer is not None and trainer.state.fn == TrainerFn.PREDICTING else "score"
 
     def _refuse_missing_texts(self, plan: Plan) -> None:
-        """Refuses a metric that needs the text of another track if there is no such text for some tracks."""
+        """Rejects any metric that needs the text of another track if there is no such text for some tracks."""
         if any(reading.text == "other" for reading in self.bank.readings) and None in plan.other_texts:
             track = plan.tracks[plan.other_texts.index(None)].id
             raise RunError(

@@ -1,4 +1,4 @@
-"""The progress bar of an evaluation, which shows the number of tracks, the seconds of audio per second and the running perplexity.
+"""The progress bar of an evaluation. It shows the number of tracks, the seconds of audio per second and the running perplexity.
 
 The bar is drawn on standard error only if standard error is a terminal. In a log file, the bar would add one line per batch.
 """

@@ -1,4 +1,4 @@
-"""Describes where and when a session of a run was started, and from which commit."""
+"""Describes the start of a session of a run: the time, the host and the Git commit."""
 
 from __future__ import annotations
 

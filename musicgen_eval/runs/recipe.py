@@ -33,11 +33,11 @@ def run_recipe(
     machine, the recipe contains the resolved value.
 
     Args:
-        checkpoint: Checkpoint that is evaluated.
+        checkpoint: Checkpoint to evaluate.
         plan: Plan of the run, including the lengths of the context and the target.
-        data: Settings of the data.
-        model: Settings of the model.
-        continuation: Settings of the continuations. They are included only if the task is "continue".
+        data: Data settings.
+        model: Model settings.
+        continuation: Continuation settings, which are included only if the task is "continue".
         bank: Metrics of the run.
         machine: Precision, device, and implementation of the matrix products.
         threads: Number of CPU threads for generating codes and decoding audio. None means that the number is not determined yet.

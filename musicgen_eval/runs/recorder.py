@@ -254,7 +254,7 @@ class RunRecorder(ContextProvider):
             self._say(str(error))
 
     def _release(self, folder: RunFolder, context: RunContext | None) -> None:
-        """Unlocks the folder and reports which files are kept. If the run is new and measured no window, restores the folder."""
+        """Unlocks the folder and reports the kept files. If the run is new and no window was measured, restores the folder."""
         written = self._continuation_folder
         num_written = 0 if written is None else written.num_written
         if written is not None and num_written:

@@ -93,7 +93,7 @@ def refuse_other_ranks(
     machine_of_rank_0: Mapping[str, Any],
     allow_other_machine: bool,
 ) -> None:
-    """Refuses a run if its folder is not visible on every rank, or if the machine of any rank differs from that of rank 0.
+    """Rejects a run if its folder is not visible on every rank, or if the machine of any rank differs from that of rank 0.
 
     Raises:
         RunError: The folder is not visible on some rank, or the machine of some rank is different and `allow_other_machine` is

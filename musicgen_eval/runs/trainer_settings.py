@@ -1,4 +1,4 @@
-"""Refuses settings of a Trainer that would change the results or leave out windows."""
+"""Rejects Trainer settings that would change the results or leave out windows."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def refuse_distributed_sampler() -> None:
 
 
 def refuse_trainer_settings(trainer: L.Trainer) -> None:
-    """Refuses settings of a Trainer that would change the results or leave out windows.
+    """Rejects Trainer settings that would change the results or leave out windows.
 
     Raises:
-        RunError: A setting is refused. The message names the setting.
+        RunError: A setting is rejected. The message names the setting.
     """
     check_precision(str(trainer.precision), trainer.strategy.root_device.type)
     if trainer.world_size > 1 and uses_distributed_sampler(trainer):

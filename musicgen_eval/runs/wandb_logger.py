@@ -84,7 +84,7 @@ class DispensableWandbLogger(LateWandbLogger):
     The logger does nothing before `begin`, because Lightning opens loggers before it is known whether any windows must be measured.
 
     Args:
-        settings: Settings of W&B.
+        settings: W&B settings.
 
     Attributes:
         is_off: Whether the logger is turned off because W&B has failed.
@@ -221,7 +221,7 @@ def _remove_new_files(folder: Path, before: set[Path] | None) -> None:
     """Removes the subfolders that W&B has added to a folder, and any dangling links in that folder.
 
     Args:
-        folder: Folder in which W&B stores its files.
+        folder: Folder where W&B stores its files.
         before: Files that the folder contained before. None means that the folder did not exist.
     """
     if before is None:

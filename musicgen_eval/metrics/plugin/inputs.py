@@ -21,8 +21,8 @@ class ContinuationAudio:
     Attributes:
         sample_rate_hz: Sample rate of every audio field.
         text: Text of the track. None if the track has no text.
-        generated: Audio of the continuation. The codec decodes the prompt and the continuation together, and the prompt is then cut
-            off.
+        generated: Audio of the continuation. The codec decodes the prompt and the continuation together, and the prompt is then
+            removed.
         context: Original audio of the track before the boundary.
         reference: Original audio of the track after the boundary, at most as long as the continuation. None if the track ends at
             the boundary.

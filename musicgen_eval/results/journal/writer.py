@@ -152,7 +152,7 @@ class JournalWriter:
 
 
 class _AppendFile:
-    """A new file to which blocks of bytes are appended. Each block is appended completely or not at all.
+    """A new file that blocks of bytes are appended to. Each block is appended completely or not at all.
 
     Raises:
         OSError: If the file already exists or cannot be created.

@@ -15,7 +15,7 @@ from musicgen_eval.models.numerics import float32_by_default, request_determinis
 
 
 class OneProcess(LightningEnvironment):
-    """A cluster environment with one process, which ignores environment variables that describe a larger cluster."""
+    """A cluster environment with one process. It ignores environment variables that describe a larger cluster."""
 
     @property
     def creates_processes_externally(self) -> bool:

@@ -155,7 +155,7 @@ class StopAfterBatch(L.Callback):
             signal.signal(number, self._handle)
 
     def _watch(self, ended: threading.Event) -> None:
-        """Ends this process if rank 0 or a process launched by rank 0 dies, because the run can then no longer finish."""
+        """Ends this process if rank 0 or a process launched by rank 0 dies, because the run can no longer finish in that case."""
         while not ended.wait(CHECK_INTERVAL_S):
             if self._parent is not None and os.getppid() != self._parent:
                 os._exit(1)
