@@ -82,7 +82,7 @@ class WindowLayout:
         codebook 1         p p p p # # #          codebook 1        p # # #        frames 6 7 8 9; . is the special token
 
     Attributes:
-        frames: (B, K, C) int64 frame of each entry, clamped to the row's range of frames.
+        frames: (B, K, C) int64 frame of each entry, clamped to the valid frames of the row.
         is_drawn: (B, K, C) bool mask, True for entries to generate.
         is_known: (B, K, C) bool mask, True for entries whose codes are known.
     """

@@ -120,7 +120,7 @@ def _write_csv(file: TextIO, rows: Iterable[Sequence[Any]]) -> None:
 def cells(row: Iterable[Any]) -> list[Any]:
     """Escapes the carriage returns in a row.
 
-    `csv.writer` does not quote carriage returns, so a reader would treat each carriage return as the end of the row.
+    `csv.writer` does not quote carriage returns, so a reader would treat each carriage return as the end of a row.
     """
     return [cell.replace("\r", "\\r") if isinstance(cell, str) else cell for cell in row]
 

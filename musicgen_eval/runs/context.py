@@ -30,7 +30,7 @@ class RunConstants:
     """Values that are shared by all sessions of a run. The first session of the run sets `threads` and `arithmetic`.
 
     Attributes:
-        threads: Number of CPU threads for generating codes and decoding audio in predict. None means that the number is not
+        threads: Number of CPU threads for generating codes and decoding audio in predict. None means that the number has not been
             determined yet.
         arithmetic: Implementation of the decoder's matrix products. None means that the model has not been loaded yet.
         other_machines: Machines on which parts of the run were measured, excluding the machine of the first session.

@@ -112,7 +112,7 @@ def differences(known: Any, asked: Any, name: str = "") -> list[str]:
 
 
 def _samples(file: BinaryIO, num_bytes: int) -> Iterator[bytes]:
-    """Yields the header of a weights file, then samples of each tensor, spread evenly from its first to its last byte."""
+    """Yields the header of a weights file, then samples of each tensor, spread evenly over the tensor's bytes."""
     header_bytes = min(int.from_bytes(file.read(8), "little"), num_bytes)
     header = file.read(header_bytes)
     yield header

@@ -40,7 +40,8 @@ def run_recipe(
         continuation: Continuation settings, which are included only if the task is "continue".
         bank: Metrics of the run.
         machine: Precision, device, and implementation of the matrix products.
-        threads: Number of CPU threads for generating codes and decoding audio. None means that the number is not determined yet.
+        threads: Number of CPU threads for generating codes and decoding audio. None means that the number has not been determined
+            yet.
         notes: Notes that were printed about the checkpoint, the source and the texts.
     """
     spec = checkpoint.spec
