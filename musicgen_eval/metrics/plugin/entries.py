@@ -16,7 +16,7 @@ GivenMetric = Metric | MetricEntry | InstalledMetric
 
 
 def metric_entries(metrics: object) -> dict[str, MetricEntry]:
-    """Checks metrics, and returns a mapping from name to metric entry. If a metric is specified by name, it is created.
+    """Checks metrics, and returns a mapping from name to metric entry. Metrics that are specified by name are created.
 
     Raises:
         MetricError: `metrics` is not a mapping, a name is not a string, an object is not a metric, the inputs of an entry do not

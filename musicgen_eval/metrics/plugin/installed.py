@@ -1,4 +1,4 @@
-"""Finds metrics that installed packages declare as entry points of the group `musicgen_eval.metrics`.
+"""Finds metrics that installed packages declare as entry points in the group `musicgen_eval.metrics`.
 
 A package declares a metric in its pyproject.toml:
 
@@ -62,7 +62,7 @@ def _find(name: str, wanted: str) -> EntryPoint:
 
 
 def _suggestions(wanted: str, known: Mapping[str, str]) -> str:
-    """Returns the end of an error message, which lists the known names and, before them, any similar names."""
+    """Returns the last part of an error message, which lists any similar names first, followed by the known names."""
     if not known:
         return f"none is installed (entry points of the group {GROUP}); for any other class give class_path instead of name"
     listed = f"known: {', '.join(known)}"

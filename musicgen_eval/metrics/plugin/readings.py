@@ -1,6 +1,6 @@
 """The readings that metrics can select with a suffix on an input name, such as `nll__no_text`.
 
-A reading is either built in or defined by a metric.
+A reading is one teacher-forced pass over a window. It is either built in or defined by a metric.
 """
 
 from __future__ import annotations
