@@ -226,10 +226,11 @@ def continue_codes(
     """Continues prompts by generating the codes that follow them.
 
     Args:
-        decoder: A transformers `MusicgenForCausalLM` in eval mode. On an accelerator, each call makes a fused copy of its
+        decoder: A transformers `MusicgenForCausalLM` in eval mode. On an accelerator, each call makes a fused copy of the decoder's
             weights.
         prompt: (B, K, P) int64 codes in [0, V), without delays. P may be 0.
-        total_frames: Total number of frames of the prompt and the continuation: one number for all rows, or (B,) numbers.
+        total_frames: Total number of frames in the prompt and the continuation: one number for all rows, or (B,) numbers, one per
+            row.
         delays: (K,) delay of each codebook in steps, as in `CodecSpec.delays` of the checkpoint.
         max_frames: Length of the longest window that the decoder was trained on, in frames.
         stride_frames: Stride of the sliding window in frames, used if total_frames exceeds max_frames. None means 3/5 of
@@ -248,8 +249,8 @@ def continue_codes(
 
     Returns:
         (B, K, max total_frames) int64 codes on the decoder's device: the prompt, the continuation, and the special token V after
-        the end of a shorter row. If the prompt has at least max_frames frames and total_frames exceeds max_frames, only the last
-        max_frames - stride_frames frames of the prompt are fed in the first window.
+        the end of a shorter row. If the prompt has at least max_frames frames and total_frames exceeds max_frames, the first window
+        contains only the last max_frames - stride_frames frames of the prompt.
 
     Raises:
         ValueError: If shapes do not match, if codes are outside [0, V), or if a setting is out of range.
