@@ -5,21 +5,27 @@ receives (see docs/metrics.md).
 """
 
 from musicgen_eval.metrics.accuracy import CodebookAccuracy
+from musicgen_eval.metrics.chroma_similarity import ChromaSimilarity
 from musicgen_eval.metrics.codebook_means import CodebookMeans
 from musicgen_eval.metrics.gains import ContextGain, TextGain
 from musicgen_eval.metrics.local_perplexity import LocalPerplexity
+from musicgen_eval.metrics.mel_distance import MelDistance
 from musicgen_eval.metrics.perplexity import CodebookPerplexity
 from musicgen_eval.metrics.plugin.contract import MetricRecipe
 from musicgen_eval.metrics.position_profile import PositionProfile
 from musicgen_eval.metrics.seam_discontinuity import SeamDiscontinuity
+from musicgen_eval.metrics.stft_distance import MultiResolutionSTFTDistance
 
 __all__ = [
+    "ChromaSimilarity",
     "CodebookAccuracy",
     "CodebookMeans",
     "CodebookPerplexity",
     "ContextGain",
     "LocalPerplexity",
+    "MelDistance",
     "MetricRecipe",
+    "MultiResolutionSTFTDistance",
     "PositionProfile",
     "SeamDiscontinuity",
     "TextGain",
