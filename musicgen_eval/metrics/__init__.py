@@ -9,6 +9,7 @@ from musicgen_eval.metrics.chroma_similarity import ChromaSimilarity
 from musicgen_eval.metrics.codebook_means import CodebookMeans
 from musicgen_eval.metrics.gains import ContextGain, TextGain
 from musicgen_eval.metrics.local_perplexity import LocalPerplexity
+from musicgen_eval.metrics.loudness_difference import LoudnessDifference
 from musicgen_eval.metrics.mel_distance import MelDistance
 from musicgen_eval.metrics.perplexity import CodebookPerplexity
 from musicgen_eval.metrics.plugin.contract import MetricRecipe
@@ -23,6 +24,7 @@ __all__ = [
     "CodebookPerplexity",
     "ContextGain",
     "LocalPerplexity",
+    "LoudnessDifference",
     "MelDistance",
     "MetricRecipe",
     "MultiResolutionSTFTDistance",
