@@ -8,6 +8,7 @@ from musicgen_eval.metrics.accuracy import CodebookAccuracy
 from musicgen_eval.metrics.chroma_similarity import ChromaSimilarity
 from musicgen_eval.metrics.codebook_means import CodebookMeans
 from musicgen_eval.metrics.gains import ContextGain, TextGain
+from musicgen_eval.metrics.key_agreement import KeyAgreement
 from musicgen_eval.metrics.local_perplexity import LocalPerplexity
 from musicgen_eval.metrics.loudness_difference import LoudnessDifference
 from musicgen_eval.metrics.mel_distance import MelDistance
@@ -23,6 +24,7 @@ __all__ = [
     "CodebookMeans",
     "CodebookPerplexity",
     "ContextGain",
+    "KeyAgreement",
     "LocalPerplexity",
     "LoudnessDifference",
     "MelDistance",

@@ -36,8 +36,8 @@ class LoudnessDifference(ClipMeans):
     louder. Differences of opposite sign cancel out, so `distance_to_reference` and `distance_to_prompt` are means of the absolute
     difference. The metric does not detect loudness that changes within a clip.
 
-    The loudness of a clip is undefined if the clip is shorter than 400 ms, or if no block of 400 ms is above -70 LUFS. Such clips are
-    not counted. `coverage_reference` and `coverage_prompt` are the shares of clips that are counted.
+    The loudness of a clip is undefined if the clip is shorter than 400 ms, or if no block of 400 ms is above -70 LUFS. Such clips
+    are not counted. `coverage_reference` and `coverage_prompt` are the shares of clips that are counted.
 
     >>> import torch
     >>> audio = torch.sin(torch.arange(32000, dtype=torch.float64) / 5).unsqueeze(0)
@@ -88,10 +88,10 @@ class LoudnessDifference(ClipMeans):
 def integrated_loudness(audio: Tensor, *, sample_rate_hz: int) -> float:
     """Computes the integrated loudness of a clip.
 
-    The audio is filtered by `k_weighting`. The power of a block of 400 ms is its mean square, summed over channels with a gain of 1.
-    Blocks start every 100 ms, rounded to samples, and an incomplete block at the end is not used. Blocks at or below -70 LUFS are
-    removed. Then blocks at or below 10 LU less than the mean power of the others are removed. The result is the mean power of the
-    remaining blocks in dB, minus 0.691.
+    The audio is filtered by `k_weighting`. The power of a block of 400 ms is its mean square, summed over channels with a gain of
+    1. Blocks start every 100 ms, rounded to samples, and an incomplete block at the end is not used. Blocks at or below -70 LUFS
+    are removed. Then blocks at or below 10 LU less than the mean power of the others are removed. The result is the mean power of
+    the remaining blocks in dB, minus 0.691.
 
     Mono audio is measured as one channel, so it is 3.01 LU quieter than stereo audio with two equal channels.
 
