@@ -17,6 +17,7 @@ from musicgen_eval.metrics.plugin.contract import MetricRecipe
 from musicgen_eval.metrics.position_profile import PositionProfile
 from musicgen_eval.metrics.seam_discontinuity import SeamDiscontinuity
 from musicgen_eval.metrics.stft_distance import MultiResolutionSTFTDistance
+from musicgen_eval.metrics.tempo_agreement import TempoAgreement
 
 __all__ = [
     "ChromaSimilarity",
@@ -32,5 +33,6 @@ __all__ = [
     "MultiResolutionSTFTDistance",
     "PositionProfile",
     "SeamDiscontinuity",
+    "TempoAgreement",
     "TextGain",
 ]
