@@ -16,6 +16,7 @@ from musicgen_eval.metrics.perplexity import CodebookPerplexity
 from musicgen_eval.metrics.plugin.contract import MetricRecipe
 from musicgen_eval.metrics.position_profile import PositionProfile
 from musicgen_eval.metrics.seam_discontinuity import SeamDiscontinuity
+from musicgen_eval.metrics.signal_checks import SignalChecks
 from musicgen_eval.metrics.stft_distance import MultiResolutionSTFTDistance
 from musicgen_eval.metrics.tempo_agreement import TempoAgreement
 
@@ -33,6 +34,7 @@ __all__ = [
     "MultiResolutionSTFTDistance",
     "PositionProfile",
     "SeamDiscontinuity",
+    "SignalChecks",
     "TempoAgreement",
     "TextGain",
 ]
