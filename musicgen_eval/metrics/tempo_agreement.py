@@ -11,7 +11,13 @@ from musicgen_eval.errors import MetricError
 from musicgen_eval.metrics.beat_tracking import BeatTracker
 from musicgen_eval.metrics.clip_means import ClipMeans
 from musicgen_eval.metrics.plugin.contract import MetricRecipe
-from musicgen_eval.metrics.tempo_estimate import TempoEstimate, estimate_tempo
+from musicgen_eval.metrics.tempo_estimate import (
+    MIN_CLARITY,
+    MIN_CLARITY_S,
+    MIN_DURATION_S,
+    TempoEstimate,
+    estimate_tempo,
+)
 
 Estimator = Literal["autocorrelation", "beat_this"]
 
@@ -76,6 +82,8 @@ class TempoAgreement(ClipMeans):
         settings: dict[str, Any] = {"estimator": self.estimator, "tolerance": self.tolerance}
         if self.estimator == "beat_this":
             settings["checkpoint"] = self.checkpoint
+        else:
+            settings |= {"min_duration_s": MIN_DURATION_S, "min_clarity": MIN_CLARITY, "min_clarity_s": MIN_CLARITY_S}
         return MetricRecipe(
             units=dict.fromkeys(self.names, "share of pairs") | {"p_score": "score"},
             higher_is_better=True,

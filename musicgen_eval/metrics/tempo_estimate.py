@@ -20,7 +20,8 @@ CENTRE_BPM = 120.0
 MULTIPLES = (1, 2, 3, 4)
 LAG_STEP = 0.25  # frames: 2.5 ms
 MIN_DURATION_S = 3.0
-MIN_CLARITY = 0.4
+MIN_CLARITY = 0.2
+MIN_CLARITY_S = 1.0  # the clarity of noise is about half of this value, divided by the duration
 DIFFERENT = 0.08  # relative difference from which two tempi are different
 
 
@@ -47,8 +48,10 @@ def estimate_tempo(audio: Tensor, *, sample_rate_hz: int) -> TempoEstimate | Non
     The autocorrelation is divided by the number of products of each lag and by its value at lag 0. The clarity of a lag is the
     mean autocorrelation at 1, 2, 3 and 4 times the lag, as far as these are not longer than half of the clip. The salience of a
     tempo between 40 and 240 bpm is its clarity times exp(-log2(tempo / 120)^2 / 2), because listeners prefer tempi near 120 bpm.
-    The first tempo is the maximum of the salience. The second tempo is the largest local maximum that differs by more than 8%. The
-    estimate is confident if the clarity of the first tempo is at least 0.4. Noise of 3 s or more stays below this value.
+    The first tempo is the maximum of the salience. The second tempo is the largest local maximum that differs by more than 8%.
+
+    The estimate is confident if the clarity of the first tempo is at least 0.2, and at least 1 s divided by the duration of the
+    clip. The clarity of noise is inversely proportional to the duration and stays below this limit.
 
     Args:
         audio: (C, N) floating-point audio, mixed to mono.
@@ -76,7 +79,8 @@ def estimate_tempo(audio: Tensor, *, sample_rate_hz: int) -> TempoEstimate | Non
     clarity = _clarity(correlation, lags, max_lag)
     bpm = 60 * frame_rate_hz / lags
     salience = clarity.clamp(min=0) * torch.exp(-0.5 * (bpm / CENTRE_BPM).log2().square())
-    return _chosen(bpm, clarity, salience)
+    min_clarity = max(MIN_CLARITY, MIN_CLARITY_S * sample_rate_hz / audio.shape[1])
+    return _chosen(bpm, clarity, salience, min_clarity=min_clarity)
 
 
 def onset_strength(audio: Tensor, *, sample_rate_hz: int) -> tuple[Tensor, float]:
@@ -142,7 +146,7 @@ def _clarity(correlation: Tensor, lags: Tensor, max_lag: int) -> Tensor:
     return total / count
 
 
-def _chosen(bpm: Tensor, clarity: Tensor, salience: Tensor) -> TempoEstimate | None:
+def _chosen(bpm: Tensor, clarity: Tensor, salience: Tensor, *, min_clarity: float) -> TempoEstimate | None:
     """Returns the estimate for the two most salient tempi, or None if the salience has no local maximum above 0."""
     middle = salience[1:-1]
     places = 1 + ((middle > salience[:-2]) & (middle >= salience[2:])).nonzero().flatten()
@@ -156,5 +160,5 @@ def _chosen(bpm: Tensor, clarity: Tensor, salience: Tensor) -> TempoEstimate | N
         tempi_bpm=tuple(bpm[chosen].tolist()),
         weight=(salience[first] / salience[chosen].sum()).item(),
         clarity=clarity[first].item(),
-        is_confident=clarity[first].item() >= MIN_CLARITY,
+        is_confident=clarity[first].item() >= min_clarity,
     )
