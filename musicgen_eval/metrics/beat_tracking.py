@@ -27,9 +27,8 @@ class BeatTracker:
     """The beat tracker beat-this on the CPU. It is loaded when it is used for the first time.
 
     Args:
-        checkpoint: `small0` (8 MB), which is downloaded once into the cache of torch.hub, or the path of a checkpoint
-        file
-            of beat-this. Files are loaded with `weights_only=True`, so they cannot execute code.
+        checkpoint: `small0` (8 MB), which is downloaded once into the cache of torch.hub, or the path of a checkpoint file of
+            beat-this. The package loads files with `weights_only=True`, so they cannot execute code.
 
     Raises:
         MetricError: The package beat-this is not installed, or the checkpoint is missing or is not the published one.
@@ -57,7 +56,7 @@ class BeatTracker:
             sample_rate_hz: Sample rate of the audio.
 
         Returns:
-            The estimate. None if the tracker found fewer than two beats.
+            The estimate. None if the audio is shorter than 1 s, or if the tracker found fewer than two beats.
         """
         check_audio("BeatTracker", audio=audio)
         check_sample_rate("BeatTracker", sample_rate_hz)

@@ -38,8 +38,7 @@ class TempoAgreement(ClipMeans):
 
     Args:
         estimator: `autocorrelation` needs no weights, see `estimate_tempo`. `beat_this` uses a neural beat tracker, see
-        `BeatTracker`. It
-            finds one tempo, so `one_correct`, `both_correct`, `p_score` and `same_tempo` are equal.
+            `BeatTracker`. It finds one tempo, so `one_correct`, `both_correct`, `p_score` and `same_tempo` are equal.
         tolerance: Largest relative difference of equal tempi, in (0, 1).
         checkpoint: Checkpoint of the beat tracker: `small0`, or the path of a file. It is only used by `beat_this`.
 
