@@ -107,7 +107,7 @@ class DispensableWandbLogger(LateWandbLogger):
         self._variables: list[str] = []
 
     def begin(self, run_dir: Path, run_id: str, *, is_resumed: bool) -> None:
-        """Opens the W&B run of an evaluation, whose files are stored in the run folder.
+        """Opens the W&B run of an evaluation. The files of the W&B run are stored in the run folder.
 
         Args:
             run_dir: Path of the run folder.

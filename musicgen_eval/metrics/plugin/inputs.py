@@ -47,7 +47,7 @@ class WindowData:
         readings: Mapping from reading name to scored reading, or to None if the window has no such reading. The plain reading,
             which uses the window's own text and context, has the name "".
         frame_rate_hz: Frame rate of the codes.
-        audio: Audio of the continuation in predict. None in other tasks.
+        audio: Audio of the continuation if the run is a `predict`. None in all other runs.
         fetched: Copies of the readings on the CPU, without logits. None means that `fetch` has not been called.
     """
 
