@@ -40,7 +40,7 @@ class ContinuationSettings(SamplingSettings):
         if self.temperature == 0 and self.num_continuations > 1:
             raise RunError(
                 f"num_continuations is {self.num_continuations}, but at temperature 0 all continuations of a track are identical; "
-                "set model.continuation.num_continuations to 1 or raise model.continuation.temperature"
+                "set model.continuation.num_continuations to 1 or increase model.continuation.temperature"
             )
 
     def check_for(self, spec: CodecSpec) -> None:

@@ -25,7 +25,7 @@ class ModelSettings(Settings):
         tail: Treatment of the last frames of a window. `score` scores every frame of every codebook. `drop` leaves out the last
             delays[k] frames of codebook k, as audiocraft does.
         save_nll: Whether to write the negative log-likelihood of every code to nll.safetensors.
-        seed: Seed for sampling codes and for readings that change codes. The same seed gives the same codes.
+        seed: Seed for sampling codes, and for metric inputs that alter codes at random. The same seed gives the same codes.
     """
 
     checkpoint: str | Path = field(default="demo", metadata=NOT_IN_RECIPE)  # the recipe records the resolved checkpoint

@@ -82,7 +82,7 @@ def test_whole_frames_raises_with_the_nearest_valid_lengths():
 
 def test_windows_over_the_limit_raise_unless_allowed():
     check_limit(750, 750, SPEC, allow_beyond_limit=False)
-    with pytest.raises(WindowError, match="1501 frames, over the checkpoint's limit of 1500"):
+    with pytest.raises(WindowError, match="1501 frames, which exceeds the checkpoint's limit of 1500"):
         check_limit(750, 751, SPEC, allow_beyond_limit=False)
     check_limit(750, 751, SPEC, allow_beyond_limit=True)
 

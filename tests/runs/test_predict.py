@@ -699,7 +699,7 @@ def test_a_track_that_cannot_be_read_after_the_boundary_is_a_recorded_failure(wi
 
 @pytest.mark.parametrize("metric", [{"true": MetricEntry(CodebookPerplexity(), {"nll": "nll__reference"})}, {}])
 def test_too_many_failures_stop_the_run_and_written_continuations_stay_listed(with_bad, model, tmp_path, metric):
-    with pytest.raises(RunError, match=r"1 track failed but data.max_failures is 0.*\n.*bad\.wav"):
+    with pytest.raises(RunError, match=r"1 track failed, but data.max_failures is 0.*\n.*bad\.wav"):
         continued(with_bad, model, run_dir=tmp_path / "x", metrics=metric, batch_size=1)
     rows = continuation_rows(tmp_path / "x")
     assert [row["track"] for row in rows] == [
@@ -832,7 +832,7 @@ def test_the_recipe_contains_the_number_of_threads(songs, model):
     [
         ({"format": "ogg", "run_dir": "x"}, "format must be one of flac, wav, mp3, got 'ogg'"),
         ({"layout": "both", "run_dir": "x"}, "layout must be one of continuation, joined"),
-        ({"layout": "joined"}, "apply to files only; set run_dir"),
+        ({"layout": "joined"}, "have no effect without run_dir; specify run_dir"),
         ({"temperature": 0, "num_continuations": 2}, "continuations of a track are identical"),
     ],
 )
