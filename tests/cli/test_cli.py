@@ -56,7 +56,7 @@ def refusal(capsys, *arguments: str, command=lightning_main) -> str:
         ),
         (
             ["--trainer.strategy=ddp_fork", "--trainer.devices=2"],
-            "set it to ddp, which starts the command once per process",
+            "set trainer.strategy to ddp, which starts the command once per process",
         ),
         (["--trainer.logger=CSVLogger"], "trainer.logger: lightning.pytorch.loggers.CSVLogger requires save_dir"),
         (["--trainer.logger=TensorBoardLogger", "--trainer.logger.save_dir=x"], "pip install -U 'tensorboard"),

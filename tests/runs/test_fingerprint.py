@@ -224,7 +224,7 @@ def test_differences_name_the_key_and_both_values():
     asked = {"a": {"b": 2, "c": [1, 3], "here": 0.5}, "same": "x", "kind": 5}
     assert differences(known, asked) == [
         "a.b was 1 and is now 2",
-        "a.c was [1, 2] and is [1, 3]",
+        "a.c was [1, 2] and is now [1, 3]",
         "a.gone was None and is not set now",
         "a.here was not set and is now 0.5",
         "kind was {'d': 1} and is now 5",
