@@ -26,8 +26,8 @@ class DataSettings(Settings):
             When generating, the length of the continuation, in seconds. Defaults to the rest of the track.
         head: Treatment of the start of a track. `score` scores the whole first window, so that every code of a track is
             counted once. `skip` scores only codes with a full context.
-        batch_size: Number of windows per step. On a CPU, windows are processed in parallel with one thread each, so use at least
-            one window per core.
+        batch_size: Number of windows per batch. On a CPU, the windows of a batch are processed in parallel with one thread each, so
+            use at least one window per core.
         num_workers: Number of processes that read audio. 0 means that the main process reads the audio.
         limit: Number of tracks to process, from the start of the source. Defaults to all tracks.
         min_duration_s: Minimum length of a track, in seconds. Shorter tracks are skipped and counted in the result.
