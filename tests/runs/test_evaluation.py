@@ -203,7 +203,7 @@ def test_perplexity_of_a_tensor_equals_that_of_its_file(songs, loaded):
 @pytest.mark.parametrize(
     ("audio", "settings", "message"),
     [
-        (torch.zeros(308700, 1), {"sample_rate_hz": 44100}, "of one or two channels, got torch.float32 (308700, 1)"),
+        (torch.zeros(308700, 1), {"sample_rate_hz": 44100}, "with one or two channels, got torch.float32 (308700, 1)"),
         (torch.zeros(1, 0), {"sample_rate_hz": 44100}, "one or two channels"),
         (np.zeros(10), {}, "got ndarray; convert numpy arrays with torch.from_numpy"),
         (torch.full((32000,), 30000.0), {"sample_rate_hz": 32000}, "samples reach 30000"),

@@ -525,18 +525,18 @@ class Locked(CodebookPerplexity):
     [
         ({"m": Locked()}, r"metric 'm' \(Locked\) cannot be copied \(cannot pickle '_thread.lock' object\)"),
         ({"m": MetricEntry(Locked())}, r"metric 'm' \(Locked\) cannot be copied"),
-        ([CodebookPerplexity()], r"metrics must map names to metrics, such as .*; got list"),
+        ([CodebookPerplexity()], r"metrics must map names to metrics, such as .*, got list"),
         ({3: CodebookPerplexity()}, r"the name of a metric must be a non-empty string, got 3"),
         ({"": CodebookPerplexity()}, r"the name of a metric must be a non-empty string, got ''"),
         ({"m": CodebookPerplexity}, r"metric 'm' must be a torchmetrics.Metric, got "),
         ({"m": None}, r"metric 'm' must be a torchmetrics.Metric, got NoneType"),
         (
             {"m": MetricEntry(CodebookPerplexity(), ["nll"])},
-            r"metric 'm': inputs must map parameters .*; got \['nll'\]",
+            r"metric 'm': inputs must map parameters .*, got \['nll'\]",
         ),
         (
             {"m": MetricEntry(CodebookPerplexity(), {"nll": 3})},
-            r"metric 'm': inputs must map parameters .*; got {'nll': 3}",
+            r"metric 'm': inputs must map parameters .*, got {'nll': 3}",
         ),
     ],
 )
