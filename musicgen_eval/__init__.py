@@ -1,39 +1,13 @@
 """Exact evaluation of MusicGen checkpoints: perplexity, other likelihood metrics, and plug-in metrics.
 
-Public names are imported on first use, so that `import musicgen_eval` is fast.
+Public names are imported on first use, so that `import musicgen_eval` is fast. Editors and type checkers read `__init__.pyi`
+instead, which `tools/write_stub.py` writes.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from musicgen_eval.files.nameless_user import name_kernel_folder
-
-if TYPE_CHECKING:
-    from musicgen_eval.api import GenerationResult, PerplexityResult, generate, perplexity
-    from musicgen_eval.data.windows import plan_windows
-    from musicgen_eval.inference.continuation import continue_codes
-    from musicgen_eval.inference.scoring import nll_from_logits, score_and_rank_codes, score_codes
-    from musicgen_eval.inference.settings import ContinuationSettings
-    from musicgen_eval.metrics import (
-        CodebookAccuracy,
-        CodebookPerplexity,
-        ContextGain,
-        LocalPerplexity,
-        PositionProfile,
-        SeamDiscontinuity,
-        TextGain,
-    )
-    from musicgen_eval.metrics.plugin.contract import MetricEntry
-    from musicgen_eval.metrics.plugin.providers import InputProvider
-    from musicgen_eval.models.checkpoint import find_checkpoint
-    from musicgen_eval.models.delay import delay_codes, undelay_codes
-    from musicgen_eval.models.musicgen import MusicGen, load_model
-    from musicgen_eval.records import CodecSpec, Continuation, Reading, Track, Window
-    from musicgen_eval.results.stored_run import StoredRun, load_run
-    from musicgen_eval.runs.datamodule import WindowDataModule
-    from musicgen_eval.runs.module import MusicGenEvaluation
-
-    MusicGen_Perplexity = perplexity
 
 _HOMES = {
     "api": ("GenerationResult", "PerplexityResult", "generate", "perplexity"),
@@ -60,19 +34,21 @@ _HOMES = {
     "inference.scoring": ("nll_from_logits", "score_and_rank_codes", "score_codes"),
     "data.windows": ("plan_windows",),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_ORIGINAL_NAMES = {"MusicGen_Perplexity": "perplexity"}  # names in the script that this package is based on
+PUBLIC_NAMES = {name: module for module, names in _HOMES.items() for name in names}
+"""Mapping from public name to the module that defines it."""
+ORIGINAL_NAMES = {"MusicGen_Perplexity": "perplexity"}
+"""Mapping from names in the script that this package is based on to the present names."""
 
-__all__ = sorted([*_HOME_OF, *_ORIGINAL_NAMES])
+__all__ = sorted([*PUBLIC_NAMES, *ORIGINAL_NAMES])
 
 name_kernel_folder()  # before any module of the package imports torchmetrics or Lightning
 
 
 def __getattr__(name: str) -> Any:
-    current = _ORIGINAL_NAMES.get(name, name)
-    if current not in _HOME_OF:
+    current = ORIGINAL_NAMES.get(name, name)
+    if current not in PUBLIC_NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[current]}"), current)
+    return getattr(import_module(f"{__name__}.{PUBLIC_NAMES[current]}"), current)
 
 
 def __dir__() -> list[str]:

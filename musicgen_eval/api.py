@@ -1,7 +1,7 @@
 """The Python API: `perplexity` scores the music in files, folders, manifests or tensors, and `generate` continues the music.
 
 Like the command `musicgen-eval`, each function creates a `MusicGenEvaluation` and a `WindowDataModule`, and runs them with a
-Trainer whose own output is suppressed.
+Trainer whose console output is suppressed.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class PerplexityResult:
         bits_per_second: Frame rate times the sum of the codebooks' mean nlls, converted to bits.
         ppl_per_codebook: (K,) perplexity of each codebook.
         ce_per_codebook: (K,) mean nll of each codebook, in nats per code.
-        ppl_per_track: Perplexity of each track, by track id.
-        nll: (K, T) float32 nll of each track's codes, by track id, in nats. NaN for codes that were not scored. If the run has a
-            folder, the values are read from that folder on access.
+        ppl_per_track: Mapping from track id to the perplexity of the track.
+        nll: Mapping from track id to the (K, T) float32 nll of the track's codes, in nats. NaN for codes that were not scored. If
+            the run has a folder, the values are read from that folder on access.
         evaluation: The complete result, including intervals, windows, counts and the recipe.
     """
 

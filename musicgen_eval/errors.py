@@ -35,7 +35,7 @@ class NonFiniteError(EvaluationError):
     """Raised if the decoder produces NaN or infinite logits.
 
     Attributes:
-        rows: Batch rows with NaN or infinite logits.
+        rows: Indices of the batch rows whose logits are NaN or infinite.
     """
 
     def __init__(self, rows: Iterable[int]) -> None:
@@ -51,9 +51,9 @@ class RunError(EvaluationError):
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:
-    """Returns text for an error message that suggests known names in place of an unknown name.
+    """Returns a hint for an error message about an unknown name. The hint suggests similar known names.
 
-    Only the last components of dotted names are compared. If no known name is similar, the text lists the first 20 known names.
+    Only the last components of dotted names are compared. If no known name is similar, the hint lists the first 20 known names.
 
     >>> near_matches("CodebookPerplexty", ["musicgen_eval.metrics.CodebookPerplexity", "musicgen_eval.metrics.TextGain"])
     'did you mean musicgen_eval.metrics.CodebookPerplexity?'

@@ -7,7 +7,7 @@ workarounds for the following problems:
 - Ogg Vorbis: Seeks into the last page are inexact.
 - Opus: Decoding starts too close to the seek position.
 - FLAC: A file that was written to a pipe does not declare its length (`flac.py`).
-- All formats: A truncated file is read as a shorter one, without an error (`containers.py`).
+- All formats: A truncated file is read as a shorter file, and no error is raised (`containers.py`).
 
 Each range is read with a new file handle, one seek and one read. A second read would not be exact, because python-soundfile seeks
 after every read.
@@ -67,7 +67,7 @@ class AudioInfo:
 
 @with_printable_errors
 def probe(path: str | Path) -> AudioInfo:
-    """Returns the properties of an audio file. The format is identified by the content of the file, not by its name.
+    """Returns the properties of an audio file. The content of the file, not its name, determines the format.
 
     If the headers are reliable, only the headers are read. If the headers of an mp3 file are not reliable, its frames are counted.
     A file that requires PyAV is decoded completely.
@@ -281,8 +281,8 @@ def _read_soundfile(info: AudioInfo, start: int, num_samples: int) -> np.ndarray
 def _open(path: Path) -> Iterator[soundfile.SoundFile]:
     """Opens a file with soundfile.
 
-    soundfile is given an open file instead of a path, because it assumes that a path with the extension `.raw` refers to a file
-    without a header.
+    This function passes an open file instead of a path to soundfile, because soundfile assumes that a path with the extension
+    `.raw` refers to a file without a header.
     """
     with open_audio(path) as file:
         raw = ogg.split_header_page(file.raw) or _flac_with_length(path, file.raw) or file.raw

@@ -21,7 +21,7 @@ from musicgen_eval.files.atomic import atomic_file
 __all__ = ["AudioWriter", "WriteFormat", "write_audio"]
 
 _WRITE_BLOCK_SAMPLES = 1 << 16
-"""Samples per call of libsndfile.
+"""Number of samples per call to libsndfile.
 
 libsndfile's Ogg encoder overflows the stack if it receives millions of samples in one call. Its output depends on the block size,
 so the block size is fixed.

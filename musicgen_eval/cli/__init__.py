@@ -1,1 +1,1 @@
-"""The implementation of the two commands, `train_like_eval.py` and `musicgen-eval`."""
+"""Implements the two commands, `train_like_eval.py` and `musicgen-eval`."""

@@ -36,7 +36,7 @@ def full_option(argument: str) -> str:
 
 
 def with_values(args: Sequence[str]) -> list[str]:
-    """Returns the arguments, adding the value `true` to every flag without a value."""
+    """Returns the arguments with the value `true` added to every flag that has no value."""
     return [
         f"{arg}=true" if arg in FLAGS and after.lower() not in ("true", "false") else arg
         for arg, after in pairwise([*args, "--"])
@@ -44,7 +44,7 @@ def with_values(args: Sequence[str]) -> list[str]:
 
 
 def with_resumed(args: Sequence[str]) -> list[str]:
-    """Replaces `--resume` and its run folder with options for the configuration and the folder of that run.
+    """Replaces `--resume` and the run folder after it with options that specify that run's configuration and folder.
 
     Raises:
         ArgumentError: No run folder follows `--resume`.
@@ -97,7 +97,7 @@ def refuse_other_encodings(args: Sequence[str]) -> None:
 
 
 def expand_home(settings: Any) -> Any:
-    """Returns a copy of settings in which the home directory replaces the leading `~` of every string."""
+    """Returns a copy of the settings in which a leading `~` in any string is replaced with the home directory."""
     if isinstance(settings, str):
         return os.path.expanduser(settings)  # noqa: PTH111
     if isinstance(settings, list):

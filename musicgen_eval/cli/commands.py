@@ -1,7 +1,7 @@
 """The commands of `musicgen-eval`, as functions whose arguments are the command-line options.
 
-Each function imports torch, Lightning and transformers only when it is called, so that help texts and argument errors do not wait
-for these imports. Two properties of jsonargparse restrict this module: jsonargparse executes the imports under `TYPE_CHECKING` to
+Each function imports torch, Lightning and transformers only when it is called, so that these imports do not delay help texts and
+argument errors. Two properties of jsonargparse restrict this module: jsonargparse executes the imports under `TYPE_CHECKING` to
 resolve signatures, and it looks up each function by name in the package `musicgen_eval`, so a function named `generate` here would
 cause `api.py` to be imported.
 """
@@ -53,7 +53,7 @@ def parse_command(args: Sequence[str]) -> Callable[[], None]:
     """Parses the arguments of `musicgen-eval`. Option names can contain dashes instead of underscores.
 
     Returns:
-        A function without arguments that runs the command.
+        A function without parameters that runs the command.
 
     Raises:
         ArgumentError: The arguments are invalid.
@@ -95,7 +95,7 @@ def _parser() -> ArgumentParser:
         subparser.add_argument("--audio", type=str, nargs="+", required=True, metavar="AUDIO", help=AUDIO_HELP)
         subparser.add_function_arguments(command, as_group=False, skip={"audio"})
         commands.add_subcommand(name, subparser, help=summary)
-        subparser.formatter_class = ExamplesFormatter  # add_subcommand has set it to the formatter of the main parser
+        subparser.formatter_class = ExamplesFormatter  # add_subcommand has set the formatter of the main parser
     return parser
 
 
@@ -166,7 +166,7 @@ def _default_folder(run: RunSettings, command: str) -> RunFolder | None:
 
 
 def _resumed_command(args: Sequence[str]) -> Callable[[], None]:
-    """Returns a function that resumes a run with LightningCLI, because it accepts every setting in the run's config.yaml."""
+    """Returns a function that resumes a run with LightningCLI, which accepts every setting in the run's config.yaml."""
     command, *options = args
     others = [arg for arg in options if arg.startswith("--") and arg.partition("=")[0] not in RESUME_OPTIONS]
     if others:
@@ -176,7 +176,7 @@ def _resumed_command(args: Sequence[str]) -> Callable[[], None]:
 
 
 def run_lightning(args: Sequence[str]) -> None:
-    """Runs LightningCLI, which this function imports only when it is called, because the import takes several seconds."""
+    """Runs LightningCLI. The import is inside this function, because it takes several seconds."""
     from musicgen_eval.cli.lightning import EvaluationCLI
 
     EvaluationCLI(args=list(args))

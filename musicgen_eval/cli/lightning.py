@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from musicgen_eval.cli.arguments import expand_home, refuse_other_encodings, utf8_text
+from musicgen_eval.cli.strict_parser import StrictParser
 from musicgen_eval.cli.version import PrintVersion
 from musicgen_eval.data.sources import absolute_source
 from musicgen_eval.errors import EvaluationError, RunError
@@ -54,6 +55,7 @@ class EvaluationCLI(LightningCLI):
             save_config_callback=None,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=False,
+            parser_class=StrictParser,
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -77,7 +79,7 @@ class EvaluationCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options for the run folder, the audio files and W&B to the parser of a command."""
-        self.command_parser = parser  # any of them: the parsers of all commands accept the same options
+        self.command_parser = parser  # the last one is kept; the parsers of all commands accept the same options
         parser.add_class_arguments(RunSettings, skip={"precision", "accelerator"})  # these are options of the trainer
         parser.add_class_arguments(AudioSettings, "audio")
         parser.add_class_arguments(WandbSettings, "wandb")
@@ -164,7 +166,7 @@ class EvaluationCLI(LightningCLI):
         return trainer
 
     def validate(self, model: MusicGenEvaluation, datamodule: WindowDataModule) -> None:
-        """Runs the command `validate`. LightningCLI calls the method with the name of the command."""
+        """Runs the command `validate`. LightningCLI calls this method by the name of the command."""
         self._run("score", lambda: self.trainer.validate(model, datamodule))
 
     def test(self, model: MusicGenEvaluation, datamodule: WindowDataModule) -> None:
@@ -180,8 +182,8 @@ class EvaluationCLI(LightningCLI):
 
         Args:
             task: Task of the run.
-            loop: Function that runs the loop. Before it is called, the checkpoint and the metrics are checked and the run folder is
-                claimed, because Lightning starts the other processes in it.
+            loop: Function that runs the loop. Before the call, the checkpoint and the metrics are checked and the run folder is
+                claimed, because Lightning starts the other processes during the call.
 
         Raises:
             RunError: A metric could not be computed. The results of the other metrics have been written.

@@ -18,6 +18,9 @@ METRIC_ENTRY = ("metric", "inputs")
 """Keys of a metric entry that renames inputs (`MetricEntry`)."""
 INSTALLED_METRIC = ("name", "init_args", "inputs")
 """Keys of a metric entry that names an installed metric (`InstalledMetric`)."""
+METRIC_CLASS = ("class_path", "init_args")
+"""Keys of a metric that is given by its class."""
+RENAMING_CLASS = "musicgen_eval.MetricEntry"
 
 
 def one_line(message: str) -> str:
@@ -27,8 +30,16 @@ def one_line(message: str) -> str:
     "model.seed: expected int, got 'inf'"
     """
     explanations = (_missing_option, _metric_entry, _unknown_metric, _class_problem, _no_mapping, _wrong_value)
+    message = _without_renaming(message)
     explained = next((line for explain in explanations if (line := explain(message)) is not None), None)
     return explained or " ".join(_without_parser(message).split())
+
+
+def _without_renaming(message: str) -> str:
+    """Removes the lines that attribute a problem of a renamed metric to the entry that renames its inputs."""
+    return re.sub(
+        rf"Problem with given class_path '{re.escape(RENAMING_CLASS)}':\s*Parser key \"metric\":\s*", "", message
+    )
 
 
 def _missing_option(message: str) -> str | None:
@@ -39,19 +50,36 @@ def _missing_option(message: str) -> str | None:
 
 
 def _metric_entry(message: str) -> str | None:
-    """Names an unknown key of a metric entry, which is a mapping without a `class_path`."""
-    found = re.search(r"class_path 'musicgen_eval\.MetricEntry'.*?Given value: (\{.*?\})\n", message, re.S)
+    """Returns a message that names an unknown key of a metric entry or of its metric, or a wrong value of `inputs`."""
+    found = re.search(r"Subtypes: \[<class '[\w.]*\.Metric'>.*?Given value: (\{.*?\})\n", message, re.S)
     if found is None:
         return None
     try:
         entry = ast.literal_eval(found[1])
     except (ValueError, SyntaxError):
         return None
-    known = METRIC_ENTRY if "metric" in entry else INSTALLED_METRIC
+    if entry.get("class_path") == RENAMING_CLASS:
+        entry = entry.get("init_args", {})
+    for part in (entry, entry.get("metric")):
+        unknown = _unknown_key(part) if isinstance(part, dict) else None
+        if unknown is not None:
+            return f"model.metrics: {part} {unknown}"
+    inputs = entry.get("inputs", {})
+    if not isinstance(inputs, dict) or not all(isinstance(name, str) for name in inputs.values()):
+        return f"model.metrics: inputs must map parameters of update() to names of inputs, got {inputs!r}"
+    return None
+
+
+def _unknown_key(entry: dict[str, object]) -> str | None:
+    """Returns the part of an error message that names the first unknown key, or None if every key is known."""
+    known = METRIC_ENTRY if "metric" in entry else METRIC_CLASS if "class_path" in entry else INSTALLED_METRIC
     unknown = next((key for key in entry if key not in known), None)
     if unknown is None:
         return None
-    return f"model.metrics: {entry} has the unknown key {unknown!r}, expected {', '.join(known)}; {near_matches(unknown, known)}"
+    remedy = near_matches(unknown, known)
+    if known is METRIC_CLASS:
+        remedy = "to rename inputs, specify {metric: {class_path: ...}, inputs: {...}}"
+    return f"has the unknown key {unknown!r}, expected {', '.join(known)}; {remedy}"
 
 
 def _unknown_metric(message: str) -> str | None:
@@ -93,7 +121,7 @@ def _wrong_value(message: str) -> str | None:
         _plain_type(kind)
         for kind in re.findall(r"(?:Expected a|Not a valid subclass of) (.*?)(?:\. Got|\n|\Z)", message)
     ]
-    expected = [kind for kind in dict.fromkeys(tried) if not kind.startswith("path but")]  # a YAML file would do, too
+    expected = [kind for kind in dict.fromkeys(tried) if not kind.startswith("path but")]  # a YAML file is also valid
     if given is None or not expected:
         return None
     value = (given[1] or given[2] or "").strip()

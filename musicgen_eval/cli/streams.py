@@ -19,7 +19,7 @@ from typing import Any, TextIO, cast
 
 @contextmanager
 def tolerant_streams() -> Iterator[None]:
-    """Replaces `sys.stdout` and `sys.stderr` with streams to which writing never fails, and restores the originals at the end."""
+    """Replaces `sys.stdout` and `sys.stderr` with streams that never fail on write, and restores the originals at the end."""
     _open_closed_descriptors()
     before = sys.stdout, sys.stderr
     stdout, stderr = (TolerantStream(stream or open(os.devnull, "w")) for stream in before)  # noqa: PTH123, SIM115
@@ -40,7 +40,8 @@ class TolerantStream:
         stream: Stream to write to.
 
     Attributes:
-        on_loss: Function that is called once, with the error after which all output is dropped. None means no call.
+        on_loss: Function that is called once, with the error that causes all further output to be dropped. None means that no
+            function is called.
     """
 
     def __init__(self, stream: TextIO) -> None:

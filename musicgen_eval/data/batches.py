@@ -1,8 +1,8 @@
 """Groups the windows of a plan into batches, and distributes the batches over the ranks.
 
-The batches do not depend on the number of ranks, so a window is always in a batch with the same windows. Every rank processes the
-same number of batches. If there are too few batches, some ranks process an empty batch. Each batch is identified by a hash of its
-windows. This module does not depend on Lightning.
+The batches do not depend on the number of ranks, so a window always shares a batch with the same other windows. Every rank
+processes the same number of batches. If there are too few batches, some ranks process an empty batch. Each batch is identified by a
+hash of its windows. This module does not depend on Lightning.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class RankBatches(Sampler[list[int]]):
         batch_size: Number of windows per batch.
         rank: Rank of this process, counted from 0.
         world_size: Number of processes.
-        done: Numbers of the batches that have already been measured. These batches are omitted.
+        done: Indices of the batches that have already been measured. These batches are omitted.
 
     >>> [list(RankBatches(5, batch_size=2, rank=rank, world_size=2)) for rank in range(2)]
     [[[0, 1], [4]], [[2, 3], []]]

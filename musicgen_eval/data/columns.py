@@ -186,7 +186,7 @@ class Paths(_Column[str]):
         return os.path.join(self.folder, self.names[row])  # noqa: PTH118
 
     def file(self, row: int) -> Path:
-        """Returns the path of the file in a row, spelled as in the file system."""
+        """Returns the path of the file in the given row, spelled as in the file system."""
         return locate(self.folder, self.names[row])
 
 

@@ -24,13 +24,13 @@ def plan_continuation(
 ) -> Plan:
     """Creates the plan of a run that generates continuations.
 
-    The source is read, and every track whose duration is not declared is opened.
+    This function reads the source, and opens every track whose duration is not declared.
 
     Args:
         settings: Data settings. `context_s` sets the boundary, in seconds. By default, the boundary is the middle of the track.
             `target_s` sets the length of the continuation, in seconds. By default, the continuation ends where the track ends.
         spec: Codec parameters of the checkpoint.
-        stride_frames: Number of frames by which the window slides if the prompt and the continuation together exceed the
+        stride_frames: Number of frames that the window slides by if the prompt and the continuation together exceed the
             checkpoint's limit.
         num_continuations: Number of continuations per track.
         options: Options for opening the tracks, including the path of the track index.
@@ -98,7 +98,7 @@ def settle_continuation(settings: DataSettings, spec: CodecSpec, stride_frames: 
 
 
 def check_context(context_frames: int, target_frames: int, spec: CodecSpec, stride_frames: int) -> None:
-    """Checks that a context whose length is set explicitly fits into the first window.
+    """Checks that the context fits into the first window, if the length of the context is set explicitly.
 
     Raises:
         WindowError: The context is too long. The message states the maximum length.

@@ -26,14 +26,14 @@ SHOWN_EXTENSIONS = 8
 
 
 def is_audio_name(path: str) -> bool:
-    """Returns whether the extension of a file is that of an audio format."""
+    """Returns whether a file name has the extension of an audio format."""
     return PurePosixPath(path).suffix.lower() in AUDIO_SUFFIXES
 
 
 def walk(root: Path) -> list[str]:
     """Returns the sorted relative paths of all files in a folder and its subfolders.
 
-    Hidden files and folders are omitted. A folder is visited only once, even if symbolic links point to it.
+    Hidden files and folders are omitted. Each folder is visited only once, even if symbolic links point to it.
     """
     files: list[str] = []
     visited: set[tuple[int, int]] = set()

@@ -30,7 +30,7 @@ FILES_AT_ONCE = 8
 ROWS_AT_ONCE = 256
 SAVE_EVERY_S = 10.0
 DECLARED_PRECISION_S = 1e-6
-"""Declared durations are precise to a microsecond, which is shorter than one sample at 768 kHz."""
+"""Precision of declared durations, in seconds: one microsecond, which is shorter than one sample at 768 kHz."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class OpenOptions:
             is not stored.
         retry_failures: Whether to open failed tracks again. These are the tracks that could not be opened and the tracks in
             `failed_later`.
-        failed_later: Ids, with secrets redacted, of the tracks that failed after they had been opened.
+        failed_later: Ids of the tracks that failed after they had been opened. Secrets in the ids are redacted.
         show_progress: Whether to show a progress bar on stderr if opening takes more than a second and stderr is a terminal.
     """
 
@@ -87,7 +87,7 @@ def open_tracks(tracks: TrackList, options: OpenOptions) -> TrackIndex:
 def refuse_other_sizes(tracks: TrackList, index: TrackIndex) -> None:
     """Checks that the sizes of the files are the same as in the index.
 
-    A missing file does not raise an error here. Its track fails when the file is read.
+    A missing file does not raise an error here. Instead, its track fails when the file is read.
 
     Raises:
         RunError: The size of a file has changed. The message names the first such file.

@@ -8,8 +8,8 @@ An audiocraft manifest is a jsonl file with the keys `path`, `duration` and `sam
 the `description` in the json file next to the audio file. `duration` is ignored, because it is computed by ffmpeg and includes the
 padding of mp3 and m4a files.
 
-If a text or a number of seconds is one of `MISSING_WORDS`, such as `nan` or `None`, the value is treated as missing. Programs such
-as pandas and Excel write missing values in this way. Every error message names the row. Audio files are not opened.
+If the text or a time in a row is one of `MISSING_WORDS`, such as `nan` or `None`, the value is treated as missing. Programs such as
+pandas and Excel write missing values in this way. Every error message names the row. Audio files are not opened.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ManifestRows(NamedTuple):
 
 
 def is_manifest(path: Path) -> bool:
-    """Returns whether the extension of a file is that of a manifest."""
+    """Returns whether a file name has the extension of a manifest."""
     return path.name.lower().endswith(MANIFEST_SUFFIXES)
 
 
@@ -125,7 +125,7 @@ def _plain_seconds(cells: Sequence[Any] | None, num_rows: int) -> NDArray[np.flo
     """Parses a column of times in seconds.
 
     Returns:
-        (rows,) float64, in which an empty cell is NaN, or None if any cell must be parsed individually.
+        (rows,) float64, NaN for empty cells. None if any cell must be parsed individually.
     """
     if cells is None:
         return np.full(num_rows, np.nan)
@@ -147,7 +147,7 @@ def _plain_seconds(cells: Sequence[Any] | None, num_rows: int) -> NDArray[np.flo
 
 
 def _own_text(text: str) -> str | None:
-    """Strips whitespace from a text. Returns None if the text is empty or one of `MISSING_WORDS`."""
+    """Strips leading and trailing whitespace from the text of a track. Returns None if the text is empty or in `MISSING_WORDS`."""
     stripped = text.strip()
     return None if stripped in MISSING_WORDS else stripped
 
@@ -257,9 +257,9 @@ def _seconds(value: Any) -> float | str | None:
 
 
 def _is_unicode(texts: Iterable[str]) -> bool:
-    """Returns whether all texts can be encoded in UTF-8.
+    """Returns whether all strings can be encoded in UTF-8.
 
-    Texts in json files may contain lone surrogates, which cannot be encoded.
+    Strings in json files may contain lone surrogates, which cannot be encoded.
     """
     try:
         "".join(texts).encode()

@@ -1,7 +1,7 @@
 """Defines the plan of a run, which stores the status of each track and the windows of the measured tracks as columns.
 
-A plan for a million tracks takes a hundred megabytes, and is sent to every process. Other values are computed from the columns on
-demand. `plan_builder.py` creates plans.
+A plan for a million tracks takes a hundred megabytes of memory, and is sent to every process. Other values are computed from the
+columns on demand. `plan_builder.py` creates plans.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Plan:
         frame_rate_hz: Frame rate of the checkpoint's codec.
         num_frames: (tracks,) int64, length of each track in frames. The length is 0 if the track is not measured.
         status: Status of each track.
-        reasons: Mapping from row to reason, for the tracks whose status is not `ok`.
-        windows: Windows in the order in which they are processed.
+        reasons: Mapping from row to the reason for the status, for the tracks whose status is not `ok`.
+        windows: Windows in processing order.
         context_frames: Length of the context in frames. None means half the length of each track.
         target_frames: Length of the target in frames. None means up to the end of each track.
         num_in_source: Number of tracks in the source before `limit` is applied.
@@ -72,7 +72,7 @@ class Plan:
 
     @cached_property
     def other_texts(self) -> Sequence[str | None]:
-        """Texts with which the tracks are scored in the reading `other_text`. See `OtherTexts`."""
+        """Text that each track is scored with in the reading `other_text`. See `OtherTexts`."""
         return OtherTexts(self.tracks.texts)
 
     @cached_property
@@ -81,12 +81,12 @@ class Plan:
         return digest_source(self.tracks)
 
     def open_track(self, row: int) -> TrackAudio:
-        """Opens the track in a row. The status of the track must be `ok`.
+        """Opens the track in the given row. The status of the track must be `ok`.
 
         The properties of the most recently opened tracks are cached, but no file remains open.
 
         Raises:
-            AudioError: The file is missing or unreadable, has changed since the run was planned, or is not as long as its declared
+            AudioError: The file is missing or unreadable, has changed since the run was planned, or does not match the declared
                 `duration_s`.
         """
         opened = self._opened.get(row)
@@ -114,7 +114,7 @@ class Plan:
         return {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns the state to pickle, in which the columns are stored compactly and cached values are omitted."""
+        """Returns the state to pickle. The columns are stored compactly, and cached values are omitted."""
         state = {name: getattr(self, name) for name in self.__dataclass_fields__}
         windows = {name: smallest_int_dtype(packed(column)) for name, column in vars(self.windows).items()}
         return state | {
@@ -175,10 +175,10 @@ class StatusColumn(Sequence[TrackStatus]):
 
 
 class OtherTexts(Sequence[str | None]):
-    """Sequence that assigns to each track the text of another track.
+    """Sequence that contains, for each track, the text of another track.
 
-    The text is taken from the next track that has a text different from the track's own. After the last track, the search continues
-    at the first track. If there is no such track, the assigned text is None.
+    The text is taken from the next track that has a different text. After the last track, the search continues at the first track.
+    If no track has a different text, the element is None.
 
         texts    a   -   a   b      texts of the tracks (-: no text)
         runs     0       0   1      number of the run of equal texts, ignoring the tracks that have no text

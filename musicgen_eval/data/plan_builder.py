@@ -28,7 +28,7 @@ from musicgen_eval.records import CodecSpec, Failure, Task
 DEMO_CLIPS = Path(__file__).parent / "demo"
 DEMO_SOURCE = DEMO_CLIPS / "manifest.csv"
 NOT_OPENED = "not known beforehand (duration_s given)"
-"""Key in `Plan.resamplers` that counts the tracks whose sample rate is unknown because they have not been opened."""
+"""Key in `Plan.resamplers` for the number of tracks whose sample rate is unknown because they have not been opened."""
 
 Outcome = tuple[TrackStatus, str]
 """Status of a track and the reason for the status. In messages, the reason follows the length of the track."""
@@ -50,8 +50,8 @@ def make_plan(
     Args:
         settings: Data settings.
         spec: Codec parameters of the checkpoint.
-        outcome_of: Function that returns the outcome for a track from its length in frames.
-        windows_of: Function that returns the windows of all tracks from their (tracks,) lengths in frames.
+        outcome_of: Function that takes the length of a track in frames, and returns the outcome for the track.
+        windows_of: Function that takes the (tracks,) lengths of all tracks in frames, and returns their windows.
         context_frames: Length of the context in frames, recorded in the plan.
         target_frames: Length of the target in frames, recorded in the plan.
         task: Task of the run, `score` or `continue`.
@@ -126,8 +126,8 @@ def _measure(
     """Determines the length and the status of each track.
 
     Returns:
-        The (tracks,) lengths in frames, the statuses, and a mapping from row to reason. The length of a track is 0 if the track is
-        not measured. The mapping contains the tracks whose status is not `ok`.
+        The (tracks,) lengths in frames, the statuses, and a mapping from row to the reason for the status. The length of a track is
+        0 if the track is not measured. The mapping contains the tracks whose status is not `ok`.
     """
     rate_hz = spec.frame_rate_hz
     opened, failed = index.rows("opened"), index.rows("failed")
@@ -169,10 +169,10 @@ def _measure(
 
 
 def _rows_by_length(num_frames: NDArray[np.int64], rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Groups rows by the length of the track.
+    """Groups the rows of tracks by track length.
 
     Yields:
-        Each length in frames, and the rows of the tracks that have this length. The lengths are ordered by their first rows.
+        Each length in frames, and the rows of the tracks that have this length, in the order of the first row of each length.
     """
     if not len(rows):
         return

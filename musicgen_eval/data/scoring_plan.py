@@ -16,7 +16,7 @@ from musicgen_eval.records import CodecSpec
 def plan_evaluation(settings: DataSettings, spec: CodecSpec, options: OpenOptions | None = None) -> Plan:
     """Creates the plan of a run that scores tracks.
 
-    The source is read, and every track whose duration is not declared is opened.
+    This function reads the source, and opens every track whose duration is not declared.
 
     Args:
         settings: Data settings.

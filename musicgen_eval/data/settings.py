@@ -63,7 +63,7 @@ class DataSettings(Settings):
 
 
 def _check_text(text: str | None) -> None:
-    """Checks that a text contains no undecodable bytes, which no tokenizer accepts.
+    """Checks that a text contains no undecodable bytes, because no tokenizer accepts such bytes.
 
     Raises:
         RunError: The text contains an undecodable byte.

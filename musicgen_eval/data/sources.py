@@ -1,7 +1,7 @@
 """Reads a source (a file, folder, glob or manifest, or a list of these) into a list of tracks.
 
 Tracks are stored as columns, so a million tracks take little memory. If the source itself is invalid, an error is raised
-immediately. Audio files are not opened here. If a file cannot be read, only its own track fails later.
+immediately. Audio files are not opened here. If a file cannot be read, only its track fails later.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TrackList:
         start_s: (tracks,) float64, time in the file at which each track starts.
         duration_s: (tracks,) float64, length of each track. NaN means up to the end of the file.
         texts: Texts that describe the music. The text of a track is None if the track has no text.
-        ignored: Number of files in folders and globs that were skipped because they have no audio extension.
+        ignored: Number of files that were skipped in folders and globs because they have no audio extension.
         file_duration_s: (tracks,) float64, declared duration of each file. NaN means that the duration of the file is not declared.
             None means that no durations are declared.
         notes: One-line notes about the source, such as the number of skipped files.
@@ -73,7 +73,7 @@ class TrackList:
         return (self[row] for row in range(len(self)))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns the state to pickle, in which a column whose values are all equal is stored as a single value."""
+        """Returns the state to pickle. A column whose values are all equal is stored as a single value."""
         return vars(self) | {name: packed(getattr(self, name)) for name in ("start_s", "duration_s")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -29,13 +29,13 @@ INSTALL_PARQUET = "pip install 'musicgen-eval[parquet]'"
 
 @dataclass
 class Oddities:
-    """Counters of the rows and values of a manifest that are ignored.
+    """Counters of the ignored rows and values of a manifest.
 
     Attributes:
         num_empty_rows: Number of rows that contain only separators.
         num_unnamed_cells: Number of rows that contain a value in a column without a name. The first column is not considered,
             because it may contain row numbers.
-        num_missing_words: Number of texts that denote a missing value, such as `nan`.
+        num_missing_words: Number of cells in the column `text` that denote a missing value, such as `nan`.
     """
 
     num_empty_rows: int = 0
@@ -49,7 +49,7 @@ class RowBatch:
 
     Attributes:
         first_number: Number of the first row, counted from 1.
-        lines: Number of the line in the file at which each row ends. None means that the format has no lines.
+        lines: Number of the last line of each row. None means that the format has no lines.
         columns: Mapping from column name to (rows,) cells. None means that each row has its own keys and is stored in `rows`.
         rows: Rows as dictionaries. Empty if `columns` is not None.
     """
@@ -118,7 +118,7 @@ def _batched(rows: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, list[int], 
     """Groups rows into batches.
 
     Yields:
-        The number of the first row, the line numbers and the rows of each batch.
+        For each batch, the number of its first row, its line numbers and its rows.
     """
     number, lines, batch = 1, list[int](), list[Row]()
     try:

@@ -54,7 +54,7 @@ class TrackIndex:
         track_samples: (tracks,) int64, length of the track in native samples.
         format_row: (tracks,) int16, format of the file as an index into `formats`.
         formats: Formats of the files, in the notation of `AudioInfo.format`.
-        reasons: Mapping from row to reason, for the tracks that could not be opened.
+        reasons: Mapping from row to the reason for the failure, for the tracks that could not be opened.
     """
 
     state: NDArray[np.uint8]
@@ -69,7 +69,7 @@ class TrackIndex:
 
     @classmethod
     def of(cls, tracks: TrackList) -> TrackIndex:
-        """Creates an index in which no track has been opened.
+        """Creates an index in which no track is marked as opened.
 
         The state of a track is `declared` if the duration of its file is declared, and `pending` otherwise.
         """
@@ -91,7 +91,7 @@ class TrackIndex:
         return len(self.state)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns the state to pickle, in which a column whose values are all equal is stored as a single value."""
+        """Returns the state to pickle. A column whose values are all equal is stored as a single value."""
         return vars(self) | {name: packed(getattr(self, name)) for name in _COLUMNS} | {"num_tracks": len(self)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -28,9 +28,9 @@ class WindowPlan:
 
     Attributes:
         track: (windows,) int64, row of the track in the list of tracks.
-        index: (windows,) int64, number of the window within its track, counted from 0.
+        index: (windows,) int64, index of the window within its track, counted from 0.
         start_frame: (windows,) int64, first frame of the window, counted from the start of the track.
-        context_frames: (windows,) int64, number of frames that are fed but not scored.
+        context_frames: (windows,) int64, number of frames that are fed to the model but not scored.
         target_frames: (windows,) int64, number of frames that are scored or generated.
     """
 
@@ -57,7 +57,7 @@ class WindowPlan:
         return self.take(np.lexsort((self.index, self.track, self.num_frames)))
 
     def window(self, row: int, track_ids: Sequence[str]) -> Window:
-        """Returns the window in a row as a `Window` record."""
+        """Returns the window in the given row as a `Window` record."""
         return Window(
             track=track_ids[int(self.track[row])],
             index=int(self.index[row]),
@@ -74,7 +74,7 @@ def plan_windows(
 
     Args:
         num_frames: (tracks,) length of each track in frames. A track of 0 frames has no windows.
-        context_frames: Number of frames that are fed before each target, at least 0.
+        context_frames: Number of frames that are fed to the model before each target, at least 0.
         target_frames: Number of frames that are scored in each window, at least 1.
         head: Treatment of the start of a track. With `score`, all of the first context + target frames are scored in the first
             window, and the targets of the following windows cover the rest of the track. Each frame is scored exactly once. With
@@ -123,7 +123,7 @@ def plan_continuations(
     """Plans the prompt and the target of each continuation. Each continuation is one window.
 
         track     x x x x x x x x x x
-        before    c c c p p                  p: prompt, which ends at the boundary; c: frames before the prompt, which are not fed
+        before    c c c p p                  p: prompt, which ends at the boundary; c: earlier frames, not fed to the model
         target              # # # # #        #: frames to generate
 
     Args:
@@ -133,12 +133,12 @@ def plan_continuations(
         target_frames: Number of frames to generate. None means up to the end of each track.
         max_frames: Length of the longest window that the decoder was trained on, in frames. If the track up to the boundary and the
             target together fit into such a window, the prompt is the whole track up to the boundary.
-        stride_frames: Number of frames by which the window slides. If the track up to the boundary and the target do not fit into
+        stride_frames: Number of frames that the window slides by. If the track up to the boundary and the target do not fit into
             one window, the prompt is at most the last max_frames - stride_frames frames before the boundary.
         num_continuations: Number of continuations per track.
 
     Returns:
-        Windows sorted by (track, number of the continuation). `context_frames` is the length of the prompt.
+        Windows sorted by (track, index of the continuation). `context_frames` is the length of the prompt.
     """
     lengths = np.asarray(num_frames, dtype=np.int64)
     track = np.repeat(np.flatnonzero(lengths), num_continuations)

@@ -69,7 +69,7 @@ def _atomic_file(path: Path, mode: Literal["w", "wb"]) -> Iterator[IO[Any]]:
 
 
 def is_leftover(name: str) -> bool:
-    """Returns whether a file name has the form of the temporary files that `atomic_file` creates.
+    """Returns whether a file name matches the pattern of `atomic_file`'s temporary files.
 
     >>> is_leftover(".summary.json.3f9c01d2ab47.tmp"), is_leftover("summary.json")
     (True, False)

@@ -1,7 +1,7 @@
 """Resolves file:// URLs, and file names that contain `~`, backslashes, percent-encoded characters or accents.
 
-The literal file name is tried first. Alternative spellings are tried only if no file has that name, so most of the file names in
-a manifest require only one lookup.
+The literal file name is tried first. Alternative spellings are tried only if no file has that name, so most file names in a
+manifest require only one lookup.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def locate(folder: str, name: str) -> Path:
 
 
 def spellings(name: str) -> Iterator[str]:
-    r"""Yields alternative spellings of a file name, under which the file may exist on this system.
+    r"""Yields alternative spellings of a file name that the file may have on this system.
 
     >>> list(spellings(r"rock\a%20b.wav"))
     ['rock/a%20b.wav', 'rock\\a b.wav', 'rock/a b.wav']

@@ -1,7 +1,7 @@
-"""Supports users whose user id has no user name, for example with `docker run --user 4242` or on OpenShift.
+"""Supports environments in which the current user id has no user name, such as `docker run --user 4242` or OpenShift.
 
-torch derives the name of the folder for its compiled kernels from the user name. If there is no user name, importing
-torchmetrics or Lightning fails. Setting `TORCHINDUCTOR_CACHE_DIR` avoids this error.
+torch uses the user name in the name of the folder for compiled kernels. If there is no user name, importing torchmetrics or
+Lightning fails. Setting `TORCHINDUCTOR_CACHE_DIR` avoids this error.
 """
 
 import getpass

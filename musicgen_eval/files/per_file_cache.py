@@ -17,7 +17,7 @@ _R = TypeVar("_R")
 
 
 def once_per_file(max_files: int) -> Callable[[Callable[[Path], _R]], Callable[[Path], _R]]:
-    """Returns a decorator that caches the result of a function, or the `AudioError` that it raises, per file.
+    """Returns a decorator that caches, per file, the result of a function or the `AudioError` that the function raises.
 
     The cache keeps the results for the `max_files` most recently used files.
     """

@@ -1,4 +1,4 @@
-"""Converts error messages to a single printable line.
+"""Converts each error message to a single printable line.
 
 File names may contain newlines and bytes that are not valid UTF-8. Error messages that quote such file names are written to
 tables, logs and JSON files.
@@ -30,7 +30,7 @@ def printable(text: str) -> str:
 
 
 def with_printable_errors(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Wraps a function so that the message of any `AudioError` that it raises is a single printable line."""
+    """Wraps a function so that the message of any `AudioError` that the function raises is a single printable line."""
 
     @wraps(function)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:

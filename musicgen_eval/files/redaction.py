@@ -60,7 +60,7 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
 
 
 def redact_tree(value: Value, environment: Mapping[str, str] | None = None) -> Value:
-    """Returns a copy of nested mappings, lists and tuples in which the secrets in all strings, paths and keys are redacted."""
+    """Returns a copy of nested mappings, lists and tuples, with the secrets in all strings, paths and keys redacted."""
     cleaned: Value = _clean_tree(value, _secrets(environment))
     return cleaned
 

@@ -41,7 +41,7 @@ def continue_windows(
     Args:
         model: Loaded model.
         prompts: (K, context_frames) int64 codes of each window's prompt, encoded without the audio after the prompt.
-        windows: Windows to continue. The `index` of a window is the number of the continuation.
+        windows: Windows to continue. The `index` of a window is the index of the continuation.
         texts: Text of each window. None means the null condition (no text).
         settings: Settings for sampling, guidance and threads.
         stride_frames: Stride of the sliding window, in frames. Used only for windows that are longer than the checkpoint's limit.
@@ -138,7 +138,7 @@ def score_continuations(
         continued: Windows to score, with the codes of their continuations and references.
         readings: Readings to score.
         stride_frames: See `continue_windows`.
-        seed: Seed for the random number generators of readings that change codes.
+        seed: Seed for readings that alter codes at random.
         with_logits: Names of the readings whose logits are returned.
 
     Returns:
@@ -168,13 +168,13 @@ def score_continuations(
 
 
 def unscored(window: Window, codes: Tensor, like: Tensor | None = None) -> ScoredWindow:
-    """Returns the scores of a window in which no code is scored: every nll is NaN, and every rank is -1.
+    """Returns the scores for a window without any scored codes: every nll is NaN, and every rank is -1.
 
     Args:
         window: The window.
         codes: (K, T) int64 codes. If T is less than the length of the window, the missing codes are set to 0.
-        like: (K, t, V) logits for any t. The returned logits have the same V and the same device. If `like` is None, no logits are
-            returned.
+        like: (K, t, V) logits for any t. The returned logits have the same V and are on the same device. If `like` is None, no
+            logits are returned.
     """
     K, T = codes.shape[0], window.num_frames
     shape = (K, T)

@@ -151,7 +151,7 @@ def _score_alone(
 
 
 def _grow_positions(model: MusicGen, num_frames: int) -> None:
-    """Extends the decoder's position table to the length of the longest window, so that parallel threads only read it."""
+    """Extends the decoder's position table to the length of the longest window, so that parallel threads only need to read it."""
     positions = model.decoder.model.decoder.embed_positions
     num_steps = num_frames + max(model.spec.delays)
     if num_steps > positions.weights.shape[0]:

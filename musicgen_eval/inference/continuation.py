@@ -43,10 +43,11 @@ def continue_codes(
     """Continues prompts by generating the codes that follow them.
 
     Args:
-        decoder: A transformers `MusicgenForCausalLM` in eval mode. On an accelerator, each call makes a fused copy of its
+        decoder: A transformers `MusicgenForCausalLM` in eval mode. On an accelerator, each call makes a fused copy of the decoder's
             weights.
         prompt: (B, K, P) int64 codes in [0, V), without delays. P may be 0.
-        total_frames: Total number of frames of the prompt and the continuation: one number for all rows, or (B,) numbers.
+        total_frames: Total number of frames in the prompt and the continuation: one number for all rows, or (B,) numbers, one per
+            row.
         delays: (K,) delay of each codebook in steps, as in `CodecSpec.delays` of the checkpoint.
         max_frames: Length of the longest window that the decoder was trained on, in frames.
         stride_frames: Stride of the sliding window in frames, used if total_frames exceeds max_frames. None means 3/5 of
@@ -59,8 +60,8 @@ def continue_codes(
 
     Returns:
         (B, K, max total_frames) int64 codes on the decoder's device: the prompt, the continuation, and the special token V after
-        the end of a shorter row. If the prompt has at least max_frames frames and total_frames exceeds max_frames, only the last
-        max_frames - stride_frames frames of the prompt are fed in the first window.
+        the end of a shorter row. If the prompt has at least max_frames frames and total_frames exceeds max_frames, the first window
+        contains only the last max_frames - stride_frames frames of the prompt.
 
     Raises:
         ValueError: If shapes do not match, if codes are outside [0, V), or if a setting is out of range.
@@ -112,7 +113,7 @@ def continue_prompts(
     Args:
         decoder: A transformers decoder, or a fused decoder for an accelerator.
         prompts: (K, P_i) int64 codes of each row's prompt.
-        total_frames: (B,) total number of frames of each row's prompt and continuation.
+        total_frames: (B,) total number of frames in each row's prompt and continuation.
         delays: (K,) delay of each codebook in steps.
         max_frames: See `continue_codes`.
         stride_frames: See `continue_codes`.
@@ -133,7 +134,7 @@ def continue_prompts(
     ]
     if not any(schedules):
         return codes
-    order = sorted(range(len(prompts)), key=lambda row: texts[row] is None)  # rows with a text first
+    order = sorted(range(len(prompts)), key=lambda row: texts[row] is None)  # rows with text first
     index = upload(torch.tensor(order), decoder.device)
     numbers = None if uniforms is None else upload(uniforms.float(), decoder.device).index_select(0, index)
     continued = codes.index_select(0, index)

@@ -55,16 +55,16 @@ def score_readings(
         windows: Windows of one batch, with their codes and texts.
         readings: Readings to score.
         tail: See `score_codes`. The option applies to the frames of each window.
-        seed: Seed for the random number generators of readings that change codes.
+        seed: Seed for readings that alter codes at random.
         with_logits: Names of the readings whose logits are returned.
 
     Returns:
         For each window, a dictionary that maps the name of each reading to its scores, or to None if the reading does not exist for
-        the window. For example, `no_text` does not exist for a window without a text, and `no_context` does not exist for a window
+        the window. For example, `no_text` does not exist for a window without text, and `no_context` does not exist for a window
         without a context.
 
     Raises:
-        MetricError: If there is no text of a different track for `other_text`, or if a reading changes codes to an invalid shape,
+        MetricError: If there is no text of a different track for `other_text`, or if a reading returns codes with an invalid shape,
             dtype or value.
     """
     results: list[dict[str, ScoredWindow | None]] = [{reading.name: None for reading in readings} for _ in windows]
@@ -146,7 +146,7 @@ def _fed_codes(reading: Reading, coded: CodedWindow, seed: int, num_entries: int
 
 
 def _aligned(window: Window, codes: Tensor, mask: Tensor, scores: Scores, start: int) -> ScoredWindow:
-    """Pads scores on the left to the full length of the window. Without padding, the scores begin at frame `start`."""
+    """Pads scores on the left to the full length of the window. Before padding, the scores begin at frame `start`."""
     pad = torch.nn.functional.pad
     return ScoredWindow(
         window=window,

@@ -57,9 +57,9 @@ def score_codes(
 
     Args:
         decoder: A transformers `MusicgenForCausalLM` in eval mode.
-        codes: (B, K, T) int64 codes in [0, V), without delays. Padding may have any values.
+        codes: (B, K, T) int64 codes in [0, V), without delays. Padding may contain any values.
         delays: (K,) delay of each codebook in steps, as in `CodecSpec.delays` of the checkpoint.
-        valid: (B, K, T) bool mask, False for padding, which is fed as the special token. None means no padding.
+        valid: (B, K, T) bool mask, False for padding, which is replaced with the special token. None means no padding.
         scored: (B, K, T) bool mask, True for codes to score. None means all valid codes.
         encoder_hidden_states: (B, L, D) text states, projected to the decoder's width. None means the null condition (no text).
         encoder_attention_mask: (B, L) mask, 0 for padding. None means no padding.
@@ -150,7 +150,7 @@ def score_fused(
         delays: (K,) delay of each codebook in steps.
         counted: (B, K, T) bool mask on the CPU, True for codes to score.
         texts: Cross-attention keys and values of the texts. None means the null condition (no text).
-        tail: See `score_codes`. Here, the option determines only the number of steps to feed.
+        tail: See `score_codes`. Here, the option determines only the number of steps that are fed to the decoder.
         with_logits: Whether to also return the logits of the scored codes.
     """
     V = decoder.special_token
@@ -193,8 +193,8 @@ def hidden_states(
     Args:
         decoder: A transformers `MusicgenForCausalLM`.
         steps: (B, K, S) int64 decoder input.
-        encoder_hidden_states: (B, L, D) text states. If None, cross attention is skipped. This is equivalent to text states of
-            zeros, because the projections have no bias.
+        encoder_hidden_states: (B, L, D) text states. If None, cross attention is skipped. This is equivalent to passing text states
+            of zeros, because the projections have no bias.
         encoder_attention_mask: (B, L) mask, 0 for padding. None means no padding.
 
     Returns:
@@ -250,9 +250,9 @@ def nll_from_logits(logits: Tensor, codes: Tensor, *, delays: Sequence[int], sco
         scored: (B, K, T) bool mask, True for codes to score. None means all codes.
 
     Returns:
-        (B, K, T) float32 nlls in nats, NaN for codes that are not scored. Code (k, t) is not scored if its step was not fed
-        (S < t + delays[k] + 1). Therefore, the function accepts logits that were computed for either value
-        of `tail` (see `score_codes`).
+        (B, K, T) float32 nlls in nats, NaN for codes that are not scored. Code (k, t) is not scored if its step was not fed to the
+        decoder (S < t + delays[k] + 1). Therefore, the function accepts logits that were computed for either value of `tail` (see
+        `score_codes`).
 
     >>> import torch
     >>> nll = nll_from_logits(torch.zeros(2, 4, 8), torch.tensor([[[1, 2, 3], [4, 5, 6]]]), delays=(0, 1))

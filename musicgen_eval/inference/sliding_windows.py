@@ -1,4 +1,4 @@
-"""Plans the sliding windows of a continuation: the frames to feed and the frames to generate in each window.
+"""Plans the sliding windows of a continuation: the frames to feed to the decoder and the frames to generate in each window.
 
 If the prompt and the continuation together exceed the decoder's longest window, the prompt is continued in several windows. In
 this example, max_frames is 10, the stride is 6, the prompt has 4 frames (p), and the total length is 20 frames:
@@ -20,7 +20,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class WindowSpan:
-    """One sliding window of a continuation, in frames from the start of the prompt.
+    """One sliding window of a continuation. Positions are in frames from the start of the prompt.
 
     Attributes:
         start: First frame of the window.
@@ -43,8 +43,8 @@ def window_spans(prompt_frames: int, total_frames: int, *, max_frames: int, stri
 
     The list is empty if the prompt already has the total length.
 
-    If the prompt is shorter than max_frames, the whole prompt is fed in the first window. Otherwise, only the last
-    max_frames - stride_frames frames of the prompt are fed.
+    If the prompt is shorter than max_frames, the first window contains the whole prompt. Otherwise, the first window contains only
+    the last max_frames - stride_frames frames of the prompt.
 
     >>> [(span.start, span.known, span.end) for span in window_spans(4, 20, max_frames=10, stride_frames=6)]
     [(0, 4, 10), (6, 10, 16), (12, 16, 20)]
@@ -82,7 +82,7 @@ class WindowLayout:
         codebook 1         p p p p # # #          codebook 1        p # # #        frames 6 7 8 9; . is the special token
 
     Attributes:
-        frames: (B, K, C) int64 frame of each entry, clamped to the row's range of frames.
+        frames: (B, K, C) int64 frame of each entry, clamped to the valid frames of the row.
         is_drawn: (B, K, C) bool mask, True for entries to generate.
         is_known: (B, K, C) bool mask, True for entries whose codes are known.
     """

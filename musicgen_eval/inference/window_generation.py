@@ -36,7 +36,7 @@ def generate_windows(
 
     Args:
         draw: Function that generates the columns of the windows.
-        codes: (B, K, T) int64 codes. Rows with a text come before rows without a text.
+        codes: (B, K, T) int64 codes. Rows with text come before rows without text.
         spans: (B,) window of each row. None means that the row is complete and therefore idle.
         uniforms: (B, K, T) random numbers in [0, 1), or None at temperature 0.
         delays: (K,) delay of each codebook in steps.

@@ -15,7 +15,7 @@ class CodebookAccuracy(CodebookMeans):
     Results: `accuracy`, the mean over codebooks, and `accuracy_q1` to `accuracy_qK`, one per codebook. All results are in [0, 1].
 
     Args:
-        top_k: Number of most likely codes among which the true code counts as correct.
+        top_k: Number of most likely codes to consider. A prediction counts as correct if the true code is among them.
         num_codebooks, frame_rate_hz: See `CodebookMeans`.
 
     >>> import torch

@@ -24,7 +24,7 @@ class CodebookMeans(DtypeKeepingMetric):
         num_codebooks: Number of codebooks K.
         frame_rate_hz: Number of code frames per second.
 
-    In a run, `configure` replaces both arguments with the checkpoint's values.
+    In a run, `configure` sets both values to those of the checkpoint.
     """
 
     is_differentiable = False
@@ -65,7 +65,7 @@ class CodebookMeans(DtypeKeepingMetric):
         self.count = self.count + counts.sum(0)
 
     def means(self) -> Tensor:
-        """Returns the (K,) float64 means of the codebooks. The mean of a codebook without counted values is NaN."""
+        """Returns the (K,) float64 means of the codebooks. If a codebook has no counted values, its mean is NaN."""
         return self.total / self.count
 
     def by_codebook(self, name: str, per_codebook: Tensor, total: Tensor) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
-"""Metrics for the decrease in nll due to a text or a context, in nats per second.
+"""Metrics for the decrease in nll due to text or context, in nats per second.
 
-Each metric subtracts the nll with the text or context from the nll without it, for the same codes. Therefore, effects of the music
+For the same codes, each metric subtracts the nll with text or context from the nll without it. Therefore, effects of the music
 alone, such as silence or repetition, cancel out.
 """
 
@@ -11,7 +11,7 @@ from musicgen_eval.metrics.plugin.contract import MetricRecipe
 
 
 class _Gain(CodebookMeans):
-    """Base class of metrics that average the difference in nll between two readings over the codes that both readings scored."""
+    """Base class of metrics that average the nll difference between two readings (scoring passes) over the codes scored in both."""
 
     higher_is_better = True
 
@@ -37,7 +37,7 @@ class TextGain(_Gain):
     """Decrease in nll due to the text of a track, in nats per second. Only tracks with a text are counted."""
 
     def update(self, nll: Tensor, nll__no_text: Tensor) -> None:
-        """Adds the (K, T) nlls of a window with its text (`nll`) and without a text (`nll__no_text`), in nats."""
+        """Adds the (K, T) nlls of a window with its text (`nll`) and without text (`nll__no_text`), in nats."""
         self.add_gain(nll__no_text, nll)
 
 
@@ -45,7 +45,7 @@ class ContextGain(_Gain):
     """Decrease in nll due to the context of a window, in nats per second. Only windows with a context are counted."""
 
     def update(self, nll: Tensor, nll__no_context: Tensor) -> None:
-        """Adds the (K, T) nlls of a window with its context (`nll`) and without a context (`nll__no_context`), in nats.
+        """Adds the (K, T) nlls of a window with its context (`nll`) and without context (`nll__no_context`), in nats.
 
         Without the context, the target starts at position 0.
         """

@@ -13,8 +13,8 @@ from musicgen_eval.records import Window
 class LocalPerplexity(MeanNll):
     """Perplexity of the first `duration_s` seconds after the context of each window.
 
-    The results have the same definitions as those of `CodebookPerplexity`. Windows without a context are not counted. A run
-    computes one state per window with `update`, and adds up these states.
+    The results have the same definitions as those of `CodebookPerplexity`. Windows without a context are not counted. A run calls
+    `update` to compute one state per window, and then adds up these states.
 
     Args:
         duration_s: Number of seconds after the context that are counted.

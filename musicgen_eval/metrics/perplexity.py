@@ -60,6 +60,6 @@ class CodebookPerplexity(MeanNll):
         self.add(nll)
 
     def window_states(self, batch: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Returns the states of B windows as (B, K) tensors. Each row equals the state after an update with one window alone."""
+        """Returns the states of B windows as (B, K) tensors. Each row equals the state after an update with that window alone."""
         total, count = sums_and_counts(pad_values([window["nll"] for window in batch]))
         return {"total": total, "count": count}

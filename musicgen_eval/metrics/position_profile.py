@@ -23,7 +23,7 @@ class PositionProfile(CodebookMeans):
 
     Results: `ce_<start>s` (in nats) and `ppl_<start>s` = exp(`ce_<start>s`) for each bin, where `<start>` is the start of the bin
     in seconds. Each `ce` is the mean of the codebooks' mean nlls. `ppl_within` covers the positions within the checkpoint's limit,
-    and `ppl_beyond` covers all other positions. If a codebook has no scored codes in a bin, the values of this bin are NaN.
+    and `ppl_beyond` covers all other positions. If a codebook has no scored codes in a bin, the values for this bin are NaN.
 
     Args:
         bin_s: Length of each bin, in seconds. The length must be a whole number of frames.

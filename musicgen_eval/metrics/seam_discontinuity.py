@@ -22,9 +22,10 @@ class SeamDiscontinuity(DtypeKeepingMetric):
     """Two ratios that compare the spectral change at the boundary of a continuation with the change elsewhere in the same music.
 
     A ratio of 1 means that the sound changes as much at the boundary as elsewhere. `flux` measures the change over a few
-    milliseconds and detects clicks and hard cuts. `change` compares the second before the boundary with the second after it, and
-    detects a change to a different sound or song. The results are geometric means over continuations, because ratios of 4 and 1/4
-    should count as equally far from 1. A continuation with less than 96 ms of audio before or after the boundary is not counted.
+    milliseconds and detects clicks and hard cuts. `change` compares one second of audio before the boundary with one second after
+    it, and detects a change to a different sound or song. The results are geometric means over continuations, because ratios of 4
+    and 1/4 should count as equally far from 1. A continuation with less than 96 ms of audio before or after the boundary is not
+    counted.
 
     At random places in an uncut recording, the ratios have a geometric mean of 1, whether or not the music has a beat. Individual
     ratios vary by a factor of 2 or more. Therefore, evaluate many continuations, and compare the results with those of the
@@ -94,11 +95,11 @@ def seam_discontinuity(before: Tensor, after: Tensor, *, sample_rate_hz: int) ->
         flux              <-------->                              largest distance between neighbouring spectra around the mark
         change   [-- span --]  [-- span --]                       distance between the mean spectra of the two spans
 
-    Spectra are log(1 + 100 |X| / mean |X|). The mean covers all analysed audio, so the gain of the audio does not matter. A
-    distance is the root mean square of the differences over frequencies and channels. The other marks are at most 3 s from the
-    boundary. Marks whose measured audio crosses the boundary are excluded. Each span is 1 s long, or a third of the shorter
-    side if that is less. A floor of 0.01 nats is added to each measure, so silence has a ratio of 1. Logarithms are averaged,
-    so the mean log ratio at a random mark is 0.
+    Spectra are log(1 + 100 |X| / mean |X|). The mean covers all analysed audio, so the ratios do not depend on the gain of the
+    audio. A distance is the root mean square of the differences over frequencies and channels. The other marks are at most 3 s from
+    the boundary. Marks whose measured audio crosses the boundary are excluded. Each span is 1 s long, or a third of the shorter
+    side if that is less. A floor of 0.01 nats is added to each measure, so silence has a ratio of 1. Logarithms are averaged, so
+    the mean log ratio at a random mark is 0.
 
     Args:
         before: (C, N) floating-point audio that ends at the boundary.
@@ -169,7 +170,7 @@ def _ratio(measure: Tensor, boundary: int, *, reach_hops: int) -> Tensor:
     Args:
         measure: Values of the measure, one per mark, starting with mark `reach_hops`.
         boundary: Index of the mark at the boundary.
-        reach_hops: Number of hops on each side of a mark on which the measure at this mark depends.
+        reach_hops: Number of hops on each side of a mark. The measure at the mark depends on the audio within this range.
     """
     logs = (measure + FLOOR).log()
     at = boundary - reach_hops

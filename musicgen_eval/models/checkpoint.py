@@ -99,7 +99,7 @@ def find_checkpoint(
 
 
 def describe_in_memory(config: MusicgenConfig, *, stated: int | None, given: int | None, digest: str) -> Checkpoint:
-    """Returns the description of a model in memory.
+    """Returns a `Checkpoint` that describes a model in memory.
 
     Args:
         config: The model's configuration.
@@ -182,7 +182,7 @@ def _config(files: CheckpointFiles) -> MusicgenConfig:
     try:
         # Without `trust_remote_code=False`, transformers would ask the user whether to run the checkpoint's own code.
         config = AutoConfig.from_pretrained(str(files.folder), trust_remote_code=False)
-    except Exception as error:  # transformers raises many types for invalid values
+    except Exception as error:  # transformers raises many types of errors for invalid values
         raise CheckpointError(f"checkpoint {files.name}: {CONFIG} cannot be read ({first_line(error)})") from error
     if not isinstance(config, MusicgenConfig):
         raise CheckpointError(
@@ -264,7 +264,7 @@ def _spec(
 
 
 def _check_codec(codec: Any, decoder: Any, name: str) -> None:
-    """Raises `CheckpointError` if the audio encoder is not EnCodec, or if its configuration does not fit that of the decoder."""
+    """Raises `CheckpointError` if the audio encoder is not EnCodec, or if its configuration does not match the decoder's."""
     if not isinstance(codec, EncodecConfig):
         raise CheckpointError(
             f"checkpoint {name}: the type of the audio encoder must be 'encodec', got {codec.model_type!r}"

@@ -1,14 +1,14 @@
 """Applies the delay pattern, which determines the position of each code in the decoder's input and output.
 
-Codebook k is shifted right by `delays[k]` steps, after one step that holds the special token (id V, here `#`) in all codebooks:
+Codebook k is shifted right by `delays[k]` steps, after one step that contains the special token (id V, here `#`) in all codebooks:
 
     delays 0 1 2      step   0 1 2 3 4 5 6      frame t of codebook k is fed at step     t + 1 + delay_k
     codebook 0               # 0 1 2 3 # #      and predicted by the output at step     t + delay_k
     codebook 1               # # 0 1 2 3 #
     codebook 2               # # # 0 1 2 3
 
-T + max(delays) steps are sufficient to score all codes of T frames. The last step of the full layout is not fed, because its
-codes are all predicted by the output at the preceding step.
+T + max(delays) steps are sufficient to score all codes of T frames. The last step of the full layout is not fed to the decoder,
+because its codes are all predicted by the output at the preceding step.
 
 Source: MusicGen (arXiv 2306.05284), section 2.2; audiocraft 1.3.0, `DelayedPatternProvider`.
 """
@@ -32,8 +32,9 @@ def delay_codes(
     Args:
         codes: (B, K, T) int64 codes.
         delays: (K,) delay of each codebook, in steps.
-        special_token: Id to feed at positions without a code.
-        valid: (B, K, T) bool mask, False for padding, which is replaced by the special token. None means that all codes are valid.
+        special_token: Id to feed to the decoder at positions without a code.
+        valid: (B, K, T) bool mask, False for padding, which is replaced with the special token. None means that all codes are
+            valid.
         num_steps: Number of steps, S. None means T + max(delays).
 
     Returns:
@@ -92,7 +93,7 @@ def realign(outputs: Tensor, *, delays: Sequence[int], num_frames: int) -> Tenso
 
 
 def tail_mask(num_frames: int, *, delays: Sequence[int]) -> Tensor:
-    """Returns a mask of the codes scored with `tail="drop"`, which excludes the last `delays[k]` frames of each codebook k.
+    """Returns a mask of the codes scored with `tail="drop"`. The mask excludes the last `delays[k]` frames of each codebook k.
 
     Returns:
         (K, T) bool mask on the CPU, True for codes that are scored.

@@ -96,7 +96,7 @@ def _load_composite(name: str, location: str | None, **given: Any) -> MusicgenFo
             loaded: Any = MusicgenForConditionalGeneration.from_pretrained(
                 location, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **given
             )
-    except Exception as error:  # transformers, safetensors and torch raise many types for invalid files
+    except Exception as error:  # transformers, safetensors and torch raise many types of errors for invalid files
         raise CheckpointError(f"checkpoint {name} cannot be loaded: {_explained(error)}") from error
     composite, info = loaded
     _refuse_other_weights(name, info)
@@ -118,7 +118,8 @@ def _refuse_other_weights(name: str, info: Mapping[str, Any]) -> None:
 def _refuse_surplus_layers(name: str, composite: MusicgenForConditionalGeneration, weights: Iterable[str]) -> None:
     """Raises an error if a checkpoint contains unused decoder weights.
 
-    transformers does not report these weights, because it ignores unused decoder weights of T5 models, which have the same names.
+    transformers does not report these weights, because they have the same names as decoder weights of T5 models, which transformers
+    ignores if they are unused.
     """
     known = set(composite.state_dict())
     _refuse_surplus(name, [key for key in weights if _DECODER.match(key) and key not in known])
@@ -157,7 +158,7 @@ def _weight_files(files: CheckpointFiles) -> list[Path]:
 
 
 def _names_in(files: CheckpointFiles, weights: Sequence[Path]) -> list[str]:
-    """Returns the names of the weights that weight files contain."""
+    """Returns the names of the weights in the given weight files."""
     try:
         names = []
         for path in weights:

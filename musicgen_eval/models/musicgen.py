@@ -238,7 +238,7 @@ class MusicGen(ConvertedModule):
             return self.text_projection(self.text_encoder(input_ids=ids).last_hidden_state)[0]
 
     def encode_texts(self, texts: Sequence[str | None]) -> list[Tensor | None]:
-        """Encodes texts separately, so the states of a text do not depend on other texts. The states of recent texts are cached.
+        """Encodes each text separately, so its states do not depend on other texts. The states of recent texts are cached.
 
         Args:
             texts: Text descriptions. None, "" and whitespace mean the null condition (no text).
@@ -292,7 +292,7 @@ class MusicGen(ConvertedModule):
         """Moves the whole model, but casts only the decoder, because codes and text states are always computed in float32."""
         self._drop_fused()
         self._text_states.clear()
-        # The segment decoder is replaced, because the old one holds weights on the old device.
+        # The segment decoder is replaced, because the old one contains weights on the old device.
         self._segment_decoder = SegmentDecoder(self.audio_encoder, channels=self.spec.channels)
         convert_tensors(self.decoder, fn)
         device = fn(torch.empty(0, device=self.text_encoder.device)).device
@@ -312,7 +312,10 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def unreadable_texts(model: MusicGen, texts: Sequence[str | None]) -> tuple[str, ...]:
-    """Returns a note if the tokenizer recognises no part of some texts. Only the first `MAX_CHECKED_TEXTS` texts are checked."""
+    """Returns a note if some texts contain nothing that the tokenizer recognises.
+
+    Only the first `MAX_CHECKED_TEXTS` texts are checked.
+    """
     checked = [text for text in dict.fromkeys(islice(texts, MAX_CHECKED_TEXTS)) if text and text.strip()]
     unreadable = [text for text in checked if not model.can_read(text)]
     if not unreadable:

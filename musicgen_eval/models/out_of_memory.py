@@ -15,8 +15,8 @@ def out_of_memory_explained(batch_size: int, occasion: str) -> Iterator[None]:
     """Converts any `torch.OutOfMemoryError` in the `with` block into a `RunError`.
 
     Args:
-        batch_size: Value of data.batch_size. Used in the error message.
-        occasion: Activity that required the memory, such as `processing a batch`. Used in the error message.
+        batch_size: Value of data.batch_size, for the error message.
+        occasion: Activity that required the memory, such as `processing a batch`, for the error message.
     """
     try:
         yield

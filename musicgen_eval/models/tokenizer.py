@@ -61,7 +61,7 @@ def load_tokenizer(files: CheckpointFiles, config: MusicgenConfig) -> PreTrained
             tokenizer = AutoTokenizer.from_pretrained(str(files.folder), trust_remote_code=False)
     except CheckpointError:
         raise
-    except Exception as error:  # transformers and tokenizers raise many types, including plain Exception
+    except Exception as error:  # transformers and tokenizers raise many types of errors, including plain Exception
         raise CheckpointError(
             f"checkpoint {files.name}: {_load_failure(vocabulary is not None, error)} {HOW_TO_SAVE}"
         ) from error
@@ -109,7 +109,7 @@ def empty_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 
 def _load_failure(has_vocabulary: bool, error: Exception) -> str:
-    """Explains why a tokenizer cannot be loaded from its files."""
+    """Returns the part of an error message that explains why a tokenizer cannot be loaded from its files."""
     if has_vocabulary:
         return f"its tokenizer cannot be loaded from {VOCABULARY} and {TOKENIZER_CONFIG} ({first_line(error)});"
     if importlib.util.find_spec("sentencepiece") is None:

@@ -30,7 +30,8 @@ class CodecSpec:
         sample_rate_hz: Sample rate of the codec's input.
         frame_rate_hz: Number of frames per second.
         hop_samples: Number of samples per frame, `sample_rate_hz / frame_rate_hz`.
-        num_codebooks: Number of codebooks, K. In stereo, the codebooks of the left and right channels are interleaved.
+        num_codebooks: Number of codebooks, K. For a stereo checkpoint, the codebooks of the left and right channels are
+            interleaved.
         codebook_size: Number of codes in each codebook, V. This number is also the id of the special token.
         channels: Number of audio channels, 1 or 2.
         delays: (K,) number of steps by which the delay pattern shifts each codebook.
@@ -53,7 +54,7 @@ class CodecSpec:
 
     @property
     def special_token(self) -> int:
-        """Id of the special token, which is fed at positions without a code.
+        """Id of the special token, which is fed to the decoder at positions without a code.
 
         Positions without a code occur before the first frame and in the gaps of the delay pattern.
         """
@@ -61,11 +62,11 @@ class CodecSpec:
 
     @property
     def ceiling_bits_per_second(self) -> float:
-        """Bits per second if all codes are equally likely: K * frame rate * log2(V)."""
+        """Bit rate if all codes are equally likely, in bits per second: K * frame rate * log2(V)."""
         return self.num_codebooks * self.frame_rate_hz * log2(self.codebook_size)
 
     def whole_frames(self, seconds: float, *, setting: str) -> int:
-        """Converts seconds to a whole number of frames.
+        """Converts a length in seconds to a whole number of frames.
 
         Args:
             seconds: Length in seconds.
@@ -97,7 +98,7 @@ class Track:
         path: Path of the audio file.
         start_s: Start of the track in the file, in seconds.
         duration_s: Length of the track, in seconds. None means that the track extends to the end of the file.
-        text: Text description of the music. None or "" selects the null condition.
+        text: Text description of the music. None or "" selects the null condition (no text).
     """
 
     id: str
@@ -113,10 +114,10 @@ class Window:
 
     Attributes:
         track: Id of the track.
-        index: Number of the window within its track, from 0. In predict, the number of the continuation.
+        index: Index of the window within its track, counted from 0. In predict, the index of the continuation.
         start_frame: First frame of the window, counted from the start of the track.
-        context_frames: Number of frames at the start of the window that are fed but not scored. In predict, the length of the
-            prompt.
+        context_frames: Number of frames at the start of the window that are fed to the model but not scored. In predict, the length
+            of the prompt.
         target_frames: Number of frames after the context that are scored. In predict, the number of generated frames.
     """
 
@@ -184,13 +185,14 @@ class Reading:
 
     Attributes:
         name: Name of the reading. The plain reading has the name "".
-        text: `own` feeds the window's text, `none` feeds the null condition (no text), and `other` feeds a different text, taken
-            from another track.
-        context: `own` feeds the window's context. `none` feeds only the target, starting at position 0.
-        target: `own` scores the window's target. `reference` scores the reference instead of the generated codes, and is available
-            in predict only.
+        text: Text to feed to the model. `own` means the window's text, `none` means the null condition (no text), and `other` means
+            a different text, taken from another track.
+        context: Context to feed to the model. `own` means the window's context. `none` means no context, so the target starts at
+            position 0.
+        target: Codes to score. `own` means the window's target. `reference` means the reference instead of the generated codes, and
+            is available in predict only.
         change: Function that receives the (K, T) codes, the window and a random number generator, and returns the (K, T) codes to
-            feed and score. None leaves the codes unchanged.
+            feed to the model and score. None leaves the codes unchanged.
     """
 
     name: str

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from musicgen_eval.records import Task
 
 SCORING_ONLY: Mapping[str, Any] = MappingProxyType({"task": "score"})
-"""Metadata of a field that applies only to `test` and `validate`. `predict` refuses any value other than the default."""
+"""Metadata for fields that apply only to `test` and `validate`. `predict` accepts only the default value of such a field."""
 
 NOT_IN_RECIPE: Mapping[str, Any] = MappingProxyType({"recipe": False})
-"""Metadata of a field that cannot change the results. The recipe omits the field, and its value may change if a run is resumed."""
+"""Metadata for fields that cannot change the results. The recipe omits these fields, and a resumed run may change their values."""
 
-MAX_SHOWN = 60  # number of characters of a value that an error message shows
+MAX_SHOWN = 60  # maximum number of characters of a value in an error message
 NAMES: Mapping[object, str] = {
     int: "a whole number", float: "a finite number", str: "a string", bool: "True or False", Path: "a path", type(None): "None",
     Mapping: "a mapping",
@@ -108,7 +108,7 @@ def _part_for(text: str, task: Task) -> str:
 
 
 def applies_to(field: Field[Any], task: Task) -> bool:
-    """Returns whether the setting that a field declares applies to a task."""
+    """Returns whether a field's setting applies to a task."""
     return bool(field.metadata.get("task", task) == task)
 
 

@@ -27,9 +27,9 @@ LINE_LENGTH = 100
 def takes_settings(
     *, task: Task | None = None, positional: Sequence[str] = (), without: Collection[str] = ()
 ) -> Callable[[Callable[..., _R]], Callable[..., _R]]:
-    """Returns a decorator that replaces each parameter whose type is a settings class with the fields of that class.
+    """Returns a decorator that expands each parameter whose type is a settings class into the fields of that class.
 
-    Parameters with a default are not replaced. The signature, the docstring and the help of the decorated function show the fields.
+    Parameters with a default are not expanded. The signature, the docstring and the help of the decorated function show the fields.
     If the function itself declares a parameter with the same name as a field, that parameter replaces the field.
 
     The decorated function has an attribute `prepared`. This attribute is a function that takes the same arguments, checks them, and

@@ -18,7 +18,7 @@ def bootstrap_sums(per_track: Tensor, *, num_resamples: int = NUM_RESAMPLES, see
     Args:
         per_track: (N, D) float64 values, one row per track. Sums of integers are exact up to 2^53.
         num_resamples: Number of resamples R.
-        seed: Seed of the random generator. The same seed and number of tracks give the same resamples.
+        seed: Seed for the random number generator. The same seed and the same number of tracks give the same resamples.
 
     Returns:
         (R, D) float64 sums.

@@ -43,7 +43,7 @@ class TrackResult:
         reason: Reason for the status, or "" if the status is "ok".
         duration_s: Length of the track in seconds, rounded down to whole frames.
         num_windows: Number of windows of the track that contribute to the results.
-        metrics: Values of the track, in the form `{metric: {key: value}}`.
+        metrics: Metric values for the track, in the form `{metric: {key: value}}`.
     """
 
     id: str
@@ -58,11 +58,11 @@ class TrackResult:
 
 @dataclass(frozen=True)
 class WindowResult:
-    """The values of one window.
+    """The metric values of one window.
 
     Attributes:
-        window: Window to which the values belong.
-        metrics: Values of the window, in the form `{metric: {key: value}}`.
+        window: Window that the values belong to.
+        metrics: Metric values for the window, in the form `{metric: {key: value}}`.
     """
 
     window: Window
@@ -74,7 +74,7 @@ class EvaluationResult:
     """The result of a run.
 
     Attributes:
-        metrics: Values over all tracks, in the form `{metric: {key: value}}`.
+        metrics: Metric values over all tracks, in the form `{metric: {key: value}}`.
         tracks: Results of all tracks, in the order of the plan.
         windows: Results of all windows that contribute to the metrics, in (track, window) order.
         counts: Number of tracks for each outcome, number of ignored files, number of windows, and length of the scored or

@@ -20,7 +20,7 @@ from musicgen_eval.errors import RunError
 from musicgen_eval.files.atomic import atomic_file, sync_folder
 from musicgen_eval.files.redaction import redact, redact_rows, redact_tree
 
-if TYPE_CHECKING:  # an error for a wrong run folder needs no import of torch
+if TYPE_CHECKING:  # a wrong run folder is reported without importing torch
     from torch import Tensor
 
     from musicgen_eval.results.evaluation_result import EvaluationResult
@@ -120,13 +120,13 @@ def _write_csv(file: TextIO, rows: Iterable[Sequence[Any]]) -> None:
 def cells(row: Iterable[Any]) -> list[Any]:
     """Escapes the carriage returns in a row.
 
-    `csv.writer` does not quote carriage returns, so a reader would treat each carriage return as the end of the row.
+    `csv.writer` does not quote carriage returns, so a reader would treat each carriage return as the end of a row.
     """
     return [cell.replace("\r", "\\r") if isinstance(cell, str) else cell for cell in row]
 
 
 def _write_curves(file: BinaryIO, curves: Mapping[str, Tensor]) -> None:
-    """Writes the nll curves of tracks to a safetensors file as float32. Only one curve at a time is held in memory.
+    """Writes the nll curves of tracks to a safetensors file as float32. Only one curve at a time is kept in memory.
 
     Source: file format of safetensors 0.6 (header length, JSON header, tensors).
     """

@@ -34,8 +34,8 @@ class WindowRecord:
         states: Mapping from metric name to metric state, for the metrics that were updated with this window. The mapping is
             empty if the window failed.
         failure: Reason for the failure. None means that the window was measured.
-        tensors: Mapping from name to further tensor. `nll` contains the (K, T) float32 nll of the whole window in nats, NaN for
-            codes that were not scored. `codes` contains the (K, T) int16 or int32 codes of a continuation.
+        tensors: Further tensors by name. `nll` contains the (K, T) float32 nll of the whole window in nats, NaN for codes that were
+            not scored. `codes` contains the (K, T) int16 or int32 codes of a continuation.
     """
 
     row: int
@@ -46,7 +46,7 @@ class WindowRecord:
 
 
 class Measurements:
-    """The metric states, failures and further tensors of all windows of a plan.
+    """The metric states, the failures and other tensors for all windows in a plan.
 
     Args:
         plan: Plan of the run.

@@ -55,7 +55,7 @@ class NumberTable:
         self._num_rows += 1
 
     def is_number(self, metric: str, key: str) -> NDArray[np.bool_]:
-        """Returns a (rows,) boolean mask of the rows that have a number other than NaN for this metric and key."""
+        """Returns a (rows,) boolean mask of the rows that have a number other than NaN for the given metric and key."""
         found = np.zeros(len(self), dtype=bool)
         if key in self._columns.get(metric, {}):
             numbers, given = self._columns[metric][key]
@@ -63,7 +63,7 @@ class NumberTable:
         return found
 
     def has_numbers(self, metric: str) -> NDArray[np.bool_]:
-        """Returns a (rows,) boolean mask of the rows that have a number other than NaN for at least one key of this metric."""
+        """Returns a (rows,) boolean mask of the rows that have a number other than NaN for at least one key of the given metric."""
         found = np.zeros(len(self), dtype=bool)
         for key in self._columns.get(metric, {}):
             found |= self.is_number(metric, key)

@@ -38,7 +38,7 @@ class RecordStore(Protocol):
         ...
 
     def measurements(self, parts: Sequence[list[WindowRecord]]) -> Measurements:
-        """Collects the records of all ranks. This method is called on rank 0 only.
+        """Collects the records of all ranks. This method must be called on rank 0 only.
 
         Args:
             parts: Return values of `close`, one per rank.
@@ -86,9 +86,9 @@ class JournalStore:
         metrics: Metrics by name.
         batch_size: Number of windows per batch.
         frame_rate_hz: Frame rate of the codes.
-        start: Number of this session of the run, counted from 0.
+        start: Index of this session within the run, counted from 0.
         rank: Rank of this process.
-        failed: Failures in earlier sessions of the run, as a mapping from the plan row of a track to the reason.
+        failed: Failures in earlier sessions of the run, as a mapping from the plan row of a track to the reason for its failure.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class MeasuredBatches:
     """The batches that were measured in earlier sessions of a run.
 
     Attributes:
-        batches: Numbers of the measured batches.
+        batches: Batch numbers of the measured batches.
         windows: Number of windows in the measured batches.
         failed: Mapping from the plan row of a failed track to the reason for the failure.
         starts: Number of earlier sessions that wrote to the journal.
@@ -167,7 +167,7 @@ class MeasuredBatches:
         """Removes batches from the set of measured batches.
 
         Args:
-            batches: Numbers of the batches to remove.
+            batches: Batch numbers to remove.
             num_windows: Number of windows in the plan.
             batch_size: Number of windows per batch.
         """

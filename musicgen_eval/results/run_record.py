@@ -21,12 +21,12 @@ class RunRecord:
     Attributes:
         command: Command that started the run: `test`, `validate`, `predict`, `evaluate` or `generate`.
         seed: Seed of the run.
-        max_frames_from: Origin of the length of the longest window.
+        max_frames_from: Origin of the checkpoint's `max_frames`, as in `Checkpoint`.
         platform: Operating system of the first session.
-        git_commit: Commit of the working directory, with `-dirty` appended if tracked files have changed. None outside of a git
+        git_commit: Commit of the working directory, with `-dirty` appended if tracked files have changed. None outside a Git
             repository.
         starts: One entry per session, with the time, the number of processes, the host and the number of planned windows.
-        fingerprint: Settings, checkpoint, data and metrics. They must be identical when the run is resumed.
+        fingerprint: Settings, checkpoint, data and metrics. All of these must be identical when the run is resumed.
         machine: Device and library versions of the first session.
         settled: Values that the first session determines and that all later sessions use: `threads` and `arithmetic`.
         other_machines: Other machines on which parts of the run were measured.
@@ -51,7 +51,7 @@ class RunRecord:
 
         Args:
             folder: Run folder.
-            remedy: Advice that is added to an error message.
+            remedy: Advice to add to the error message if the file is damaged.
 
         Raises:
             RunError: The file is damaged.

@@ -1,4 +1,4 @@
-"""Running totals of one process, which are intended for progress displays only and do not affect the results of the run."""
+"""Running totals of one process. They are intended for progress displays only, and do not affect the results of the run."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ class RunningTotals:
 
     @property
     def ppl(self) -> float:
-        """Perplexity of all windows added so far, or NaN before the first window."""
+        """Perplexity over all windows added so far, or NaN before the first window."""
         state: State = {"total": self._perplexity.total, "count": self._perplexity.count}
         return compute_from(self._perplexity, state)["ppl"]
 

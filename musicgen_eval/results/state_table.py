@@ -31,6 +31,8 @@ _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
 class StateTable:
     """The states of one metric. States can be added in any order, and are merged in canonical (track, window) order.
 
+    The *place* of a window is its index in this order.
+
     Args:
         metric: Metric whose states are stored. The metric defines the defaults and reductions of its states.
     """
@@ -59,11 +61,11 @@ class StateTable:
         self.add_numbers(place, numbers, {name: state[name] for name in state if name not in numbers})
 
     def add_numbers(self, place: int, numbers: Mapping[str, Sequence[float]], others: State) -> None:
-        """Adds the state of a window like `add`, except that the parts described by `layout` are given as flat numbers.
+        """Adds the state of a window in the same way as `add`, but takes the parts described by `layout` as flat lists of numbers.
 
         Args:
             place: Place of the window in canonical order.
-            numbers: Mapping from state name to flat numbers, for the parts of the state that `layout` describes.
+            numbers: Mapping from state name to a flat list of numbers, for the parts of the state that `layout` describes.
             others: All other parts of the state.
         """
         self._sorted = None
@@ -78,12 +80,15 @@ class StateTable:
         self._places.append(place)
 
     def remove(self, place: int) -> None:
-        """Removes the state of a window that was measured again without a new state, for example because the window failed."""
+        """Removes the state of a window.
+
+        This method is called if the window is measured again but has no new state, for example because the window failed.
+        """
         self._removals.add(len(self._places))
         self.add_numbers(place, {}, {})
 
     def merged(self, first: int, last: int) -> State | None:
-        """Returns the merged states of the windows with first <= place < last, or None if these windows have no states."""
+        """Returns the merged states of the windows at places `first` to `last` (exclusive), or None if there are none."""
         places, entries = self._in_order()
         low, high = np.searchsorted(places, (first, last)).tolist()
         return self._merge(entries[low:high])
@@ -94,7 +99,7 @@ class StateTable:
         return self._merge(entries[counted[places]])
 
     def _in_order(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns the places that have a state, in ascending order, and the most recently added entry of each of these places."""
+        """Returns the places that have a state, in ascending order, and the most recently added entry for each of these places."""
         if self._sorted is None:
             places = np.frombuffer(self._places, dtype=np.int64)
             order = np.argsort(places, kind="stable")
@@ -140,7 +145,7 @@ def shape_of(value: torch.Tensor) -> Shape | None:
 
 
 def numbers_of(state: State, layout: Layout) -> dict[str, list[float]]:
-    """Returns the tensors of a state whose dtype and shape match the layout, each as a list of flat numbers."""
+    """Returns those tensors of a state that match the layout in dtype and shape, each as a flat list of numbers."""
     return {
         name: value.flatten().tolist()
         for name, value in state.items()
@@ -149,7 +154,7 @@ def numbers_of(state: State, layout: Layout) -> dict[str, list[float]]:
 
 
 def tensor_of(numbers: Sequence[float], shape: Shape) -> torch.Tensor:
-    """Converts flat numbers back to the original tensor. The result is bit-identical to the original tensor."""
+    """Converts a flat list of numbers back to the original tensor. The result is bit-identical to the original tensor."""
     dtype = _DTYPES[shape[0]]
     exact = torch.tensor(numbers, dtype=torch.float64 if dtype.is_floating_point else torch.int64)
     return exact.to(dtype).reshape(list(shape[1]))

@@ -42,13 +42,14 @@ class StoredTrack:
 
     Attributes:
         id: Id of the track.
-        path: Path of the audio file. None means that the table has no path.
+        path: Path of the audio file. None means that the table has no path for the track.
         text: Text of the track. None means that the track has no text.
         status: `ok`, `failed`, `too_short` or `skipped`.
         reason: Reason for the status, or "" if the status is `ok`.
         duration_s: Length of the track in seconds, rounded down to whole frames.
         num_windows: Number of windows that contribute to the results.
-        metrics: Values of the track, in the form `{metric: {key: value}}`. None means that the track has no such value.
+        metrics: Metric values for the track, in the form `{metric: {key: value}}`. A value of None means that there is no such
+            value.
     """
 
     id: str
@@ -71,8 +72,8 @@ class StoredWindow:
         start_s: Start of the window, including its context, in seconds from the start of the track. None in an unfinished run.
         context_s: Length of the context, in seconds. None in an unfinished run.
         target_s: Length of the target, in seconds.
-        metrics: Values of the window, in the form `{metric: {key: value}}`. None means that the window has no such value. In an
-            unfinished run, only `CodebookPerplexity` has values.
+        metrics: Metric values for the window, in the form `{metric: {key: value}}`. A value of None means that there is no such
+            value. In an unfinished run, only `CodebookPerplexity` has values.
     """
 
     track: str

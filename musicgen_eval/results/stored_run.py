@@ -56,20 +56,21 @@ class StoredRun:
         run: Description of the run and of its sessions, from run.json.
         recipe: Everything that determines the results. For an unfinished run, the fingerprint in run.json, which contains the
             same settings but describes metrics by class and has no `source` or `notes`.
-        metrics: Values over all tracks, in the form `{metric: {key: value}}`. Empty for an unfinished run.
+        metrics: Metric values over all tracks, in the form `{metric: {key: value}}`. Empty for an unfinished run.
         metric_errors: Mapping from metric name to the reason why the metric could not be computed.
         counts: Number of tracks for each outcome, number of windows, and length of the scored or generated audio in seconds.
             Empty for an unfinished run.
         tracks: All tracks of the run, in the order of tracks.csv. Empty for an unfinished run.
-        windows: All windows that contribute to the results. For an unfinished run, the windows in the journal, excluding windows
-            of failed tracks, in the order in which they were measured.
+        windows: All windows that contribute to the results. For an unfinished run, the windows in the journal, excluding windows of
+            failed tracks, in order of measurement.
         continuations: All continuations that were written. Empty unless the command is `predict` or `generate`.
         failures: The failed tracks. For an unfinished run, only the failed tracks in the journal. A track that cannot be opened
             is not listed until the run is finished.
         notes: Notes from the recipe. For an unfinished run, notes on the skipped parts of the journal.
         num_windows_measured: Number of windows that have a record, including windows of failed tracks. None for a finished run,
             whose `counts` contain the number of windows that contribute to the results.
-        num_windows_planned: Number of windows in the plan of the last session. None means that run.json does not contain it.
+        num_windows_planned: Number of windows in the plan of the last session. None means that run.json does not contain this
+            number.
     """
 
     folder: Path
@@ -103,7 +104,7 @@ class StoredRun:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, yaml.YAMLError) as error:
-            problem = " ".join(str(error).split())  # a YAML error has several lines
+            problem = " ".join(str(error).split())  # the message of a YAML error spans several lines
             raise RunError(f"{path} cannot be read ({problem}); restore it from a copy") from error
         if not isinstance(found, Mapping):
             raise RunError(

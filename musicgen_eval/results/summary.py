@@ -175,7 +175,7 @@ def summarise(
 
 
 def interval(metric: Metric, per_track: Sequence[State]) -> dict[str, tuple[float, float]]:
-    """Returns the 95% confidence interval of each result of a metric, computed by a percentile bootstrap over tracks.
+    """Returns the 95% confidence interval for each result of a metric, computed by a percentile bootstrap over tracks.
 
     The returned mapping is empty if there are fewer than two tracks, or if any state of the metric is not reduced by a sum.
 
@@ -209,7 +209,7 @@ def interval(metric: Metric, per_track: Sequence[State]) -> dict[str, tuple[floa
 def _outcomes(measured: Measurements) -> tuple[StatusColumn, dict[int, str]]:
     """Returns the status of each track, and a mapping from the plan row of a track to the reason for its status.
 
-    If several windows of a track failed, the reason for the failure of the first of these windows is used.
+    If several windows of a track failed, the reason for the first of these failures is used.
     """
     plan = measured.plan
     reasons = dict(plan.reasons)
@@ -223,7 +223,10 @@ def _outcomes(measured: Measurements) -> tuple[StatusColumn, dict[int, str]]:
 
 
 def _compute_part(measured: Measurements, bank: MetricBank, first: int, last: int) -> dict[str, dict[str, float]]:
-    """Computes the metrics over the windows with first <= place < last. If a metric cannot be computed, it has no values."""
+    """Computes the metrics over the windows at places `first` to `last` (exclusive).
+
+    If a metric cannot be computed, its mapping is empty.
+    """
     results: dict[str, dict[str, float]] = {}
     for name, table in measured.tables.items():
         try:
@@ -262,7 +265,7 @@ def _values(
 ) -> dict[str, Value]:
     """Computes the values of one metric over all tracks.
 
-    The intervals and `num_tracks` exclude tracks for which the metric has no value. For example, a track without a text has no text
+    The intervals and `num_tracks` exclude tracks for which the metric has no value. For example, a track without text has no text
     gain.
     """
     metric, recipe, table = bank.metrics[name].cpu(), bank.recipe(name), measured.tables[name]

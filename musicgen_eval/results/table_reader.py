@@ -28,7 +28,7 @@ class Row:
     """One row of a table.
 
     Attributes:
-        texts: Mapping from column name to cell. Columns that are missing from the table are left out.
+        texts: Mapping from column name to the content of the cell. Columns that are missing from the table are left out.
         numbers: Mapping from column name to number. None means an empty cell. Columns that are missing from the table are left out.
         metrics: Metric values, in the form `{metric: {key: number}}`. None means an empty cell.
     """
@@ -116,7 +116,7 @@ def read_table(
         metrics: Metric columns to read, as (metric name, key) pairs. A metric column has the heading `<name>/<key>`.
         skip_incomplete: Whether to skip rows with too few or too many cells, such as a last row left incomplete by a killed
             process.
-        remedy: Advice to add to the error message if a table is missing or damaged.
+        remedy: Advice to add to the error message if the table is missing or damaged.
 
     Raises:
         RunError: The file is missing, unreadable or damaged.

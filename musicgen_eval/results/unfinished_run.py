@@ -21,7 +21,7 @@ class MeasuredWindows:
     """The windows and failures in the journal of an unfinished run.
 
     Attributes:
-        windows: Measured windows, excluding windows of failed tracks, in the order in which they were measured.
+        windows: Measured windows, excluding windows of failed tracks, in order of measurement.
         failures: Failed tracks in the journal.
         notes: Notes on the skipped parts of the journal.
         num_windows: Number of windows that have a record, including windows of failed tracks.
@@ -75,7 +75,7 @@ def read_measured_windows(journal: Path, recipe: Mapping[str, Any]) -> MeasuredW
 
 
 def perplexities_of(state: Mapping[str, Sequence[float]], frame_rate_hz: float) -> dict[str, float | None]:
-    """Computes the values of `CodebookPerplexity` from its state.
+    """Computes the values of `CodebookPerplexity` from the metric's state.
 
     Args:
         state: State of the metric. `total` contains each codebook's sum of nlls in nats, and `count` contains each codebook's

@@ -19,7 +19,7 @@ def continuation_path(track: str, index: int, extension: str) -> str:
 
 
 def track_folder(track: str) -> str:
-    """Returns the name of a track's folder. The name is readable, safe as a single path component, and unique to the track id.
+    """Returns the name of a track's folder. The name is readable, safe as a single path component, and different for each track id.
 
     >>> track_folder("my songs/a.mp3")
     'my_songs_a.mp3-c0d5c51c59cddcf7'

@@ -1,4 +1,4 @@
-"""The context of a run, which is the state of one session of the run in one process.
+"""The context of a run: the state of one session of the run in one process.
 
     RunRecorder.setup          creates a context that stores records in the run folder
     MusicGenEvaluation.setup   takes this context, or creates a context in memory if no recorder provides one
@@ -30,7 +30,7 @@ class RunConstants:
     """Values that are shared by all sessions of a run. The first session of the run sets `threads` and `arithmetic`.
 
     Attributes:
-        threads: Number of CPU threads for generating codes and decoding audio in predict. None means that the number is not
+        threads: Number of CPU threads for generating codes and decoding audio in predict. None means that the number has not been
             determined yet.
         arithmetic: Implementation of the decoder's matrix products. None means that the model has not been loaded yet.
         other_machines: Machines on which parts of the run were measured, excluding the machine of the first session.
@@ -101,7 +101,7 @@ class ContextProvider(L.Callback):
 
     @property
     def index_path(self) -> Path | None:
-        """Path of the file that keeps properties of the source's audio files for later sessions, or None if there is no file."""
+        """Path of the file that stores properties of the source's audio files for later sessions, or None if there is no file."""
         return None
 
 

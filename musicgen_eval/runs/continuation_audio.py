@@ -74,7 +74,7 @@ class AudioPieces:
         return self._read(self.num_context_samples, self.num_context_samples + self.num_reference_samples)
 
     def keep_generated(self) -> list[Tensor]:
-        """Returns a list to which each piece of `generated` is added when the piece is read."""
+        """Returns a list that each piece of `generated` is appended to when the piece is read."""
         copies: list[Tensor] = []
         self.generated = _copied_to(copies, self.generated)
         return copies

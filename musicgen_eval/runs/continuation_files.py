@@ -38,7 +38,7 @@ class ContinuationFolder:
         settings: Format and content of the audio files.
         continuation: Settings of the continuations, to be recorded in the table.
         stride_s: Stride of the generation windows, in seconds, to be recorded in the table.
-        start: Number of this session of the run, counted from 0.
+        start: Index of this session within the run, counted from 0.
         rank: Rank of this process.
 
     Attributes:

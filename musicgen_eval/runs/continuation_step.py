@@ -4,8 +4,7 @@
                                                  |
                                                  +--decode, piece by piece--> sink, and metrics that need audio
 
-The continuations are decoded, written and measured one after the other, so that memory holds the audio of at most one
-continuation.
+The continuations are decoded, written and measured one after another, so that the audio of at most one continuation is in memory.
 """
 
 from __future__ import annotations
@@ -65,8 +64,8 @@ class _Prompt:
     Attributes:
         window: Window of the continuation.
         codes: (K, context_frames) int64 codes of the prompt.
-        reference: (K, context_frames + R) int64 codes of the prompt and the reference, which has R frames. None means that there
-            is no reference, or that no metric needs these codes.
+        reference: (K, context_frames + R) int64 codes of the prompt and the reference, where R is the length of the reference in
+            frames. None means that there is no reference, or that no metric needs these codes.
     """
 
     window: WindowAudio
@@ -83,7 +82,7 @@ class ContinuationStep:
         plan: Plan of the run.
         settings: Settings of the continuations, including the number of threads.
         stride_frames: Stride of the generation windows, in frames.
-        seed: Seed for sampling codes and for readings that change codes.
+        seed: Seed for sampling codes, and for readings that alter codes at random.
         sink: Object that stores the audio. None means that the audio is returned in the `Continuation`.
         totals: Running totals, which are updated in place.
     """
@@ -135,7 +134,7 @@ class ContinuationStep:
         return has_reading or "reference_decoded" in self.bank.audio_names
 
     def _encode(self, windows: Sequence[WindowAudio]) -> tuple[list[_Prompt], list[WindowRecord]]:
-        """Encodes prompts and references. Returns the prompts, and a failure record per window with an unreadable reference."""
+        """Encodes prompts and references. Returns the prompts, and a failure record for each unreadable reference."""
         contexts = {window.track_row: window.audio for window in windows if window.audio is not None}
         encoded = dict(zip(contexts, self.model.encode(list(contexts.values())), strict=True))
         references: dict[int, Tensor | AudioError | None] = {}
@@ -156,7 +155,7 @@ class ContinuationStep:
         return prompts, failed
 
     def _encode_reference(self, window: WindowAudio, prompt: Tensor) -> Tensor | None:
-        """Returns the (K, context_frames + R) codes of the prompt and the reference, which has R frames.
+        """Returns the (K, context_frames + R) codes of the prompt and the reference, where R is the number of reference frames.
 
         The result is None if no metric needs these codes, or if there is no reference.
 
@@ -174,7 +173,7 @@ class ContinuationStep:
         return max(0, min(window.window.target_frames, after_boundary))
 
     def _continue(self, prompts: Sequence[_Prompt]) -> list[WindowRecord]:
-        """Continues prompts in one batch, and returns their records. If the decoder fails on some prompts, retries the others."""
+        """Continues prompts as one batch. Returns one record per prompt. If the decoder fails on some of them, retries the rest."""
         if not prompts:
             return []
         try:

@@ -3,7 +3,7 @@
     session 0, rank 0       continuations.csv
     session s, rank r       continuations.<s>.<r>.csv, until its rows are merged into continuations.csv
 
-The row of a continuation is written after the audio files. Therefore, the tables list only files that exist, even if the run ends
+The row of a continuation is written after its audio files. Therefore, the tables list only files that exist, even if the run ends
 early.
 """
 
@@ -42,7 +42,7 @@ class ContinuationTable:
         run_dir: Path of the run folder.
         settings: Settings of the continuations.
         stride_s: Stride of the generation windows, in seconds.
-        start: Number of this session of the run, counted from 0.
+        start: Index of this session within the run, counted from 0.
         rank: Rank of this process.
 
     Attributes:

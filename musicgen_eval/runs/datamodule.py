@@ -1,8 +1,8 @@
-"""The LightningDataModule of an evaluation, which distributes the windows of the plan to the ranks.
+"""The LightningDataModule of an evaluation. It distributes the windows of the plan to the ranks.
 
     plan (created on rank 0) --broadcast--> batches of windows --distribute over R ranks--> rank r: batches r, r + R, r + 2R, ...
 
-The batches do not depend on the number of ranks, so a batch always contains the same windows. Every rank takes the same number of
+The batches do not depend on the number of ranks, so a batch always contains the same windows. Every rank runs the same number of
 steps. If a rank has fewer batches than steps, its last step has an empty batch.
 """
 
@@ -59,7 +59,7 @@ class WindowDataModule(L.LightningDataModule):
             print_notes(self.plan.notes)
 
     def test_dataloader(self) -> DataLoader[WindowAudio]:
-        """Returns a DataLoader of this rank's windows, excluding batches that were measured in earlier sessions of the run."""
+        """Returns a DataLoader for this rank's windows, excluding batches that were measured in earlier sessions of the run."""
         assert self.trainer is not None
         evaluation = _evaluation(self.trainer)
         plan = evaluation.context.plan
@@ -76,17 +76,17 @@ class WindowDataModule(L.LightningDataModule):
             batch_sampler=batches,
             num_workers=self.settings.num_workers,
             collate_fn=Batch,
-            generator=torch.Generator(),  # otherwise the loader would use the global random numbers
+            generator=torch.Generator(),  # otherwise the loader would use the global random number generator
             persistent_workers=False,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )
 
     def predict_dataloader(self) -> DataLoader[WindowAudio]:
-        """Returns a DataLoader of this rank's prompts, excluding batches that were measured in earlier sessions of the run."""
+        """Returns a DataLoader for this rank's prompts, excluding batches that were measured in earlier sessions of the run."""
         return self.test_dataloader()
 
     def val_dataloader(self) -> DataLoader[WindowAudio]:
-        """Returns a DataLoader of the same windows as `test_dataloader`."""
+        """Returns a DataLoader for the same windows as `test_dataloader`."""
         return self.test_dataloader()
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:

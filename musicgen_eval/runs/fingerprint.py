@@ -1,4 +1,4 @@
-"""Collects values that must be identical when a run is resumed, such as metric settings and weights, and lists differences."""
+"""Collects values that must be identical when a run is resumed, such as metric settings and weights, and lists the differences."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def metric_settings(bank: MetricBank) -> dict[str, dict[str, Any]]:
 def weights_digest(checkpoint: Checkpoint) -> str | None:
     """Returns a digest of the weights and configuration files in a local folder, or of a model in memory.
 
-    The result is None for a checkpoint on the hub, because its commit identifies the weights. To save time, only samples of each
-    tensor are read from a weights file.
+    The result is None for a checkpoint on the Hugging Face Hub, because the checkpoint's commit identifies the weights. To save
+    time, only parts of each tensor are read from a weights file.
     """
     folder = Path(checkpoint.location)
     if checkpoint.digest is not None or checkpoint.commit is not None or not folder.is_dir():
@@ -112,7 +112,7 @@ def differences(known: Any, asked: Any, name: str = "") -> list[str]:
 
 
 def _samples(file: BinaryIO, num_bytes: int) -> Iterator[bytes]:
-    """Yields the header of a weights file, then samples of each tensor, spread evenly from its first to its last byte."""
+    """Yields the header of a weights file, then samples of each tensor, spread evenly over the tensor's bytes."""
     header_bytes = min(int.from_bytes(file.read(8), "little"), num_bytes)
     header = file.read(header_bytes)
     yield header

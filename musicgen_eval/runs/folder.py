@@ -80,7 +80,7 @@ class RunFolder:
 
     @property
     def index(self) -> Path:
-        """Path of the file that keeps properties of the source's audio files. The first session of the run writes this file."""
+        """Path of the file that stores properties of the source's audio files. The first session of the run writes this file."""
         return self.journal / "index.npz"
 
     @property
@@ -207,7 +207,7 @@ class RunFolder:
 
 
 def _foreign(found: set[str]) -> set[str]:
-    """Returns the names of the files in a folder without a run, excluding files left behind by a killed session."""
+    """Returns the names of the files in a folder that contains no run, excluding files that a killed session left behind."""
     if LOCK not in found:
         return found
     return {name for name in found - _FILES_OF_A_START - {LOCK} if not is_leftover(name)}

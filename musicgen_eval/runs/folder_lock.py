@@ -68,7 +68,7 @@ class FolderLock:
         assert self._folder is not None
         assert self._file is not None
         if not keep_file:
-            with suppress(OSError):  # the folder may have become read-only; the lock still ends
+            with suppress(OSError):  # the folder may have become read-only; the lock is released anyway
                 (self._folder / LOCK).unlink()
         self._file.close()
         _locked_here.discard(self._folder)

@@ -197,7 +197,7 @@ class MusicGenEvaluation(L.LightningModule):
         return self._banks[task]
 
     def setup(self, stage: str) -> None:
-        """Sets the context of the run, and refuses settings that the run does not support."""
+        """Sets the context of the run, and rejects settings that the run does not support."""
         self._context = None
         refuse_strategy(self.trainer, self._task)
         if self.trainer.is_global_zero:
@@ -335,7 +335,7 @@ class MusicGenEvaluation(L.LightningModule):
         return "continue" if trainer is not None and trainer.state.fn == TrainerFn.PREDICTING else "score"
 
     def _refuse_missing_texts(self, plan: Plan) -> None:
-        """Refuses a metric that needs the text of another track if such a text does not exist for every track."""
+        """Rejects any metric that needs the text of another track if there is no such text for some tracks."""
         if any(reading.text == "other" for reading in self.bank.readings) and None in plan.other_texts:
             track = plan.tracks[plan.other_texts.index(None)].id
             raise RunError(
@@ -364,8 +364,8 @@ class MusicGenEvaluation(L.LightningModule):
     def _unless_stopped(self, act: Callable[[], None], occasion: str = "processing a batch") -> None:
         """Calls `act` unless this rank has stopped. If `act` fails and other ranks are waiting, stops this rank.
 
-        A stopped rank measures no further batches, and `on_test_epoch_end` raises its error on every rank. If there is only one
-        process, or if the processes share a model, the error is raised immediately.
+        A stopped rank measures no further batches, and `on_test_epoch_end` raises the error of this rank on every rank. If there is
+        only one process, or if the processes share a model, the error is raised immediately.
         """
         if self._stopped is not None:
             return

@@ -1,4 +1,4 @@
-"""The progress bar of an evaluation, which shows the number of tracks, the seconds of audio per second and the running perplexity.
+"""The progress bar of an evaluation. It shows the number of tracks, the seconds of audio per second and the running perplexity.
 
 The bar is drawn on standard error only if standard error is a terminal. In a log file, the bar would add one line per batch.
 """
@@ -19,15 +19,15 @@ class EvaluationProgress(TQDMProgressBar):
     """A progress bar with the totals of rank 0: `tracks`, `audio s/s` (seconds scored or generated per second) and `ppl`."""
 
     def init_test_tqdm(self) -> Tqdm:
-        """Returns the progress bar of `test`."""
+        """Returns the progress bar for `test`."""
         return self._bar("Testing")
 
     def init_validation_tqdm(self) -> Tqdm:
-        """Returns the progress bar of `validate`."""
+        """Returns the progress bar for `validate`."""
         return self._bar(self.validation_description)
 
     def init_predict_tqdm(self) -> Tqdm:
-        """Returns the progress bar of `predict`."""
+        """Returns the progress bar for `predict`."""
         return self._bar(self.predict_description)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""Describes where and when a session of a run was started, and from which commit."""
+"""Describes the start of a session of a run: the time, the host and the Git commit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def start_record(*, processes: int, windows: int) -> dict[str, Any]:
-    """Returns the entry of run.json for one session: time, number of processes, host and number of planned windows."""
+    """Returns the run.json entry for one session: time, number of processes, host and number of planned windows."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "processes": processes,
@@ -21,7 +21,7 @@ def start_record(*, processes: int, windows: int) -> dict[str, Any]:
 def git_commit() -> str | None:
     """Returns the commit of the working directory, with `-dirty` appended if tracked files have changed.
 
-    The result is None if the working directory is not in a git repository.
+    The result is None if the working directory is not in a Git repository.
     """
 
     def git(*arguments: str) -> str:

@@ -33,14 +33,15 @@ def run_recipe(
     machine, the recipe contains the resolved value.
 
     Args:
-        checkpoint: Checkpoint that is evaluated.
+        checkpoint: Checkpoint to evaluate.
         plan: Plan of the run, including the lengths of the context and the target.
-        data: Settings of the data.
-        model: Settings of the model.
-        continuation: Settings of the continuations. They are included only if the task is "continue".
+        data: Data settings.
+        model: Model settings.
+        continuation: Continuation settings, which are included only if the task is "continue".
         bank: Metrics of the run.
         machine: Precision, device, and implementation of the matrix products.
-        threads: Number of CPU threads for generating codes and decoding audio. None means that the number is not determined yet.
+        threads: Number of CPU threads for generating codes and decoding audio. None means that the number has not been determined
+            yet.
         notes: Notes that were printed about the checkpoint, the source and the texts.
     """
     spec = checkpoint.spec

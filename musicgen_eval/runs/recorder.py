@@ -89,7 +89,7 @@ class RunRecorder(ContextProvider):
 
     @property
     def index_path(self) -> Path | None:
-        """Path of the file that keeps properties of the source's audio files for later sessions, or None if there is no file."""
+        """Path of the file that stores properties of the source's audio files for later sessions, or None if there is no file."""
         return None if self.folder is None else self.folder.index
 
     @property
@@ -254,7 +254,7 @@ class RunRecorder(ContextProvider):
             self._say(str(error))
 
     def _release(self, folder: RunFolder, context: RunContext | None) -> None:
-        """Unlocks the folder and reports which files are kept. If the run is new and measured no window, restores the folder."""
+        """Unlocks the folder and reports the kept files. If the run is new and no window was measured, restores the folder."""
         written = self._continuation_folder
         num_written = 0 if written is None else written.num_written
         if written is not None and num_written:
@@ -274,7 +274,7 @@ class RunRecorder(ContextProvider):
 
 
 def _has_measured(folder: RunFolder) -> bool:
-    """Returns True if the journal contains a window that did not fail. A run whose windows all failed is treated as empty."""
+    """Returns True if the journal contains a window that did not fail. A run in which every window failed is treated as empty."""
     return any(row.failure is None for _, rows in JournalReader(folder.journal).batches() for row in rows)
 
 

@@ -35,11 +35,11 @@ follow from the rest of the recipe or are checked separately."""
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """The values that identify a run when it is resumed, in the form in which JSON stores them.
+    """The values that identify a run when it is resumed, converted to plain JSON values.
 
     Attributes:
-        fingerprint: Settings, checkpoint, data and metrics. They must be identical when the run is resumed.
-        machine: Device and library versions. They must also be identical unless `allow_other_machine` is set.
+        fingerprint: Settings, checkpoint, data and metrics. All of these must be identical when the run is resumed.
+        machine: Device and library versions. These must also be identical unless `allow_other_machine` is set.
     """
 
     fingerprint: dict[str, Any]
@@ -93,10 +93,10 @@ def refuse_other_ranks(
     machine_of_rank_0: Mapping[str, Any],
     allow_other_machine: bool,
 ) -> None:
-    """Refuses a run if its folder is not visible on every rank, or if any rank runs on a different machine from rank 0.
+    """Rejects a run if its folder is not visible on every rank, or if the machine of any rank differs from that of rank 0.
 
     Raises:
-        RunError: The folder is not visible on some rank, or some rank runs on a different machine and `allow_other_machine` is
+        RunError: The folder is not visible on some rank, or the machine of some rank is different and `allow_other_machine` is
             False. The error is raised on every rank.
     """
     own = _as_json(machine(module.device))
@@ -118,7 +118,7 @@ def refuse_other_ranks(
 def batches_without_files(
     run_dir: Path, plan: Plan, measured: MeasuredBatches, *, batch_size: int, audio: AudioSettings
 ) -> set[int]:
-    """Returns the numbers of the measured batches for which an audio file or a row of continuations.csv is missing."""
+    """Returns the batch numbers of measured batches for which an audio file or a row of continuations.csv is missing."""
     written = written_continuations(run_dir)
     lost = set()
     for number in measured.batches:
@@ -148,6 +148,6 @@ def _fingerprint(module: MusicGenEvaluation, audio: AudioSettings) -> dict[str, 
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Converts values to the form in which they are read back from a JSON file, so that they can be compared with stored values."""
+    """Converts values to plain JSON values, so that they can be compared with values read from a JSON file."""
     read: dict[str, Any] = json.loads(to_json(values))
     return read

@@ -35,7 +35,7 @@ class RunStart:
 
     Attributes:
         path: Absolute path of the run folder.
-        number: Number of this session of the run, counted from 0.
+        number: Index of this session within the run, counted from 0.
         measured: Batches that were measured in earlier sessions of the run.
         constants: Values that are shared by all sessions of the run.
         machine: Device and library versions of rank 0.

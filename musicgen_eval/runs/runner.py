@@ -73,7 +73,7 @@ def run_evaluation(
     Args:
         module: Evaluation of a checkpoint.
         data: Tracks to score.
-        settings: Settings of the device, the run folder and resuming.
+        settings: Settings for the device, the run folder and resuming.
         folder: Run folder, which replaces `settings.run_dir`. None means that `settings.run_dir` is used.
         console: Console for the tables of the result. None means that nothing is printed, and that no progress is shown.
         callbacks: Further callbacks for the Trainer.
@@ -115,7 +115,7 @@ def run_continuation(
     Args:
         module: Evaluation of a checkpoint.
         data: Tracks to continue.
-        settings: Settings of the device, the run folder and resuming.
+        settings: Settings for the device, the run folder and resuming.
         audio: Settings of the audio files.
         folder: Run folder, which replaces `settings.run_dir`. None means that `settings.run_dir` is used.
         console: Console for the tables of the result. None means that nothing is printed, and that no progress is shown.

@@ -39,7 +39,7 @@ class ScoringStep:
         model: Model, already prepared for `precision`.
         bank: Metrics of the task "score".
         tail: Treatment of the last frames of each window, as in `ModelSettings`.
-        seed: Seed for readings that change codes.
+        seed: Seed for readings that alter codes at random.
         save_nll: Whether to store the nll of every code in the window records.
         precision: Precision of the decoder, to be named in error messages.
         totals: Running totals, which are updated in place.
@@ -113,7 +113,7 @@ class ScoringStep:
 
 
 def readable_windows(batch: Batch) -> tuple[list[WindowAudio], list[WindowRecord]]:
-    """Returns the windows of a batch whose audio could be read, and a failure record for each other window."""
+    """Returns those windows of a batch whose audio could be read, and a failure record for each of the other windows."""
     windows = [window for window in batch.windows if window.audio is not None]
     failed = [
         WindowRecord(window.row, window.track_row, failure=window.failure)

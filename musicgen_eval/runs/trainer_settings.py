@@ -1,4 +1,4 @@
-"""Refuses settings of a Trainer that would change the results or leave out windows."""
+"""Rejects Trainer settings that would change the results or leave out windows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def check_precision(precision: str, accelerator: str) -> None:
     """Checks that the device supports a precision.
 
     Raises:
-        RunError: The precision is unknown, or the precision is 16-mixed on a CPU, where Lightning would use bf16-mixed instead.
+        RunError: The precision is unknown, or it is 16-mixed and the device is a CPU, on which Lightning would use bf16-mixed
+            instead.
     """
     known = get_args(Precision)
     if precision not in known:
@@ -37,17 +38,17 @@ def refuse_limit(setting: str) -> None:
 
 
 def refuse_distributed_sampler() -> None:
-    """Raises the error for `use_distributed_sampler`, with which Lightning would distribute the windows a second time."""
+    """Raises the error for `use_distributed_sampler`, which would make Lightning distribute the windows a second time."""
     raise RunError(
         "trainer.use_distributed_sampler would score some windows twice; set trainer.use_distributed_sampler to False"
     )
 
 
 def refuse_trainer_settings(trainer: L.Trainer) -> None:
-    """Refuses settings of a Trainer that would change the results or leave out windows.
+    """Rejects Trainer settings that would change the results or leave out windows.
 
     Raises:
-        RunError: A setting is refused. The message names the setting.
+        RunError: A setting is rejected. The message names the setting.
     """
     check_precision(str(trainer.precision), trainer.strategy.root_device.type)
     if trainer.world_size > 1 and uses_distributed_sampler(trainer):

@@ -33,5 +33,5 @@ class LateWandbLogger(WandbLogger):
         return self._experiment
 
     def forget_run(self) -> None:
-        """Detaches the logger from the W&B run without finishing the W&B run."""
+        """Detaches the logger from its W&B run without finishing that run."""
         self._experiment = None

@@ -84,7 +84,7 @@ class DispensableWandbLogger(LateWandbLogger):
     The logger does nothing before `begin`, because Lightning opens loggers before it is known whether any windows must be measured.
 
     Args:
-        settings: Settings of W&B.
+        settings: W&B settings.
 
     Attributes:
         is_off: Whether the logger is turned off because W&B has failed.
@@ -107,7 +107,7 @@ class DispensableWandbLogger(LateWandbLogger):
         self._variables: list[str] = []
 
     def begin(self, run_dir: Path, run_id: str, *, is_resumed: bool) -> None:
-        """Opens the W&B run of an evaluation, whose files are stored in the run folder.
+        """Opens the W&B run of an evaluation. The files of the W&B run are stored in the run folder.
 
         Args:
             run_dir: Path of the run folder.
@@ -184,7 +184,7 @@ class DispensableWandbLogger(LateWandbLogger):
                 return  # the warning is already printed
 
     def end(self, *, exit_code: int) -> None:
-        """Ends the W&B run after all data is written to disk and sent. Removes the environment variables that `begin` set."""
+        """Ends the W&B run after all data has been written to disk and sent. Removes the environment variables that `begin` set."""
         self.attempt(lambda run: run.finish(exit_code=exit_code))
         for variable in self._variables:
             os.environ.pop(variable, None)
@@ -204,7 +204,7 @@ class DispensableWandbLogger(LateWandbLogger):
         )
 
     def _require_key(self) -> None:
-        """Checks that an online run has an API key. Without a key, W&B would prompt for it and wait for an answer.
+        """Checks that an online run has an API key. Without a key, W&B would prompt for one and wait for an answer.
 
         Raises:
             RunError: There is no API key.
@@ -218,10 +218,10 @@ class DispensableWandbLogger(LateWandbLogger):
 
 
 def _remove_new_files(folder: Path, before: set[Path] | None) -> None:
-    """Removes the subfolders that W&B has added to a folder, and links in the folder whose targets do not exist.
+    """Removes the subfolders that W&B has added to a folder, and any dangling links in that folder.
 
     Args:
-        folder: Folder in which W&B stores its files.
+        folder: Folder where W&B stores its files.
         before: Files that the folder contained before. None means that the folder did not exist.
     """
     if before is None:

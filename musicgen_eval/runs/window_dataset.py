@@ -22,7 +22,7 @@ class WindowAudio:
     Attributes:
         row: Row of the window in the plan.
         track_row: Row of the window's track in the plan.
-        window: Position of the window.
+        window: Position of the window in its track.
         audio: (C, N) float32 audio at the codec's sample rate, where N is the number of frames times the hop. In predict, the
             audio of the prompt. None means that the audio could not be read.
         text: Text of the track. None means that the track has no text.
@@ -53,7 +53,7 @@ class Batch:
         return self._with_audio(torch.Tensor.pin_memory)
 
     def to(self, device: torch.device) -> Batch:
-        """Returns the batch on a device, without waiting until the audio has been copied."""
+        """Returns the batch on a device, without waiting for the audio to be copied."""
         return self._with_audio(lambda audio: upload(audio, device))
 
     def _with_audio(self, change: Callable[[Tensor], Tensor]) -> Batch:

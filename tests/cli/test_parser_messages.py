@@ -9,7 +9,7 @@ from torchmetrics import Metric
 
 from musicgen_eval.cli import parser_messages
 from musicgen_eval.cli.commands import parse_command
-from musicgen_eval.cli.parser_messages import INSTALLED_METRIC, METRIC_ENTRY, one_line
+from musicgen_eval.cli.parser_messages import INSTALLED_METRIC, METRIC_ENTRY, RENAMING_CLASS, one_line
 from musicgen_eval.metrics.plugin.contract import InstalledMetric, MetricEntry
 
 
@@ -54,6 +54,16 @@ def metric(**entry: Any) -> list[str]:
         (metric(name="nope", inputz=3), "_metric_entry", "has the unknown key 'inputz', expected name, init_args, inputs"),
         (metric(metric={"class_path": "musicgen_eval.metrics.TextGain"}, input={"nll": "nll__no_text"}), "_metric_entry",
          "has the unknown key 'input', expected metric, inputs; did you mean inputs?"),
+        (metric(metric={"class_path": "torchmetrics.MeanMetric", "inputs": {"value": "nll"}}), "_metric_entry",
+         "expected class_path, init_args; to rename inputs, specify {metric: {class_path: ...}, inputs: {...}}"),
+        (metric(class_path="torchmetrics.MeanMetric", inputs={"value": "nll"}), "_metric_entry",
+         "expected class_path, init_args; to rename inputs, specify {metric: {class_path: ...}, inputs: {...}}"),
+        (metric(class_path="musicgen_eval.MetricEntry", init_args={"metric": "torchmetrics.MeanMetric", "input": 3}),
+         "_metric_entry", "has the unknown key 'input', expected metric, inputs; did you mean inputs?"),
+        (metric(metric={"class_path": "torchmetrics.MeanMetric"}, inputs=3), "_metric_entry",
+         "model.metrics: inputs must map parameters of update() to names of inputs, got 3"),
+        (metric(name="nope", inputs={"value": 3}), "_metric_entry",
+         "model.metrics: inputs must map parameters of update() to names of inputs, got {'value': 3}"),
         (["--model=3"], "_no_mapping", "model: expected a mapping of settings, or the path of a YAML file, got '3'"),
     ],
 )  # fmt: skip
@@ -63,6 +73,29 @@ def test_messages_of_the_installed_version_are_recognised(arguments, explained_b
     line = one_line(message)
     assert expected in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (
+            {"class_path": "musicgen_eval.metrics.CodebookPerplexty"},
+            "did you mean musicgen_eval.metrics.CodebookPerplexity",
+        ),
+        (
+            {"class_path": "torchmetrics.MeanMetric", "init_args": {"foo": 3}},
+            "model.metrics: torchmetrics.MeanMetric: Option 'foo' is not accepted",
+        ),
+        (
+            {"class_path": "torchmetrics.classification.MulticlassConfusionMatrix"},
+            "model.metrics: torchmetrics.classification.MulticlassConfusionMatrix requires num_classes",
+        ),
+    ],
+)
+def test_a_problem_of_a_renamed_metric_is_attributed_to_the_metric(given, expected):
+    line = one_line(message_of(metric(metric=given, inputs={"value": "nll"})))
+    assert expected in line
+    assert "MetricEntry" not in line
 
 
 @pytest.mark.parametrize("command", ["evaluate", "generate"])
@@ -77,5 +110,6 @@ def test_an_unknown_message_is_printed_in_one_line():
 
 
 def test_the_keys_of_metric_entries_are_those_of_their_classes():
+    assert f"{MetricEntry.__module__.partition('.')[0]}.{MetricEntry.__name__}" == RENAMING_CLASS
     assert set(METRIC_ENTRY) == {field.name for field in fields(MetricEntry)}
     assert set(INSTALLED_METRIC) == InstalledMetric.__annotations__.keys()

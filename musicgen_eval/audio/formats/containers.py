@@ -1,6 +1,6 @@
 """Identifies the format of an audio file, and checks that the file is as long as its header declares.
 
-The check is necessary because libsndfile reads a truncated file as a shorter one, without an error.
+The check is necessary because libsndfile reads a truncated file as a shorter file and reports no error.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _TRUNCATION_WARNING = re.compile(
 
 @dataclass(frozen=True)
 class DataChunk:
-    """Range of bytes that contains the audio in a file.
+    """Byte range of the audio in a file.
 
     Attributes:
         start: Position of the first byte.
@@ -87,7 +87,7 @@ def is_known_start(head: bytes) -> bool:
 
 
 def is_read_past_declared_end(head: bytes) -> bool:
-    """Returns whether decoders read past the end that the header of a file declares.
+    """Returns whether decoders read beyond the end declared in a file's header.
 
     This is the case for W64 and ASF files.
     """
@@ -244,7 +244,7 @@ def _matroska_segment(file: BinaryIO) -> DataChunk | None:
 
 
 def _asf_file(file: BinaryIO) -> DataChunk | None:
-    """Returns the range of a whole ASF file, with the size that its file properties object declares."""
+    """Returns the range of a whole ASF file. The file properties object declares the size of the file."""
     file.seek(0)
     head = file.read(1 << 16)
     at = head.find(_ASF_FILE_PROPERTIES)

@@ -65,8 +65,8 @@ def _last_frames(file: BinaryIO, tail_bytes: int) -> Iterator[tuple[tuple[int, i
     There can be several candidates, because bytes within a frame can look like a frame header with a correct checksum.
 
     Yields:
-        The first sample and the number of samples of the frame, as a pair, and all bytes from the start of the frame to the end of
-        the file.
+        The position of the frame's first sample and the number of samples in the frame, as a pair, and all bytes from the start of
+        the frame to the end of the file.
     """
     file.seek(0)
     head = file.read(26)
@@ -86,7 +86,8 @@ def _parse_frame(head: bytes, fixed_block_samples: int) -> tuple[int, int] | Non
     """Parses the FLAC frame header at the start of `head`.
 
     Returns:
-        The first sample and the number of samples of the frame, or None if `head` does not begin with a frame header.
+        The position of the frame's first sample and the number of samples in the frame, or None if `head` does not begin with a
+        frame header.
 
     Source: RFC 9639, section 9.1.
     """
@@ -117,7 +118,7 @@ def _coded_number(head: bytes, at: int) -> tuple[int | None, int]:
     The number has up to 36 bits, and its encoding resembles UTF-8.
 
     Returns:
-        The number, or None if the encoding is invalid, and the position after the number.
+        The number (None if the encoding is invalid) and the position after the number.
     """
     leading = 8 - (head[at] ^ 0xFF).bit_length()  # number of leading ones
     if leading == 0:

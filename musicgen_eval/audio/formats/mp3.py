@@ -100,7 +100,8 @@ def _is_confirmed_by_size(num_frames: int, num_bytes: int, start: bytes) -> bool
     Args:
         num_frames: Number of audio frames.
         num_bytes: Total size of the tag frame and the audio frames.
-        start: Bytes of the file from the tag frame up to the header of the first audio frame, or more.
+        start: Bytes of the file, starting with the tag frame and extending at least to the end of the header of the first audio
+            frame.
     """
     tag_frame = parse_header(start[:4])
     first = None if tag_frame is None else parse_header(start[tag_frame.num_bytes : tag_frame.num_bytes + 4])
@@ -166,7 +167,7 @@ def index_stream(path: Path) -> MpegStream:
 
 
 def _is_miscounted(tag: MpegTag, num_frames: int, num_tag_bytes: int, num_bytes: int) -> bool:
-    """Returns whether an mp3 file is complete even though the number of frames in its tag is off by one.
+    """Returns whether an mp3 file is complete even though its tag declares a number of frames that is off by one.
 
     Args:
         tag: Xing tag of the file.
@@ -182,10 +183,10 @@ def _is_miscounted(tag: MpegTag, num_frames: int, num_tag_bytes: int, num_bytes:
 def _walk_frames(
     path: Path, file: BinaryIO, start: int, num_bytes: int
 ) -> tuple[np.ndarray, np.ndarray, MpegHeader, int]:
-    """Finds the consecutive frames from position `start`.
+    """Finds consecutive frames, starting at position `start`.
 
     Returns:
-        Positions of the frames, sizes of the frames, header of the first frame, and position after the last frame.
+        The positions of the frames, the sizes of the frames, the header of the first frame, and the position after the last frame.
     """
     starts: list[int] = []
     sizes: list[int] = []

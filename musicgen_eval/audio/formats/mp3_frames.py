@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import BinaryIO
 
-RESERVOIR_BYTES = 511  # largest number of bytes that a frame can take from earlier frames
+RESERVOIR_BYTES = 511  # maximum number of bytes that a frame can use from earlier frames
 SEARCH_BYTES = 1 << 16  # number of bytes that are searched for the first frame
 _KBIT_PER_S = {  # (is MPEG-1, layer) -> bit rates, indexed by four bits of the header; ISO 11172-3 and 13818-3, bit rate table
     (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -58,7 +58,7 @@ class MpegHeader:
 
 @dataclass(frozen=True)
 class MpegTag:
-    """Xing or Info tag, in which an encoder describes the whole file.
+    """Xing or Info tag, which describes the whole file.
 
     A value that the tag does not declare is None.
 
@@ -103,7 +103,7 @@ def parse_header(word: bytes) -> MpegHeader | None:
 
 
 def smallest_frame_bytes(like: MpegHeader) -> int:
-    """Returns the size of the smallest frame that the stream of `like` can contain, in bytes."""
+    """Returns the size, in bytes, of the smallest possible frame in the stream that contains the frame `like`."""
     kbit_per_s = _KBIT_PER_S[like.mpeg1, like.layer][1]
     return like.num_samples // 8 * 1000 * kbit_per_s // like.sample_rate_hz
 
@@ -142,7 +142,7 @@ def starts_frame_chain(head: bytes, at: int, at_end: bool) -> bool:
 
 
 def skip_id3(file: BinaryIO, at: int) -> int:
-    """Returns the position after all ID3v2 tags that begin at position `at`."""
+    """Returns the position after any ID3v2 tags, the first of which begins at position `at`."""
     while True:
         file.seek(at)
         head = file.read(10)
@@ -180,7 +180,7 @@ def read_tag(frame: bytes) -> MpegTag | None:
 
 
 def _checksum(data: bytes) -> int:
-    """Returns the CRC-16/ARC checksum, which is the checksum of a Xing tag.
+    """Returns the CRC-16/ARC checksum of `data`, as used in Xing tags.
 
     >>> hex(_checksum(b"123456789"))
     '0xbb3d'
@@ -235,7 +235,7 @@ def mute_incomplete_frames(frames: list[bytes], *, is_start_of_file: bool) -> li
             break
         body = frame[4 + header.side_info_bytes :]
         if not is_start_of_file or _main_data_begin(frame, header) > num_kept_bytes:
-            # The side information begins with main_data_begin (9 bits in MPEG-1, otherwise 8), which keeps earlier bytes available.
+            # main_data_begin (9 bits in MPEG-1, otherwise 8) is the first field. Its value keeps earlier bytes available.
             back = min(num_kept_bytes, limit_bytes) << (7 if header.mpeg1 else 0)
             side_info = back.to_bytes(2, "big") if header.mpeg1 else back.to_bytes(1, "big")
             word = bytes((frame[0], frame[1] | 1)) + frame[2:4]
@@ -245,7 +245,7 @@ def mute_incomplete_frames(frames: list[bytes], *, is_start_of_file: bool) -> li
 
 
 def _main_data_begin(frame: bytes, header: MpegHeader) -> int:
-    """Returns how many bytes of audio data a layer III frame takes from earlier frames.
+    """Returns how many bytes of audio data a layer III frame uses from earlier frames.
 
     Headers and side information are not counted.
     """

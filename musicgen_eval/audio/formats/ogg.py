@@ -1,7 +1,7 @@
 """Checks that all pages of an Ogg file (Vorbis or Opus) are present and undamaged.
 
 libsndfile does not report missing or damaged pages. It skips a damaged page, which shifts all later samples, and reads a truncated
-file as a shorter one.
+file as a shorter file.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def _find_end_of_headers(file: io.RawIOBase) -> tuple[int, int] | None:
 
 
 def _read_page_head(file: io.RawIOBase) -> bytes:
-    """Reads the header of an Ogg page, including the segment table. Returns b"" if no page begins at the position of the file."""
+    """Reads the header of an Ogg page, including the segment table. Returns b"" if no page begins at the current position."""
     head = file.read(27) or b""
     return head + (file.read(head[26]) or b"") if len(head) == 27 and head[:4] == b"OggS" else b""
 

@@ -44,7 +44,7 @@ def probe_av(path: Path, kind: str) -> tuple[str, int, int, int]:
     """Decodes a file to determine its properties, because its header only estimates the number of samples.
 
     Returns:
-        Format, sample rate in Hz, number of channels, and number of samples per channel.
+        The format, the sample rate in Hz, the number of channels, and the number of samples per channel.
 
     Raises:
         AudioError: If PyAV is not installed, or if the file contains no audio, is damaged or is shorter than its header declares.
@@ -73,7 +73,7 @@ def probe_av(path: Path, kind: str) -> tuple[str, int, int, int]:
 
 
 def read_av(path: Path, kind: str, start: int, num_samples: int) -> np.ndarray:
-    """Returns the samples [start, start + num_samples) of a file that is decoded from the start.
+    """Returns the samples [start, start + num_samples) of a file. The file is decoded from the start.
 
     Returns:
         (N, C) float32. N is less than `num_samples` if the file ends early.
@@ -114,8 +114,8 @@ class AvReader:
     """Reader that decodes a file once, in order, and keeps the last `KEPT_S` seconds in memory.
 
     Attributes:
-        start: Number of the first sample in memory.
-        end: Number of the next sample to decode.
+        start: Index of the first sample in memory.
+        end: Index of the next sample to decode.
     """
 
     def __init__(self, path: Path, kind: str) -> None:
@@ -226,7 +226,7 @@ class _ReaderCache:
         self._readers: deque[tuple[FileKey, AvReader]] = deque()
 
     def take(self, key: FileKey, start: int) -> AvReader | None:
-        """Removes and returns a reader of the given file that can still read from `start`.
+        """Removes and returns a cached reader that can still read the given file from `start`.
 
         If there are several such readers, the one that has decoded the most is returned. If there is none, None is returned.
         """
@@ -248,7 +248,7 @@ class _ReaderCache:
 
 @cache
 def _reader_cache(process: int) -> _ReaderCache:
-    """Returns the reader cache of a process.
+    """Returns the reader cache of the given process.
 
     A forked process must not use the readers of its parent. These readers share their file positions with the parent, and closing
     them would wait for threads that do not exist in the forked process.

@@ -4,8 +4,8 @@
     span                            [start             end)
 
 Some programs write these tags to files of any format, but most decoders expect them only in mp3 files. The other modules open files
-with `open_audio`, which yields a file object that contains only the span. If a WAV file contains an mp3 stream, the span is the
-stream.
+with `open_audio`, which yields a file object that contains only the span. If a WAV file contains an mp3 stream, the span covers
+only that stream.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _padding_bytes(head: bytes) -> int:
 
 
 def _skip_tags_at_end(file: io.RawIOBase, start: int, end: int) -> int:
-    """Returns the position at which the tags at the end of a file begin."""
+    """Returns the position where the tags at the end of a file begin."""
     while True:
         file.seek(max(start, end - _TAIL_BYTES))
         num_tag_bytes = _tag_bytes_at_end(_read(file, min(_TAIL_BYTES, end - start)))
@@ -201,7 +201,7 @@ def _tag_bytes_at_end(tail: bytes) -> int:
 
 
 def _synchsafe(size: bytes) -> int:
-    """Decodes a size in an ID3 tag, which is stored in four bytes with seven significant bits each."""
+    """Decodes a size that an ID3 tag stores in four bytes with seven significant bits each."""
     return size[0] << 21 | size[1] << 14 | size[2] << 7 | size[3]
 
 

@@ -16,18 +16,12 @@ import torch
 from torchmetrics import Metric
 
 from musicgen_eval.errors import MetricError
-from musicgen_eval.metrics.plugin.contract import (
-    MetricRecipe,
-    configure,
-    published_providers,
-    published_readings,
-    recipe_of,
-)
+from musicgen_eval.metrics.plugin.contract import MetricRecipe, configure, label, read_values
 from musicgen_eval.metrics.plugin.entries import GivenMetric, copied, metric_entries
 from musicgen_eval.metrics.plugin.inputs import WindowData, fetch
 from musicgen_eval.metrics.plugin.providers import InputRegistry
 from musicgen_eval.metrics.plugin.readings import PLAIN, ReadingTable
-from musicgen_eval.metrics.plugin.requests import InputRequest, RequestParser, collect
+from musicgen_eval.metrics.plugin.requests import InputRequest, RequestParser, WindowInputs
 from musicgen_eval.metrics.plugin.states import State, compute_in_place, merge_states, to_cpu, window_states
 from musicgen_eval.metrics.plugin.trial import trial_data, try_metric, try_on_device
 from musicgen_eval.records import CodecSpec, Reading, Task
@@ -52,17 +46,20 @@ class MetricBank:
         self.spec = spec
         self.task: Task = task
         self.metrics: dict[str, Metric] = {}
+        self._recipes: dict[str, MetricRecipe] = {}
         self._readings = ReadingTable(task)
         registry = InputRegistry(task)
         entries = metric_entries(metrics)
         for name, entry in entries.items():
             metric = copied(name, entry.metric)
-            configure(metric, spec)
-            for reading in published_readings(metric):
+            configure(name, metric, spec)
+            values = read_values(name, metric)
+            for reading in values.readings:
                 self._readings.publish(name, reading)
-            for provider in published_providers(metric):
+            for provider in values.providers:
                 registry.register(provider, by=f"metric {name!r}")
             self.metrics[name] = metric
+            self._recipes[name] = values.recipe
         parser = RequestParser(registry, self._readings)  # after all metrics have published their readings and inputs
         self._requests: dict[str, list[InputRequest]] = {
             name: parser.parse(name, self.metrics[name], entry.inputs) for name, entry in entries.items()
@@ -102,7 +99,7 @@ class MetricBank:
 
     def recipe(self, name: str) -> MetricRecipe:
         """Returns the units, direction and source of a metric."""
-        return recipe_of(self.metrics[name])
+        return self._recipes[name]
 
     def input_names(self, name: str) -> dict[str, str]:
         """Maps each `update()` parameter of a metric to the name of its input, including the suffix of the reading."""
@@ -117,21 +114,14 @@ class MetricBank:
         Returns:
             For each window, a mapping from metric name to the metric's state after this window alone, on the CPU. All states are
             copied from the device at once. A metric has no state for a window if it is not updated with this window (see
-            `requests.collect`).
+            `WindowInputs.collect`).
         """
         states: list[dict[str, State]] = [{} for _ in window_data]
         window_data = fetch(window_data)
-        data_on_cpu = [data.on_cpu for data in window_data]
-        shared: dict[bool, list[dict[tuple[str, str], Any]]] = {
-            on_device: [{} for _ in window_data] for on_device in (False, True)
-        }
+        window_inputs = [WindowInputs(data, self.spec) for data in window_data]
         for name, metric in self.metrics.items():
-            on_device = self._runs_on_device(name)
-            metric.to(_device(window_data) if on_device else "cpu")
-            collected = [
-                collect(self._requests[name], data, self.spec, shared=values)
-                for data, values in zip(window_data if on_device else data_on_cpu, shared[on_device], strict=True)
-            ]
+            metric.to(_device(window_data) if self._runs_on_device(name) else "cpu")
+            collected = [inputs.collect(self._requests[name]) for inputs in window_inputs]
             given = [(window, inputs) for window, inputs in zip(states, collected, strict=True) if inputs is not None]
             left = self._window_states(name, [inputs for _, inputs in given], window_data)
             for (window, _), state in zip(given, left, strict=True):
@@ -173,7 +163,7 @@ class MetricBank:
     def _trial_inputs(self, name: str, window_data: Sequence[WindowData]) -> list[dict[str, Any]]:
         """Returns the inputs of a metric for each synthetic window with which the metric is updated."""
         collected = [
-            collect(self._requests[name], data, self.spec, generator=torch.Generator().manual_seed(index))
+            WindowInputs(data, self.spec, generator=torch.Generator().manual_seed(index)).collect(self._requests[name])
             for index, data in enumerate(window_data)
         ]
         return [inputs for inputs in collected if inputs is not None]
@@ -194,7 +184,7 @@ class MetricBank:
         except Exception as error:  # a third-party metric may raise anything
             windows = [data.readings[""].window for data in window_data if data.readings[""] is not None]
             where = f"windows {windows[0].index} of {windows[0].track} to {windows[-1].index} of {windows[-1].track}"
-            raise MetricError(f"metric {name!r} ({type(metric).__name__}) failed on {where}: {error!r}") from error
+            raise MetricError(f"{label(name, metric)} failed on {where}: {error!r}") from error
 
 
 def _device(window_data: Sequence[WindowData]) -> torch.device:

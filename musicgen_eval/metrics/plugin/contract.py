@@ -2,31 +2,45 @@
 
 A metric is any `torchmetrics.Metric`. The parameter names of its `update()` method name its inputs (see `providers.py`).
 `MetricContract` lists optional members through which a metric can provide more information. Only the functions at the end of this
-module read these members. The functions also define the default of each member.
+module read these members. The functions also check each member and define its default.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, Required, TypedDict
+from functools import cached_property
+from typing import Any, Protocol, Required, TypedDict, TypeVar
 
 from torch import Tensor
 from torchmetrics import Metric
 
+from musicgen_eval.errors import EvaluationError, MetricError
+from musicgen_eval.metrics.plugin.providers import InputProvider
 from musicgen_eval.records import CodecSpec, Reading
 
-if TYPE_CHECKING:
-    from musicgen_eval.metrics.plugin.providers import InputProvider
-
+Item = TypeVar("Item")
 WindowStates = Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Tensor]]
 
 
 class MetricContract(Protocol):
     """The optional members of a metric.
 
-    A metric does not need to inherit from this class, and defines only the members that it needs. Each member can be an
-    attribute, a property or a method. See the class `CodebookPerplexity` for an example.
+    A metric does not need to inherit from this class, and defines only the members that it needs. `readings`, `providers` and
+    `recipe` are values: each can be an attribute or a property. `configure` and `window_states` are methods. To disable an
+    inherited method, set it to None in the subclass. A run refuses a metric if one of these members has another kind or type.
+
+    >>> import torch
+    >>> class BitsPerSecond(Metric):
+    ...     readings = (Reading("quiet", text="none"),)
+    ...
+    ...     @property
+    ...     def recipe(self) -> MetricRecipe:
+    ...         return MetricRecipe(units={"value": "bit/s"}, higher_is_better=False)
+    ...
+    ...     def configure(self, spec: CodecSpec) -> None:
+    ...         self.add_state("total", torch.zeros(spec.num_codebooks), dist_reduce_fx="sum")
 
     Attributes:
         readings: Readings that the metric defines in addition to the built-in ones. Any metric of the same run can name such a
@@ -47,7 +61,9 @@ class MetricContract(Protocol):
         ...
 
     def configure(self, spec: CodecSpec) -> None:
-        """Adapts the metric to a checkpoint. The run calls this method once, before the first update. Default: does nothing.
+        """Adapts the metric to a checkpoint. Default: does nothing.
+
+        The run calls this method once, before it reads the other members and before the first update.
 
         Args:
             spec: Codebooks, codebook size, frame rate and delays of the checkpoint.
@@ -56,7 +72,7 @@ class MetricContract(Protocol):
     def window_states(self, batch: Sequence[Mapping[str, Any]]) -> Mapping[str, Tensor]:
         """Returns one state per window for several windows, which are processed together for speed.
 
-        Default: `update()` is called for each window. To disable an inherited method, set `window_states = None` in the subclass.
+        Default: `update()` is called for each window.
 
         Args:
             batch: Inputs of `update()`, one dictionary per window.
@@ -82,6 +98,17 @@ class MetricRecipe:
     higher_is_better: bool | None = None
     source: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.units, Mapping) or not isinstance(self.settings, Mapping):
+            raise MetricError(
+                f"MetricRecipe: units and settings must be mappings, got {self.units!r} and {self.settings!r}"
+            )
+        if not isinstance(self.higher_is_better, bool | None) or not isinstance(self.source, str):
+            raise MetricError(
+                "MetricRecipe: higher_is_better must be True, False or None, and source must be a string; got "
+                f"{self.higher_is_better!r} and {self.source!r}"
+            )
 
     def unit(self, key: str) -> str:
         """Returns the unit of one result key, or "" if the key has no unit."""
@@ -117,30 +144,55 @@ class InstalledMetric(TypedDict, total=False):
     inputs: dict[str, str]
 
 
-def configure(metric: Metric, spec: CodecSpec) -> None:
-    """Calls the `configure(spec)` method of a metric, if the metric has one."""
-    own = getattr(metric, "configure", None)
-    if callable(own):
+@dataclass(frozen=True)
+class MetricValues:
+    """The values that a metric defines, or their defaults. See `MetricContract`."""
+
+    readings: Sequence[Reading]
+    providers: Sequence[InputProvider]
+    recipe: MetricRecipe
+
+
+def label(name: str, metric: Metric) -> str:
+    """Returns the name and class of a metric, with which error messages about the metric start."""
+    return f"metric {name!r} ({type(metric).__name__})"
+
+
+def configure(name: str, metric: Metric, spec: CodecSpec) -> None:
+    """Calls the `configure(spec)` method of a metric, if the metric has one.
+
+    Args:
+        name: Name of the metric in the run, for error messages.
+        metric: The metric.
+        spec: Argument of the method.
+
+    Raises:
+        MetricError: `configure` is not a method, or it raised an exception.
+    """
+    own = _method(name, metric, "configure")
+    if own is None:
+        return
+    try:
         own(spec)
+    except Exception as error:  # a third-party metric may raise anything
+        raise MetricError(f"{label(name, metric)}: configure() failed: {_message(error)}") from error
 
 
-def published_readings(metric: Metric) -> Sequence[Reading]:
-    """Returns the readings that a metric defines."""
-    return tuple(getattr(metric, "readings", ()))
+def read_values(name: str, metric: Metric) -> MetricValues:
+    """Returns the values that a metric defines. Also checks `window_states`.
 
+    Args:
+        name: Name of the metric in the run, for error messages.
+        metric: The metric, already configured.
 
-def published_providers(metric: Metric) -> Sequence[InputProvider]:
-    """Returns the input providers that a metric defines."""
-    return tuple(getattr(metric, "providers", ()))
-
-
-def recipe_of(metric: Metric) -> MetricRecipe:
-    """Returns the recipe of a metric. If the metric does not define a recipe, the returned recipe names the metric's class."""
-    own = getattr(metric, "recipe", None)
-    if isinstance(own, MetricRecipe):
-        return own
-    return MetricRecipe(
-        higher_is_better=metric.higher_is_better, source=f"{type(metric).__module__}.{type(metric).__qualname__}"
+    Raises:
+        MetricError: A member has the wrong kind or type, or a property raised an exception.
+    """
+    _method(name, metric, "window_states")
+    return MetricValues(
+        readings=_sequence(name, metric, "readings", Reading),
+        providers=_sequence(name, metric, "providers", InputProvider),
+        recipe=_recipe(name, metric),
     )
 
 
@@ -148,3 +200,67 @@ def batched_window_states(metric: Metric) -> WindowStates | None:
     """Returns the `window_states` method of a metric, or None if the metric must be updated with one window at a time."""
     own: WindowStates | None = getattr(metric, "window_states", None)
     return own
+
+
+def _recipe(name: str, metric: Metric) -> MetricRecipe:
+    """Returns the recipe of a metric. If the metric does not define a recipe, the returned recipe names the metric's class."""
+    default = MetricRecipe(
+        higher_is_better=metric.higher_is_better, source=f"{type(metric).__module__}.{type(metric).__qualname__}"
+    )
+    value = _member(name, metric, "recipe", default)
+    if not isinstance(value, MetricRecipe):
+        raise _wrong_value(name, metric, "recipe", "a MetricRecipe", _described(value))
+    return value
+
+
+def _sequence(name: str, metric: Metric, member: str, item: type[Item]) -> Sequence[Item]:
+    """Returns the value of a member that is a sequence of objects of one class. The default is an empty sequence."""
+    expected = f"a sequence of {item.__name__} objects"
+    value = _member(name, metric, member, ())
+    if not isinstance(value, Sequence):
+        raise _wrong_value(name, metric, member, expected, _described(value))
+    for part in value:
+        if not isinstance(part, item):
+            got = f"a {type(value).__name__} that contains {_described(part)}"
+            raise _wrong_value(name, metric, member, expected, got)
+    return tuple(value)
+
+
+def _method(name: str, metric: Metric, member: str) -> Callable[..., Any] | None:
+    """Returns a method of a metric, or None if the metric does not define the method or disables it."""
+    own = _member(name, metric, member, None)
+    if own is not None and not callable(own):
+        raise MetricError(
+            f"{label(name, metric)}: {member} must be a method, or None to disable it; got {_described(own)}"
+        )
+    return own
+
+
+def _member(name: str, metric: Metric, member: str, default: Any) -> Any:
+    """Returns a member of a metric, or the default if the metric does not define the member."""
+    declared = inspect.getattr_static(type(metric), member, None)
+    if not isinstance(declared, property | cached_property):
+        return getattr(metric, member, default)
+    try:
+        # `getattr` would take a property that raises an AttributeError for a missing member.
+        return declared.__get__(metric, type(metric))
+    except Exception as error:  # a third-party metric may raise anything
+        raise MetricError(f"{label(name, metric)}: the property {member} failed: {_message(error)}") from error
+
+
+def _wrong_value(name: str, metric: Metric, member: str, expected: str, got: str) -> MetricError:
+    return MetricError(
+        f"{label(name, metric)}: {member} must be an attribute or a property that holds {expected}, got {got}"
+    )
+
+
+def _described(value: object) -> str:
+    """Returns the kind of an unexpected value, for error messages."""
+    if inspect.ismethod(value):
+        return "a method; decorate it with @property"
+    return "None" if value is None else f"an object of type {type(value).__name__}"
+
+
+def _message(error: Exception) -> str:
+    """Returns the message of an error of this package, or the type and message of any other error."""
+    return str(error) if isinstance(error, EvaluationError) else repr(error)

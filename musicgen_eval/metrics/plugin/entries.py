@@ -9,14 +9,14 @@ from typing import Any
 from torchmetrics import Metric
 
 from musicgen_eval.errors import MetricError, near_matches
-from musicgen_eval.metrics.plugin.contract import InstalledMetric, MetricEntry
+from musicgen_eval.metrics.plugin.contract import InstalledMetric, MetricEntry, label
 from musicgen_eval.metrics.plugin.installed import create_metric
 
 GivenMetric = Metric | MetricEntry | InstalledMetric
 
 
 def metric_entries(metrics: object) -> dict[str, MetricEntry]:
-    """Checks metrics, and returns a mapping from name to metric entry. If a metric is specified by name, it is created.
+    """Checks metrics, and returns a mapping from name to metric entry. Metrics that are specified by name are created.
 
     Raises:
         MetricError: `metrics` is not a mapping, a name is not a string, an object is not a metric, the inputs of an entry do not
@@ -37,7 +37,7 @@ def copied(name: str, metric: Metric) -> Metric:
         return deepcopy(metric)
     except Exception as error:  # a third-party metric may contain any object
         raise MetricError(
-            f"metric {name!r} ({type(metric).__name__}) cannot be copied ({error}), but every run works on a copy; keep locks, "
+            f"{label(name, metric)} cannot be copied ({error}), but every run works on a copy; keep locks, "
             "files and generators out of the metric, or create them in update()"
         ) from error
 

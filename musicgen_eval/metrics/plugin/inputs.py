@@ -1,4 +1,4 @@
-"""The data from which metric inputs are computed: the readings of each window and, in predict, its audio."""
+"""The data that metric inputs are computed from: each window's scored readings and, in predict, the audio of its continuation."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from musicgen_eval.records import CodecSpec, ScoredWindow
 class ContinuationAudio:
     """The audio of a continuation and its track, as (C, N) float32 tensors on the CPU with values roughly in [-1, 1].
 
-    An audio field is None if no metric needs it.
+    An audio field is None if no metric needs that audio.
 
     Attributes:
         sample_rate_hz: Sample rate of every audio field.
         text: Text of the track. None if the track has no text.
-        generated: Audio of the continuation. The codec decodes the prompt and the continuation together, and the prompt is cut off.
+        generated: Audio of the continuation. The codec decodes the prompt and the continuation together, and the prompt is then
+            removed.
         context: Original audio of the track before the boundary.
         reference: Original audio of the track after the boundary, at most as long as the continuation. None if the track ends at
             the boundary.
@@ -40,12 +41,13 @@ class ContinuationAudio:
 
 @dataclass(frozen=True)
 class WindowData:
-    """The data from which the metric inputs for one window are computed.
+    """The data that the metric inputs for one window are computed from.
 
     Attributes:
-        readings: Mapping from name to scored reading, or to None if the reading does not exist. The plain reading has the name "".
+        readings: Mapping from reading name to scored reading, or to None if the window has no such reading. The plain reading,
+            which uses the window's own text and context, has the name "".
         frame_rate_hz: Frame rate of the codes.
-        audio: Audio of the continuation in predict. None in other tasks.
+        audio: Audio of the continuation if the run is a `predict`. None in all other runs.
         fetched: Copies of the readings on the CPU, without logits. None means that `fetch` has not been called.
     """
 
@@ -97,7 +99,7 @@ def fetch(window_data: Sequence[WindowData]) -> list[WindowData]:
 
 
 def absent_reading(plain: ScoredWindow, spec: CodecSpec, *, with_logits: bool) -> ScoredWindow:
-    """Returns a placeholder for a missing reading, in which every nll is NaN, every rank is -1, and no code is scored."""
+    """Returns a placeholder for a missing reading: every nll is NaN, every rank is -1, and no code is scored."""
     shape = (*plain.codes.shape, spec.codebook_size)
     return ScoredWindow(
         window=plain.window,

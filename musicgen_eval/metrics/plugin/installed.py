@@ -1,4 +1,4 @@
-"""Finds metrics that installed packages declare as entry points of the group `musicgen_eval.metrics`.
+"""Finds metrics that installed packages declare as entry points in the group `musicgen_eval.metrics`.
 
 A package declares a metric in its pyproject.toml:
 
@@ -63,7 +63,7 @@ def _find(name: str, wanted: str) -> EntryPoint:
 
 
 def _suggestions(wanted: str, known: Mapping[str, str]) -> str:
-    """Returns the end of an error message, which lists the known names and, before them, any similar names."""
+    """Returns the last part of an error message, which lists any similar names first, followed by the known names."""
     if not known:
         return (
             f"no metrics are installed (entry points in the group {GROUP}); for any other class, specify class_path instead of "

@@ -25,7 +25,7 @@ def state_defaults(metric: Metric) -> Mapping[str, Tensor | list[Tensor]]:
 
 
 def state_reductions(metric: Metric) -> Mapping[str, Callable[[Any], Any] | None]:
-    """Returns a mapping from state name to reduction over ranks, in the order of the `add_state` calls.
+    """Returns a mapping from state name to the reduction over ranks, in the order of the `add_state` calls.
 
     The reduction is a function, or None if the state is not reduced.
     """
@@ -40,6 +40,6 @@ class DtypeKeepingMetric(Metric):
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> Module:
-        """Moves the states to the device to which `fn` moves tensors, without changing their dtypes."""
+        """Moves the states to the device that `fn` moves tensors to, without changing the dtypes of the states."""
         device = fn(torch.empty(0, device=self.device)).device
         return super()._apply(lambda tensor: tensor.to(device), exclude_state)

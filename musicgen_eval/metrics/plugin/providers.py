@@ -6,8 +6,9 @@ input. To add an input, add a provider to `PROVIDERS`, or define one in the metr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from keyword import iskeyword
 from operator import attrgetter
 from typing import Any, Literal, get_args
 
@@ -21,6 +22,7 @@ from musicgen_eval.records import CodecSpec, ScoredWindow, Task
 Device = Literal["cpu", "model"]
 Rows = Literal["never", "renamed", "always"]
 TASKS: tuple[Task, ...] = get_args(Task)
+AUDIO_FIELDS = tuple(item.name for item in fields(ContinuationAudio))
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,16 @@ class InputSource:
 
     @property
     def continuation_audio(self) -> ContinuationAudio:
-        """The audio of the continuation. Use this property only in inputs that are available only in predict."""
-        assert self.audio is not None  # predict always provides audio
+        """The audio of the continuation.
+
+        Raises:
+            MetricError: The run is a test, which has no continuations.
+        """
+        if self.audio is None:
+            raise MetricError(
+                "the input is computed from the audio of a continuation, which only predict provides; declare it with "
+                "tasks=('continue',)"
+            )
         return self.audio
 
 
@@ -81,16 +91,26 @@ class InputProvider:
     synthesise: Callable[[InputSource, torch.Generator], Any] | None = None
 
     def __post_init__(self) -> None:
-        known_audio = [item.name for item in fields(ContinuationAudio)]
-        unknown = next((name for name in self.audio if name not in known_audio), None)
-        if not self.name.isidentifier():
+        if not isinstance(self.name, str) or not self.name.isidentifier() or iskeyword(self.name):
             raise MetricError(
                 f"input {self.name!r}: name must be a Python identifier, because it is a parameter name of update()"
             )
-        if not self.tasks or not set(self.tasks) <= set(TASKS):
-            raise MetricError(
-                f"input {self.name!r}: tasks must be one or more of {', '.join(TASKS)}, got {self.tasks!r}"
-            )
+        if not isinstance(self.shape, str):
+            raise self._wrong("shape", "a string")
+        self._check_functions()
+        self._check_rows()
+        self._check_tasks()
+
+    def _check_functions(self) -> None:
+        if not callable(self.compute):
+            raise self._wrong("compute", "a function of an InputSource")
+        if self.synthesise is not None and not callable(self.synthesise):
+            raise self._wrong("synthesise", "a function of an InputSource and a torch.Generator, or None")
+
+    def _check_rows(self) -> None:
+        for name in ("has_readings", "needs_scores", "accepts_none"):
+            if not isinstance(getattr(self, name), bool):
+                raise self._wrong(name, "True or False")
         if self.device not in get_args(Device) or self.rows not in get_args(Rows):
             raise MetricError(
                 f"input {self.name!r}: device must be cpu or model, and rows must be never, renamed or always, got "
@@ -98,11 +118,27 @@ class InputProvider:
             )
         if self.rows != "never" and not self.has_readings:
             raise MetricError(f"input {self.name!r}: rows={self.rows!r} requires has_readings=True")
+
+    def _check_tasks(self) -> None:
+        for name in ("tasks", "audio"):
+            if not isinstance(getattr(self, name), tuple):
+                raise self._wrong(name, "a tuple")
+        if not self.tasks or not all(task in TASKS for task in self.tasks):
+            raise self._wrong("tasks", f"one or more of {', '.join(TASKS)}")
+        unknown = next((name for name in self.audio if name not in AUDIO_FIELDS), None)
         if unknown is not None:
             raise MetricError(
                 f"input {self.name!r}: audio names {unknown!r}, which is not a field of ContinuationAudio; "
-                f"{near_matches(unknown, known_audio)}"
+                f"{near_matches(str(unknown), AUDIO_FIELDS)}"
             )
+        if self.audio and "continue" not in self.tasks:
+            raise MetricError(
+                f"input {self.name!r}: audio={self.audio!r} is available only in predict, got tasks={self.tasks!r}; add "
+                "'continue' to tasks"
+            )
+
+    def _wrong(self, name: str, expected: str) -> MetricError:
+        return MetricError(f"input {self.name!r}: {name} must be {expected}, got {getattr(self, name)!r}")
 
 
 class InputRegistry:
@@ -110,13 +146,12 @@ class InputRegistry:
 
     Args:
         task: Task of the run. Providers that do not declare this task are left out.
-        providers: Built-in providers. None means `PROVIDERS`.
     """
 
-    def __init__(self, task: Task, providers: Sequence[InputProvider] | None = None) -> None:
+    def __init__(self, task: Task) -> None:
         self.task = task
         self._providers: dict[str, InputProvider] = {}
-        for provider in PROVIDERS if providers is None else providers:
+        for provider in PROVIDERS:
             self.register(provider)
 
     @property
@@ -132,10 +167,8 @@ class InputRegistry:
             by: Text that names the owner of the provider in error messages.
 
         Raises:
-            MetricError: The object is not a provider, or its name already denotes another input or a reading of another input.
+            MetricError: The name of the provider already denotes another input, or a reading of another input.
         """
-        if not isinstance(provider, InputProvider):
-            raise MetricError(f"{by}: providers must be InputProvider objects, got {type(provider).__name__}")
         if self.task not in provider.tasks:
             return
         known = self.find(provider.name)

@@ -1,6 +1,6 @@
 """The readings that metrics can select with a suffix on an input name, such as `nll__no_text`.
 
-A reading is either built in or defined by a metric.
+A reading is one teacher-forced pass over a window. It is either built in or defined by a metric.
 """
 
 from __future__ import annotations
@@ -52,22 +52,41 @@ class ReadingTable:
         """Adds a reading that a metric defines.
 
         Raises:
-            MetricError: The text or context of the reading is invalid, predict cannot score the reading, or a different reading
-                has the same name.
+            MetricError: The name or a condition of the reading is invalid, the task of the run cannot score the reading, or a
+                different reading has the same name.
         """
-        if reading.text not in ("own", "none", "other") or reading.context not in ("own", "none"):
-            raise MetricError(
-                f"metric {metric!r} defines a reading {reading.name!r} with text={reading.text!r} and "
-                f"context={reading.context!r}; text must be own, none or other, and context must be own or none"
-            )
-        if self.task == "continue" and (reading.context == "none" or reading.change is not None):
-            raise MetricError(
-                f"metric {metric!r} defines a reading {reading.name!r} that changes codes or leaves out the context, which "
-                "predict does not support; use the metric in a test"
-            )
+        self._check(metric, reading)
         known = self._readings.get(reading.name)
         if known is not None and known != reading:
             raise MetricError(
                 f"metric {metric!r} defines the reading {reading.name!r} differently from an earlier definition; rename one of them"
             )
         self._readings[reading.name] = reading
+
+    def _check(self, metric: str, reading: Reading) -> None:
+        """Refuses a reading with an invalid field, or a reading that the task of the run cannot score."""
+        if not isinstance(reading.name, str) or not f"nll__{reading.name}".isidentifier():
+            raise MetricError(
+                f"metric {metric!r} defines a reading with the name {reading.name!r}; the name must be a suffix of a parameter "
+                "name, such as 'shuffled' in nll__shuffled"
+            )
+        if reading.change is not None and not callable(reading.change):
+            raise MetricError(
+                f"metric {metric!r} defines a reading {reading.name!r} with change={reading.change!r}; change must be a function "
+                "of (codes, window, generator), or None"
+            )
+        if reading.text not in ("own", "none", "other") or reading.context not in ("own", "none"):
+            raise MetricError(
+                f"metric {metric!r} defines a reading {reading.name!r} with text={reading.text!r} and "
+                f"context={reading.context!r}; text must be own, none or other, and context must be own or none"
+            )
+        if reading.target not in (("own",) if self.task == "score" else ("own", "reference")):
+            raise MetricError(
+                f"metric {metric!r} defines a reading {reading.name!r} with target={reading.target!r}; target must be own, or "
+                "reference in predict"
+            )
+        if self.task == "continue" and (reading.context == "none" or reading.change is not None):
+            raise MetricError(
+                f"metric {metric!r} defines a reading {reading.name!r} that changes codes or leaves out the context, which "
+                "predict does not support; use the metric in a test"
+            )

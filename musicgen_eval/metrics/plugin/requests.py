@@ -17,7 +17,7 @@ from musicgen_eval.metrics.plugin.inputs import WindowData, absent_reading
 from musicgen_eval.metrics.plugin.providers import InputProvider, InputRegistry, InputSource
 from musicgen_eval.metrics.plugin.readings import ReadingTable
 from musicgen_eval.models.transfers import upload
-from musicgen_eval.records import CodecSpec
+from musicgen_eval.records import CodecSpec, ScoredWindow
 
 METRICS_OF_SEQUENCES = (Perplexity,)
 """Torchmetrics classes that take batches of sequences. They receive the rows of the scored codes as a batch of one sequence."""
@@ -122,50 +122,68 @@ class RequestParser:
         return provider, reading or ""
 
 
-def collect(
-    requests: Sequence[InputRequest],
-    data: WindowData,
-    spec: CodecSpec,
-    *,
-    shared: dict[tuple[str, str], Any] | None = None,
-    generator: torch.Generator | None = None,
-) -> dict[str, Any] | None:
-    """Returns the inputs of one metric for one window.
-
-    If a metric takes rows from several readings, the rows include only the codes that all of these readings scored.
+class WindowInputs:
+    """Computes the inputs of one window. Each input is computed once, even if several metrics request it.
 
     Args:
-        requests: Input requests of the metric.
         data: Data of the window.
         spec: Codec specification of the checkpoint.
-        shared: Values already computed for this window, keyed by the names of input and reading. New values are added.
         generator: Random number generator for the synthetic windows of the trial. None for all other windows.
-
-    Returns:
-        A mapping from parameter to value. None means that the metric must not be updated with this window, either because the
-        metric takes rows and no code was scored, or because an input does not exist.
     """
-    shared = {} if shared is None else shared
-    plain = data.readings[""]
-    assert plain is not None  # the plain reading always exists
-    with_logits = any(request.on_device for request in requests)
-    readings = {
-        request.reading: data.readings[request.reading] or absent_reading(plain, spec, with_logits=with_logits)
-        for request in requests
-    }
-    counted = torch.stack([reading.scored for reading in readings.values()]).all(0)
-    if any(request.flat for request in requests) and not counted.any():
-        return None
-    values: dict[str, Any] = {}
-    for request in requests:
-        key = (request.provider.name, request.reading)
-        if key not in shared:
-            source = InputSource(readings[request.reading], spec, data.audio)
-            shared[key] = _provided(request.provider, source, generator)
-        if shared[key] is None and not request.provider.accepts_none:
+
+    def __init__(self, data: WindowData, spec: CodecSpec, *, generator: torch.Generator | None = None) -> None:
+        self._data = data
+        self._data_on_cpu = data.on_cpu
+        self._spec = spec
+        self._generator = generator
+        self._computed: dict[tuple[str, str, torch.device], Any] = {}
+
+    def collect(self, requests: Sequence[InputRequest]) -> dict[str, Any] | None:
+        """Returns the inputs of one metric.
+
+        If a metric takes rows from several readings, the rows include only the codes that all of these readings scored.
+
+        Args:
+            requests: Input requests of the metric.
+
+        Returns:
+            A mapping from parameter to value. None means that the metric must not be updated with this window, either because the
+            metric takes rows and no code was scored, or because an input does not exist.
+        """
+        on_device = any(request.on_device for request in requests)
+        data = self._data if on_device else self._data_on_cpu
+        readings = {
+            request.reading: self._reading(data, request.reading, with_logits=on_device) for request in requests
+        }
+        counted = torch.stack([reading.scored for reading in readings.values()]).all(0)
+        if any(request.flat for request in requests) and not counted.any():
             return None
-        values[request.parameter] = _arranged(request, shared[key], counted, readings[request.reading].nll.device)
-    return values
+        values: dict[str, Any] = {}
+        for request in requests:
+            reading = readings[request.reading]
+            value = self._value(request, reading)
+            if value is None and not request.provider.accepts_none:
+                return None
+            values[request.parameter] = _arranged(request, value, counted, reading.nll.device)
+        return values
+
+    def _value(self, request: InputRequest, reading: ScoredWindow) -> Any:
+        """Returns the value of an input. An input without readings is computed on the CPU, unless it is computed from logits."""
+        provider = request.provider
+        if not provider.has_readings and not request.on_device:
+            reading = self._reading(self._data_on_cpu, request.reading, with_logits=False)
+        key = (provider.name, request.reading, reading.nll.device)
+        if key not in self._computed:
+            self._computed[key] = _provided(
+                provider, InputSource(reading, self._spec, self._data.audio), self._generator
+            )
+        return self._computed[key]
+
+    def _reading(self, data: WindowData, name: str, *, with_logits: bool) -> ScoredWindow:
+        """Returns a reading of the window. If the reading does not exist, the function returns a placeholder."""
+        plain = data.readings[""]
+        assert plain is not None  # the plain reading always exists
+        return data.readings[name] or absent_reading(plain, self._spec, with_logits=with_logits)
 
 
 def _provided(provider: InputProvider, source: InputSource, generator: torch.Generator | None) -> Any:

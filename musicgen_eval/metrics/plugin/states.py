@@ -1,9 +1,9 @@
 """Computes one metric state per window, and merges the states of several windows.
 
-States are merged in the same way as torchmetrics merges the states of ranks: tensor states are stacked in window order, list states
-are concatenated, and then the reduction of the state is applied. Therefore, a metric that is correct under DDP is also correct
-here, even if a reduction is None. Each sum is rounded only once, so the sum does not depend on the order of the windows.
-`Metric.merge_state` is not used, because it refuses metrics whose `full_state_update` is None and reverses the order of cat states.
+States are merged in the same way that torchmetrics merges the states of different ranks: tensor states are stacked in window order,
+list states are concatenated, and then the reduction of the state is applied. Therefore, a metric that is correct under DDP is also
+correct here, even if a reduction is None. Each sum is rounded only once, so the sum does not depend on the order of the windows.
+`Metric.merge_state` is not used, because it rejects metrics whose `full_state_update` is None and reverses the order of cat states.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def to_cpu(states: Sequence[Mapping[str, State]]) -> list[dict[str, State]]:
 
 
 def merge_states(metric: Metric, states: Sequence[State]) -> State:
-    """Merges the states of several windows into one state, in the same way as torchmetrics merges the states of ranks.
+    """Merges the states of several windows into one state, in the same way that torchmetrics merges the states of different ranks.
 
     Args:
         metric: The metric, which defines the reduction of each state.
@@ -107,7 +107,10 @@ def exact_sum(stacked: Tensor) -> Tensor:
 
 
 def compute_from(metric: Metric, state: State) -> dict[str, float]:
-    """Computes the results of a metric from a state, as a mapping from key to number. A single number has the key `value`."""
+    """Computes the results of a metric from a state, as a mapping from key to number.
+
+    If the result is a single number, its key is `value`.
+    """
     scratch = deepcopy(metric)
     scratch.reset()
     return compute_in_place(scratch, state)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from musicgen_eval.errors import MetricError
+from musicgen_eval.metrics.plugin.contract import label
 from musicgen_eval.metrics.plugin.inputs import ContinuationAudio, WindowData
 from musicgen_eval.metrics.plugin.metric_internals import state_defaults
 from musicgen_eval.metrics.plugin.states import State, compute_in_place, flatten_result, merge_states, window_states
@@ -38,35 +39,28 @@ def try_metric(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]) -
         inputs: Inputs of `update()` for each trial window.
 
     Raises:
-        MetricError: The metric has no states, the states are too large or cannot be merged, or the metric raised an exception.
+        MetricError: The metric has no states, the states are too large or cannot be merged, the metric changes an input, or the
+            metric raised an exception.
     """
-    kind = type(metric).__name__
     if not state_defaults(metric):
         raise MetricError(
-            f"metric {name!r} ({kind}) has no states of its own, so windows cannot be merged; use the metric that it wraps "
-            "instead"
+            f"{label(name, metric)} has no states of its own, so windows cannot be merged; use the metric that it wraps instead"
         )
+    given_at_once, given_alone = _copies(inputs), _copies(inputs)
     try:
-        together = deepcopy(metric)
-        for window in inputs:
-            together.update(**window)
-        at_once = flatten_result(type(together).compute(together))
-        states = window_states(deepcopy(metric), inputs)
+        at_once = _result_at_once(metric, given_at_once)
+        states = window_states(deepcopy(metric), given_alone)
         merged = compute_in_place(deepcopy(metric), merge_states(metric, states))
     except Exception as error:  # a third-party metric may raise anything; the run must not start with it
         raise MetricError(
-            f"metric {name!r} ({kind}) failed on synthetic windows in a trial: {_one_line(error)}{_described(inputs)}"
+            f"{label(name, metric)} failed on synthetic windows in a trial: {_one_line(error)}{_described(inputs)}"
         ) from error
-    largest = max(_state_bytes(state) for state in states)
-    if largest > MAX_STATE_BYTES:
-        raise MetricError(
-            f"metric {name!r} ({kind}) keeps a state of {largest} bytes per window; the limit is {MAX_STATE_BYTES}, because the "
-            "state of every window is kept. Keep only the values that compute() reduces, such as one embedding per window in a "
-            "list state (docs/metrics.md shows this for a Frechet distance)"
-        )
+    _refuse_large_states(name, metric, states)
+    for given in (given_at_once, given_alone):
+        _refuse_changed_inputs(name, metric, inputs, given)
     if not _agree(at_once, merged):
         raise MetricError(
-            f"metric {name!r} ({kind}) cannot be merged: three windows give {merged} if their states are merged, and {at_once} if "
+            f"{label(name, metric)} cannot be merged: three windows give {merged} if their states are merged, and {at_once} if "
             "one metric is updated with all of them; keep all values that compute() needs in states (add_state), each with the "
             "reduction that merges it"
         )
@@ -90,7 +84,7 @@ def try_on_device(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]
         raise
     except Exception as error:  # a third-party metric may raise anything; the run must not start with it
         raise MetricError(
-            f"metric {name!r} ({type(metric).__name__}) takes logits, so it runs on {device.type}, where it failed in a trial: "
+            f"{label(name, metric)} takes logits, so it runs on {device.type}, where it failed in a trial: "
             f"{error!r}. Register the tensors that the metric keeps with register_buffer or add_state, so that they move to the "
             "device together with it"
         ) from error
@@ -158,6 +152,52 @@ def _synthetic_data(spec: CodecSpec, readings: Sequence[Reading], index: int, nu
             logits=logits.masked_fill(~scored.unsqueeze(-1), 0.0),
         )
     return WindowData(readings=readings_of_window, frame_rate_hz=spec.frame_rate_hz)
+
+
+def _copies(inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the inputs of each window with copies of the tensors."""
+    return [
+        {key: value.clone() if isinstance(value, Tensor) else value for key, value in window.items()}
+        for window in inputs
+    ]
+
+
+def _result_at_once(metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns the result of one copy of a metric that is updated with all windows."""
+    together = deepcopy(metric)
+    for window in inputs:
+        together.update(**window)
+    return flatten_result(type(together).compute(together))
+
+
+def _refuse_large_states(name: str, metric: Metric, states: Sequence[State]) -> None:
+    largest = max(_state_bytes(state) for state in states)
+    if largest > MAX_STATE_BYTES:
+        raise MetricError(
+            f"{label(name, metric)} keeps a state of {largest} bytes per window; the limit is {MAX_STATE_BYTES}, because the "
+            "state of every window is kept. Keep only the values that compute() reduces, such as one embedding per window in a "
+            "list state (docs/metrics.md shows this for a Frechet distance)"
+        )
+
+
+def _refuse_changed_inputs(
+    name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]], given: Sequence[Mapping[str, Any]]
+) -> None:
+    """Refuses a metric that changes an input in place, because all metrics of a run receive the same tensors."""
+    for before, after in zip(inputs, given, strict=True):
+        for parameter, value in before.items():
+            if isinstance(value, Tensor) and not _is_equal(value, after[parameter]):
+                raise MetricError(
+                    f"{label(name, metric)} changes the input {parameter!r} of update() in place, but other metrics receive the "
+                    f"same tensor; work on a copy, such as {parameter}.clone()"
+                )
+
+
+def _is_equal(first: Tensor, second: Tensor) -> bool:
+    """Returns True if two tensors have the same shape and values. NaN is equal to NaN."""
+    if first.shape != second.shape:
+        return False
+    return bool(((first == second) | ((first != first) & (second != second))).all())
 
 
 def _one_line(error: Exception) -> str:

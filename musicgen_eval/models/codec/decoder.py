@@ -2,9 +2,9 @@
 
     codes --codebooks--> latents --convolution, LSTM with its state, upsampling, convolutions--> audio
 
-Decoding all codes in one piece would give the same result. The kernel sizes determine how many additional frames a piece needs
-(see `layers.py`). In facebook's 32 kHz codec, a piece needs one additional frame of the LSTM's output on each side. If the
-receptive field of the convolutions is not bounded, transformers' `decode` decodes all codes in one piece.
+Decoding all codes in one piece would give the same result. The kernel sizes determine how many additional frames a piece needs (see
+`layers.py`). In Facebook's 32 kHz codec, a piece needs one additional frame of the LSTM's output on each side. If the receptive
+field of the convolutions is not bounded, transformers' `decode` decodes all codes in one piece.
 
 Source: transformers 5.17, `EncodecDecoder`, `EncodecResidualVectorQuantizer`.
 """
@@ -27,13 +27,13 @@ from musicgen_eval.models.numerics import float32_exactly
 from musicgen_eval.models.transfers import upload
 
 PIECE_FRAMES = 100
-"""Frames per piece on a CPU. For facebook's codec, a piece lasts 2 s and requires 140 MB.
+"""Number of frames per piece on a CPU. For Facebook's 32 kHz codec, a piece lasts 2 s and requires 140 MB.
 
 Decoding 10 s on one core took 0.98 s with this size. In pieces of 1 s, it took 1.09 s, because more frames are computed twice.
 In pieces of 5 s, it took 1.33 s, and in one piece, 1.52 s, because the memory of large buffers is mapped again for every layer.
 """
 ACCELERATOR_PIECE_FRAMES = 1500
-"""Frames per piece on an accelerator. For facebook's codec, a piece lasts 30 s and requires about 1 GB.
+"""Number of frames per piece on an accelerator. For Facebook's 32 kHz codec, a piece lasts 30 s and requires about 1 GB.
 
 Each piece ends with a copy to the CPU.
 """
@@ -44,8 +44,8 @@ class SegmentDecoder:
 
     Args:
         model: A transformers `EncodecModel` in float32 and in eval mode.
-        channels: Number of audio channels. Either the number of channels of the codec, or 2 for a mono codec, as in facebook's
-            stereo models. In these models, the codebooks are ordered left 1, right 1, left 2, ..., and each channel is decoded
+        channels: Number of audio channels. This is either the codec's number of channels, or 2 for a mono codec, as in Facebook's
+            stereo models. In these models, the codebooks are in the order left 1, right 1, left 2, ..., and each channel is decoded
             separately.
 
     Raises:
@@ -64,8 +64,8 @@ class SegmentDecoder:
         """Decodes all codes to audio.
 
         Args:
-            codes: (K, T) int64 codes in [0, V), with at least one frame. If a mono codec is used for stereo, the codebooks are
-                ordered left 1, right 1, left 2, ...
+            codes: (K, T) int64 codes in [0, V), with at least one frame. If a mono codec is used for stereo, the codebooks are in
+                the order left 1, right 1, left 2, ...
 
         Returns:
             (C, N) float32 audio on the device of the codes, where N = T * hop. The audio is not clipped and may slightly exceed

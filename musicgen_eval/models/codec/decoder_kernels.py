@@ -29,7 +29,7 @@ class TorchConvolution(Convolution):
         return y if add is None else y + add
 
     def _padded(self, x: Tensor, start: int, low: int, high: int, num_in: int) -> Tensor:
-        """Returns rows [low - pad_left, high + pad_right) of the padded input. `x` contains the input rows in view.
+        """Returns rows [low - pad_left, high + pad_right) of the padded input. `x` contains the input rows that they depend on.
 
                  -3 -2 -1 | 0  1  2  3  4 | 5  6
         reflect:  3  2  1 | 0  1  2  3  4 | 3  2

@@ -30,7 +30,7 @@ class SegmentEncoder:
 
     Args:
         model: A transformers `EncodecModel` in float32 and in eval mode.
-        channels: Number of audio channels. Either the number of channels of the codec, or 2 for a mono codec, as in facebook's
+        channels: Number of audio channels. This is either the codec's number of channels, or 2 for a mono codec, as in Facebook's
             stereo models. In the latter case, the left and right channels are encoded separately, and their codebooks are
             interleaved.
         bandwidth: Bandwidth in kbit/s, as in `EncodecModel.encode`. None means the codec's first bandwidth. MusicGen's
@@ -66,7 +66,7 @@ class SegmentEncoder:
 
         Returns:
             (K, T) int64 codes on the device of the audio, where T = N / hop. If a mono codec is used for stereo, the codebooks are
-            ordered left 1, right 1, left 2, ...
+            in the order left 1, right 1, left 2, ...
 
         Raises:
             ValueError: If the audio has the wrong shape or dtype, is empty, or is not a whole number of frames.
@@ -110,8 +110,8 @@ class SegmentEncoder:
         """Encodes lanes in three phases: convolutions, LSTM and quantization.
 
         The LSTM processes a group of lanes in lockstep, and each LSTM layer of a group is a separate task. Each task runs on one
-        thread. The speed of an LSTM is limited by reading its weights. Therefore, the lanes are distributed over the smallest
-        number of groups that keeps all threads busy.
+        thread. The speed of an LSTM is limited by the time required to read its weights. Therefore, the lanes are distributed over
+        the smallest number of groups that keeps all threads busy.
         """
         num_workers = self.num_workers or torch.get_num_threads()
         lstm = plan.lstm
@@ -178,5 +178,5 @@ class SegmentEncoder:
 
 
 def _interleave(codes: Sequence[Tensor]) -> Tensor:
-    """Interleaves the (K', T) codes of several lanes to (K, T) codes, ordered left 1, right 1, left 2, ... as in transformers."""
+    """Interleaves the (K', T) codes of several lanes into (K, T) codes, as in transformers: left 1, right 1, left 2, ..."""
     return torch.stack(list(codes), dim=1).flatten(0, 1)

@@ -23,13 +23,13 @@ from musicgen_eval.models.packed_matrix import PackedMatrix
 from musicgen_eval.models.processor import has_fast_mkl
 
 PIECE_FRAMES = 256
-"""Frames per piece in the convolutions. Smaller pieces need less memory."""
+"""Number of frames per piece in the convolutions. Smaller pieces need less memory."""
 CACHE_FLOATS = 2**18
 """Target size of a layer's input, in float32 numbers: 1 MB, which fits into a core's second-level cache."""
 MIN_ROWS = 256
 """Minimum number of rows per product if the piece is long enough. With fewer rows, most of the time is spent reading weights."""
 MIN_TAP_WIDTH = 32
-"""Minimum width of the products per kernel tap. For smaller widths, copying the view of every output row is faster."""
+"""Minimum width of the products per kernel tap. For smaller widths, it is faster to copy the input rows of every output row."""
 
 
 class EncoderProducts:
@@ -68,7 +68,7 @@ class EncoderProducts:
         return self.last(frames + lstm_output, 0, 0, len(frames), len(frames))
 
     def quantize(self, latents: Tensor) -> Tensor:
-        """Quantizes latents, (T, D) -> (K, T) codes. Each codebook quantizes the residual of the previous codebooks."""
+        """Quantizes latents, (T, D) -> (K, T) codes. Each codebook quantizes the residual left by the previous codebooks."""
         residual = latents.clone()
         codes = torch.empty(len(self.codebooks), latents.shape[0], dtype=torch.int64)
         for k, codebook in enumerate(self.codebooks):
@@ -168,7 +168,7 @@ PRODUCTS = Kernels(row_dim=0, convolution=ProductConvolution)
 
 
 class _Codebook:
-    """A codebook of V vectors, which finds nearest vectors with the formula from `EncodecEuclideanCodebook.quantize`."""
+    """A codebook of V vectors, which finds the nearest vectors with the formula from `EncodecEuclideanCodebook.quantize`."""
 
     def __init__(self, vectors: Tensor) -> None:
         self.vectors = vectors  # (V, D)
@@ -176,7 +176,7 @@ class _Codebook:
         self.squares = vectors.pow(2).sum(1)  # (V,)
 
     def nearest(self, x: Tensor) -> Tensor:
-        """Returns the index of the vector nearest to each row, (T, D) -> (T,) int64. Ties are resolved to the first index."""
+        """Returns the index of the vector nearest to each row, (T, D) -> (T,) int64. In a tie, the first index is returned."""
         step = max(1, CACHE_FLOATS // self.vectors.shape[0])
         return torch.cat([self._nearest(rows) for rows in x.split(step)])
 

@@ -3,14 +3,14 @@
     encoder: audio   --strided convolutions--> LSTM --convolution--> latents
     decoder: latents --convolution--> LSTM --transposed convolutions--> audio
 
-A row is one time step of one layer. A node computes output rows [low, high) from the input rows that they depend on, which are
-called the rows in view:
+A row is one time step of one layer. A node computes output rows [low, high) from the input rows that these output rows depend on.
+These input rows are called the rows in view:
 
     output rows            low ........ high
     raw input rows   low * down - pad_left ........ (high - 1) * down - pad_left + span
 
-Raw rows outside the input are padding. Like EnCodec, a node pads only at the ends of the whole input, so processing the
-input in pieces gives the same result as processing it at once. This module determines sizes and views. `Kernels` defines the
+Raw rows outside the input are padding. Like EnCodec, a node pads only at the ends of the whole input, so processing the input in
+pieces gives the same result as processing the whole input at once. This module determines sizes and views. `Kernels` defines the
 arithmetic: matrix products in `encoder_kernels.py`, and torch's convolutions in `decoder_kernels.py`.
 
 Source: transformers 5.17, `EncodecConv1d`, `EncodecConvTranspose1d`, `EncodecResnetBlock`.
@@ -63,7 +63,7 @@ class Node(Protocol):
 
         Args:
             x: Consecutive input rows, including all rows that the output rows depend on.
-            start: Number of the first row of `x`.
+            start: Index of the first row of `x`.
             low: First output row.
             high: End of the output rows (exclusive).
             num_in: Number of rows in the whole input.
@@ -94,7 +94,7 @@ class Chain:
     def _steps(self, low: int, high: int, num_in: int) -> list[tuple[tuple[int, int], int]]:
         """Returns the range of input rows of each node, followed by the range of output rows of the last node.
 
-        Each range comes with the number of rows in the whole input or output that the range is a part of.
+        Each range is paired with the number of rows in the whole input or output that it belongs to.
         """
         nums_in = [num_in]
         for node in self.nodes:

@@ -1,4 +1,4 @@
-"""Runs an LSTM over several sequences at once on a CPU. The results are bit-identical to processing each sequence separately."""
+"""Runs an LSTM over several sequences at once on a CPU. The results are bit-identical to those for each sequence alone."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ CACHED_WEIGHTS = 2**18
 
 
 class LockstepLstm:
-    """An LSTM that processes several sequences in lockstep. The outputs are bit-identical to processing each sequence separately.
+    """An LSTM that processes several sequences in lockstep. The outputs are bit-identical to those for each sequence alone.
 
-    If a step processes only one sequence, most of the time is spent reading the weights (16 MB in facebook's 32 kHz codec). In
-    lockstep, the weights are read once for all sequences. Lockstep requires that each row of oneDNN's product is independent of the
+    If a step processes only one sequence, most of the time is spent reading the weights (16 MB in Facebook's 32 kHz codec). In
+    lockstep, the weights are read once for all sequences. Lockstep requires each row of oneDNN's product to be independent of the
     other rows. The constructor tests this condition. If the weights fit into a core's cache, lockstep has no advantage, and
     `nn.LSTM` processes the sequences one by one.
 

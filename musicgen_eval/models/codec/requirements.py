@@ -33,7 +33,7 @@ def require_float32(tensors: Iterable[Tensor], effect: str) -> None:
 
     Args:
         tensors: Weights of the codec.
-        effect: Result that a different dtype would change. Used in the error message.
+        effect: Result that a different dtype would change, for the error message.
 
     Raises:
         ValueError: If a weight is not in float32.

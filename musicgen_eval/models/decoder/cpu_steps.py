@@ -51,12 +51,12 @@ class CpuSteps:
         """Reads the prompts of a window and draws the window's codes.
 
         Returns:
-            (B, K, C) int64 columns that contain the drawn codes, and the numbers of the rows whose hidden states are not finite.
+            (B, K, C) int64 columns that contain the drawn codes, and the indices of the rows whose hidden states are not finite.
         """
         with self._precision():
             self._read_prompts(window)
             columns, hidden = self._draw_columns(window)
-        # A NaN stays in the keys and values of its row, so a check of the last hidden states is sufficient.
+        # A NaN, once it occurs, persists in the keys and values of its row, so checking the last hidden states is sufficient.
         finite = hidden.isfinite().all(1).tolist()
         return columns, sorted({self._row(twin) for twin, is_finite in enumerate(finite) if not is_finite})
 

@@ -26,7 +26,7 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tens
         (R, H * d) weighted sums of the values.
     """
     R, H, S, d = values.shape
-    # This takes half the time that torch's attention takes for one query on a CPU.
+    # For one query on a CPU, this takes half as long as torch's attention.
     scores = torch.bmm(q.reshape(R * H, 1, d), keys.flatten(0, 1)).mul_(d**-0.5)
     if mask is not None:
         scores.view(R, H, S).masked_fill_(mask, -torch.inf)
@@ -95,7 +95,7 @@ class ProjectedCrossAttention:
 class FoldedCrossAttention:
     """Cross attention that folds the query projection into the keys, and the output projection into the values.
 
-    The projections are multiplied by the keys and values once per batch. This makes each step faster if the texts are short.
+    The projections are multiplied by the keys and values once per batch. Folding makes each step faster if the texts are short.
 
     Args:
         projections: Norm and projections of the layer. The projections have no bias.

@@ -30,9 +30,9 @@ def last_hidden_state(
 ) -> Tensor:
     """Computes the last hidden state of `decoder.model.decoder(...)` for one window.
 
-    This function performs the same computation as transformers, but without masks, caches, dropout and a batch dimension, which a
-    single window without padding does not need. Causal attention skips most of the masked scores. The decoder may be plain or
-    packed.
+    This function performs the same computation as transformers, but without masks, caches, dropout or a batch dimension, none of
+    which are needed for a single window without padding. Causal attention skips most of the masked scores. The decoder may be plain
+    or packed.
 
     Args:
         decoder: Decoder in eval mode.
@@ -119,8 +119,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, num_heads: int) -> Tens
         block a:b  [ no mask     | \ mask ] not computed
 
     The scores and the softmax are always computed in float32. This function is used on non-Intel processors, because torch's kernel
-    is slower on these processors. There, the MKL products of torch's kernel are half as fast as those of oneDNN, and no faster in
-    bfloat16 than in float32.
+    is slower on these processors. There, the kernel's MKL products are half as fast as oneDNN's products, and no faster in bfloat16
+    than in float32.
 
     Args:
         q: (S, D) queries of any float dtype.

@@ -28,7 +28,7 @@ from musicgen_eval.models.transfers import upload
 HIDDEN = -30000.0
 """Mark of a hidden key. Float16 can represent this number, which is far below any attention score even after scaling."""
 MARK_CHANNELS = 8
-"""Number of channels for the mark. Flash attention requires a head width that is a multiple of 8."""
+"""Number of additional channels that store the mark. Flash attention requires a head width that is a multiple of 8."""
 TEXT_LENGTH_MULTIPLE = 16
 """Text keys are padded to a multiple of this number, so that batches with texts of similar length have equal shapes."""
 
@@ -73,7 +73,7 @@ class FusedLayer:
         cross_out: (D, D) output projection of cross attention.
         fc1: (F, D) first layer of the feed-forward network.
         fc2: (D, F) second layer of the feed-forward network.
-        activation: Function between fc1 and fc2.
+        activation: Activation function that is applied between `fc1` and `fc2`.
     """
 
     self_norm: Norm
@@ -120,7 +120,7 @@ class FusedDecoder:
         num_heads: Number of heads, H.
         head_width: Width of a head without marks, d.
         marked_width: Width of a head with marks, w, which is a multiple of 8.
-        scale: Factor by which attention scores are multiplied.
+        scale: Factor for scaling attention scores.
         special_token: Id of the special token, V.
         last_steps: `StaticSteps` of the last batch. The next batch can reuse their cache and graphs. Set this attribute to None
             before deleting the decoder, because the steps refer to the decoder. Otherwise, the memory is not freed until Python's
@@ -213,7 +213,7 @@ class FusedDecoder:
             steps: (R, K, S) int64 delayed codes, padded on the right. Attention is causal, so padding does not affect earlier
                 steps.
             texts: Keys and values for the first rows. The other rows have the null condition.
-            keep: Callback that receives each layer's number and its (R, H, S, d) keys and values.
+            keep: Callback that receives the number, the (R, H, S, d) keys and the (R, H, S, d) values of each layer.
 
         Returns:
             (R, S, D) float32 hidden states.

@@ -31,8 +31,8 @@ def pack_linears(decoder: nn.Module, dtype: torch.dtype = torch.float32, *, few_
         decoder: `MusicgenForCausalLM` or another decoder with `lm_heads`, in float32, on a CPU, in eval mode.
         dtype: Either float32, or bfloat16 with sums in float32. The residual stream has the dtype of the decoder's embeddings,
             which is float32 unless the decoder was cast.
-        few_rows: Whether the decoder will also process few rows at a time, as in decoding steps. If not, float32
-            weights keep torch's layout on processors on which MKL is faster (see `has_fast_mkl`).
+        few_rows: Whether the decoder will also process few rows at a time, as in decoding steps. If it will not, float32 weights
+            keep torch's layout on processors on which MKL is faster (see `has_fast_mkl`).
 
     Returns:
         Whether the decoder is packed. If torch, the processor or the device does not support packing, the decoder is not

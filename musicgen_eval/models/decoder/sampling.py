@@ -85,14 +85,14 @@ def continuation_uniforms(
 ) -> Tensor:
     """Returns the uniform random numbers for drawing one continuation. The numbers depend only on the arguments.
 
-    A longer continuation has the same numbers as a shorter one for the frames that they share.
+    For the frames that they share, a longer and a shorter continuation have the same numbers.
 
     Args:
         num_codebooks: Number of codebooks, K.
         num_frames: Number of frames, T.
         seed: Seed of the run.
         track: Id of the track.
-        continuation: Number of the continuation within its track, from 0.
+        continuation: Index of the continuation within its track, counted from 0.
 
     Returns:
         (K, T) float32 numbers in [0, 1), on the CPU.

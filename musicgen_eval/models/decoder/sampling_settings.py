@@ -38,7 +38,7 @@ class SamplingSettings(Settings):
     def check(self, codebook_size: int) -> None:
         """Raises `RunError` if `top_k` is not between 1 and the size of a codebook.
 
-        At temperature 0, `top_k` has no effect, and its default is accepted for any codebook.
+        At temperature 0, `top_k` has no effect, and its default is accepted for any codebook size.
         """
         has_no_effect = self.temperature == 0 and self.top_k == SamplingSettings.top_k
         if self.top_k is not None and not 1 <= self.top_k <= codebook_size and not has_no_effect:

@@ -50,7 +50,7 @@ class StepSizes:
             length can use the same cache and graphs.
         guidance_scale: Scale of classifier-free guidance. 1 means no guidance.
         sampling: Sampling settings.
-        kernels: Execution mode of a step.
+        kernels: Execution mode of the steps: `graph`, `compiled` or `eager`.
     """
 
     num_rows: int
@@ -178,9 +178,9 @@ class StaticSteps:
         return self._columns[:, :, : last + 1]
 
     def failed_rows(self) -> list[int]:
-        """Returns the numbers of the rows whose last hidden states are not finite.
+        """Returns the indices of the rows whose last hidden states are not finite.
 
-        Checking the last step is sufficient, because a NaN stays in the keys and values of its row.
+        Checking the last step is sufficient, because a NaN, once it occurs, persists in the keys and values of its row.
         """
         finite: list[bool] = self._hidden.isfinite().all(1).tolist()
         return sorted({row % self.sizes.num_rows for row, is_finite in enumerate(finite) if not is_finite})

@@ -83,10 +83,10 @@ class StepDecoder:
             self._cross_attentions = self._prepare_texts()
 
     def read(self, row: int, input_ids: Tensor) -> None:
-        """Reads the prompt of a row, and replaces its earlier keys and values.
+        """Reads the prompt of a row, and replaces the row's earlier keys and values.
 
         Args:
-            row: Number of the row, from 0.
+            row: Index of the row, counted from 0.
             input_ids: (K, S) int64 delayed codes. The hidden state after the last step is stored in `last_read[row]`.
         """
         num_steps = input_ids.shape[1]
@@ -107,7 +107,7 @@ class StepDecoder:
 
         Args:
             input_ids: (R, K) int64 delayed codes.
-            number: Number of the step, counted from 0 after the prompts. A row that has reached its last position stays there.
+            number: Index of the step, counted from 0 after the prompts. A row that has reached its last position stays there.
 
         Returns:
             (R, D) float32 hidden states.
@@ -155,7 +155,7 @@ class StepDecoder:
         """Stores this step's keys and values, and computes attention to all keys up to this step.
 
         Args:
-            layer: Number of the layer.
+            layer: Index of the layer.
             qkv: (R, 3 D) queries, keys and values.
             at: Position of all rows, or (R,) position of each row.
             num_keys: Largest position plus one.
@@ -196,7 +196,7 @@ class _RowPositions:
 
     Attributes:
         starts: (R,) int64 position of step 0 in each row.
-        rows: (R,) int64 row numbers.
+        rows: (R,) int64 row indices.
         are_equal: Whether all rows have the same position.
         last: Largest position.
     """
@@ -216,7 +216,8 @@ class _StepLayer:
 
     Args:
         layer: A transformers `MusicgenDecoderLayer`, plain or packed.
-        dtype: Dtype of a plain layer's weights and products. None means the dtype of its weights.
+        dtype: Dtype to which the weights of a plain layer are converted, and in which its products are computed. None means that
+            the weights keep their dtype.
         unpack: Whether packed float32 weights are unpacked.
 
     Attributes:

@@ -16,7 +16,8 @@ class WindowDraw:
     Attributes:
         prompts: (B, K, S) int64 delayed ids, padded on the right.
         starts: (B,) number of steps in each row's prompt, at least 1.
-        columns: (B, K, C) int64 ids. Column c is fed at step start + c of the row. Entries that are not drawn are fed unchanged.
+        columns: (B, K, C) int64 ids. Column c is fed to the decoder at step start + c of the row. Entries that are not drawn are
+            fed unchanged.
         is_drawn: (B, K, C) bool mask on the CPU, True for entries that are drawn.
         numbers: (B, K, C) float32 uniform random numbers in [0, 1). None at temperature 0.
         is_idle: (B,) bool mask, True for rows that are complete. Codes drawn for these rows are not used.
@@ -34,7 +35,8 @@ def guided(logits: Tensor, num_rows: int, guidance_scale: float) -> Tensor:
     """Applies classifier-free guidance.
 
     Args:
-        logits: (R, K, V) logits, which are changed in place. The rows from `num_rows` on repeat the first rows, but without a text.
+        logits: (R, K, V) logits, which are changed in place. The rows from index `num_rows` on repeat the first rows, but without a
+            text.
         num_rows: Number of rows, B.
         guidance_scale: Scale of the guidance. If the scale is 1, the logits with the text are returned.
 

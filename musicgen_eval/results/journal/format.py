@@ -33,7 +33,7 @@ class JournalEntry:
         seconds: Length of the scored or generated audio, in seconds.
         failure: Reason for the failure. None means that the window was measured.
         states: Mapping from metric name to metric state.
-        tensors: Mapping from name to further tensor, such as the nll of the codes.
+        tensors: Further tensors by name, such as the nll of the codes.
     """
 
     track: str
@@ -53,7 +53,7 @@ class JournalRow:
         window: Index of the window in the track.
         seconds: Length of the scored or generated audio, in seconds.
         failure: Reason for the failure. None means that the window was measured.
-        numbers: States that `layouts` describes, as flat numbers in the form `{metric: {state: numbers}}`.
+        numbers: States described by `layouts`, as flat lists of numbers in the form `{metric: {state: numbers}}`.
         layouts: Layouts from the header of the journal file.
         side_file: Reference to all other states and tensors in the side file. None means that there are no others.
     """

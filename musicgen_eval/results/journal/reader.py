@@ -33,7 +33,9 @@ class JournalReader:
         return max((start + 1 for start, _, _ in self._files()), default=0)
 
     def batches(self) -> Iterator[tuple[str, list[JournalRow]]]:
-        """Yields (key, rows) for each complete batch, ordered by session. If a key is repeated, the last batch replaces the others.
+        """Yields (key, rows) for each complete batch, ordered by session.
+
+        If several batches have the same key, the last batch replaces the others.
 
         Raises:
             RunError: If a file cannot be read.

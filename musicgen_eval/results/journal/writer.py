@@ -31,7 +31,7 @@ class JournalWriter:
 
     Args:
         folder: Folder of the journal, which must exist.
-        start: Number of this session of the run, counted from 0.
+        start: Index of this session within the run, counted from 0.
         rank: Rank of this process.
         layouts: Mapping from metric name to the layout of the metric states that are stored in rows.
 
@@ -118,7 +118,7 @@ class JournalWriter:
         self._guarded(close)
 
     def _parts(self, entry: JournalEntry) -> tuple[dict[str, Any], dict[str, Tensor], list[tuple[str, str, int]]]:
-        """Returns the numbers for the row, the tensors for the side file, and (metric, state, number of parts) per list state."""
+        """Returns numbers for the row, tensors for the side file, and (metric, state, number of parts) for each list state."""
         numbers: dict[str, Any] = {}
         tensors = {json.dumps([name]): _owned(tensor) for name, tensor in entry.tensors.items()}
         lists: list[tuple[str, str, int]] = []
@@ -152,7 +152,7 @@ class JournalWriter:
 
 
 class _AppendFile:
-    """A new file to which blocks of bytes are appended. Each block is appended completely or not at all.
+    """A new file that blocks of bytes are appended to. Each block is appended completely or not at all.
 
     Raises:
         OSError: If the file already exists or cannot be created.
@@ -190,7 +190,7 @@ class _AppendFile:
 
 
 def _sync_name(path: Path) -> None:
-    """Flushes the directory entry of a new file to disk, if the system supports this."""
+    """Flushes the directory entry of a new file to disk, if the operating system supports this."""
     with suppress(OSError):
         sync_folder(path.parent)
 

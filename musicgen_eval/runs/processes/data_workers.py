@@ -1,4 +1,4 @@
-"""Explains the errors that occur if a worker process of a DataLoader dies."""
+"""Explains the errors that occur when a worker process of a DataLoader dies."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def dead_workers_explained() -> Iterator[None]:
 
 
 def comes_from_a_dead_worker(error: BaseException) -> bool:
-    """Returns True if an error means that a DataLoader worker has died, or that the connection to the worker was lost."""
+    """Returns True if an error indicates that a DataLoader worker has died, or that the connection to the worker was lost."""
     if isinstance(error, RuntimeError):
         return str(error).startswith("DataLoader worker")
     frames = traceback.walk_tb(error.__traceback__)

@@ -26,7 +26,7 @@ def copies_process(strategy: Strategy) -> bool:
 
 
 def uses_distributed_sampler(trainer: L.Trainer) -> bool:
-    """Returns the value of the trainer's argument `use_distributed_sampler`."""
+    """Returns the value that the trainer was given for `use_distributed_sampler`."""
     return bool(trainer._accelerator_connector.use_distributed_sampler)
 
 

@@ -1,7 +1,7 @@
 """Runs an evaluation in one process and on one device, independently of the caller's environment.
 
-`perplexity()`, `generate()` and `musicgen-eval` always use one process. They ignore a SLURM job with several tasks, environment
-variables of torchrun, and the caller's process group, and do not change any of these.
+`perplexity()`, `generate()` and `musicgen-eval` always use one process. They ignore SLURM jobs with several tasks, environment
+variables set by torchrun, and the caller's process group, and do not change any of these.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from musicgen_eval.models.numerics import float32_by_default, request_determinis
 
 
 class OneProcess(LightningEnvironment):
-    """A cluster environment with one process, which ignores environment variables that describe a larger cluster."""
+    """A cluster environment with one process. It ignores environment variables that describe a larger cluster."""
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -35,10 +35,10 @@ class OneProcess(LightningEnvironment):
 
 
 def one_device(accelerator: str) -> int | list[int]:
-    """Returns Lightning's argument `devices`: the caller's current GPU if a GPU is used, otherwise 1.
+    """Returns the value for Lightning's argument `devices`: the caller's current GPU if a GPU is used, otherwise 1.
 
     Args:
-        accelerator: Lightning's argument `accelerator`: `auto`, `cpu`, `gpu` or `cuda`.
+        accelerator: Value of Lightning's argument `accelerator`, which is `auto`, `cpu`, `gpu` or `cuda`.
     """
     if accelerator in ("auto", "gpu", "cuda") and CUDAAccelerator.is_available():
         return [torch.cuda.current_device()]

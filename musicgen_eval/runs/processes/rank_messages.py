@@ -1,7 +1,7 @@
 """Sends small messages between the ranks of a run with gloo.
 
-Rank 0 plans the run and computes the result while the other ranks wait, for hours if the data set is large. If an error occurs on
-rank 0, the error is sent to the other ranks, which would otherwise wait forever. Waiting ranks respond to signals.
+Rank 0 plans the run and computes the result while the other ranks wait. If the data set is large, they may wait for hours. If an
+error occurs on rank 0, the error is sent to the other ranks, which would otherwise wait forever. Waiting ranks respond to signals.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class StopAfterBatch(L.Callback):
                 del os.environ[RANK_0]
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Defers later stops to the end of the current batch, and starts watching the other processes on this machine."""
+        """Defers any later stop to the end of the current batch, and starts watching the other processes on this machine."""
         self._is_measuring = True
         self._processes = launched_processes(trainer.strategy)
         if threading.current_thread() is threading.main_thread():
@@ -103,7 +103,7 @@ class StopAfterBatch(L.Callback):
         raise SIGTERMException if self.requested_by == signal.SIGTERM else KeyboardInterrupt
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """If a signal stopped the run, waits for the last batches of the launched processes, then ends these processes."""
+        """If a signal stopped the run, waits for the launched processes to finish their last batches, then ends these processes."""
         self._ended.set()
         if self.requested_by is None and not isinstance(exception, KeyboardInterrupt):
             return
@@ -155,7 +155,7 @@ class StopAfterBatch(L.Callback):
             signal.signal(number, self._handle)
 
     def _watch(self, ended: threading.Event) -> None:
-        """Ends this process if rank 0 or a process launched by rank 0 dies, because the run can then no longer finish."""
+        """Ends this process if rank 0 or a process launched by rank 0 dies, because the run can no longer finish in that case."""
         while not ended.wait(CHECK_INTERVAL_S):
             if self._parent is not None and os.getppid() != self._parent:
                 os._exit(1)

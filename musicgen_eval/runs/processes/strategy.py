@@ -47,7 +47,7 @@ def keeps_records(trainer: L.Trainer) -> bool:
 
 
 def refuse_strategy(trainer: L.Trainer, task: Task) -> None:
-    """Refuses Lightning strategies under which the results would be wrong.
+    """Rejects Lightning strategies that would produce wrong results.
 
     Raises:
         RunError: The strategy is not supported for the task. Ranks other than 0 raise the subclass `StoppedElsewhere`.

@@ -219,6 +219,30 @@ def test_a_reading_with_a_misspelt_condition_is_refused():
         bank_of(Misspelt())
 
 
+@pytest.mark.parametrize(
+    ("reading", "message"),
+    [
+        (Reading(3), "with the name 3; the name must be a suffix"),
+        (Reading("two words"), "with the name 'two words'; the name must be a suffix"),
+        (
+            Reading("odd", change="flip"),
+            r"'odd' with change='flip'; change must be a function of \(codes, window, generator\)",
+        ),
+        (
+            Reading("odd", target="reference"),
+            "'odd' with target='reference'; target must be own, or reference in predict",
+        ),
+        (Reading("odd", target="other"), "'odd' with target='other'; target must be own"),
+    ],
+)
+def test_a_reading_with_a_field_of_the_wrong_type_is_refused(reading, message):
+    class Odd(Reversal):
+        readings = (*Reversal.readings, reading)
+
+    with pytest.raises(MetricError, match=f"metric 'm' defines a reading .*{message}"):
+        bank_of(Odd())
+
+
 def test_a_reading_that_does_not_exist_is_not_counted():
     here, gone = make_data(1, no_text=5), make_data(2, absent=("no_text",))
     bank = MetricBank(
@@ -451,6 +475,20 @@ class WrongBatch(CodebookPerplexity):
         return {**states, "count": states["count"] + 1}
 
 
+class InPlace(Asks):
+    """Replaces NaN values in the tensor that it receives."""
+
+    def update(self, nll: Tensor) -> None:
+        self.total = self.total + nll.nan_to_num_().sum()
+
+
+class Reshapes(Asks):
+    """Changes the shape of the tensor that it receives."""
+
+    def update(self, scored: Tensor) -> None:
+        self.total = self.total + scored.t_().sum()
+
+
 class Fussy(CodebookPerplexity):
     """Raises an error if a reading does not exist."""
 
@@ -469,6 +507,8 @@ class Fussy(CodebookPerplexity):
         (HiddenCount(), r"\(HiddenCount\) cannot be merged.*add_state"),
         (MeanOfSums(), r"\(MeanOfSums\) cannot be merged: three windows give"),
         (WrongBatch(), r"\(WrongBatch\) cannot be merged"),
+        (InPlace(), r"\(InPlace\) changes the input 'nll' of update\(\) in place, .*such as nll.clone\(\)"),
+        (Reshapes(), r"\(Reshapes\) changes the input 'scored' of update\(\) in place"),
         (Fussy(), r"\(Fussy\) failed on synthetic windows in a trial: RuntimeError\('nothing here'\)"),
         (MulticlassAccuracy(num_classes=3), r"\(MulticlassAccuracy\) failed on synthetic windows in a trial"),
     ],

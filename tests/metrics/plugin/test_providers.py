@@ -13,6 +13,7 @@ from musicgen_eval.errors import MetricError
 from musicgen_eval.metrics import CodebookMeans
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.providers import PROVIDERS, InputRegistry, InputSource
+from musicgen_eval.metrics.plugin.trial import trial_data
 from tests.support.specs import codec_spec
 
 SPEC = codec_spec(codebook_size=16, max_frames=100)
@@ -116,6 +117,28 @@ def test_a_provider_whose_name_already_means_an_input_is_refused(name):
             {"audio": ("generatd",)},
             r"names 'generatd', which is not a field of ContinuationAudio; did you mean generated\?",
         ),
+        ({"name": "lambda"}, "name must be a Python identifier"),
+        ({"shape": ("K", "T")}, r"shape must be a string, got \('K', 'T'\)"),
+        ({"compute": "entropy"}, "compute must be a function of an InputSource, got 'entropy'"),
+        ({"compute": None}, "compute must be a function of an InputSource, got None"),
+        (
+            {"synthesise": 3},
+            r"synthesise must be a function of an InputSource and a torch.Generator, or None, got 3",
+        ),
+        ({"tasks": "score"}, "tasks must be a tuple, got 'score'"),
+        ({"tasks": ["score"]}, r"tasks must be a tuple, got \['score'\]"),
+        ({"tasks": ()}, r"tasks must be one or more of score, continue, got \(\)"),
+        ({"tasks": (["score"],)}, r"tasks must be one or more of score, continue, got \(\['score'\],\)"),
+        ({"audio": "generated"}, "audio must be a tuple, got 'generated'"),
+        ({"audio": None}, "audio must be a tuple, got None"),
+        ({"audio": (3,)}, "names 3, which is not a field of ContinuationAudio; known: context,"),
+        (
+            {"audio": ("generated",), "tasks": ("score",)},
+            r"is available only in predict, got tasks=\('score',\); add 'continue' to tasks",
+        ),
+        ({"has_readings": "yes"}, "has_readings must be True or False, got 'yes'"),
+        ({"needs_scores": None}, "needs_scores must be True or False, got None"),
+        ({"accepts_none": 1}, "accepts_none must be True or False, got 1"),
     ],
 )
 def test_a_wrong_declaration_is_refused_by_name(changes, message):
@@ -127,7 +150,10 @@ def test_an_object_that_is_not_a_provider_is_refused():
     class Wrong(MeanEntropy):
         providers = (entropy,)
 
-    with pytest.raises(MetricError, match="metric 'm': providers must be InputProvider objects, got function"):
+    message = (
+        r"metric 'm' \(Wrong\): providers must .* InputProvider objects, got a tuple that contains .* type function"
+    )
+    with pytest.raises(MetricError, match=message):
         MetricBank({"m": Wrong()}, spec=SPEC)
 
 
@@ -147,9 +173,39 @@ def test_a_provider_that_raises_or_returns_another_shape_is_named():
             MetricBank({"m": Other()}, spec=SPEC)
 
 
+def test_a_provider_whose_name_is_not_a_string_is_refused():
+    with pytest.raises(MetricError, match="input 3: name must be a Python identifier"):
+        replace(ENTROPY, name=3)
+
+
+def test_an_input_that_takes_the_audio_of_a_continuation_in_a_test_is_refused_with_the_remedy():
+    class Wrong(MeanEntropy):
+        providers = (InputProvider("entropy", "float", lambda source: source.continuation_audio.generated),)
+
+    message = (
+        r"input 'entropy' failed on window 0 of trial0: .* only predict provides; declare it with tasks=\('continue',\)"
+    )
+    with pytest.raises(MetricError, match=message):
+        MetricBank({"m": Wrong()}, spec=SPEC)
+
+
 def test_an_input_of_another_task_is_not_offered():
     with pytest.raises(MetricError, match="asks for 'embedding__bands', which a test does not offer"):
         MetricBank({"m": MeanEmbedding()}, spec=SPEC)
+
+
+def test_an_input_is_computed_once_for_metrics_with_and_without_logits():
+    class WithLogits(MeanEmbedding):
+        def update(self, embedding__bands: Tensor, logits: Tensor) -> None:
+            super().update(embedding__bands)
+
+    metrics = {"a": MeanEmbedding(), "with_logits": WithLogits(), "b": MeanEmbedding()}
+    bank = MetricBank(metrics, spec=SPEC, task="continue")
+    window_data = trial_data(SPEC, bank.readings, "continue")
+    EMBEDDED.clear()
+    results = bank.compute(bank.update(window_data))
+    assert [data.audio.generated.shape for data in window_data] == EMBEDDED
+    assert results["a"] == results["b"] == results["with_logits"]
 
 
 # Runs with a new kind of input

@@ -1,0 +1,69 @@
+"""A parser that refuses every unknown setting, including those whose value is an empty mapping.
+
+jsonargparse looks for unknown settings only among values that are not mappings, so it drops an unknown setting such as `input: {}`
+without an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+from musicgen_eval.errors import near_matches
+
+
+class StrictParser(LightningArgumentParser):
+    """Parser of `train_like_eval.py` that refuses unknown settings whose value is an empty mapping.
+
+    jsonargparse creates the parsers of nested classes, such as metrics and metric entries, from the class of the main parser.
+    Therefore, the arguments of these classes are checked, too.
+    """
+
+    def parse_object(self, obj: Namespace | dict[str, Any], *args: Any, **kwargs: Any) -> Namespace:
+        """Parses settings that are given as an object."""
+        self._refuse_unknown(obj)
+        return super().parse_object(obj, *args, **kwargs)
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
+        """Parses the content of a configuration file."""
+        try:
+            settings = yaml.safe_load(content)
+        except yaml.YAMLError:
+            settings = None  # the call below raises the error
+        self._refuse_unknown(settings)
+        return super().parse_string(content, *args, **kwargs)
+
+    def _refuse_unknown(self, settings: object) -> None:
+        known = self.get_defaults(skip_validation=True)
+        if "subcommand" in known:
+            return  # the settings of each command have a parser of their own
+        for setting, siblings in _unknown_empty(settings, known):
+            self.error(f"{setting} is not a setting; {near_matches(setting, siblings)}")
+
+
+def _unknown_empty(settings: object, known: Namespace, group: str = "") -> Iterator[tuple[str, list[str]]]:
+    """For each unknown setting with an empty value, yields its name and the names of the known settings in its group.
+
+    All names include the group.
+    """
+    for name, value in _items(settings):
+        if name not in known:
+            if _is_empty(value):
+                yield f"{group}{name}", [f"{group}{other}" for other in vars(known)]
+        elif isinstance(known[name], Namespace):
+            yield from _unknown_empty(value, known[name], f"{group}{name}.")
+
+
+def _items(settings: object) -> list[tuple[str, Any]]:
+    """Returns the items of a mapping. Returns no items for any other object."""
+    mapping = settings.as_dict() if isinstance(settings, Namespace) else settings
+    return list(mapping.items()) if isinstance(mapping, Mapping) else []
+
+
+def _is_empty(value: object) -> bool:
+    """Returns True for mappings that contain nothing but empty mappings."""
+    return isinstance(value, Mapping | Namespace) and all(_is_empty(part) for _, part in _items(value))
