@@ -208,7 +208,7 @@ def _checked_length(stated: object, name: str) -> int | None:
     if not isinstance(stated, int) or isinstance(stated, bool) or stated < 1:
         raise CheckpointError(
             f"checkpoint {name}: max_length in {GENERATION_CONFIG} must be a positive whole number of frames, got {stated!r}; "
-            "correct it, or set max_frames"
+            "correct max_length, or set max_frames"
         )
     return stated
 

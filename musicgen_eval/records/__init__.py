@@ -84,7 +84,7 @@ class CodecSpec:
             below = int(frames) / self.frame_rate_hz
             raise WindowError(
                 f"{setting}={seconds:g} s is {frames:g} frames at {self.frame_rate_hz} Hz, expected a whole number; "
-                f"set it to {below:g} or {below + 1 / self.frame_rate_hz:g}"
+                f"set {setting} to {below:g} or {below + 1 / self.frame_rate_hz:g}"
             )
         return nearest
 

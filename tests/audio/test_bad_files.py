@@ -202,7 +202,7 @@ def test_missing_packets_in_an_unseekable_file_are_an_error(tmp_path: Path):
                 gap.mux(packet)
     assert probe(tmp_path / "whole.mka").num_samples == len(samples)
     with pytest.raises(
-        AudioError, match=r"gap\.mka: 0\.\d+ s of audio are missing from the Matroska .* file at \d\.\d+ s"
+        AudioError, match=r"gap\.mka: 0\.\d+ s of audio is missing from the Matroska .* file at \d\.\d+ s"
     ):
         probe(tmp_path / "gap.mka")
 

@@ -35,20 +35,23 @@ def as_arguments(request, tmp_path):
 @pytest.mark.parametrize(
     ("entry", "expected"),
     [
-        ({"metric": METRIC, "input": {}}, "has the key 'input', expected metric, inputs; did you mean inputs?"),
+        ({"metric": METRIC, "input": {}}, "has the unknown key 'input', expected metric, inputs; did you mean inputs?"),
         (
             {"metric": METRIC, "input": {}, "inputs": {"value": "nll"}},
-            "has the key 'input', expected metric, inputs; did you mean inputs?",
+            "has the unknown key 'input', expected metric, inputs; did you mean inputs?",
         ),
         (
             {"metric": METRIC, "input": {"value": {}}},
-            "has the key 'input', expected metric, inputs; did you mean inputs?",
+            "has the unknown key 'input', expected metric, inputs; did you mean inputs?",
         ),
         (
             {**METRIC, "input": {}},
-            "has the key 'input', expected class_path, init_args; to rename inputs, give {metric: ",
+            "has the unknown key 'input', expected class_path, init_args; to rename inputs, specify {metric: ",
         ),
-        ({"name": "own", "input": {}}, "has the key 'input', expected name, init_args, inputs; did you mean inputs?"),
+        (
+            {"name": "own", "input": {}},
+            "has the unknown key 'input', expected name, init_args, inputs; did you mean inputs?",
+        ),
         (
             {**METRIC, "init_args": {"nan_strategie": {}}},
             "torchmetrics.MeanMetric: nan_strategie is not a setting; did you mean nan_strategy?",

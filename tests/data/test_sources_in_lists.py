@@ -40,7 +40,7 @@ def test_a_list_of_files_gives_the_perplexities_of_the_single_files(
     assert again.ppl == result.ppl
     with pytest.raises(
         RunError,
-        match=r"the source has changed since the run started: .*(a track before|was added|missing|order has changed)",
+        match=r"the source has changed since the run was started: .*(a track before|was added|missing|order has changed)",
     ):
         musicgen_eval.perplexity(["jazz/a.wav", "rock/a.wav", "b.wav"], run_dir=tmp_path / "run", batch_size=1)
 

@@ -127,7 +127,7 @@ def find_config(folder):
 def test_a_run_can_be_resumed_only_with_the_same_model(model, noise, tmp_path):
     first = ppl(noise, model, run_dir=tmp_path / "run")
     assert ppl(noise, model, run_dir=tmp_path / "run") == first
-    with pytest.raises(RunError, match=r"contains another run.*(\n.*)*checkpoint was 'model in memory"):
+    with pytest.raises(RunError, match=r"contains a different run.*(\n.*)*checkpoint was 'model in memory"):
         ppl(noise, moved(model), run_dir=tmp_path / "run")
 
 

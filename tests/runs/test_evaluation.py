@@ -131,7 +131,7 @@ def test_a_failed_track_is_counted_and_none_of_its_windows(songs, tiny_folder, t
     soundfile.write(songs.parent / "nan.wav", bad, 32000, subtype="FLOAT")
     manifest = songs.parent / "with_bad.csv"
     manifest.write_text(songs.read_text() + "nan.wav,bad,\n")
-    with pytest.raises(RunError, match=r"1 track failed but data.max_failures is 0.*\n.*nan\.wav"):
+    with pytest.raises(RunError, match=r"1 track failed, but data.max_failures is 0.*\n.*nan\.wav"):
         evaluate(manifest, tiny_folder)
     result = evaluate(manifest, tiny_folder, max_failures=1)
     clean = evaluate(songs, tiny_folder)
@@ -203,7 +203,7 @@ def test_perplexity_of_a_tensor_equals_that_of_its_file(songs, loaded):
 @pytest.mark.parametrize(
     ("audio", "settings", "message"),
     [
-        (torch.zeros(308700, 1), {"sample_rate_hz": 44100}, "of one or two channels, got torch.float32 (308700, 1)"),
+        (torch.zeros(308700, 1), {"sample_rate_hz": 44100}, "with one or two channels, got torch.float32 (308700, 1)"),
         (torch.zeros(1, 0), {"sample_rate_hz": 44100}, "one or two channels"),
         (np.zeros(10), {}, "got ndarray; convert numpy arrays with torch.from_numpy"),
         (torch.full((32000,), 30000.0), {"sample_rate_hz": 32000}, "samples reach 30000"),
@@ -241,7 +241,7 @@ def test_a_failure_on_one_of_two_processes_stops_both_with_its_reason(songs, tin
     arguments = [*common_arguments(tiny_folder, manifest), "--trainer.devices=2", f"--run_dir={tmp_path / 'x'}"]
     done = run_script("test", *arguments)
     assert done.returncode == 1
-    assert "error: 1 track failed but data.max_failures is 0" in done.stderr
+    assert "error: 1 track failed, but data.max_failures is 0" in done.stderr
     assert "late_nan.wav" in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["config.yaml", "journal", "run.json"]

@@ -108,7 +108,7 @@ def test_a_run_whose_processes_die_reports_it_and_resumes_to_the_same_bytes(begi
         os.kill(launched, signal.SIGKILL)
         _, printed = first.communicate(timeout=60)
     assert first.returncode == 1
-    assert "process 1 of this machine was killed by SIGKILL; stopping the run. Completed batches are kept" in printed
+    assert "process 1 on this machine was killed by SIGKILL; stopping the run. Completed batches are kept" in printed
     assert "Traceback" not in printed
     rows = len(journal_rows(tmp_path / "x"))
     with begin(tmp_path / "x", "--trainer.devices=2") as second:

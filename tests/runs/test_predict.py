@@ -699,7 +699,7 @@ def test_a_track_that_cannot_be_read_after_the_boundary_is_a_recorded_failure(wi
 
 @pytest.mark.parametrize("metric", [{"true": MetricEntry(CodebookPerplexity(), {"nll": "nll__reference"})}, {}])
 def test_too_many_failures_stop_the_run_and_written_continuations_stay_listed(with_bad, model, tmp_path, metric):
-    with pytest.raises(RunError, match=r"1 track failed but data.max_failures is 0.*\n.*bad\.wav"):
+    with pytest.raises(RunError, match=r"1 track failed, but data.max_failures is 0.*\n.*bad\.wav"):
         continued(with_bad, model, run_dir=tmp_path / "x", metrics=metric, batch_size=1)
     rows = continuation_rows(tmp_path / "x")
     assert [row["track"] for row in rows] == [
@@ -770,7 +770,7 @@ def test_a_full_disk_leaves_complete_files_and_is_reported(songs, model, tmp_pat
     message = str(error.value)
     assert f"run_dir {run_dir}" in message
     assert "No space left on device" in message
-    assert "wrote 2 continuations" in message
+    assert "written 2 continuations" in message
     assert "\n" not in message
     rows = continuation_rows(run_dir)
     assert [row["track"] for row in rows] == ["song 3", "song 1"]
@@ -788,7 +788,7 @@ def test_a_run_that_fails_before_the_first_continuation_leaves_no_file(songs, mo
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(AudioWriter, "write", full)
-    with pytest.raises(RunError, match="wrote 0 continuations"):
+    with pytest.raises(RunError, match="written 0 continuations"):
         continued(songs, model, run_dir=tmp_path / "runs" / "x")
     assert not [path for path in tmp_path.rglob("*") if not path.is_dir()]
 
@@ -806,7 +806,7 @@ def test_a_table_that_cannot_be_extended_stops_the_run_and_lists_the_written_con
             return super().writerow(row)
 
     monkeypatch.setattr(continuation_table.csv, "DictWriter", Full)
-    with pytest.raises(RunError, match="wrote 2 continuations"):
+    with pytest.raises(RunError, match="written 2 continuations"):
         continued(songs, model, run_dir=tmp_path / "x", originals=False, batch_size=2)
     assert [row["track"] for row in continuation_rows(tmp_path / "x")] == ["song 3", "song 1"]
     assert (tmp_path / "x" / "continuations.csv").read_text().endswith("\n")
@@ -832,7 +832,7 @@ def test_the_recipe_contains_the_number_of_threads(songs, model):
     [
         ({"format": "ogg", "run_dir": "x"}, "format must be one of flac, wav, mp3, got 'ogg'"),
         ({"layout": "both", "run_dir": "x"}, "layout must be one of continuation, joined"),
-        ({"layout": "joined"}, "apply to files only; set run_dir"),
+        ({"layout": "joined"}, "have no effect without run_dir; specify run_dir"),
         ({"temperature": 0, "num_continuations": 2}, "continuations of a track are identical"),
     ],
 )

@@ -86,7 +86,9 @@ def test_strategies_that_would_hang_are_refused(strategy):
     """The ranks of these strategies measure different batches, so they would gather a layer at different times."""
     made = {"fsdp": FSDPStrategy, "deepspeed": DeepSpeedStrategy}[strategy]
     trainer = SimpleNamespace(strategy=made.__new__(made), is_global_zero=True)
-    with pytest.raises(RunError, match=f"trainer.strategy {made.__name__} is not supported; set it to auto, ddp, or"):
+    with pytest.raises(
+        RunError, match=f"trainer.strategy {made.__name__} is not supported; set trainer.strategy to auto, ddp, or"
+    ):
         refuse_strategy(trainer, "score")
     trainer.is_global_zero = False
     with pytest.raises(StoppedElsewhere):

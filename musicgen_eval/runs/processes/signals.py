@@ -165,7 +165,7 @@ class StopAfterBatch(L.Callback):
                 rank, status = died[0]
                 how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
                 print(
-                    f"\nerror: process {rank} of this machine {how}; stopping the run. Completed batches are kept; resume the run",
+                    f"\nerror: process {rank} on this machine {how}; stopping the run. Completed batches are kept; resume the run",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -503,14 +503,14 @@ class Fussy(CodebookPerplexity):
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        (OwnWrapper(), r"\(OwnWrapper\) keeps no states of its own"),
+        (OwnWrapper(), r"\(OwnWrapper\) has no states of its own"),
         (HiddenCount(), r"\(HiddenCount\) cannot be merged.*add_state"),
         (MeanOfSums(), r"\(MeanOfSums\) cannot be merged: three windows give"),
         (WrongBatch(), r"\(WrongBatch\) cannot be merged"),
         (InPlace(), r"\(InPlace\) changes the input 'nll' of update\(\) in place, .*such as nll.clone\(\)"),
         (Reshapes(), r"\(Reshapes\) changes the input 'scored' of update\(\) in place"),
-        (Fussy(), r"\(Fussy\) failed its trial on synthetic windows: RuntimeError\('nothing here'\)"),
-        (MulticlassAccuracy(num_classes=3), r"\(MulticlassAccuracy\) failed its trial"),
+        (Fussy(), r"\(Fussy\) failed on synthetic windows in a trial: RuntimeError\('nothing here'\)"),
+        (MulticlassAccuracy(num_classes=3), r"\(MulticlassAccuracy\) failed on synthetic windows in a trial"),
     ],
 )
 def test_a_metric_that_fails_its_trial_is_refused_by_name(metric, message):
@@ -519,7 +519,7 @@ def test_a_metric_that_fails_its_trial_is_refused_by_name(metric, message):
 
 
 def test_a_stock_metric_that_torchmetrics_cannot_merge_over_three_ranks_is_refused():
-    with pytest.raises(MetricError, match=r"\(NormalizedRootMeanSquaredError\) failed its trial"):
+    with pytest.raises(MetricError, match=r"\(NormalizedRootMeanSquaredError\) failed on synthetic windows in a trial"):
         bank_of(NormalizedRootMeanSquaredError(), {"preds": "nll", "target": "rank"})
 
 
@@ -545,7 +545,9 @@ def test_the_error_of_a_metric_that_expects_other_shapes_lists_its_inputs():
         def update(self, preds: Tensor, target: Tensor) -> None:  # type: ignore[override]
             raise ValueError("expected 4 dimensions")
 
-    message = r"ValueError\('expected 4 dimensions'\); it was given preds \(28, 16\) float32, target \(28,\) int64$"
+    message = (
+        r"ValueError\('expected 4 dimensions'\); the metric received preds \(28, 16\) float32, target \(28,\) int64$"
+    )
     with pytest.raises(MetricError, match=message):
         bank_of(WantsImages())
 
@@ -563,18 +565,18 @@ class Locked(CodebookPerplexity):
     [
         ({"m": Locked()}, r"metric 'm' \(Locked\) cannot be copied \(cannot pickle '_thread.lock' object\)"),
         ({"m": MetricEntry(Locked())}, r"metric 'm' \(Locked\) cannot be copied"),
-        ([CodebookPerplexity()], r"metrics must map names to metrics, such as .*; got list"),
+        ([CodebookPerplexity()], r"metrics must map names to metrics, such as .*, got list"),
         ({3: CodebookPerplexity()}, r"the name of a metric must be a non-empty string, got 3"),
         ({"": CodebookPerplexity()}, r"the name of a metric must be a non-empty string, got ''"),
         ({"m": CodebookPerplexity}, r"metric 'm' must be a torchmetrics.Metric, got "),
         ({"m": None}, r"metric 'm' must be a torchmetrics.Metric, got NoneType"),
         (
             {"m": MetricEntry(CodebookPerplexity(), ["nll"])},
-            r"metric 'm': inputs must map parameters .*; got \['nll'\]",
+            r"metric 'm': inputs must map parameters .*, got \['nll'\]",
         ),
         (
             {"m": MetricEntry(CodebookPerplexity(), {"nll": 3})},
-            r"metric 'm': inputs must map parameters .*; got {'nll': 3}",
+            r"metric 'm': inputs must map parameters .*, got {'nll': 3}",
         ),
     ],
 )

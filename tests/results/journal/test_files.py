@@ -376,7 +376,7 @@ def test_a_side_file_damaged_after_it_was_checked_is_an_error(tmp_path):
     write(tmp_path, some_batches(1, 1), layouts=SOME_LAYOUTS)
     ((_, rows),) = JournalReader(tmp_path).batches()
     (tmp_path / "000-r0.states").write_bytes(b"")
-    with pytest.raises(RunError, match=r"000-r0\.states is damaged; remove it and resume the run"):
+    with pytest.raises(RunError, match=r"000-r0\.states is damaged; remove the file and resume the run"):
         rows[0].states()
 
 
