@@ -80,7 +80,7 @@ def test_empty_inputs_rename_nothing(as_arguments, capsys):
         ({"dta": {}}, "dta is not a setting; did you mean data?"),
         ({"model": {}, "data": {}}, BEYOND_THE_PARSER),
         ({"model": {"continuation": {}}}, BEYOND_THE_PARSER),
-        ({"model": {"metrics": {}}}, "no metric was given"),
+        ({"model": {"metrics": {}}}, "no metric is specified"),
     ],
 )
 def test_an_unknown_setting_of_a_configuration_is_refused_even_if_its_value_is_empty(

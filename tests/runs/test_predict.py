@@ -484,9 +484,9 @@ def test_metrics_receive_the_audio_that_they_name(songs, model):
     ("name", "message"),
     [
         ("nll__no_context", r"asks for the reading 'no_context' .*did you mean no_text"),
-        ("generatd", r"asks for 'generatd', which predict does not offer; did you mean generated"),
-        ("generated__no_text", r"asks for 'generated__no_text', which predict does not offer"),
-        ("something", r"asks for 'something', which predict does not offer; known: .*generated"),
+        ("generatd", r"asks for 'generatd', which predict does not provide; did you mean generated"),
+        ("generated__no_text", r"asks for 'generated__no_text', which predict does not provide"),
+        ("something", r"asks for 'something', which predict does not provide; known: .*generated"),
     ],
 )
 def test_an_input_that_predict_does_not_offer_is_refused_before_any_audio_is_opened(model, name, message):

@@ -174,7 +174,8 @@ class InputRegistry:
         known = self.find(provider.name)
         if known is not None and known[0] != provider and (known[1] is None or known[0].has_readings):
             raise MetricError(
-                f"{by} provides an input {provider.name!r}, which already means {known[0].shape!r}; rename one of them"
+                f"{by} provides an input {provider.name!r}, but there is already an input of that name ({known[0].shape}); rename "
+                "one of the two"
             )
         self._providers[provider.name] = provider
 

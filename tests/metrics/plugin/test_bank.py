@@ -386,12 +386,12 @@ def test_the_recipe_of_a_torchmetrics_class_is_its_class():
 @pytest.mark.parametrize(
     ("signature", "message"),
     [
-        ("ranks", "asks for 'ranks', which a test does not offer; did you mean rank?"),
-        ("generated", "asks for 'generated', which a test does not offer; known: codes, frame_rate_hz,"),
+        ("ranks", "asks for 'ranks', which a test does not provide; did you mean rank?"),
+        ("generated", "asks for 'generated', which a test does not provide; known: codes, frame_rate_hz,"),
         ("window__no_text", "asks for 'window__no_text'"),
         (
             "nll__notext",
-            r"asks for the reading 'notext' \(nll__notext\), which .* does not offer; did you mean no_text",
+            r"asks for the reading 'notext' \(nll__notext\), which .* does not provide; did you mean no_text",
         ),
         ("nll__reversed", r"asks for the reading 'reversed'"),
     ],
@@ -425,7 +425,7 @@ def test_an_object_that_is_not_a_metric_is_refused(thing):
 
 
 def test_a_run_without_metrics_is_refused():
-    with pytest.raises(MetricError, match="no metric was given"):
+    with pytest.raises(MetricError, match="no metric is specified"):
         MetricBank({}, spec=SPEC)
 
 

@@ -98,7 +98,8 @@ def test_a_provider_whose_name_already_means_an_input_is_refused(name):
         providers = (replace(ENTROPY, name=name),)
 
     with pytest.raises(
-        MetricError, match=rf"metric 'm' provides an input '{name}', which already means '\(K, T\) float32"
+        MetricError,
+        match=rf"metric 'm' provides an input '{name}', but there is already an input of that name \(\(K, T\) float32",
     ):
         MetricBank({"m": Takes()}, spec=SPEC)
 
@@ -190,7 +191,7 @@ def test_an_input_that_takes_the_audio_of_a_continuation_in_a_test_is_refused_wi
 
 
 def test_an_input_of_another_task_is_not_offered():
-    with pytest.raises(MetricError, match="asks for 'embedding__bands', which a test does not offer"):
+    with pytest.raises(MetricError, match="asks for 'embedding__bands', which a test does not provide"):
         MetricBank({"m": MeanEmbedding()}, spec=SPEC)
 
 
