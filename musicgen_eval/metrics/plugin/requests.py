@@ -115,8 +115,8 @@ class RequestParser:
         if found is None or (found[1] is not None and not found[0].has_readings):
             raise MetricError(
                 f"metric {name!r}: {type(metric).__name__}.update() asks for {wanted!r}, which "
-                f"{TASK_NAMES[self.registry.task]} does not provide; {near_matches(wanted, self.registry.names)}, or rename the parameter "
-                f"with inputs: {{{parameter}: ...}}"
+                f"{TASK_NAMES[self.registry.task]} does not provide; {near_matches(wanted, self.registry.names)}; or rename the "
+                f"parameter with inputs: {{{parameter}: ...}}"
             )
         provider, reading = found
         return provider, reading or ""

@@ -406,7 +406,7 @@ def test_renaming_an_unknown_parameter_is_refused():
         MetricError, match=r"inputs renames 'values', which MeanMetric.update\(\) does not take; did you mean value"
     ):
         bank_of(MeanMetric(), {"values": "nll"})
-    with pytest.raises(MetricError, match=r"asks for 'value'.*or rename it with inputs: \{value: ...\}"):
+    with pytest.raises(MetricError, match=r"asks for 'value'.*or rename the parameter with inputs: \{value: ...\}"):
         bank_of(MeanMetric())
 
 
