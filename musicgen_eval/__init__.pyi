@@ -101,8 +101,8 @@ def generate(
         max_frames: Length of the longest window, in frames. Defaults to the checkpoint's own limit.
         seed: Seed for sampling codes, and for metric inputs that alter codes at random. The same seed
             gives the same codes.
-        guidance_scale: Scale of classifier-free guidance. 1 turns guidance off. Has no effect without a
-            text.
+        guidance_scale: Scale of classifier-free guidance. 1 turns guidance off. Has no effect if the
+            track has no text.
         temperature: Divisor of the logits. 0 selects the most likely code.
         top_k: Number of most likely codes to sample from. None means all codes.
         top_p: Nucleus sampling: after `top_k` has been applied, codes are sampled from the smallest set
@@ -111,8 +111,9 @@ def generate(
             together exceed the checkpoint's limit. Defaults to 3/5 of the limit.
         num_continuations: Number of continuations per track, each with its own random numbers.
         threads: Number of CPU threads for generating codes and decoding audio. Defaults to the number
-            that torch uses. The number affects the last bits of the results, and so can change a
-            sampled code. Decoding steps for small batches always use one thread.
+            that torch uses. The number of threads affects the last bits of the results, and can
+            therefore change which codes are sampled. Decoding steps for small batches always use one
+            thread.
         kernels: Implementation of decoding steps on CUDA. `graph` replays a CUDA graph, `compiled`
             replays a graph of kernels that `torch.compile` has fused, and `eager` launches each kernel
             individually. Ignored on CPUs, which have their own kernels.
@@ -237,8 +238,8 @@ def continue_codes(
             max_frames, as in audiocraft.
         encoder_hidden_states: (B, L, D) text states, projected to the decoder's width. None means the null condition (no text).
         encoder_attention_mask: (B, L) mask, 0 for padding. A row of zeros means the null condition. None means no padding.
-        guidance_scale: Scale of classifier-free guidance. 1 turns guidance off. Has no effect without a
-            text.
+        guidance_scale: Scale of classifier-free guidance. 1 turns guidance off. Has no effect if the
+            track has no text.
         temperature: Divisor of the logits. 0 selects the most likely code.
         top_k: Number of most likely codes to sample from. None means all codes.
         top_p: Nucleus sampling: after `top_k` has been applied, codes are sampled from the smallest set

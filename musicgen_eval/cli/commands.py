@@ -39,7 +39,7 @@ EXAMPLES = {
     ),
     "generate": (
         'musicgen-eval generate --audio demo --text "EDM" --limit 1',
-        "musicgen-eval generate --audio song.mp3 --context 10 --duration 5 --format wav",
+        "musicgen-eval generate --audio song.mp3 --context_s 10 --duration_s 5 --format wav",
         "musicgen-eval generate --resume runs/20260102-030405-generate",
     ),
 }
@@ -129,7 +129,7 @@ def generate_command(
     files: AudioSettings,
     run: RunSettings,
 ) -> None:
-    """Continues audio files."""
+    """Generates continuations of audio files."""
     from rich.console import Console
 
     from musicgen_eval.runs.datamodule import WindowDataModule

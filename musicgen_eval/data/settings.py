@@ -52,8 +52,8 @@ class DataSettings(Settings):
     def __post_init__(self) -> None:
         if self.text is not None and not isinstance(self.text, str):
             raise RunError(
-                f"text must be a string or None, got {shown(self.text)}; to specify a text for each track, use a manifest with a "
-                "column `text`"
+                f"text must be a string or None, got {shown(self.text)}; to specify the text of each track, use a manifest with a "
+                "`text` column"
             )
         super().__post_init__()
         self.require_at_least(1, "batch_size", "limit")

@@ -103,9 +103,9 @@ class InputProvider:
 
     def _check_functions(self) -> None:
         if not callable(self.compute):
-            raise self._wrong("compute", "a function of an InputSource")
+            raise self._wrong("compute", "a function that takes an InputSource")
         if self.synthesise is not None and not callable(self.synthesise):
-            raise self._wrong("synthesise", "a function of an InputSource and a torch.Generator, or None")
+            raise self._wrong("synthesise", "a function that takes an InputSource and a torch.Generator, or None")
 
     def _check_rows(self) -> None:
         for name in ("has_readings", "needs_scores", "accepts_none"):
