@@ -1,18 +1,24 @@
 """Fixtures of many tests, hypothesis profiles, and the order of the test files.
 
-The oracle's checkpoints and figures come from audiocraft 1.3.0; see tests/data/oracle/README.md.
+The oracle's checkpoints and figures come from audiocraft 1.3.0; see tests/data/oracle/README.md. The fixtures import the large
+libraries, because the main process of pytest-xdist imports this file too, and runs no test.
 """
+
+from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from hypothesis import settings
 
-from musicgen_eval.models.musicgen import MusicGen, load_model
+if TYPE_CHECKING:
+    import torch
+
+    from musicgen_eval.models.musicgen import MusicGen
 
 settings.register_profile("dev", max_examples=50, deadline=None)
 settings.register_profile("ci", max_examples=100, deadline=None, print_blob=True)
@@ -44,6 +50,8 @@ def oracle() -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(oracle: Path) -> MusicGen:
     """A random MusicGen with 64 codes per codebook and logits far from uniform. Tests must not move or cast it."""
+    from musicgen_eval.models.musicgen import load_model
+
     return load_model(oracle / "tiny_musicgen")
 
 
@@ -57,12 +65,16 @@ def without_fsync() -> Iterator[None]:
 
 @pytest.fixture
 def generator() -> torch.Generator:
+    import torch
+
     return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture
 def one_thread():
     """Limits torch to one thread, since threads for tiny tensors wait for each other if another process uses a core."""
+    import torch
+
     found = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -2,8 +2,6 @@
 
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -25,7 +23,7 @@ from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_evaluation
 from musicgen_eval.runs.settings import RunSettings
-from tests.support.programs import ROOT, SCRIPT, Program, heed_interrupts, run_script
+from tests.support.programs import SCRIPT, Program, run_script
 from tests.support.songs import write_songs
 
 DURATIONS_S = (1.0, 2.3, 0.7, 3.1, 0.02, 1.5, 2.0)
@@ -239,7 +237,7 @@ def test_a_failure_on_one_of_two_processes_stops_both_with_its_reason(songs, tin
     manifest = songs.parent / "late_nan.csv"
     manifest.write_text(songs.read_text() + "late_nan.wav,late,\n")
     arguments = [*common_arguments(tiny_folder, manifest), "--trainer.devices=2", f"--run_dir={tmp_path / 'x'}"]
-    done = run_script("test", *arguments)
+    done = run_script("test", *arguments, num_launched=1)
     assert done.returncode == 1
     assert "error: 1 track failed but data.max_failures is 0" in done.stderr
     assert "late_nan.wav" in done.stderr
@@ -250,7 +248,7 @@ def test_a_failure_on_one_of_two_processes_stops_both_with_its_reason(songs, tin
 @pytest.mark.slow
 def test_a_failure_while_planning_stops_two_processes_with_one_message(tiny_folder, tmp_path):
     arguments = [*common_arguments(tiny_folder, tmp_path), "--trainer.devices=2", f"--run_dir={tmp_path / 'x'}"]
-    done = run_script("test", *arguments)
+    done = run_script("test", *arguments, num_launched=1)
     assert done.returncode == 1
     assert done.stderr.count("error: ") == 1
     assert "Traceback" not in done.stderr
@@ -267,14 +265,7 @@ def test_a_signal_stops_a_run_with_its_status_and_keeps_completed_batches(tiny_f
         str(SCRIPT), "test", "--wandb.mode=offline",
         *common_arguments(tiny_folder, tmp_path / "long.wav"), f"--run_dir={tmp_path / 'x'}",
     ]  # fmt: skip
-    if sent == signal.SIGTERM:
-        started = subprocess.Popen(
-            [sys.executable, *command], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT,
-            preexec_fn=heed_interrupts,
-        )  # fmt: skip
-    else:
-        started = Program(command)
-    with started as process:
+    with Program(command) as process:
         while not list(tmp_path.glob("x/journal/*.jsonl")) and process.poll() is None:
             time.sleep(0.1)
         process.send_signal(sent)

@@ -70,7 +70,8 @@ def begin(songs, checkpoint, tmp_path) -> Callable[..., subprocess.Popen | Progr
         ]  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "SECONDS_A_WINDOW": str(seconds)}
         if is_forked and not prefix:
-            return Program(command, environment=environment)
+            num_launched = sum(argument == "--trainer.devices=2" for argument in arguments)
+            return Program(command, environment=environment, num_launched=num_launched)
         return subprocess.Popen(
             [*prefix, sys.executable, *command], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
             preexec_fn=heed_interrupts, env=environment,
