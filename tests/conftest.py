@@ -6,6 +6,8 @@ libraries, because the main process of pytest-xdist imports this file too, and r
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +20,8 @@ from hypothesis import settings
 if TYPE_CHECKING:
     import torch
 
+    from musicgen_eval.models.checkpoint import Checkpoint
+    from musicgen_eval.models.loading import LoadedParts
     from musicgen_eval.models.musicgen import MusicGen
 
 settings.register_profile("dev", max_examples=50, deadline=None)
@@ -60,6 +64,43 @@ def without_fsync() -> Iterator[None]:
     """Does not wait for disks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda number: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def _loaded_parts() -> dict[object, LoadedParts]:
+    return {}
+
+
+@pytest.fixture(scope="module")
+def loaded_once(_loaded_parts: dict[object, LoadedParts]) -> Iterator[None]:
+    """Loads each checkpoint once per pytest process. Further loads return copies, unless a file of the checkpoint has changed."""
+    import torch
+
+    from musicgen_eval.models import musicgen
+
+    load = musicgen.load_parts
+
+    def load_once(found: Checkpoint) -> LoadedParts:
+        files = [(path, path.stat()) for path in sorted(Path(found.location).rglob("*"))]
+        key = (found.name, *((path, status.st_size, status.st_mtime_ns) for path, status in files))
+        with torch.inference_mode(mode=False):
+            if key not in _loaded_parts:
+                _loaded_parts[key] = load(found)
+            return copy.deepcopy(_loaded_parts[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(musicgen, "load_parts", load_once)
+        yield
+
+
+@pytest.fixture(scope="module")
+def few_resamples() -> Iterator[None]:
+    """Reduces the 2000 resamples of confidence intervals, which take a third of the time of a short run."""
+    from musicgen_eval.results import summary
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(summary, "bootstrap_sums", functools.partial(summary.bootstrap_sums, num_resamples=100))
         yield
 
 

@@ -26,7 +26,7 @@ from tests.support.programs import ROOT, SCRIPT, Program, heed_interrupts
 from tests.support.run_folders import journal_rows
 from tests.support.songs import write_songs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("loaded_once", "few_resamples")]
 
 RESULTS = ("summary.json", "tracks.csv", "windows.csv")
 SLOW = """
