@@ -9,7 +9,7 @@ from transformers import MusicgenForCausalLM, MusicgenForConditionalGeneration
 
 from tests.support.songs import write_songs
 
-NUM_FRAMES = {"a": 50, "b": 37, "c": 63}
+NUM_FRAMES = {"a": 38, "b": 25, "c": 47}
 IDS = [f"song {name}" for name in NUM_FRAMES]
 TEXTS = {"a": "drums", "b": "", "c": "slow piano with many strings"}
 HOP, RATE = 640, 32000

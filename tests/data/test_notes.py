@@ -9,6 +9,8 @@ import soundfile
 import musicgen_eval
 from musicgen_eval.data.notes import print_notes
 
+pytestmark = pytest.mark.usefixtures("loaded_once", "few_resamples")
+
 
 def test_a_note_is_one_line_on_stderr_with_secrets_redacted(capsys, monkeypatch):
     monkeypatch.setenv("SONG_TOKEN", "hunter2hunter2")

@@ -13,6 +13,8 @@ import musicgen_eval
 from musicgen_eval.cli.main import lightning_main
 from musicgen_eval.errors import AudioError, RunError
 
+pytestmark = pytest.mark.usefixtures("loaded_once", "few_resamples")
+
 
 @pytest.fixture
 def songs(tmp_path: Path) -> Path:

@@ -9,6 +9,8 @@ from musicgen_eval.api import generate, perplexity
 from musicgen_eval.cli.main import main
 from tests.support.programs import run_ranks
 
+pytestmark = pytest.mark.usefixtures("loaded_once", "few_resamples")
+
 AUDIO = torch.randn(16000, generator=torch.Generator().manual_seed(0)) * 0.1
 SLURM = {
     "SLURM_NTASKS": "4", "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "eval", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
