@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from musicgen_eval.models.loading import LoadedParts
     from musicgen_eval.models.musicgen import MusicGen
 
+collect_ignore = ["support/warm_up.py"]  # for the fork server only
+
 settings.register_profile("dev", max_examples=50, deadline=None)
 settings.register_profile("ci", max_examples=100, deadline=None, print_blob=True)
 settings.register_profile(

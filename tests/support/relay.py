@@ -10,11 +10,18 @@ import os
 import socket
 import sys
 
-with socket.socket(socket.AF_UNIX) as connection:
-    connection.connect(os.environ["RELAY"])
-    with connection.makefile("rw") as stream:
-        print(json.dumps({"arguments": sys.argv[1:], "environment": dict(os.environ)}), file=stream, flush=True)
-        ended = json.loads(stream.readline())
-sys.stdout.write(ended["output"])
-sys.stderr.write(ended["errors"])
-sys.exit(ended["status"])
+
+def main() -> int:
+    """Returns the exit status of the forked process, and prints what it has printed."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(os.environ["RELAY"])
+        with connection.makefile("rw") as stream:
+            print(json.dumps({"arguments": sys.argv[1:], "environment": dict(os.environ)}), file=stream, flush=True)
+            ended = json.loads(stream.readline())
+    sys.stdout.write(ended["output"])
+    sys.stderr.write(ended["errors"])
+    return ended["status"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

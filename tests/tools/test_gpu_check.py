@@ -44,7 +44,7 @@ TINY = replace(
     precisions=("bf16-mixed",),
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "loaded_once", "few_resamples")
 
 
 @pytest.fixture
