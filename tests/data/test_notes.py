@@ -32,6 +32,7 @@ def test_a_run_prints_the_notes_of_its_source_and_records_them(tmp_path, capsys)
     assert result.evaluation.counts["ignored_files"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["demo", ["demo"]])
 def test_a_local_folder_named_demo_is_noted_and_the_bundled_clips_are_used(source, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

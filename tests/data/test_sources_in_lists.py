@@ -25,6 +25,7 @@ def songs(tmp_path: Path) -> Path:
     return tmp_path / "songs"
 
 
+@pytest.mark.slow
 def test_a_list_of_files_gives_the_perplexities_of_the_single_files(
     songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

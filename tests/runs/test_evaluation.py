@@ -88,6 +88,7 @@ def test_the_result_equals_the_definition(songs, tiny_folder, tiny_model, tail):
     result.nll["song 0"].nan_to_num_()  # an ordinary tensor, which can be changed in place
 
 
+@pytest.mark.slow
 def test_results_are_bit_identical_for_any_batch_size_and_number_of_workers(songs, tiny_folder):
     one = evaluate(songs, tiny_folder, save_nll=True, batch_size=1)
     other = evaluate(songs, tiny_folder, save_nll=True, batch_size=8, num_workers=1)
@@ -95,6 +96,7 @@ def test_results_are_bit_identical_for_any_batch_size_and_number_of_workers(song
     assert all(torch.equal(one.nll[track].nan_to_num(), other.nll[track].nan_to_num()) for track in one.nll)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_half_precisions_are_close_and_do_not_change_codes_and_sums(songs, tiny_folder, precision):
     exact = evaluate(songs, tiny_folder)
@@ -125,6 +127,7 @@ def test_a_renamed_torchmetrics_class_agrees_with_this_package(songs, tiny_folde
     assert result.metrics["mean"]["value"].value == pytest.approx(np.mean(sums), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_failed_track_is_counted_and_none_of_its_windows(songs, tiny_folder, tmp_path):
     bad = np.zeros(64000, dtype=np.float32)
     bad[60000] = np.nan
@@ -155,6 +158,7 @@ def test_a_failed_run_leaves_no_folder(tiny_folder, tmp_path):
     assert not run_dir.parent.exists()
 
 
+@pytest.mark.slow
 def test_validate_and_test_give_the_same_result(songs, tiny_folder):
     module = MusicGenEvaluation(tiny_folder)
     data = WindowDataModule(str(songs), context_s=0.5, target_s=0.5)

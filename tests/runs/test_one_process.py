@@ -56,6 +56,7 @@ def slurm(monkeypatch) -> None:
         monkeypatch.setenv(name, value)
 
 
+@pytest.mark.slow
 def test_the_tasks_of_a_slurm_job_are_ignored(slurm, monkeypatch):
     in_job = measure()
     assert generate(AUDIO, sample_rate_hz=32000, duration_s=0.1).continuations
@@ -71,6 +72,7 @@ def test_musicgen_eval_ignores_the_tasks_of_a_slurm_job(slurm, tmp_path, capsys)
     assert (run_dir / "summary.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variables", [{"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "8"}])
 def test_the_variables_of_a_launcher_are_ignored_and_not_changed(monkeypatch, variables):
     expected = measure()
