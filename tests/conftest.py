@@ -130,6 +130,11 @@ def few_resamples() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def cheap_runs(loaded_once: None, few_resamples: None, without_fsync: None) -> None:
+    """Makes the runs of a test file cheaper, for tests of neither loading nor intervals nor durability."""
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     import torch

@@ -22,8 +22,8 @@ def _needs_no_gpu():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _cheaper_runs(loaded_once, few_resamples):
-    """Applies these fixtures to all tests."""
+def _cheaper_runs(cheap_runs):
+    """Applies the fixture to all tests."""
 
 
 @pytest.fixture(scope="package")

@@ -7,7 +7,7 @@ from musicgen_eval import perplexity
 from musicgen_eval.cli.main import lightning_main, main
 from musicgen_eval.runs import runner
 
-pytestmark = pytest.mark.usefixtures("loaded_once", "few_resamples")
+pytestmark = pytest.mark.usefixtures("cheap_runs")
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))

@@ -9,7 +9,7 @@ import soundfile
 import musicgen_eval
 from musicgen_eval.data.notes import print_notes
 
-pytestmark = pytest.mark.usefixtures("loaded_once", "few_resamples")
+pytestmark = pytest.mark.usefixtures("cheap_runs")
 
 
 def test_a_note_is_one_line_on_stderr_with_secrets_redacted(capsys, monkeypatch):

@@ -13,7 +13,7 @@ import musicgen_eval
 from musicgen_eval.cli.main import lightning_main
 from musicgen_eval.errors import AudioError, RunError
 
-pytestmark = pytest.mark.usefixtures("loaded_once", "few_resamples")
+pytestmark = pytest.mark.usefixtures("cheap_runs")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from musicgen_eval.models.checkpoint import find_checkpoint
 from musicgen_eval.models.musicgen import load_model
 from musicgen_eval.runs.fingerprint import weights_digest
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("loaded_once", "few_resamples")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cheap_runs")]
 
 
 @pytest.fixture

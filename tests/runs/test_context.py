@@ -13,7 +13,7 @@ from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_evaluation
 from musicgen_eval.runs.settings import RunSettings
 
-pytestmark = pytest.mark.usefixtures("loaded_once", "few_resamples")
+pytestmark = pytest.mark.usefixtures("cheap_runs")
 
 
 class Watch(L.Callback):

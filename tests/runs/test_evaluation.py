@@ -26,7 +26,7 @@ from musicgen_eval.runs.settings import RunSettings
 from tests.support.programs import SCRIPT, Program, run_script
 from tests.support.songs import write_songs
 
-pytestmark = pytest.mark.usefixtures("loaded_once", "few_resamples")
+pytestmark = pytest.mark.usefixtures("cheap_runs")
 
 DURATIONS_S = (1.0, 2.3, 0.7, 3.1, 0.02, 1.5, 2.0)
 

@@ -25,7 +25,7 @@ from tests.support.programs import ROOT, SCRIPT, Program, heed_interrupts
 from tests.support.run_folders import journal_rows
 from tests.support.songs import write_songs
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("loaded_once", "few_resamples")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cheap_runs")]
 
 RESULTS = ("summary.json", "tracks.csv", "windows.csv")
 SLOW = """

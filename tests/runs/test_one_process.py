@@ -9,7 +9,7 @@ from musicgen_eval.api import generate, perplexity
 from musicgen_eval.cli.main import main
 from tests.support.programs import run_ranks
 
-pytestmark = pytest.mark.usefixtures("loaded_once", "few_resamples")
+pytestmark = pytest.mark.usefixtures("cheap_runs")
 
 AUDIO = torch.randn(16000, generator=torch.Generator().manual_seed(0)) * 0.1
 SLURM = {

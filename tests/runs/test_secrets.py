@@ -12,7 +12,7 @@ from safetensors import safe_open
 from musicgen_eval.cli.main import lightning_main, main
 from tests.support.programs import run_script
 
-pytestmark = pytest.mark.usefixtures("loaded_once", "few_resamples")
+pytestmark = pytest.mark.usefixtures("cheap_runs")
 
 ROOT = Path(__file__).parents[2]
 CLIP = next((ROOT / "musicgen_eval" / "data" / "demo").glob("*.wav"))

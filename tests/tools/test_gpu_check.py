@@ -44,7 +44,7 @@ TINY = replace(
     precisions=("bf16-mixed",),
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread", "loaded_once", "few_resamples")
+pytestmark = pytest.mark.usefixtures("one_thread", "cheap_runs")
 
 
 @pytest.fixture

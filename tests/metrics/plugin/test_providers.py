@@ -15,7 +15,7 @@ from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.providers import PROVIDERS, InputRegistry, InputSource
 from tests.support.specs import codec_spec
 
-pytestmark = pytest.mark.usefixtures("loaded_once", "few_resamples")
+pytestmark = pytest.mark.usefixtures("cheap_runs")
 
 SPEC = codec_spec(codebook_size=16, max_frames=100)
 EMBEDDED: list[torch.Size] = []
