@@ -25,6 +25,8 @@ from musicgen_eval.errors import AudioError
 from musicgen_eval.files.printable import printable
 from tests.support.bad_files import KINDS, RATE_HZ, BadFile, make_bad_files, music, write_av
 
+pytestmark = pytest.mark.usefixtures("cheap_runs")
+
 FileIO, open_path = io.FileIO, Path.open
 TIMEOUT_S = 20.0  # per file; each takes milliseconds
 

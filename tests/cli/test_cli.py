@@ -7,6 +7,8 @@ from musicgen_eval import perplexity
 from musicgen_eval.cli.main import lightning_main, main
 from musicgen_eval.runs import runner
 
+pytestmark = pytest.mark.usefixtures("cheap_runs")
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 DEMO = ["test", "--config", str(ROOT / "configs" / "demo.yaml")]

@@ -9,6 +9,8 @@ import soundfile
 import musicgen_eval
 from musicgen_eval.data.notes import print_notes
 
+pytestmark = pytest.mark.usefixtures("cheap_runs")
+
 
 def test_a_note_is_one_line_on_stderr_with_secrets_redacted(capsys, monkeypatch):
     monkeypatch.setenv("SONG_TOKEN", "hunter2hunter2")
@@ -30,6 +32,7 @@ def test_a_run_prints_the_notes_of_its_source_and_records_them(tmp_path, capsys)
     assert result.evaluation.counts["ignored_files"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["demo", ["demo"]])
 def test_a_local_folder_named_demo_is_noted_and_the_bundled_clips_are_used(source, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

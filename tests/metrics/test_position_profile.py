@@ -22,6 +22,8 @@ from musicgen_eval.metrics.plugin.trial import MAX_STATE_BYTES
 from musicgen_eval.models.musicgen import load_model
 from musicgen_eval.records import CodecSpec, Window
 
+pytestmark = pytest.mark.usefixtures("cheap_runs")
+
 DOCS = (Path(__file__).parent.parent.parent / "docs" / "metrics.md").read_text()
 
 

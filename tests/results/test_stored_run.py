@@ -27,7 +27,7 @@ from musicgen_eval.runs.runner import GenerationResult
 from tests.support.run_folders import stop_after
 from tests.support.songs import write_songs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cheap_runs")]
 
 FRAMES = {"a": 61, "b": 25, "c": 90, "d": 47, "short": 8}
 TEXTS = {"a": 'drums, "fast"\nand loud', "c": "Klänge"}

@@ -31,7 +31,7 @@ from musicgen_eval.runs.settings import RunSettings
 from tests.support.run_folders import continuation_rows
 from tests.support.songs import write_manifest, write_noise
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cheap_runs")]
 
 HOP, RATE = 640, 32000
 TEXTS = {"song 0": "drums", "song 1": None, "song 2": "slow piano with many strings", "song 3": "drums"}

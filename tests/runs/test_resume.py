@@ -27,7 +27,7 @@ from musicgen_eval.runs import module
 from tests.support import run_folders
 from tests.support.songs import write_songs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cheap_runs")]
 
 FRAMES = {"a": 61, "b": 25, "c": 90, "d": 33, "e": 47}
 TEXTS = {"a": "drums", "c": "drums"}

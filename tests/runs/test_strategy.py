@@ -65,7 +65,7 @@ def test_a_sharded_model_is_refused_in_predict(oracle, tmp_path):
     config = str(ROOT / "configs" / "hardware" / "model_parallel.yaml")
     command = ["predict", "--config", config, *arguments(oracle, tmp_path / "x", "--trainer.accelerator=cpu")]
     command += ["--model.continuation.top_k=20"]
-    done = run_script(*command, "--trainer.devices=2", "--trainer.precision=32-true", timeout=120)
+    done = run_script(*command, "--trainer.devices=2", "--trainer.precision=32-true", num_launched=1, timeout=120)
     assert done.returncode == 1
     assert done.stderr.count("error: predict does not support a sharded model") == 1
     assert "Traceback" not in done.stderr

@@ -28,6 +28,8 @@ from musicgen_eval.records import CodecSpec, Reading, ScoredWindow, Window
 from musicgen_eval.runs.module import MusicGenEvaluation
 from tests.support.specs import codec_spec
 
+pytestmark = pytest.mark.usefixtures("cheap_runs")
+
 SPEC = codec_spec(codebook_size=16, max_frames=100)
 DOCS = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
 

@@ -14,6 +14,8 @@ from musicgen_eval.metrics import CodebookAccuracy
 from musicgen_eval.metrics.plugin.entries import metric_entries
 from musicgen_eval.metrics.plugin.installed import installed_metrics
 
+pytestmark = pytest.mark.usefixtures("cheap_runs")
+
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 MODULE = """
 from torchmetrics import MeanMetric

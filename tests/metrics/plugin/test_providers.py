@@ -16,6 +16,8 @@ from musicgen_eval.metrics.plugin.providers import PROVIDERS, InputRegistry, Inp
 from musicgen_eval.metrics.plugin.trial import trial_data
 from tests.support.specs import codec_spec
 
+pytestmark = pytest.mark.usefixtures("cheap_runs")
+
 SPEC = codec_spec(codebook_size=16, max_frames=100)
 EMBEDDED: list[torch.Size] = []
 

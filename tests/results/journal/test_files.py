@@ -261,6 +261,7 @@ HOWS = st.sampled_from(["cut", "flip", "append", "insert", "zero a tail", "lose 
 DAMAGE = st.tuples(HOWS, st.integers(0, 10**6), st.integers(0, 255), st.binary(max_size=40))
 
 
+@pytest.mark.slow
 @given(DAMAGE, DAMAGE, st.booleans())
 @settings(max_examples=500, deadline=None)
 def test_any_damage_leaves_only_complete_and_unchanged_batches(written, rows, side, exists):
