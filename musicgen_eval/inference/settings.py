@@ -20,8 +20,8 @@ class ContinuationSettings(SamplingSettings):
             limit. Defaults to 3/5 of the limit.
         num_continuations: Number of continuations per track, each with its own random numbers.
         threads: Number of CPU threads for generating codes and decoding audio. Defaults to the number that torch uses. The number
-            of threads affects the last bits of the results, and can therefore change which codes are sampled. Decoding steps for small batches always use
-            one thread.
+            of threads affects the last bits of the results, and can therefore change which codes are sampled. Decoding steps for
+            small batches always use one thread.
         kernels: Implementation of decoding steps on CUDA. `graph` replays a CUDA graph, `compiled` replays a graph of kernels that
             `torch.compile` has fused, and `eager` launches each kernel individually. Ignored on CPUs, which have their own kernels.
     """

@@ -53,8 +53,8 @@ class RunSettings(Settings):
         accelerator: Type of device. `auto` selects a GPU if there is one.
         run_dir: Folder for the results. If the folder already contains this run, the run is resumed. On the
             command line, the folder defaults to runs/<date>-<command>. The Python functions write no files by default.
-        resume: Folder of the run to resume. The run continues with the settings in the folder's config.yaml. Can be combined only with max_failures,
-            retry_failures and allow_other_machine.
+        resume: Folder of the run to resume. The run continues with the settings in the folder's config.yaml. Can be combined only
+            with max_failures, retry_failures and allow_other_machine.
         retry_failures: Whether a resumed run retries its failed tracks.
         allow_other_machine: Whether to resume a run that was started on a different machine. The results may then differ in the
             last bits. Both machines are recorded in the results.
