@@ -1,6 +1,6 @@
 """Accesses private members of Lightning's trainer and module. No other module of this package accesses them.
 
-`tests/runs/test_lightning_internals.py` fails if a release of Lightning changes one of these members.
+`tests/runs/processes/test_lightning_internals.py` fails if a release of Lightning changes one of these members.
 
 Source: Lightning 2.6, `Trainer`, `LightningModule`, `lightning.pytorch.strategies.launchers`.
 """
