@@ -208,7 +208,7 @@ def _checked_length(stated: object, name: str) -> int | None:
     if not isinstance(stated, int) or isinstance(stated, bool) or stated < 1:
         raise CheckpointError(
             f"checkpoint {name}: max_length in {GENERATION_CONFIG} must be a positive whole number of frames, got {stated!r}; "
-            "correct it, or set max_frames"
+            "correct max_length, or set max_frames"
         )
     return stated
 
@@ -283,8 +283,8 @@ def _check_codec(codec: Any, decoder: Any, name: str) -> None:
     channels = decoder.audio_channels
     if channels not in (1, 2) or decoder.num_codebooks % channels:
         raise CheckpointError(
-            f"checkpoint {name}: the decoder must have 1 or 2 channels with equal numbers of codebooks, got {channels} channels "
-            f"and {decoder.num_codebooks} codebooks"
+            f"checkpoint {name}: the decoder must have 1 channel, or 2 channels with the same number of codebooks each; got "
+            f"{channels} channels and {decoder.num_codebooks} codebooks"
         )
     num_quantizers = max(1, int(codec.target_bandwidths[0] * 1000 // (log2(codec.codebook_size) * rate)))
     if num_quantizers * channels != decoder.num_codebooks * codec.audio_channels:

@@ -101,7 +101,7 @@ def locate_files(name: str, *, revision: str | None = None) -> CheckpointFiles:
     cached = try_to_load_from_cache(name, CONFIG, revision=revision)
     if not isinstance(cached, str):
         raise CheckpointError(
-            f"checkpoint {name!r} was found neither on the hub ({reason}) nor in its local cache ({constants.HF_HUB_CACHE})"
+            f"checkpoint {name!r} was found neither on the hub ({reason}) nor in the local cache ({constants.HF_HUB_CACHE})"
         )
     return _files_at(name, cached, is_reachable=False)
 

@@ -322,5 +322,5 @@ def unreadable_texts(model: MusicGen, texts: Sequence[str | None]) -> tuple[str,
         return ()
     return (
         f"the checkpoint's tokenizer recognises no part of {len(unreadable)} of {len(checked)} texts, "
-        f"such as {unreadable[0][:40]!r}; the model receives only unknown tokens for them",
+        f"such as {unreadable[0][:40]!r}; the model receives only unknown tokens for these texts",
     )

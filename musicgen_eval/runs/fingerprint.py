@@ -95,20 +95,20 @@ def differences(known: Any, asked: Any, name: str = "") -> list[str]:
     """Returns one line for each difference between two nested mappings of plain values.
 
     >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}})
-    ['a.c was 2 and is 3']
+    ['a.c was 2 and is now 3']
     """
     if isinstance(known, Mapping) and isinstance(asked, Mapping):
         lines = []
         for key in [*known, *(key for key in asked if key not in known)]:
             inner = f"{name}.{key}" if name else str(key)
             if key not in asked:
-                lines.append(f"{inner} was {known[key]!r} and is not given")
+                lines.append(f"{inner} was {known[key]!r} and is not set now")
             elif key not in known:
-                lines.append(f"{inner} was not given and is {asked[key]!r}")
+                lines.append(f"{inner} was not set and is now {asked[key]!r}")
             else:
                 lines += differences(known[key], asked[key], inner)
         return lines
-    return [] if known == asked else [f"{name} was {known!r} and is {asked!r}"]
+    return [] if known == asked else [f"{name} was {known!r} and is now {asked!r}"]
 
 
 def _samples(file: BinaryIO, num_bytes: int) -> Iterator[bytes]:

@@ -346,7 +346,7 @@ class MusicGenEvaluation(L.LightningModule):
             track = plan.tracks[plan.other_texts.index(None)].id
             raise RunError(
                 f"a metric needs the text of another track, but no track has a text that differs from that of track {track}; "
-                "give at least two tracks different texts"
+                "provide different texts for at least two tracks"
             )
 
     def _context_in_memory(self) -> RunContext:

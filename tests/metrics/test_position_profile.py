@@ -21,6 +21,8 @@ from musicgen_eval.metrics.plugin.states import compute_in_place, merge_states, 
 from musicgen_eval.models.musicgen import load_model
 from musicgen_eval.records import CodecSpec, Window
 
+pytestmark = pytest.mark.usefixtures("cheap_runs")
+
 DOCS = (Path(__file__).parent.parent.parent / "docs" / "metrics.md").read_text()
 
 

@@ -39,7 +39,7 @@ BATCH = 3
 EXACT = {"suppress_health_check": [HealthCheck.function_scoped_fixture], "deadline": None}
 
 
-pytestmark = pytest.mark.usefixtures("without_fsync")
+pytestmark = pytest.mark.usefixtures("without_fsync", "few_resamples")
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +194,7 @@ def test_failures_from_a_journal_equal_those_from_memory(tmp_path, plan, bank, r
 STARTS = st.lists(st.tuples(st.integers(1, 3), st.integers(0, 2), st.integers(0, 10**5)), max_size=5)
 
 
+@pytest.mark.slow
 @given(starts=STARTS, fails=st.sets(st.integers(0, 12), max_size=2))
 @settings(max_examples=25, **EXACT)
 def test_a_resumed_run_equals_an_uninterrupted_one(plan, bank, records, starts, fails):
@@ -231,6 +232,7 @@ def test_a_batch_measured_again_equals_one_that_never_failed(tmp_path, plan, ban
     assert everything(from_journal(tmp_path, plan, bank), bank) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_window_that_fails_again_keeps_no_earlier_state(tmp_path, plan, bank, records):
     one_start(tmp_path, plan, bank, failing(records, 4))
     again = failing(records, 3, 5)
@@ -267,6 +269,7 @@ def test_a_damaged_side_file_is_harmless_if_its_batches_were_measured_again(tmp_
     assert everything(from_journal(tmp_path, plan, bank), bank) == undisturbed
 
 
+@pytest.mark.slow
 def test_the_earlier_measurement_counts_if_the_later_one_is_damaged(tmp_path, plan, bank, records):
     first = failing(records, 4)
     one_start(tmp_path, plan, bank, first)

@@ -174,7 +174,9 @@ def test_too_many_failed_tracks_raise_an_error_that_names_the_setting(records, p
     for row, record in enumerate(records):
         if record.track_row == 0:
             records[row] = WindowRecord(row, 0, failure="t0.wav: cut short")
-    with pytest.raises(RunError, match=r"2 tracks failed but data.max_failures is 1; set it to 2") as error:
+    with pytest.raises(
+        RunError, match=r"2 tracks failed, but data.max_failures is 1; set data.max_failures to 2"
+    ) as error:
         summarised(records, plan, bank)
     assert "t0.wav: cut short" in str(error.value)
     assert "t2.wav: broken" in str(error.value)

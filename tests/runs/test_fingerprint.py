@@ -223,11 +223,11 @@ def test_differences_name_the_key_and_both_values():
     known = {"a": {"b": 1, "c": [1, 2], "gone": None}, "same": "x", "kind": {"d": 1}}
     asked = {"a": {"b": 2, "c": [1, 3], "here": 0.5}, "same": "x", "kind": 5}
     assert differences(known, asked) == [
-        "a.b was 1 and is 2",
-        "a.c was [1, 2] and is [1, 3]",
-        "a.gone was None and is not given",
-        "a.here was not given and is 0.5",
-        "kind was {'d': 1} and is 5",
+        "a.b was 1 and is now 2",
+        "a.c was [1, 2] and is now [1, 3]",
+        "a.gone was None and is not set now",
+        "a.here was not set and is now 0.5",
+        "kind was {'d': 1} and is now 5",
     ]
 
 

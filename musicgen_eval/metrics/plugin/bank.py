@@ -48,7 +48,9 @@ class MetricBank:
 
     def __init__(self, metrics: Mapping[str, GivenMetric], *, spec: CodecSpec, task: Task = "score") -> None:
         if not metrics and task == "score":
-            raise MetricError("no metric was given; name at least one under model.metrics, such as CodebookPerplexity")
+            raise MetricError(
+                "no metric is specified; specify at least one under model.metrics, such as CodebookPerplexity"
+            )
         self.spec = spec
         self.task: Task = task
         self.resources = Resources()

@@ -292,7 +292,7 @@ def _member(name: str, metric: Metric, member: str, default: Any) -> Any:
 
 def _wrong_value(name: str, metric: Metric, member: str, expected: str, got: str) -> MetricError:
     return MetricError(
-        f"{label(name, metric)}: {member} must be an attribute or a property that holds {expected}, got {got}"
+        f"{label(name, metric)}: {member} must be an attribute or a property that contains {expected}, got {got}"
     )
 
 

@@ -109,9 +109,9 @@ class InputProvider:
 
     def _check_functions(self) -> None:
         if not callable(self.compute):
-            raise self._wrong("compute", "a function of an InputSource")
+            raise self._wrong("compute", "a function that takes an InputSource")
         if self.synthesise is not None and not callable(self.synthesise):
-            raise self._wrong("synthesise", "a function of an InputSource and a torch.Generator, or None")
+            raise self._wrong("synthesise", "a function that takes an InputSource and a torch.Generator, or None")
 
     def _check_rows(self) -> None:
         for name in ("has_readings", "needs_scores", "accepts_none"):
@@ -180,7 +180,8 @@ class InputRegistry:
         known = self.find(provider.name)
         if known is not None and known[0] != provider and (known[1] is None or known[0].has_readings):
             raise MetricError(
-                f"{by} provides an input {provider.name!r}, which already means {known[0].shape!r}; rename one of them"
+                f"{by} provides an input {provider.name!r}, but there is already an input of that name ({known[0].shape}); rename "
+                "one of the two"
             )
         self._providers[provider.name] = provider
 

@@ -103,7 +103,7 @@ class RequestParser:
         if reading not in self.readings:
             raise MetricError(
                 f"metric {name!r} asks for the reading {reading!r} ({wanted}), which {TASK_NAMES[self.registry.task]} does not "
-                f"offer; {near_matches(reading, self.readings.names)}"
+                f"provide; {near_matches(reading, self.readings.names)}"
             )
         is_renamed = parameter in renames and parameter.partition("__")[0] != provider.name
         flat = provider.rows == "always" or (provider.rows == "renamed" and is_renamed)
@@ -116,8 +116,8 @@ class RequestParser:
         if found is None or (found[1] is not None and not found[0].has_readings):
             raise MetricError(
                 f"metric {name!r}: {type(metric).__name__}.update() asks for {wanted!r}, which "
-                f"{TASK_NAMES[self.registry.task]} does not offer; {near_matches(wanted, self.registry.names)}; or rename it "
-                f"with inputs: {{{parameter}: ...}}"
+                f"{TASK_NAMES[self.registry.task]} does not provide; {near_matches(wanted, self.registry.names)}; or rename the "
+                f"parameter with inputs: {{{parameter}: ...}}"
             )
         provider, reading = found
         return provider, reading or ""

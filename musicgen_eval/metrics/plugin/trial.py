@@ -47,7 +47,7 @@ def try_metric(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]) -
     """
     if not state_defaults(metric):
         raise MetricError(
-            f"{label(name, metric)} keeps no states of its own, so windows cannot be merged; use the metric that it wraps"
+            f"{label(name, metric)} has no states of its own, so windows cannot be merged; use the metric that it wraps instead"
         )
     given_at_once, given_alone = _copies(inputs), _copies(inputs)
     try:
@@ -56,7 +56,7 @@ def try_metric(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]) -
         merged = compute_in_place(deepcopy(metric), merge_states(metric, states))
     except Exception as error:  # a third-party metric may raise anything; the run must not start with it
         raise MetricError(
-            f"{label(name, metric)} failed its trial on synthetic windows: {_one_line(error)}{_described(inputs)}"
+            f"{label(name, metric)} failed on synthetic windows in a trial: {_one_line(error)}{_described(inputs)}"
         ) from error
     for given in (given_at_once, given_alone):
         _refuse_changed_inputs(name, metric, inputs, given)
@@ -87,8 +87,9 @@ def try_on_device(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]
         raise
     except Exception as error:  # a third-party metric may raise anything; the run must not start with it
         raise MetricError(
-            f"{label(name, metric)} takes logits, so it runs on {device.type}, and failed its trial there: "
-            f"{error!r}. Register the tensors that the metric keeps with register_buffer or add_state, so that they move with it"
+            f"{label(name, metric)} takes logits, so it runs on {device.type}, where it failed in a trial: "
+            f"{error!r}. Register the tensors that the metric keeps with register_buffer or add_state, so that they move to the "
+            "device together with it"
         ) from error
 
 
@@ -201,7 +202,7 @@ def _described(inputs: Sequence[Mapping[str, Any]]) -> str:
     """Returns the end of an error message, which lists the shapes and dtypes of the tensors that the metric received."""
     tensors = {key: value for key, value in (inputs[0] if inputs else {}).items() if isinstance(value, Tensor)}
     given = [f"{key} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" for key, value in tensors.items()]
-    return f"; it was given {', '.join(given)}" if given else ""
+    return f"; the metric received {', '.join(given)}" if given else ""
 
 
 def _agree(first: Mapping[str, float], second: Mapping[str, float]) -> bool:

@@ -74,7 +74,7 @@ def test_values_can_be_attributes_and_properties(kind):
     ],
 )
 def test_a_value_of_another_kind_is_refused_with_metric_and_member(member, expected, value, got):
-    message = rf"metric 'm' \(Own\): {member} must be an attribute or a property that holds {expected}, got {got}$"
+    message = rf"metric 'm' \(Own\): {member} must be an attribute or a property that contains {expected}, got {got}$"
     with pytest.raises(MetricError, match=message):
         bank_with(**{member: value})
 
