@@ -270,6 +270,20 @@ def test_there_is_no_interval_for_other_reductions_or_fewer_than_two_tracks(reco
     assert interval(bank.metrics["ppl"], [merge_states(bank.metrics["ppl"], states)]) == {}
 
 
+class OwnIntervals(MaxMetric):
+    """Defines its intervals, because its state is not a sum."""
+
+    def intervals(self, track_states):
+        values = [float(state["max_value"]) for state in track_states]
+        return {"value": (min(values), max(values))}
+
+
+def test_a_metric_can_define_its_own_intervals(bank):
+    states = [{"max_value": torch.tensor(value)} for value in (2.0, 5.0, 3.0)]
+    assert interval(OwnIntervals(), states) == {"value": (2.0, 5.0)}
+    assert interval(OwnIntervals(), states[:1]) == {}
+
+
 def test_num_tracks_counts_only_tracks_with_a_value(records, plan, bank):
     result = summarised(records, plan, bank)
     gain = result.metrics["text_gain"]["nats_per_second"]

@@ -7,7 +7,7 @@ input. To add an input, add a provider to `PROVIDERS`, or define one in the metr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from keyword import iskeyword
 from operator import attrgetter
 from typing import Any, Literal, get_args
@@ -15,8 +15,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from musicgen_eval.audio.reader import TrackAudio
 from musicgen_eval.errors import MetricError, near_matches
 from musicgen_eval.metrics.plugin.inputs import ContinuationAudio
+from musicgen_eval.metrics.plugin.resources import Resources
 from musicgen_eval.records import CodecSpec, ScoredWindow, Task
 
 Device = Literal["cpu", "model"]
@@ -33,12 +35,16 @@ class InputSource:
         reading: The reading that the metric named, or the plain reading if the input has no suffix. If the reading does not exist
             for the window, every nll is NaN, every rank is -1, and no code is scored.
         spec: Codebooks, rates and channels of the checkpoint.
+        resources: Objects that the inputs of the run share, such as the evaluated model.
         audio: Audio of the continuation. None except in predict.
+        track: Function that opens the audio of the whole track. None in the trial.
     """
 
     reading: ScoredWindow
     spec: CodecSpec
+    resources: Resources = field(default_factory=Resources)
     audio: ContinuationAudio | None = None
+    track: Callable[[], TrackAudio] | None = None
 
     @property
     def continuation_audio(self) -> ContinuationAudio:

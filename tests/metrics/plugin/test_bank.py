@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 from torchmetrics import CatMetric, MaxMetric, MeanMetric, Metric, MetricCollection, PearsonCorrCoef
-from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassConfusionMatrix
+from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 from torchmetrics.regression import NormalizedRootMeanSquaredError
 from torchmetrics.text import Perplexity
 from torchmetrics.wrappers import BootStrapper, MinMaxMetric
@@ -523,13 +523,6 @@ def test_a_metric_that_fails_its_trial_is_refused_by_name(metric, message):
 def test_a_stock_metric_that_torchmetrics_cannot_merge_over_three_ranks_is_refused():
     with pytest.raises(MetricError, match=r"\(NormalizedRootMeanSquaredError\) failed on synthetic windows in a trial"):
         bank_of(NormalizedRootMeanSquaredError(), {"preds": "nll", "target": "rank"})
-
-
-def test_a_state_over_64_kilobytes_per_window_is_refused_with_size_limit_and_remedy():
-    message = r"\(MulticlassConfusionMatrix\) keeps a state of 131072 bytes per window; the limit is 65536, .* list state \(docs/"
-    with pytest.raises(MetricError, match=message):
-        bank_of(MulticlassConfusionMatrix(num_classes=128), spec=replace(SPEC, codebook_size=128))
-    bank_of(MulticlassConfusionMatrix(num_classes=90), spec=replace(SPEC, codebook_size=90))
 
 
 @pytest.mark.parametrize(
