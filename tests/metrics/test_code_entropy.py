@@ -1,19 +1,26 @@
+import re
 from math import exp, fsum, inf, log, nan
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
 from torch import Tensor
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassCalibrationError
 
 from musicgen_eval.errors import MetricError
 from musicgen_eval.metrics import CodebookPerplexity, CodeEntropy, code_entropy
 from musicgen_eval.metrics.code_entropy import prediction_statistics, sums_by_bin
 from musicgen_eval.metrics.plugin.bank import MetricBank
+from musicgen_eval.metrics.plugin.contract import MetricEntry
 from musicgen_eval.metrics.plugin.states import is_sum_metric
 from musicgen_eval.records import CodecSpec
 
+DOCS = (Path(__file__).parent.parent.parent / "docs" / "metrics.md").read_text()
 SPEC = CodecSpec(32000, 50, 640, 2, 16, 1, (0, 1), 100)
 
 
@@ -250,3 +257,12 @@ def test_wrong_shapes_and_numbers_of_bins_are_refused():
     for wrong in (0, 1001):
         with pytest.raises(MetricError, match=f"num_bins must be between 1 and 1000, got {wrong}"):
             CodeEntropy(num_bins=wrong)
+
+
+def test_the_yaml_example_of_the_docs_is_accepted():
+    shown = re.search(r"<!-- tested: entropy -->\n```yaml\n(.*?)```", DOCS, re.DOTALL)[1]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--metrics", type=dict[str, Metric | MetricEntry])
+    made = parser.instantiate(parser.parse_object({"metrics": yaml.safe_load(shown)})).metrics
+    bank = MetricBank(made, spec=SPEC)
+    assert bank.readings_with_logits == {"", "no_text"}

@@ -1,22 +1,41 @@
+import re
 from math import nan
+from pathlib import Path
 
 import pytest
+import soundfile
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
 from torch import Tensor
+from torchmetrics import Metric
+from transformers import MusicgenForConditionalGeneration
 
+from musicgen_eval.api import generate
+from musicgen_eval.data.settings import DataSettings
 from musicgen_eval.errors import MetricError
+from musicgen_eval.inference.scoring import nll_from_logits
+from musicgen_eval.inference.settings import ContinuationSettings
 from musicgen_eval.metrics import Memorisation
 from musicgen_eval.metrics.memorisation import is_match
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.contract import MetricEntry
 from musicgen_eval.metrics.plugin.inputs import ContinuationAudio, WindowData
 from musicgen_eval.metrics.plugin.states import is_sum_metric
+from musicgen_eval.models.delay import delay_codes
+from musicgen_eval.models.musicgen import load_model
 from musicgen_eval.records import CodecSpec, ScoredWindow, Window
 
+DOCS = (Path(__file__).parent.parent.parent / "docs" / "metrics.md").read_text()
 PROMPT, TARGET = 3, 10  # frames
 DURATION_S = TARGET / 50
+
+
+def shown(name: str) -> str:
+    """Returns the block of docs/metrics.md that follows a mark."""
+    return re.search(rf"<!-- tested: {name} -->\n```yaml\n(.*?)```", DOCS, re.DOTALL)[1]
 
 
 def spec(channels: int = 1, K: int = 4) -> CodecSpec:
@@ -232,3 +251,95 @@ def test_different_shapes_are_refused():
         Memorisation().update(codes, codes[:, :19], mask, codes, Window("song", 0, 0, 5, 15))
     with pytest.raises(MetricError, match="with K=4 codebooks"):
         Memorisation().update(codes[:2], codes[:2], mask[:2], codes[:2], Window("song", 0, 0, 5, 15))
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory) -> Path:
+    """Writes two songs of 1.2 s. They are noise whose level changes in each frame, so that their codes are diverse."""
+    folder = tmp_path_factory.mktemp("songs")
+    for index in range(2):
+        generator = torch.Generator().manual_seed(index)
+        level = 10 ** (torch.rand(60, 1, generator=generator) * 2.5 - 2)
+        wave = level * (torch.rand(60, 640, generator=generator) * 2 - 1)
+        soundfile.write(folder / f"{index}.wav", wave.flatten().numpy(), 32000, subtype="FLOAT")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def overfitted(oracle, songs) -> MusicgenForConditionalGeneration:
+    """Returns a tiny model that was trained only on the first song, until it predicts every code of the second half."""
+    model = load_model(oracle / "tiny_musicgen")
+    wave = torch.from_numpy(soundfile.read(songs / "0.wav", dtype="float32")[0])[None]
+    with torch.inference_mode():
+        prompt, whole = model.encode([wave[:, : 30 * 640]])[0], model.encode([wave])[0]
+    codes = torch.cat([prompt, whole[:, 30:]], dim=1).unsqueeze(0).clone()
+    trained = MusicgenForConditionalGeneration.from_pretrained(oracle / "tiny_musicgen").eval()
+    optimiser = torch.optim.Adam(trained.decoder.parameters(), lr=3e-3)
+    steps = delay_codes(codes, delays=model.spec.delays, special_token=model.spec.special_token).flatten(0, 1)
+    for _ in range(300):
+        nll = nll_from_logits(trained.decoder(input_ids=steps).logits, codes, delays=model.spec.delays)
+        if nll[..., 30:].max() < 0.3:  # every code has a probability above 0.74
+            return trained
+        optimiser.zero_grad()
+        nll.mean().backward()
+        optimiser.step()
+    raise AssertionError(f"the model did not memorise the song: {nll[..., 30:].max()}")
+
+
+@pytest.mark.slow
+def test_predict_finds_the_song_on_which_a_model_was_overfitted(overfitted, songs):
+    result = generate(
+        songs,
+        checkpoint=overfitted,
+        metrics={"memorisation": Memorisation(duration_s=0.6)},
+        context_s=0.6,
+        duration_s=0.6,
+        temperature=0.0,
+        guidance_scale=1.0,
+        threads=1,
+        accelerator="cpu",
+    )
+    by_track = [track.metrics["memorisation"] for track in result.evaluation.tracks]
+    assert [(values["exact"], values["partial"], values["greedy"]) for values in by_track] == [(1, 1, 1), (0, 0, 1)]
+    assert by_track[0]["match"] == 1
+    assert by_track[1]["match"] < 0.3
+    found = {key: value.value for key, value in result.evaluation.metrics["memorisation"].items()}
+    assert (found["exact"], found["continuations"], found["prompt_s"]) == (0.5, 2, 0.6)
+
+
+@pytest.mark.slow
+def test_predict_compares_the_generated_codes_with_those_of_the_track(oracle, songs):
+    model = load_model(oracle / "tiny_musicgen")
+    result = generate(
+        songs,
+        checkpoint=model,
+        metrics={"memorisation": Memorisation(duration_s=0.4)},
+        context_s=0.6,
+        duration_s=0.6,
+        temperature=1.0,
+        guidance_scale=1.0,
+        top_k=None,
+        threads=1,
+        accelerator="cpu",
+    )
+    for index, (continuation_of_song, track) in enumerate(
+        zip(result.continuations, result.evaluation.tracks, strict=True)
+    ):
+        wave = torch.from_numpy(soundfile.read(songs / f"{index}.wav", dtype="float32")[0])[None]
+        with torch.inference_mode():
+            true = model.encode([wave])[0][:, 30:50]
+        share = (continuation_of_song.codes[:, 30:50] == true).double().mean(1)
+        values = track.metrics["memorisation"]
+        assert [values[f"match_q{k}"] for k in (1, 2, 3, 4)] == pytest.approx(share.tolist())
+        assert values["greedy"] < 0.6  # the codes are sampled
+
+
+def test_the_yaml_examples_of_the_docs_are_accepted():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--metrics", type=dict[str, Metric | MetricEntry])
+    made = parser.instantiate(parser.parse_object({"metrics": yaml.safe_load(shown("memorisation"))})).metrics
+    bank = MetricBank(made, spec=spec(), task="continue")
+    assert bank.metrics["memorisation"].num_frames == 250
+    given = yaml.safe_load(shown("memorisation_settings"))
+    assert ContinuationSettings(**given["model"]["continuation"]).temperature == 0
+    assert DataSettings(source="demo", **given["data"]).context_s == made["memorisation"].duration_s
