@@ -19,6 +19,7 @@ from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.contract import MetricEntry
 from musicgen_eval.metrics.plugin.states import is_sum_metric
 from musicgen_eval.records import CodecSpec
+from tests.support.pretend_cuda import pretend_cuda
 
 DOCS = (Path(__file__).parent.parent.parent / "docs" / "metrics.md").read_text()
 SPEC = CodecSpec(32000, 50, 640, 2, 16, 1, (0, 1), 100)
@@ -266,3 +267,20 @@ def test_the_yaml_example_of_the_docs_is_accepted():
     made = parser.instantiate(parser.parse_object({"metrics": yaml.safe_load(shown)})).metrics
     bank = MetricBank(made, spec=SPEC)
     assert bank.readings_with_logits == {"", "no_text"}
+
+
+def test_the_states_on_an_accelerator_equal_those_on_the_cpu_without_waiting(generator):
+    windows = [random_window(generator, 4, T, 9) for T in (3, 50)]
+    expected = CodeEntropy().window_states(windows)
+    with pretend_cuda() as log:
+        metric = CodeEntropy().to("cuda")
+        on_device = [{name: value.to("cuda") for name, value in window.items()} for window in windows]
+        log.clear()
+        states = metric.window_states(on_device)
+        for window in on_device:
+            metric.update(**window)
+        assert log.num_waits == 0
+        for name, column in states.items():
+            assert column.device.type == getattr(metric, name).device.type == "cuda"
+            assert torch.equal(column.cpu(), expected[name])
+            torch.testing.assert_close(getattr(metric, name).cpu(), expected[name].sum(0), rtol=1e-14, atol=1e-14)
