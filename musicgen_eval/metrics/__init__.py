@@ -5,20 +5,24 @@ receives (see docs/metrics.md).
 """
 
 from musicgen_eval.metrics.accuracy import CodebookAccuracy
+from musicgen_eval.metrics.code_entropy import CodeEntropy
 from musicgen_eval.metrics.codebook_means import CodebookMeans
 from musicgen_eval.metrics.gains import ContextGain, TextGain
 from musicgen_eval.metrics.local_perplexity import LocalPerplexity
+from musicgen_eval.metrics.memorisation import Memorisation
 from musicgen_eval.metrics.perplexity import CodebookPerplexity
 from musicgen_eval.metrics.plugin.contract import MetricRecipe
 from musicgen_eval.metrics.position_profile import PositionProfile
 from musicgen_eval.metrics.seam_discontinuity import SeamDiscontinuity
 
 __all__ = [
+    "CodeEntropy",
     "CodebookAccuracy",
     "CodebookMeans",
     "CodebookPerplexity",
     "ContextGain",
     "LocalPerplexity",
+    "Memorisation",
     "MetricRecipe",
     "PositionProfile",
     "SeamDiscontinuity",
