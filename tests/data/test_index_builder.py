@@ -228,7 +228,7 @@ def test_failed_tracks_are_opened_again_only_with_retry_failures(folder, opened)
     write_wav(folder / "c.wav", 32000)
     assert columns(plan(folder / "m.jsonl", options)) == columns(failed)
     opened.clear()
-    assert plan(folder / "m.jsonl", replace(options, retry_failures=True)).status == ["ok"] * 4
+    assert plan(folder / "m.jsonl", replace(options, retried=frozenset())).status == ["ok"] * 4
     assert opened == ["c.wav"]
     assert plan(folder / "m.jsonl", options).status == ["ok"] * 4
 

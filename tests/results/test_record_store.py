@@ -207,7 +207,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(plan, bank, records, starts, 
                 if cut is not None:  # killed while writing
                     held = file.read_bytes()
                     file.write_bytes(held[: max(0, len(held) - cut % 700)])
-        assert len(read_measured(folder, plan, BATCH).batches) == num_batches(len(plan.windows), BATCH)
+        assert len(read_measured(folder, plan, BATCH, retry_failures=False).batches) == num_batches(
+            len(plan.windows), BATCH
+        )
         measured = from_journal(folder, plan, bank)
         expected = from_memory(plan, bank, measured_rows)
         assert measured.failures == expected.failures
@@ -275,7 +277,7 @@ def test_the_earlier_measurement_counts_if_the_later_one_is_damaged(tmp_path, pl
     one_start(tmp_path, plan, bank, first)
     one_start(tmp_path, plan, bank, records, start=1, retry_failures=True)
     (tmp_path / "001-r0.states").unlink()
-    found = read_measured(tmp_path, plan, BATCH)
+    found = read_measured(tmp_path, plan, BATCH, retry_failures=False)
     assert found.failed == {int(plan.windows.track[4]): "gone 4"}
     measured = from_journal(tmp_path, plan, bank)
     assert everything(measured, bank) == everything(from_memory(plan, bank, first), bank)
@@ -285,7 +287,7 @@ def test_the_earlier_measurement_counts_if_the_later_one_is_damaged(tmp_path, pl
 
 
 def test_no_batch_is_done_without_a_journal(tmp_path, plan):
-    assert read_measured(tmp_path / "nowhere", plan, BATCH) == MeasuredBatches()
+    assert read_measured(tmp_path / "nowhere", plan, BATCH, retry_failures=False) == MeasuredBatches()
 
 
 @given(st.sets(st.integers(0, 12), max_size=13), st.sets(st.integers(0, 40), max_size=3), st.booleans())
@@ -314,7 +316,7 @@ def test_complete_batches_are_done(plan, bank, records, numbers, fails, retry_fa
 
 def test_batches_of_another_batch_size_are_skipped_with_a_note(tmp_path, plan, bank, records):
     one_start(tmp_path, plan, bank, records)
-    found = read_measured(tmp_path, plan, BATCH + 1)
+    found = read_measured(tmp_path, plan, BATCH + 1, retry_failures=False)
     assert (found.batches, found.windows, found.failed) == (set(), 0, {})
     assert found.notes == [f"skipped {len(plan.windows)} rows of batches that are not part of this run"]
     other = JournalStore(tmp_path, plan, bank.metrics, batch_size=BATCH + 1, frame_rate_hz=50, start=1, rank=0)
@@ -327,7 +329,7 @@ def test_truncated_files_are_noted(tmp_path, plan, bank, records):
     file = tmp_path / "000-r0.jsonl"
     file.write_bytes(file.read_bytes()[:-10])
     num_last = len(plan.windows) - (num_batches(len(plan.windows), BATCH) - 1) * BATCH
-    found = read_measured(tmp_path, plan, BATCH)
+    found = read_measured(tmp_path, plan, BATCH, retry_failures=False)
     assert found.notes[0] == "000-r0.jsonl: skipped 1 truncated or damaged line"
     assert len(found.notes) == 1 + (num_last > 1)
     assert found.windows == len(plan.windows) - num_last
@@ -337,7 +339,9 @@ def test_keys_do_not_depend_on_the_number_of_processes(tmp_path, plan, bank, rec
     for world in (1, 2, 3):
         (tmp_path / str(world)).mkdir()
         one_start(tmp_path / str(world), plan, bank, records, world=world)
-        assert len(read_measured(tmp_path / str(world), plan, BATCH).batches) == len(batch_numbers(plan, BATCH))
+        assert len(read_measured(tmp_path / str(world), plan, BATCH, retry_failures=False).batches) == len(
+            batch_numbers(plan, BATCH)
+        )
 
 
 def test_a_process_without_batches_writes_no_file(tmp_path, plan, bank):
@@ -365,4 +369,4 @@ def test_a_failed_write_raises_an_error_and_earlier_batches_are_kept(tmp_path, p
     with pytest.raises(RunError, match="File exists"):
         second.keep(records[3:6])
     first.close()
-    assert read_measured(tmp_path, plan, BATCH).batches == {0}
+    assert read_measured(tmp_path, plan, BATCH, retry_failures=False).batches == {0}
