@@ -102,26 +102,38 @@ def save_clap(folder: Path, *, distinct_texts: bool = True, fused: bool = False)
     audio = {
         "num_mel_bins": 16, "spec_size": 32, "window_size": 2, "patch_embeds_hidden_size": 8, "depths": [1, 1],
         "num_attention_heads": [2, 2], "hidden_size": 16, "projection_dim": 12, "num_hidden_layers": 2, "enable_fusion": fused,
-        "fusion_type": "channel_map" if fused else None, "patch_size": 4, "patch_stride": [4, 4], "aff_block_r": 2,
+        "fusion_type": "aff_2d" if fused else None, "patch_size": 4, "patch_stride": [4, 4], "aff_block_r": 2,
     }  # fmt: skip
     model = create(lambda: ClapModel(ClapConfig(text_config=text, audio_config=audio, projection_dim=12)))
     randomise(model, scale=2.0)
+    _centre_texts(model, save_tokenizer(folder))
     if not distinct_texts:
         with torch.no_grad():
-            model.text_projection.linear2.weight.mul_(1e-3)
+            model.text_projection.linear2.bias.add_(10)
     model.save_pretrained(folder)
     ClapFeatureExtractor(
         feature_size=16, sampling_rate=1600, hop_length=27, fft_window_size=64, max_length_s=1, frequency_min=20,
         frequency_max=800, truncation="fusion" if fused else "rand_trunc", padding="repeatpad",
     ).save_pretrained(folder)  # fmt: skip
-    save_tokenizer(folder)
     return model
 
 
-def save_tokenizer(folder: Path) -> None:
+def _centre_texts(model: ClapModel, tokenizer: RobertaTokenizer) -> None:
+    """Shifts the embeddings of texts, so that their mean is zero. Otherwise, random weights make all texts similar."""
+    texts = [
+        word for seed in range(20) for word in (f"{seed * 7919} music", chr(97 + seed) * 20, f"{chr(97 + seed)} song")
+    ]
+    with torch.no_grad():
+        states = [model.text_model(**tokenizer(text, return_tensors="pt")).pooler_output for text in texts]
+        model.text_projection.linear2.bias.sub_(model.text_projection(torch.cat(states)).mean(0))
+
+
+def save_tokenizer(folder: Path) -> RobertaTokenizer:
     """Saves a RoBERTa tokenizer whose words are single bytes."""
     tokens = ["<s>", "<pad>", "</s>", "<unk>", *bytes_to_unicode().values(), "<mask>"]
-    RobertaTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[]).save_pretrained(folder)
+    tokenizer = RobertaTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[])
+    tokenizer.save_pretrained(folder)
+    return tokenizer
 
 
 def save_ast(folder: Path, **changes: Any) -> ASTForAudioClassification:

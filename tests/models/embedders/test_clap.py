@@ -150,7 +150,7 @@ def test_another_kind_of_checkpoint_is_refused(tmp_path, save):
 def test_an_extractor_that_does_not_match_the_model_is_refused(tmp_path):
     save_clap(tmp_path)
     edit_json(tmp_path / "preprocessor_config.json", truncation="fusion")
-    with pytest.raises(CheckpointError, match="enable_fusion is False .* must be 'rand_trunc' .* got 'fusion'"):
+    with pytest.raises(CheckpointError, match=r"enable_fusion is False .* must be 'rand_trunc' .* got 'fusion'"):
         load_clap(tmp_path)
 
 
@@ -183,5 +183,5 @@ def test_nan_embeddings_are_refused(tmp_path):
     with torch.no_grad():
         model.audio_projection.linear2.weight[0, 0] = float("nan")
     model.save_pretrained(tmp_path)
-    with pytest.raises(MetricError, match="2 of 2 windows have NaN or infinite values .* check the weights"):
+    with pytest.raises(MetricError, match=r"2 of 2 windows have NaN or infinite values .* check the weights"):
         load_clap(tmp_path).embed(noise(2 * WINDOW))
