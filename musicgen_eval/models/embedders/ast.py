@@ -63,7 +63,7 @@ class AstEmbedder(WindowedEmbedder):
         hop_s: float | None = None,
         name: str = "ast",
     ) -> None:
-        config = model.config
+        config: Any = model.config
         for key in ("num_mel_bins", "max_length"):
             if getattr(extractor, key) != getattr(config, key):
                 raise CheckpointError(

@@ -73,18 +73,19 @@ class ClapEmbedder(WindowedEmbedder):
         hop_s: float | None = None,
         name: str = "clap",
     ) -> None:
+        config: Any = model.config
         window_s = extractor.nb_max_samples / extractor.sampling_rate
         super().__init__(
             name,
             source,
             extractor=extractor,
             model=model,
-            dim=model.config.projection_dim,
+            dim=config.projection_dim,
             window_s=window_s,
             hop_s=hop_s if hop_s is not None else window_s,
         )
         self._tokenizer = tokenizer
-        self._is_fused = bool(model.config.audio_config.enable_fusion)
+        self._is_fused = bool(config.audio_config.enable_fusion)
         self._extracting = threading.Lock()
         self._refuse_other_extractor()
         self.unrelated_cosine = self._check_texts()
