@@ -111,13 +111,13 @@ class AstEmbedder(WindowedEmbedder):
             MetricError: If the audio is invalid, or if a logit is not finite.
         """
         self.check_audio(audio)
-        logits = self._map_windows(lambda window: self._model(**self._frames(window)).logits[0], audio.cpu())
+        logits = self.map_windows(lambda window: self.model(**self._frames(window)).logits[0], audio.cpu())
         self.check_finite(logits, "logits")
         return logits
 
     def _embed_window(self, window: Tensor) -> Tensor:
         """Computes the (D,) embedding of one window of (N,) audio on the CPU."""
-        pooled: Tensor = self._model.audio_spectrogram_transformer(**self._frames(window)).pooler_output[0]
+        pooled: Tensor = self.model.audio_spectrogram_transformer(**self._frames(window)).pooler_output[0]
         return pooled
 
     def _frames(self, window: Tensor) -> dict[str, Tensor]:
@@ -132,7 +132,7 @@ class AstEmbedder(WindowedEmbedder):
                 f"the audio has {window.numel()} samples, which is less than one frame of {shortest} samples; leave out such "
                 "short clips"
             )
-        return {"input_values": self._features(window)["input_values"]}
+        return {"input_values": self.extract_features(window)["input_values"]}
 
     def settings(self) -> dict[str, Any]:
         """Returns the layer, the activation, and the treatment of short clips."""
@@ -140,7 +140,7 @@ class AstEmbedder(WindowedEmbedder):
             "layer": "mean of both class tokens",
             "activation": self.activation,
             "num_labels": len(self.labels),
-            "short_clips": f"frames of zeros up to {self._extractor.max_length}",
+            "short_clips": f"frames of zeros up to {self.extractor.max_length}",
         }
 
 

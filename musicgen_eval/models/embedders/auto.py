@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.dynamic_module_utils import get_relative_imports
 
-from musicgen_eval.errors import CheckpointError, near_matches
+from musicgen_eval.errors import CheckpointError, MetricError, near_matches
 from musicgen_eval.models.checkpoint_files import CheckpointFiles, find_files, first_line, read_config, read_json
 from musicgen_eval.models.embedders.embedder import WeightsSource
 from musicgen_eval.models.embedders.pretrained import (
@@ -56,6 +56,7 @@ class AutoEmbedder(WindowedEmbedder):
 
     Raises:
         CheckpointError: If the model has no such layer, or cannot process audio.
+        MetricError: If `layer`, `window_s` or `hop_s` is invalid.
     """
 
     def __init__(
@@ -71,6 +72,8 @@ class AutoEmbedder(WindowedEmbedder):
         ignored_keys: Sequence[str] = (),
         name: str = "auto",
     ) -> None:
+        if isinstance(layer, bool) or not isinstance(layer, int | str):
+            raise MetricError(f"embedder {name}: layer must be a number or the name of a module, got {layer!r}")
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
         super().__init__(
@@ -95,7 +98,7 @@ class AutoEmbedder(WindowedEmbedder):
         try:
             states = self._states(window)
         except RuntimeError as error:
-            if window.numel() >= self._window_samples or isinstance(error, torch.OutOfMemoryError):
+            if window.numel() >= self.window_samples or isinstance(error, torch.OutOfMemoryError):
                 raise
             raise self.error(
                 f"a clip of {window.numel()} samples cannot be processed, probably because it is shorter than the receptive "
@@ -105,12 +108,12 @@ class AutoEmbedder(WindowedEmbedder):
 
     def _states(self, window: Tensor) -> Tensor:
         """Returns the (T, D) output of the layer for one window."""
-        features = self._features(window)
+        features = self.extract_features(window)
         if isinstance(self.layer, int):
-            output = self._model(**features, output_hidden_states=True, return_dict=True)
+            output = self.model(**features, output_hidden_states=True, return_dict=True)
             return self._checked(output.hidden_states[self.layer])
         self._output.value = None
-        self._model(**features)
+        self.model(**features)
         return self._checked(self._output.value)
 
     def _keep_output(self, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -132,7 +135,7 @@ class AutoEmbedder(WindowedEmbedder):
         return states.flatten(0, -2)
 
     def _module(self, layer: str) -> nn.Module:
-        modules = dict(self._model.named_modules())
+        modules = dict(self.model.named_modules())
         if layer not in modules or not layer:
             raise CheckpointError(
                 f"checkpoint {self.checkpoint}: the model has no layer {layer!r}; {near_matches(layer, filter(None, modules))}"
@@ -145,29 +148,29 @@ class AutoEmbedder(WindowedEmbedder):
         Raises:
             CheckpointError: If the model cannot process the output of the feature extractor, or has no such layer.
         """
-        silence = torch.zeros(self._window_samples)
+        silence = torch.zeros(self.window_samples)
         try:
             if isinstance(self.layer, int):
                 self.layer = self._checked_number(silence, self.layer)
-            return self._alone(lambda: self._states(silence).mean(0)).numel()
+            return self.run_alone(lambda: self._states(silence).mean(0)).numel()
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, CheckpointError | torch.OutOfMemoryError):
                 raise
             raise CheckpointError(
-                f"checkpoint {self.checkpoint}: {type(self._model).__name__} cannot process {self.window_s:g} s of audio "
+                f"checkpoint {self.checkpoint}: {type(self.model).__name__} cannot process {self.window_s:g} s of audio "
                 f"({first_line(error)}); choose a checkpoint of an audio model such as {EXAMPLE}, or a longer window_s"
             ) from error
 
     def _checked_number(self, silence: Tensor, layer: int) -> int:
         """Returns the number of a hidden state, counted from 0."""
         with torch.inference_mode():
-            output = self._model(**self._features(silence), output_hidden_states=True, return_dict=True)
+            output = self.model(**self.extract_features(silence), output_hidden_states=True, return_dict=True)
         states = getattr(output, "hidden_states", None) or ()
         if not -len(states) <= layer < len(states):
             raise CheckpointError(
                 f"checkpoint {self.checkpoint}: layer must be from 0 to {len(states) - 1}, got {layer}"
                 if states
-                else f"checkpoint {self.checkpoint}: {type(self._model).__name__} has no hidden states; set layer to the name of "
+                else f"checkpoint {self.checkpoint}: {type(self.model).__name__} has no hidden states; set layer to the name of "
                 "a module"
             )
         return layer % len(states)
@@ -175,10 +178,10 @@ class AutoEmbedder(WindowedEmbedder):
     def settings(self) -> dict[str, Any]:
         """Returns the class and layer of the model, the pooling, and whether the checkpoint's own code was used."""
         return {
-            "model": type(self._model).__name__,
+            "model": type(self.model).__name__,
             "layer": self.layer,
             "pooling": "mean over time",
-            "short_clips": f"as by {type(self._extractor).__name__}",
+            "short_clips": f"as by {type(self.extractor).__name__}",
             "remote_code": self._remote_code,
             "ignored_keys": list(self._ignored_keys),
         }
@@ -215,7 +218,10 @@ def load_auto(
     Raises:
         CheckpointError: If the checkpoint is not found, is not an audio model, has no such layer, or if a weight does not load. The
             message names every such weight.
+        MetricError: If a setting is invalid.
     """
+    if isinstance(ignored_keys, str):
+        raise MetricError(f"embedder {name}: ignored_keys must be a list of prefixes, got {ignored_keys!r}")
     has_code = trust_remote_code and _find_remote_code(find_files(str(checkpoint), example=EXAMPLE, revision=revision))
     found = find_pretrained(checkpoint, example=EXAMPLE, revision=revision, licence=licence, trust_remote_code=has_code)
     extractor = load_extractor(found)

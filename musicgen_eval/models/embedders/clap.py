@@ -92,9 +92,9 @@ class ClapEmbedder(WindowedEmbedder):
 
     def _embed_window(self, window: Tensor) -> Tensor:
         """Computes the (D,) embedding of one window of (N,) audio on the CPU."""
-        assert len(window) <= self._window_samples  # a longer window would be cropped at random
-        features = self._fused_features(window) if self._is_fused else self._features(window)
-        return _projected(self._model.get_audio_features(**features))[0]
+        assert len(window) <= self.window_samples  # a longer window would be cropped at random
+        features = self._fused_features(window) if self._is_fused else self.extract_features(window)
+        return _projected(self.model.get_audio_features(**features))[0]
 
     def embed_text(self, text: str) -> Tensor:
         """Computes the embedding of a text, which can be compared with the embeddings of audio.
@@ -110,7 +110,7 @@ class ClapEmbedder(WindowedEmbedder):
         """
         if not text.strip():
             raise self.error("the text is blank, and has no embedding; leave out tracks without a text")
-        embedding = self._alone(lambda: self._embed_tokens(text))
+        embedding = self.run_alone(lambda: self._embed_tokens(text))
         if not embedding.isfinite().all():
             raise self.error(f"the embedding of the text {text[:40]!r} has NaN or infinite values; check the weights")
         return embedding
@@ -124,14 +124,14 @@ class ClapEmbedder(WindowedEmbedder):
         return {
             "layer": "audio projection",
             "is_fused": self._is_fused,
-            "short_clips": self._extractor.padding,
+            "short_clips": self.extractor.padding,
             "max_text_tokens": MAX_TEXT_TOKENS,
         }
 
     def _embed_tokens(self, text: str) -> Tensor:
         tokens = self._tokenizer(text, truncation=True, max_length=MAX_TEXT_TOKENS, return_tensors="pt")
-        given = {key: tokens[key].to(self._device) for key in ("input_ids", "attention_mask")}
-        return _projected(self._model.get_text_features(**given))[0]
+        given = {key: tokens[key].to(self.device) for key in ("input_ids", "attention_mask")}
+        return _projected(self.model.get_text_features(**given))[0]
 
     def _fused_features(self, window: Tensor) -> dict[str, Tensor]:
         """Converts one window to the input of a model with feature fusion, and restores numpy's random state.
@@ -141,16 +141,16 @@ class ClapEmbedder(WindowedEmbedder):
         with self._extracting:
             state = np.random.get_state()  # noqa: NPY002 - the extractor uses numpy's global generator
             try:
-                return self._features(window)
+                return self.extract_features(window)
             finally:
                 np.random.set_state(state)  # noqa: NPY002
 
     def _refuse_other_extractor(self) -> None:
         expected = "fusion" if self._is_fused else "rand_trunc"
-        if self._extractor.truncation != expected:
+        if self.extractor.truncation != expected:
             raise CheckpointError(
                 f"checkpoint {self.checkpoint}: enable_fusion is {self._is_fused} in config.json, so truncation must be "
-                f"{expected!r} in preprocessor_config.json, got {self._extractor.truncation!r}; restore the original files"
+                f"{expected!r} in preprocessor_config.json, got {self.extractor.truncation!r}; restore the original files"
             )
 
     def _check_texts(self) -> float:

@@ -5,6 +5,7 @@ audio at the embedder's sample rate --embed--> one embedding per window
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -176,6 +177,26 @@ class CheckedEmbedder(ABC):
     def error(self, message: str) -> MetricError:
         """Returns an error whose message starts with the names of the embedder and the checkpoint."""
         return MetricError(f"embedder {self.name} ({self.checkpoint}): {message}")
+
+
+def whole_items(setting: str, seconds: float, rate_hz: float, *, unit: str, embedder: str) -> int:
+    """Converts a length in seconds to a whole number of samples or frames.
+
+    Args:
+        setting: Name of the setting, for error messages.
+        seconds: Length, in seconds.
+        rate_hz: Number of samples or frames per second.
+        unit: `sample` or `frame`.
+        embedder: Name of the embedder, for error messages.
+
+    Raises:
+        MetricError: If the length is below one sample or frame, or not finite.
+    """
+    if not math.isfinite(seconds) or round(seconds * rate_hz) < 1:
+        raise MetricError(
+            f"embedder {embedder}: {setting} must be at least one {unit} ({1 / rate_hz:g} s) and finite, got {seconds:g}"
+        )
+    return round(seconds * rate_hz)
 
 
 LAST_WINDOW = "starts at a multiple of the hop, or earlier to end with the clip; up to half a hop is left out"

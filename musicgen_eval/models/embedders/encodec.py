@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import EncodecModel
 
-from musicgen_eval.errors import CheckpointError, MetricError
+from musicgen_eval.errors import CheckpointError
 from musicgen_eval.models.checkpoint import DEMO
 from musicgen_eval.models.checkpoint_files import find_files, read_config
 from musicgen_eval.models.codec.encoder import SegmentEncoder
-from musicgen_eval.models.embedders.embedder import CheckedEmbedder, WeightsSource, window_starts
+from musicgen_eval.models.embedders.embedder import CheckedEmbedder, WeightsSource, whole_items, window_starts
 from musicgen_eval.models.embedders.pretrained import find_pretrained, load_pretrained, source_of
 from musicgen_eval.models.musicgen import MusicGen, load_model
 from musicgen_eval.models.threads import single_threaded
@@ -53,7 +53,7 @@ class EncodecEmbedder(CheckedEmbedder):
 
     Raises:
         CheckpointError: If the codec normalises the audio or encodes it in chunks, which MusicGen's codecs do not.
-        MetricError: If the window is shorter than one frame.
+        MetricError: If the window is shorter than one frame, or not finite.
     """
 
     def __init__(
@@ -66,11 +66,7 @@ class EncodecEmbedder(CheckedEmbedder):
                 f"{name} does not support; choose a codec such as {EXAMPLE}"
             )
         rate = config.sampling_rate / config.hop_length
-        self._window_frames = round(window_s * rate)
-        if self._window_frames < 1:
-            raise MetricError(
-                f"embedder {name}: window_s must be at least one frame ({1 / rate:g} s), got {window_s:g}"
-            )
+        self._window_frames = whole_items("window_s", window_s, rate, unit="frame", embedder=name)
         window_s = self._window_frames / rate
         super().__init__(
             name,

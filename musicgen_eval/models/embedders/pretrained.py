@@ -8,7 +8,7 @@ weight instead.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -106,6 +106,8 @@ def load_pretrained(found: Pretrained, model_class: type[Model], *, ignored_keys
             every such weight.
     """
     given = {"trust_remote_code": True} if found.trust_remote_code else {}
+    # Otherwise, transformers would raise an error that does not name the weights whose shapes differ.
+    given["ignore_mismatched_sizes"] = True
     model, info = create_model(found.files.name, model_class, str(found.files.folder), **given)
     _refuse_keys_not_loaded(found.files.name, info, ignored_keys)
     return model.requires_grad_(False)
@@ -140,16 +142,16 @@ def _source(files: CheckpointFiles, revision: str | None, licence: str | None, h
 
 def _refuse_keys_not_loaded(name: str, info: Mapping[str, Any], ignored: Sequence[str]) -> None:
     """Raises an error that names every weight that was not loaded, except for ignored weights and computed buffers."""
+
+    def relevant(keys: Iterable[str]) -> list[str]:
+        return [key for key in keys if not key.endswith(COMPUTED_BUFFERS) and not key.startswith(tuple(ignored))]
+
     groups = {
-        "missing": info["missing_keys"],
-        "not used": info["unexpected_keys"],
-        "of another shape": [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]],
+        "missing": relevant(info["missing_keys"]),
+        "not used": relevant(info["unexpected_keys"]),
+        "of another shape": [key for key, *_ in info["mismatched_keys"]],
     }
-    parts = []
-    for state, keys in groups.items():
-        named = sorted(key for key in keys if not key.endswith(COMPUTED_BUFFERS) and not key.startswith(tuple(ignored)))
-        if named:
-            parts.append(f"{len(named)} {state} ({', '.join(named)})")
+    parts = [f"{len(keys)} {state} ({', '.join(sorted(keys))})" for state, keys in groups.items() if keys]
     if parts:
         raise CheckpointError(
             f"checkpoint {name}: some weights were not loaded: {'; '.join(parts)}. Choose a checkpoint of the expected class, or "

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musicgen_eval.models.embedders.embedder import CheckedEmbedder, WeightsSource, window_starts
+from musicgen_eval.models.embedders.embedder import CheckedEmbedder, WeightsSource, whole_items, window_starts
 from musicgen_eval.models.numerics import float32_exactly
 from musicgen_eval.models.threads import map_single_threaded, single_threaded
 
@@ -28,8 +28,15 @@ class WindowedEmbedder(CheckedEmbedder):
         window_s: Length of a window, in seconds, rounded to whole samples.
         hop_s: Distance between the starts of consecutive windows, in seconds, rounded to whole samples.
 
+    Attributes:
+        extractor: Feature extractor of the checkpoint.
+        model: Model in eval mode, on its device.
+        device: Device of the model.
+        window_samples: Length of a window, in samples.
+        hop_samples: Distance between the starts of consecutive windows, in samples.
+
     Raises:
-        MetricError: If the window or the hop is shorter than one sample.
+        MetricError: If the window or the hop is shorter than one sample, or not finite.
     """
 
     def __init__(
@@ -44,20 +51,19 @@ class WindowedEmbedder(CheckedEmbedder):
         hop_s: float,
     ) -> None:
         rate = int(extractor.sampling_rate)
-        self._window_samples, self._hop_samples = round(window_s * rate), round(hop_s * rate)
+        self.window_samples = whole_items("window_s", window_s, rate, unit="sample", embedder=name)
+        self.hop_samples = whole_items("hop_s", hop_s, rate, unit="sample", embedder=name)
         super().__init__(
             name,
             source,
             sample_rate_hz=rate,
             dim=dim,
-            window_s=self._window_samples / rate,
-            hop_s=self._hop_samples / rate,
+            window_s=self.window_samples / rate,
+            hop_s=self.hop_samples / rate,
         )
-        if min(self._window_samples, self._hop_samples) < 1:
-            raise self.error(f"window_s and hop_s must be at least one sample, got {window_s:g} and {hop_s:g}")
-        self._extractor = extractor
-        self._model = model
-        self._device: torch.device = model.device
+        self.extractor = extractor
+        self.model = model
+        self.device: torch.device = model.device
 
     @abstractmethod
     def _embed_window(self, window: Tensor) -> Tensor:
@@ -65,29 +71,29 @@ class WindowedEmbedder(CheckedEmbedder):
 
     def _embed(self, audio: Tensor) -> Tensor:
         """Computes the (n, D) embeddings of valid (N,) audio."""
-        return self._map_windows(self._embed_window, audio)
+        return self.map_windows(self._embed_window, audio)
 
-    def _map_windows(self, fn: Callable[[Tensor], Tensor], audio: Tensor) -> Tensor:
+    def map_windows(self, fn: Callable[[Tensor], Tensor], audio: Tensor) -> Tensor:
         """Applies a function to each window of (N,) audio alone, and stacks the results on the CPU, (n, D) float32."""
-        starts = window_starts(audio.numel(), window=self._window_samples, hop=self._hop_samples)
-        windows = [audio[start : start + self._window_samples] for start in starts]
-        with torch.inference_mode(), float32_exactly(self._device.type):
-            rows = map_single_threaded(fn, windows) if self._device.type == "cpu" else [fn(part) for part in windows]
+        starts = window_starts(audio.numel(), window=self.window_samples, hop=self.hop_samples)
+        windows = [audio[start : start + self.window_samples] for start in starts]
+        with torch.inference_mode(), float32_exactly(self.device.type):
+            rows = map_single_threaded(fn, windows) if self.device.type == "cpu" else [fn(part) for part in windows]
             rows = [row.float().cpu() for row in rows]
         return torch.stack(rows)
 
-    def _alone(self, fn: Callable[[], Tensor]) -> Tensor:
-        """Calls a function as `_map_windows` calls functions of windows, and returns its (D,) result on the CPU."""
-        with torch.inference_mode(), float32_exactly(self._device.type), single_threaded():
+    def run_alone(self, fn: Callable[[], Tensor]) -> Tensor:
+        """Calls a function as `map_windows` calls functions of windows, and returns its (D,) result on the CPU."""
+        with torch.inference_mode(), float32_exactly(self.device.type), single_threaded():
             row = fn().float().cpu()
         return row.clone()
 
-    def _features(self, window: Tensor, **given: Any) -> dict[str, Tensor]:
+    def extract_features(self, window: Tensor) -> dict[str, Tensor]:
         """Converts one window of audio to the input of the model, on the model's device."""
-        features: Mapping[str, Tensor] = self._extractor(
-            window.numpy(), sampling_rate=self.sample_rate_hz, return_tensors="pt", **given
+        features: Mapping[str, Tensor] = self.extractor(
+            window.numpy(), sampling_rate=self.sample_rate_hz, return_tensors="pt"
         )
         return {
-            key: value.to(self._device, torch.float32 if value.is_floating_point() else None)
+            key: value.to(self.device, torch.float32 if value.is_floating_point() else None)
             for key, value in features.items()
         }

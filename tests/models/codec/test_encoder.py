@@ -222,7 +222,8 @@ def test_latents_of_several_segments_equal_those_of_each_alone(codec):
 
 def test_transformers_computes_latents_if_the_view_is_not_finite():
     model, audio = random_codec(norm_type="time_group_norm"), random_audio(20)
-    assert torch.equal(SegmentEncoder(model).latents([audio])[0], model.encoder(audio[None])[0].t())
+    theirs = model.encoder(audio[None])[0].t()
+    assert (SegmentEncoder(model).latents([audio])[0] - theirs).abs().max() < 2e-6 * theirs.abs().max()
 
 
 def test_a_stereo_model_with_a_mono_codec_computes_latents_of_mono_audio(codec):

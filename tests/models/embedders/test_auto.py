@@ -126,8 +126,10 @@ def test_every_weight_that_is_missing_is_named(tmp_path):
 def test_a_weight_of_another_shape_is_refused(tmp_path):
     save_wav2vec2(tmp_path)
     edit_json(tmp_path / "config.json", intermediate_size=20)
-    with pytest.raises(CheckpointError, match=r"do not have the shape given by config\.json"):
-        load(tmp_path)
+    with pytest.raises(CheckpointError, match="not loaded: 9 of another shape ") as refused:
+        load(tmp_path, ignored_keys=["encoder."])
+    named = [f"encoder.layers.{i}.feed_forward.intermediate_dense.bias" for i in range(3)]
+    assert all(name in str(refused.value) for name in named)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +146,21 @@ def test_a_weight_of_another_shape_is_refused(tmp_path):
 def test_an_unknown_layer_is_refused(folder, layer, message):
     with pytest.raises(CheckpointError, match=message):
         load(folder, layer=layer)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layer": 1.0}, "layer must be a number or the name of a module, got 1.0"),
+        ({"layer": True}, "layer must be a number or the name of a module, got True"),
+        ({"ignored_keys": "lm_head."}, r"ignored_keys must be a list of prefixes, got 'lm_head\.'"),
+        ({"window_s": float("nan")}, "window_s must be at least one sample .* and finite, got nan"),
+        ({"hop_s": 0.0}, r"hop_s must be at least one sample \(0\.000625 s\) and finite, got 0"),
+    ],
+)
+def test_an_invalid_setting_is_refused(folder, settings, message):
+    with pytest.raises(MetricError, match=message):
+        load(folder, **settings)
 
 
 def test_a_window_shorter_than_the_receptive_field_is_refused(folder):

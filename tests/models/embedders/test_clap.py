@@ -173,8 +173,8 @@ def test_a_missing_file_is_named(tmp_path, pattern, message):
 
 def test_transformers_returns_tensors_or_objects(embedder, monkeypatch):
     expected = embedder.embed_text(TEXT)
-    own = embedder._model.get_text_features
-    monkeypatch.setattr(embedder._model, "get_text_features", lambda **given: own(**given).pooler_output)
+    own = embedder.model.get_text_features
+    monkeypatch.setattr(embedder.model, "get_text_features", lambda **given: own(**given).pooler_output)
     assert torch.equal(embedder.embed_text(TEXT), expected)
 
 

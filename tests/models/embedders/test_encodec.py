@@ -158,5 +158,5 @@ def test_another_kind_of_checkpoint_is_refused(tmp_path):
 
 
 def test_a_window_shorter_than_a_frame_is_refused(folder):
-    with pytest.raises(MetricError, match=r"window_s must be at least one frame \(0.05 s\), got 0.01"):
+    with pytest.raises(MetricError, match=r"window_s must be at least one frame \(0.05 s\) and finite, got 0.01"):
         load_encodec(folder, window_s=0.01)
