@@ -68,7 +68,9 @@ def weight_files(files: CheckpointFiles) -> list[Path]:
     found = {name: files.find(name) for name in sorted(_shards(files) or {SAFE_WEIGHTS_NAME})}
     missing = [name for name, path in found.items() if path is None]
     if missing:
-        hint = ", or set revision to one that has safetensors weights" if files.commit is not None else ""
+        hint = (
+            ", or set revision to a pull request that adds them (refs/pr/<number>)" if files.commit is not None else ""
+        )
         raise CheckpointError(
             f"checkpoint {files.name}: the weight file {missing[0]} is missing; save the model again with save_pretrained{hint}"
         )

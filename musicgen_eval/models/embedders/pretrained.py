@@ -135,7 +135,7 @@ def load_extractor(found: Pretrained) -> Any:
 
 
 def _source(files: CheckpointFiles, revision: str | None, licence: str | None, has_code: bool = False) -> WeightsSource:
-    patterns = ("*.safetensors", "*.json", *(["*.py"] if has_code else []))
+    patterns = ("*.safetensors", "*.json", "*.txt", *(["*.py"] if has_code else []))
     digest = folder_digest(files.folder, patterns=patterns) if files.commit is None else None
     return WeightsSource(files.name, revision, files.commit, digest, find_licence(files, given=licence))
 

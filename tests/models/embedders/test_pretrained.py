@@ -46,6 +46,18 @@ def test_a_hub_checkpoint_that_is_not_cached_is_refused(cached):
         load_clap("someone/else")
 
 
+def test_a_hub_checkpoint_without_safetensors_is_refused(cached):
+    (cached / "model.safetensors").unlink()
+    absent = cached.parent.parent / ".no_exist" / COMMIT
+    absent.mkdir(parents=True)
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        (absent / name).touch()
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors is missing; .* set revision to a pull request that adds"
+    ):
+        load_clap(NAME)
+
+
 @pytest.mark.parametrize("name", ["clap", "./nowhere/at/all"])
 def test_a_name_that_refers_to_nothing_is_refused(name):
     with pytest.raises(
