@@ -67,6 +67,7 @@ class FormulaEvaluation(MusicGenEvaluation):
         return FormulaStep(
             cast(MusicGen, model),
             self.bank,
+            self.context.plan,
             tail=self.settings.tail,
             seed=self.settings.seed,
             save_nll=self.settings.save_nll,

@@ -84,14 +84,14 @@ def generate(
         text: Text description for tracks that have none of their own.
         checkpoint: `demo`, a name on the Hugging Face Hub, a folder, a model from `load_model` (its decoder is converted to
             `precision`), or a transformers model in memory (it is copied, not changed).
-        revision: Branch, tag or commit on the hub.
+        revision: Branch, tag or commit of the checkpoint on the Hugging Face Hub.
         sample_rate_hz: Sample rate of `audio`. Required if `audio` is a tensor, and not allowed otherwise.
         metrics: Metrics, by name. `evaluation.metrics` of the returned object contains their results.
-        context_s: The time in the track at which the continuation starts, in seconds (default: the
-            middle of the track).
-        batch_size: Number of windows per step. On a CPU, windows are processed in parallel with one
-            thread each, so use at least one window per core.
-        num_workers: Number of processes that read audio. 0 means that the main process reads it.
+        context_s: The time in the track at which the continuation starts, in seconds. Defaults to the
+            middle of the track.
+        batch_size: Number of windows per batch. On a CPU, the windows of a batch are processed in
+            parallel with one thread each, so use at least one window per core.
+        num_workers: Number of processes that read audio. 0 means that the main process reads the audio.
         limit: Number of tracks to process, from the start of the source. Defaults to all tracks.
         min_duration_s: Minimum length of a track, in seconds. Shorter tracks are skipped and counted in
             the result.
@@ -99,10 +99,10 @@ def generate(
         duration_s: Length of the continuation, in seconds. Defaults to the rest of the track.
         max_new_frames: Length of the continuation, in frames. Cannot be combined with duration_s.
         max_frames: Length of the longest window, in frames. Defaults to the checkpoint's own limit.
-        seed: Seed for sampling codes and for readings that change codes. The same seed gives the same
-            codes.
-        guidance_scale: Scale of classifier-free guidance. 1 turns guidance off. Has no effect without a
-            text.
+        seed: Seed for sampling codes, and for metric inputs that alter codes at random. The same seed
+            gives the same codes.
+        guidance_scale: Scale of classifier-free guidance. 1 turns guidance off. Has no effect if the
+            track has no text.
         temperature: Divisor of the logits. 0 selects the most likely code.
         top_k: Number of most likely codes to sample from. None means all codes.
         top_p: Nucleus sampling: after `top_k` has been applied, codes are sampled from the smallest set
@@ -111,8 +111,9 @@ def generate(
             together exceed the checkpoint's limit. Defaults to 3/5 of the limit.
         num_continuations: Number of continuations per track, each with its own random numbers.
         threads: Number of CPU threads for generating codes and decoding audio. Defaults to the number
-            that torch uses. The number affects the last bits of the results, and so can change a
-            sampled code. Decoding steps with few rows always use one thread.
+            that torch uses. The number of threads affects the last bits of the results, and can
+            therefore change which codes are sampled. Decoding steps for small batches always use one
+            thread.
         kernels: Implementation of decoding steps on CUDA. `graph` replays a CUDA graph, `compiled`
             replays a graph of kernels that `torch.compile` has fused, and `eager` launches each kernel
             individually. Ignored on CPUs, which have their own kernels.
@@ -168,19 +169,19 @@ def perplexity(
         audio: A file, a folder, a glob, a manifest, or a list of these; or a (C, N) or (N,) floating-point tensor in [-1, 1].
         checkpoint: `demo`, a name on the Hugging Face Hub, a folder, a model from `load_model` (its decoder is converted to
             `precision`), or a transformers model in memory (it is copied, not changed).
-        revision: Branch, tag or commit on the hub.
+        revision: Branch, tag or commit of the checkpoint on the Hugging Face Hub.
         sample_rate_hz: Sample rate of `audio`. Required if `audio` is a tensor, and not allowed otherwise.
         metrics: Additional metrics, by name. `evaluation.metrics` of the returned object contains their results.
         text: Text description for tracks that have none of their own.
-        context_s: The length of the context before each target, in seconds (default: half of the
-            checkpoint's limit).
-        target_s: The length of the target of each window, in seconds (default: half of the checkpoint's
-            limit).
+        context_s: The length of the context before each target, in seconds. Defaults to half of the
+            checkpoint's limit.
+        target_s: The length of the target of each window, in seconds. Defaults to half of the
+            checkpoint's limit.
         head: Treatment of the start of a track. `score` scores the whole first window, so that every
-            code of a track counts once. `skip` scores only codes with a full context.
-        batch_size: Number of windows per step. On a CPU, windows are processed in parallel with one
-            thread each, so use at least one window per core.
-        num_workers: Number of processes that read audio. 0 means that the main process reads it.
+            code of a track is counted once. `skip` scores only codes with a full context.
+        batch_size: Number of windows per batch. On a CPU, the windows of a batch are processed in
+            parallel with one thread each, so use at least one window per core.
+        num_workers: Number of processes that read audio. 0 means that the main process reads the audio.
         limit: Number of tracks to process, from the start of the source. Defaults to all tracks.
         min_duration_s: Minimum length of a track, in seconds. Shorter tracks are skipped and counted in
             the result.
@@ -237,8 +238,8 @@ def continue_codes(
             max_frames, as in audiocraft.
         encoder_hidden_states: (B, L, D) text states, projected to the decoder's width. None means the null condition (no text).
         encoder_attention_mask: (B, L) mask, 0 for padding. A row of zeros means the null condition. None means no padding.
-        guidance_scale: Scale of classifier-free guidance. 1 turns guidance off. Has no effect without a
-            text.
+        guidance_scale: Scale of classifier-free guidance. 1 turns guidance off. Has no effect if the
+            track has no text.
         temperature: Divisor of the logits. 0 selects the most likely code.
         top_k: Number of most likely codes to sample from. None means all codes.
         top_p: Nucleus sampling: after `top_k` has been applied, codes are sampled from the smallest set

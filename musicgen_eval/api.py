@@ -94,7 +94,7 @@ def perplexity(
         EvaluationError: The audio, checkpoint, metrics or settings are invalid. The subclass of the error indicates which.
     """
     if metrics and "perplexity" in metrics:
-        raise RunError("metrics has the name 'perplexity', which is reserved; choose another name")
+        raise RunError("metrics contains the name 'perplexity', which is reserved; choose another name")
     module = _module(
         checkpoint,
         replace(model, save_nll=True),
@@ -154,7 +154,9 @@ def generate(
         EvaluationError: The audio, checkpoint, metrics or settings are invalid. The subclass of the error indicates which.
     """
     if run.run_dir is None and files != AudioSettings():
-        raise RunError("format, layout and originals apply to files only; set run_dir, or remove them")
+        raise RunError(
+            "format, layout and originals have no effect without run_dir; specify run_dir, or remove these arguments"
+        )
     module = _module(checkpoint, model, metrics=dict(metrics or {}), continuation=continuation)
     with quiet_libraries():
         spec = module.spec
@@ -200,7 +202,7 @@ def _source(audio: Audio, sample_rate_hz: int | None) -> Iterator[Source]:
     if not isinstance(audio, Tensor):
         source = _paths(audio)
         if sample_rate_hz is not None:
-            raise AudioError(f"sample_rate_hz applies to tensors only, and audio is {audio}; remove sample_rate_hz")
+            raise AudioError(f"sample_rate_hz applies only to tensors, but audio is {audio}; remove sample_rate_hz")
         yield source
         return
     if sample_rate_hz is None or sample_rate_hz <= 0:
@@ -209,7 +211,7 @@ def _source(audio: Audio, sample_rate_hz: int | None) -> Iterator[Source]:
     wave = wave.unsqueeze(0) if wave.dim() == 1 else wave
     if wave.dim() != 2 or not wave.is_floating_point() or wave.shape[0] not in (1, 2) or not wave.numel():
         raise AudioError(
-            "audio must be a (C, N) or (N,) floating point tensor of one or two channels, got "
+            "audio must be a (C, N) or (N,) floating-point tensor with one or two channels, got "
             f"{wave.dtype} {tuple(wave.shape)}"
         )
     with tempfile.TemporaryDirectory(prefix="musicgen_eval-") as scratch:

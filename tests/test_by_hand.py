@@ -49,12 +49,14 @@ def demo(source: Path) -> Demo:
     return Demo(str(source))
 
 
+@pytest.mark.slow
 def test_the_right_figure_equals_that_of_the_package(demo: Demo, source: Path):
     result = musicgen_eval.perplexity(source, context_s=CONTEXT_S, target_s=TARGET_S, accelerator="cpu")
     assert demo.right().ppl == pytest.approx(result.ppl, rel=1e-9)
     assert right_by_hand(demo).ppl == pytest.approx(result.ppl, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES, ids=list(BY_NAME))
 def test_every_mistake_changes_the_figure(mistake: Mistake, demo: Demo):
     wrong, right = mistake.measure(demo), demo.right(with_text=mistake.with_text)
@@ -71,6 +73,7 @@ def test_a_tail_scored_on_zeros_costs_ln_v_per_code(demo: Demo):
     assert BY_NAME["tail_on_padding"].measure(demo).ce == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_scored_silence_lowers_the_perplexity(demo: Demo):
     assert BY_NAME["silence_scored"].measure(demo).ppl < demo.right().ppl
 
@@ -85,6 +88,7 @@ def test_the_steps_by_hand_equal_those_of_the_package(demo: Demo):
     assert torch.equal(delayed(demo.model, codes), ours)
 
 
+@pytest.mark.slow
 def test_only_codes_near_the_target_change_if_a_context_is_encoded_alone(demo: Demo):
     leak = asides.measure_leak(demo)
     assert leak.num_windows == sum(piece.context_frames > 0 for piece in demo.pieces)
@@ -93,6 +97,7 @@ def test_only_codes_near_the_target_change_if_a_context_is_encoded_alone(demo: D
     assert leak.together != leak.alone
 
 
+@pytest.mark.slow
 def test_loud_noise_has_a_higher_perplexity_than_music_and_silence_a_lower_one(demo: Demo):
     music, loud, silence = asides.measure_noise(demo, (0.3, 0.0))
     assert silence.figure.ppl < music.figure.ppl < loud.figure.ppl

@@ -84,8 +84,8 @@ def probe(path: str | Path) -> AudioInfo:
         raise AudioError(f"{path}: the file cannot be read: {error.strerror or error}") from error
     if info.num_samples > num_bytes * MAX_SAMPLES_PER_BYTE:
         raise AudioError(
-            f"{path}: damaged: its header declares {info.num_samples} samples, too many for {num_bytes} bytes; "
-            "download or encode it again"
+            f"{path}: the file is damaged: its header declares {info.num_samples} samples, too many for {num_bytes} bytes; "
+            "download it again or re-encode it"
         )
     return info
 
@@ -130,16 +130,20 @@ def read_native(info: AudioInfo, start: int, num_samples: int) -> np.ndarray:
             audio = _read_soundfile(info, start, num_samples)
     except (OSError, soundfile.SoundFileError) as error:
         raise AudioError(
-            f"{path}: the file cannot be read at {start / info.sample_rate_hz:.3f} s (truncated or damaged?): {_cause(error)}"
+            f"{path}: the file cannot be read at {start / info.sample_rate_hz:.3f} s and may be truncated or damaged: "
+            f"{_cause(error)}"
         ) from error
     if len(audio) != num_samples or audio.shape[1] != info.num_channels:
         raise AudioError(
-            f"{path}: truncated or changed since it was opened: read {len(audio)} samples of {audio.shape[1]} channel(s) at "
-            f"{start / info.sample_rate_hz:.3f} s, expected {num_samples} samples of {info.num_channels} channel(s)"
+            f"{path}: the file is truncated or has changed since it was opened: read {len(audio)} samples of "
+            f"{audio.shape[1]} channel(s) at {start / info.sample_rate_hz:.3f} s, expected {num_samples} samples of "
+            f"{info.num_channels} channel(s)"
         )
     if not np.isfinite(audio).all():
         first = start + int(np.flatnonzero(~np.isfinite(audio).all(axis=1))[0])
-        raise AudioError(f"{path}: NaN or infinite sample at {first / info.sample_rate_hz:.3f} s (sample {first})")
+        raise AudioError(
+            f"{path}: the file contains a NaN or infinite sample at {first / info.sample_rate_hz:.3f} s (sample {first})"
+        )
     peak = float(np.abs(audio).max(initial=0.0))
     if peak > MAX_PEAK:
         raise AudioError(
@@ -182,7 +186,7 @@ def file_bytes(path: Path) -> int:
     if stat.S_ISDIR(status.st_mode):
         raise AudioError(f"{path}: expected an audio file, got a folder")
     if not stat.S_ISREG(status.st_mode):
-        raise AudioError(f"{path}: expected a regular file, got a fifo, socket or device")
+        raise AudioError(f"{path}: expected a regular file, got a FIFO, socket or device")
     if status.st_size == 0:
         raise AudioError(f"{path}: the file is empty (0 bytes)")
     return status.st_size
@@ -219,8 +223,8 @@ def _probe_soundfile(path: Path, head: bytes) -> AudioInfo:
             _read_soundfile(info, info.num_samples - 1, 1)
         except soundfile.SoundFileError as error:
             raise AudioError(
-                f"{path}: truncated: its header declares {info.num_samples} samples but the last one cannot be read "
-                f"({_cause(error)}); download or encode it again"
+                f"{path}: the file is truncated: its header declares {info.num_samples} samples, but the last one cannot be read "
+                f"({_cause(error)}); download it again or re-encode it"
             ) from error
     return info
 
@@ -238,8 +242,8 @@ def _check_flac(path: Path, declared: int) -> int:
     at_end = find_flac_end(path)
     if at_end is not None and at_end != declared:
         raise AudioError(
-            f"{path}: damaged: its header declares {declared} samples but its last frame ends at sample {at_end}; "
-            "encode it again"
+            f"{path}: the file is damaged: its header declares {declared} samples, but its last frame ends at sample {at_end}; "
+            "re-encode it"
         )
     return declared
 
@@ -261,7 +265,9 @@ def _read_soundfile(info: AudioInfo, start: int, num_samples: int) -> np.ndarray
         if sound.seekable():
             reached = sound.seek(position)
             if reached != position:
-                raise AudioError(f"{info.path}: damaged: a seek to sample {position} ended at sample {reached}")
+                raise AudioError(
+                    f"{info.path}: the file is damaged: a seek to sample {position} ended at sample {reached}"
+                )
         else:
             # GSM and G.72x are read from the start, in blocks. Without seeks, each read starts where the last one ended.
             position = start

@@ -119,7 +119,7 @@ def open_track(
     _check_channels(info, 2)
     if not MIN_RATE_HZ <= info.sample_rate_hz <= MAX_RATE_HZ:
         raise AudioError(
-            f"{info.path}: sample rate is {info.sample_rate_hz} Hz, expected {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz"
+            f"{info.path}: the sample rate must be between {MIN_RATE_HZ} and {MAX_RATE_HZ} Hz, got {info.sample_rate_hz} Hz"
         )
     rate_hz, seconds = info.sample_rate_hz, info.num_samples / info.sample_rate_hz
     end_s = seconds if duration_s is None else start_s + duration_s
@@ -135,7 +135,7 @@ def open_track(
         raise AudioError(f"{info.path}: the track ends at {end_s:g} s, after the end of the file at {seconds:.3f} s")
     end = min(end, info.num_samples)
     if first >= end:
-        raise AudioError(f"{info.path}: there is no sample between {start_s:g} s and {end_s:g} s")
+        raise AudioError(f"{info.path}: there are no samples between {start_s:g} s and {end_s:g} s")
     return TrackAudio(info, first, end - first)
 
 

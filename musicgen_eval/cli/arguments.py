@@ -59,7 +59,7 @@ def with_resumed(args: Sequence[str]) -> list[str]:
             continue
         folder = value if equals else next(rest, "")
         if not folder or folder.startswith("--"):
-            raise ArgumentError(None, "--resume needs a run folder, such as runs/20260102-030405-test")
+            raise ArgumentError(None, "--resume requires a run folder, such as runs/20260102-030405-test")
         full += resumed_arguments(folder)
     return full
 
@@ -75,7 +75,7 @@ def utf8_text(text: str | None, *, option: str) -> str | None:
     try:
         return os.fsencode(text).decode("utf-8")
     except UnicodeError as error:
-        raise ArgumentError(None, f"{option} is not UTF-8 text, got {text!a}") from error
+        raise ArgumentError(None, f"{option} must be UTF-8 text, got {text!a}") from error
 
 
 def refuse_other_encodings(args: Sequence[str]) -> None:

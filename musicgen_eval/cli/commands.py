@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from musicgen_eval.runs.folder import RunFolder
 
 AUDIO_HELP = (
-    "One or more files, folders, globs or manifests (csv, jsonl, parquet), for example `--audio *.wav`. Use `demo` for the bundled "
+    "One or more files, folders, globs or manifests (CSV, JSONL, Parquet), for example `--audio *.wav`. Use `demo` for the bundled "
     "clips."
 )
 RESUME_OPTIONS = ("--resume", "--max_failures", "--retry_failures", "--allow_other_machine")
@@ -39,7 +39,7 @@ EXAMPLES = {
     ),
     "generate": (
         'musicgen-eval generate --audio demo --text "EDM" --limit 1',
-        "musicgen-eval generate --audio song.mp3 --context 10 --duration 5 --format wav",
+        "musicgen-eval generate --audio song.mp3 --context_s 10 --duration_s 5 --format wav",
         "musicgen-eval generate --resume runs/20260102-030405-generate",
     ),
 }
@@ -63,7 +63,7 @@ def parse_command(args: Sequence[str]) -> Callable[[], None]:
     full = with_values([full_option(arg) for arg in args])
     options = [arg.partition("=")[0] for arg in full]
     if options.count("--audio") > 1:
-        raise ArgumentError(None, "--audio is given more than once; give all files after a single --audio")
+        raise ArgumentError(None, "--audio is specified more than once; list all files after a single --audio")
     if "--resume" in options:
         if full[0] not in COMMANDS:
             raise ArgumentError(None, "--resume must follow a command, as in musicgen-eval evaluate --resume runs/x")
@@ -129,7 +129,7 @@ def generate_command(
     files: AudioSettings,
     run: RunSettings,
 ) -> None:
-    """Continues audio files."""
+    """Generates continuations of audio files."""
     from rich.console import Console
 
     from musicgen_eval.runs.datamodule import WindowDataModule
@@ -170,7 +170,7 @@ def _resumed_command(args: Sequence[str]) -> Callable[[], None]:
     command, *options = args
     others = [arg for arg in options if arg.startswith("--") and arg.partition("=")[0] not in RESUME_OPTIONS]
     if others:
-        raise ArgumentError(None, f"--resume takes every setting from the run; leave out {', '.join(others)}")
+        raise ArgumentError(None, f"--resume takes all settings from the run; remove {', '.join(others)}")
     full = [f"--data.{arg[2:]}" if arg.startswith("--max_failures") else arg for arg in with_resumed(options)]
     return partial(run_lightning, ["test" if command == "evaluate" else "predict", *full])
 

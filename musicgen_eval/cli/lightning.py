@@ -105,7 +105,7 @@ class EvaluationCLI(LightningCLI):
             if not isinstance(settings[group], Namespace):
                 raise ArgumentError(None, f"{group}: expected a mapping of settings, got {settings[group]!r}")
         if settings.resume is not None:
-            raise RunError(f"resume is {settings.resume} in the configuration; use the option --resume instead")
+            raise RunError(f"resume is set to {settings.resume} in the configuration; use the option --resume instead")
         settings.trainer = expand_home(settings.trainer)
         settings.data.text = utf8_text(settings.data.text, option="data.text")
         trainer = settings.trainer
@@ -115,7 +115,8 @@ class EvaluationCLI(LightningCLI):
         check_precision(str(trainer.precision), str(trainer.accelerator))
         if trainer.benchmark:
             raise RunError(
-                "trainer.benchmark is set. It makes cuDNN choose algorithms by timing, so two runs would differ; remove it"
+                "trainer.benchmark is set, which makes cuDNN choose algorithms by timing, so results would differ between runs; "
+                "remove trainer.benchmark"
             )
         if trainer.use_distributed_sampler:
             refuse_distributed_sampler()
@@ -196,7 +197,7 @@ class EvaluationCLI(LightningCLI):
             loop()
         if self.model.result is not None and self.model.result.metric_errors:
             names = ", ".join(self.model.result.metric_errors)
-            raise RunError(f"cannot compute the metrics {names}; the other results are written")
+            raise RunError(f"could not compute the metrics {names}; the other results have been written")
 
     @property
     def _settings(self) -> Namespace:

@@ -62,7 +62,7 @@ def _guarded(parse: Callable[[], Callable[[], None]]) -> int:
         except (KeyboardInterrupt, SystemExit) as stopped:
             if isinstance(stopped, SystemExit) and not isinstance(stopped.__context__, KeyboardInterrupt):
                 raise  # for example, after --help
-            return _fail("interrupted, before the result", 130)
+            return _fail("interrupted before the run finished", 130)
 
 
 def _run(command: Callable[[], None]) -> int:
@@ -84,7 +84,7 @@ def _run(command: Callable[[], None]) -> int:
         except MisconfigurationException as error:
             return _fail(str(error), 1)
         except SIGTERMException:
-            return _fail("stopped by SIGTERM, before the result", 143)
+            return _fail("stopped by SIGTERM before the run finished", 143)
     return 0
 
 

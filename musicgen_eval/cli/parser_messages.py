@@ -46,7 +46,7 @@ def _missing_option(message: str) -> str | None:
     missing = re.search(r"required: (?:evaluate|generate)\.(\w+)", message) or re.search(
         r'"(?:evaluate|generate)\.(\w+)" is required', message
     )
-    return missing and f"--{missing[1]} is required, unless --resume names a run folder"
+    return missing and f"--{missing[1]} is required unless --resume specifies a run folder"
 
 
 def _metric_entry(message: str) -> str | None:
@@ -78,8 +78,8 @@ def _unknown_key(entry: dict[str, object]) -> str | None:
         return None
     remedy = near_matches(unknown, known)
     if known is METRIC_CLASS:
-        remedy = "to rename inputs, give {metric: {class_path: ...}, inputs: {...}}"
-    return f"has the key {unknown!r}, expected {', '.join(known)}; {remedy}"
+        remedy = "to rename inputs, specify {metric: {class_path: ...}, inputs: {...}}"
+    return f"has the unknown key {unknown!r}, expected {', '.join(known)}; {remedy}"
 
 
 def _unknown_metric(message: str) -> str | None:
@@ -107,7 +107,7 @@ def _class_problem(message: str) -> str | None:
         return None
     name, reason = found[1], " ".join(found[2].split())
     required = re.match(r"the following arguments are required: (.*)", reason)
-    return f"{_key(message)}{name} needs {required[1]}" if required else f"{_key(message)}{name}: {reason}"
+    return f"{_key(message)}{name} requires {required[1]}" if required else f"{_key(message)}{name}: {reason}"
 
 
 def _no_mapping(message: str) -> str | None:
@@ -132,10 +132,10 @@ def _plain_type(kind: str) -> str:
     """Returns a plain name for a type that the parser prints in a message.
 
     >>> [_plain_type(kind) for kind in ("<class 'NoneType'>", "typing.Literal['a', 'b']", "dot import path string: foo", "Metric")]
-    ['null', "one of 'a', 'b'", 'the path of a class', 'Metric']
+    ['null', "one of 'a', 'b'", 'the import path of a class', 'Metric']
     """
     if kind.startswith("dot import path"):
-        return "the path of a class"
+        return "the import path of a class"
     choice = re.match(r"typing\.Literal\[(.*)\]", kind)
     if choice is not None:
         return f"one of {choice[1]}"

@@ -94,7 +94,7 @@ class TolerantStream:
 def _warn_of_lost_stdout(error: OSError | ValueError) -> None:
     """Prints a warning that output is lost, unless the reason is a closed pipe."""
     if isinstance(error, OSError) and error.errno != errno.EPIPE:
-        print(f"warning: standard output cannot be written ({error.strerror}); the run continues", file=sys.stderr)
+        print(f"warning: cannot write to standard output ({error.strerror}); the run continues", file=sys.stderr)
 
 
 def _open_closed_descriptors() -> None:

@@ -46,7 +46,10 @@ class StrictParser(LightningArgumentParser):
 
 
 def _unknown_empty(settings: object, known: Namespace, group: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Yields each unknown setting whose value is empty, and the known settings of the same group. All names include the group."""
+    """For each unknown setting with an empty value, yields its name and the names of the known settings in its group.
+
+    All names include the group.
+    """
     for name, value in _items(settings):
         if name not in known:
             if _is_empty(value):

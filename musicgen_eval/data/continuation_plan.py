@@ -110,6 +110,6 @@ def check_context(context_frames: int, target_frames: int, spec: CodecSpec, stri
     raise WindowError(
         f"context_s={context_frames / rate:g} and a continuation of {target_frames / rate:g} s together exceed the "
         f"checkpoint's limit of {spec.max_frames / rate:g} s, so the window slides by {stride_frames / rate:g} s and the "
-        f"context must be at most {longest / rate:g} s; shorten data.context_s or data.target_s, or reduce "
+        f"context must be at most {longest / rate:g} s; reduce data.context_s, data.target_s or "
         "model.continuation.stride_s"
     )

@@ -40,15 +40,13 @@ class OpenOptions:
     Attributes:
         index_path: Path of the file that stores the index. A resumed run loads the index from this file. None means that the index
             is not stored.
-        retry_failures: Whether to open failed tracks again. These are the tracks that could not be opened and the tracks in
-            `failed_later`.
-        failed_later: Ids of the tracks that failed after they had been opened. Secrets in the ids are redacted.
+        retried: If failed tracks are to be opened again: ids, with secrets redacted, of the tracks that failed after they had been
+            opened. The tracks that could not be opened are then opened again, too. None means that failed tracks stay failed.
         show_progress: Whether to show a progress bar on stderr if opening takes more than a second and stderr is a terminal.
     """
 
     index_path: Path | None = None
-    retry_failures: bool = False
-    failed_later: frozenset[str] = frozenset()
+    retried: frozenset[str] | None = None
     show_progress: bool = False
 
 
@@ -66,8 +64,8 @@ def open_tracks(tracks: TrackList, options: OpenOptions) -> TrackIndex:
     if path is not None and source is not None and path.exists():
         index, began_with = load_index(path)
         began_with.refuse_other(source, tracks, path)
-        if options.retry_failures:
-            failed, clean = options.failed_later, redactor()
+        if options.retried is not None:
+            failed, clean = options.retried, redactor()
             index.mark_failed_pending(
                 [row for row, track in enumerate(tracks.ids) if clean(track) in failed] if failed else ()
             )

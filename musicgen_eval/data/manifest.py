@@ -187,7 +187,9 @@ def _check_columns(where: str, columns: frozenset[str]) -> None:
                 "or 'duration_s' if it is the duration of the whole file"
             )
     if "path" in missing:
-        raise SourceError(f"{where}: no column 'path'; columns found: {', '.join(sorted(columns)) or 'none'}")
+        raise SourceError(
+            f"{where}: the column 'path' is missing; columns found: {', '.join(sorted(columns)) or 'none'}"
+        )
 
 
 def _parse_row(

@@ -30,4 +30,6 @@ def demo_notes(setting: str, value: object, file: str = "") -> tuple[str, ...]:
     is_demo = value == "demo" or (isinstance(value, list) and "demo" in value)
     if not is_demo or not Path("demo", file).exists():
         return ()
-    return (f"{setting} demo selects the bundled demo; use ./demo to select the one in the current folder",)
+    return (
+        f"{setting} demo selects the bundled demo; use ./demo to select the file or folder of that name in the current folder",
+    )

@@ -101,7 +101,7 @@ class Plan:
             raise AudioError(
                 f"{audio.info.path}: the file lasts {audio.info.num_samples / rate_hz:.9g} s ({num_frames} frames of the track), "
                 f"but duration_s is {declared_s:.9g} ({planned} frames); set duration_s to the length of the file, rounded down, "
-                "or remove it"
+                "or remove duration_s"
             )
         while len(self._opened) >= TRACKS_KEPT:
             self._opened.pop(next(iter(self._opened)), None)

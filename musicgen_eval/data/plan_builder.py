@@ -107,8 +107,8 @@ def refuse_failures(failures: Sequence[Failure], max_failures: int) -> None:
     raise RunError(
         "\n".join(
             [
-                f"{len(reasons)} track{'s' * (len(reasons) > 1)} failed but data.max_failures is {max_failures}; "
-                f"set it to {len(reasons)} to record {'them' if len(reasons) > 1 else 'it'} and continue:",
+                f"{len(reasons)} track{'s' * (len(reasons) > 1)} failed, but data.max_failures is {max_failures}; "
+                f"set data.max_failures to {len(reasons)} to record the failure{'s' * (len(reasons) > 1)} and continue:",
                 *shown,
                 *more,
             ]
@@ -154,7 +154,7 @@ def _measure(
         "failed",
         lambda row: (
             f"{tracks.paths[row]}: {duration_s[row]:.4g} s is shorter than one frame ({1 / rate_hz:g} s); "
-            "remove it or set data.min_duration_s"
+            "remove the track or set data.min_duration_s"
         ),
     )
     for length, rows in _rows_by_length(num_frames, np.flatnonzero(codes == 0)):

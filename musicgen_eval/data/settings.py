@@ -16,18 +16,19 @@ class DataSettings(Settings):
     """Settings of the data to evaluate.
 
     Attributes:
-        source: Audio to evaluate: a file, a folder, a glob, a manifest (csv, jsonl, parquet), `demo` for the bundled clips, or a
+        source: Audio to evaluate: a file, a folder, a glob, a manifest (CSV, JSONL, Parquet), `demo` for the bundled clips, or a
             list of these.
         text: Text description for tracks that have none of their own.
-        context_s: When scoring, the length of the context before each target, in seconds (default: half of the checkpoint's limit).
-            When generating, the time in the track at which the continuation starts, in seconds (default: the middle of the track).
-        target_s: When scoring, the length of the target of each window, in seconds (default: half of the checkpoint's limit). When
-            generating, the length of the continuation, in seconds (default: the rest of the track).
-        head: Treatment of the start of a track. `score` scores the whole first window, so that every code of a track counts
-            once. `skip` scores only codes with a full context.
-        batch_size: Number of windows per step. On a CPU, windows are processed in parallel with one thread each, so use at least
-            one window per core.
-        num_workers: Number of processes that read audio. 0 means that the main process reads it.
+        context_s: When scoring, the length of the context before each target, in seconds. Defaults to half of the checkpoint's
+            limit. When generating, the time in the track at which the continuation starts, in seconds. Defaults to the middle of
+            the track.
+        target_s: When scoring, the length of the target of each window, in seconds. Defaults to half of the checkpoint's limit.
+            When generating, the length of the continuation, in seconds. Defaults to the rest of the track.
+        head: Treatment of the start of a track. `score` scores the whole first window, so that every code of a track is
+            counted once. `skip` scores only codes with a full context.
+        batch_size: Number of windows per batch. On a CPU, the windows of a batch are processed in parallel with one thread each, so
+            use at least one window per core.
+        num_workers: Number of processes that read audio. 0 means that the main process reads the audio.
         limit: Number of tracks to process, from the start of the source. Defaults to all tracks.
         min_duration_s: Minimum length of a track, in seconds. Shorter tracks are skipped and counted in the result.
         max_failures: Number of tracks that may fail before the run stops with an error.
@@ -51,8 +52,8 @@ class DataSettings(Settings):
     def __post_init__(self) -> None:
         if self.text is not None and not isinstance(self.text, str):
             raise RunError(
-                f"text must be a string or None, got {shown(self.text)}; to give each track its own text, use a manifest with a "
-                "column `text`"
+                f"text must be a string or None, got {shown(self.text)}; to specify the text of each track, use a manifest with a "
+                "`text` column"
             )
         super().__post_init__()
         self.require_at_least(1, "batch_size", "limit")
@@ -72,5 +73,5 @@ def _check_text(text: str | None) -> None:
     except UnicodeEncodeError as error:
         raise RunError(
             f"text cannot be decoded: {shown(text)} contains an undecodable byte at position {error.start}; check the encoding of "
-            "the terminal (LC_ALL=C.UTF-8)"
+            "the terminal (for example, set LC_ALL=C.UTF-8)"
         ) from error

@@ -160,7 +160,7 @@ def _joined(names: Sequence[str], lists: Sequence[TrackList]) -> TrackList:
             if id in sources:
                 raise SourceError(
                     f"{name}: track {id!r} is already in {sources[id]}; list each file once, "
-                    "and give the rows of manifests unique ids"
+                    "and give each manifest row a unique id"
                 )
         sources.update(dict.fromkeys(own, name))
         ids += own

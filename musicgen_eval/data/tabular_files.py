@@ -223,7 +223,9 @@ def _csv_rows(path: Path, reader: Any, header: _Header, oddities: Oddities) -> I
 
 
 def _no_csv(path: Path, number: int, error: Exception) -> SourceError:
-    return SourceError(f"{path}: row {number}: not a csv file in UTF-8: {error}; in Excel, save it as `CSV UTF-8`")
+    return SourceError(
+        f"{path}: row {number}: the file is not a CSV file in UTF-8: {error}; in Excel, save it as `CSV UTF-8`"
+    )
 
 
 def _check_header(path: Path, header: list[str]) -> None:
@@ -253,16 +255,16 @@ def _json_rows(path: Path, check_columns: CheckColumns) -> Iterator[tuple[int, d
                     checked.add(keys)
                 yield line_number, row
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise SourceError(f"{path}: row {number + 1}: damaged gzip file: {error}") from error
+            raise SourceError(f"{path}: row {number + 1}: the gzip file is damaged: {error}") from error
 
 
 def _json_row(where: str, line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"{where}: not a json object: {error}") from error
+        raise SourceError(f"{where}: the line is not valid JSON: {error}") from error
     if not isinstance(row, dict):
-        raise SourceError(f"{where}: expected a json object, got {str(row)[:40]!r}")
+        raise SourceError(f"{where}: expected a JSON object, got {str(row)[:40]!r}")
     return row
 
 
@@ -271,7 +273,7 @@ def _parquet_row_batches(path: Path, wanted: Sequence[str], check_columns: Check
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise SourceError(f"{path}: a parquet manifest requires pyarrow; install it with {INSTALL_PARQUET}") from error
+        raise SourceError(f"{path}: a Parquet manifest requires pyarrow; install it with {INSTALL_PARQUET}") from error
     try:
         with parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as table:
             columns = table.schema_arrow.names
@@ -286,4 +288,4 @@ def _parquet_row_batches(path: Path, wanted: Sequence[str], check_columns: Check
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:
         if isinstance(error, SourceError):
             raise
-        raise SourceError(f"{path}: not a parquet file: {error}") from error
+        raise SourceError(f"{path}: the file is not a valid Parquet file: {error}") from error

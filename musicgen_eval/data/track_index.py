@@ -208,7 +208,7 @@ class SourceColumns:
         else:
             what = f"track {tracks.ids[row]!r} was added"
         raise RunError(
-            f"the source has changed since the run started: {what} (row {row + 1}); restore the source or start a new run. "
+            f"the source has changed since the run was started: {what} (row {row + 1}); restore the source or start a new run. "
             f"The original source is recorded in {kept}"
         )
 
@@ -248,7 +248,7 @@ def save_index(path: Path, index: TrackIndex, source: SourceColumns) -> None:
         with atomic_file(path, "wb") as file:
             np.savez(file, num_tracks=len(index), words=np.frombuffer(words, np.uint8), **columns)  # type: ignore[arg-type]
     except OSError as error:
-        raise RunError(f"{path}: cannot write the index of tracks: {error.strerror or error}") from error
+        raise RunError(f"{path}: cannot write the track index: {error.strerror or error}") from error
 
 
 def load_index(path: Path) -> tuple[TrackIndex, SourceColumns]:
@@ -267,7 +267,7 @@ def load_index(path: Path) -> tuple[TrackIndex, SourceColumns]:
             source = {name: unpacked(kept[name], num_tracks) for name in SourceColumns.__dataclass_fields__}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise RunError(
-            f"{path}: the file is not an index of tracks, or is damaged ({error}); delete the file to open the tracks again"
+            f"{path}: the file is not a track index, or is damaged ({error}); delete the file so that the tracks are opened again"
         ) from error
     reasons = {int(row): reason for row, reason in words["reasons"].items()}
     return TrackIndex(**columns, formats=words["formats"], reasons=reasons), SourceColumns(**source)

@@ -162,7 +162,7 @@ def check_limit(context_frames: int, target_frames: int, spec: CodecSpec, *, all
         return
     rate = spec.frame_rate_hz
     raise WindowError(
-        f"context {context_frames / rate:g} s + target {target_frames / rate:g} s is {total} frames, over the checkpoint's "
-        f"limit of {spec.max_frames} frames ({spec.max_frames / rate:g} s), and positions beyond the limit are untrained; shorten "
-        "data.context_s or data.target_s, or set data.allow_beyond_limit to evaluate longer windows anyway"
+        f"context {context_frames / rate:g} s + target {target_frames / rate:g} s is {total} frames, which exceeds the "
+        f"checkpoint's limit of {spec.max_frames} frames ({spec.max_frames / rate:g} s), and the model was not trained on longer "
+        "windows; reduce data.context_s or data.target_s, or set data.allow_beyond_limit to evaluate longer windows anyway"
     )

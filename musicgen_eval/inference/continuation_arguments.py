@@ -73,8 +73,8 @@ def _per_row(value: int | Sequence[int] | Tensor, num_rows: int, name: str) -> l
 def _check_uniforms(uniforms: Tensor | None, shape: tuple[int, int, int], temperature: float) -> None:
     if uniforms is None and temperature > 0:
         raise ValueError(
-            f"uniforms is required if temperature is above 0, got temperature={temperature:g}; pass (B, K, total_frames) "
-            "numbers, such as torch.rand(..., generator=...), or set temperature=0"
+            f"uniforms is required if temperature is above 0, got temperature={temperature:g}; pass a (B, K, total_frames) "
+            "tensor, such as torch.rand(..., generator=...), or set temperature=0"
         )
     if uniforms is not None and tuple(uniforms.shape) != shape:
         raise ValueError(f"uniforms must be (B, K, total_frames) = {shape}, got {tuple(uniforms.shape)}")

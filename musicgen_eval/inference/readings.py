@@ -134,12 +134,12 @@ def _fed_codes(reading: Reading, coded: CodedWindow, seed: int, num_entries: int
     changed = reading.change(coded.codes.cpu().clone(), coded.window, reading_generator(seed, coded.window, reading))
     if changed.shape != coded.codes.shape or changed.dtype != coded.codes.dtype:
         raise MetricError(
-            f"reading {reading.name!r} changed codes from {tuple(coded.codes.shape)} {coded.codes.dtype} to "
+            f"reading {reading.name!r} changed the codes from {tuple(coded.codes.shape)} {coded.codes.dtype} to "
             f"{tuple(changed.shape)} {changed.dtype}; return codes of the same shape and dtype"
         )
     if changed.numel() and not 0 <= int(changed.min()) <= int(changed.max()) < num_entries:
         raise MetricError(
-            f"reading {reading.name!r} changed codes to values from {int(changed.min())} to {int(changed.max())}; "
+            f"reading {reading.name!r} changed the codes to values between {int(changed.min())} and {int(changed.max())}; "
             f"return codes in [0, {num_entries})"
         )
     return changed.to(coded.codes.device)

@@ -20,8 +20,8 @@ class ContinuationSettings(SamplingSettings):
             limit. Defaults to 3/5 of the limit.
         num_continuations: Number of continuations per track, each with its own random numbers.
         threads: Number of CPU threads for generating codes and decoding audio. Defaults to the number that torch uses. The number
-            affects the last bits of the results, and so can change a sampled code. Decoding steps with few rows always use one
-            thread.
+            of threads affects the last bits of the results, and can therefore change which codes are sampled. Decoding steps for
+            small batches always use one thread.
         kernels: Implementation of decoding steps on CUDA. `graph` replays a CUDA graph, `compiled` replays a graph of kernels that
             `torch.compile` has fused, and `eager` launches each kernel individually. Ignored on CPUs, which have their own kernels.
     """
@@ -40,7 +40,7 @@ class ContinuationSettings(SamplingSettings):
         if self.temperature == 0 and self.num_continuations > 1:
             raise RunError(
                 f"num_continuations is {self.num_continuations}, but at temperature 0 all continuations of a track are identical; "
-                "set model.continuation.num_continuations to 1 or raise model.continuation.temperature"
+                "set model.continuation.num_continuations to 1 or increase model.continuation.temperature"
             )
 
     def check_for(self, spec: CodecSpec) -> None:

@@ -28,7 +28,7 @@ def _message(error: torch.OutOfMemoryError, batch_size: int, occasion: str) -> s
     request = next((part for part in str(error).split(". ") if part.startswith("Tried to allocate")), "")
     remedy = (
         f"start a new run with data.batch_size below {batch_size}, such as {max(1, batch_size // 2)}, or resume this run on a "
-        "device with more free memory. A run cannot be resumed with a different data.batch_size, because the numbers depend on it"
+        "device with more free memory. A run cannot be resumed with a different data.batch_size, because the results depend on it"
         if batch_size > 1
         else "data.batch_size is already 1; use a 16-bit precision, shorter windows, or a device with more memory"
     )

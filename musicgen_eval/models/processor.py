@@ -16,9 +16,9 @@ def has_fast_mkl() -> bool:
     """Returns whether torch provides MKL and runs on an Intel processor. If so, MKL should be preferred for products of many rows.
 
     On Intel processors, MKL multiplies large float32 matrices 8% faster than oneDNN does with packed weights. On these
-    processors, torch's causal attention takes 60% of the time of attention with oneDNN products in float32, and one third of the
-    time in bfloat16. On other processors, MKL is half as fast as oneDNN. For few rows, as in a decoding step, packed weights are
-    faster on all processors.
+    processors, torch's causal attention is also faster than attention that is computed with oneDNN products: it takes 60% of the
+    time in float32, and one third of the time in bfloat16. On other processors, MKL is half as fast as oneDNN. For a small number
+    of rows, as in a decoding step, packed weights are faster on all processors.
     """
     return torch.backends.mkl.is_available() and _is_intel()
 

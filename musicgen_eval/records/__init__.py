@@ -83,8 +83,8 @@ class CodecSpec:
         if abs(frames - nearest) > 1e-6:
             below = int(frames) / self.frame_rate_hz
             raise WindowError(
-                f"{setting}={seconds:g} s is {frames:g} frames at {self.frame_rate_hz} Hz, expected a whole number; "
-                f"set it to {below:g} or {below + 1 / self.frame_rate_hz:g}"
+                f"{setting}={seconds:g} s is {frames:g} frames at {self.frame_rate_hz} Hz, which is not a whole number; "
+                f"set {setting} to {below:g} or {below + 1 / self.frame_rate_hz:g}"
             )
         return nearest
 

@@ -112,8 +112,8 @@ class Measurements:
         missing, repeated = int((self._times == 0).sum()), int((self._times > 1).sum())
         if missing or repeated:
             raise RunError(
-                f"{missing} of {len(self.order)} windows have no record and {repeated} have several; use data.limit instead of "
-                "the Trainer's limit_*_batches, and if the journal was damaged, resume the run"
+                f"{missing} of {len(self.order)} windows have no record and {repeated} have several; if you set the "
+                "Trainer's limit_*_batches, use data.limit instead; if the journal was damaged, resume the run"
             )
 
     def has_tensor(self, place: int, name: str) -> bool:

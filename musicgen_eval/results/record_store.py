@@ -175,7 +175,7 @@ class MeasuredBatches:
         self.windows = sum(len(batch_rows(number, num_windows, batch_size)) for number in self.batches)
 
 
-def read_measured(folder: Path, plan: Plan, batch_size: int, *, retry_failures: bool = False) -> MeasuredBatches:
+def read_measured(folder: Path, plan: Plan, batch_size: int, *, retry_failures: bool) -> MeasuredBatches:
     """Finds the batches of a plan that are completely recorded in a journal.
 
     Args:

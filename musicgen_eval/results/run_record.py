@@ -87,14 +87,14 @@ class RunRecord:
 def _problem(found: Any) -> str:
     """Returns the reason why the content of a file is not a valid record, or "" if it is valid."""
     if not isinstance(found, dict):
-        return f"it holds {type(found).__name__}, expected an object"
+        return f"expected a JSON object, got {type(found).__name__}"
     if not (isinstance(found.get("command"), str) and found["command"]):
-        return "it names no command"
+        return "the command is missing"
     for name in ("fingerprint", "machine", "settled"):
         if not isinstance(found.get(name, {}), dict):
-            return f"{name} is {type(found[name]).__name__}, expected an object"
+            return f"{name} must be a JSON object, got {type(found[name]).__name__}"
     for name in ("starts", "other_machines"):
         entries = found.get(name, [])
         if not (isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)):
-            return f"{name} is not a list of objects"
+            return f"{name} must be a list of JSON objects"
     return ""

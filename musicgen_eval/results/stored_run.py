@@ -108,7 +108,7 @@ class StoredRun:
             raise RunError(f"{path} cannot be read ({problem}); restore it from a copy") from error
         if not isinstance(found, Mapping):
             raise RunError(
-                f"{path} is damaged: it holds {type(found).__name__}, expected settings; restore it from a copy"
+                f"{path} is damaged: expected a mapping of settings, got {type(found).__name__}; restore it from a copy"
             )
         return found
 
@@ -158,7 +158,7 @@ class StoredRun:
             return "run the evaluation again with model.save_nll=true and another run_dir"
         if self.state == "finished":
             return _remedy(self.folder)
-        return f"finish the run with --resume {self.folder}, which writes the file"
+        return f"finish the run with --resume {self.folder} to write the file"
 
     @cached_property
     def _curves(self) -> NllFile:
@@ -195,10 +195,10 @@ def load_run(folder: str | Path) -> StoredRun:
     path = Path(os.path.expanduser(folder)).absolute()  # noqa: PTH111 - Path.expanduser raises if there is no home directory
     if not path.is_dir():
         problem = "is not a folder" if path.exists() else "does not exist"
-        raise RunError(f"{path} {problem}; give the folder that contains run.json")
+        raise RunError(f"{path} {problem}; specify a folder that contains run.json")
     run = RunRecord.read(path, remedy=DAMAGED_RUN)
     if run is None:
-        raise RunError(f"{path} contains no run: run.json does not exist; give the folder that contains it")
+        raise RunError(f"{path} is not a run folder: it has no run.json; specify a folder that contains run.json")
     return _finished(path, run) if (path / "summary.json").exists() else _unfinished(path, run)
 
 
@@ -268,10 +268,10 @@ def _json(path: Path, remedy: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read ({error}); {remedy}") from error
     if not isinstance(found, dict):
-        raise RunError(f"{path} is damaged: it holds {type(found).__name__}, expected an object; {remedy}")
+        raise RunError(f"{path} is damaged: expected a JSON object, got {type(found).__name__}; {remedy}")
     return found
 
 
 def _remedy(path: Path) -> str:
     """Returns advice on how to replace a damaged result, which can be computed again from the journal."""
-    return f"delete {path / 'summary.json'} and resume the run with --resume {path}, which writes the results again"
+    return f"delete {path / 'summary.json'} and resume the run with --resume {path} to write the results again"

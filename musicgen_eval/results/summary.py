@@ -23,6 +23,7 @@ from musicgen_eval.data.plan import STATUSES, Plan, StatusColumn
 from musicgen_eval.data.plan_builder import refuse_failures
 from musicgen_eval.errors import RunError
 from musicgen_eval.metrics.plugin.bank import MetricBank
+from musicgen_eval.metrics.plugin.contract import own_intervals
 from musicgen_eval.metrics.plugin.metric_internals import state_reductions
 from musicgen_eval.metrics.plugin.states import State, compute_in_place, is_sum_metric
 from musicgen_eval.records import CodecSpec, Failure
@@ -177,14 +178,18 @@ def summarise(
 def interval(metric: Metric, per_track: Sequence[State]) -> dict[str, tuple[float, float]]:
     """Returns the 95% confidence interval for each result of a metric, computed by a percentile bootstrap over tracks.
 
-    The returned mapping is empty if there are fewer than two tracks, or if any state of the metric is not reduced by a sum.
+    A metric can define its own intervals (`MetricContract.intervals`). Otherwise, the returned mapping is empty if any state of the
+    metric is not reduced by a sum. It is also empty if there are fewer than two tracks.
 
     Args:
         metric: Metric that computes the results from a state.
         per_track: Merged metric state of each track.
     """
-    if len(per_track) < 2 or not is_sum_metric(metric):
+    own = own_intervals(metric)
+    if len(per_track) < 2 or not (own is not None or is_sum_metric(metric)):
         return {}
+    if own is not None:
+        return dict(own(per_track))
     names = list(state_reductions(metric))
     shapes = [per_track[0][name].shape for name in names]  # type: ignore[union-attr]
     dtypes = [per_track[0][name].dtype for name in names]  # type: ignore[union-attr]

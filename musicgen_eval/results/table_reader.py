@@ -169,7 +169,7 @@ def _whole_rows(
 
 
 def _no_number(path: Path, row: int, column: str, found: str, remedy: str) -> RunError:
-    return RunError(f"{path} is damaged: row {row + 1}, column {column} holds {found}, expected a number; {remedy}")
+    return RunError(f"{path} is damaged: row {row + 1}, column {column} contains {found}, expected a number; {remedy}")
 
 
 def _given(number: float) -> float | None:

@@ -91,7 +91,7 @@ def _track_table(result: EvaluationResult) -> Table:
         status = track.status if track.status == "ok" else escape(redact(f"{track.status}: {track.reason}"))
         table.add_row(escape(redact(track.id)), f"{track.duration_s:.2f}", str(track.num_windows), *numbers, status)
     if len(result.tracks) > MAX_TRACK_ROWS:
-        table.caption = f"the first {MAX_TRACK_ROWS} of {len(result.tracks)} tracks; tracks.csv lists all"
+        table.caption = f"the first {MAX_TRACK_ROWS} of {len(result.tracks)} tracks; tracks.csv lists all tracks"
     return table
 
 

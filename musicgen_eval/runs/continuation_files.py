@@ -117,8 +117,8 @@ class ContinuationFolder:
     def _failure(self, error: Exception) -> str:
         kept = f", which are kept and listed in {self.table.path.name}" if self.num_written else ""
         return (
-            f"run_dir {self.path}: {error}; this process wrote {self.num_written} continuations{kept}; fix the cause and resume "
-            "the run"
+            f"run_dir {self.path}: {error}; this process has written {self.num_written} continuations{kept}; fix the cause and "
+            "resume the run"
         )
 
 

@@ -101,6 +101,7 @@ class ContinuationStep:
     ) -> None:
         self.model = model
         self.bank = bank
+        bank.resources.use(model)
         self.plan = plan
         self.settings = settings
         self.stride_frames = stride_frames
@@ -229,7 +230,7 @@ class ContinuationStep:
         except AudioError as error:
             return _failure(window, str(error))
         with single_threaded(), torch.autocast(self.model.device.type, enabled=False):
-            states = self.bank.update([replace(data, audio=audio)])[0]
+            states = self.bank.update([replace(data, audio=audio, track=lambda: track)])[0]
         self._continuations.append(continuation)
         self.totals.add([window.track_row], [data])
         return WindowRecord(window.row, window.track_row, states, tensors={"codes": _compact(continuation.codes)})

@@ -25,7 +25,7 @@ from musicgen_eval.inference.settings import ContinuationSettings
 from musicgen_eval.records import CodecSpec, Task
 from musicgen_eval.records.signatures import takes_settings
 from musicgen_eval.results.journal.reader import failed_tracks
-from musicgen_eval.runs.context import RunContext, context_provider
+from musicgen_eval.runs.context import ContextProvider, RunContext, context_provider
 from musicgen_eval.runs.processes.rank_messages import decide_on_rank_0
 from musicgen_eval.runs.processes.strategy import share_of_data
 from musicgen_eval.runs.window_dataset import Batch, WindowAudio, WindowDataset
@@ -98,11 +98,9 @@ class WindowDataModule(L.LightningDataModule):
         evaluation = _evaluation(self.trainer)
         evaluation.prepare("continue" if stage == "predict" else "score")  # checks settings before any audio is opened
         provider = context_provider(self.trainer)
-        index_path, retry_failures = provider.index_path, provider.settings.retry_failures
         options = OpenOptions(
-            index_path=index_path,
-            retry_failures=retry_failures,
-            failed_later=failed_tracks(index_path.parent) if retry_failures and index_path else frozenset(),
+            index_path=provider.index_path,
+            retried=_retried(provider),
             show_progress=self.trainer.progress_bar_callback is not None,
         )
         if stage != "predict":
@@ -135,6 +133,13 @@ class Evaluation(Protocol):
     def prepare(self, task: Task) -> object:
         """Checks the checkpoint, the metrics and the settings without opening any audio."""
         ...
+
+
+def _retried(provider: ContextProvider) -> frozenset[str] | None:
+    """Returns the value of `OpenOptions.retried`."""
+    if not provider.settings.retry_failures:
+        return None
+    return failed_tracks(provider.index_path.parent) if provider.index_path else frozenset()
 
 
 def _evaluation(trainer: L.Trainer) -> Evaluation:

@@ -233,5 +233,7 @@ def resumed_arguments(run_dir: str | Path) -> list[str]:
     path = expanded_path(run_dir)
     if not (path / "run.json").is_file() or not (path / "config.yaml").is_file():
         fact = "contains no run" if path.is_dir() else "is not a folder" if path.exists() else "does not exist"
-        raise RunError(f"--resume {path}: the path {fact}; give a run folder, which contains run.json and config.yaml")
+        raise RunError(
+            f"--resume {path}: the path {fact}; specify a run folder, which contains run.json and config.yaml"
+        )
     return ["--config", str(path / "config.yaml"), "--run_dir", str(path)]

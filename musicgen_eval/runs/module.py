@@ -26,6 +26,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -210,7 +211,11 @@ class MusicGenEvaluation(L.LightningModule):
         if self.trainer.is_global_zero:
             print_notes(self.checkpoint.notes)
         self._context = context_provider(self.trainer).context or self._context_in_memory()
-        self._refuse_missing_texts(self._context.plan)
+        plan = self._context.plan
+        self._refuse_missing_texts(plan)
+        self.bank.budget.start(
+            num_windows=len(plan.windows), most_windows_per_track=int(np.bincount(plan.windows.track).max(initial=0))
+        )
 
     def configure_model(self) -> None:
         """Loads the weights in every process. Processes that share a model keep only their own parts of the model.
@@ -254,6 +259,7 @@ class MusicGenEvaluation(L.LightningModule):
         return ScoringStep(
             self.model,
             self.bank,
+            self.context.plan,
             tail=self.settings.tail,
             seed=self.settings.seed,
             save_nll=self.settings.save_nll,
@@ -340,7 +346,7 @@ class MusicGenEvaluation(L.LightningModule):
             track = plan.tracks[plan.other_texts.index(None)].id
             raise RunError(
                 f"a metric needs the text of another track, but no track has a text that differs from that of track {track}; "
-                "give at least two tracks different texts"
+                "provide different texts for at least two tracks"
             )
 
     def _context_in_memory(self) -> RunContext:

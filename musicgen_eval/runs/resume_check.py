@@ -26,7 +26,7 @@ from musicgen_eval.runs.settings import AudioSettings
 
 OTHER_MACHINE = (
     "{runs} on another machine, so results may differ in the last bits; pass --allow_other_machine to continue anyway (the result "
-    "records it). Differences:"
+    "records both machines). Differences:"
 )
 NOT_IN_FINGERPRINT = ("source", "arithmetic", "other_machines", "resamplers", "notes")
 """Parts of the recipe that may differ when a run is resumed. The same tracks may come from a different source, and the other parts
@@ -73,8 +73,8 @@ def refuse_other_run(run_dir: Path, run: RunRecord, asked: RunIdentity, *, allow
     lines = differences(run.fingerprint, asked.fingerprint)
     if lines:
         refusal = (
-            f"run_dir {run_dir} contains another run, started with {run.command}; choose another folder with --run_dir, or "
-            "use the same settings. Differences:"
+            f"run_dir {run_dir} contains a different run, which was started with {run.command}; choose another folder with "
+            "--run_dir, or use the same settings. Differences:"
         )
         raise RunError("\n  ".join([refusal, *lines]))
     if asked.machine in (run.machine, *run.other_machines):

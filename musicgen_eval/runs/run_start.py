@@ -138,4 +138,4 @@ def _discard_incomplete(
                 say(f"journal: files of {len(lost)} batches are missing; these batches are generated again")
             measured.leave_out(lost, len(plan.windows), batch_size)
     if 0 < measured.windows < len(plan.windows):
-        say(f"{folder.path}: {measured.windows} of {len(plan.windows)} windows are already measured")
+        say(f"{folder.path}: {measured.windows} of {len(plan.windows)} windows have already been measured")

@@ -8,10 +8,12 @@ A window that cannot be read or scored gets a record with the reason for its fai
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
 
+from musicgen_eval.data.plan import Plan
 from musicgen_eval.inference.readings import CodedWindow, score_readings
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.inputs import WindowData, fetch
@@ -38,6 +40,7 @@ class ScoringStep:
     Args:
         model: Model, already prepared for `precision`.
         bank: Metrics of the task "score".
+        plan: Plan of the run.
         tail: Treatment of the last frames of each window, as in `ModelSettings`.
         seed: Seed for readings that alter codes at random.
         save_nll: Whether to store the nll of every code in the window records.
@@ -49,6 +52,7 @@ class ScoringStep:
         self,
         model: MusicGen,
         bank: MetricBank,
+        plan: Plan,
         *,
         tail: Literal["score", "drop"],
         seed: int,
@@ -58,6 +62,8 @@ class ScoringStep:
     ) -> None:
         self.model = model
         self.bank = bank
+        bank.resources.use(model)
+        self.plan = plan
         self.tail: Literal["score", "drop"] = tail
         self.seed = seed
         self.save_nll = save_nll
@@ -95,7 +101,13 @@ class ScoringStep:
             seed=self.seed,
             with_logits=self.bank.readings_with_logits,
         )
-        return fetch([WindowData(read, self.model.spec.frame_rate_hz) for read in readings])
+        frame_rate_hz = self.model.spec.frame_rate_hz
+        return fetch(
+            [
+                WindowData(read, frame_rate_hz, track=partial(self.plan.open_track, window.track_row))
+                for window, read in zip(windows, readings, strict=True)
+            ]
+        )
 
     def _record(self, window: WindowAudio, data: WindowData, states: dict[str, State]) -> WindowRecord:
         """Returns the record of a window. If the nll of any scored code is NaN or infinite, the record is a failure record."""

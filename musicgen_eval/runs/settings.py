@@ -19,13 +19,13 @@ class ModelSettings(Settings):
 
     Attributes:
         checkpoint: `demo` for the bundled model, a name on the Hugging Face Hub such as `facebook/musicgen-small`, or a folder in
-            transformers' format.
-        revision: Branch, tag or commit on the hub.
+            the format of the transformers library.
+        revision: Branch, tag or commit of the checkpoint on the Hugging Face Hub.
         max_frames: Length of the longest window, in frames. Defaults to the checkpoint's own limit.
         tail: Treatment of the last frames of a window. `score` scores every frame of every codebook. `drop` leaves out the last
             delays[k] frames of codebook k, as audiocraft does.
         save_nll: Whether to write the negative log-likelihood of every code to nll.safetensors.
-        seed: Seed for sampling codes and for readings that change codes. The same seed gives the same codes.
+        seed: Seed for sampling codes, and for metric inputs that alter codes at random. The same seed gives the same codes.
     """
 
     checkpoint: str | Path = field(default="demo", metadata=NOT_IN_RECIPE)  # the recipe records the resolved checkpoint
@@ -53,8 +53,8 @@ class RunSettings(Settings):
         accelerator: Type of device. `auto` selects a GPU if there is one.
         run_dir: Folder for the results. If the folder already contains this run, the run is resumed. On the
             command line, the folder defaults to runs/<date>-<command>. The Python functions write no files by default.
-        resume: Run folder to resume with the settings in its config.yaml. Only max_failures, retry_failures and
-            allow_other_machine can be combined with it.
+        resume: Folder of the run to resume. The run continues with the settings in the folder's config.yaml. Can be combined only
+            with max_failures, retry_failures and allow_other_machine.
         retry_failures: Whether a resumed run retries its failed tracks.
         allow_other_machine: Whether to resume a run that was started on a different machine. The results may then differ in the
             last bits. Both machines are recorded in the results.

@@ -33,13 +33,15 @@ def check_precision(precision: str, accelerator: str) -> None:
 def refuse_limit(setting: str) -> None:
     """Raises the error for a Trainer setting that leaves out windows."""
     raise RunError(
-        f"trainer.{setting} would leave out windows of a track; remove it and use data.limit, which counts tracks"
+        f"trainer.{setting} would leave out windows of a track; remove it and use data.limit, which limits the number of tracks"
     )
 
 
 def refuse_distributed_sampler() -> None:
     """Raises the error for `use_distributed_sampler`, which would make Lightning distribute the windows a second time."""
-    raise RunError("trainer.use_distributed_sampler would score windows twice; set it to False")
+    raise RunError(
+        "trainer.use_distributed_sampler would score some windows twice; set trainer.use_distributed_sampler to False"
+    )
 
 
 def refuse_trainer_settings(trainer: L.Trainer) -> None:
@@ -60,5 +62,6 @@ def refuse_trainer_settings(trainer: L.Trainer) -> None:
             refuse_limit(setting)
     if trainer.strategy.root_device.type == "cuda" and torch.cuda.tunable.is_enabled():
         raise RunError(
-            "PYTORCH_TUNABLEOP_ENABLED is set. It makes torch choose kernels by timing, so two runs would differ; unset it"
+            "PYTORCH_TUNABLEOP_ENABLED is set, which makes torch choose kernels by timing, so results would differ between runs; "
+            "unset PYTORCH_TUNABLEOP_ENABLED"
         )

@@ -27,7 +27,7 @@ QUIET = {
 
 @dataclass(frozen=True, kw_only=True)
 class WandbSettings(Settings):
-    """Settings of logging to Weights & Biases.
+    """Settings for logging to Weights & Biases.
 
     Attributes:
         mode: `off`, `offline` or `online`. `offline` logs to the run folder, for a later `wandb sync`.
@@ -38,7 +38,7 @@ class WandbSettings(Settings):
         tags: Tags of the W&B run.
         max_logged: Number of continuations that are logged with audio players.
         start_timeout_s: Time to wait for the server at the start, in seconds. After this time, the run continues without W&B.
-        end_timeout_s: Time to wait at the end until all data is sent, in seconds. Unsent data is kept in the run folder, for a
+        end_timeout_s: Time to wait at the end for all data to be sent, in seconds. Unsent data is kept in the run folder, for a
             later `wandb sync`.
     """
 
@@ -107,7 +107,7 @@ class DispensableWandbLogger(LateWandbLogger):
         self._variables: list[str] = []
 
     def begin(self, run_dir: Path, run_id: str, *, is_resumed: bool) -> None:
-        """Opens the W&B run of an evaluation, whose files are stored in the run folder.
+        """Opens the W&B run of an evaluation. The files of the W&B run are stored in the run folder.
 
         Args:
             run_dir: Path of the run folder.

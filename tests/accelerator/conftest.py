@@ -1,18 +1,15 @@
 """Fixtures for runs on the pretend device: songs of several lengths, with and without texts, and a stereo checkpoint."""
 
-import functools
 import shutil
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
 from transformers import MusicgenForCausalLM, MusicgenForConditionalGeneration
 
-from musicgen_eval.results import summary as results
 from tests.support.songs import write_songs
 
-NUM_FRAMES = {"a": 50, "b": 37, "c": 63}
+NUM_FRAMES = {"a": 38, "b": 25, "c": 47}
 IDS = [f"song {name}" for name in NUM_FRAMES]
 TEXTS = {"a": "drums", "b": "", "c": "slow piano with many strings"}
 HOP, RATE = 640, 32000
@@ -25,11 +22,8 @@ def _needs_no_gpu():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _few_resamples():
-    """Reduces the 2000 resamples of confidence intervals, which take half of the time of a run on the CPU."""
-    few = functools.partial(results.bootstrap_sums, num_resamples=20)
-    with mock.patch.object(results, "bootstrap_sums", few):
-        yield
+def _cheaper_runs(cheap_runs):
+    """Applies the fixture to all tests."""
 
 
 @pytest.fixture(scope="package")

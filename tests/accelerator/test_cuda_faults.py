@@ -203,7 +203,7 @@ class StuckOnTheCpu(Metric):
 def test_the_trial_of_a_metric_on_logits_runs_on_the_device_of_the_run():
     metrics = {"stuck": StuckOnTheCpu()}
     assert musicgen_eval.perplexity("demo", limit=1, accelerator="cpu", metrics=metrics).ppl > 1
-    with pretend_cuda(), pytest.raises(MetricError, match=r"'stuck' .* failed its trial there.*register_buffer"):
+    with pretend_cuda(), pytest.raises(MetricError, match=r"'stuck' .* where it failed in a trial.*register_buffer"):
         musicgen_eval.perplexity("demo", limit=1, accelerator="gpu", metrics=metrics)
 
 

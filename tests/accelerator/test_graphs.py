@@ -18,10 +18,10 @@ GREEDY = Sampling(temperature=0)
 TOP_K = Sampling(top_k=20)
 TOP_P = Sampling(top_k=None, top_p=0.9)
 BATCHES = {  # (frames of prompts, total frames, lengths of texts)
-    "equal rows": ((20, 20, 20), (60, 60, 60), (5, 5, 5)),
-    "mixed rows": ((20, 0, 31), (60, 33, 55), (5, 0, 2)),
-    "no texts": ((9, 30, 2), (40, 40, 12), (0, 0, 0)),
-    "sliding windows": ((4, 70, 35), (120, 90, 40), (3, 3, 0)),
+    "equal rows": ((20, 20, 20), (46, 46, 46), (5, 5, 5)),
+    "mixed rows": ((20, 0, 31), (46, 30, 45), (5, 0, 2)),
+    "no texts": ((9, 30, 2), (36, 40, 12), (0, 0, 0)),
+    "sliding windows": ((4, 50, 30), (76, 62, 34), (3, 3, 0)),
 }
 
 
@@ -40,8 +40,8 @@ def batch(decoder, name, seed=0):
         "texts": [torch.randn(length, width, generator=generator) if length else None for length in texts],
         "uniforms": torch.rand(len(prompts), 4, max(totals), generator=generator),
         "delays": (0, 1, 2, 3),
-        "max_frames": 60,
-        "stride_frames": 36,
+        "max_frames": 46,
+        "stride_frames": 28,
     }
 
 

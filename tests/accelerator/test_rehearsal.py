@@ -36,7 +36,7 @@ DRAWING: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0, "num_continuations": 1},
     "drawing": {"top_k": 40, "num_continuations": 2},
 }
-NEW_FRAMES = 12
+NEW_FRAMES = 8
 
 
 def on_logits(num_classes: int) -> MetricEntry:

@@ -77,11 +77,14 @@ def test_encoding_does_not_wait_and_stacks_windows_of_equal_length(oracle, gener
 
 
 @pytest.mark.parametrize("batch_size", [2, 4])
-def test_a_scored_batch_waits_once_for_its_results(batch_size):
+def test_a_scored_batch_waits_once_for_its_results(songs, batch_size):
     metrics = {"accuracy": CodebookAccuracy(), "text_gain": TextGain()}
     with pretend_cuda() as log:
-        result = musicgen_eval.perplexity("demo", limit=6, accelerator="gpu", batch_size=batch_size, metrics=metrics)
+        result = musicgen_eval.perplexity(
+            songs, context_s=0.3, target_s=0.3, accelerator="gpu", batch_size=batch_size, metrics=metrics
+        )
     num_batches = -(-result.evaluation.counts["windows"] // batch_size)
+    assert num_batches > 1
     found = waits(log)
     assert {kind for kind, _ in found} == {"synchronize"}
     assert sum(found.values()) == num_batches
@@ -94,13 +97,14 @@ class OnLogits(CodebookPerplexity):
         super().update(nll + 0 * logits.sum(-1))
 
 
-def test_metrics_on_logits_cause_one_more_wait_per_batch():
+def test_metrics_on_logits_cause_one_more_wait_per_batch(songs):
     others = []
-    for limit, num_batches in ((2, 1), (6, 4)):
+    for limit, num_batches in ((1, 1), (3, 3)):
         with pretend_cuda() as log:
             result = musicgen_eval.perplexity(
-                "demo", limit=limit, accelerator="gpu", batch_size=4, metrics={"on_logits": OnLogits()}
-            )
+                songs, limit=limit, context_s=0.3, target_s=0.3, accelerator="gpu", batch_size=2,
+                metrics={"on_logits": OnLogits()},
+            )  # fmt: skip
         found = waits(log)
         synchronised = sum(count for (kind, _), count in found.items() if kind == "synchronize")
         assert synchronised == 2 * num_batches

@@ -267,7 +267,7 @@ def test_damage_in_the_middle_of_an_ogg_file_is_an_error(tmp_path: Path):
     path = tmp_path / "a.ogg"
     content[len(content) // 2] ^= 0x10
     path.write_bytes(content)
-    with pytest.raises(AudioError, match=r"a\.ogg: damaged: the Ogg page at byte \d+ has a wrong checksum"):
+    with pytest.raises(AudioError, match=r"a\.ogg: the file is damaged: the Ogg page at byte \d+ has a wrong checksum"):
         open_track(path).read(0, 10, sample_rate_hz=32000, channels=1)
 
 
@@ -276,7 +276,7 @@ def test_a_missing_ogg_page_is_an_error(tmp_path: Path):
     pages = [b"OggS" + page for page in content.split(b"OggS")[1:]]
     path = tmp_path / "a.ogg"
     path.write_bytes(b"".join(pages[:4] + pages[5:]))
-    with pytest.raises(AudioError, match=r"a\.ogg: damaged: Ogg page 5 follows page 3"):
+    with pytest.raises(AudioError, match=r"a\.ogg: the file is damaged: Ogg page 5 follows page 3"):
         open_track(path).read(0, 10, sample_rate_hz=32000, channels=1)
 
 
@@ -292,7 +292,7 @@ def test_joined_ogg_files_are_an_error(tmp_path: Path):
 
 def test_joined_mp3_files_are_an_error_only_if_they_have_tags():
     with pytest.raises(
-        AudioError, match=r"joined_tagged\.mp3: its header declares 44 MPEG frames but the file has 110"
+        AudioError, match=r"joined_tagged\.mp3: its header declares 44 MPEG frames, but the file has 110"
     ):
         probe(DATA / "joined_tagged.mp3")
     assert probe(DATA / "joined_untagged.mp3").num_samples == 109 * 576
@@ -316,7 +316,9 @@ def test_the_error_for_a_non_finite_sample_gives_its_position(value: float, tmp_
     soundfile.write(tmp_path / "a.wav", samples, 32000, subtype="FLOAT")
     track = open_track(tmp_path / "a.wav")
     track.read(0, 24000, sample_rate_hz=32000, channels=1)
-    with pytest.raises(AudioError, match=r"a\.wav: NaN or infinite sample at 0\.750 s \(sample 24000\)"):
+    with pytest.raises(
+        AudioError, match=r"a\.wav: the file contains a NaN or infinite sample at 0\.750 s \(sample 24000\)"
+    ):
         track.read(23000, 2000, sample_rate_hz=32000, channels=1)
 
 
@@ -342,7 +344,7 @@ def test_the_error_for_a_file_without_audio_describes_it(tmp_path: Path):
     reasons = {
         "missing.wav": "no such file", "empty.wav": r"empty \(0 bytes\)", "text.wav": "text 'These are",
         "noise.mp3": "not audio", "zeros.flac": "not audio", "header.wav": "", "link.wav": "does not exist",
-        "folder.wav": "a folder", "fifo.wav": "fifo", "socket.wav": "socket", "none.wav": "contains no audio samples",
+        "folder.wav": "a folder", "fifo.wav": "FIFO", "socket.wav": "socket", "none.wav": "contains no audio samples",
     }  # fmt: skip
     for name, reason in reasons.items():
         with pytest.raises(AudioError, match=rf"{name}: .*{reason}"):
@@ -354,14 +356,16 @@ def test_a_wav_file_with_a_declared_length_of_zero_is_an_error(tmp_path: Path):
     at = content.index(b"data") + 4
     content[at : at + 4] = bytes(4)
     (tmp_path / "a.wav").write_bytes(content)
-    with pytest.raises(AudioError, match=r"a\.wav: its header declares no audio but \d+ bytes follow"):
+    with pytest.raises(AudioError, match=r"a\.wav: the header declares no audio, yet \d+ bytes follow it"):
         probe(tmp_path / "a.wav")
 
 
 @pytest.mark.parametrize("name", sorted(AV_CASES))
 def test_the_error_for_missing_pyav_contains_the_install_command(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(AudioError, match=rf"{name}: .* needs PyAV; install it with: pip install 'musicgen-eval\[av\]'"):
+    with pytest.raises(
+        AudioError, match=rf"{name}: .* requires PyAV; install it with pip install 'musicgen-eval\[av\]'"
+    ):
         probe(DATA / name)
 
 
@@ -401,5 +405,7 @@ def test_a_failed_write_keeps_the_existing_file_and_leaves_no_others(tmp_path: P
 @pytest.mark.parametrize("rate_hz", [1, 999, 800_000])
 def test_unsupported_sample_rates_are_refused(tmp_path, rate_hz):
     soundfile.write(tmp_path / "odd.wav", np.zeros(2000, dtype=np.float32), rate_hz)
-    with pytest.raises(AudioError, match=rf"odd\.wav: sample rate is {rate_hz} Hz, expected 1000 to 768000 Hz"):
+    with pytest.raises(
+        AudioError, match=rf"odd\.wav: the sample rate must be between 1000 and 768000 Hz, got {rate_hz} Hz"
+    ):
         open_track(tmp_path / "odd.wav")

@@ -7,6 +7,8 @@ from musicgen_eval import perplexity
 from musicgen_eval.cli.main import lightning_main, main
 from musicgen_eval.runs import runner
 
+pytestmark = pytest.mark.usefixtures("cheap_runs")
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 DEMO = ["test", "--config", str(ROOT / "configs" / "demo.yaml")]
@@ -36,12 +38,12 @@ def refusal(capsys, *arguments: str, command=lightning_main) -> str:
         (["--model.metrics.x.class_path=torchmetrics.MeanMetrik"], "did you mean torchmetrics.MeanMetric"),
         (["--ckpt_path=some.ckpt"], "unrecognized arguments: --ckpt_path=some.ckpt"),
         (["--trainer.precision=16-mixed"], "16-mixed needs a GPU"),
-        (["--trainer.use_distributed_sampler=true"], "would score windows twice"),
+        (["--trainer.use_distributed_sampler=true"], "would score some windows twice"),
         (["--trainer.limit_test_batches=2"], "use data.limit"),
         (["--trainer.limit_test_batches=0"], "use data.limit"),
         (["--trainer.fast_dev_run=true"], "use data.limit"),
         (["--model.metrics.x.class_path=torchmetrics.MeanMetric", "--model.metrics.x.init_args.foo=3"], "foo"),
-        (["--model.metrics.x={}"], "model.metrics: musicgen_eval.MetricEntry needs metric"),
+        (["--model.metrics.x={}"], "model.metrics: musicgen_eval.MetricEntry requires metric"),
         (["--model.metrics=3"], "model.metrics: expected dict or null, got '3'"),
         (["--model.seed=1e400"], "model.seed: expected int, got 'inf'"),
         (["--model=3"], "model: expected a mapping of settings, or the path of a YAML file, got '3'"),
@@ -56,18 +58,18 @@ def refusal(capsys, *arguments: str, command=lightning_main) -> str:
         ),
         (
             ["--trainer.strategy=ddp_fork", "--trainer.devices=2"],
-            "set it to ddp, which starts the command once per process",
+            "set trainer.strategy to ddp, which starts the command once per process",
         ),
-        (["--trainer.logger=CSVLogger"], "trainer.logger: lightning.pytorch.loggers.CSVLogger needs save_dir"),
+        (["--trainer.logger=CSVLogger"], "trainer.logger: lightning.pytorch.loggers.CSVLogger requires save_dir"),
         (["--trainer.logger=TensorBoardLogger", "--trainer.logger.save_dir=x"], "pip install -U 'tensorboard"),
         (
             ["--trainer.callbacks+=EarlyStopping"],
-            "trainer.callbacks: lightning.pytorch.callbacks.EarlyStopping needs monitor",
+            "trainer.callbacks: lightning.pytorch.callbacks.EarlyStopping requires monitor",
         ),
         (["--wandb.tags=x"], "wandb.tags: expected list or null, got 'x'"),
-        (["--data.text=\udcff"], r"data.text is not UTF-8 text, got '\udcff'"),
+        (["--data.text=\udcff"], r"data.text must be UTF-8 text, got '\udcff'"),
         (["--run_dir=/dev/null/x"], "run_dir /dev/null/x cannot be used: Not a directory"),
-        (["--data.context_s=9"], "is 700 frames, over the checkpoint's limit of 500 frames (10 s)"),
+        (["--data.context_s=9"], "is 700 frames, which exceeds the checkpoint's limit of 500 frames (10 s)"),
         (["--data.context_s=0.33"], "context_s=0.33 s is 16.5 frames"),
         (["--data.batch_size=0"], "batch_size must be at least 1"),
         (["--data.limit=0"], "limit must be at least 1"),
@@ -134,10 +136,10 @@ def test_a_run_dir_with_other_files_is_an_error(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["evaluate"], "--audio is required, unless --resume names a run folder"),
+        (["evaluate"], "--audio is required unless --resume specifies a run folder"),
         (["evaluate", "--audio"], "argument --audio: expected at least one argument"),
-        (["evaluate", "--audio", "a.wav", "--audio", "b.wav"], "--audio is given more than once"),
-        (["evaluate", "--audio", "x", "--text", "\udcff"], r"--text is not UTF-8 text, got '\udcff'"),
+        (["evaluate", "--audio", "a.wav", "--audio", "b.wav"], "--audio is specified more than once"),
+        (["evaluate", "--audio", "x", "--text", "\udcff"], r"--text must be UTF-8 text, got '\udcff'"),
         (["evaluate", "--audio", "x", "--retry_failures=maybe"], "retry_failures: expected bool, got 'maybe'"),
         (["--resume", "x"], "--resume must follow a command"),
         (["evaluate", "--audio", "/nowhere.wav"], "/nowhere.wav"),

@@ -48,18 +48,18 @@ def metric(**entry: Any) -> list[str]:
         (metric(class_path="musicgen_eval.metrics.CodebookAccuracy", init_args={"top_k": "x"}), "_class_problem",
          "musicgen_eval.metrics.CodebookAccuracy: "),
         (metric(class_path="torchmetrics.classification.MulticlassConfusionMatrix"), "_class_problem",
-         "torchmetrics.classification.MulticlassConfusionMatrix needs num_classes"),
+         "torchmetrics.classification.MulticlassConfusionMatrix requires num_classes"),
         (metric(nam="nope"), "_metric_entry",
-         "model.metrics: {'nam': 'nope'} has the key 'nam', expected name, init_args, inputs; did you mean name?"),
-        (metric(name="nope", inputz=3), "_metric_entry", "has the key 'inputz', expected name, init_args, inputs"),
+         "model.metrics: {'nam': 'nope'} has the unknown key 'nam', expected name, init_args, inputs; did you mean name?"),
+        (metric(name="nope", inputz=3), "_metric_entry", "has the unknown key 'inputz', expected name, init_args, inputs"),
         (metric(metric={"class_path": "musicgen_eval.metrics.TextGain"}, input={"nll": "nll__no_text"}), "_metric_entry",
-         "has the key 'input', expected metric, inputs; did you mean inputs?"),
+         "has the unknown key 'input', expected metric, inputs; did you mean inputs?"),
         (metric(metric={"class_path": "torchmetrics.MeanMetric", "inputs": {"value": "nll"}}), "_metric_entry",
-         "has the key 'inputs', expected class_path, init_args; to rename inputs, give {metric: {class_path: ...}, inputs: {...}}"),
+         "expected class_path, init_args; to rename inputs, specify {metric: {class_path: ...}, inputs: {...}}"),
         (metric(class_path="torchmetrics.MeanMetric", inputs={"value": "nll"}), "_metric_entry",
-         "has the key 'inputs', expected class_path, init_args; to rename inputs, give {metric: {class_path: ...}, inputs: {...}}"),
+         "expected class_path, init_args; to rename inputs, specify {metric: {class_path: ...}, inputs: {...}}"),
         (metric(class_path="musicgen_eval.MetricEntry", init_args={"metric": "torchmetrics.MeanMetric", "input": 3}),
-         "_metric_entry", "has the key 'input', expected metric, inputs; did you mean inputs?"),
+         "_metric_entry", "has the unknown key 'input', expected metric, inputs; did you mean inputs?"),
         (metric(metric={"class_path": "torchmetrics.MeanMetric"}, inputs=3), "_metric_entry",
          "model.metrics: inputs must map parameters of update() to names of inputs, got 3"),
         (metric(name="nope", inputs={"value": 3}), "_metric_entry",
@@ -88,7 +88,7 @@ def test_messages_of_the_installed_version_are_recognised(arguments, explained_b
         ),
         (
             {"class_path": "torchmetrics.classification.MulticlassConfusionMatrix"},
-            "model.metrics: torchmetrics.classification.MulticlassConfusionMatrix needs num_classes",
+            "model.metrics: torchmetrics.classification.MulticlassConfusionMatrix requires num_classes",
         ),
     ],
 )
@@ -102,7 +102,7 @@ def test_a_problem_of_a_renamed_metric_is_attributed_to_the_metric(given, expect
 def test_a_missing_option_is_recognised(command):
     with pytest.raises(ArgumentError) as refused:
         parse_command([command])
-    assert one_line(str(refused.value)) == "--audio is required, unless --resume names a run folder"
+    assert one_line(str(refused.value)) == "--audio is required unless --resume specifies a run folder"
 
 
 def test_an_unknown_message_is_printed_in_one_line():

@@ -60,7 +60,7 @@ def start(*arguments: str, folder: Path, command: str = "musicgen-eval") -> tupl
         (["evaluate", "--audio", "x", "--limit", "0"], 1, "error: limit must be at least 1, got 0"),
         (["generate", "--audio", "x", "--duration", "3", "--max-new-frames", "9"], 1, "both set the length"),
         (["evaluate", "--resume", "nowhere"], 1, "nowhere: the path does not exist"),
-        (["evaluate", "--resume", "x", "--limit", "2"], 2, "error: --resume takes every setting from the run"),
+        (["evaluate", "--resume", "x", "--limit", "2"], 2, "error: --resume takes all settings from the run"),
     ],
 )
 def test_help_and_argument_errors_import_no_large_libraries(tmp_path, arguments, status, expected):

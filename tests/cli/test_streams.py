@@ -66,7 +66,7 @@ def test_standard_output_on_a_full_disk_is_reported_once(monkeypatch, capsys):
             print("x")
             sys.stdout.flush()
     assert capsys.readouterr().err == (
-        "warning: standard output cannot be written (No space left on device); the run continues\n"
+        "warning: cannot write to standard output (No space left on device); the run continues\n"
     )
 
 

@@ -35,20 +35,23 @@ def as_arguments(request, tmp_path):
 @pytest.mark.parametrize(
     ("entry", "expected"),
     [
-        ({"metric": METRIC, "input": {}}, "has the key 'input', expected metric, inputs; did you mean inputs?"),
+        ({"metric": METRIC, "input": {}}, "has the unknown key 'input', expected metric, inputs; did you mean inputs?"),
         (
             {"metric": METRIC, "input": {}, "inputs": {"value": "nll"}},
-            "has the key 'input', expected metric, inputs; did you mean inputs?",
+            "has the unknown key 'input', expected metric, inputs; did you mean inputs?",
         ),
         (
             {"metric": METRIC, "input": {"value": {}}},
-            "has the key 'input', expected metric, inputs; did you mean inputs?",
+            "has the unknown key 'input', expected metric, inputs; did you mean inputs?",
         ),
         (
             {**METRIC, "input": {}},
-            "has the key 'input', expected class_path, init_args; to rename inputs, give {metric: ",
+            "has the unknown key 'input', expected class_path, init_args; to rename inputs, specify {metric: ",
         ),
-        ({"name": "own", "input": {}}, "has the key 'input', expected name, init_args, inputs; did you mean inputs?"),
+        (
+            {"name": "own", "input": {}},
+            "has the unknown key 'input', expected name, init_args, inputs; did you mean inputs?",
+        ),
         (
             {**METRIC, "init_args": {"nan_strategie": {}}},
             "torchmetrics.MeanMetric: nan_strategie is not a setting; did you mean nan_strategy?",
@@ -77,7 +80,7 @@ def test_empty_inputs_rename_nothing(as_arguments, capsys):
         ({"dta": {}}, "dta is not a setting; did you mean data?"),
         ({"model": {}, "data": {}}, BEYOND_THE_PARSER),
         ({"model": {"continuation": {}}}, BEYOND_THE_PARSER),
-        ({"model": {"metrics": {}}}, "no metric was given"),
+        ({"model": {"metrics": {}}}, "no metric is specified"),
     ],
 )
 def test_an_unknown_setting_of_a_configuration_is_refused_even_if_its_value_is_empty(

@@ -82,7 +82,7 @@ def test_tracks_with_a_declared_duration_are_not_opened_before_they_are_read(tmp
     assert opened == []
     assert planned.status == ["ok", "ok", "skipped", "skipped"]
     assert plan(manifest).reasons == {
-        2: f"{tmp_path}/gone.wav: 0.019 s is shorter than one frame (0.02 s); remove it or set data.min_duration_s"
+        2: f"{tmp_path}/gone.wav: 0.019 s is shorter than one frame (0.02 s); remove the track or set data.min_duration_s"
     }
     assert planned.num_frames.tolist() == [100, 50, 0, 0]
     assert planned.resamplers == {NOT_OPENED: 2}
@@ -134,7 +134,7 @@ def test_a_wrong_declared_duration_fails_and_the_message_gives_both_lengths(
     assert item.audio is None
     assert item.failure == (
         f"{tmp_path}/a.wav: the file lasts {lasts} s ({frames} frames of the track), but duration_s is {declared_s:g} "
-        f"({planned} frames); set duration_s to the length of the file, rounded down, or remove it"
+        f"({planned} frames); set duration_s to the length of the file, rounded down, or remove duration_s"
     )
 
 
@@ -228,7 +228,7 @@ def test_failed_tracks_are_opened_again_only_with_retry_failures(folder, opened)
     write_wav(folder / "c.wav", 32000)
     assert columns(plan(folder / "m.jsonl", options)) == columns(failed)
     opened.clear()
-    assert plan(folder / "m.jsonl", replace(options, retry_failures=True)).status == ["ok"] * 4
+    assert plan(folder / "m.jsonl", replace(options, retried=frozenset())).status == ["ok"] * 4
     assert opened == ["c.wav"]
     assert plan(folder / "m.jsonl", options).status == ["ok"] * 4
 
@@ -259,7 +259,7 @@ def test_a_changed_source_raises_and_names_the_first_track_that_differs(rows, wh
     plan(folder / "m.jsonl", options)
     with pytest.raises(RunError) as error:
         plan(write_rows(folder, *rows), options)
-    assert f"the source has changed since the run started: {what}" in str(error.value)
+    assert f"the source has changed since the run was started: {what}" in str(error.value)
 
 
 def test_a_changed_file_size_raises_and_names_the_file(folder):
@@ -273,14 +273,14 @@ def test_a_changed_file_size_raises_and_names_the_file(folder):
 @pytest.mark.parametrize("content", [b"", b"no index", b"PK\x03\x04 and no more"])
 def test_a_damaged_index_raises_with_a_remedy(content, folder):
     (folder / "index.npz").write_bytes(content)
-    with pytest.raises(RunError, match=r"index\.npz: the file is not an index of tracks, .*delete the file"):
+    with pytest.raises(RunError, match=r"index\.npz: the file is not a track index, .*delete the file"):
         plan(folder / "m.jsonl", OpenOptions(index_path=folder / "index.npz"))
 
 
 def test_an_index_with_pickled_objects_raises(folder):
     with (folder / "index.npz").open("wb") as file:
         np.savez(file, num_tracks=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(RunError, match="not an index of tracks"):
+    with pytest.raises(RunError, match="not a track index"):
         load_index(folder / "index.npz")
 
 

@@ -9,6 +9,8 @@ import soundfile
 import musicgen_eval
 from musicgen_eval.data.notes import print_notes
 
+pytestmark = pytest.mark.usefixtures("cheap_runs")
+
 
 def test_a_note_is_one_line_on_stderr_with_secrets_redacted(capsys, monkeypatch):
     monkeypatch.setenv("SONG_TOKEN", "hunter2hunter2")
@@ -30,6 +32,7 @@ def test_a_run_prints_the_notes_of_its_source_and_records_them(tmp_path, capsys)
     assert result.evaluation.counts["ignored_files"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["demo", ["demo"]])
 def test_a_local_folder_named_demo_is_noted_and_the_bundled_clips_are_used(source, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -39,7 +42,8 @@ def test_a_local_folder_named_demo_is_noted_and_the_bundled_clips_are_used(sourc
     soundfile.write(tmp_path / "demo" / "mine.wav", np.random.default_rng(0).normal(0, 0.1, 32000), 32000)
     result = musicgen_eval.perplexity(source, limit=1)
     assert capsys.readouterr().err == (
-        "note: source demo selects the bundled demo; use ./demo to select the one in the current folder\n"
+        "note: source demo selects the bundled demo; "
+        "use ./demo to select the file or folder of that name in the current folder\n"
     )
     assert list(result.ppl_per_track) == ["dreamy_01"]
     assert list(musicgen_eval.perplexity("./demo").ppl_per_track) == ["mine.wav"]
@@ -55,5 +59,6 @@ def test_a_local_checkpoint_named_demo_is_noted_and_the_bundled_one_is_used(tmp_
     (tmp_path / "demo" / "config.json").write_text("{}")
     musicgen_eval.perplexity(clips / "manifest.csv", limit=1)
     assert capsys.readouterr().err == (
-        "note: checkpoint demo selects the bundled demo; use ./demo to select the one in the current folder\n"
+        "note: checkpoint demo selects the bundled demo; "
+        "use ./demo to select the file or folder of that name in the current folder\n"
     )

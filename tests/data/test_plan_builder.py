@@ -50,7 +50,7 @@ def test_every_track_gets_a_status_a_reason_and_whole_frames(folder):
     assert plan.num_frames.tolist() == [100, 50, 0, 10, 0, 49]
     assert set(plan.reasons) == {2, 4}
     assert plan.reasons[2].endswith(
-        "c_tiny.wav: 0.01997 s is shorter than one frame (0.02 s); remove it or set data.min_duration_s"
+        "c_tiny.wav: 0.01997 s is shorter than one frame (0.02 s); remove the track or set data.min_duration_s"
     )
     assert "e_text.wav" in plan.reasons[4]
     assert [failure.track for failure in plan.failures] == ["c_tiny.wav", "e_text.wav"]
@@ -103,7 +103,9 @@ def test_more_failures_than_allowed_raise_with_the_reasons(folder):
     with pytest.raises(RunError) as error:
         plan_evaluation(settings(folder, max_failures=1), SPEC)
     message = str(error.value)
-    assert message.startswith("2 tracks failed but data.max_failures is 1; set it to 2 to record them and continue:")
+    assert message.startswith(
+        "2 tracks failed, but data.max_failures is 1; set data.max_failures to 2 to record the failures and continue:"
+    )
     assert "c_tiny.wav: 0.01997 s is shorter" in message
     assert "e_text.wav" in message
 
@@ -157,7 +159,7 @@ def test_context_and_target_default_to_half_of_the_limit():
 
 
 def test_windows_over_the_limit_or_not_in_whole_frames_raise():
-    with pytest.raises(WindowError, match="over the checkpoint's limit of 1500"):
+    with pytest.raises(WindowError, match="exceeds the checkpoint's limit of 1500"):
         settle_windows(DataSettings("x", target_s=20.0), SPEC)
     assert settle_windows(DataSettings("x", target_s=20.0, allow_beyond_limit=True), SPEC) == (750, 1000)
     with pytest.raises(WindowError, match=r"context_s=0\.03 s is 1\.5 frames"):
@@ -194,7 +196,7 @@ def test_any_context_and_target_raise_or_give_windows_within_the_limit(context_s
 def test_a_track_that_failed_twice_counts_once():
     twice = [Failure("a", "a: broken"), Failure("a", "a: still broken")]
     refuse_failures(twice, 1)
-    with pytest.raises(RunError, match=r"1 track failed but data\.max_failures is 0"):
+    with pytest.raises(RunError, match=r"1 track failed, but data\.max_failures is 0"):
         refuse_failures(twice, 0)
 
 

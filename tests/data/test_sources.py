@@ -171,7 +171,7 @@ def test_texts_of_audiocraft_manifests_come_from_the_json_files_next_to_the_audi
     [
         ("", "the file has no header"),
         ("path,text\n", "the manifest has no rows"),
-        ("id,text\n1,a\n", "no column 'path'; columns found: id, text"),
+        ("id,text\n1,a\n", "the column 'path' is missing; columns found: id, text"),
         ("path,txt\na.wav,b\n", "column 'txt' would be ignored; did you mean 'text'"),
         ("path,Text\na.wav,b\n", "column 'Text' would be ignored; did you mean 'text'"),
         ("path,caption\na.wav,b\n", "column 'caption' would be ignored; did you mean 'text'"),
@@ -184,7 +184,7 @@ def test_texts_of_audiocraft_manifests_come_from_the_json_files_next_to_the_audi
         ("path,text,text\na.wav,b,c\n", "two columns are named 'text'"),
         ("path,text\na.wav,b\nb.wav\n", r"row 2 \(line 3\): expected 2 fields as in the header, got 1"),
         ("path,text\na.wav,b\nb.wav,x,y\n", r"row 2 \(line 3\): expected 2 fields as in the header, got 3"),
-        ('path,text\na.wav,"b\n', r"row 1: not a csv file"),
+        ('path,text\na.wav,"b\n', r"row 1: the file is not a CSV file"),
         ("path,text\na.wav,x\n,b\n", r"row 2 \(line 3\): path must be a file name, got ''"),
         ("path\nhttp://x/a.wav\n", r"row 1 \(line 2\): path must be a local file"),
         ("path,start_s\na.wav,abc\n", r"row 1 \(line 2\): start_s must be a non-negative number of seconds, got 'abc'"),
@@ -209,9 +209,9 @@ def test_an_invalid_csv_manifest_raises_with_the_row_and_the_cause(content: str,
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b'{"path": "a.wav"}\n{"path": \n', r"row 2 \(line 2\): not a json object"),
-        (b'{"path": "a.wav"}\n\n["b.wav"]\n', r"row 2 \(line 3\): expected a json object"),
-        (b'{"path": "a.wav"}\n{"id": "2"}\n', r"row 2 \(line 2\): no column 'path'"),
+        (b'{"path": "a.wav"}\n{"path": \n', r"row 2 \(line 2\): the line is not valid JSON"),
+        (b'{"path": "a.wav"}\n\n["b.wav"]\n', r"row 2 \(line 3\): expected a JSON object"),
+        (b'{"path": "a.wav"}\n{"id": "2"}\n', r"row 2 \(line 2\): the column 'path' is missing"),
         (
             b'{"path": "a.wav", "prompt": "x"}\n',
             r"row 1 \(line 1\): column 'prompt' would be ignored; did you mean 'text'",
@@ -221,7 +221,7 @@ def test_an_invalid_csv_manifest_raises_with_the_row_and_the_cause(content: str,
         (b'{"path": "a.wav", "id": 1.5}\n', "id must be a string"),
         (b'{"path": "a.wav", "start_s": true}\n', "start_s must be a non-negative number of seconds, got True"),
         (b'{"path": "a.wav", "start_s": [1]}\n', "start_s must be a non-negative number"),
-        (b'{"path": "\xff.wav"}\n', r"row 1 \(line 1\): not a json object"),
+        (b'{"path": "\xff.wav"}\n', r"row 1 \(line 1\): the line is not valid JSON"),
     ],
 )
 def test_an_invalid_jsonl_manifest_raises_with_the_row_and_the_cause(content: bytes, reason: str, tmp_path: Path):
@@ -403,7 +403,9 @@ def test_errors_after_empty_rows_give_the_line_in_the_file(tmp_path: Path):
 
 def test_a_csv_file_in_another_encoding_raises_with_the_remedy_for_excel(tmp_path: Path):
     (tmp_path / "m.csv").write_bytes("path,text\na.wav,café\n".encode("cp1252"))
-    with pytest.raises(SourceError, match=r"row 1: not a csv file in UTF-8: .* in Excel, save it as `CSV UTF-8`"):
+    with pytest.raises(
+        SourceError, match=r"row 1: the file is not a CSV file in UTF-8: .* in Excel, save it as `CSV UTF-8`"
+    ):
         read_source(tmp_path / "m.csv")
 
 
@@ -443,7 +445,7 @@ def test_manifests_in_a_list_keep_their_rows(tmp_path: Path):
         (["a.wav", "gone.wav"], r"gone\.wav: no such file"),
         (["a.wav", "a.wav"], r"a\.wav: track 'a\.wav' is already in a\.wav; list each file once"),
         (["a.wav", "*.wav"], r"\*\.wav: track 'a\.wav' is already in a\.wav"),
-        (["m.csv", "n.csv"], r"n\.csv: track '1' is already in m\.csv; .*give the rows of manifests unique ids"),
+        (["m.csv", "n.csv"], r"n\.csv: track '1' is already in m\.csv; .*give each manifest row a unique id"),
     ],
 )
 def test_a_list_with_duplicate_tracks_or_an_invalid_source_raises(sources, reason: str, tmp_path: Path, monkeypatch):

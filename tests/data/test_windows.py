@@ -76,13 +76,13 @@ def test_invalid_settings_raise(context, target, head):
 def test_whole_frames_raises_with_the_nearest_valid_lengths():
     assert SPEC.whole_frames(15.0, setting="context_s") == 750
     assert SPEC.whole_frames(0.02, setting="context_s") == 1
-    with pytest.raises(WindowError, match=r"context_s=0\.33 s is 16\.5 frames.*set it to 0\.32 or 0\.34"):
+    with pytest.raises(WindowError, match=r"context_s=0\.33 s is 16\.5 frames.*set context_s to 0\.32 or 0\.34"):
         SPEC.whole_frames(0.33, setting="context_s")
 
 
 def test_windows_over_the_limit_raise_unless_allowed():
     check_limit(750, 750, SPEC, allow_beyond_limit=False)
-    with pytest.raises(WindowError, match="1501 frames, over the checkpoint's limit of 1500"):
+    with pytest.raises(WindowError, match="1501 frames, which exceeds the checkpoint's limit of 1500"):
         check_limit(750, 751, SPEC, allow_beyond_limit=False)
     check_limit(750, 751, SPEC, allow_beyond_limit=True)
 

@@ -194,7 +194,7 @@ def test_a_change_in_place_does_not_affect_other_readings(tiny_model):
     ],
 )
 def test_a_change_to_invalid_codes_raises_and_names_the_reading(tiny_model, change, message):
-    with pytest.raises(MetricError, match=f"reading 'odd' changed codes.*{message}"):
+    with pytest.raises(MetricError, match=f"reading 'odd' changed the codes.*{message}"):
         score_readings(tiny_model, [coded(16, context=2, target=6)], [Reading("odd", change=change)])
 
 

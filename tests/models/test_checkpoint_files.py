@@ -192,7 +192,7 @@ def test_with_max_frames_the_generation_config_is_not_needed(cached, unreachable
 
 def test_an_unreachable_hub_and_an_empty_cache_raise_an_error(cache, unreachable):
     with pytest.raises(
-        CheckpointError, match=r"neither on the hub \(the hub cannot be reached .*\) nor in its local cache"
+        CheckpointError, match=r"neither on the hub \(the hub cannot be reached .*\) nor in the local cache"
     ):
         find_checkpoint(NAME)
 

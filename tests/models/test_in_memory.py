@@ -1,5 +1,7 @@
 """A transformers model in memory is evaluated as if it had been saved and loaded, and is not changed."""
 
+import copy
+
 import pytest
 import torch
 from transformers import AutoTokenizer, MusicgenForConditionalGeneration
@@ -10,7 +12,7 @@ from musicgen_eval.models.checkpoint import find_checkpoint
 from musicgen_eval.models.musicgen import load_model
 from musicgen_eval.runs.fingerprint import weights_digest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cheap_runs")]
 
 
 @pytest.fixture
@@ -18,9 +20,15 @@ def folder(oracle):
     return oracle / "tiny_musicgen"
 
 
+@pytest.fixture(scope="module")
+def loaded(oracle) -> MusicgenForConditionalGeneration:
+    return MusicgenForConditionalGeneration.from_pretrained(oracle / "tiny_musicgen", dtype=torch.float32)
+
+
 @pytest.fixture
-def model(folder) -> MusicgenForConditionalGeneration:
-    return MusicgenForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+def model(loaded) -> MusicgenForConditionalGeneration:
+    """A copy that the test may change."""
+    return copy.deepcopy(loaded)
 
 
 @pytest.fixture
@@ -127,7 +135,7 @@ def find_config(folder):
 def test_a_run_can_be_resumed_only_with_the_same_model(model, noise, tmp_path):
     first = ppl(noise, model, run_dir=tmp_path / "run")
     assert ppl(noise, model, run_dir=tmp_path / "run") == first
-    with pytest.raises(RunError, match=r"contains another run.*(\n.*)*checkpoint was 'model in memory"):
+    with pytest.raises(RunError, match=r"contains a different run.*(\n.*)*checkpoint was 'model in memory"):
         ppl(noise, moved(model), run_dir=tmp_path / "run")
 
 

@@ -31,6 +31,7 @@ def configure(folder: Path, part: str, **values) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+@pytest.mark.slow
 def test_threads_that_load_at_the_same_time_all_get_a_complete_model(folder, tiny_model):
     together = threading.Barrier(4)
 
@@ -43,6 +44,7 @@ def test_threads_that_load_at_the_same_time_all_get_a_complete_model(folder, tin
     assert all(equal(model, tiny_model) for model in [*loaded, load_model(folder)])
 
 
+@pytest.mark.slow
 def test_a_failed_load_does_not_affect_other_loads(folder, tiny_model, tmp_path):
     broken = Path(shutil.copytree(folder, tmp_path / "broken"))
     (broken / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1000])

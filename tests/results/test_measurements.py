@@ -216,6 +216,7 @@ def from_journal(merging, tmp_path_factory) -> dict[str, dict[str, float]]:
     return results
 
 
+@pytest.mark.slow
 def test_results_from_a_journal_equal_those_of_torchmetrics_synchronisation(merging, synchronised, from_journal):
     compared = [name for name in merging.CASES if name not in merging.DEPENDS_ON_PARTS]
     assert len(compared) > 10

@@ -39,7 +39,7 @@ BATCH = 3
 EXACT = {"suppress_health_check": [HealthCheck.function_scoped_fixture], "deadline": None}
 
 
-pytestmark = pytest.mark.usefixtures("without_fsync")
+pytestmark = pytest.mark.usefixtures("without_fsync", "few_resamples")
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +194,7 @@ def test_failures_from_a_journal_equal_those_from_memory(tmp_path, plan, bank, r
 STARTS = st.lists(st.tuples(st.integers(1, 3), st.integers(0, 2), st.integers(0, 10**5)), max_size=5)
 
 
+@pytest.mark.slow
 @given(starts=STARTS, fails=st.sets(st.integers(0, 12), max_size=2))
 @settings(max_examples=25, **EXACT)
 def test_a_resumed_run_equals_an_uninterrupted_one(plan, bank, records, starts, fails):
@@ -206,7 +207,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(plan, bank, records, starts, 
                 if cut is not None:  # killed while writing
                     held = file.read_bytes()
                     file.write_bytes(held[: max(0, len(held) - cut % 700)])
-        assert len(read_measured(folder, plan, BATCH).batches) == num_batches(len(plan.windows), BATCH)
+        assert len(read_measured(folder, plan, BATCH, retry_failures=False).batches) == num_batches(
+            len(plan.windows), BATCH
+        )
         measured = from_journal(folder, plan, bank)
         expected = from_memory(plan, bank, measured_rows)
         assert measured.failures == expected.failures
@@ -231,6 +234,7 @@ def test_a_batch_measured_again_equals_one_that_never_failed(tmp_path, plan, ban
     assert everything(from_journal(tmp_path, plan, bank), bank) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_window_that_fails_again_keeps_no_earlier_state(tmp_path, plan, bank, records):
     one_start(tmp_path, plan, bank, failing(records, 4))
     again = failing(records, 3, 5)
@@ -267,12 +271,13 @@ def test_a_damaged_side_file_is_harmless_if_its_batches_were_measured_again(tmp_
     assert everything(from_journal(tmp_path, plan, bank), bank) == undisturbed
 
 
+@pytest.mark.slow
 def test_the_earlier_measurement_counts_if_the_later_one_is_damaged(tmp_path, plan, bank, records):
     first = failing(records, 4)
     one_start(tmp_path, plan, bank, first)
     one_start(tmp_path, plan, bank, records, start=1, retry_failures=True)
     (tmp_path / "001-r0.states").unlink()
-    found = read_measured(tmp_path, plan, BATCH)
+    found = read_measured(tmp_path, plan, BATCH, retry_failures=False)
     assert found.failed == {int(plan.windows.track[4]): "gone 4"}
     measured = from_journal(tmp_path, plan, bank)
     assert everything(measured, bank) == everything(from_memory(plan, bank, first), bank)
@@ -282,7 +287,7 @@ def test_the_earlier_measurement_counts_if_the_later_one_is_damaged(tmp_path, pl
 
 
 def test_no_batch_is_done_without_a_journal(tmp_path, plan):
-    assert read_measured(tmp_path / "nowhere", plan, BATCH) == MeasuredBatches()
+    assert read_measured(tmp_path / "nowhere", plan, BATCH, retry_failures=False) == MeasuredBatches()
 
 
 @given(st.sets(st.integers(0, 12), max_size=13), st.sets(st.integers(0, 40), max_size=3), st.booleans())
@@ -311,7 +316,7 @@ def test_complete_batches_are_done(plan, bank, records, numbers, fails, retry_fa
 
 def test_batches_of_another_batch_size_are_skipped_with_a_note(tmp_path, plan, bank, records):
     one_start(tmp_path, plan, bank, records)
-    found = read_measured(tmp_path, plan, BATCH + 1)
+    found = read_measured(tmp_path, plan, BATCH + 1, retry_failures=False)
     assert (found.batches, found.windows, found.failed) == (set(), 0, {})
     assert found.notes == [f"skipped {len(plan.windows)} rows of batches that are not part of this run"]
     other = JournalStore(tmp_path, plan, bank.metrics, batch_size=BATCH + 1, frame_rate_hz=50, start=1, rank=0)
@@ -324,7 +329,7 @@ def test_truncated_files_are_noted(tmp_path, plan, bank, records):
     file = tmp_path / "000-r0.jsonl"
     file.write_bytes(file.read_bytes()[:-10])
     num_last = len(plan.windows) - (num_batches(len(plan.windows), BATCH) - 1) * BATCH
-    found = read_measured(tmp_path, plan, BATCH)
+    found = read_measured(tmp_path, plan, BATCH, retry_failures=False)
     assert found.notes[0] == "000-r0.jsonl: skipped 1 truncated or damaged line"
     assert len(found.notes) == 1 + (num_last > 1)
     assert found.windows == len(plan.windows) - num_last
@@ -334,7 +339,9 @@ def test_keys_do_not_depend_on_the_number_of_processes(tmp_path, plan, bank, rec
     for world in (1, 2, 3):
         (tmp_path / str(world)).mkdir()
         one_start(tmp_path / str(world), plan, bank, records, world=world)
-        assert len(read_measured(tmp_path / str(world), plan, BATCH).batches) == len(batch_numbers(plan, BATCH))
+        assert len(read_measured(tmp_path / str(world), plan, BATCH, retry_failures=False).batches) == len(
+            batch_numbers(plan, BATCH)
+        )
 
 
 def test_a_process_without_batches_writes_no_file(tmp_path, plan, bank):
@@ -362,4 +369,4 @@ def test_a_failed_write_raises_an_error_and_earlier_batches_are_kept(tmp_path, p
     with pytest.raises(RunError, match="File exists"):
         second.keep(records[3:6])
     first.close()
-    assert read_measured(tmp_path, plan, BATCH).batches == {0}
+    assert read_measured(tmp_path, plan, BATCH, retry_failures=False).batches == {0}

@@ -46,11 +46,11 @@ def test_a_folder_without_run_json_has_no_record(tmp_path):
     ("content", "problem"),
     [
         ("{", "cannot be read"),
-        ("[]", "is damaged: it holds list, expected an object"),
-        ("{}", "is damaged: it names no command"),
-        ('{"command": ""}', "is damaged: it names no command"),
-        ('{"command": "test", "settled": 1}', "is damaged: settled is int, expected an object"),
-        ('{"command": "test", "starts": [1]}', "is damaged: starts is not a list of objects"),
+        ("[]", "is damaged: expected a JSON object, got list"),
+        ("{}", "is damaged: the command is missing"),
+        ('{"command": ""}', "is damaged: the command is missing"),
+        ('{"command": "test", "settled": 1}', "is damaged: settled must be a JSON object, got int"),
+        ('{"command": "test", "starts": [1]}', "is damaged: starts must be a list of JSON objects"),
     ],
 )
 def test_a_damaged_record_is_refused_with_the_remedy(tmp_path, content, problem):

@@ -27,7 +27,7 @@ from musicgen_eval.runs.runner import GenerationResult
 from tests.support.run_folders import stop_after
 from tests.support.songs import write_songs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cheap_runs")]
 
 FRAMES = {"a": 61, "b": 25, "c": 90, "d": 47, "short": 8}
 TEXTS = {"a": 'drums, "fast"\nand loud', "c": "Klänge"}
@@ -370,15 +370,15 @@ def without_value(text: str) -> str:
     ("name", "damage", "message"),
     [
         ("summary.json", lambda text: text[:100], "summary.json cannot be read"),
-        ("summary.json", lambda text: "[]", "summary.json is damaged: it holds list, expected an object"),
+        ("summary.json", lambda text: "[]", "summary.json is damaged: expected a JSON object, got list"),
         ("summary.json", without_value, r"summary.json is damaged \(KeyError\('value'\)\)"),
         ("tracks.csv", lambda text: text[:-30], "tracks.csv is damaged: row 6 has [0-9]+ cells, expected [0-9]+"),
         ("tracks.csv", lambda text: text.replace("id,", "ID,", 1), "tracks.csv is damaged: column 'id' is missing"),
         ("tracks.csv", None, "tracks.csv does not exist"),
         ("windows.csv", lambda text: "", "windows.csv is damaged: column 'track' is missing"),
-        ("windows.csv", lambda text: text.replace(",0,0.0,", ",x,0.0,", 1), "row 1, column index holds 'x', expected a number"),
-        ("windows.csv", lambda text: text.replace(",0,0.0,", ",,0.0,", 1), "row 1, column index holds nothing, expected a number"),
-        ("windows.csv", lambda text: text.replace(",0,0.0,", ",0,inf,", 1), "row 1, column start_s holds inf"),
+        ("windows.csv", lambda text: text.replace(",0,0.0,", ",x,0.0,", 1), "column index contains 'x', expected a number"),
+        ("windows.csv", lambda text: text.replace(",0,0.0,", ",,0.0,", 1), "column index contains nothing, expected a number"),
+        ("windows.csv", lambda text: text.replace(",0,0.0,", ",0,inf,", 1), "row 1, column start_s contains inf"),
     ],
 )  # fmt: skip
 def test_a_damaged_result_is_named_with_the_way_to_get_it_back(evaluated, tmp_path, name, damage, message):
@@ -444,15 +444,17 @@ def test_a_damaged_configuration_is_named_when_it_is_asked_for(evaluated, tmp_pa
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(RunError, match=r"nowhere does not exist; give the folder that contains run"):
+    with pytest.raises(RunError, match=r"nowhere does not exist; specify a folder that contains run"):
         load_run(tmp_path / "nowhere")
-    with pytest.raises(RunError, match=r"contains no run: run\.json does not exist; give the folder that contains it"):
+    with pytest.raises(
+        RunError, match=r"is not a run folder: it has no run\.json; specify a folder that contains run\.json"
+    ):
         load_run(tmp_path)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(RunError, match=r"run\.json cannot be read .*; restore it from a copy"):
         load_run(tmp_path)
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(RunError, match=r"run\.json is damaged: it names no command; restore it from a copy"):
+    with pytest.raises(RunError, match=r"run\.json is damaged: the command is missing; restore it from a copy"):
         load_run(tmp_path)
     with pytest.raises(RunError, match=r"run\.json is not a folder"):
         load_run(tmp_path / "run.json")
@@ -488,10 +490,10 @@ def test_rows_behave_like_a_list(evaluated):
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        ({"fingerprint": None}, "fingerprint is NoneType, expected an object"),
-        ({"machine": [1]}, "machine is list, expected an object"),
-        ({"starts": 3}, "starts is not a list of objects"),
-        ({"other_machines": [3]}, "other_machines is not a list of objects"),
+        ({"fingerprint": None}, "fingerprint must be a JSON object, got NoneType"),
+        ({"machine": [1]}, "machine must be a JSON object, got list"),
+        ({"starts": 3}, "starts must be a list of JSON objects"),
+        ({"other_machines": [3]}, "other_machines must be a list of JSON objects"),
     ],
 )
 def test_a_damaged_run_record_is_named(evaluated, tmp_path, damage, problem):

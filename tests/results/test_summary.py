@@ -174,7 +174,9 @@ def test_too_many_failed_tracks_raise_an_error_that_names_the_setting(records, p
     for row, record in enumerate(records):
         if record.track_row == 0:
             records[row] = WindowRecord(row, 0, failure="t0.wav: cut short")
-    with pytest.raises(RunError, match=r"2 tracks failed but data.max_failures is 1; set it to 2") as error:
+    with pytest.raises(
+        RunError, match=r"2 tracks failed, but data.max_failures is 1; set data.max_failures to 2"
+    ) as error:
         summarised(records, plan, bank)
     assert "t0.wav: cut short" in str(error.value)
     assert "t2.wav: broken" in str(error.value)
@@ -266,6 +268,20 @@ def test_there_is_no_interval_for_other_reductions_or_fewer_than_two_tracks(reco
     assert (lone.low, lone.high, lone.num_tracks) == (None, None, 1)
     states = [record.states["ppl"] for record in records[:1]]
     assert interval(bank.metrics["ppl"], [merge_states(bank.metrics["ppl"], states)]) == {}
+
+
+class OwnIntervals(MaxMetric):
+    """Defines its intervals, because its state is not a sum."""
+
+    def intervals(self, track_states):
+        values = [float(state["max_value"]) for state in track_states]
+        return {"value": (min(values), max(values))}
+
+
+def test_a_metric_can_define_its_own_intervals(bank):
+    states = [{"max_value": torch.tensor(value)} for value in (2.0, 5.0, 3.0)]
+    assert interval(OwnIntervals(), states) == {"value": (2.0, 5.0)}
+    assert interval(OwnIntervals(), states[:1]) == {}
 
 
 def test_num_tracks_counts_only_tracks_with_a_value(records, plan, bank):

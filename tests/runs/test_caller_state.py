@@ -25,7 +25,7 @@ from musicgen_eval.api import generate, perplexity
 from musicgen_eval.errors import EvaluationError
 from musicgen_eval.runs.library_output import quiet_libraries
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("few_resamples")]
 
 AUDIO = torch.randn(16000, generator=torch.Generator().manual_seed(0)) * 0.1
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)

@@ -13,6 +13,8 @@ from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_evaluation
 from musicgen_eval.runs.settings import RunSettings
 
+pytestmark = pytest.mark.usefixtures("cheap_runs")
+
 
 class Watch(L.Callback):
     """Collects the contexts of runs. Raises an error in the first batch if `fails` is set."""

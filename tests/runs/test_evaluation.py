@@ -2,8 +2,6 @@
 
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -25,8 +23,10 @@ from musicgen_eval.runs.datamodule import WindowDataModule
 from musicgen_eval.runs.module import MusicGenEvaluation
 from musicgen_eval.runs.runner import run_evaluation
 from musicgen_eval.runs.settings import RunSettings
-from tests.support.programs import ROOT, SCRIPT, Program, heed_interrupts, run_script
+from tests.support.programs import SCRIPT, Program, run_script
 from tests.support.songs import write_songs
+
+pytestmark = pytest.mark.usefixtures("cheap_runs")
 
 DURATIONS_S = (1.0, 2.3, 0.7, 3.1, 0.02, 1.5, 2.0)
 
@@ -88,6 +88,7 @@ def test_the_result_equals_the_definition(songs, tiny_folder, tiny_model, tail):
     result.nll["song 0"].nan_to_num_()  # an ordinary tensor, which can be changed in place
 
 
+@pytest.mark.slow
 def test_results_are_bit_identical_for_any_batch_size_and_number_of_workers(songs, tiny_folder):
     one = evaluate(songs, tiny_folder, save_nll=True, batch_size=1)
     other = evaluate(songs, tiny_folder, save_nll=True, batch_size=8, num_workers=1)
@@ -95,6 +96,7 @@ def test_results_are_bit_identical_for_any_batch_size_and_number_of_workers(song
     assert all(torch.equal(one.nll[track].nan_to_num(), other.nll[track].nan_to_num()) for track in one.nll)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_half_precisions_are_close_and_do_not_change_codes_and_sums(songs, tiny_folder, precision):
     exact = evaluate(songs, tiny_folder)
@@ -125,13 +127,14 @@ def test_a_renamed_torchmetrics_class_agrees_with_this_package(songs, tiny_folde
     assert result.metrics["mean"]["value"].value == pytest.approx(np.mean(sums), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_failed_track_is_counted_and_none_of_its_windows(songs, tiny_folder, tmp_path):
     bad = np.zeros(64000, dtype=np.float32)
     bad[60000] = np.nan
     soundfile.write(songs.parent / "nan.wav", bad, 32000, subtype="FLOAT")
     manifest = songs.parent / "with_bad.csv"
     manifest.write_text(songs.read_text() + "nan.wav,bad,\n")
-    with pytest.raises(RunError, match=r"1 track failed but data.max_failures is 0.*\n.*nan\.wav"):
+    with pytest.raises(RunError, match=r"1 track failed, but data.max_failures is 0.*\n.*nan\.wav"):
         evaluate(manifest, tiny_folder)
     result = evaluate(manifest, tiny_folder, max_failures=1)
     clean = evaluate(songs, tiny_folder)
@@ -155,6 +158,7 @@ def test_a_failed_run_leaves_no_folder(tiny_folder, tmp_path):
     assert not run_dir.parent.exists()
 
 
+@pytest.mark.slow
 def test_validate_and_test_give_the_same_result(songs, tiny_folder):
     module = MusicGenEvaluation(tiny_folder)
     data = WindowDataModule(str(songs), context_s=0.5, target_s=0.5)
@@ -203,7 +207,7 @@ def test_perplexity_of_a_tensor_equals_that_of_its_file(songs, loaded):
 @pytest.mark.parametrize(
     ("audio", "settings", "message"),
     [
-        (torch.zeros(308700, 1), {"sample_rate_hz": 44100}, "of one or two channels, got torch.float32 (308700, 1)"),
+        (torch.zeros(308700, 1), {"sample_rate_hz": 44100}, "with one or two channels, got torch.float32 (308700, 1)"),
         (torch.zeros(1, 0), {"sample_rate_hz": 44100}, "one or two channels"),
         (np.zeros(10), {}, "got ndarray; convert numpy arrays with torch.from_numpy"),
         (torch.full((32000,), 30000.0), {"sample_rate_hz": 32000}, "samples reach 30000"),
@@ -239,9 +243,9 @@ def test_a_failure_on_one_of_two_processes_stops_both_with_its_reason(songs, tin
     manifest = songs.parent / "late_nan.csv"
     manifest.write_text(songs.read_text() + "late_nan.wav,late,\n")
     arguments = [*common_arguments(tiny_folder, manifest), "--trainer.devices=2", f"--run_dir={tmp_path / 'x'}"]
-    done = run_script("test", *arguments)
+    done = run_script("test", *arguments, num_launched=1)
     assert done.returncode == 1
-    assert "error: 1 track failed but data.max_failures is 0" in done.stderr
+    assert "error: 1 track failed, but data.max_failures is 0" in done.stderr
     assert "late_nan.wav" in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["config.yaml", "journal", "run.json"]
@@ -250,7 +254,7 @@ def test_a_failure_on_one_of_two_processes_stops_both_with_its_reason(songs, tin
 @pytest.mark.slow
 def test_a_failure_while_planning_stops_two_processes_with_one_message(tiny_folder, tmp_path):
     arguments = [*common_arguments(tiny_folder, tmp_path), "--trainer.devices=2", f"--run_dir={tmp_path / 'x'}"]
-    done = run_script("test", *arguments)
+    done = run_script("test", *arguments, num_launched=1)
     assert done.returncode == 1
     assert done.stderr.count("error: ") == 1
     assert "Traceback" not in done.stderr
@@ -267,14 +271,7 @@ def test_a_signal_stops_a_run_with_its_status_and_keeps_completed_batches(tiny_f
         str(SCRIPT), "test", "--wandb.mode=offline",
         *common_arguments(tiny_folder, tmp_path / "long.wav"), f"--run_dir={tmp_path / 'x'}",
     ]  # fmt: skip
-    if sent == signal.SIGTERM:
-        started = subprocess.Popen(
-            [sys.executable, *command], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT,
-            preexec_fn=heed_interrupts,
-        )  # fmt: skip
-    else:
-        started = Program(command)
-    with started as process:
+    with Program(command) as process:
         while not list(tmp_path.glob("x/journal/*.jsonl")) and process.poll() is None:
             time.sleep(0.1)
         process.send_signal(sent)

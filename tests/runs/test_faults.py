@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from tests.support.programs import ROOT, SCRIPT, Program, heed_interrupts
 from tests.support.run_folders import journal_rows
 from tests.support.songs import write_songs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cheap_runs")]
 
 RESULTS = ("summary.json", "tracks.csv", "windows.csv")
 SLOW = """
@@ -39,6 +38,19 @@ class Slow(SumMetric):
             time.sleep(float(os.environ["SECONDS_A_WINDOW"]))
         super().update(value)
 """
+LIMITED = f"""
+import ctypes, runpy
+DAC_OVERRIDE, DAC_READ_SEARCH = 1 << 1, 1 << 2
+VERSION_3 = 0x20080522
+libc = ctypes.CDLL(None, use_errno=True)
+header, sets = (ctypes.c_uint32 * 2)(VERSION_3, 0), (ctypes.c_uint32 * 6)()
+assert libc.capget(header, sets) == 0
+for low in range(3):  # effective, permitted and inheritable capabilities
+    sets[low] &= ~(DAC_OVERRIDE | DAC_READ_SEARCH)
+assert libc.capset(header, sets) == 0
+runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+"""
+"""Runs the command without the capabilities by which root ignores the permissions of files."""
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +70,22 @@ def begin(songs, checkpoint, tmp_path) -> Callable[..., subprocess.Popen | Progr
     """Returns a function that starts a run in a forked or a new process. Each of its windows takes some time."""
 
     def run(
-        run_dir: Path, *arguments: str, seconds: float = 0.1, is_forked: bool = True, prefix: tuple[str, ...] = ()
+        run_dir: Path, *arguments: str, seconds: float = 0.1, is_forked: bool = True, script: Path = SCRIPT
     ) -> subprocess.Popen | Program:
         (tmp_path / "slow.py").write_text(SLOW)
         command = [
-            str(SCRIPT), "test", "--trainer.accelerator=cpu",
+            str(script), "test", "--trainer.accelerator=cpu",
             f"--model.checkpoint={checkpoint}", f"--data.source={songs}", "--data.batch_size=2",
             "--trainer.enable_progress_bar=false", "--model.metrics.perplexity=musicgen_eval.metrics.CodebookPerplexity",
             "--model.metrics.slow.metric=slow.Slow", "--model.metrics.slow.inputs={value: nll}", f"--run_dir={run_dir}",
             *arguments,
         ]  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "SECONDS_A_WINDOW": str(seconds)}
-        if is_forked and not prefix:
-            return Program(command, environment=environment)
+        if is_forked:
+            num_launched = sum(argument == "--trainer.devices=2" for argument in arguments)
+            return Program(command, environment=environment, num_launched=num_launched)
         return subprocess.Popen(
-            [*prefix, sys.executable, *command], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+            [sys.executable, *command], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
             preexec_fn=heed_interrupts, env=environment,
         )  # fmt: skip
 
@@ -108,7 +121,7 @@ def test_a_run_whose_processes_die_reports_it_and_resumes_to_the_same_bytes(begi
         os.kill(launched, signal.SIGKILL)
         _, printed = first.communicate(timeout=60)
     assert first.returncode == 1
-    assert "process 1 of this machine was killed by SIGKILL; stopping the run. Completed batches are kept" in printed
+    assert "process 1 on this machine was killed by SIGKILL; stopping the run. Completed batches are kept" in printed
     assert "Traceback" not in printed
     rows = len(journal_rows(tmp_path / "x"))
     with begin(tmp_path / "x", "--trainer.devices=2") as second:
@@ -258,11 +271,9 @@ def test_a_full_disk_keeps_completed_batches_and_the_run_resumes_when_there_is_s
 
 def test_a_folder_that_becomes_read_only_loses_no_completed_batch(begin, tmp_path):
     """Root can write to read-only folders unless it drops this capability."""
-    bound = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
-    if bound and shutil.which(bound[0]) is None:
-        pytest.fail("as root this test needs setpriv (util-linux)")
-    run_dir = tmp_path / "x"
-    with begin(run_dir, "--data.limit=12", prefix=bound, seconds=0.3) as run:
+    script, run_dir = tmp_path / "limited.py", tmp_path / "x"
+    script.write_text(LIMITED)
+    with begin(run_dir, "--data.limit=12", script=script, seconds=0.3) as run:
         wait_until(lambda: journal_rows(run_dir), run)
         run_dir.chmod(0o555)
         _, printed = run.communicate(timeout=120)

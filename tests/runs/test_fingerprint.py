@@ -23,7 +23,8 @@ from musicgen_eval.metrics import CodebookAccuracy, CodebookPerplexity
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.contract import MetricEntry
 from musicgen_eval.models.checkpoint import Checkpoint
-from musicgen_eval.runs.fingerprint import SAMPLE_BYTES, differences, library_versions, metric_settings, weights_digest
+from musicgen_eval.models.folder_digest import SAMPLE_BYTES
+from musicgen_eval.runs.fingerprint import differences, library_versions, metric_settings, weights_digest
 from tests.support.specs import codec_spec
 
 SPEC = codec_spec(num_codebooks=2, codebook_size=16, max_frames=20)
@@ -223,11 +224,11 @@ def test_differences_name_the_key_and_both_values():
     known = {"a": {"b": 1, "c": [1, 2], "gone": None}, "same": "x", "kind": {"d": 1}}
     asked = {"a": {"b": 2, "c": [1, 3], "here": 0.5}, "same": "x", "kind": 5}
     assert differences(known, asked) == [
-        "a.b was 1 and is 2",
-        "a.c was [1, 2] and is [1, 3]",
-        "a.gone was None and is not given",
-        "a.here was not given and is 0.5",
-        "kind was {'d': 1} and is 5",
+        "a.b was 1 and is now 2",
+        "a.c was [1, 2] and is now [1, 3]",
+        "a.gone was None and is not set now",
+        "a.here was not set and is now 0.5",
+        "kind was {'d': 1} and is now 5",
     ]
 
 

@@ -159,9 +159,9 @@ def test_a_damaged_run_json_is_refused(tmp_path):
 
 
 def test_the_argument_resume_is_replaced_by_configuration_and_folder(tmp_path):
-    with pytest.raises(RunError, match="the path does not exist; give a run folder"):
+    with pytest.raises(RunError, match="the path does not exist; specify a run folder"):
         resumed_arguments(tmp_path / "none")
-    with pytest.raises(RunError, match="the path contains no run; give a run folder"):
+    with pytest.raises(RunError, match="the path contains no run; specify a run folder"):
         resumed_arguments(tmp_path)
     for name in ("run.json", "config.yaml"):
         (tmp_path / name).write_text("{}")

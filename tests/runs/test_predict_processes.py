@@ -89,7 +89,8 @@ def test_a_failure_on_one_of_two_processes_stops_both_and_written_continuations_
     write_noise(songs.parent / "late_nan.wav", 32000, seed=9, nan_at=-1)
     manifest = songs.parent / "late_nan.csv"
     manifest.write_text(songs.read_text() + "late_nan.wav,late,\n")
-    done = run_script(*arguments_of(oracle, manifest, tmp_path / "x", "--trainer.devices=2", "--data.batch_size=1"))
+    arguments = arguments_of(oracle, manifest, tmp_path / "x", "--trainer.devices=2", "--data.batch_size=1")
+    done = run_script(*arguments, num_launched=1)
     assert done.returncode == 1
     assert done.stderr.count("error: ") == 1
     assert "late_nan.wav" in done.stderr

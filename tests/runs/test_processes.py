@@ -1,7 +1,8 @@
 """Results are bit-identical for any number of processes and any launcher, in every precision that a CPU supports.
 
 A single process uses all threads of the machine, and several processes share them. Most processes are forked (see
-`tests.support.programs`); one test each starts them by Lightning's launcher, by torchrun, and by torchrun on two nodes.
+`tests.support.programs`); one test each starts them by Lightning's launcher, by torchrun, and by torchrun on two nodes. Lightning's
+launcher starts new interpreters. Those that torchrun starts run the script in forked processes.
 """
 
 import json
@@ -19,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from musicgen_eval.data.batches import RankBatches
-from tests.support.programs import ROOT, SCRIPT, free_port, run_ranks, run_script
+from tests.support.programs import RELAY, ROOT, SCRIPT, free_port, relayed, run_ranks, run_script
 from tests.support.songs import write_songs
 
 DURATIONS_S = (1.0, 2.3, 0.7, 3.1, 0.02, 1.5, 2.0)
@@ -57,11 +58,14 @@ def evaluate(songs, oracle, tmp_path_factory) -> Evaluate:
             threads = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}
             environment = {name: value for name, value in os.environ.items() if name not in threads}
             if launcher != "fork":
-                module = () if launcher == "lightning" else launcher
+                module = () if launcher == "lightning" else (*launcher, str(RELAY))
                 command = [sys.executable, *module, str(SCRIPT), *arguments]
-                programs = [
-                    subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, env=environment)
-                ]
+                with relayed(folder.parent) as variables:
+                    programs = [
+                        subprocess.run(
+                            command, capture_output=True, text=True, cwd=ROOT, timeout=300, env=environment | variables
+                        )
+                    ]
             elif devices == 1:
                 programs = [run_script(*arguments, environment=environment)]
             else:
@@ -154,15 +158,17 @@ def test_torchrun_on_two_nodes_gives_bit_identical_results(evaluate, songs, orac
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d",
         "--rdzv-id", "eval", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--local-addr", "127.0.0.1",
-        str(SCRIPT),
+        str(RELAY), str(SCRIPT),
         *command_line(
             songs, oracle, tmp_path / "x", "--config", str(ROOT / "configs" / "hardware" / "torchrun.yaml"),
             "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true", "--data.batch_size=3",
             "--data.num_workers=0",
         ),
     ]  # fmt: skip
-    nodes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
-    printed = [node.communicate(timeout=300)[1] for node in nodes]
+    with relayed(tmp_path) as variables:
+        settings = {"stderr": subprocess.PIPE, "text": True, "cwd": ROOT, "env": os.environ | variables}
+        nodes = [subprocess.Popen(command, **settings) for _ in range(2)]
+        printed = [node.communicate(timeout=300)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], printed[0][-2000:] + printed[1][-2000:]
     assert differing(evaluate("--trainer.precision=32-true", devices=1), tmp_path / "x") == []
 

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from musicgen_eval.cli.main import lightning_main
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cheap_runs")]
 
 SECRET = "hunter2hunter2"
 

@@ -4,14 +4,15 @@ import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
 from musicgen_eval.cli.main import lightning_main, main
+from tests.support.programs import run_script
+
+pytestmark = pytest.mark.usefixtures("cheap_runs")
 
 ROOT = Path(__file__).parents[2]
 CLIP = next((ROOT / "musicgen_eval" / "data" / "demo").glob("*.wav"))
@@ -73,11 +74,8 @@ def arguments(oracle: Path, manifest: Path, folder: Path) -> list[str]:
 @pytest.mark.slow
 def test_test_writes_and_prints_no_secret(oracle, manifest, tmp_path):
     """Runs in another process, because W&B would log the command line, which contains secrets."""
-    command = [sys.executable, str(ROOT / "train_like_eval.py"), "test", *arguments(oracle, manifest, tmp_path / "x")]
-    done = subprocess.run(
-        [*command, "--model.save_nll=true"], capture_output=True, text=True, cwd=ROOT, timeout=300,
-        env={**os.environ, **PLANTED},
-    )  # fmt: skip
+    command = ["test", *arguments(oracle, manifest, tmp_path / "x"), "--model.save_nll=true"]
+    done = run_script(*command, environment={**os.environ, **PLANTED})
     assert done.returncode == 0, done.stderr[-2000:]
     assert_clean(tmp_path / "x", done.stdout, done.stderr)
     with (tmp_path / "x" / "tracks.csv").open(newline="") as file:

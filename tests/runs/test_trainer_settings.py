@@ -15,7 +15,10 @@ def trainer(**settings) -> L.Trainer:
 
 def test_a_distributed_sampler_is_refused_on_several_processes():
     on_two = {"devices": 2, "accelerator": "cpu"}
-    with pytest.raises(RunError, match="use_distributed_sampler would score windows twice; set it to False"):
+    with pytest.raises(
+        RunError,
+        match=r"use_distributed_sampler would score some windows twice; set trainer\.use_distributed_sampler to False",
+    ):
         refuse_trainer_settings(trainer(**on_two))
     refuse_trainer_settings(trainer(**on_two, use_distributed_sampler=False))
     refuse_trainer_settings(

@@ -16,7 +16,7 @@ import wandb
 from musicgen_eval.cli.main import lightning_main
 from musicgen_eval.runs.wandb_logger import WandbSettings, wandb_logger
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cheap_runs")]
 
 ROOT = Path(__file__).parents[2]
 FAKE_KEY = "0123456789abcdef" * 2 + "01234567"

@@ -15,7 +15,7 @@ from musicgen_eval.errors import RunError
 from musicgen_eval.results.journal.writer import JournalWriter
 from musicgen_eval.runs.wandb_logger import WandbSettings, wandb_logger
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cheap_runs")]
 
 ROOT = Path(__file__).parents[2]
 

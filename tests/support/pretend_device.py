@@ -24,6 +24,14 @@ KEPT_WHOLE = {ATTENTION, aten.lstm.input}
 """Composite operators with their own CUDA kernels."""
 INDEX = {aten.index.Tensor}
 INDEX_PUT = {aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
+INDEXING = INDEX | INDEX_PUT
+NO_CONTEXT = contextlib.nullcontext()
+WITHOUT_OPERATOR = {
+    Tensor.device.__get__, Tensor.dtype.__get__, Tensor.is_cuda.__get__, Tensor.ndim.__get__, Tensor.requires_grad.__get__,
+    Tensor.shape.__get__, Tensor.dim, Tensor.element_size, Tensor.is_floating_point, Tensor.is_inference, Tensor.numel,
+    Tensor.size, Tensor.stride,
+}  # fmt: skip
+"""Attributes and methods of a tensor that call no operator."""
 # fmt: off
 # TAKES_CPU_NUMBERS: they accept 0-dimensional CPU tensors next to device tensors
 WITHOUT_KERNEL = {
@@ -80,6 +88,9 @@ class PretendTensor(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in WITHOUT_OPERATOR:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         if name in ("numpy", "__array__"):
             raise TypeError(
@@ -93,7 +104,7 @@ class PretendTensor(Tensor):
             args = (args[0], _lists_on_device(args[1]), *args[2:])
         # Outside inference mode, torch decomposes these two and queries the driver before they reach the dispatcher.
         is_whole = name in ("lstm", "scaled_dot_product_attention")
-        inference = torch.inference_mode() if is_whole else contextlib.nullcontext()
+        inference = torch.inference_mode() if is_whole else NO_CONTEXT
         with torch._C.DisableTorchFunctionSubclass(), DISPATCH_MODE, inference:
             return func(*args, **(kwargs or {}))
 
@@ -137,9 +148,7 @@ def run_operator(func: Any, args: Any, kwargs: Any) -> Any:
     device = kwargs.get("device")
     if not ours and not is_cuda(device):
         return func(*args, **kwargs)
-    if func not in KEPT_WHOLE and torch._C._dispatch_has_kernel_for_dispatch_key(
-        func.name(), "CompositeImplicitAutograd"
-    ):
+    if is_composite(func):
         with DISPATCH_MODE:  # in inference mode, composite operators are not decomposed beforehand
             return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
     if func is aten._to_copy.default and device is not None and torch.device(device).type != args[0].device.type:
@@ -194,15 +203,15 @@ def _computed(func: Any, args: Any, kwargs: Any, ours: Sequence[PretendTensor]) 
     plain_args = mapped(_on_cpu, args)
     plain_kwargs = {key: mapped(_on_cpu, value) for key, value in kwargs.items()}
     changed = [tensor.inner for tensor in ours] if func._schema.is_mutable else []
-    with _one_thread():
-        function = ON_CPU.get(func, func)
+    function = ON_CPU.get(func, func)
+    with _one_thread() if torch.get_num_threads() > 1 else NO_CONTEXT:
         out = STATE.execute(function, plain_args, plain_kwargs, launches=launches, changed=changed)
     if ours and ours[0].shape != ours[0].inner.shape:
         raise NotImplementedError(f"{func} changes the shape of its argument, which the pretend device cannot show")
     known = {id(tensor.inner): tensor for tensor in ours}
     # a view of an ordinary tensor is an ordinary tensor, also in inference mode
     is_ordinary = makes_view(func) and ours and not ours[0].is_inference()
-    with torch.inference_mode(False) if is_ordinary else contextlib.nullcontext():
+    with torch.inference_mode(False) if is_ordinary else NO_CONTEXT:
         return mapped(
             lambda x: (known[id(x)] if id(x) in known else PretendTensor(x)) if isinstance(x, Tensor) else x, out
         )
@@ -215,7 +224,7 @@ def _refuse(func: Any, args: Any, foreign: Sequence[Tensor]) -> None:
         raise RuntimeError(f"Could not run '{func.name()}' with arguments from the 'CUDA' backend.")
     if name == "cumsum" and args[0].is_floating_point() and torch.are_deterministic_algorithms_enabled():
         raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation")
-    if func in INDEX | INDEX_PUT:
+    if func in INDEXING:
         if not isinstance(args[0], PretendTensor) and any(isinstance(index, PretendTensor) for index in args[1]):
             raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
         others = args[:1] + args[2:3]  # indices and a single value may be on the CPU
@@ -236,7 +245,7 @@ def _record_syncs(func: Any, args: Any, kwargs: Any) -> None:
         STATE.sync(ASKS_FOR_VALUES[name])
     if func is aten.repeat_interleave.Tensor and kwargs.get("output_size") is None:
         STATE.sync("nonzero")
-    if func not in INDEX | INDEX_PUT:
+    if func not in INDEXING:
         return
     indices = [index for index in args[1] if index is not None]
     is_mask = [index.dtype in (torch.bool, torch.uint8) for index in indices]

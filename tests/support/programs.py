@@ -1,31 +1,38 @@
 """Runs scripts in processes that are forked after torch, transformers and Lightning have been imported.
 
 A new interpreter spends seven seconds of CPU time on these imports; a forked process starts at once. Each pytest process has one
-fork server, which imports the libraries and starts no thread. Tests of how a run is launched and ends start real interpreters; so
-do the processes that Lightning launches from a forked one.
+fork server, which imports the libraries, fills their caches and starts no thread. The processes that Lightning launches from a
+forked process are forked too, if their number is given. Some tests of Lightning's launcher start new interpreters.
 """
 
 import atexit
+import contextlib
 import io
+import json
 import multiprocessing
 import os
 import runpy
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Self
+from types import SimpleNamespace
+from typing import NoReturn, Self
 from unittest import mock
 
 import torch
+from lightning.pytorch.strategies.launchers import subprocess_script as launcher
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "train_like_eval.py"
+RELAY = Path(__file__).with_name("relay.py")
 IMPORTED = [
     "torch",
     "lightning.pytorch",
@@ -38,6 +45,7 @@ IMPORTED = [
     "transformers.models.musicgen.modeling_musicgen",
     "transformers.models.t5.modeling_t5",
     "transformers.models.t5.tokenization_t5",
+    "tests.support.warm_up",
 ]
 
 
@@ -48,14 +56,20 @@ class Program:
         arguments: Path of the script and its arguments.
         environment: Environment variables of the process. None means those of this process.
         num_threads: Number of torch threads. None means as many as torch would choose.
+        num_launched: Number of processes that Lightning launches from this process.
     """
 
     def __init__(
-        self, arguments: Sequence[str], *, environment: Mapping[str, str] | None = None, num_threads: int | None = None
+        self,
+        arguments: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        num_threads: int | None = None,
+        num_launched: int = 0,
     ) -> None:
         variables = dict(os.environ if environment is None else environment)
         if num_threads is None:
-            num_threads = int(variables.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
+            num_threads = _num_threads(variables)
         self.arguments = list(arguments)
         self._folder = TemporaryDirectory()
         self._output, self._errors = (Path(self._folder.name) / name for name in ("output", "errors"))
@@ -64,7 +78,7 @@ class Program:
         with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
             forkserver.ensure_running()
         self._process = context.Process(
-            target=_run_script, args=(self.arguments, variables, num_threads, self._output, self._errors)
+            target=_run, args=(self.arguments, variables, num_threads, num_launched, self._output, self._errors)
         )
         self._process.start()
         assert self._process.pid is not None
@@ -109,10 +123,12 @@ def run_script(
     script: Path = SCRIPT,
     environment: Mapping[str, str] | None = None,
     num_threads: int | None = None,
+    num_launched: int = 0,
     timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
     """Runs a script to its end in a forked process."""
-    with Program([str(script), *arguments], environment=environment, num_threads=num_threads) as program:
+    command = [str(script), *arguments]
+    with Program(command, environment=environment, num_threads=num_threads, num_launched=num_launched) as program:
         output, errors = program.communicate(timeout)
         return subprocess.CompletedProcess(program.arguments, program.returncode or 0, output, errors)
 
@@ -150,6 +166,38 @@ def run_ranks(
     return ended
 
 
+@contextlib.contextmanager
+def relayed(folder: Path) -> Iterator[dict[str, str]]:
+    """Runs the scripts of launchers that start `RELAY` in forked processes.
+
+    Args:
+        folder: Folder for a socket.
+
+    Yields:
+        Environment variables for the launcher.
+    """
+    address = str(folder / "relay")
+    with socketserver.ThreadingUnixStreamServer(address, _Relayed) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield {"RELAY": address}
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class _Relayed(socketserver.StreamRequestHandler):
+    """Runs one script and returns its output and its exit status to `RELAY`."""
+
+    def handle(self) -> None:
+        given = json.loads(self.rfile.readline())
+        with Program(given["arguments"], environment=given["environment"]) as program:
+            output, errors = program.communicate(timeout=300)
+        ended = {"status": program.returncode, "output": output, "errors": errors}
+        self.wfile.write(json.dumps(ended).encode() + b"\n")
+
+
 def free_port() -> int:
     """Returns a TCP port of this machine that no process listens on."""
     with socket.socket() as free:
@@ -157,22 +205,38 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
+def _num_threads(environment: Mapping[str, str]) -> int:
+    """Returns the number of threads that torch would choose in a new process."""
+    return int(environment.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
+
+
 def heed_interrupts() -> None:
     """Restores the default handling of SIGINT, which a shell makes its background processes and their children ignore."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _run_script(
-    arguments: list[str], environment: dict[str, str], num_threads: int, output: Path, errors: Path
+def _run(
+    arguments: list[str], environment: dict[str, str], num_threads: int, num_launched: int, output: Path, errors: Path
 ) -> None:
     """Makes the forked process like a new one, and runs a script in it."""
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(ROOT)
     for number, path in ((1, output), (2, errors)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
+    spares: list[_Spare] = []
+    for _ in range(num_launched):
+        spares.append(_Spare(spares))
+    if spares:
+        launcher.subprocess = SimpleNamespace(
+            Popen=lambda command, **settings: spares.pop().launch(command, **settings)
+        )
+    _run_script(arguments, environment, num_threads)
+
+
+def _run_script(arguments: list[str], environment: Mapping[str, str], num_threads: int) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
     sys.stdout, sys.stderr = (
         io.TextIOWrapper(open(number, "wb", closefd=False), "utf-8", line_buffering=number == 2)  # noqa: SIM115
         for number in (1, 2)
@@ -186,3 +250,55 @@ def _run_script(
         runpy.run_path(arguments[0], run_name="__main__")
     finally:
         atexit._run_exitfuncs()
+
+
+class _Spare(subprocess.Popen):
+    """A forked process that waits until Lightning launches a rank, and then runs the rank's script.
+
+    It is forked before the script of rank 0 begins, when the process has no thread. It is a child of rank 0, as a new interpreter
+    would be. It ends if rank 0 ends without launching it.
+
+    Args:
+        earlier: Further processes of this kind, whose pipes the new one must not hold open.
+    """
+
+    def __init__(self, earlier: Sequence[Self]) -> None:
+        self.stdin = self.stdout = self.stderr = self.returncode = None
+        self._child_created = True
+        self._waitpid_lock = threading.Lock()
+        orders, self._orders = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            for pipe in (self._orders, *(other._orders for other in earlier)):
+                os.close(pipe)
+            _obey(orders)
+        os.close(orders)
+
+    def launch(self, command: Sequence[str], *, env: Mapping[str, str], cwd: str | None) -> Self:
+        """Runs a Python command in the process."""
+        self.args = command
+        with open(self._orders, "w") as orders:  # noqa: PTH123
+            json.dump({"arguments": command[1:], "environment": dict(env)}, orders)
+        return self
+
+
+def _obey(orders: int) -> NoReturn:
+    """Waits for the command of `_Spare.launch`, runs it, and ends the process with its exit status."""
+    status = 1
+    try:
+        with open(orders) as pipe:
+            content = pipe.read()
+        if content:
+            settings = json.loads(content)
+            variables = settings["environment"]
+            _run_script(settings["arguments"], variables, _num_threads(variables))
+        status = 0
+    except SystemExit as stopped:
+        status = stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)

@@ -44,7 +44,7 @@ TINY = replace(
     precisions=("bf16-mixed",),
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "cheap_runs")
 
 
 @pytest.fixture

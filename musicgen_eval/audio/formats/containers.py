@@ -269,13 +269,13 @@ def check_data_size(path: Path, file: BinaryIO) -> None:
     num_present = max(0, file.seek(0, os.SEEK_END) - chunk.start)
     if chunk.num_bytes > num_present:
         raise AudioError(
-            f"{path}: truncated: its header declares {chunk.num_bytes} bytes of audio but the file has {num_present}; "
-            "download or write it again"
+            f"{path}: the file is truncated: its header declares {chunk.num_bytes} bytes of audio, but the file has {num_present}; "
+            "download it again or rewrite it"
         )
     if chunk.num_bytes == 0 and num_present > 0:
         raise AudioError(
-            f"{path}: its header declares no audio but {num_present} bytes follow, so it may have been written to a pipe; "
-            "write it again"
+            f"{path}: the header declares no audio, yet {num_present} bytes follow it; the file may have been written through a "
+            "pipe, so write it again to a regular file"
         )
 
 
@@ -297,6 +297,6 @@ def check_soundfile_log(path: Path, format: str, num_samples: int, log: str) -> 
     declared = re.findall(_DECLARED_SAMPLES[container], log, re.MULTILINE) if container in _DECLARED_SAMPLES else []
     if _TRUNCATION_WARNING.search(log) or (declared and int(declared[-1]) > num_samples):
         raise AudioError(
-            f"{path}: truncated: its {container} header declares more than the {num_samples} samples in the file; "
-            "download or write it again"
+            f"{path}: the file is truncated: its {container} header declares more than the {num_samples} samples in the file; "
+            "download it again or rewrite it"
         )

@@ -36,8 +36,8 @@ def flac_num_samples(path: Path) -> int:
     num_samples = find_flac_end(path)
     if num_samples is None:
         raise AudioError(
-            f"{path}: truncated or damaged: its header declares no length and the file does not end with a complete FLAC frame; "
-            "encode it again"
+            f"{path}: the file is truncated or damaged: its header declares no length, and it does not end with a complete FLAC "
+            "frame; re-encode it"
         )
     return num_samples
 

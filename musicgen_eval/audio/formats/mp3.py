@@ -136,7 +136,9 @@ def index_stream(path: Path) -> MpegStream:
         num_bytes = file.seek(0, io.SEEK_END)
         start = find_first_frame(file)
         if start is None:
-            raise AudioError(f"{path}: no MPEG audio frames in the first 64 kB (the free format is not supported)")
+            raise AudioError(
+                f"{path}: found no MPEG audio frames in the first 64 kB of the file (free-format MP3 is not supported)"
+            )
         file.seek(start)
         tag = read_tag(file.read(6000))
         starts, sizes, first, stop = _walk_frames(path, file, start, num_bytes)
@@ -148,13 +150,13 @@ def index_stream(path: Path) -> MpegStream:
         tag, declared = replace(tag, num_frames=len(starts)), len(starts)
     if declared is not None and len(starts) < declared:
         raise AudioError(
-            f"{path}: truncated: its header declares {declared} MPEG frames but the file has {len(starts)}; "
-            "download or encode it again"
+            f"{path}: the file is truncated: its header declares {declared} MPEG frames, but the file has {len(starts)}; "
+            "download it again or re-encode it"
         )
     if declared is not None and len(starts) > declared:
         raise AudioError(
-            f"{path}: its header declares {declared} MPEG frames but the file has {len(starts)} (two joined mp3 files?); "
-            "decode and encode it again, or split it"
+            f"{path}: its header declares {declared} MPEG frames, but the file has {len(starts)}, so it may consist of joined MP3 "
+            "files; decode and re-encode it, or split it"
         )
     if stop < num_bytes and (declared is None or is_miscounted):
         _check_tail(path, starts, stop, num_bytes)
@@ -231,13 +233,14 @@ def _check_tail(path: Path, starts: np.ndarray, stop: int, num_bytes: int) -> No
         begins = len(tail) < 4 and tail[:2] == word[: len(tail)]
         if begins or parse_header(tail[:4]) is not None:
             raise AudioError(
-                f"{path}: truncated: only {num_bytes - stop} bytes of its last MPEG frame are present; "
-                "download or encode it again"
+                f"{path}: the file is truncated: only {num_bytes - stop} bytes of its last MPEG frame are present; "
+                "download it again or re-encode it"
             )
         for at in range(len(tail)):
             if tail[at] == 0xFF and starts_frame_chain(tail, at, at_end=False):
                 raise AudioError(
-                    f"{path}: damaged: no MPEG frames from byte {stop} to byte {stop + at}; download or encode it again"
+                    f"{path}: the file is damaged: there are no MPEG frames from byte {stop} to byte {stop + at}; "
+                    "download it again or re-encode it"
                 )
 
 
@@ -279,6 +282,6 @@ def _frame_bytes(path: Path, stream: MpegStream, first: int, end: int) -> list[b
     frames = [data[at : at + size] for at, size in zip((starts - starts[0]).tolist(), sizes.tolist(), strict=True)]
     if len(frames[-1]) != sizes[-1]:
         raise AudioError(
-            f"{path}: the file ends before byte {int(starts[-1] + sizes[-1])}; it was changed during the run"
+            f"{path}: the file ends before byte {int(starts[-1] + sizes[-1])}; it has been changed during the run"
         )
     return frames

@@ -49,20 +49,23 @@ def check_ogg_end(path: Path, file: BinaryIO) -> None:
         last, at = page, tail.find(b"OggS", at + page.num_bytes)
     if at >= 0 or last is None or not last.is_end:
         raise AudioError(
-            f"{path}: truncated: its last Ogg page is incomplete or lacks the end flag; download or encode it again"
+            f"{path}: the file is truncated: its last Ogg page is incomplete or lacks the end-of-stream flag; "
+            "download it again or re-encode it"
         )
     if last.serial != int.from_bytes(first[14:18], "little"):
         raise _several_streams_error(path)
 
 
 def _checksum_error(path: Path, at: int) -> AudioError:
-    return AudioError(f"{path}: damaged: the Ogg page at byte {at} has a wrong checksum; download or encode it again")
+    return AudioError(
+        f"{path}: the file is damaged: the Ogg page at byte {at} has a wrong checksum; download it again or re-encode it"
+    )
 
 
 def _several_streams_error(path: Path) -> AudioError:
     return AudioError(
         f"{path}: the file contains several Ogg streams (chained or joined), but only the first would be read; "
-        "decode and encode it again, or split it"
+        "decode and re-encode it, or split it"
     )
 
 
@@ -108,20 +111,24 @@ def check_ogg_pages(path: Path) -> None:
             if head[:4] != b"OggS":
                 if has_ended and b"OggS" not in head + file.read(_OGG_PAGE_BYTES):
                     return  # padding or an unknown tag
-                raise AudioError(f"{path}: damaged: no Ogg page at byte {at}; download or encode it again")
+                raise AudioError(
+                    f"{path}: the file is damaged: there is no Ogg page at byte {at}; download it again or re-encode it"
+                )
             head += file.read(head[26])
             page = _OggPage.parse(head)
             body = file.read(page.num_bytes - len(head)) if page is not None else b""
             if page is None or len(head) + len(body) < page.num_bytes:
-                raise AudioError(f"{path}: truncated: its last Ogg page is incomplete; download or encode it again")
+                raise AudioError(
+                    f"{path}: the file is truncated: its last Ogg page is incomplete; download it again or re-encode it"
+                )
             if not page.is_intact(head + body):
                 raise _checksum_error(path, at)
             if sequence is not None and page.is_start:
                 raise _several_streams_error(path)
             if sequence is not None and page.sequence != sequence + 1:
                 raise AudioError(
-                    f"{path}: damaged: Ogg page {page.sequence} follows page {sequence} at byte {at}; "
-                    "download or encode it again"
+                    f"{path}: the file is damaged: Ogg page {page.sequence} follows page {sequence} at byte {at}; "
+                    "download it again or re-encode it"
                 )
             at, sequence, has_ended = at + page.num_bytes, page.sequence, page.is_end
 

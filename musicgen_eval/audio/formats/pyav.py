@@ -36,7 +36,7 @@ def _import_av(path: Path, kind: str) -> ModuleType:
     try:
         import av
     except ImportError as error:
-        raise AudioError(f"{path}: {kind} needs PyAV; install it with: {INSTALL}") from error
+        raise AudioError(f"{path}: {kind} requires PyAV; install it with {INSTALL}") from error
     return av
 
 
@@ -65,8 +65,8 @@ def probe_av(path: Path, kind: str) -> tuple[str, int, int, int]:
         raise AudioError(f"{path}: the {kind} file contains no audio samples")
     if declared_s is not None and reader.end / reader.sample_rate_hz < declared_s - _SHORTFALL_S:
         raise AudioError(
-            f"{path}: truncated: its header declares {declared_s:.3f} s but the file has "
-            f"{reader.end / reader.sample_rate_hz:.3f} s; download or encode it again"
+            f"{path}: the file is truncated: its header declares {declared_s:.3f} s, but the file has "
+            f"{reader.end / reader.sample_rate_hz:.3f} s; download it again or re-encode it"
         )
     name = kind.partition(" ")[0].upper()
     return f"{name}/{codec.upper()}", reader.sample_rate_hz, reader.num_channels, reader.end
@@ -96,13 +96,17 @@ def _open(av: ModuleType, path: Path, kind: str) -> Iterator[Any]:
         try:
             container = av.open(source)
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise AudioError(f"{path}: the {kind} file cannot be opened (damaged or truncated?): {error}") from error
+            raise AudioError(
+                f"{path}: the {kind} file cannot be opened and may be damaged or truncated: {error}"
+            ) from error
         with container:
             streams = container.streams.audio
             if not streams:
                 raise AudioError(f"{path}: the {kind} file contains no audio stream")
             if streams[0].codec_context is None:
-                raise AudioError(f"{path}: PyAV cannot decode the audio of the {kind} file (unknown codec or damaged?)")
+                raise AudioError(
+                    f"{path}: PyAV cannot decode the audio of the {kind} file; its codec may be unknown, or the file damaged"
+                )
             yield container
 
 
@@ -190,8 +194,8 @@ def _decode(path: Path, kind: str) -> Generator[tuple[int, np.ndarray], None, No
                     at_s = float(frame.pts * frame.time_base)
                     if due_s is not None and at_s - due_s > _GAP_S:
                         raise AudioError(
-                            f"{path}: {at_s - due_s:.3f} s of audio are missing from the {kind} file at {due_s:.3f} s (damaged, or "
-                            "recorded with gaps?); download it again or convert it to wav"
+                            f"{path}: {at_s - due_s:.3f} s of audio is missing from the {kind} file at {due_s:.3f} s; the file may "
+                            "be damaged or recorded with gaps, so download it again or convert it to WAV"
                         )
                     due_s = at_s + frame.samples / frame.sample_rate
                 samples = _to_float(frame.to_ndarray())
@@ -199,7 +203,9 @@ def _decode(path: Path, kind: str) -> Generator[tuple[int, np.ndarray], None, No
                     samples = samples.reshape(-1, frame.layout.nb_channels).T
                 yield frame.sample_rate, np.ascontiguousarray(samples.T)
         except damage as error:
-            raise AudioError(f"{path}: the {kind} file cannot be decoded to the end (damaged?): {error}") from error
+            raise AudioError(
+                f"{path}: the {kind} file cannot be decoded to the end and may be damaged: {error}"
+            ) from error
 
 
 def _to_float(samples: np.ndarray) -> np.ndarray:

@@ -16,12 +16,14 @@ import torch
 from torchmetrics import Metric
 
 from musicgen_eval.errors import MetricError
+from musicgen_eval.metrics.plugin.budget import StateBudget
 from musicgen_eval.metrics.plugin.contract import MetricRecipe, configure, label, read_values
 from musicgen_eval.metrics.plugin.entries import GivenMetric, copied, metric_entries
 from musicgen_eval.metrics.plugin.inputs import WindowData, fetch
 from musicgen_eval.metrics.plugin.providers import InputRegistry
 from musicgen_eval.metrics.plugin.readings import PLAIN, ReadingTable
 from musicgen_eval.metrics.plugin.requests import InputRequest, RequestParser, WindowInputs
+from musicgen_eval.metrics.plugin.resources import Resources
 from musicgen_eval.metrics.plugin.states import State, compute_in_place, merge_states, to_cpu, window_states
 from musicgen_eval.metrics.plugin.trial import trial_data, try_metric, try_on_device
 from musicgen_eval.records import CodecSpec, Reading, Task
@@ -36,20 +38,28 @@ class MetricBank:
         spec: Codebooks, rates and channels of the checkpoint, for metrics that have a `configure(spec)` method.
         task: `score` for the commands test and validate, `continue` for predict. Only predict can run without metrics.
 
+    Attributes:
+        resources: Objects that the inputs share, such as the evaluated model.
+        budget: Sizes of the metric states.
+
     Raises:
         MetricError: A metric names an unknown input, or fails its trial.
     """
 
     def __init__(self, metrics: Mapping[str, GivenMetric], *, spec: CodecSpec, task: Task = "score") -> None:
         if not metrics and task == "score":
-            raise MetricError("no metric was given; name at least one under model.metrics, such as CodebookPerplexity")
+            raise MetricError(
+                "no metric is specified; specify at least one under model.metrics, such as CodebookPerplexity"
+            )
         self.spec = spec
         self.task: Task = task
+        self.resources = Resources()
         self.metrics: dict[str, Metric] = {}
         self._recipes: dict[str, MetricRecipe] = {}
         self._readings = ReadingTable(task)
         registry = InputRegistry(task)
         entries = metric_entries(metrics)
+        renames: dict[str, dict[str, str]] = {}
         for name, entry in entries.items():
             metric = copied(name, entry.metric)
             configure(name, metric, spec)
@@ -60,13 +70,15 @@ class MetricBank:
                 registry.register(provider, by=f"metric {name!r}")
             self.metrics[name] = metric
             self._recipes[name] = values.recipe
+            renames[name] = {**values.inputs, **entry.inputs}
         parser = RequestParser(registry, self._readings)  # after all metrics have published their readings and inputs
         self._requests: dict[str, list[InputRequest]] = {
-            name: parser.parse(name, self.metrics[name], entry.inputs) for name, entry in entries.items()
+            name: parser.parse(name, self.metrics[name], renames[name]) for name in entries
         }
+        self.budget = StateBudget(self.metrics)
         window_data = trial_data(spec, self.readings, task)
         for name, metric in self.metrics.items():
-            try_metric(name, metric, self._trial_inputs(name, window_data))
+            self.budget.note_trial(name, try_metric(name, metric, self._trial_inputs(name, window_data)))
         self._untouched = {
             name: deepcopy(metric) for name, metric in self.metrics.items()
         }  # copies that compute results
@@ -118,7 +130,7 @@ class MetricBank:
         """
         states: list[dict[str, State]] = [{} for _ in window_data]
         window_data = fetch(window_data)
-        window_inputs = [WindowInputs(data, self.spec) for data in window_data]
+        window_inputs = [WindowInputs(data, self.spec, self.resources) for data in window_data]
         for name, metric in self.metrics.items():
             metric.to(_device(window_data) if self._runs_on_device(name) else "cpu")
             collected = [inputs.collect(self._requests[name]) for inputs in window_inputs]
@@ -126,6 +138,10 @@ class MetricBank:
             left = self._window_states(name, [inputs for _, inputs in given], window_data)
             for (window, _), state in zip(given, left, strict=True):
                 window[name] = state
+        for data, of_window in zip(window_data, states, strict=True):
+            plain = data.readings[""]
+            assert plain is not None  # the plain reading always exists
+            self.budget.add(plain.window.track, of_window)
         return to_cpu(states)
 
     def try_on(self, device: torch.device) -> None:
@@ -163,7 +179,9 @@ class MetricBank:
     def _trial_inputs(self, name: str, window_data: Sequence[WindowData]) -> list[dict[str, Any]]:
         """Returns the inputs of a metric for each synthetic window with which the metric is updated."""
         collected = [
-            WindowInputs(data, self.spec, generator=torch.Generator().manual_seed(index)).collect(self._requests[name])
+            WindowInputs(data, self.spec, self.resources, generator=torch.Generator().manual_seed(index)).collect(
+                self._requests[name]
+            )
             for index, data in enumerate(window_data)
         ]
         return [inputs for inputs in collected if inputs is not None]

@@ -21,15 +21,19 @@ from musicgen_eval.metrics.plugin.providers import InputProvider
 from musicgen_eval.records import CodecSpec, Reading
 
 Item = TypeVar("Item")
+State = dict[str, Tensor | list[Tensor]]
+"""Metric state: a mapping from state name to tensor or list of tensors."""
+Intervals = Callable[[Sequence[State]], Mapping[str, tuple[float, float]]]
 WindowStates = Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Tensor]]
 
 
 class MetricContract(Protocol):
     """The optional members of a metric.
 
-    A metric does not need to inherit from this class, and defines only the members that it needs. `readings`, `providers` and
-    `recipe` are values: each can be an attribute or a property. `configure` and `window_states` are methods. To disable an
-    inherited method, set it to None in the subclass. A run refuses a metric if one of these members has another kind or type.
+    A metric does not need to inherit from this class, and defines only the members that it needs. `readings`, `providers`, `inputs`
+    and `recipe` are values: each can be an attribute or a property. `configure`, `window_states` and `intervals` are methods. To
+    disable an inherited method, set it to None in the subclass. A run refuses a metric if one of these members has another kind or
+    type.
 
     >>> import torch
     >>> class BitsPerSecond(Metric):
@@ -47,10 +51,13 @@ class MetricContract(Protocol):
             reading as a suffix of an input (`nll__shuffled`). Default: none.
         providers: Inputs that the metric defines in addition to the built-in ones. Any metric of the same run can name these
             inputs. Default: none.
+        inputs: Maps parameters of `update()` to names of inputs, as in `MetricEntry`, for a metric whose inputs depend on its
+            settings. `MetricEntry.inputs` takes precedence. Default: each parameter is itself the name of an input.
     """
 
     readings: Sequence[Reading]
     providers: Sequence[InputProvider]
+    inputs: Mapping[str, str]
 
     @property
     def recipe(self) -> MetricRecipe:
@@ -79,6 +86,19 @@ class MetricContract(Protocol):
 
         Returns:
             A mapping from state name to (B, ...) tensor. Row b is the state of a reset metric after a single `update(**batch[b])`.
+        """
+        ...
+
+    def intervals(self, track_states: Sequence[State]) -> Mapping[str, tuple[float, float]]:
+        """Returns 95% confidence intervals over tracks, for a metric whose states are not all sums.
+
+        Default: a percentile bootstrap over tracks if all states of the metric are sums, otherwise no intervals.
+
+        Args:
+            track_states: State of each track, merged from the states of its windows. At least two.
+
+        Returns:
+            A mapping from result key to the lower and the upper limit. A result that has no interval is left out.
         """
         ...
 
@@ -150,6 +170,7 @@ class MetricValues:
 
     readings: Sequence[Reading]
     providers: Sequence[InputProvider]
+    inputs: Mapping[str, str]
     recipe: MetricRecipe
 
 
@@ -179,7 +200,7 @@ def configure(name: str, metric: Metric, spec: CodecSpec) -> None:
 
 
 def read_values(name: str, metric: Metric) -> MetricValues:
-    """Returns the values that a metric defines. Also checks `window_states`.
+    """Returns the values that a metric defines. Also checks `window_states` and `intervals`.
 
     Args:
         name: Name of the metric in the run, for error messages.
@@ -189,9 +210,11 @@ def read_values(name: str, metric: Metric) -> MetricValues:
         MetricError: A member has the wrong kind or type, or a property raised an exception.
     """
     _method(name, metric, "window_states")
+    _method(name, metric, "intervals")
     return MetricValues(
         readings=_sequence(name, metric, "readings", Reading),
         providers=_sequence(name, metric, "providers", InputProvider),
+        inputs=_inputs(name, metric),
         recipe=_recipe(name, metric),
     )
 
@@ -200,6 +223,25 @@ def batched_window_states(metric: Metric) -> WindowStates | None:
     """Returns the `window_states` method of a metric, or None if the metric must be updated with one window at a time."""
     own: WindowStates | None = getattr(metric, "window_states", None)
     return own
+
+
+def own_intervals(metric: Metric) -> Intervals | None:
+    """Returns the `intervals` method of a metric, or None if the metric does not define it."""
+    own: Intervals | None = getattr(metric, "intervals", None)
+    return own
+
+
+def _inputs(name: str, metric: Metric) -> Mapping[str, str]:
+    """Returns the inputs that a metric assigns to parameters of its `update()` method."""
+    value = _member(name, metric, "inputs", {})
+    if not isinstance(value, Mapping):
+        raise _wrong_value(name, metric, "inputs", "a mapping of strings", _described(value))
+    for part in (*value.keys(), *value.values()):
+        if not isinstance(part, str):
+            raise _wrong_value(
+                name, metric, "inputs", "a mapping of strings", f"a mapping that contains {_described(part)}"
+            )
+    return value
 
 
 def _recipe(name: str, metric: Metric) -> MetricRecipe:
@@ -250,7 +292,7 @@ def _member(name: str, metric: Metric, member: str, default: Any) -> Any:
 
 def _wrong_value(name: str, metric: Metric, member: str, expected: str, got: str) -> MetricError:
     return MetricError(
-        f"{label(name, metric)}: {member} must be an attribute or a property that holds {expected}, got {got}"
+        f"{label(name, metric)}: {member} must be an attribute or a property that contains {expected}, got {got}"
     )
 
 

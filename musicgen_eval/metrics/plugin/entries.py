@@ -23,7 +23,7 @@ def metric_entries(metrics: object) -> dict[str, MetricEntry]:
             map names to names, or an installed metric is unknown.
     """
     if not isinstance(metrics, Mapping):
-        raise MetricError(f"metrics must map names to metrics, such as {{'ppl': metric}}; got {type(metrics).__name__}")
+        raise MetricError(f"metrics must map names to metrics, such as {{'ppl': metric}}, got {type(metrics).__name__}")
     return {name: _entry(name, given) for name, given in metrics.items()}
 
 
@@ -53,7 +53,7 @@ def _entry(name: object, given: object) -> MetricEntry:
         raise MetricError(f"metric {name!r} must be a torchmetrics.Metric, got {type(entry.metric).__name__}")
     if not isinstance(entry.inputs, Mapping) or not all(isinstance(ours, str) for ours in entry.inputs.values()):
         raise MetricError(
-            f"metric {name!r}: inputs must map parameters of update() to names of inputs, such as {{'value': 'nll'}}; got "
+            f"metric {name!r}: inputs must map parameters of update() to names of inputs, such as {{'value': 'nll'}}, got "
             f"{entry.inputs!r}"
         )
     return entry
@@ -69,8 +69,8 @@ def _installed_entry(name: str, given: Mapping[str, Any]) -> MetricEntry:
     unknown = next((key for key in given if key not in known), None)
     if unknown is not None:
         raise MetricError(
-            f"metric {name!r}: the mapping has the key {unknown!r}, expected {', '.join(known)}; "
-            f"{near_matches(str(unknown), known)}. In Python, give a metric of any other class as an object"
+            f"metric {name!r}: the mapping has the unknown key {unknown!r}, expected {', '.join(known)}; "
+            f"{near_matches(str(unknown), known)}. In Python, pass a metric of any other class as an object"
         )
     installed_name, init_args = given.get("name"), given.get("init_args", {})
     if not isinstance(installed_name, str) or not isinstance(init_args, Mapping):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from musicgen_eval.audio.reader import TrackAudio
 from musicgen_eval.models.transfers import download, upload
 from musicgen_eval.records import CodecSpec, ScoredWindow
 
@@ -47,13 +48,15 @@ class WindowData:
         readings: Mapping from reading name to scored reading, or to None if the window has no such reading. The plain reading,
             which uses the window's own text and context, has the name "".
         frame_rate_hz: Frame rate of the codes.
-        audio: Audio of the continuation in predict. None in other tasks.
+        audio: Audio of the continuation if the run is a `predict`. None in all other runs.
+        track: Function that opens the audio of the whole track. None in the trial.
         fetched: Copies of the readings on the CPU, without logits. None means that `fetch` has not been called.
     """
 
     readings: Mapping[str, ScoredWindow | None]
     frame_rate_hz: int
     audio: ContinuationAudio | None = None
+    track: Callable[[], TrackAudio] | None = None
     fetched: Mapping[str, ScoredWindow | None] | None = None
 
     @property
@@ -61,7 +64,7 @@ class WindowData:
         """The same data on the CPU, without logits."""
         readings = fetch([self])[0].fetched
         assert readings is not None
-        return WindowData(readings, self.frame_rate_hz, self.audio, readings)
+        return replace(self, readings=readings, fetched=readings)
 
     def to(self, device: torch.device) -> WindowData:
         """Returns the same data with the readings moved to a device."""
@@ -72,7 +75,7 @@ class WindowData:
             return replace(read, codes=codes, nll=nll, rank=rank, logits=logits)
 
         readings = {name: None if read is None else moved(read) for name, read in self.readings.items()}
-        return WindowData(readings, self.frame_rate_hz, self.audio)
+        return replace(self, readings=readings, fetched=None)
 
 
 def fetch(window_data: Sequence[WindowData]) -> list[WindowData]:

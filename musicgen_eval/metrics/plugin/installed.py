@@ -56,7 +56,8 @@ def _find(name: str, wanted: str) -> EntryPoint:
     if len({point.value for point in found}) > 1:
         owners = ", ".join(f"{point.value} ({point.dist.name if point.dist else 'unknown package'})" for point in found)
         raise MetricError(
-            f"metric {name!r}: several installed packages declare a metric {wanted!r}: {owners}; give class_path instead of name"
+            f"metric {name!r}: several installed packages declare a metric {wanted!r}: {owners}; specify class_path instead of "
+            "name"
         )
     return found[0]
 
@@ -64,7 +65,10 @@ def _find(name: str, wanted: str) -> EntryPoint:
 def _suggestions(wanted: str, known: Mapping[str, str]) -> str:
     """Returns the last part of an error message, which lists any similar names first, followed by the known names."""
     if not known:
-        return f"none is installed (entry points of the group {GROUP}); for any other class give class_path instead of name"
+        return (
+            f"no metrics are installed (entry points in the group {GROUP}); for any other class, specify class_path instead of "
+            "name"
+        )
     listed = f"known: {', '.join(known)}"
     near = near_matches(wanted, known)
     return near if near.startswith("known") else f"{near} {listed}"
@@ -91,6 +95,6 @@ def _refuse_unknown_arguments(name: str, kind: type[Metric], init_args: Mapping[
     unknown = next((key for key in init_args if key not in parameters), None)
     if unknown is not None:
         raise MetricError(
-            f"metric {name!r}: {kind.__name__} does not take the argument {unknown!r} of init_args; "
+            f"metric {name!r}: init_args contains {unknown!r}, which {kind.__name__} does not accept; "
             f"{near_matches(str(unknown), parameters)}"
         )

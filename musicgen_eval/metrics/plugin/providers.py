@@ -7,7 +7,7 @@ input. To add an input, add a provider to `PROVIDERS`, or define one in the metr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from keyword import iskeyword
 from operator import attrgetter
 from typing import Any, Literal, get_args
@@ -15,8 +15,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from musicgen_eval.audio.reader import TrackAudio
 from musicgen_eval.errors import MetricError, near_matches
 from musicgen_eval.metrics.plugin.inputs import ContinuationAudio
+from musicgen_eval.metrics.plugin.resources import Resources
 from musicgen_eval.records import CodecSpec, ScoredWindow, Task
 
 Device = Literal["cpu", "model"]
@@ -33,12 +35,16 @@ class InputSource:
         reading: The reading that the metric named, or the plain reading if the input has no suffix. If the reading does not exist
             for the window, every nll is NaN, every rank is -1, and no code is scored.
         spec: Codebooks, rates and channels of the checkpoint.
+        resources: Objects that the inputs of the run share, such as the evaluated model.
         audio: Audio of the continuation. None except in predict.
+        track: Function that opens the audio of the whole track. None in the trial.
     """
 
     reading: ScoredWindow
     spec: CodecSpec
+    resources: Resources = field(default_factory=Resources)
     audio: ContinuationAudio | None = None
+    track: Callable[[], TrackAudio] | None = None
 
     @property
     def continuation_audio(self) -> ContinuationAudio:
@@ -103,9 +109,9 @@ class InputProvider:
 
     def _check_functions(self) -> None:
         if not callable(self.compute):
-            raise self._wrong("compute", "a function of an InputSource")
+            raise self._wrong("compute", "a function that takes an InputSource")
         if self.synthesise is not None and not callable(self.synthesise):
-            raise self._wrong("synthesise", "a function of an InputSource and a torch.Generator, or None")
+            raise self._wrong("synthesise", "a function that takes an InputSource and a torch.Generator, or None")
 
     def _check_rows(self) -> None:
         for name in ("has_readings", "needs_scores", "accepts_none"):
@@ -174,7 +180,8 @@ class InputRegistry:
         known = self.find(provider.name)
         if known is not None and known[0] != provider and (known[1] is None or known[0].has_readings):
             raise MetricError(
-                f"{by} provides an input {provider.name!r}, which already means {known[0].shape!r}; rename one of them"
+                f"{by} provides an input {provider.name!r}, but there is already an input of that name ({known[0].shape}); rename "
+                "one of the two"
             )
         self._providers[provider.name] = provider
 

@@ -78,7 +78,7 @@ class ReadingTable:
         if reading.text not in ("own", "none", "other") or reading.context not in ("own", "none"):
             raise MetricError(
                 f"metric {metric!r} defines a reading {reading.name!r} with text={reading.text!r} and "
-                f"context={reading.context!r}; text must be own, none or other, and context must be own or none"
+                f"context={reading.context!r}; text must be 'own', 'none' or 'other', and context must be 'own' or 'none'"
             )
         if reading.target not in (("own",) if self.task == "score" else ("own", "reference")):
             raise MetricError(

@@ -16,6 +16,7 @@ from musicgen_eval.errors import MetricError, near_matches
 from musicgen_eval.metrics.plugin.inputs import WindowData, absent_reading
 from musicgen_eval.metrics.plugin.providers import InputProvider, InputRegistry, InputSource
 from musicgen_eval.metrics.plugin.readings import ReadingTable
+from musicgen_eval.metrics.plugin.resources import Resources
 from musicgen_eval.models.transfers import upload
 from musicgen_eval.records import CodecSpec, ScoredWindow
 
@@ -102,7 +103,7 @@ class RequestParser:
         if reading not in self.readings:
             raise MetricError(
                 f"metric {name!r} asks for the reading {reading!r} ({wanted}), which {TASK_NAMES[self.registry.task]} does not "
-                f"offer; {near_matches(reading, self.readings.names)}"
+                f"provide; {near_matches(reading, self.readings.names)}"
             )
         is_renamed = parameter in renames and parameter.partition("__")[0] != provider.name
         flat = provider.rows == "always" or (provider.rows == "renamed" and is_renamed)
@@ -115,8 +116,8 @@ class RequestParser:
         if found is None or (found[1] is not None and not found[0].has_readings):
             raise MetricError(
                 f"metric {name!r}: {type(metric).__name__}.update() asks for {wanted!r}, which "
-                f"{TASK_NAMES[self.registry.task]} does not offer; {near_matches(wanted, self.registry.names)}; or rename it "
-                f"with inputs: {{{parameter}: ...}}"
+                f"{TASK_NAMES[self.registry.task]} does not provide; {near_matches(wanted, self.registry.names)}; or rename the "
+                f"parameter with inputs: {{{parameter}: ...}}"
             )
         provider, reading = found
         return provider, reading or ""
@@ -128,13 +129,22 @@ class WindowInputs:
     Args:
         data: Data of the window.
         spec: Codec specification of the checkpoint.
+        resources: Objects that the inputs of the run share.
         generator: Random number generator for the synthetic windows of the trial. None for all other windows.
     """
 
-    def __init__(self, data: WindowData, spec: CodecSpec, *, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        data: WindowData,
+        spec: CodecSpec,
+        resources: Resources,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
         self._data = data
         self._data_on_cpu = data.on_cpu
         self._spec = spec
+        self._resources = resources
         self._generator = generator
         self._computed: dict[tuple[str, str, torch.device], Any] = {}
 
@@ -174,9 +184,8 @@ class WindowInputs:
             reading = self._reading(self._data_on_cpu, request.reading, with_logits=False)
         key = (provider.name, request.reading, reading.nll.device)
         if key not in self._computed:
-            self._computed[key] = _provided(
-                provider, InputSource(reading, self._spec, self._data.audio), self._generator
-            )
+            source = InputSource(reading, self._spec, self._resources, self._data.audio, self._data.track)
+            self._computed[key] = _provided(provider, source, self._generator)
         return self._computed[key]
 
     def _reading(self, data: WindowData, name: str, *, with_logits: bool) -> ScoredWindow:

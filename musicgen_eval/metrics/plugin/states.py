@@ -18,11 +18,10 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_sum
 
-from musicgen_eval.metrics.plugin.contract import batched_window_states
+from musicgen_eval.metrics.plugin.contract import State, batched_window_states
 from musicgen_eval.metrics.plugin.metric_internals import state_defaults, state_reductions
 from musicgen_eval.models.transfers import download
 
-State = dict[str, Tensor | list[Tensor]]
 MAX_EXACT_NUMBERS = 4096  # sum states up to this size are summed exactly; torch sums larger states
 
 

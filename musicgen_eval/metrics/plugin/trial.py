@@ -17,18 +17,18 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from musicgen_eval.errors import MetricError
+from musicgen_eval.metrics.plugin.budget import state_bytes
 from musicgen_eval.metrics.plugin.contract import label
 from musicgen_eval.metrics.plugin.inputs import ContinuationAudio, WindowData
 from musicgen_eval.metrics.plugin.metric_internals import state_defaults
-from musicgen_eval.metrics.plugin.states import State, compute_in_place, flatten_result, merge_states, window_states
+from musicgen_eval.metrics.plugin.states import compute_in_place, flatten_result, merge_states, window_states
 from musicgen_eval.records import CodecSpec, Reading, ScoredWindow, Task, Window
 
 TRIAL_FRAMES = (7, 12, 5)
 TRIAL_SECONDS = ((1.0, 1.5), (2.0, 1.0), (1.5, 2.5))
-MAX_STATE_BYTES = 64 * 1024
 
 
-def try_metric(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> None:
+def try_metric(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> int:
     """Refuses a metric if merging its window states gives a different result from updating the metric with all windows.
 
     Every step works on a separate copy of the metric, so values outside the states cannot pass from one step to the next.
@@ -38,13 +38,16 @@ def try_metric(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]) -
         metric: Metric to test. The metric is not changed.
         inputs: Inputs of `update()` for each trial window.
 
+    Returns:
+        The size of the largest state of a trial window, in bytes.
+
     Raises:
-        MetricError: The metric has no states, the states are too large or cannot be merged, the metric changes an input, or the
-            metric raised an exception.
+        MetricError: The metric has no states, the states cannot be merged, the metric changes an input, or the metric raised an
+            exception.
     """
     if not state_defaults(metric):
         raise MetricError(
-            f"{label(name, metric)} keeps no states of its own, so windows cannot be merged; use the metric that it wraps"
+            f"{label(name, metric)} has no states of its own, so windows cannot be merged; use the metric that it wraps instead"
         )
     given_at_once, given_alone = _copies(inputs), _copies(inputs)
     try:
@@ -53,9 +56,8 @@ def try_metric(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]) -
         merged = compute_in_place(deepcopy(metric), merge_states(metric, states))
     except Exception as error:  # a third-party metric may raise anything; the run must not start with it
         raise MetricError(
-            f"{label(name, metric)} failed its trial on synthetic windows: {_one_line(error)}{_described(inputs)}"
+            f"{label(name, metric)} failed on synthetic windows in a trial: {_one_line(error)}{_described(inputs)}"
         ) from error
-    _refuse_large_states(name, metric, states)
     for given in (given_at_once, given_alone):
         _refuse_changed_inputs(name, metric, inputs, given)
     if not _agree(at_once, merged):
@@ -64,6 +66,7 @@ def try_metric(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]) -
             "one metric is updated with all of them; keep all values that compute() needs in states (add_state), each with the "
             "reduction that merges it"
         )
+    return max((state_bytes(state) for state in states), default=0)
 
 
 def try_on_device(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]], device: torch.device) -> None:
@@ -84,8 +87,9 @@ def try_on_device(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]
         raise
     except Exception as error:  # a third-party metric may raise anything; the run must not start with it
         raise MetricError(
-            f"{label(name, metric)} takes logits, so it runs on {device.type}, and failed its trial there: "
-            f"{error!r}. Register the tensors that the metric keeps with register_buffer or add_state, so that they move with it"
+            f"{label(name, metric)} takes logits, so it runs on {device.type}, where it failed in a trial: "
+            f"{error!r}. Register the tensors that the metric keeps with register_buffer or add_state, so that they move to the "
+            "device together with it"
         ) from error
 
 
@@ -169,16 +173,6 @@ def _result_at_once(metric: Metric, inputs: Sequence[Mapping[str, Any]]) -> dict
     return flatten_result(type(together).compute(together))
 
 
-def _refuse_large_states(name: str, metric: Metric, states: Sequence[State]) -> None:
-    largest = max(_state_bytes(state) for state in states)
-    if largest > MAX_STATE_BYTES:
-        raise MetricError(
-            f"{label(name, metric)} keeps a state of {largest} bytes per window; the limit is {MAX_STATE_BYTES}, because the "
-            "state of every window is kept. Keep only the values that compute() reduces, such as one embedding per window in a "
-            "list state (docs/metrics.md shows this for a Frechet distance)"
-        )
-
-
 def _refuse_changed_inputs(
     name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]], given: Sequence[Mapping[str, Any]]
 ) -> None:
@@ -208,12 +202,7 @@ def _described(inputs: Sequence[Mapping[str, Any]]) -> str:
     """Returns the end of an error message, which lists the shapes and dtypes of the tensors that the metric received."""
     tensors = {key: value for key, value in (inputs[0] if inputs else {}).items() if isinstance(value, Tensor)}
     given = [f"{key} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" for key, value in tensors.items()]
-    return f"; it was given {', '.join(given)}" if given else ""
-
-
-def _state_bytes(state: State) -> int:
-    tensors = [part for value in state.values() for part in (value if isinstance(value, list) else [value])]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return f"; the metric received {', '.join(given)}" if given else ""
 
 
 def _agree(first: Mapping[str, float], second: Mapping[str, float]) -> bool:

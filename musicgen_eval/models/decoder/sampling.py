@@ -60,7 +60,7 @@ def draw_codes(logits: Tensor, uniforms: Tensor | None = None, *, sampling: Samp
     sampling.check(logits.shape[-1])
     if sampling.temperature != 0 and uniforms is None:
         raise ValueError(
-            f"uniforms must be given unless temperature is 0, got temperature={sampling.temperature:g}; pass uniforms, such as "
+            f"uniforms is required unless temperature is 0, got temperature={sampling.temperature:g}; pass uniforms, such as "
             "torch.rand(..., generator=...), or set temperature=0"
         )
     return sampling.draw(logits, uniforms)

@@ -13,7 +13,7 @@ class SamplingSettings(Settings):
     """Settings for sampling codes. The defaults are those of audiocraft and transformers.
 
     Attributes:
-        guidance_scale: Scale of classifier-free guidance. 1 turns guidance off. Has no effect without a text.
+        guidance_scale: Scale of classifier-free guidance. 1 turns guidance off. Has no effect if the track has no text.
         temperature: Divisor of the logits. 0 selects the most likely code.
         top_k: Number of most likely codes to sample from. None means all codes.
         top_p: Nucleus sampling: after `top_k` has been applied, codes are sampled from the smallest set whose total probability

@@ -216,7 +216,8 @@ class _StepLayer:
 
     Args:
         layer: A transformers `MusicgenDecoderLayer`, plain or packed.
-        dtype: Dtype of a plain layer's weights and products. None means the dtype of its weights.
+        dtype: Dtype to which the weights of a plain layer are converted, and in which its products are computed. None means that
+            the weights keep their dtype.
         unpack: Whether packed float32 weights are unpacked.
 
     Attributes:

@@ -123,7 +123,9 @@ class SideFileRef:
         with SideFile(self.path) as side_file:
             held = side_file.bytes_of(self)
         if held is None:
-            raise RunError(f"{self.path} is damaged; remove it and resume the run, which measures its windows again")
+            raise RunError(
+                f"{self.path} is damaged; remove the file and resume the run, which then measures the affected windows again"
+            )
         states: dict[str, State] = {}
         tensors: dict[str, Tensor] = {}
         for metric, name, _ in self.lists:

@@ -24,7 +24,7 @@ def dead_workers_explained() -> Iterator[None]:
             raise
         raise RunError(
             f"a DataLoader worker was killed or ran out of memory ({error}). Completed batches are kept; resume the run, with a "
-            "smaller data.num_workers if memory was short"
+            "smaller data.num_workers if memory ran out"
         ) from error
 
 

@@ -1,6 +1,6 @@
 """Accesses private members of Lightning's trainer and module. No other module of this package accesses them.
 
-`tests/runs/test_lightning_internals.py` fails if a release of Lightning changes one of these members.
+`tests/runs/processes/test_lightning_internals.py` fails if a release of Lightning changes one of these members.
 
 Source: Lightning 2.6, `Trainer`, `LightningModule`, `lightning.pytorch.strategies.launchers`.
 """
@@ -8,8 +8,10 @@ Source: Lightning 2.6, `Trainer`, `LightningModule`, `lightning.pytorch.strategi
 from __future__ import annotations
 
 import subprocess
+import threading
 
 import lightning as L
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 
@@ -18,6 +20,17 @@ def launched_processes(strategy: Strategy) -> list[subprocess.Popen[bytes]]:
     """Returns the processes that Lightning launched from this process, in rank order. The first of these processes has rank 1."""
     launcher = strategy.launcher
     return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
+
+
+def stop_process_observers() -> None:
+    """Stops the threads in which Lightning watches the processes that it has launched.
+
+    If a launched process ends with an error, such a thread kills this process with SIGKILL, so that it can neither print an error
+    message nor choose its exit status.
+    """
+    for thread in threading.enumerate():
+        if isinstance(thread, _ChildProcessObserver):
+            thread._child_processes = []  # the thread ends when no process is left
 
 
 def copies_process(strategy: Strategy) -> bool:

@@ -25,7 +25,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from musicgen_eval.runs.processes.lightning_internals import launched_processes
+from musicgen_eval.runs.processes.lightning_internals import launched_processes, stop_process_observers
 
 CHECK_INTERVAL_S = 0.5
 LAST_BATCH_TIMEOUT_S = 3600.0
@@ -83,6 +83,7 @@ class StopAfterBatch(L.Callback):
             self._install_handlers()  # replaces the handlers that Lightning has installed
         if self._processes or self._parent is not None:
             self._begin_watching()
+            stop_process_observers()
 
     def on_test_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """Stops this process's part of the run if a signal has requested a stop."""
@@ -165,7 +166,7 @@ class StopAfterBatch(L.Callback):
                 rank, status = died[0]
                 how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
                 print(
-                    f"\nerror: process {rank} of this machine {how}; stopping the run. Completed batches are kept; resume the run",
+                    f"\nerror: process {rank} on this machine {how}; stopping the run. Completed batches are kept; resume the run",
                     file=sys.stderr,
                     flush=True,
                 )

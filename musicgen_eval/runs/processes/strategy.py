@@ -63,12 +63,13 @@ def _refusal(strategy: Strategy, task: Task) -> str | None:
         return no_predict if task == "continue" else None
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy) or isinstance(strategy, DeepSpeedStrategy):
         return (
-            f"trainer.strategy {type(strategy).__name__} is not supported; set it to auto, ddp, or lightning.pytorch.strategies."
-            "ModelParallelStrategy (configs/hardware/model_parallel.yaml) for a model that does not fit on one device"
+            f"trainer.strategy {type(strategy).__name__} is not supported; set trainer.strategy to auto, ddp, or "
+            "lightning.pytorch.strategies.ModelParallelStrategy (configs/hardware/model_parallel.yaml) for a model that does "
+            "not fit on one device"
         )
     if copies_process(strategy):
         return (
             "trainer.strategy ddp_spawn, ddp_fork and ddp_notebook are not supported, because they start ranks from a process that "
-            "holds the run's locks; set it to ddp, which starts the command once per process"
+            "holds the run's locks; set trainer.strategy to ddp, which starts the command once per process"
         )
     return None

@@ -72,7 +72,8 @@ def test_missing_bytes_at_the_end_are_detected(missing: int, tmp_path: Path):
         path = tmp_path / name
         path.write_bytes(content[:-missing])
         with pytest.raises(
-            AudioError, match=rf"{name}: truncated: its header declares \d+ bytes of audio but the file has \d+"
+            AudioError,
+            match=rf"{name}: the file is truncated: its header declares \d+ bytes of audio, but the file has \d+",
         ):
             check_data_size(path, io.BytesIO(content[:-missing]))
 

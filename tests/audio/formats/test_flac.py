@@ -62,7 +62,9 @@ def test_a_tag_after_the_last_frame_is_ignored(tmp_path: Path):
 def test_a_truncated_file_of_unknown_length_is_an_error(missing: int, tmp_path: Path):
     content = without_length(write_flac(tmp_path / "a.flac", 30_000))
     (tmp_path / "a.flac").write_bytes(content[:-missing])
-    with pytest.raises(AudioError, match=r"a\.flac: truncated or damaged: .* does not end with a complete FLAC frame"):
+    with pytest.raises(
+        AudioError, match=r"a\.flac: the file is truncated or damaged: .* does not end with a complete FLAC frame"
+    ):
         probe(tmp_path / "a.flac")
 
 
@@ -77,6 +79,7 @@ def test_a_header_that_contradicts_the_last_frame_is_an_error(tmp_path: Path):
     content = write_flac(tmp_path / "a.flac", 10_000)
     (tmp_path / "a.flac").write_bytes(content[:22] + (9_000).to_bytes(4, "big") + content[26:])
     with pytest.raises(
-        AudioError, match=r"a\.flac: damaged: its header declares 9000 samples but its last frame ends at sample 10000"
+        AudioError,
+        match=r"a\.flac: the file is damaged: its header declares 9000 samples, but its last frame ends at sample 10000",
     ):
         probe(tmp_path / "a.flac")

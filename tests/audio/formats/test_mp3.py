@@ -192,7 +192,7 @@ def test_truncation_is_detected_although_a_wrong_count_is_accepted(missing: int,
     content = (DATA / "cbr128.mp3").read_bytes()
     path = tmp_path / "a.mp3"
     path.write_bytes(with_count(content, num_frames=78, num_bytes=num_bytes)[:-missing])
-    with pytest.raises(AudioError, match=r"a\.mp3: truncated"):
+    with pytest.raises(AudioError, match=r"a\.mp3: the file is truncated"):
         read_all(path)
 
 
@@ -248,6 +248,6 @@ def test_a_truncated_wav_file_with_an_mp3_stream_is_an_error(tmp_path: Path):
     path = tmp_path / "a.wav"
     path.write_bytes(wav_of_mp3(content)[: -int(index_stream(DATA / "cbr64_untagged.mp3").sizes[-1])])
     with pytest.raises(
-        AudioError, match=r"a\.wav: truncated: its header declares \d+ bytes of audio but the file has \d+"
+        AudioError, match=r"a\.wav: the file is truncated: its header declares \d+ bytes of audio, but the file has \d+"
     ):
         probe(path)

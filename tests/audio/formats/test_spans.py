@@ -79,6 +79,7 @@ def read(path: Path) -> tuple[str, np.ndarray, np.ndarray]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("around", AROUND)
 def test_tags_do_not_change_the_samples(around: str, sounds: dict[str, Sound], tmp_path: Path):
     before, after = AROUND[around]

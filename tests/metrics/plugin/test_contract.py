@@ -9,6 +9,7 @@ from torch import Tensor
 from musicgen_eval.errors import MetricError
 from musicgen_eval.metrics import CodebookMeans, CodebookPerplexity, MetricRecipe
 from musicgen_eval.metrics.plugin.bank import MetricBank
+from musicgen_eval.metrics.plugin.contract import MetricEntry
 from musicgen_eval.metrics.plugin.providers import InputProvider
 from musicgen_eval.records import CodecSpec, Reading
 from tests.support.specs import codec_spec
@@ -61,6 +62,7 @@ def test_values_can_be_attributes_and_properties(kind):
         ("readings", "a sequence of Reading objects"),
         ("providers", "a sequence of InputProvider objects"),
         ("recipe", "a MetricRecipe"),
+        ("inputs", "a mapping of strings"),
     ],
 )
 @pytest.mark.parametrize(
@@ -72,7 +74,7 @@ def test_values_can_be_attributes_and_properties(kind):
     ],
 )
 def test_a_value_of_another_kind_is_refused_with_metric_and_member(member, expected, value, got):
-    message = rf"metric 'm' \(Own\): {member} must be an attribute or a property that holds {expected}, got {got}$"
+    message = rf"metric 'm' \(Own\): {member} must be an attribute or a property that contains {expected}, got {got}$"
     with pytest.raises(MetricError, match=message):
         bank_with(**{member: value})
 
@@ -86,13 +88,45 @@ def test_a_sequence_with_another_object_is_refused(member, value, got):
         bank_with(**{member: value})
 
 
-@pytest.mark.parametrize("member", ["configure", "window_states"])
+@pytest.mark.parametrize("member", ["configure", "window_states", "intervals"])
 def test_a_method_of_another_kind_is_refused_with_metric_and_member(member):
     message = rf"metric 'm' \(Own\): {member} must be a method, or None to disable it; got an object of type int$"
     with pytest.raises(MetricError, match=message):
         bank_with(**{member: 3})
     with pytest.raises(MetricError, match=message):
         bank_with(**{member: property(lambda self: 3)})
+
+
+class Renames(Mean):
+    """Takes the reading that its settings name."""
+
+    def __init__(self, reading: str) -> None:
+        super().__init__()
+        self.reading = reading
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        return {"nll": f"nll__{self.reading}"}
+
+    def update(self, nll: Tensor) -> None:
+        self.add(nll)
+
+
+def test_a_metric_can_choose_its_inputs_by_its_settings():
+    bank = MetricBank(
+        {"m": Renames("no_text"), "n": MetricEntry(Renames("no_text"), {"nll": "nll__other_text"})}, spec=SPEC
+    )
+    assert bank.input_names("m") == {"nll": "nll__no_text"}
+    assert bank.input_names("n") == {"nll": "nll__other_text"}  # the entry takes precedence
+
+
+def test_inputs_with_an_unknown_parameter_or_another_type_are_refused():
+    with pytest.raises(MetricError, match=r"inputs renames 'nothing', which Own\.update\(\) does not take"):
+        bank_with(inputs={"nothing": "nll"})
+    with pytest.raises(
+        MetricError, match=r"inputs must be .* a mapping of strings, got a mapping that contains an object of type"
+    ):
+        bank_with(inputs={"nll": 3})
 
 
 def test_an_inherited_method_is_disabled_by_none():

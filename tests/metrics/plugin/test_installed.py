@@ -14,6 +14,8 @@ from musicgen_eval.metrics import CodebookAccuracy
 from musicgen_eval.metrics.plugin.entries import metric_entries
 from musicgen_eval.metrics.plugin.installed import installed_metrics
 
+pytestmark = pytest.mark.usefixtures("cheap_runs")
+
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 MODULE = """
 from torchmetrics import MeanMetric
@@ -111,11 +113,11 @@ def test_an_unknown_name_is_refused_at_the_command_line_with_near_matches(site, 
         ({"name": "fad"}, "no installed package declares a metric 'fad'; known: constant, keyed, missing, top_share"),
         ({"name": "constant"}, "constant = .*:not_a_metric must be a subclass of torchmetrics.Metric, got 3"),
         ({"name": "missing"}, r"missing = .*:Missing cannot be imported: AttributeError.*; reinstall its package"),
-        ({"name": "top_share", "init_args": {"topk": 3}}, r"TopShare does not take the argument 'topk'.*did you mean top_k\?"),
+        ({"name": "top_share", "init_args": {"topk": 3}}, r"init_args contains 'topk', which TopShare.*; did you mean top_k\?"),
         ({"name": "top_share", "init_args": {"top_k": 0}}, r"cannot be created with init_args {'top_k': 0}: .*at least 1"),
         ({"name": "keyed", "init_args": {"foo": 0}}, r"Keyed cannot be created with init_args {'foo': 0}: "),
-        ({"name": "top_share", "input": {}}, r"has the key 'input', expected name, init_args, inputs; did you mean inputs\?"),
-        ({"class_path": "torchmetrics.MeanMetric"}, "has the key 'class_path', expected name.* give .* as an object"),
+        ({"name": "top_share", "input": {}}, r"the unknown key 'input', expected name, init_args, inputs; did you mean inputs\?"),
+        ({"class_path": "torchmetrics.MeanMetric"}, "has the unknown key 'class_path', expected name.* pass .* as an object"),
         ({"name": "top_share", "init_args": [3]}, r"name must be a string and init_args a mapping, got 'top_share' and \[3\]"),
         ({"init_args": {}}, "name must be a string and init_args a mapping, got None"),
         ({"name": "top_share", "inputs": {"rank": 3}}, "inputs must map parameters"),
@@ -129,12 +131,14 @@ def test_wrong_names_and_arguments_are_refused_with_the_remedy(site, given, mess
 def test_a_name_of_two_packages_is_refused_with_both(site):
     install(site, "other_package", "[musicgen_eval.metrics]\ntop_share = other:Share\n")
     owners = r"metric_package_of_the_test:TopShare \(metric_package\), other:Share \(other_package\)"
-    message = f"several installed packages declare a metric 'top_share': {owners}; give class_path instead of name"
+    message = f"several installed packages declare a metric 'top_share': {owners}; specify class_path instead of name"
     with pytest.raises(MetricError, match=message):
         metric_entries({"m": {"name": "top_share"}})
 
 
 def test_without_installed_metrics_the_error_names_the_group(monkeypatch):
     monkeypatch.setattr("musicgen_eval.metrics.plugin.installed.entry_points", lambda **_: ())
-    with pytest.raises(MetricError, match=r"none is installed \(entry points of the group musicgen_eval.metrics\)"):
+    with pytest.raises(
+        MetricError, match=r"no metrics are installed \(entry points in the group musicgen_eval.metrics\)"
+    ):
         metric_entries({"m": {"name": "fad"}})

@@ -16,6 +16,8 @@ from musicgen_eval.metrics.plugin.providers import PROVIDERS, InputRegistry, Inp
 from musicgen_eval.metrics.plugin.trial import trial_data
 from tests.support.specs import codec_spec
 
+pytestmark = pytest.mark.usefixtures("cheap_runs")
+
 SPEC = codec_spec(codebook_size=16, max_frames=100)
 EMBEDDED: list[torch.Size] = []
 
@@ -98,7 +100,8 @@ def test_a_provider_whose_name_already_means_an_input_is_refused(name):
         providers = (replace(ENTROPY, name=name),)
 
     with pytest.raises(
-        MetricError, match=rf"metric 'm' provides an input '{name}', which already means '\(K, T\) float32"
+        MetricError,
+        match=rf"metric 'm' provides an input '{name}', but there is already an input of that name \(\(K, T\) float32",
     ):
         MetricBank({"m": Takes()}, spec=SPEC)
 
@@ -119,11 +122,11 @@ def test_a_provider_whose_name_already_means_an_input_is_refused(name):
         ),
         ({"name": "lambda"}, "name must be a Python identifier"),
         ({"shape": ("K", "T")}, r"shape must be a string, got \('K', 'T'\)"),
-        ({"compute": "entropy"}, "compute must be a function of an InputSource, got 'entropy'"),
-        ({"compute": None}, "compute must be a function of an InputSource, got None"),
+        ({"compute": "entropy"}, "compute must be a function that takes an InputSource, got 'entropy'"),
+        ({"compute": None}, "compute must be a function that takes an InputSource, got None"),
         (
             {"synthesise": 3},
-            r"synthesise must be a function of an InputSource and a torch.Generator, or None, got 3",
+            r"synthesise must be a function that takes an InputSource and a torch.Generator, or None, got 3",
         ),
         ({"tasks": "score"}, "tasks must be a tuple, got 'score'"),
         ({"tasks": ["score"]}, r"tasks must be a tuple, got \['score'\]"),
@@ -190,7 +193,7 @@ def test_an_input_that_takes_the_audio_of_a_continuation_in_a_test_is_refused_wi
 
 
 def test_an_input_of_another_task_is_not_offered():
-    with pytest.raises(MetricError, match="asks for 'embedding__bands', which a test does not offer"):
+    with pytest.raises(MetricError, match="asks for 'embedding__bands', which a test does not provide"):
         MetricBank({"m": MeanEmbedding()}, spec=SPEC)
 
 

@@ -261,6 +261,7 @@ HOWS = st.sampled_from(["cut", "flip", "append", "insert", "zero a tail", "lose 
 DAMAGE = st.tuples(HOWS, st.integers(0, 10**6), st.integers(0, 255), st.binary(max_size=40))
 
 
+@pytest.mark.slow
 @given(DAMAGE, DAMAGE, st.booleans())
 @settings(max_examples=500, deadline=None)
 def test_any_damage_leaves_only_complete_and_unchanged_batches(written, rows, side, exists):
@@ -376,7 +377,7 @@ def test_a_side_file_damaged_after_it_was_checked_is_an_error(tmp_path):
     write(tmp_path, some_batches(1, 1), layouts=SOME_LAYOUTS)
     ((_, rows),) = JournalReader(tmp_path).batches()
     (tmp_path / "000-r0.states").write_bytes(b"")
-    with pytest.raises(RunError, match=r"000-r0\.states is damaged; remove it and resume the run"):
+    with pytest.raises(RunError, match=r"000-r0\.states is damaged; remove the file and resume the run"):
         rows[0].states()
 
 

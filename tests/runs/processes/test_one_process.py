@@ -9,6 +9,8 @@ from musicgen_eval.api import generate, perplexity
 from musicgen_eval.cli.main import main
 from tests.support.programs import run_ranks
 
+pytestmark = pytest.mark.usefixtures("cheap_runs")
+
 AUDIO = torch.randn(16000, generator=torch.Generator().manual_seed(0)) * 0.1
 SLURM = {
     "SLURM_NTASKS": "4", "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "eval", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
@@ -54,6 +56,7 @@ def slurm(monkeypatch) -> None:
         monkeypatch.setenv(name, value)
 
 
+@pytest.mark.slow
 def test_the_tasks_of_a_slurm_job_are_ignored(slurm, monkeypatch):
     in_job = measure()
     assert generate(AUDIO, sample_rate_hz=32000, duration_s=0.1).continuations
@@ -69,6 +72,7 @@ def test_musicgen_eval_ignores_the_tasks_of_a_slurm_job(slurm, tmp_path, capsys)
     assert (run_dir / "summary.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variables", [{"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "8"}])
 def test_the_variables_of_a_launcher_are_ignored_and_not_changed(monkeypatch, variables):
     expected = measure()

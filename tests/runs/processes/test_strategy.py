@@ -65,7 +65,7 @@ def test_a_sharded_model_is_refused_in_predict(oracle, tmp_path):
     config = str(ROOT / "configs" / "hardware" / "model_parallel.yaml")
     command = ["predict", "--config", config, *arguments(oracle, tmp_path / "x", "--trainer.accelerator=cpu")]
     command += ["--model.continuation.top_k=20"]
-    done = run_script(*command, "--trainer.devices=2", "--trainer.precision=32-true", timeout=120)
+    done = run_script(*command, "--trainer.devices=2", "--trainer.precision=32-true", num_launched=1, timeout=120)
     assert done.returncode == 1
     assert done.stderr.count("error: predict does not support a sharded model") == 1
     assert "Traceback" not in done.stderr
@@ -86,7 +86,9 @@ def test_strategies_that_would_hang_are_refused(strategy):
     """The ranks of these strategies measure different batches, so they would gather a layer at different times."""
     made = {"fsdp": FSDPStrategy, "deepspeed": DeepSpeedStrategy}[strategy]
     trainer = SimpleNamespace(strategy=made.__new__(made), is_global_zero=True)
-    with pytest.raises(RunError, match=f"trainer.strategy {made.__name__} is not supported; set it to auto, ddp, or"):
+    with pytest.raises(
+        RunError, match=f"trainer.strategy {made.__name__} is not supported; set trainer.strategy to auto, ddp, or"
+    ):
         refuse_strategy(trainer, "score")
     trainer.is_global_zero = False
     with pytest.raises(StoppedElsewhere):

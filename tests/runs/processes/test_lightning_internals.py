@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 
@@ -14,6 +15,7 @@ from musicgen_eval.runs.processes.lightning_internals import (
     attached_trainer,
     copies_process,
     launched_processes,
+    stop_process_observers,
     uses_distributed_sampler,
 )
 
@@ -47,6 +49,20 @@ def test_a_subprocess_launcher_lists_the_processes_that_it_starts(monkeypatch):
 
 def test_a_single_process_has_launched_none():
     assert launched_processes(trainer(devices=1).strategy) == []
+
+
+def test_a_stopped_observer_does_not_kill_this_process_if_a_launched_one_dies(monkeypatch):
+    killed = []
+    monkeypatch.setattr(_ChildProcessObserver, "_terminate_all", lambda observer: killed.append(observer))
+    dead = SimpleNamespace(pid=1, returncode=1, poll=lambda: 1)
+    observers = [_ChildProcessObserver(main_pid=1, child_processes=[dead], sleep_period=1) for _ in range(2)]
+    observers[0].start()
+    stop_process_observers()
+    observers[0].join(timeout=60)
+    assert not observers[0].is_alive(), "_ChildProcessObserver no longer ends without processes"
+    assert killed == [], "_ChildProcessObserver keeps the launched processes elsewhere"
+    observers[1].run()
+    assert killed == [observers[1]], "_ChildProcessObserver no longer kills this process by _terminate_all"
 
 
 @pytest.mark.parametrize(("start_method", "expected"), [("popen", False), ("fork", True), ("spawn", True)])
