@@ -5,26 +5,40 @@ receives (see docs/metrics.md).
 """
 
 from musicgen_eval.metrics.accuracy import CodebookAccuracy
+from musicgen_eval.metrics.chroma_similarity import ChromaSimilarity
 from musicgen_eval.metrics.code_entropy import CodeEntropy
 from musicgen_eval.metrics.codebook_means import CodebookMeans
 from musicgen_eval.metrics.gains import ContextGain, TextGain
+from musicgen_eval.metrics.key_agreement import KeyAgreement
 from musicgen_eval.metrics.local_perplexity import LocalPerplexity
+from musicgen_eval.metrics.loudness_difference import LoudnessDifference
+from musicgen_eval.metrics.mel_distance import MelDistance
 from musicgen_eval.metrics.memorisation import Memorisation
 from musicgen_eval.metrics.perplexity import CodebookPerplexity
 from musicgen_eval.metrics.plugin.contract import MetricRecipe
 from musicgen_eval.metrics.position_profile import PositionProfile
 from musicgen_eval.metrics.seam_discontinuity import SeamDiscontinuity
+from musicgen_eval.metrics.signal_checks import SignalChecks
+from musicgen_eval.metrics.stft_distance import MultiResolutionSTFTDistance
+from musicgen_eval.metrics.tempo_agreement import TempoAgreement
 
 __all__ = [
+    "ChromaSimilarity",
     "CodeEntropy",
     "CodebookAccuracy",
     "CodebookMeans",
     "CodebookPerplexity",
     "ContextGain",
+    "KeyAgreement",
     "LocalPerplexity",
+    "LoudnessDifference",
+    "MelDistance",
     "Memorisation",
     "MetricRecipe",
+    "MultiResolutionSTFTDistance",
     "PositionProfile",
     "SeamDiscontinuity",
+    "SignalChecks",
+    "TempoAgreement",
     "TextGain",
 ]
