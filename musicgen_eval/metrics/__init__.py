@@ -6,6 +6,8 @@ receives (see docs/metrics.md).
 
 from musicgen_eval.metrics.accuracy import CodebookAccuracy
 from musicgen_eval.metrics.codebook_means import CodebookMeans
+from musicgen_eval.metrics.distances.frechet import frechet_distance
+from musicgen_eval.metrics.distances.kernel import kernel_distance
 from musicgen_eval.metrics.gains import ContextGain, TextGain
 from musicgen_eval.metrics.local_perplexity import LocalPerplexity
 from musicgen_eval.metrics.perplexity import CodebookPerplexity
@@ -23,4 +25,6 @@ __all__ = [
     "PositionProfile",
     "SeamDiscontinuity",
     "TextGain",
+    "frechet_distance",
+    "kernel_distance",
 ]
