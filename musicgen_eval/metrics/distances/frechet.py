@@ -47,7 +47,7 @@ def frechet_distance(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov
             f"mean_a has {len(mean)} dimensions and mean_b has {len(other_mean)}; compute both with the same embedder"
         )
     cov, other_cov = _checked_covariance(cov_a, len(mean), "cov_a"), _checked_covariance(cov_b, len(mean), "cov_b")
-    product = _factor(cov, "cov_a").T @ _factor(other_cov, "cov_b")
+    product = covariance_factor(cov, "cov_a").T @ covariance_factor(other_cov, "cov_b")
     overlap = np.linalg.svd(product, compute_uv=False).sum() if product.size else 0.0
     distance = np.square(mean - other_mean).sum() + np.trace(cov) + np.trace(other_cov) - 2 * overlap
     return max(0.0, float(distance))
@@ -154,7 +154,7 @@ def _fit_line(x: Array, y: Array) -> tuple[float, float, float]:
     return float(y.mean() - slope * x.mean()), float(slope), float(r2)
 
 
-def _factor(covariance: Array, name: str) -> Array:
+def covariance_factor(covariance: Array, name: str) -> Array:
     """Returns a (D, r) factor F of a covariance of rank r, so that the covariance is F Fᵀ except for rounding."""
     values, vectors = np.linalg.eigh(covariance)
     largest = np.abs(values).max()
