@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from musicgen_eval.errors import MetricError
+from musicgen_eval.models.threads import single_threaded
 
 Array = npt.NDArray[np.float64]
 ArrayLike = npt.NDArray[np.floating] | Tensor
@@ -67,6 +69,12 @@ def matching_matrices(reference: ArrayLike, evaluated: ArrayLike, *, min_clips: 
     return a, b
 
 
+def matrix_product(a: Array, b: Array) -> Array:
+    """Multiplies two float64 matrices on one thread, so that the last bits do not depend on the number of threads."""
+    with single_threaded():
+        return (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()
+
+
 def squared_distances(a: Array, b: Array) -> Array:
     """Returns the (N, M) squared Euclidean distances between the rows of an (N, D) and an (M, D) array.
 
@@ -75,7 +83,7 @@ def squared_distances(a: Array, b: Array) -> Array:
     D = 128. Subtract a common centre from `a` and `b` first, because smaller norms give more exact distances.
     """
     norms = np.square(a).sum(1)[:, None] + np.square(b).sum(1)
-    squares: Array = norms - 2 * (a @ b.T)
+    squares: Array = norms - 2 * matrix_product(a, b.T)
     squares[squares <= a.shape[1] * np.finfo(np.float64).eps * norms] = 0
     return squares
 

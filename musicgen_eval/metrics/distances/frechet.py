@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from musicgen_eval.errors import MetricError
-from musicgen_eval.metrics.distances.embeddings import Array, ArrayLike, matching_matrices, to_float64
+from musicgen_eval.metrics.distances.embeddings import Array, ArrayLike, matching_matrices, matrix_product, to_float64
 from musicgen_eval.metrics.distances.moments import Moments
+from musicgen_eval.models.threads import single_threaded
 
 NUM_SIZES = 25  # as in fadtk
 RELATIVE_TOLERANCE = 1e-5  # asymmetry and negative eigenvalues that are still attributed to rounding in float32
@@ -47,8 +49,9 @@ def frechet_distance(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov
             f"mean_a has {len(mean)} dimensions and mean_b has {len(other_mean)}; compute both with the same embedder"
         )
     cov, other_cov = _checked_covariance(cov_a, len(mean), "cov_a"), _checked_covariance(cov_b, len(mean), "cov_b")
-    product = covariance_factor(cov, "cov_a").T @ covariance_factor(other_cov, "cov_b")
-    overlap = np.linalg.svd(product, compute_uv=False).sum() if product.size else 0.0
+    product = matrix_product(covariance_factor(cov, "cov_a").T, covariance_factor(other_cov, "cov_b"))
+    with single_threaded():
+        overlap = torch.linalg.svdvals(torch.from_numpy(product)).numpy().sum() if product.size else 0.0
     distance = np.square(mean - other_mean).sum() + np.trace(cov) + np.trace(other_cov) - 2 * overlap
     return max(0.0, float(distance))
 
@@ -156,7 +159,8 @@ def _fit_line(x: Array, y: Array) -> tuple[float, float, float]:
 
 def covariance_factor(covariance: Array, name: str) -> Array:
     """Returns a (D, r) factor F of a covariance of rank r, so that the covariance is F Fᵀ except for rounding."""
-    values, vectors = np.linalg.eigh(covariance)
+    with single_threaded():
+        values, vectors = (part.numpy() for part in torch.linalg.eigh(torch.from_numpy(covariance)))
     largest = np.abs(values).max()
     if values[0] < -RELATIVE_TOLERANCE * largest:
         raise MetricError(f"{name} has the negative eigenvalue {values[0]:.3g}; pass a covariance matrix")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from musicgen_eval.errors import MetricError
-from musicgen_eval.metrics.distances.embeddings import Array, ArrayLike, embedding_matrix, to_float64
+from musicgen_eval.metrics.distances.embeddings import Array, ArrayLike, embedding_matrix, matrix_product, to_float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,9 @@ class Moments:
                 f"shift must hold {matrix.shape[1]} finite numbers, one per dimension; got shape {offset.shape}"
             )
         shifted = matrix - offset
-        return cls(num_clips=len(matrix), total=shifted.sum(0), products=shifted.T @ shifted, shift=offset)
+        return cls(
+            num_clips=len(matrix), total=shifted.sum(0), products=matrix_product(shifted.T, shifted), shift=offset
+        )
 
     @property
     def dim(self) -> int:

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from musicgen_eval.metrics.distances.embeddings import Array
+from musicgen_eval.metrics.distances.embeddings import Array, matrix_product
 from musicgen_eval.metrics.distances.moments import Moments, merge_moments
+from musicgen_eval.models.threads import map_single_threaded, single_threaded
 
-MAX_BATCH_NUMBERS = 1 << 23  # numbers in a batch of covariances: 64 MB
+MAX_BATCH_NUMBERS = 1 << 21  # numbers in a batch of covariances: 16 MB
 
 
 class TrackSums:
@@ -29,18 +30,19 @@ class TrackSums:
     """
 
     def __init__(self, tracks: Sequence[Moments]) -> None:
+        with single_threaded():
+            self._sum_up(tracks)
+
+    def _sum_up(self, tracks: Sequence[Moments]) -> None:
         whole = merge_moments(tracks)
         centre = whole.total / whole.num_clips
         basis = np.eye(whole.dim)
         if not whole.has_enough_clips:
-            values, vectors = np.linalg.eigh(whole.covariance())
-            kept = values > whole.dim * np.finfo(np.float64).eps * values[-1]
-            kept[-1] = True
-            basis = vectors[:, kept]
+            basis = _span(whole.covariance())
         self.basis = torch.from_numpy(basis)
         self._origin = torch.from_numpy(whole.shift + centre)
         self._counts = torch.tensor([track.num_clips for track in tracks], dtype=torch.float64)
-        self._totals = torch.from_numpy(np.stack([(t.total - t.num_clips * centre) @ basis for t in tracks]))
+        self._totals = torch.from_numpy(np.stack([t.total - t.num_clips * centre for t in tracks])) @ self.basis
         self._products = torch.from_numpy(np.stack([_centred_products(t, centre, basis).ravel() for t in tracks]))
 
     def statistics(self, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,9 +96,11 @@ class TrackSubsets:
         self._fixed = FixedReference.of(reference) if isinstance(reference, Moments) else None
         self._paired = None if isinstance(reference, Moments) else TrackSums(reference)
         if self._fixed is not None:
-            self._overlap_with = basis.T @ self._fixed.covariance @ basis
+            with single_threaded():
+                self._overlap_with = basis.T @ self._fixed.covariance @ basis
         elif self._paired is not None:
-            self._between = self._paired.basis.T @ basis
+            with single_threaded():
+                self._between = self._paired.basis.T @ basis
 
     def without_each_track(self) -> Array:
         """Returns (T,) distances; the t-th leaves out track t."""
@@ -115,9 +119,12 @@ class TrackSubsets:
         return self.distances(weights.reshape(2 * num_halvings, -1)).reshape(num_halvings, 2)
 
     def distances(self, weights: Tensor) -> Array:
-        """Returns the (R,) distances of subsets that are given as (R, T) float64 weights of 0 and 1."""
+        """Returns the (R,) distances of subsets that are given as (R, T) float64 weights of 0 and 1.
+
+        Batches of subsets are computed in parallel. The distances do not depend on the number of threads.
+        """
         rows = max(1, MAX_BATCH_NUMBERS // self._evaluated.basis.shape[1] ** 2)
-        return torch.cat([self._distances(batch) for batch in weights.split(rows)]).numpy()
+        return torch.cat(map_single_threaded(self._distances, weights.split(rows))).numpy()
 
     def _distances(self, weights: Tensor) -> Tensor:
         mean, covariance = self._evaluated.statistics(weights)
@@ -134,15 +141,22 @@ class TrackSubsets:
         )
 
 
+def _span(covariance: Array) -> Array:
+    """Returns the (D, r) eigenvectors of a covariance whose eigenvalues are not rounding noise, at least one."""
+    values, vectors = torch.linalg.eigh(torch.from_numpy(covariance))
+    kept = values > len(values) * torch.finfo(torch.float64).eps * values[-1]
+    kept[-1] = True
+    return vectors[:, kept].numpy()
+
+
 def _centred_products(track: Moments, centre: Array, basis: Array) -> Array:
     """Returns the (r, r) sum of outer products of a track's clips relative to `shift + centre`, in a (D, r) basis."""
     if basis.shape[0] == basis.shape[1]:
         across = np.outer(track.total, centre)
         return track.products - across - across.T + track.num_clips * np.outer(centre, centre)
-    total = track.total @ basis
-    middle = centre @ basis
+    total, middle = matrix_product(np.stack([track.total, centre]), basis)
     across = np.outer(total, middle)
-    products: Array = basis.T @ track.products @ basis
+    products = matrix_product(basis.T, matrix_product(track.products, basis))
     return products - across - across.T + track.num_clips * np.outer(middle, middle)
 
 
