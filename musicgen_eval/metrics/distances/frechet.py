@@ -74,8 +74,8 @@ def track_distances(reference: Moments, tracks: Iterable[Moments]) -> list[float
     Returns:
         One distance per track. A track with fewer than two clips has no covariance, and its distance is NaN.
 
-    Source: Gui et al., Adapting Fréchet Audio Distance for Generative Music Evaluation, 2024, section 3.4; `score_individual` in
-        fadtk 1.1.0.
+    Source: Gui et al., Adapting Fréchet Audio Distance for Generative Music Evaluation, 2024 (arXiv 2311.01616);
+        `score_individual` in fadtk 1.1.0.
     """
     return [distance_of_moments(reference, track) if track.num_clips > 1 else float("nan") for track in tracks]
 
@@ -128,7 +128,7 @@ def fad_infinity(
     Raises:
         MetricError: If the embeddings or settings are invalid.
 
-    Source: Gui et al., Adapting Fréchet Audio Distance for Generative Music Evaluation, 2024, section 3.1; Chong and Forsyth,
+    Source: Gui et al., Adapting Fréchet Audio Distance for Generative Music Evaluation, 2024 (arXiv 2311.01616); Chong and Forsyth,
         Effectively unbiased FID and Inception Score, 2020.
     """
     a, b = matching_matrices(reference, evaluated, min_clips=2)

@@ -51,7 +51,7 @@ def kernel_distance(reference: ArrayLike, evaluated: ArrayLike, *, bandwidth: fl
         MetricError: If the embeddings or the bandwidth are invalid, or if the median distance is 0 because at least half of the
             pairs of reference clips are identical.
 
-    Source: Chung et al., KAD: No More FAD! An Effective and Efficient Evaluation Metric for Audio Generation, 2025, section 3
+    Source: Chung et al., KAD: No More FAD! An Effective and Efficient Evaluation Metric for Audio Generation, 2025
         (arXiv 2502.15602). The unbiased estimate: Gretton et al., A Kernel Two-Sample Test, 2012, lemma 6. kadtk 1.1.0 differs: it
         takes the bandwidth from the evaluated set and computes in float32.
     """

@@ -42,8 +42,8 @@ def coverage(reference: ArrayLike, evaluated: ArrayLike, *, num_neighbours: int 
     Raises:
         MetricError: If the embeddings are invalid, or if the reference set has too few clips.
 
-    Source: Naeem et al., Reliable Fidelity and Diversity Metrics for Generative Models, 2020, equation 4 and lemma 2. The ball is
-        open as in the authors' implementation (prdc 0.2). Therefore, a reference clip with k or more copies in the reference set
+    Source: Naeem et al., Reliable Fidelity and Diversity Metrics for Generative Models, 2020; lemma 2 gives the expected
+        coverage. The ball is open as in the authors' implementation (prdc 0.2). Therefore, a reference clip with k or more copies in the reference set
         has a radius of 0 and is never covered.
     """
     a, b, radii = _with_radii(reference, evaluated, num_neighbours)
@@ -74,7 +74,7 @@ def density(reference: ArrayLike, evaluated: ArrayLike, *, num_neighbours: int =
     Raises:
         MetricError: If the embeddings are invalid, or if the reference set has too few clips.
 
-    Source: Naeem et al., Reliable Fidelity and Diversity Metrics for Generative Models, 2020, equation 3. The ball is open as in
+    Source: Naeem et al., Reliable Fidelity and Diversity Metrics for Generative Models, 2020. The ball is open as in
         the authors' implementation (prdc 0.2).
     """
     a, b, radii = _with_radii(reference, evaluated, num_neighbours)
