@@ -8,6 +8,8 @@ from musicgen_eval.metrics.accuracy import CodebookAccuracy
 from musicgen_eval.metrics.chroma_similarity import ChromaSimilarity
 from musicgen_eval.metrics.code_entropy import CodeEntropy
 from musicgen_eval.metrics.codebook_means import CodebookMeans
+from musicgen_eval.metrics.distances.frechet import frechet_distance
+from musicgen_eval.metrics.distances.kernel import kernel_distance
 from musicgen_eval.metrics.gains import ContextGain, TextGain
 from musicgen_eval.metrics.key_agreement import KeyAgreement
 from musicgen_eval.metrics.local_perplexity import LocalPerplexity
@@ -41,4 +43,6 @@ __all__ = [
     "SignalChecks",
     "TempoAgreement",
     "TextGain",
+    "frechet_distance",
+    "kernel_distance",
 ]
