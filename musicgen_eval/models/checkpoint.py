@@ -5,18 +5,25 @@ The user specifies a checkpoint as `demo`, a hub name, or a local folder.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from dataclasses import dataclass
 from math import log2, prod
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import AutoConfig, EncodecConfig, MusicgenConfig
+from transformers import AutoConfig, EncodecConfig, MusicgenConfig, PreTrainedConfig
 
-from musicgen_eval.errors import CheckpointError, near_matches
-from musicgen_eval.models.checkpoint_files import CONFIG, CheckpointFiles, first_line, locate_files
+from musicgen_eval.errors import CheckpointError
+from musicgen_eval.models.checkpoint_files import (
+    CONFIG,
+    CheckpointFiles,
+    expanded_path,
+    find_files,
+    first_line,
+    is_folder,
+    read_config,
+    read_json,
+)
 from musicgen_eval.models.delay import default_delays
 from musicgen_eval.records import CodecSpec
 
@@ -131,47 +138,24 @@ def refuse_other_types(checkpoint: object) -> None:
 
 def absolute_name(checkpoint: str) -> str:
     """Returns a checkpoint name that does not depend on the working directory, by making the path of a local folder absolute."""
-    folder = _expanded(checkpoint)
-    if checkpoint == DEMO or not _is_folder(folder):
+    folder = expanded_path(checkpoint)
+    if checkpoint == DEMO or not is_folder(folder):
         return checkpoint
     return os.path.abspath(folder)  # noqa: PTH100 - removes `..`, which pathlib keeps
 
 
 def _files(name: str, revision: str | None) -> CheckpointFiles:
     """Finds the local folder or the hub commit that a checkpoint name refers to."""
-    folder = DEMO_MODEL if name == DEMO else _expanded(name)
-    if _is_folder(folder):
-        if revision is not None:
-            raise CheckpointError(
-                f"checkpoint {name} is a folder, but revision is {revision!r}, which is allowed for hub names only; "
-                "remove revision"
-            )
-        return CheckpointFiles(absolute_name(name), folder)
-    if name.startswith(IN_MEMORY):
+    if name.startswith(IN_MEMORY) and not is_folder(expanded_path(name)):
         raise CheckpointError(
             f"checkpoint {name!r} was a model in memory, which cannot be loaded by name; pass the model in Python, "
             "with the same run_dir"
         )
-    if not _is_hub_name(name):
-        raise CheckpointError(
-            f"checkpoint {name!r} is not 'demo', an existing folder, or a hub name such as 'facebook/musicgen-small'; "
-            f"{near_matches(name, [DEMO])}"
-        )
-    return locate_files(name, revision=revision)
+    return find_files(name, example="facebook/musicgen-small", revision=revision, bundled={DEMO: DEMO_MODEL})
 
 
 def _config(files: CheckpointFiles) -> MusicgenConfig:
-    path = files.folder / CONFIG
-    if not path.is_file():
-        raise CheckpointError(
-            f"checkpoint folder {files.name} has no {CONFIG}; expected a MusicGen checkpoint in transformers' format"
-        )
-    written = _read_json(files, path)
-    if written.get("transformers_weights") is not None:  # transformers would open that file, whatever its format
-        raise CheckpointError(
-            f"checkpoint {files.name}: {CONFIG} sets transformers_weights to {written['transformers_weights']!r}, which is not "
-            "supported; remove that line, or save the model again with save_pretrained"
-        )
+    written = read_config(files)
     if written.get("model_type") == "musicgen":
         missing = [part for part in PARTS if not isinstance(written.get(part), dict)]
         if missing:
@@ -179,16 +163,30 @@ def _config(files: CheckpointFiles) -> MusicgenConfig:
                 f"checkpoint {files.name}: {CONFIG} does not describe {', '.join(missing)}; save the complete model again with "
                 "save_pretrained"
             )
-    try:
-        # Without `trust_remote_code=False`, transformers would ask the user whether to run the checkpoint's own code.
-        config = AutoConfig.from_pretrained(str(files.folder), trust_remote_code=False)
-    except Exception as error:  # transformers raises many types of errors for invalid values
-        raise CheckpointError(f"checkpoint {files.name}: {CONFIG} cannot be read ({first_line(error)})") from error
+    config = load_config(files)
     if not isinstance(config, MusicgenConfig):
         raise CheckpointError(
             f"checkpoint {files.name} has type {config.model_type!r}, but only 'musicgen' is supported (mono or stereo, without "
             "melody); choose a checkpoint of that type"
         )
+    return config
+
+
+def load_config(files: CheckpointFiles, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Loads a checkpoint's configuration with transformers.
+
+    Args:
+        files: The checkpoint's files.
+        trust_remote_code: Whether the checkpoint's own code may be run.
+
+    Raises:
+        CheckpointError: If transformers cannot load the configuration.
+    """
+    try:
+        # Without `trust_remote_code`, transformers would ask the user whether to run the checkpoint's own code.
+        config: PreTrainedConfig = AutoConfig.from_pretrained(str(files.folder), trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises many types of errors for invalid values
+        raise CheckpointError(f"checkpoint {files.name}: {CONFIG} cannot be read ({first_line(error)})") from error
     return config
 
 
@@ -199,7 +197,7 @@ def _stated_max_length(files: CheckpointFiles) -> int | None:
         CheckpointError: If the file is damaged or not available, or if the value is not a positive whole number.
     """
     path = files.find(GENERATION_CONFIG)
-    return None if path is None else _checked_length(_read_json(files, path).get("max_length"), files.name)
+    return None if path is None else _checked_length(read_json(files, path).get("max_length"), files.name)
 
 
 def _checked_length(stated: object, name: str) -> int | None:
@@ -211,31 +209,6 @@ def _checked_length(stated: object, name: str) -> int | None:
             "correct max_length, or set max_frames"
         )
     return stated
-
-
-def _read_json(files: CheckpointFiles, path: Path) -> dict[str, Any]:
-    try:
-        written = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {files.name}: {path.name} cannot be read ({first_line(error)})") from error
-    if not isinstance(written, dict):
-        raise CheckpointError(
-            f"checkpoint {files.name}: {path.name} must contain a JSON object, got {type(written).__name__}; "
-            "restore the file, or save the model again with save_pretrained"
-        )
-    return written
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # not a valid file name: too long, or with a null byte
-        return False
-
-
-def _expanded(name: str) -> Path:
-    """Expands a leading `~` in a path, or leaves the path unchanged if there is no such home directory."""
-    return Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser raises if there is no such home directory
 
 
 def _spec(
@@ -325,8 +298,3 @@ def _notes(spec: CodecSpec, source: Source, name: str, *, stated: int | None, po
         f"checkpoint {name}: windows hold up to {window_s:g} s, because {GENERATION_CONFIG} has "
         f"max_length {spec.max_frames}; MusicGen was trained on {DEFAULT_WINDOW_S} s (set max_frames={trained} to use this length)",
     )
-
-
-def _is_hub_name(name: str) -> bool:
-    """Returns whether a name has the form `owner/model`. Hub names without an owner are not supported."""
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None

@@ -1,16 +1,22 @@
 """Finds a checkpoint's files in a local folder or in the local hub cache, and downloads files missing from the cache.
 
-    name, revision --locate_files--> folder and commit --find(file name)--> path, or None
+    name, revision --find_files--> folder and commit --find(file name)--> path, or None
 
-The hub is queried once for the commit that a revision refers to. If the hub does not respond within `HUB_TIMEOUT_S`, it is not
-contacted again, and only cached files are used. If a required file is not cached, the error message names that file.
+A checkpoint is a local folder or a hub repository. The hub is queried once for the commit that a revision refers to. If the hub
+does not respond within `HUB_TIMEOUT_S`, it is not contacted again, and only cached files are used. If a required file is not
+cached, the error message names that file.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import httpx
 from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
@@ -23,11 +29,12 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import get_hf_file_metadata
 
-from musicgen_eval.errors import CheckpointError
+from musicgen_eval.errors import CheckpointError, near_matches
 
 CONFIG = "config.json"
 DEFAULT_REVISION = "main"  # the hub's own default
 HUB_TIMEOUT_S = 5.0
+NO_BUNDLED: Mapping[str, Path] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,88 @@ class CheckpointFiles:
         if self.commit is None:
             return True
         return not isinstance(try_to_load_from_cache(self.name, filename, revision=self.commit), str | None)
+
+
+def find_files(
+    name: str, *, example: str, revision: str | None = None, bundled: Mapping[str, Path] = NO_BUNDLED
+) -> CheckpointFiles:
+    """Finds the local folder or the hub commit that a checkpoint name refers to.
+
+    Args:
+        name: Name of a bundled checkpoint, local folder, or hub name (`owner/model`).
+        example: A valid hub name, for error messages.
+        revision: Hub branch, tag or commit. None means the default branch. Allowed for hub names only.
+        bundled: Folders of the checkpoints that are part of this package, by name.
+
+    Raises:
+        CheckpointError: If the name refers to nothing, if a revision is given for a folder, or if the hub does not have the
+            checkpoint.
+    """
+    folder = bundled.get(name) or expanded_path(name)
+    if is_folder(folder):
+        if revision is not None:
+            raise CheckpointError(
+                f"checkpoint {name} is a folder, but revision is {revision!r}, which is allowed for hub names only; "
+                "remove revision"
+            )
+        return CheckpointFiles(name if name in bundled else os.path.abspath(folder), folder)  # noqa: PTH100 - removes `..`
+    if not _is_hub_name(name):
+        kinds = ", ".join([*map(repr, bundled), "an existing folder"])
+        hint = near_matches(name, bundled) if bundled else "correct the name"
+        raise CheckpointError(f"checkpoint {name!r} is not {kinds}, or a hub name such as {example!r}; {hint}")
+    return locate_files(name, revision=revision)
+
+
+def is_folder(path: Path) -> bool:
+    """Returns whether a path is an existing folder. An invalid path, such as one with a null byte, is not a folder."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # not a valid file name: too long, or with a null byte
+        return False
+
+
+def expanded_path(name: str) -> Path:
+    """Expands a leading `~` in a path, or leaves the path unchanged if there is no such home directory."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser raises if there is no such home directory
+
+
+def read_config(files: CheckpointFiles) -> dict[str, Any]:
+    """Reads a checkpoint's `config.json`.
+
+    Raises:
+        CheckpointError: If the file is missing or damaged, or if it names a weight file, which transformers would open whatever
+            the format of that file.
+    """
+    path = files.folder / CONFIG
+    if not path.is_file():
+        raise CheckpointError(
+            f"checkpoint folder {files.name} has no {CONFIG}; expected a checkpoint in transformers' format"
+        )
+    written = read_json(files, path)
+    if written.get("transformers_weights") is not None:
+        raise CheckpointError(
+            f"checkpoint {files.name}: {CONFIG} sets transformers_weights to {written['transformers_weights']!r}, which is not "
+            "supported; remove that line, or save the model again with save_pretrained"
+        )
+    return written
+
+
+def read_json(files: CheckpointFiles, path: Path) -> dict[str, Any]:
+    """Reads a JSON object from one of a checkpoint's files.
+
+    Raises:
+        CheckpointError: If the file cannot be read, or does not contain a JSON object.
+    """
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {files.name}: {path.name} cannot be read ({first_line(error)})") from error
+    if not isinstance(written, dict):
+        raise CheckpointError(
+            f"checkpoint {files.name}: {path.name} must contain a JSON object, got {type(written).__name__}; "
+            "restore the file, or save the model again with save_pretrained"
+        )
+    return written
 
 
 def locate_files(name: str, *, revision: str | None = None) -> CheckpointFiles:
@@ -155,9 +244,14 @@ def _refused(name: str, revision: str, error: Exception) -> CheckpointError:
         )
     if isinstance(error, EntryNotFoundError):
         return CheckpointError(
-            f"checkpoint {name}: the hub repository has no {CONFIG}; choose a MusicGen checkpoint in transformers' format"
+            f"checkpoint {name}: the hub repository has no {CONFIG}; choose a checkpoint in transformers' format"
         )
     return CheckpointError(
         f"checkpoint {name!r} does not exist on the hub, or access to it was denied ({first_line(error)}); check the name, or log "
         "in with `hf auth login`"
     )
+
+
+def _is_hub_name(name: str) -> bool:
+    """Returns whether a name has the form `owner/model`. Hub names without an owner are not supported."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None

@@ -128,6 +128,11 @@ class MusicGen(ConvertedModule):
         """Device of the decoder."""
         return self.decoder.device
 
+    @property
+    def segment_encoder(self) -> SegmentEncoder:
+        """Encoder of the codec, which also computes latents before quantization."""
+        return self._segment_encoder
+
     def prepare(self, precision: str, *, decoding: bool = True) -> None:
         """Prepares the decoder for a precision. Move the model to its device before calling this method.
 

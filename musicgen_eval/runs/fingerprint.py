@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,13 +23,12 @@ from torchmetrics import Metric
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.metric_internals import state_defaults
 from musicgen_eval.models.checkpoint import Checkpoint
+from musicgen_eval.models.folder_digest import folder_digest
 
 _VERSIONED = ("musicgen_eval", "torchmetrics", "torch", "lightning_utilities", "abc", "typing", "builtins")
 LIBRARIES = (
     "musicgen-eval", "torch", "torchaudio", "transformers", "lightning", "torchmetrics", "soundfile", "soxr", "numpy", "av",
 )  # fmt: skip
-NUM_SAMPLES, SAMPLE_BYTES = 8, 4096
-"""Number and size of each tensor's samples in the weights digest. Samples suffice, because training changes entire tensors."""
 
 
 def metric_settings(bank: MetricBank) -> dict[str, dict[str, Any]]:
@@ -55,14 +53,7 @@ def weights_digest(checkpoint: Checkpoint) -> str | None:
     folder = Path(checkpoint.location)
     if checkpoint.digest is not None or checkpoint.commit is not None or not folder.is_dir():
         return checkpoint.digest
-    digest = sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
-        num_bytes = path.stat().st_size
-        digest.update(f"{path.name!a} {num_bytes}\n".encode())
-        with path.open("rb") as file:
-            for piece in [file.read()] if path.suffix == ".json" else _samples(file, num_bytes):
-                digest.update(piece)
-    return digest.hexdigest()
+    return folder_digest(folder)
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -109,22 +100,6 @@ def differences(known: Any, asked: Any, name: str = "") -> list[str]:
                 lines += differences(known[key], asked[key], inner)
         return lines
     return [] if known == asked else [f"{name} was {known!r} and is now {asked!r}"]
-
-
-def _samples(file: BinaryIO, num_bytes: int) -> Iterator[bytes]:
-    """Yields the header of a weights file, then samples of each tensor, spread evenly over the tensor's bytes."""
-    header_bytes = min(int.from_bytes(file.read(8), "little"), num_bytes)
-    header = file.read(header_bytes)
-    yield header
-    try:
-        spans = [entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"]
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return  # the file is damaged; loading the model raises the error
-    for start, stop in spans:
-        spare = max(0, stop - start - SAMPLE_BYTES)
-        for position in sorted({start + spare * part // (NUM_SAMPLES - 1) for part in range(NUM_SAMPLES)}):
-            file.seek(8 + header_bytes + position)
-            yield file.read(min(SAMPLE_BYTES, stop - position))
 
 
 def _code(kind: type) -> str | None:

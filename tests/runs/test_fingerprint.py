@@ -23,7 +23,8 @@ from musicgen_eval.metrics import CodebookAccuracy, CodebookPerplexity
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.contract import MetricEntry
 from musicgen_eval.models.checkpoint import Checkpoint
-from musicgen_eval.runs.fingerprint import SAMPLE_BYTES, differences, library_versions, metric_settings, weights_digest
+from musicgen_eval.models.folder_digest import SAMPLE_BYTES
+from musicgen_eval.runs.fingerprint import differences, library_versions, metric_settings, weights_digest
 from tests.support.specs import codec_spec
 
 SPEC = codec_spec(num_codebooks=2, codebook_size=16, max_frames=20)

@@ -1,15 +1,15 @@
-"""Encodes audio to codes with EnCodec in float32.
+"""Encodes audio to codes, or to the latents before quantization, with EnCodec in float32.
 
-Each segment is encoded separately. The codes are bit-identical for any number of threads.
+Each segment is encoded separately. The results are bit-identical for any number of threads.
 
 On a CPU, `EncoderProducts` computes the codes. On other devices, and for codecs with chunks or normalisation over time,
-transformers' `encode` is used.
+transformers' `encode` is used. Latents are then computed by transformers' encoder.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -87,27 +87,71 @@ class SegmentEncoder:
             ValueError: If a segment is invalid (see `encode`).
         """
         for audio in segments:
-            self._check(audio)
-        device = self.model.device
-        lanes = [lane.to(device) for audio in segments for lane in self._lanes(audio)]
-        with float32_exactly(device.type):
-            plan = self._planned() if device.type == "cpu" else None
-            if plan is not None:
-                codes = self._encode_in_phases(plan, lanes)
-            elif device.type == "cpu":
-                codes = map_single_threaded(self._encode_plainly, lanes, num_workers=self.num_workers)
-            else:
-                codes = self._encode_in_stacks(lanes)
+            self._check(audio, self.channels)
+        lanes = [lane for audio in segments for lane in self._lanes(audio)]
+        codes = self._encode_lanes(lanes, lambda plan: plan.quantize, self._encode_stack)
         num_lanes = self.channels // self.model.config.audio_channels
         grouped = [codes[i : i + num_lanes] for i in range(0, len(codes), num_lanes)]
         return [_interleave(group).to(audio.device, copy=False) for group, audio in zip(grouped, segments, strict=True)]
+
+    @torch.inference_mode()
+    def latents(self, segments: Sequence[Tensor]) -> list[Tensor]:
+        """Computes the encoder's output before quantization. The latents of a segment do not depend on the other segments.
+
+        On an accelerator, segments of equal length are encoded together, and the last bits may depend on their number.
+
+        Args:
+            segments: (C, N) float32 audio of each segment, where C is the codec's own number of channels, and N is a multiple of
+                the hop.
+
+        Returns:
+            (T, D) float32 latents of each segment on the device of the audio, where T = N / hop.
+
+        Raises:
+            ValueError: If a segment is invalid (see `encode`), or if the codec normalises the audio.
+        """
+        if self.model.config.normalize:
+            raise ValueError(
+                "the codec must not normalise the audio, because its latents would not depend on the loudness"
+            )
+        for audio in segments:
+            self._check(audio, self.model.config.audio_channels)
+        latents = self._encode_lanes(segments, lambda plan: lambda rows: rows, self._latents_of_stack)
+        return [rows.to(audio.device, copy=False) for rows, audio in zip(latents, segments, strict=True)]
+
+    def _encode_lanes(
+        self,
+        lanes: Sequence[Tensor],
+        finish: Callable[[EncoderProducts], Callable[[Tensor], Tensor]],
+        encode_stack: Callable[[Tensor], Tensor],
+    ) -> list[Tensor]:
+        """Encodes lanes with the implementation for the codec's device.
+
+        Args:
+            lanes: (C, N) audio of each lane, where C is the codec's number of channels.
+            finish: Function that selects the last step after the encoder for `EncoderProducts`, (T, D) -> result.
+            encode_stack: Function that encodes n lanes of equal length with transformers, (n, C, N) -> n results.
+        """
+        device = self.model.device
+        lanes = [lane.to(device) for lane in lanes]
+        with float32_exactly(device.type):
+            plan = self._planned() if device.type == "cpu" else None
+            if plan is not None:
+                return self._encode_in_phases(plan, lanes, finish(plan))
+            if device.type == "cpu":
+                return map_single_threaded(
+                    lambda lane: encode_stack(lane[None])[0], lanes, num_workers=self.num_workers
+                )
+            return self._encode_in_stacks(lanes, encode_stack)
 
     def _lanes(self, audio: Tensor) -> Sequence[Tensor]:
         """Splits (C, N) audio into lanes. Each lane has the codec's number of channels, and is encoded separately."""
         return audio.split(self.model.config.audio_channels)
 
-    def _encode_in_phases(self, plan: EncoderProducts, lanes: Sequence[Tensor]) -> list[Tensor]:
-        """Encodes lanes in three phases: convolutions, LSTM and quantization.
+    def _encode_in_phases(
+        self, plan: EncoderProducts, lanes: Sequence[Tensor], finish: Callable[[Tensor], Tensor]
+    ) -> list[Tensor]:
+        """Encodes lanes in three phases: convolutions, LSTM, and the last convolution with the step that `finish` adds.
 
         The LSTM processes a group of lanes in lockstep, and each LSTM layer of a group is a separate task. Each task runs on one
         thread. The speed of an LSTM is limited by the time required to read its weights. Therefore, the lanes are distributed over
@@ -126,12 +170,12 @@ class SegmentEncoder:
         for group, outputs in zip(groups, group_outputs, strict=True):
             lstm_outputs |= zip(group, outputs, strict=True)
         return map_single_threaded(
-            lambda i: plan.quantize(plan.project(convolved[i], lstm_outputs[i])),
+            lambda i: finish(plan.project(convolved[i], lstm_outputs[i])),
             range(len(lanes)),
             num_workers=num_workers,
         )
 
-    def _encode_in_stacks(self, lanes: Sequence[Tensor]) -> list[Tensor]:
+    def _encode_in_stacks(self, lanes: Sequence[Tensor], encode_stack: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """Encodes lanes of equal length together on an accelerator, because the LSTM takes as long for one lane as for many.
 
         No lane is padded, so the codes of a lane do not depend on the content of the other lanes. The last bits of a lane's latents
@@ -140,22 +184,22 @@ class SegmentEncoder:
         by_length: dict[int, list[int]] = {}
         for index, lane in enumerate(lanes):
             by_length.setdefault(lane.shape[1], []).append(index)
-        codes: dict[int, Tensor] = {}
+        results: dict[int, Tensor] = {}
         for num_samples, indices in by_length.items():
             at_once = max(1, STACK_SAMPLES // num_samples)
             for first in range(0, len(indices), at_once):
                 stack = indices[first : first + at_once]
-                codes |= zip(stack, self._encode_stack(torch.stack([lanes[index] for index in stack])), strict=True)
-        return [codes[index] for index in range(len(lanes))]
-
-    def _encode_plainly(self, audio: Tensor) -> Tensor:
-        """Encodes one lane with transformers, (C, N) -> (K, T), where C is the codec's number of channels."""
-        return self._encode_stack(audio[None])[0]
+                results |= zip(stack, encode_stack(torch.stack([lanes[index] for index in stack])), strict=True)
+        return [results[index] for index in range(len(lanes))]
 
     def _encode_stack(self, audio: Tensor) -> Tensor:
         """Encodes n lanes of equal length with transformers, (n, C, N) -> (n, K, T), where C is the codec's number of channels."""
         encoded: Any = self.model.encode(audio, bandwidth=self.bandwidth)
         return cast(Tensor, encoded.audio_codes[0])
+
+    def _latents_of_stack(self, audio: Tensor) -> Tensor:
+        """Computes the latents of n lanes of equal length with transformers, (n, C, N) -> (n, T, D)."""
+        return self.model.encoder(audio).transpose(1, 2)
 
     def _planned(self) -> EncoderProducts | None:
         with self._planning:
@@ -165,11 +209,11 @@ class SegmentEncoder:
                     self._plan = EncoderProducts(self.model, self.bandwidth)
         return self._plan
 
-    def _check(self, audio: Tensor) -> None:
+    def _check(self, audio: Tensor, channels: int) -> None:
         hop = self.model.config.hop_length
-        if audio.ndim != 2 or audio.shape[0] != self.channels or audio.dtype != torch.float32:
+        if audio.ndim != 2 or audio.shape[0] != channels or audio.dtype != torch.float32:
             raise ValueError(
-                f"audio must be ({self.channels}, N) float32, got {tuple(audio.shape)} {str(audio.dtype).removeprefix('torch.')}"
+                f"audio must be ({channels}, N) float32, got {tuple(audio.shape)} {str(audio.dtype).removeprefix('torch.')}"
             )
         if audio.shape[1] == 0 or audio.shape[1] % hop:
             raise ValueError(

@@ -212,6 +212,32 @@ def test_transformers_encodes_if_the_view_is_not_finite(changes):
     assert torch.equal(SegmentEncoder(model).encode(audio), model.encode(audio[None]).audio_codes[0, 0])
 
 
+def test_latents_of_several_segments_equal_those_of_each_alone(codec):
+    segments = [random_audio(n, seed=n) for n in (7, 120, 1)]
+    together = SegmentEncoder(codec).latents(segments)
+    for audio, latents in zip(segments, together, strict=True):
+        assert torch.equal(SegmentEncoder(codec).latents([audio])[0], latents)
+        assert (latents - codec.encoder(audio[None])[0].t()).abs().max() < 2e-6 * latents.abs().max()
+
+
+def test_transformers_computes_latents_if_the_view_is_not_finite():
+    model, audio = random_codec(norm_type="time_group_norm"), random_audio(20)
+    theirs = model.encoder(audio[None])[0].t()
+    assert (SegmentEncoder(model).latents([audio])[0] - theirs).abs().max() < 2e-6 * theirs.abs().max()
+
+
+def test_a_stereo_model_with_a_mono_codec_computes_latents_of_mono_audio(codec):
+    encoder, audio = SegmentEncoder(codec, channels=2), random_audio(20)
+    assert torch.equal(encoder.latents([audio])[0], SegmentEncoder(codec).latents([audio])[0])
+    with pytest.raises(ValueError, match=r"must be \(1, N\) float32, got \(2, 40\) float32"):
+        encoder.latents([torch.zeros(2, 40)])
+
+
+def test_latents_of_a_codec_that_normalises_are_refused():
+    with pytest.raises(ValueError, match="must not normalise the audio"):
+        SegmentEncoder(random_codec(normalize=True)).latents([random_audio(20)])
+
+
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_an_lstm_in_lockstep_equals_the_lstm_and_sequences_are_independent(has_bias, generator, monkeypatch):
     lstm = torch.nn.LSTM(16, 16, 2, bias=has_bias)
