@@ -7,6 +7,8 @@ receives (see docs/metrics.md).
 from musicgen_eval.metrics.accuracy import CodebookAccuracy
 from musicgen_eval.metrics.code_entropy import CodeEntropy
 from musicgen_eval.metrics.codebook_means import CodebookMeans
+from musicgen_eval.metrics.distances.frechet import frechet_distance
+from musicgen_eval.metrics.distances.kernel import kernel_distance
 from musicgen_eval.metrics.gains import ContextGain, TextGain
 from musicgen_eval.metrics.local_perplexity import LocalPerplexity
 from musicgen_eval.metrics.memorisation import Memorisation
@@ -27,4 +29,6 @@ __all__ = [
     "PositionProfile",
     "SeamDiscontinuity",
     "TextGain",
+    "frechet_distance",
+    "kernel_distance",
 ]
