@@ -26,6 +26,7 @@ from musicgen_eval.metrics.plugin.requests import InputRequest, RequestParser, W
 from musicgen_eval.metrics.plugin.resources import Resources
 from musicgen_eval.metrics.plugin.states import State, compute_in_place, merge_states, to_cpu, window_states
 from musicgen_eval.metrics.plugin.trial import trial_data, try_metric, try_on_device
+from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.records import CodecSpec, Reading, Task
 
 
@@ -108,6 +109,17 @@ class MetricBank:
     @property
     def _all_requests(self) -> list[InputRequest]:
         return [request for requests in self._requests.values() for request in requests]
+
+    def prepare(self, model: MusicGen) -> None:
+        """Loads the objects that the inputs of the run need, such as embedders. Called in every process before the first batch.
+
+        Args:
+            model: The evaluated model, on its device.
+        """
+        self.resources.use(model)
+        for request in self._all_requests:
+            if request.provider.prepare is not None:
+                request.provider.prepare(self.resources)
 
     def recipe(self, name: str) -> MetricRecipe:
         """Returns the units, direction and source of a metric."""

@@ -82,6 +82,7 @@ class InputProvider:
         accepts_none: Whether a metric can receive None as the value of the input.
         synthesise: Function that returns the input of a synthetic window, for the trial before a run. None means that the trial
             calls `compute` with random codes and logits, and with noise as audio. Set `synthesise` if `compute` is expensive.
+        prepare: Function that loads the objects that `compute` needs. A run calls it in every process before the first batch.
     """
 
     name: str
@@ -95,6 +96,7 @@ class InputProvider:
     audio: tuple[str, ...] = ()
     accepts_none: bool = False
     synthesise: Callable[[InputSource, torch.Generator], Any] | None = None
+    prepare: Callable[[Resources], object] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier() or iskeyword(self.name):
