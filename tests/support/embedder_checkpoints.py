@@ -23,6 +23,9 @@ from transformers import (
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2Model,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -160,6 +163,20 @@ def save_hubert(folder: Path, *, with_head: bool = False) -> HubertModel:
     config = HubertConfig(**WAV2VEC2)
     model = create(lambda: HubertForCTC(config) if with_head else HubertModel(config))
     return _save_speech_model(folder, model)
+
+
+def save_whisper(folder: Path) -> WhisperModel:
+    """Saves a `WhisperModel`, whose encoder has 2 layers, 16 dimensions and inputs of 1 s at 16 kHz."""
+    config = WhisperConfig(
+        vocab_size=20, num_mel_bins=16, encoder_layers=2, encoder_attention_heads=2, decoder_layers=1, decoder_attention_heads=2,
+        encoder_ffn_dim=24, decoder_ffn_dim=24, d_model=16, max_source_positions=50, max_target_positions=20, pad_token_id=1,
+        bos_token_id=1, eos_token_id=1, decoder_start_token_id=1, suppress_tokens=None, begin_suppress_tokens=None,
+    )  # fmt: skip
+    model = create(lambda: WhisperModel(config))
+    randomise(model)
+    model.save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(folder)
+    return model
 
 
 def _save_speech_model(folder: Path, model: Any) -> Any:

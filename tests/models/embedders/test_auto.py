@@ -8,7 +8,15 @@ from transformers import AutoFeatureExtractor, AutoModel, BertConfig, BertModel
 
 from musicgen_eval.errors import CheckpointError, MetricError
 from musicgen_eval.models.embedders.auto import load_auto
-from tests.support.embedder_checkpoints import edit_json, noise, save_ast, save_clap, save_hubert, save_wav2vec2
+from tests.support.embedder_checkpoints import (
+    edit_json,
+    noise,
+    save_ast,
+    save_clap,
+    save_hubert,
+    save_wav2vec2,
+    save_whisper,
+)
 
 WINDOW = 1600
 SAVE = {"wav2vec2": save_wav2vec2, "hubert": save_hubert}
@@ -86,6 +94,28 @@ def test_another_transformers_model_of_audio_is_embedded(tmp_path):
         features = extractor(audio.numpy(), sampling_rate=16000, return_tensors="pt")
         expected = model(**features, output_hidden_states=True).hidden_states[1][0].mean(0)
     assert torch.allclose(embedder.embed(audio)[0], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_samples", [16000, 9000])
+def test_the_encoder_of_a_model_with_a_decoder_is_used(tmp_path, num_samples):
+    model, audio = save_whisper(tmp_path), noise(num_samples)
+    embedder = load_auto(tmp_path, layer=1, window_s=1.0)
+    with torch.no_grad():
+        features = AutoFeatureExtractor.from_pretrained(tmp_path)(
+            audio.numpy(), sampling_rate=16000, return_tensors="pt"
+        )
+        expected = model.get_encoder()(**features, output_hidden_states=True).hidden_states[1][0].mean(0)
+    assert torch.allclose(embedder.embed(audio)[0], expected, rtol=0, atol=1e-5)
+    assert embedder.recipe()["model"] == "WhisperEncoder"
+
+
+def test_the_attention_mask_of_the_feature_extractor_is_passed_to_the_model(tmp_path):
+    save_wav2vec2(tmp_path, feat_extract_norm="layer", do_stable_layer_norm=True)
+    edit_json(tmp_path / "preprocessor_config.json", return_attention_mask=True)
+    audio = noise(1000)
+    assert "attention_mask" in load(tmp_path).extract_features(audio)
+    expected = their_states(tmp_path, audio)[2][0].mean(0)
+    assert torch.allclose(load(tmp_path).embed(audio)[0], expected, rtol=0, atol=1e-5)
 
 
 def test_silence_has_a_finite_embedding(folder):
