@@ -42,7 +42,7 @@ def test_a_hub_checkpoint_is_loaded_from_the_cache(cached, tmp_path):
 
 
 def test_a_hub_checkpoint_that_is_not_cached_is_refused(cached):
-    with pytest.raises(CheckpointError, match=r"neither on the hub .* nor in its local cache"):
+    with pytest.raises(CheckpointError, match=r"neither on the hub .* nor in the local cache"):
         load_clap("someone/else")
 
 
