@@ -103,8 +103,23 @@ class EmbeddingInputs:
             tasks=(task,),
             audio=() if audio == "track" else (audio,),
             synthesise=_synthetic_embeddings,
-            prepare=self.embedder,
+            prepare=LoadEmbedder(self),
         )
+
+
+@dataclass(frozen=True)
+class LoadEmbedder:
+    """A function that loads an embedder. Like `Embeddings`, it is equal for equal settings.
+
+    Attributes:
+        inputs: The embedder.
+    """
+
+    inputs: EmbeddingInputs
+
+    def __call__(self, resources: Resources) -> Embedder:
+        """Returns the embedder, which is loaded on first use."""
+        return self.inputs.embedder(resources)
 
 
 Audio = Literal["track", "generated", "reference"]
