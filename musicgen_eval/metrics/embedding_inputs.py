@@ -89,9 +89,19 @@ class EmbeddingInputs:
         """Returns the embedder, which is loaded on first use, on the device of the evaluated model."""
         return resources.get(self, lambda: self._load(resources))
 
+    def recipe(self, resources: Resources) -> dict[str, Any]:
+        """Returns everything that determines the embeddings. The recipe of the run describes the evaluated checkpoint itself."""
+        if self._is_evaluated_codec:
+            return {"embedder": self.name, "checkpoint": "the evaluated checkpoint", **dict(self.settings)}
+        return self.embedder(resources).recipe()
+
+    @property
+    def _is_evaluated_codec(self) -> bool:
+        return self.kind == "encodec" and "checkpoint" not in dict(self.settings)
+
     def _load(self, resources: Resources) -> Embedder:
         settings = dict(self.settings)
-        if self.kind == "encodec" and "checkpoint" not in settings:
+        if self._is_evaluated_codec:
             return encodec_of(resources.model, **settings)
         return load_embedder(self.kind, {"device": str(resources.device), **settings})
 
@@ -103,6 +113,7 @@ class EmbeddingInputs:
             tasks=(task,),
             audio=() if audio == "track" else (audio,),
             synthesise=_synthetic_embeddings,
+            recipe=DescribeEmbedder(self),
             prepare=LoadEmbedder(self),
         )
 
@@ -120,6 +131,21 @@ class LoadEmbedder:
     def __call__(self, resources: Resources) -> Embedder:
         """Returns the embedder, which is loaded on first use."""
         return self.inputs.embedder(resources)
+
+
+@dataclass(frozen=True)
+class DescribeEmbedder:
+    """A function that returns the recipe of an embedder. Like `Embeddings`, it is equal for equal settings.
+
+    Attributes:
+        inputs: The embedder.
+    """
+
+    inputs: EmbeddingInputs
+
+    def __call__(self, resources: Resources) -> dict[str, Any]:
+        """Returns everything that determines the embeddings."""
+        return self.inputs.recipe(resources)
 
 
 Audio = Literal["track", "generated", "reference"]

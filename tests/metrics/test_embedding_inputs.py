@@ -1,5 +1,6 @@
 """Embeddings of audio are inputs: computed once, by one embedder, for all metrics that name them."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torchmetrics import Metric
 from musicgen_eval import generate, perplexity
 from musicgen_eval.audio.reader import open_track
 from musicgen_eval.audio.resampling import resample
-from musicgen_eval.errors import MetricError
+from musicgen_eval.errors import MetricError, RunError
 from musicgen_eval.metrics.embedding_inputs import EmbeddingInputs
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.providers import InputProvider
@@ -148,3 +149,28 @@ def test_an_embedder_that_cannot_be_loaded_stops_the_run_before_the_first_batch(
     assert type(refused.value).__name__ == "CheckpointError"
     assert metric.received == {}
     assert not (tmp_path / "x").exists()
+
+
+def test_the_recipe_contains_the_weights_and_a_resumed_run_must_have_them(songs, model, clap, tmp_path):
+    weights = tmp_path / "clap"
+    shutil.copytree(clap, weights)
+    settings = {"kind": "clap", "checkpoint": str(weights)}
+
+    def evaluated():
+        return perplexity(songs, model, metrics={"keeps": Keeps(settings)}, accelerator="cpu", run_dir=tmp_path / "x")
+
+    recipe = evaluated().evaluation.recipe["metrics"]["keeps"]["inputs"]["embedding__clap"]
+    assert recipe == load_clap(weights).recipe()
+    assert len(recipe["weights_digest"]) == 64
+    assert (
+        evaluated().evaluation.recipe["metrics"]["keeps"]["inputs"]["embedding__clap"] == recipe
+    )  # read from the folder
+    save_clap(weights, distinct_texts=True, fused=True)
+    with pytest.raises(RunError, match=r"input_recipes\.embedding__clap\.weights_digest was"):
+        evaluated()
+
+
+def test_the_codec_of_the_evaluated_checkpoint_is_described_by_the_run(songs, model):
+    result = perplexity(songs, model, metrics={"keeps": Keeps({"kind": "encodec", "window_s": 0.1})}, accelerator="cpu")
+    found = result.evaluation.recipe["metrics"]["keeps"]["inputs"]["embedding__encodec"]
+    assert found == {"embedder": "encodec", "checkpoint": "the evaluated checkpoint", "window_s": 0.1}

@@ -125,6 +125,14 @@ class MetricBank:
         """Returns the units, direction and source of a metric."""
         return self._recipes[name]
 
+    def input_recipes(self, name: str) -> dict[str, dict[str, Any]]:
+        """Returns a mapping from input name to the recipe of the input, for those inputs of a metric that have a recipe."""
+        return {
+            request.input_name: dict(request.provider.recipe(self.resources))
+            for request in self._requests[name]
+            if request.provider.recipe is not None
+        }
+
     def input_names(self, name: str) -> dict[str, str]:
         """Maps each `update()` parameter of a metric to the name of its input, including the suffix of the reading."""
         return {request.parameter: request.input_name for request in self._requests[name]}
