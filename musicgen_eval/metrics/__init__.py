@@ -8,9 +8,12 @@ from musicgen_eval.metrics.accuracy import CodebookAccuracy
 from musicgen_eval.metrics.chroma_similarity import ChromaSimilarity
 from musicgen_eval.metrics.code_entropy import CodeEntropy
 from musicgen_eval.metrics.codebook_means import CodebookMeans
+from musicgen_eval.metrics.coverage_density import CoverageDensity
 from musicgen_eval.metrics.distances.frechet import frechet_distance
 from musicgen_eval.metrics.distances.kernel import kernel_distance
+from musicgen_eval.metrics.frechet_audio_distance import FrechetAudioDistance
 from musicgen_eval.metrics.gains import ContextGain, TextGain
+from musicgen_eval.metrics.kernel_audio_distance import KernelAudioDistance
 from musicgen_eval.metrics.key_agreement import KeyAgreement
 from musicgen_eval.metrics.local_perplexity import LocalPerplexity
 from musicgen_eval.metrics.loudness_difference import LoudnessDifference
@@ -31,6 +34,9 @@ __all__ = [
     "CodebookMeans",
     "CodebookPerplexity",
     "ContextGain",
+    "CoverageDensity",
+    "FrechetAudioDistance",
+    "KernelAudioDistance",
     "KeyAgreement",
     "LocalPerplexity",
     "LoudnessDifference",

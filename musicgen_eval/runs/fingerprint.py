@@ -39,6 +39,7 @@ def metric_settings(bank: MetricBank) -> dict[str, dict[str, Any]]:
             "code": _code(type(metric)),
             "inputs": bank.input_names(name),
             "settings": {key: _plain(value) for key, value in sorted(_own_values(metric), key=itemgetter(0))},
+            **({"input_recipes": inputs} if (inputs := bank.input_recipes(name)) else {}),
         }
         for name, metric in bank.metrics.items()
     }

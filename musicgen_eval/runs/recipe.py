@@ -66,8 +66,13 @@ def run_recipe(
         "resamplers": plan.resamplers,
         "notes": list(notes),
         "ceiling_bits_per_second": spec.ceiling_bits_per_second,
-        "metrics": {name: asdict(bank.recipe(name)) for name in bank.metrics},
+        "metrics": {name: _metric_recipe(bank, name) for name in bank.metrics},
     }
+
+
+def _metric_recipe(bank: MetricBank, name: str) -> dict[str, Any]:
+    inputs = bank.input_recipes(name)
+    return {**asdict(bank.recipe(name)), **({"inputs": inputs} if inputs else {})}
 
 
 def _continuation_recipe(

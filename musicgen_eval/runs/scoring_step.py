@@ -62,7 +62,7 @@ class ScoringStep:
     ) -> None:
         self.model = model
         self.bank = bank
-        bank.resources.use(model)
+        bank.prepare(model)
         self.plan = plan
         self.tail: Literal["score", "drop"] = tail
         self.seed = seed

@@ -26,6 +26,7 @@ from musicgen_eval.metrics.plugin.requests import InputRequest, RequestParser, W
 from musicgen_eval.metrics.plugin.resources import Resources
 from musicgen_eval.metrics.plugin.states import State, compute_in_place, merge_states, to_cpu, window_states
 from musicgen_eval.metrics.plugin.trial import trial_data, try_metric, try_on_device
+from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.records import CodecSpec, Reading, Task
 
 
@@ -109,9 +110,28 @@ class MetricBank:
     def _all_requests(self) -> list[InputRequest]:
         return [request for requests in self._requests.values() for request in requests]
 
+    def prepare(self, model: MusicGen) -> None:
+        """Loads the objects that the inputs of the run need, such as embedders. Called in every process before the first batch.
+
+        Args:
+            model: The evaluated model, on its device.
+        """
+        self.resources.use(model)
+        for request in self._all_requests:
+            if request.provider.prepare is not None:
+                request.provider.prepare(self.resources)
+
     def recipe(self, name: str) -> MetricRecipe:
         """Returns the units, direction and source of a metric."""
         return self._recipes[name]
+
+    def input_recipes(self, name: str) -> dict[str, dict[str, Any]]:
+        """Returns a mapping from input name to the recipe of the input, for those inputs of a metric that have a recipe."""
+        return {
+            request.input_name: dict(request.provider.recipe(self.resources))
+            for request in self._requests[name]
+            if request.provider.recipe is not None
+        }
 
     def input_names(self, name: str) -> dict[str, str]:
         """Maps each `update()` parameter of a metric to the name of its input, including the suffix of the reading."""

@@ -6,7 +6,7 @@ input. To add an input, add a provider to `PROVIDERS`, or define one in the metr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from keyword import iskeyword
 from operator import attrgetter
@@ -82,6 +82,10 @@ class InputProvider:
         accepts_none: Whether a metric can receive None as the value of the input.
         synthesise: Function that returns the input of a synthetic window, for the trial before a run. None means that the trial
             calls `compute` with random codes and logits, and with noise as audio. Set `synthesise` if `compute` is expensive.
+        recipe: Function that returns everything outside the run's own recipe that determines the input, such as the weights of an
+            embedder. Values must be strings, numbers, booleans, None, or lists or mappings of these. A run that is resumed must
+            have the same recipe.
+        prepare: Function that loads the objects that `compute` needs. A run calls it in every process before the first batch.
     """
 
     name: str
@@ -95,6 +99,8 @@ class InputProvider:
     audio: tuple[str, ...] = ()
     accepts_none: bool = False
     synthesise: Callable[[InputSource, torch.Generator], Any] | None = None
+    recipe: Callable[[Resources], Mapping[str, Any]] | None = None
+    prepare: Callable[[Resources], object] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier() or iskeyword(self.name):

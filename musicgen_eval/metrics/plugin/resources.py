@@ -39,8 +39,8 @@ class Resources:
         return self._model
 
     def use(self, model: MusicGen) -> None:
-        """Sets the evaluated model. If it is a different model, or on a different device, all objects are loaded again."""
-        if model is not self._model or model.device != self.device:
+        """Sets the evaluated model. If the model or its device is different from before, all objects are loaded again."""
+        if (self._model is not None and model is not self._model) or model.device != self.device:
             self._loaded.clear()
         self._model, self.device = model, model.device
 

@@ -44,6 +44,13 @@ def test_objects_are_loaded_again_for_another_model_only():
     assert resources.get("a", object) is not first
 
 
+def test_objects_that_were_loaded_before_the_model_are_kept_on_the_same_device():
+    resources = Resources()
+    first = resources.get("a", object)
+    resources.use(Model())
+    assert resources.get("a", object) is first
+
+
 def test_a_model_is_missing_in_the_trial():
     with pytest.raises(MetricError, match="which is not loaded in the trial; set synthesise"):
         Resources().model  # noqa: B018
