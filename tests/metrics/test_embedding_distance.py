@@ -1,8 +1,14 @@
 """Kernel audio distance, coverage and density as metrics of two sets of embeddings."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
+from jsonargparse import ArgumentParser
 from torch import Tensor
+from torchmetrics import Metric
 
 from musicgen_eval import generate
 from musicgen_eval.errors import MetricError
@@ -64,6 +70,18 @@ def test_tracks_without_one_kind_of_audio_are_left_out_of_pairs():
     ((reference, evaluated),) = track_pairs(states)
     assert torch.equal(reference, rows(2).double())
     assert torch.equal(evaluated, torch.cat([rows(1), rows(3)]).double())
+
+
+def test_the_yaml_example_of_the_docs_creates_the_metrics():
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    shown = re.search(r"<!-- tested: distances -->\n```yaml\n(.*?)```", page, re.DOTALL)[1]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--model.metrics", type=dict[str, Metric])
+    made = parser.instantiate(parser.parse_object(yaml.safe_load(shown))).model.metrics
+    assert {name: type(metric).__name__ for name, metric in made.items()} == {
+        "fad": "FrechetAudioDistance", "kad": "KernelAudioDistance", "manifold": "CoverageDensity",
+    }  # fmt: skip
+    assert made["kad"].embedder == {"kind": "encodec", "window_s": 0.5}
 
 
 @pytest.mark.slow

@@ -43,8 +43,8 @@ def coverage(reference: ArrayLike, evaluated: ArrayLike, *, num_neighbours: int 
         MetricError: If the embeddings are invalid, or if the reference set has too few clips.
 
     Source: Naeem et al., Reliable Fidelity and Diversity Metrics for Generative Models, 2020; lemma 2 gives the expected
-        coverage. The ball is open as in the authors' implementation (prdc 0.2). Therefore, a reference clip with k or more copies in
-        the reference set has a radius of 0 and is never covered.
+        coverage. The ball is open as in the authors' implementation (prdc 0.2). Therefore, a reference clip with k or more copies
+        in the reference set has a radius of 0 and is never covered.
     """
     a, b, radii = _with_radii(reference, evaluated, num_neighbours)
     covered = [

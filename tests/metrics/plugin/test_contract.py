@@ -1,6 +1,8 @@
 """The optional members of a metric: which of them are values, which are methods, and how a run refuses all others."""
 
+import re
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from torch import Tensor
 from musicgen_eval.errors import MetricError
 from musicgen_eval.metrics import CodebookMeans, CodebookPerplexity, MetricRecipe
 from musicgen_eval.metrics.plugin.bank import MetricBank
-from musicgen_eval.metrics.plugin.contract import MetricEntry
+from musicgen_eval.metrics.plugin.contract import MetricContract, MetricEntry
 from musicgen_eval.metrics.plugin.providers import InputProvider
 from musicgen_eval.records import CodecSpec, Reading
 from tests.support.specs import codec_spec
@@ -177,3 +179,12 @@ def test_a_metric_whose_configure_raises_is_named(error, message):
 def test_a_recipe_with_a_value_of_the_wrong_type_is_refused(settings, message):
     with pytest.raises(MetricError, match=f"MetricRecipe: .*{message}"):
         MetricRecipe(**settings)
+
+
+def test_the_docs_list_every_optional_member():
+    page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
+    section = page.split("## Optional members of a metric")[1].split("\n## ")[0]
+    listed = set(re.findall(r"^- `(\w+)", section, re.MULTILINE))
+    assert listed == {name for name in vars(MetricContract) if not name.startswith("_")} | set(
+        MetricContract.__annotations__
+    )
