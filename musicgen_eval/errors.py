@@ -6,6 +6,9 @@ All exceptions in this module derive from `EvaluationError`, which is a subclass
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+NON_FINITE_REMEDY = "set the precision to bf16-mixed or 32-true; if the precision is 32-true already, check the weights of the checkpoint"
+"""Advice for a model whose outputs are NaN or infinite."""
+
 
 class EvaluationError(ValueError):
     """Base class of all errors caused by invalid inputs or settings."""
@@ -42,7 +45,7 @@ class NonFiniteError(EvaluationError):
         self.rows = tuple(rows)
         super().__init__(
             f"the decoder produced NaN or infinite logits in rows {', '.join(map(str, self.rows))} of the batch; "
-            "set precision to bf16-mixed or 32-true"
+            f"{NON_FINITE_REMEDY}"
         )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from musicgen_eval.audio.reader import TrackAudio
 from musicgen_eval.data.plan import Plan
-from musicgen_eval.errors import AudioError, NonFiniteError
+from musicgen_eval.errors import NON_FINITE_REMEDY, AudioError, NonFiniteError
 from musicgen_eval.inference.batch_continuation import (
     ContinuedCodes,
     continue_windows,
@@ -188,7 +188,7 @@ class ContinuationStep:
                 seed=self.seed,
             )
         except NonFiniteError as error:
-            reason = "the decoder's logits are NaN or infinite; set the precision to bf16-mixed or 32-true"
+            reason = f"the decoder's logits are NaN or infinite; {NON_FINITE_REMEDY}"
             failed = [_failure(prompts[row].window, reason) for row in error.rows]
             return failed + self._continue([prompt for row, prompt in enumerate(prompts) if row not in error.rows])
         windows = [prompt.window for prompt in prompts]
@@ -220,7 +220,7 @@ class ContinuationStep:
     def _measure(self, window: WindowAudio, item: ContinuedCodes, data: WindowData) -> WindowRecord:
         """Decodes, writes and measures one continuation."""
         if not _is_finite(data):
-            return _failure(window, "the nll is NaN or infinite; set the precision to bf16-mixed or 32-true")
+            return _failure(window, f"the nll is NaN or infinite; {NON_FINITE_REMEDY}")
         continuation = self._continuation(window, data)
         try:
             track = self.plan.open_track(window.track_row)

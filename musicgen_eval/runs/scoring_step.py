@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 import torch
 
 from musicgen_eval.data.plan import Plan
+from musicgen_eval.errors import NON_FINITE_REMEDY
 from musicgen_eval.inference.readings import CodedWindow, score_readings
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.inputs import WindowData, fetch
@@ -115,8 +116,8 @@ class ScoringStep:
             if read is not None and not read.nll[read.scored].isfinite().all():
                 reading = f"reading {name!r} of " if name else ""
                 reason = (
-                    f"{reading}window {window.window.index}: the nll is NaN or infinite in precision {self.precision}; set the "
-                    "precision to bf16-mixed or 32-true"
+                    f"{reading}window {window.window.index}: the nll is NaN or infinite in precision {self.precision}; "
+                    f"{NON_FINITE_REMEDY}"
                 )
                 return WindowRecord(window.row, window.track_row, failure=reason)
         plain = data.on_cpu.readings[""]

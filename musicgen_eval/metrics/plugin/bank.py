@@ -17,7 +17,7 @@ from torchmetrics import Metric
 
 from musicgen_eval.errors import MetricError
 from musicgen_eval.metrics.plugin.budget import StateBudget
-from musicgen_eval.metrics.plugin.contract import MetricRecipe, configure, label, read_values
+from musicgen_eval.metrics.plugin.contract import MetricRecipe, configure, label, message_of, read_values
 from musicgen_eval.metrics.plugin.entries import GivenMetric, copied, metric_entries
 from musicgen_eval.metrics.plugin.inputs import WindowData, fetch
 from musicgen_eval.metrics.plugin.providers import InputRegistry
@@ -222,7 +222,7 @@ class MetricBank:
         except Exception as error:  # a third-party metric may raise anything
             windows = [data.readings[""].window for data in window_data if data.readings[""] is not None]
             where = f"windows {windows[0].index} of {windows[0].track} to {windows[-1].index} of {windows[-1].track}"
-            raise MetricError(f"{label(name, metric)} failed on {where}: {error!r}") from error
+            raise MetricError(f"{label(name, metric)} failed on {where}: {message_of(error)}") from error
 
 
 def _device(window_data: Sequence[WindowData]) -> torch.device:

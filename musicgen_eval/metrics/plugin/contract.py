@@ -196,7 +196,7 @@ def configure(name: str, metric: Metric, spec: CodecSpec) -> None:
     try:
         own(spec)
     except Exception as error:  # a third-party metric may raise anything
-        raise MetricError(f"{label(name, metric)}: configure() failed: {_message(error)}") from error
+        raise MetricError(f"{label(name, metric)}: configure() failed: {message_of(error)}") from error
 
 
 def read_values(name: str, metric: Metric) -> MetricValues:
@@ -287,7 +287,7 @@ def _member(name: str, metric: Metric, member: str, default: Any) -> Any:
         # `getattr` would take a property that raises an AttributeError for a missing member.
         return declared.__get__(metric, type(metric))
     except Exception as error:  # a third-party metric may raise anything
-        raise MetricError(f"{label(name, metric)}: the property {member} failed: {_message(error)}") from error
+        raise MetricError(f"{label(name, metric)}: the property {member} failed: {message_of(error)}") from error
 
 
 def _wrong_value(name: str, metric: Metric, member: str, expected: str, got: str) -> MetricError:
@@ -303,6 +303,6 @@ def _described(value: object) -> str:
     return "None" if value is None else f"an object of type {type(value).__name__}"
 
 
-def _message(error: Exception) -> str:
-    """Returns the message of an error of this package, or the type and message of any other error."""
-    return str(error) if isinstance(error, EvaluationError) else repr(error)
+def message_of(error: Exception) -> str:
+    """Returns the message of an error of this package, or the type and message of any other error, on one line."""
+    return " ".join((str(error) if isinstance(error, EvaluationError) else repr(error)).split())

@@ -163,6 +163,7 @@ class InputRegistry:
     def __init__(self, task: Task) -> None:
         self.task = task
         self._providers: dict[str, InputProvider] = {}
+        self._tasks_of_others: dict[str, Task] = {}
         for provider in PROVIDERS:
             self.register(provider)
 
@@ -182,6 +183,7 @@ class InputRegistry:
             MetricError: The name of the provider already denotes another input, or a reading of another input.
         """
         if self.task not in provider.tasks:
+            self._tasks_of_others[provider.name] = provider.tasks[0]
             return
         known = self.find(provider.name)
         if known is not None and known[0] != provider and (known[1] is None or known[0].has_readings):
@@ -190,6 +192,10 @@ class InputRegistry:
                 "one of the two"
             )
         self._providers[provider.name] = provider
+
+    def task_of_other_input(self, wanted: str) -> Task | None:
+        """Returns the task in which an input is available, if it is not available in this run. None if no task provides it."""
+        return None if wanted in self._providers else self._tasks_of_others.get(wanted)
 
     def find(self, wanted: str) -> tuple[InputProvider, str | None] | None:
         """Splits an input name into the provider of the input and the name of a reading.

@@ -13,6 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.text import Perplexity
 
 from musicgen_eval.errors import MetricError, near_matches
+from musicgen_eval.metrics.plugin.contract import message_of
 from musicgen_eval.metrics.plugin.inputs import WindowData, absent_reading
 from musicgen_eval.metrics.plugin.providers import InputProvider, InputRegistry, InputSource
 from musicgen_eval.metrics.plugin.readings import ReadingTable
@@ -114,10 +115,12 @@ class RequestParser:
         """Returns the provider of an input, and the name of the reading that the input's suffix selects."""
         found = self.registry.find(wanted)
         if found is None or (found[1] is not None and not found[0].has_readings):
+            other = self.registry.task_of_other_input(wanted)
+            hint = f"only {TASK_NAMES[other]} provides it" if other else near_matches(wanted, self.registry.names)
             raise MetricError(
                 f"metric {name!r}: {type(metric).__name__}.update() asks for {wanted!r}, which "
-                f"{TASK_NAMES[self.registry.task]} does not provide; {near_matches(wanted, self.registry.names)}; or rename the "
-                f"parameter with inputs: {{{parameter}: ...}}"
+                f"{TASK_NAMES[self.registry.task]} does not provide; {hint}; or rename the parameter with inputs: "
+                f"{{{parameter}: ...}}"
             )
         provider, reading = found
         return provider, reading or ""
@@ -210,9 +213,8 @@ def _provided(provider: InputProvider, source: InputSource, generator: torch.Gen
         raise
     except Exception as error:  # a third-party provider may raise anything
         window = source.reading.window
-        raise MetricError(
-            f"input {provider.name!r} failed on window {window.index} of {window.track}: {error!r}"
-        ) from error
+        where = f"window {window.index} of {window.track}" if generator is None else "a synthetic window of the trial"
+        raise MetricError(f"input {provider.name!r} failed on {where}: {message_of(error)}") from error
     if generator is not None and provider.has_readings:
         _refuse_other_shapes(provider, value, source)
     return value

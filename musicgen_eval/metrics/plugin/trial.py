@@ -18,7 +18,7 @@ from torchmetrics import Metric
 
 from musicgen_eval.errors import MetricError
 from musicgen_eval.metrics.plugin.budget import state_bytes
-from musicgen_eval.metrics.plugin.contract import label
+from musicgen_eval.metrics.plugin.contract import label, message_of
 from musicgen_eval.metrics.plugin.inputs import ContinuationAudio, WindowData
 from musicgen_eval.metrics.plugin.metric_internals import state_defaults
 from musicgen_eval.metrics.plugin.states import compute_in_place, flatten_result, merge_states, window_states
@@ -56,7 +56,7 @@ def try_metric(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]) -
         merged = compute_in_place(deepcopy(metric), merge_states(metric, states))
     except Exception as error:  # a third-party metric may raise anything; the run must not start with it
         raise MetricError(
-            f"{label(name, metric)} failed on synthetic windows in a trial: {_one_line(error)}{_described(inputs)}"
+            f"{label(name, metric)} failed on synthetic windows in a trial: {message_of(error)}{_described(inputs)}"
         ) from error
     for given in (given_at_once, given_alone):
         _refuse_changed_inputs(name, metric, inputs, given)
@@ -88,8 +88,8 @@ def try_on_device(name: str, metric: Metric, inputs: Sequence[Mapping[str, Any]]
     except Exception as error:  # a third-party metric may raise anything; the run must not start with it
         raise MetricError(
             f"{label(name, metric)} takes logits, so it runs on {device.type}, where it failed in a trial: "
-            f"{error!r}. Register the tensors that the metric keeps with register_buffer or add_state, so that they move to the "
-            "device together with it"
+            f"{message_of(error)}. Register the tensors that the metric keeps with register_buffer or add_state, so that they move "
+            "to the device with the metric"
         ) from error
 
 
@@ -191,11 +191,6 @@ def _is_equal(first: Tensor, second: Tensor) -> bool:
     if first.shape != second.shape:
         return False
     return bool(((first == second) | ((first != first) & (second != second))).all())
-
-
-def _one_line(error: Exception) -> str:
-    """Returns the type and the message of an exception on one line."""
-    return " ".join(repr(error).split())
 
 
 def _described(inputs: Sequence[Mapping[str, Any]]) -> str:

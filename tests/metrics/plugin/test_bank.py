@@ -389,7 +389,7 @@ def test_the_recipe_of_a_torchmetrics_class_is_its_class():
     ("signature", "message"),
     [
         ("ranks", "asks for 'ranks', which a test does not provide; did you mean rank?"),
-        ("generated", "asks for 'generated', which a test does not provide; known: codes, frame_rate_hz,"),
+        ("generated", "asks for 'generated', which a test does not provide; only predict provides it; or rename"),
         ("window__no_text", "asks for 'window__no_text'"),
         (
             "nll__notext",

@@ -165,7 +165,7 @@ def test_a_provider_that_raises_or_returns_another_shape_is_named():
         raise ArithmeticError("no input")
 
     for compute, message in (
-        (fails, r"input 'entropy' failed on window 0 of trial0: ArithmeticError\('no input'\)"),
+        (fails, r"input 'entropy' failed on a synthetic window of the trial: ArithmeticError\('no input'\)"),
         (lambda source: torch.zeros(3), r"input 'entropy' must be .* \(K, T\) = \(4, 7\), .* got shape \(3,\)"),
     ):
 
@@ -185,9 +185,8 @@ def test_an_input_that_takes_the_audio_of_a_continuation_in_a_test_is_refused_wi
     class Wrong(MeanEntropy):
         providers = (InputProvider("entropy", "float", lambda source: source.continuation_audio.generated),)
 
-    message = (
-        r"input 'entropy' failed on window 0 of trial0: .* only predict provides; declare it with tasks=\('continue',\)"
-    )
+    message = r"input 'entropy' failed on a synthetic window of the trial: .* only predict provides; "
+        r"declare it with tasks=\('continue',\)"
     with pytest.raises(MetricError, match=message):
         MetricBank({"m": Wrong()}, spec=SPEC)
 
