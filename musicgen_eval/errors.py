@@ -6,7 +6,10 @@ All exceptions in this module derive from `EvaluationError`, which is a subclass
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-NON_FINITE_REMEDY = "set the precision to bf16-mixed or 32-true; if the precision is 32-true already, check the weights of the checkpoint"
+NON_FINITE_REMEDY = (
+    "set the precision to bf16-mixed or 32-true; if the precision is 32-true already, "
+    "check the weights of the checkpoint"
+)
 """Advice for a model whose outputs are NaN or infinite."""
 
 

@@ -185,8 +185,10 @@ def test_an_input_that_takes_the_audio_of_a_continuation_in_a_test_is_refused_wi
     class Wrong(MeanEntropy):
         providers = (InputProvider("entropy", "float", lambda source: source.continuation_audio.generated),)
 
-    message = r"input 'entropy' failed on a synthetic window of the trial: .* only predict provides; "
+    message = (
+        r"input 'entropy' failed on a synthetic window of the trial: .* only predict provides; "
         r"declare it with tasks=\('continue',\)"
+    )
     with pytest.raises(MetricError, match=message):
         MetricBank({"m": Wrong()}, spec=SPEC)
 
