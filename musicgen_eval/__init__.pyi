@@ -87,7 +87,7 @@ def generate(
         revision: Branch, tag or commit of the checkpoint on the Hugging Face Hub.
         sample_rate_hz: Sample rate of `audio`. Required if `audio` is a tensor, and not allowed otherwise.
         metrics: Metrics, by name. `evaluation.metrics` of the returned object contains their results.
-        context_s: The time in the track at which the continuation starts, in seconds. Defaults to the
+        context_s: Time in the track at which the continuation starts, in seconds. Defaults to the
             middle of the track.
         batch_size: Number of windows per batch. On a CPU, the windows of a batch are processed in
             parallel with one thread each, so use at least one window per core.
@@ -173,10 +173,10 @@ def perplexity(
         sample_rate_hz: Sample rate of `audio`. Required if `audio` is a tensor, and not allowed otherwise.
         metrics: Additional metrics, by name. `evaluation.metrics` of the returned object contains their results.
         text: Text description for tracks that have none of their own.
-        context_s: The length of the context before each target, in seconds. Defaults to half of the
+        context_s: Length of the context before each target, in seconds. Defaults to half of the
             checkpoint's limit.
-        target_s: The length of the target of each window, in seconds. Defaults to half of the
-            checkpoint's limit.
+        target_s: Length of the target of each window, in seconds. Defaults to half of the checkpoint's
+            limit.
         head: Treatment of the start of a track. `score` scores the whole first window, so that every
             code of a track is counted once. `skip` scores only codes with a full context.
         batch_size: Number of windows per batch. On a CPU, the windows of a batch are processed in

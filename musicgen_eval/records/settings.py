@@ -103,7 +103,7 @@ def help_texts(settings: type[Settings], task: Task | None = None) -> Mapping[st
 
 def _part_for(text: str, task: Task) -> str:
     """Returns the part of a help text that applies to a task, or the whole help text if all of it applies to both tasks."""
-    match = re.fullmatch(r"When scoring, (?P<score>.*) When generating, (?P<continue>.*)", text)
+    match = re.fullmatch(r"When scoring, (?:the )?(?P<score>.*) When generating, (?:the )?(?P<continue>.*)", text)
     return match[task][0].upper() + match[task][1:] if match else text
 
 

@@ -1,6 +1,7 @@
 """A compact table of metric values for many tracks or windows.
 
-Values are stored in columns, which take nine bytes per number.
+Values are stored in columns, which take nine bytes per number: eight for the value, and one that tells a missing value from a NaN
+which a metric has computed.
 """
 
 from __future__ import annotations

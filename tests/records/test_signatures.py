@@ -165,9 +165,9 @@ def test_missing_arguments_raise_a_type_error():
 
 
 def test_a_function_of_one_task_describes_that_task_and_takes_no_settings_of_the_other():
-    assert help_texts(DataSettings, "score")["context_s"].startswith("The length of the context before each target")
+    assert help_texts(DataSettings, "score")["context_s"].startswith("Length of the context before each target")
     assert help_texts(DataSettings, "continue")["context_s"].startswith(
-        "The time in the track at which the continuation starts"
+        "Time in the track at which the continuation starts"
     )
     for name in ("context_s", "target_s"):
         for task in ("score", "continue"):

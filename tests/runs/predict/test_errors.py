@@ -31,9 +31,11 @@ def with_bad(songs, tmp_path) -> Path:
     return write_manifest(tmp_path / "bad.csv", [*rows[:2], ("bad.wav", "bad", None), *rows[2:]])
 
 
-@pytest.mark.parametrize("hold", ["files", "memory"])
-def test_a_track_that_cannot_be_read_after_the_boundary_is_a_recorded_failure(with_bad, songs, model, tmp_path, hold):
-    run_dir = tmp_path / "x" if hold == "files" else None
+@pytest.mark.parametrize("storage", ["files", "memory"])
+def test_a_track_that_cannot_be_read_after_the_boundary_is_a_recorded_failure(
+    with_bad, songs, model, tmp_path, storage
+):
+    run_dir = tmp_path / "x" if storage == "files" else None
     metrics = {"snr": SignalNoiseRatio()}
     result = continued(with_bad, model, max_failures=1, run_dir=run_dir, metrics=metrics, batch_size=1)
     assert [failure.track for failure in result.evaluation.failures] == ["bad"]
