@@ -20,8 +20,10 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 from musicgen_eval.cli.arguments import full_option, utf8_text, with_resumed, with_values
 from musicgen_eval.cli.parser_messages import not_an_option, unknown_option
 from musicgen_eval.cli.version import PrintVersion
+from musicgen_eval.data.folders import refuse_missing_source
 from musicgen_eval.data.settings import DataSettings
 from musicgen_eval.inference.settings import ContinuationSettings
+from musicgen_eval.models.checkpoint_names import refuse_missing_folder
 from musicgen_eval.records.signatures import takes_settings
 from musicgen_eval.runs.settings import AudioSettings, LengthSettings, ModelSettings, RunSettings
 
@@ -59,6 +61,8 @@ def parse_command(args: Sequence[str]) -> Callable[[], None]:
 
     Raises:
         ArgumentError: The arguments are invalid.
+        CheckpointError: The checkpoint is the path of a folder that does not exist.
+        SourceError: An audio source does not exist.
         RunError: A setting is out of range, or the folder after `--resume` does not contain a run.
         SystemExit: The parser has printed a help text or the version.
     """
@@ -79,7 +83,11 @@ def parse_command(args: Sequence[str]) -> Callable[[], None]:
         raise ArgumentError(None, _unknown_option(unknown, full)) from error
     settings = parsed[parsed.subcommand].as_dict()
     settings["text"] = utf8_text(settings["text"], option="--text")
-    return COMMANDS[parsed.subcommand].prepared(**settings)  # type: ignore[attr-defined]
+    command: Callable[[], None] = COMMANDS[parsed.subcommand].prepared(**settings)  # type: ignore[attr-defined]
+    refuse_missing_folder(str(settings["checkpoint"]))
+    for source in settings["audio"]:
+        refuse_missing_source(source)
+    return command
 
 
 def _unknown_option(name: str, args: Sequence[str]) -> str:

@@ -213,8 +213,11 @@ def test_the_config_of_a_run_reproduces_the_run(capsys, tmp_path, oracle):
 
 
 @pytest.mark.parametrize("command", ["evaluate", "generate"])
-def test_audio_accepts_several_files(monkeypatch, command):
+def test_audio_accepts_several_files(monkeypatch, tmp_path, command):
     """The shell replaces a glob pattern by several files."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.wav", "b.wav", "[c].wav"):
+        (tmp_path / name).touch()
     sources = []
     run = "run_evaluation" if command == "evaluate" else "run_continuation"
     monkeypatch.setattr(runner, run, lambda module, data, *settings, **further: sources.append(data.settings.source))

@@ -73,6 +73,17 @@ def start(*arguments: str, folder: Path, command: str = "musicgen-eval") -> tupl
         (["evaluate", "--audio", "x", "--context", "-1"], 1, "error: context_s must be at least 0, got -1"),
         (["evaluate", "--audio", "x", "--limit", "0"], 1, "error: limit must be at least 1, got 0"),
         (["generate", "--audio", "x", "--duration", "3", "--max-new-frames", "9"], 1, "both set the length"),
+        (["evaluate", "--audio", "demo", "nowhere.wav"], 1, "error: nowhere.wav: no such file or folder"),
+        (
+            ["generate", "--audio", "x/y.wav"],
+            1,
+            "y.wav: no such file or folder (its parent folder x does not exist either)",
+        ),
+        (
+            ["generate", "--audio", "demo", "--checkpoint", "./nowhere"],
+            1,
+            "checkpoint './nowhere' is not 'demo', an existing folder, or a hub name such as 'facebook/musicgen-small'",
+        ),
         (["evaluate", "--resume", "nowhere"], 1, "nowhere: the path does not exist"),
         (["evaluate", "--resume", "x", "--limit", "2"], 2, "error: --resume takes all settings from the run"),
     ],
@@ -138,6 +149,7 @@ def test_the_help_of_a_command_ends_with_its_examples(capsys, name):
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_parses(tmp_path, monkeypatch, example):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "song.mp3").touch()
     resumed = re.search(r"--resume (\S+)", example)
     if resumed:
         Path(resumed[1]).mkdir(parents=True)
