@@ -97,9 +97,18 @@ def test_help_and_argument_errors_import_no_large_libraries(tmp_path, arguments,
 
 @pytest.mark.parametrize(
     ("arguments", "status", "expected"),
-    [(["--version"], 0, "musicgen-eval "), (["test", "--resume", "nowhere"], 1, "nowhere: the path does not exist")],
+    [
+        (["--version"], 0, "musicgen-eval "),
+        (["test", "--resume", "nowhere"], 1, "nowhere: the path does not exist"),
+        (
+            ["tst", "--config", "x.yaml"],
+            2,
+            "error: argument subcommand: invalid choice: 'tst' (choose from 'validate', ",
+        ),
+        ([], 2, "error: a command is required, expected one of validate, test, predict"),
+    ],
 )
-def test_version_and_run_folder_errors_of_the_lightning_command_import_no_large_libraries(
+def test_version_command_and_run_folder_errors_of_the_lightning_command_import_no_large_libraries(
     tmp_path, arguments, status, expected
 ):
     printed, last = start(*arguments, folder=tmp_path, command="lightning")
