@@ -56,20 +56,21 @@ class RunError(EvaluationError):
     """Raised if a run cannot start, resume or finish."""
 
 
-def near_matches(name: str, known: Iterable[str]) -> str:
+def near_matches(name: str, known: Iterable[str], *, prefix: str = "") -> str:
     """Returns a hint for an error message about an unknown name. The hint suggests similar known names.
 
     Only the last components of dotted names are compared. If no known name is similar, the hint lists the first 20 known names.
+    The hint shows each known name with the prefix.
 
     >>> near_matches("CodebookPerplexty", ["musicgen_eval.metrics.CodebookPerplexity", "musicgen_eval.metrics.TextGain"])
     'did you mean musicgen_eval.metrics.CodebookPerplexity?'
-    >>> near_matches("x", ["a", "b"])
-    'known: a, b'
+    >>> near_matches("x", ["a", "b"], prefix="--")
+    'known: --a, --b'
     """
     known = sorted(known)
     by_last_part = {full.rpartition(".")[2]: full for full in known}
     near = get_close_matches(name.rpartition(".")[2], by_last_part, n=3, cutoff=0.6)
     if near:
-        return f"did you mean {' or '.join(by_last_part[part] for part in near)}?"
-    shown = ", ".join(known[:20]) + ", ..." * (len(known) > 20)
+        return f"did you mean {' or '.join(prefix + by_last_part[part] for part in near)}?"
+    shown = ", ".join(prefix + full for full in known[:20]) + ", ..." * (len(known) > 20)
     return f"known: {shown or 'none'}"

@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType, NoneType
+from typing import Any, get_args
 
 from jsonargparse import ArgumentError, Namespace
 
 from musicgen_eval.data.settings import DataSettings
-from musicgen_eval.records.settings import field_types
+from musicgen_eval.inference.settings import ContinuationSettings
+from musicgen_eval.records.settings import Settings, field_types
 from musicgen_eval.runs.folder import resumed_arguments
-from musicgen_eval.runs.settings import AudioSettings, ModelSettings, RunSettings
+from musicgen_eval.runs.settings import AudioSettings, LengthSettings, ModelSettings, RunSettings
 
 SHORT_OPTIONS = {"--context": "--context_s", "--duration": "--duration_s"}
-FLAGS = tuple(
-    f"--{name}"
-    for settings in (DataSettings, ModelSettings, AudioSettings, RunSettings)
-    for name, kind in field_types(settings).items()
-    if kind is bool
-)
+GROUPS: Mapping[type[Settings], str] = MappingProxyType({
+    DataSettings: "data.", ModelSettings: "model.", ContinuationSettings: "model.continuation.", AudioSettings: "audio.",
+    RunSettings: "", LengthSettings: "",
+})  # fmt: skip
+"""For each settings class, the prefix of its options in `train_like_eval.py`. Options of `musicgen-eval` have no prefix."""
+
+
+def _options(accepts: Callable[[Any], bool]) -> frozenset[str]:
+    """Returns the options of both commands, with and without a prefix, whose type satisfies a condition."""
+    return frozenset(
+        f"--{prefix}{name}"
+        for settings, group in GROUPS.items()
+        for name, kind in field_types(settings).items()
+        for prefix in ("", group)
+        if accepts(kind)
+    )
+
+
+FLAGS = _options(lambda kind: kind is bool)
 """Options that can be given without a value."""
+NULLABLE = _options(lambda kind: NoneType in get_args(kind) and str not in get_args(kind))
+"""Options that accept `None`. Options whose value is a string are not included, because `None` could be meant as a string."""
 CONFIG_OPTIONS = ("--config", "-c")
 
 
@@ -36,11 +53,26 @@ def full_option(argument: str) -> str:
 
 
 def with_values(args: Sequence[str]) -> list[str]:
-    """Returns the arguments with the value `true` added to every flag that has no value."""
-    return [
-        f"{arg}=true" if arg in FLAGS and after.lower() not in ("true", "false") else arg
-        for arg, after in pairwise([*args, "--"])
+    """Returns the arguments with the value `true` added to every flag that has no value, and with `None` replaced by `null`."""
+    with_flags = [
+        f"{arg}=true" if arg in FLAGS and after[:1] in ("", "-") else arg for arg, after in pairwise([*args, ""])
     ]
+    return [_with_null(before, arg) for before, arg in pairwise(["", *with_flags])]
+
+
+def _with_null(before: str, argument: str) -> str:
+    """Replaces the value `None` of an option that accepts `None` with `null`, the form that the parsers accept.
+
+    Args:
+        before: The argument before this one, which is the option if this argument is its value.
+        argument: A value, an option, or an option with a value, such as `--top_k=None`.
+    """
+    option, equals, value = argument.partition("=")
+    if not equals:
+        option, value = before, argument
+    if option not in NULLABLE or value.lower() != "none":
+        return argument
+    return f"{option}=null" if equals else "null"
 
 
 def with_resumed(args: Sequence[str]) -> list[str]:

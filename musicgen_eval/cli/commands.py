@@ -12,14 +12,18 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from musicgen_eval.cli.arguments import full_option, utf8_text, with_resumed, with_values
+from musicgen_eval.cli.parser_messages import not_an_option, unknown_option
 from musicgen_eval.cli.version import PrintVersion
+from musicgen_eval.data.folders import refuse_missing_source
 from musicgen_eval.data.settings import DataSettings
 from musicgen_eval.inference.settings import ContinuationSettings
+from musicgen_eval.models.checkpoint_names import refuse_missing_folder
 from musicgen_eval.records.signatures import takes_settings
 from musicgen_eval.runs.settings import AudioSettings, LengthSettings, ModelSettings, RunSettings
 
@@ -57,6 +61,8 @@ def parse_command(args: Sequence[str]) -> Callable[[], None]:
 
     Raises:
         ArgumentError: The arguments are invalid.
+        CheckpointError: The checkpoint is the path of a folder that does not exist.
+        SourceError: An audio source does not exist.
         RunError: A setting is out of range, or the folder after `--resume` does not contain a run.
         SystemExit: The parser has printed a help text or the version.
     """
@@ -68,10 +74,34 @@ def parse_command(args: Sequence[str]) -> Callable[[], None]:
         if full[0] not in COMMANDS:
             raise ArgumentError(None, "--resume must follow a command, as in musicgen-eval evaluate --resume runs/x")
         return _resumed_command(full)
-    parsed = _parser().parse_args(full)
+    try:
+        parsed = _parser().parse_args(full)
+    except ArgumentError as error:
+        unknown = unknown_option(str(error))
+        if unknown is None:
+            raise
+        raise ArgumentError(None, _unknown_option(unknown, full)) from error
     settings = parsed[parsed.subcommand].as_dict()
     settings["text"] = utf8_text(settings["text"], option="--text")
-    return COMMANDS[parsed.subcommand].prepared(**settings)  # type: ignore[attr-defined]
+    command: Callable[[], None] = COMMANDS[parsed.subcommand].prepared(**settings)  # type: ignore[attr-defined]
+    refuse_missing_folder(str(settings["checkpoint"]))
+    for source in settings["audio"]:
+        refuse_missing_source(source)
+    return command
+
+
+def _unknown_option(name: str, args: Sequence[str]) -> str:
+    """Returns the error message for an unknown option. The message names similar options, or the command that has the option."""
+    command = next((arg for arg in args if arg in COMMANDS), None)
+    if command is None:
+        return not_an_option(name, "musicgen-eval", ("help", "version"))
+    options = {other: signature(COMMANDS[other]).parameters for other in COMMANDS}
+    if name in options[command]:
+        return f"--{name} must follow the command, as in musicgen-eval {command} --{name}"
+    others = [other for other in COMMANDS if name in options[other]]
+    if others:
+        return f"--{name} is not an option of {command}; it applies to {' and '.join(others)} only"
+    return not_an_option(name, command, options[command])
 
 
 def _parser() -> ArgumentParser:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -14,7 +14,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from musicgen_eval.cli.arguments import expand_home, refuse_other_encodings, utf8_text
-from musicgen_eval.cli.strict_parser import StrictParser
+from musicgen_eval.cli.parser_messages import not_a_setting, not_an_option, unknown_option, unknown_setting
+from musicgen_eval.cli.strict_parser import StrictParser, unknown_names
 from musicgen_eval.cli.version import PrintVersion
 from musicgen_eval.data.sources import absolute_source
 from musicgen_eval.errors import EvaluationError, RunError
@@ -87,7 +88,28 @@ class EvaluationCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Checks that all configuration files are UTF-8 text, then parses the arguments."""
         refuse_other_encodings(args or [])
-        super().parse_arguments(parser, args)
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            explained = self._unknown_name(str(error), args or [])
+            if explained is None:
+                raise
+            raise ArgumentError(None, explained) from error
+
+    def _unknown_name(self, message: str, args: Sequence[str]) -> str | None:
+        """Returns a message that suggests names similar to an unknown option or setting, or None for any other problem."""
+        setting, option = unknown_setting(message), unknown_option(message)
+        command = next((arg for arg in args if arg in self.subcommands()), None)
+        name = setting or option
+        if name is None or command is None:
+            return None
+        known = self.command_parser.get_defaults(skip_validation=True)
+        if option is not None and option in known:
+            return f"--{option} must follow the command {command}"
+        unknown = next(unknown_names(Namespace({name: None}), known), None)
+        if unknown is None:
+            return None
+        return not_a_setting(*unknown) if setting is not None else not_an_option(unknown[0], command, unknown[1])
 
     def instantiate_classes(self) -> None:
         """Creates the model, the data module and the trainer. Converts library errors to argument errors."""

@@ -25,6 +25,8 @@ from musicgen_eval.cli.version import exit_with_version
 from musicgen_eval.errors import EvaluationError
 from musicgen_eval.files.redaction import redact
 
+LIGHTNING_COMMANDS = ("validate", "test", "predict")
+
 
 def lightning_main(args: Sequence[str] | None = None) -> int:
     """Runs `train_like_eval.py` with the given arguments (default: `sys.argv`), and returns the exit status."""
@@ -39,7 +41,21 @@ def main(args: Sequence[str] | None = None) -> int:
 def _parse_lightning(args: Sequence[str]) -> Callable[[], None]:
     if list(args[:1]) == ["--version"]:
         exit_with_version()
+    _check_lightning_command(args)
     return partial(run_lightning, with_resumed(args))
+
+
+def _check_lightning_command(args: Sequence[str]) -> None:
+    """Checks the command before Lightning is imported. The full parser handles options before the command, such as `--help`.
+
+    Raises:
+        ArgumentError: The command is missing or unknown.
+    """
+    if not args:
+        raise ArgumentError(None, f"a command is required, expected one of {', '.join(LIGHTNING_COMMANDS)}")
+    if not args[0].startswith("-") and args[0] not in LIGHTNING_COMMANDS:
+        choices = ", ".join(map(repr, LIGHTNING_COMMANDS))
+        raise ArgumentError(None, f"argument subcommand: invalid choice: {args[0]!r} (choose from {choices})")
 
 
 def _guarded(parse: Callable[[], Callable[[], None]]) -> int:

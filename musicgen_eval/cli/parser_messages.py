@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 from musicgen_eval.errors import near_matches
@@ -33,6 +33,44 @@ def one_line(message: str) -> str:
     message = _without_renaming(message)
     explained = next((line for explain in explanations if (line := explain(message)) is not None), None)
     return explained or " ".join(_without_parser(message).split())
+
+
+def unknown_option(message: str) -> str | None:
+    """Returns the first unknown option that an error message of the parser lists, without its dashes, or None if it lists none.
+
+    >>> unknown_option("unrecognized arguments: --contxt_s=3 --foo")
+    'contxt_s'
+    """
+    found = re.match(r"unrecognized arguments: --?([A-Za-z][\w.-]*)", message)
+    return found and found[1]
+
+
+def unknown_setting(message: str) -> str | None:
+    """Returns the name of the unknown setting that an error message of the parser names, or None if it names none.
+
+    >>> unknown_setting("Subcommand 'test' does not accept option 'data.contxt_s'")
+    'data.contxt_s'
+    """
+    found = re.match(r"Subcommand '\w+' does not accept option '([^']+)'", message)
+    return found and found[1]
+
+
+def not_a_setting(name: str, known: Iterable[str]) -> str:
+    """Returns the error message for an unknown setting.
+
+    >>> not_a_setting("data.contxt_s", ["data.context_s", "data.source"])
+    'data.contxt_s is not a setting; did you mean data.context_s?'
+    """
+    return f"{name} is not a setting; {near_matches(name, known)}"
+
+
+def not_an_option(name: str, command: str, known: Iterable[str]) -> str:
+    """Returns the error message for an unknown option. All names are given without the leading dashes.
+
+    >>> not_an_option("contxt_s", "evaluate", ["audio", "context_s"])
+    '--contxt_s is not an option of evaluate; did you mean --context_s?'
+    """
+    return f"--{name} is not an option of {command}; {near_matches(name, known, prefix='--')}"
 
 
 def _without_renaming(message: str) -> str:

@@ -1,7 +1,7 @@
-"""A parser that refuses every unknown setting, including those whose value is an empty mapping.
+"""A parser that refuses every unknown setting, including those whose value is an empty mapping, and suggests similar names.
 
-jsonargparse looks for unknown settings only among values that are not mappings, so it drops an unknown setting such as `input: {}`
-without an error.
+jsonargparse suggests no names. Furthermore, it looks for unknown settings only among values that are not mappings, so it drops an
+unknown setting such as `input: {}` without an error.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from musicgen_eval.errors import near_matches
+from musicgen_eval.cli.parser_messages import not_a_setting
 
 
 class StrictParser(LightningArgumentParser):
-    """Parser of `train_like_eval.py` that refuses unknown settings whose value is an empty mapping.
+    """Parser of `train_like_eval.py` that refuses unknown settings.
 
     jsonargparse creates the parsers of nested classes, such as metrics and metric entries, from the class of the main parser.
     Therefore, the arguments of these classes are checked, too.
@@ -41,29 +41,26 @@ class StrictParser(LightningArgumentParser):
         known = self.get_defaults(skip_validation=True)
         if "subcommand" in known:
             return  # the settings of each command have a parser of their own
-        for setting, siblings in _unknown_empty(settings, known):
-            self.error(f"{setting} is not a setting; {near_matches(setting, siblings)}")
+        for setting, siblings in unknown_names(settings, known):
+            self.error(not_a_setting(setting, siblings))
 
 
-def _unknown_empty(settings: object, known: Namespace, group: str = "") -> Iterator[tuple[str, list[str]]]:
-    """For each unknown setting with an empty value, yields its name and the names of the known settings in its group.
+def unknown_names(settings: object, known: Namespace, group: str = "") -> Iterator[tuple[str, list[str]]]:
+    """For each unknown setting, yields its name and the names of the known settings in its group.
 
-    All names include the group.
+    All names include the group. An unknown group of settings counts as one unknown setting.
     """
     for name, value in _items(settings):
-        if name not in known:
-            if _is_empty(value):
-                yield f"{group}{name}", [f"{group}{other}" for other in vars(known)]
-        elif isinstance(known[name], Namespace):
-            yield from _unknown_empty(value, known[name], f"{group}{name}.")
+        plain = name.removesuffix("+") if isinstance(name, str) else str(name)  # `callbacks+` appends to `callbacks`
+        if plain.startswith("__"):
+            continue  # jsonargparse adds such names, for example for the path of a configuration file
+        if plain not in known:
+            yield f"{group}{plain}", [f"{group}{other}" for other in vars(known)]
+        elif isinstance(known[plain], Namespace):
+            yield from unknown_names(value, known[plain], f"{group}{plain}.")
 
 
 def _items(settings: object) -> list[tuple[str, Any]]:
     """Returns the items of a mapping. Returns no items for any other object."""
     mapping = settings.as_dict() if isinstance(settings, Namespace) else settings
     return list(mapping.items()) if isinstance(mapping, Mapping) else []
-
-
-def _is_empty(value: object) -> bool:
-    """Returns True for mappings that contain nothing but empty mappings."""
-    return isinstance(value, Mapping | Namespace) and all(_is_empty(part) for _, part in _items(value))

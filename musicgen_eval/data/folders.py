@@ -1,16 +1,18 @@
-"""Finds the audio files in a folder and its subfolders.
+"""Finds the audio files in a folder and its subfolders, and describes sources that do not exist.
 
 Files are selected by their extensions and are not opened. The extension does not affect how a file is decoded later.
 """
 
 from __future__ import annotations
 
+import glob
 import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from musicgen_eval.errors import SourceError
+from musicgen_eval.errors import SourceError, near_matches
+from musicgen_eval.files.file_names import expanded
 
 AUDIO_SUFFIXES = frozenset({
     # read by soundfile
@@ -72,3 +74,29 @@ def skipped_files(relative_paths: Sequence[str]) -> str:
     shown = [f"{suffix} ({count})" for suffix, count in by_count[:SHOWN_EXTENSIONS]]
     shown += [f"{len(counts) - SHOWN_EXTENSIONS} other extensions"] if len(counts) > SHOWN_EXTENSIONS else []
     return f"skipped {counts.total()} of {len(relative_paths)} files because they have no audio extension: {', '.join(shown)}"
+
+
+def missing_source(name: str, path: Path) -> SourceError:
+    """Returns the error for a source that does not exist. The message suggests similar names in the same folder.
+
+    Args:
+        name: The source that the user specified.
+        path: Path that the source refers to.
+    """
+    parent = path.parent
+    if not parent.is_dir():
+        return SourceError(f"{name}: no such file or folder (its parent folder {parent} does not exist either)")
+    near = near_matches(path.name, [entry.name for entry in parent.iterdir() if entry.name[0] != "."])
+    hint = f"; {near}" if near.startswith("did you mean") else ""
+    return SourceError(f"{name}: no such file or folder{hint}")
+
+
+def refuse_missing_source(name: str) -> None:
+    """Raises an error if a source is neither `demo`, an existing file or folder, nor a glob. An empty name is not checked.
+
+    Raises:
+        SourceError: The source does not exist.
+    """
+    path = expanded(name)
+    if name != "demo" and name.strip() and not os.path.lexists(path) and not glob.has_magic(name):
+        raise missing_source(name, Path(path))

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musicgen_eval.data.columns import Paths, Strings, StringsBuilder, Texts, packed, unpacked
-from musicgen_eval.data.folders import is_audio_name, skipped_files, walk
+from musicgen_eval.data.folders import is_audio_name, missing_source, skipped_files, walk
 from musicgen_eval.data.manifest import is_manifest, read_manifest
 from musicgen_eval.data.tabular_files import Oddities
-from musicgen_eval.errors import SourceError, near_matches
+from musicgen_eval.errors import SourceError
 from musicgen_eval.files.file_names import expanded
 from musicgen_eval.records import Track
 
@@ -142,7 +142,7 @@ def _read_one(name: str, text: str | None) -> TrackList:
         return _whole_files([_printable(path.name)], path.parent, [path.name], text)
     if glob.has_magic(name):
         return _from_glob(name, text)
-    raise SourceError(f"{name}: no such file or folder{_nearby(path)}")
+    raise missing_source(name, path)
 
 
 def _joined(names: Sequence[str], lists: Sequence[TrackList]) -> TrackList:
@@ -313,11 +313,3 @@ def _printable(name: str) -> str:
     if name.isascii():
         return name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _nearby(path: Path) -> str:
-    parent = path.parent
-    if not parent.is_dir():
-        return f" (its parent folder {parent} does not exist either)"
-    near = near_matches(path.name, [entry.name for entry in parent.iterdir() if entry.name[0] != "."])
-    return f"; {near}" if near.startswith("did you mean") else ""

@@ -17,13 +17,12 @@ from musicgen_eval.errors import CheckpointError
 from musicgen_eval.models.checkpoint_files import (
     CONFIG,
     CheckpointFiles,
-    expanded_path,
     find_files,
     first_line,
-    is_folder,
     read_config,
     read_json,
 )
+from musicgen_eval.models.checkpoint_names import EXAMPLE, expanded_path, is_folder
 from musicgen_eval.models.delay import default_delays
 from musicgen_eval.records import CodecSpec
 
@@ -151,7 +150,7 @@ def _files(name: str, revision: str | None) -> CheckpointFiles:
             f"checkpoint {name!r} was a model in memory, which cannot be loaded by name; pass the model in Python, "
             "with the same run_dir"
         )
-    return find_files(name, example="facebook/musicgen-small", revision=revision, bundled={DEMO: DEMO_MODEL})
+    return find_files(name, example=EXAMPLE, revision=revision, bundled={DEMO: DEMO_MODEL})
 
 
 def _config(files: CheckpointFiles) -> MusicgenConfig:

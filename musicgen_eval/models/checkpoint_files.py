@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import get_hf_file_metadata
 
-from musicgen_eval.errors import CheckpointError, near_matches
+from musicgen_eval.errors import CheckpointError
+from musicgen_eval.models.checkpoint_names import expanded_path, is_folder, is_hub_name, unknown_checkpoint
 
 CONFIG = "config.json"
 DEFAULT_REVISION = "main"  # the hub's own default
@@ -113,24 +113,9 @@ def find_files(
                 "remove revision"
             )
         return CheckpointFiles(name if name in bundled else os.path.abspath(folder), folder)  # noqa: PTH100 - removes `..`
-    if not _is_hub_name(name):
-        kinds = ", ".join([*map(repr, bundled), "an existing folder"])
-        hint = near_matches(name, bundled) if bundled else "correct the name"
-        raise CheckpointError(f"checkpoint {name!r} is not {kinds}, or a hub name such as {example!r}; {hint}")
+    if not is_hub_name(name):
+        raise unknown_checkpoint(name, example=example, bundled=bundled)
     return locate_files(name, revision=revision)
-
-
-def is_folder(path: Path) -> bool:
-    """Returns whether a path is an existing folder. An invalid path, such as one with a null byte, is not a folder."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # not a valid file name: too long, or with a null byte
-        return False
-
-
-def expanded_path(name: str) -> Path:
-    """Expands a leading `~` in a path, or leaves the path unchanged if there is no such home directory."""
-    return Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser raises if there is no such home directory
 
 
 def read_config(files: CheckpointFiles) -> dict[str, Any]:
@@ -250,8 +235,3 @@ def _refused(name: str, revision: str, error: Exception) -> CheckpointError:
         f"checkpoint {name!r} does not exist on the hub, or access to it was denied ({first_line(error)}); check the name, or log "
         "in with `hf auth login`"
     )
-
-
-def _is_hub_name(name: str) -> bool:
-    """Returns whether a name has the form `owner/model`. Hub names without an owner are not supported."""
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None

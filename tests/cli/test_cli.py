@@ -28,7 +28,10 @@ def refusal(capsys, *arguments: str, command=lightning_main) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data.foo=3"], "unrecognized arguments: --data.foo=3"),
+        (
+            ["--data.foo=3"],
+            "--data.foo is not an option of test; known: --data.allow_beyond_limit, --data.batch_size, ",
+        ),
         (["--model.tail=keep"], "model.tail: expected one of 'score', 'drop', got 'keep'"),
         (
             ["--model.metrics.x=musicgen_eval.metrics.CodebookPerplexty"],
@@ -36,7 +39,15 @@ def refusal(capsys, *arguments: str, command=lightning_main) -> str:
         ),
         (["--model.metrics.x=TextGian"], "did you mean musicgen_eval.metrics.TextGain"),
         (["--model.metrics.x.class_path=torchmetrics.MeanMetrik"], "did you mean torchmetrics.MeanMetric"),
-        (["--ckpt_path=some.ckpt"], "unrecognized arguments: --ckpt_path=some.ckpt"),
+        (["--data.contxt_s=3"], "--data.contxt_s is not an option of test; did you mean --data.context_s?"),
+        (["--data.contxt_s", "3"], "--data.contxt_s is not an option of test; did you mean --data.context_s?"),
+        (["--data={contxt_s: 3}"], "data.contxt_s is not a setting; did you mean data.context_s?"),
+        (["--dta.context_s=3"], "--dta is not an option of test; did you mean --data?"),
+        (
+            ["--trainer.logger=CSVLogger", "--trainer.logger.save_di=x"],
+            "trainer.logger: lightning.pytorch.loggers.CSVLogger: save_di is not a setting; did you mean save_dir?",
+        ),
+        (["--ckpt_path=some.ckpt"], "--ckpt_path is not an option of test; known: "),
         (["--trainer.precision=16-mixed"], "16-mixed needs a GPU"),
         (["--trainer.use_distributed_sampler=true"], "would score some windows twice"),
         (["--trainer.limit_test_batches=2"], "use data.limit"),
@@ -92,7 +103,12 @@ def test_the_command_fit_does_not_exist(capsys):
 
 def test_the_error_names_an_unknown_key_of_a_config(capsys, tmp_path):
     (tmp_path / "my.yaml").write_text("data:\n  sauce: x.wav\n")
-    assert "sauce" in refusal(capsys, "test", "--config", str(tmp_path / "my.yaml"))
+    message = "data.sauce is not a setting; did you mean data.source?"
+    assert message in refusal(capsys, "test", "--config", str(tmp_path / "my.yaml"))
+
+
+def test_an_option_before_the_command_of_lightning_is_an_error(capsys):
+    assert "--data.limit must follow the command test" in refusal(capsys, "--data.limit=3", "test")
 
 
 @pytest.mark.parametrize(
@@ -144,7 +160,12 @@ def test_a_run_dir_with_other_files_is_an_error(capsys, tmp_path):
         (["--resume", "x"], "--resume must follow a command"),
         (["evaluate", "--audio", "/nowhere.wav"], "/nowhere.wav"),
         (["evalute"], "invalid choice: 'evalute'"),
-        (["evaluate", "--audio", "x", "--foo", "1"], "unrecognized arguments: --foo 1"),
+        (["evaluate", "--audio", "x", "--foo", "1"], "--foo is not an option of evaluate; known: --accelerator, "),
+        (["--foo"], "--foo is not an option of musicgen-eval; known: --help, --version"),
+        (
+            ["--limit=1", "evaluate", "--audio", "x"],
+            "--limit must follow the command, as in musicgen-eval evaluate --limit",
+        ),
     ],
 )
 def test_invalid_arguments_of_musicgen_eval_are_one_line_errors(capsys, tmp_path, monkeypatch, arguments, message):
@@ -192,8 +213,11 @@ def test_the_config_of_a_run_reproduces_the_run(capsys, tmp_path, oracle):
 
 
 @pytest.mark.parametrize("command", ["evaluate", "generate"])
-def test_audio_accepts_several_files(monkeypatch, command):
+def test_audio_accepts_several_files(monkeypatch, tmp_path, command):
     """The shell replaces a glob pattern by several files."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.wav", "b.wav", "[c].wav"):
+        (tmp_path / name).touch()
     sources = []
     run = "run_evaluation" if command == "evaluate" else "run_continuation"
     monkeypatch.setattr(runner, run, lambda module, data, *settings, **further: sources.append(data.settings.source))
@@ -255,7 +279,7 @@ def tiny(oracle: Path) -> list[str]:
         (["--layout", "both"], "layout"),
         (["--batch_size", "0"], "batch_size must be at least 1"),
         (["--audio", "/nowhere.wav"], "/nowhere.wav"),
-        (["--target_s", "3"], "unrecognized arguments: --target_s 3"),
+        (["--target_s", "3"], "--target_s is not an option of generate; it applies to evaluate only"),
         (["--checkpoint", "demmo"], "did you mean demo?"),
     ],
 )
@@ -299,7 +323,7 @@ def test_invalid_arguments_of_generate_are_one_line_errors_and_write_no_files(
         (["--trainer.fast_dev_run=true"], "use data.limit"),
         (["--audio.format=ogg"], "format"),
         (["--audio.layout=both"], "layout"),
-        (["--return_predictions=true"], "unrecognized arguments: --return_predictions=true"),
+        (["--return_predictions=true"], "--return_predictions is not an option of predict; known: "),
         (["--trainer.precision=16-mixed"], "16-mixed needs a GPU"),
         (["--model.metrics.gain=ContextGain"], "asks for the reading 'no_context'"),
     ],

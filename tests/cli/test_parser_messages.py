@@ -9,7 +9,14 @@ from torchmetrics import Metric
 
 from musicgen_eval.cli import parser_messages
 from musicgen_eval.cli.commands import parse_command
-from musicgen_eval.cli.parser_messages import INSTALLED_METRIC, METRIC_ENTRY, RENAMING_CLASS, one_line
+from musicgen_eval.cli.parser_messages import (
+    INSTALLED_METRIC,
+    METRIC_ENTRY,
+    RENAMING_CLASS,
+    one_line,
+    unknown_option,
+    unknown_setting,
+)
 from musicgen_eval.metrics.plugin.contract import InstalledMetric, MetricEntry
 
 
@@ -103,6 +110,22 @@ def test_a_missing_option_is_recognised(command):
     with pytest.raises(ArgumentError) as refused:
         parse_command([command])
     assert one_line(str(refused.value)) == "--audio is required unless --resume specifies a run folder"
+
+
+def test_an_unknown_option_is_recognised():
+    assert unknown_option(message_of(["--model.sed=3", "--other"])) == "model.sed"
+
+
+def test_an_unknown_setting_of_a_command_is_recognised(tmp_path):
+    (tmp_path / "own.yaml").write_text("model: {sed: 3}")
+    command = ArgumentParser(exit_on_error=False)
+    command.add_argument("--config", action="config")
+    command.add_class_arguments(Model, "model")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subcommands().add_subcommand("test", command)
+    with pytest.raises(ArgumentError) as refused:
+        parser.parse_args(["test", f"--config={tmp_path / 'own.yaml'}"])
+    assert unknown_setting(str(refused.value)) == "model.sed"
 
 
 def test_an_unknown_message_is_printed_in_one_line():

@@ -48,10 +48,24 @@ def start(*arguments: str, folder: Path, command: str = "musicgen-eval") -> tupl
         (["generate", "--help"], 0, "musicgen-eval generate --audio demo"),
         (["evalute"], 2, "error: argument subcommand: invalid choice: 'evalute'"),
         (["evaluate"], 2, "error: --audio is required"),
-        (["evaluate", "--audio", "x", "--batch_siz", "4"], 2, "error: unrecognized arguments: --batch_siz 4"),
-        (["evaluate", "--audio", "x", "--resum", "runs/x"], 2, "error: unrecognized arguments: --resum runs/x"),
-        (["evaluate", "--audio", "x", "--aud", "y"], 2, "error: unrecognized arguments: --aud y"),
-        (["evaluate", "--audio", "x", "--batchsize", "4"], 2, "error: unrecognized arguments: --batchsize 4"),
+        (
+            ["evaluate", "--audio", "x", "--batch_siz", "4"],
+            2,
+            "--batch_siz is not an option of evaluate; did you mean --batch_size",
+        ),
+        (
+            ["evaluate", "--audio", "x", "--resum", "runs/x"],
+            2,
+            "--resum is not an option of evaluate; did you mean --resume",
+        ),
+        (["evaluate", "--audio", "x", "--aud", "y"], 2, "--aud is not an option of evaluate; did you mean --audio"),
+        (["evaluate", "--audio", "x", "--batchsize", "4"], 2, "--batchsize is not an option of evaluate; did you mean"),
+        (
+            ["evaluate", "--contxt_s", "3"],
+            2,
+            "error: --contxt_s is not an option of evaluate; did you mean --context_s?",
+        ),
+        (["generate", "--tail", "drop"], 2, "error: --tail is not an option of generate; it applies to evaluate only"),
         (["generate", "--audio", "x", "--top-k", "many"], 2, "error: top_k: expected int"),
         (["generate", "--audio", "x", "--format", "ogg"], 2, "error: format: expected one of 'flac', 'wav', 'mp3'"),
         (["generate", "--audio", "x", "--temperature", "-1"], 1, "error: temperature must be"),
@@ -59,6 +73,17 @@ def start(*arguments: str, folder: Path, command: str = "musicgen-eval") -> tupl
         (["evaluate", "--audio", "x", "--context", "-1"], 1, "error: context_s must be at least 0, got -1"),
         (["evaluate", "--audio", "x", "--limit", "0"], 1, "error: limit must be at least 1, got 0"),
         (["generate", "--audio", "x", "--duration", "3", "--max-new-frames", "9"], 1, "both set the length"),
+        (["evaluate", "--audio", "demo", "nowhere.wav"], 1, "error: nowhere.wav: no such file or folder"),
+        (
+            ["generate", "--audio", "x/y.wav"],
+            1,
+            "y.wav: no such file or folder (its parent folder x does not exist either)",
+        ),
+        (
+            ["generate", "--audio", "demo", "--checkpoint", "./nowhere"],
+            1,
+            "checkpoint './nowhere' is not 'demo', an existing folder, or a hub name such as 'facebook/musicgen-small'",
+        ),
         (["evaluate", "--resume", "nowhere"], 1, "nowhere: the path does not exist"),
         (["evaluate", "--resume", "x", "--limit", "2"], 2, "error: --resume takes all settings from the run"),
     ],
@@ -72,9 +97,18 @@ def test_help_and_argument_errors_import_no_large_libraries(tmp_path, arguments,
 
 @pytest.mark.parametrize(
     ("arguments", "status", "expected"),
-    [(["--version"], 0, "musicgen-eval "), (["test", "--resume", "nowhere"], 1, "nowhere: the path does not exist")],
+    [
+        (["--version"], 0, "musicgen-eval "),
+        (["test", "--resume", "nowhere"], 1, "nowhere: the path does not exist"),
+        (
+            ["tst", "--config", "x.yaml"],
+            2,
+            "error: argument subcommand: invalid choice: 'tst' (choose from 'validate', ",
+        ),
+        ([], 2, "error: a command is required, expected one of validate, test, predict"),
+    ],
 )
-def test_version_and_run_folder_errors_of_the_lightning_command_import_no_large_libraries(
+def test_version_command_and_run_folder_errors_of_the_lightning_command_import_no_large_libraries(
     tmp_path, arguments, status, expected
 ):
     printed, last = start(*arguments, folder=tmp_path, command="lightning")
@@ -124,6 +158,7 @@ def test_the_help_of_a_command_ends_with_its_examples(capsys, name):
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_parses(tmp_path, monkeypatch, example):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "song.mp3").touch()
     resumed = re.search(r"--resume (\S+)", example)
     if resumed:
         Path(resumed[1]).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Unknown settings with an empty mapping as their value are refused, in configuration files and on the command line."""
+"""Unknown settings are refused, in configuration files and on the command line, even if their value is an empty mapping."""
 
 import json
 
@@ -53,6 +53,10 @@ def as_arguments(request, tmp_path):
             "has the unknown key 'input', expected name, init_args, inputs; did you mean inputs?",
         ),
         (
+            {**METRIC, "init_args": {"nan_strategie": "warn"}},
+            "torchmetrics.MeanMetric: nan_strategie is not a setting; did you mean nan_strategy?",
+        ),
+        (
             {**METRIC, "init_args": {"nan_strategie": {}}},
             "torchmetrics.MeanMetric: nan_strategie is not a setting; did you mean nan_strategy?",
         ),
@@ -62,7 +66,7 @@ def as_arguments(request, tmp_path):
         ),
     ],
 )
-def test_an_unknown_key_of_a_metric_entry_is_refused_even_if_its_value_is_empty(as_arguments, entry, expected, capsys):
+def test_an_unknown_key_of_a_metric_entry_is_refused(as_arguments, entry, expected, capsys):
     assert expected in message(as_arguments(entry), capsys)
 
 
@@ -77,15 +81,17 @@ def test_empty_inputs_rename_nothing(as_arguments, capsys):
         ({"model": {"metric": {}}}, "model.metric is not a setting; did you mean model.metrics?"),
         ({"model": {"metric": {"m": {}}}}, "model.metric is not a setting; did you mean model.metrics?"),
         ({"model": {"continuation": {"top": {}}}}, "model.continuation.top is not a setting; did you mean"),
+        ({"data": {"contxt_s": 3}}, "data.contxt_s is not a setting; did you mean data.context_s?"),
+        ({"trainer": {"device": 1}}, "trainer.device is not a setting; did you mean trainer.devices?"),
+        ({"trainer": {"callbacks+": []}}, BEYOND_THE_PARSER),
+        ({"dta": {"source": "demo"}}, "dta is not a setting; did you mean data?"),
         ({"dta": {}}, "dta is not a setting; did you mean data?"),
         ({"model": {}, "data": {}}, BEYOND_THE_PARSER),
         ({"model": {"continuation": {}}}, BEYOND_THE_PARSER),
         ({"model": {"metrics": {}}}, "no metric is specified"),
     ],
 )
-def test_an_unknown_setting_of_a_configuration_is_refused_even_if_its_value_is_empty(
-    config, expected, tmp_path, capsys
-):
+def test_an_unknown_setting_of_a_configuration_is_refused(config, expected, tmp_path, capsys):
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump(config))
     assert expected in message([f"--config={path}"], capsys)
