@@ -57,6 +57,7 @@ def start(*arguments: str, folder: Path, command: str = "musicgen-eval") -> tupl
         (["generate", "--audio", "x", "--temperature", "-1"], 1, "error: temperature must be"),
         (["generate", "--audio", "x", "--top-k", "0"], 1, "error: top_k must be at least 1, got 0"),
         (["evaluate", "--audio", "x", "--context", "-1"], 1, "error: context_s must be at least 0, got -1"),
+        (["evaluate", "--audio", "x", "--run_dir", ""], 1, "error: run_dir is an empty string; specify a folder"),
         (["evaluate", "--audio", "x", "--limit", "0"], 1, "error: limit must be at least 1, got 0"),
         (["generate", "--audio", "x", "--duration", "3", "--max-new-frames", "9"], 1, "both set the length"),
         (["evaluate", "--resume", "nowhere"], 1, "nowhere: the path does not exist"),
