@@ -36,8 +36,8 @@ from musicgen_eval.records import Track as Track
 from musicgen_eval.records import Window as Window
 from musicgen_eval.results.stored_run import StoredRun as StoredRun
 from musicgen_eval.results.stored_run import load_run as load_run
-from musicgen_eval.runs.datamodule import WindowDataModule as WindowDataModule
-from musicgen_eval.runs.module import MusicGenEvaluation as MusicGenEvaluation
+from musicgen_eval.runs.datamodule import WindowDataModule as _WindowDataModule
+from musicgen_eval.runs.module import MusicGenEvaluation as _MusicGenEvaluation
 
 PUBLIC_NAMES: Mapping[str, str]
 ORIGINAL_NAMES: Mapping[str, str]
@@ -259,5 +259,88 @@ def continue_codes(
 
     Source: MusicGen (arXiv 2306.05284), section 2.2; audiocraft 1.3.0, `LMModel.generate` and `MusicGen._generate_tokens`.
     """
+
+class WindowDataModule(_WindowDataModule):
+    """Divides the audio of tracks into windows, each with a context and a target.
+
+    Attributes:
+        plan: Plan of the run. None means that `setup` has not been called yet.
+    """
+
+    def __init__(
+        self,
+        source: str | list[str] = "demo",
+        text: str | None = None,
+        context_s: float | None = None,
+        target_s: float | None = None,
+        head: Literal["score", "skip"] = "score",
+        batch_size: int = 8,
+        num_workers: int = 0,
+        limit: int | None = None,
+        min_duration_s: float = 0.0,
+        max_failures: int = 0,
+        allow_beyond_limit: bool = False,
+    ) -> None:
+        """Creates a data module. No audio is opened.
+
+        Args:
+            source: Audio to evaluate: a file, a folder, a glob, a manifest (CSV, JSONL, Parquet), `demo`
+                for the bundled clips, or a list of these.
+            text: Text description for tracks that have none of their own.
+            context_s: When scoring, the length of the context before each target, in seconds. Defaults to
+                half of the checkpoint's limit. When generating, the time in the track at which the
+                continuation starts, in seconds. Defaults to the middle of the track.
+            target_s: When scoring, the length of the target of each window, in seconds. Defaults to half of
+                the checkpoint's limit. When generating, the length of the continuation, in seconds.
+                Defaults to the rest of the track.
+            head: Treatment of the start of a track. `score` scores the whole first window, so that every
+                code of a track is counted once. `skip` scores only codes with a full context.
+            batch_size: Number of windows per batch. On a CPU, the windows of a batch are processed in
+                parallel with one thread each, so use at least one window per core.
+            num_workers: Number of processes that read audio. 0 means that the main process reads the audio.
+            limit: Number of tracks to process, from the start of the source. Defaults to all tracks.
+            min_duration_s: Minimum length of a track, in seconds. Shorter tracks are skipped and counted in
+                the result.
+            max_failures: Number of tracks that may fail before the run stops with an error.
+            allow_beyond_limit: Whether windows may be longer than those that the checkpoint was trained on.
+                Intended for experiments.
+        """
+
+class MusicGenEvaluation(_MusicGenEvaluation):
+    """Evaluates a MusicGen checkpoint on windows of audio.
+
+    Attributes:
+        model: The loaded model. None means that no model has been loaded yet.
+        measured: Records of the latest run. None on ranks other than 0, and before the first run has finished.
+        result: Result of the latest run. None on ranks other than 0, and before the first run has finished.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path = "demo",
+        revision: str | None = None,
+        max_frames: int | None = None,
+        metrics: dict[str, Metric | MetricEntry | InstalledMetric] | None = None,
+        tail: Literal["score", "drop"] = "score",
+        save_nll: bool = False,
+        seed: int = 0,
+        continuation: ContinuationSettings = ...,
+    ) -> None:
+        """Creates an evaluation. No checkpoint is opened.
+
+        Args:
+            checkpoint: `demo` for the bundled model, a name on the Hugging Face Hub such as
+                `facebook/musicgen-small`, or a folder in the format of the transformers library.
+            revision: Branch, tag or commit of the checkpoint on the Hugging Face Hub.
+            max_frames: Length of the longest window, in frames. Defaults to the checkpoint's own limit.
+            metrics: Metrics by name. Each is a torchmetrics metric, `{metric: ..., inputs: {...}}` to rename its inputs, or
+                `{name: ..., init_args: {...}, inputs: {...}}` for a metric that an installed package declares.
+            tail: Treatment of the last frames of a window. `score` scores every frame of every codebook.
+                `drop` leaves out the last delays[k] frames of codebook k, as audiocraft does.
+            save_nll: Whether to write the negative log-likelihood of every code to nll.safetensors.
+            seed: Seed for sampling codes, and for metric inputs that alter codes at random. The same seed
+                gives the same codes.
+            continuation: Settings of predict.
+        """
 
 MusicGen_Perplexity = perplexity

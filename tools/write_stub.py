@@ -2,9 +2,9 @@
 
     python tools/write_stub.py
 
-The names of the package are imported on first use, and the parameters of functions such as `perplexity` are the fields of settings
-classes, so neither can be read from the source without executing it. `tests/tools/test_write_stub.py` fails if the file is not up
-to date.
+The names of the package are imported on first use. The parameters of functions such as `perplexity`, and of constructors such as
+that of `WindowDataModule`, are the fields of settings classes. Therefore, neither can be read from the source without executing it.
+`tests/tools/test_write_stub.py` fails if the file is not up to date.
 """
 
 from __future__ import annotations
@@ -28,18 +28,21 @@ INDENT = "    "
 def stub() -> str:
     """Returns the content of the stub file."""
     imports: dict[str, set[str]] = defaultdict(set, {"collections.abc": {"Mapping"}})
-    functions = []
+    defined = []
     exported = []
     for name, module in musicgen_eval.PUBLIC_NAMES.items():
         found = getattr(musicgen_eval, name)
         if inspect.isfunction(found) and hasattr(found, "prepared"):
-            functions.append(_function(name, found, imports))
+            defined.append(_function(name, found, imports))
+        elif inspect.isclass(found) and hasattr(found.__init__, "prepared"):
+            exported.append(f"from musicgen_eval.{module} import {name} as _{name}")
+            defined.append(_class(name, found, imports))
         else:
             exported.append(f"from musicgen_eval.{module} import {name} as {name}")
     used = [f"from {module} import {', '.join(sorted(names))}" for module, names in imports.items()]
     aliases = [f"{alias} = {name}" for alias, name in musicgen_eval.ORIGINAL_NAMES.items()]
     tables = ["PUBLIC_NAMES: Mapping[str, str]", "ORIGINAL_NAMES: Mapping[str, str]"]
-    return "\n".join([HEADER, *sorted(used), "", *sorted(exported), "", *tables, "", *functions, *aliases, ""])
+    return "\n".join([HEADER, *sorted(used), "", *sorted(exported), "", *tables, "", *defined, *aliases, ""])
 
 
 def _function(name: str, function: Any, imports: dict[str, set[str]]) -> str:
@@ -49,11 +52,19 @@ def _function(name: str, function: Any, imports: dict[str, set[str]]) -> str:
     for parameter in signature.parameters.values():
         if parameter.kind is Parameter.KEYWORD_ONLY and f"{INDENT}*," not in lines:
             lines.append(f"{INDENT}*,")
+        kind = "" if parameter.name == "self" else f": {_type(parameter.annotation, imports)}"
         default = "" if parameter.default is Parameter.empty else f" = {_value(parameter.default)}"
-        lines.append(f"{INDENT}{parameter.name}: {_type(parameter.annotation, imports)}{default},")
+        lines.append(f"{INDENT}{parameter.name}{kind}{default},")
     returned = _type(signature.return_annotation, imports)
     docstring = textwrap.indent(f'"""{inspect.getdoc(function)}\n"""', INDENT)
     return "\n".join([*lines, f") -> {returned}:", docstring, ""])
+
+
+def _class(name: str, cls: type, imports: dict[str, set[str]]) -> str:
+    """Returns a subclass of a class that replaces the constructor. All other members are inherited from the class itself."""
+    docstring = textwrap.indent(f'"""{inspect.getdoc(cls)}\n"""', INDENT)
+    constructor = textwrap.indent(_function("__init__", cls.__init__, imports), INDENT)  # type: ignore[misc]
+    return "\n".join([f"class {name}(_{name}):", docstring, "", constructor])
 
 
 def _type(kind: Any, imports: dict[str, set[str]]) -> str:
@@ -76,6 +87,9 @@ def _type(kind: Any, imports: dict[str, set[str]]) -> str:
 
 
 def _value(value: object) -> str:
+    """Returns the source of a default value or choice. Values that are not literals are replaced with `...`."""
+    if not isinstance(value, str | int | float | None):
+        return "..."
     return json.dumps(value) if isinstance(value, str) else repr(value)
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import signature
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
@@ -22,9 +24,12 @@ from musicgen_eval.cli.parser_messages import not_an_option, unknown_option
 from musicgen_eval.cli.version import PrintVersion
 from musicgen_eval.data.folders import refuse_missing_source
 from musicgen_eval.data.settings import DataSettings
+from musicgen_eval.errors import RunError
 from musicgen_eval.inference.settings import ContinuationSettings
 from musicgen_eval.models.checkpoint_names import refuse_missing_folder
 from musicgen_eval.records.signatures import takes_settings
+from musicgen_eval.results.run_record import RunRecord
+from musicgen_eval.runs.folder import resume_line
 from musicgen_eval.runs.settings import AudioSettings, LengthSettings, ModelSettings, RunSettings
 
 if TYPE_CHECKING:
@@ -34,6 +39,8 @@ AUDIO_HELP = (
     "One or more files, folders, globs or manifests (CSV, JSONL, Parquet), for example `--audio *.wav`. Use `demo` for the bundled "
     "clips."
 )
+RESUMED_COMMANDS = {"evaluate": ("evaluate", "test", "validate"), "generate": ("generate", "predict")}
+"""Commands whose runs each command of `musicgen-eval` can resume."""
 RESUME_OPTIONS = ("--resume", "--max_failures", "--retry_failures", "--allow_other_machine")
 EXAMPLES = {
     "evaluate": (
@@ -135,7 +142,6 @@ def evaluate_command(audio: list[str], data: DataSettings, model: ModelSettings,
     from rich.console import Console
 
     from musicgen_eval.runs.datamodule import WindowDataModule
-    from musicgen_eval.runs.folder import resume_line
     from musicgen_eval.runs.module import MusicGenEvaluation
     from musicgen_eval.runs.runner import run_evaluation
 
@@ -163,7 +169,6 @@ def generate_command(
     from rich.console import Console
 
     from musicgen_eval.runs.datamodule import WindowDataModule
-    from musicgen_eval.runs.folder import resume_line
     from musicgen_eval.runs.module import MusicGenEvaluation
     from musicgen_eval.runs.runner import run_continuation
 
@@ -196,13 +201,32 @@ def _default_folder(run: RunSettings, command: str) -> RunFolder | None:
 
 
 def _resumed_command(args: Sequence[str]) -> Callable[[], None]:
-    """Returns a function that resumes a run with LightningCLI, which accepts every setting in the run's config.yaml."""
+    """Returns a function that resumes a run with LightningCLI, which accepts every setting in the run's config.yaml.
+
+    Raises:
+        ArgumentError: The arguments contain an option that cannot be combined with `--resume`.
+        RunError: The folder after `--resume` does not contain a run, or the command cannot resume this run.
+    """
     command, *options = args
     others = [arg for arg in options if arg.startswith("--") and arg.partition("=")[0] not in RESUME_OPTIONS]
     if others:
         raise ArgumentError(None, f"--resume takes all settings from the run; remove {', '.join(others)}")
     full = [f"--data.{arg[2:]}" if arg.startswith("--max_failures") else arg for arg in with_resumed(options)]
+    for option, value in pairwise(full):
+        if option == "--run_dir":
+            _refuse_run_of_other_task(command, Path(value))
     return partial(run_lightning, ["test" if command == "evaluate" else "predict", *full])
+
+
+def _refuse_run_of_other_task(command: str, folder: Path) -> None:
+    """Raises `RunError` if the run in a folder evaluates and the command generates, or the reverse, or if run.json is damaged."""
+    run = RunRecord.read(
+        folder, remedy="restore it from a copy, or start the run again in another folder with --run_dir"
+    )
+    if run is not None and run.command not in RESUMED_COMMANDS[command]:
+        raise RunError(
+            f"the run in {folder} was started with {run.command}; resume it with {resume_line(run.command, folder)}"
+        )
 
 
 def run_lightning(args: Sequence[str]) -> None:

@@ -147,7 +147,12 @@ class EvaluationCLI(LightningCLI):
         """Creates the Trainer with additional callbacks for the run folder, the progress bar and W&B."""
         settings = self._settings
         command = str(self.subcommand)
-        self.folder = RunFolder(settings.run_dir) if settings.run_dir else RunFolder.with_default_name(command)
+        run = RunSettings(
+            run_dir=settings.run_dir,
+            retry_failures=settings.retry_failures,
+            allow_other_machine=settings.allow_other_machine,
+        )
+        self.folder = RunFolder.with_default_name(command) if run.run_dir is None else RunFolder(run.run_dir)
         again = settings.clone()
         again.run_dir = None  # a repetition with config.yaml is written to a new folder
         again.retry_failures = again.allow_other_machine = False
@@ -167,9 +172,7 @@ class EvaluationCLI(LightningCLI):
             resume=lambda run_dir: resume_line(self.folder.begun_with or command, run_dir),
             console=console,
             audio=AudioSettings(**settings.audio.as_dict()),
-            settings=RunSettings(
-                retry_failures=settings.retry_failures, allow_other_machine=settings.allow_other_machine
-            ),
+            settings=run,
         )
         self.stop = StopAfterBatch(say=_print_on_stderr if console is not None else None)
         callbacks += [self.stop, recorder]  # in this order, results are on disk before a logger can fail

@@ -11,14 +11,19 @@ from musicgen_eval.metrics.plugin.contract import MetricRecipe
 
 
 class _Gain(CodebookMeans):
-    """Base class of metrics that average the nll difference between two readings (scoring passes) over the codes scored in both."""
+    """Base class of metrics that average the nll difference between two readings (scoring passes) over the codes scored in both.
+
+    Attributes:
+        source: Definition of the metric in the recipe.
+    """
 
     higher_is_better = True
+    source: str
 
     @property
     def recipe(self) -> MetricRecipe:
         """The metric's units and source, and whether higher values are better."""
-        return MetricRecipe(units={"nats_per_second": "nats/s"}, higher_is_better=True, source=type(self).__doc__ or "")
+        return MetricRecipe(units={"nats_per_second": "nats/s"}, higher_is_better=True, source=self.source)
 
     def add_gain(self, without: Tensor, plain: Tensor) -> None:
         """Adds the differences between the (K, T) nlls of two readings, in nats.
@@ -36,6 +41,8 @@ class _Gain(CodebookMeans):
 class TextGain(_Gain):
     """Decrease in nll due to the text of a track, in nats per second. Only tracks with a text are counted."""
 
+    source = "Decrease in nll due to the text of a track, in nats per second. Only tracks with a text are counted."
+
     def update(self, nll: Tensor, nll__no_text: Tensor) -> None:
         """Adds the (K, T) nlls of a window with its text (`nll`) and without text (`nll__no_text`), in nats."""
         self.add_gain(nll__no_text, nll)
@@ -43,6 +50,10 @@ class TextGain(_Gain):
 
 class ContextGain(_Gain):
     """Decrease in nll due to the context of a window, in nats per second. Only windows with a context are counted."""
+
+    source = (
+        "Decrease in nll due to the context of a window, in nats per second. Only windows with a context are counted."
+    )
 
     def update(self, nll: Tensor, nll__no_context: Tensor) -> None:
         """Adds the (K, T) nlls of a window with its context (`nll`) and without context (`nll__no_context`), in nats.

@@ -44,7 +44,8 @@ def takes_settings(
     Raises:
         RunError: Raised by the decorated function if an argument does not have its declared type, or if the settings
             class rejects the value.
-        TypeError: Raised by the decorated function if an argument is unknown or missing.
+        TypeError: Raised by the decorator if `without` contains a name that is not a field. Raised by the decorated function if an
+            argument is unknown or missing.
     """
 
     def decorate(function: Callable[..., _R]) -> Callable[..., _R]:
@@ -55,6 +56,12 @@ def takes_settings(
             for name, parameter in own.items()
             if parameter.default is Parameter.empty and _is_settings(own_types.get(name))
         }
+        known = {field for settings in classes.values() for field in _field_names(settings)}
+        for name in without:
+            if name not in known:
+                raise TypeError(
+                    f"without contains {name!r}, which is not a setting of {function.__qualname__}(); {near_matches(name, known)}"
+                )
         left_out = {
             *without,
             *(field for settings in classes.values() for field in _fields_of_other_tasks(settings, task)),

@@ -6,12 +6,27 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from musicgen_eval.errors import RunError
+from musicgen_eval.records.settings import check_types
 from musicgen_eval.results.files import to_json
 
 FILE_NAME = "run.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettledValues:
+    """Values that the first session of a run determines and that all later sessions use.
+
+    Attributes:
+        threads: Number of CPU threads for generating codes and decoding audio in predict. None means that the run does not
+            generate codes.
+        arithmetic: Implementation of the decoder's matrix products. None means that no session has loaded the model yet.
+    """
+
+    threads: int | None
+    arithmetic: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +43,8 @@ class RunRecord:
         starts: One entry per session, with the time, the number of processes, the host and the number of planned windows.
         fingerprint: Settings, checkpoint, data and metrics. All of these must be identical when the run is resumed.
         machine: Device and library versions of the first session.
-        settled: Values that the first session determines and that all later sessions use: `threads` and `arithmetic`.
+        settled: Values that the first session determines and that all later sessions use. None means that run.json does not
+            contain these values, and that the run cannot be resumed.
         other_machines: Other machines on which parts of the run were measured.
         wandb_run_id: Id of the W&B run, or None if the run is not logged to W&B.
     """
@@ -41,7 +57,7 @@ class RunRecord:
     starts: tuple[Mapping[str, Any], ...] = ()
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
-    settled: Mapping[str, Any] = field(default_factory=dict)
+    settled: SettledValues | None = None
     other_machines: tuple[Mapping[str, Any], ...] = ()
     wandb_run_id: str | None = None
 
@@ -67,12 +83,14 @@ class RunRecord:
             raise RunError(f"{path} is damaged: {problem}; {remedy}")
         known: dict[str, Any] = {name: found[name] for name in cls.__dataclass_fields__ if name in found}
         known |= {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+        if "settled" in known:
+            known["settled"] = SettledValues(**{name: known["settled"][name] for name in _SETTLED_TYPES})
         return cls(**known)
 
     def to_json(self) -> str:
         """Returns the content of run.json."""
         content = asdict(self)
-        for name in ("other_machines", "wandb_run_id"):
+        for name in ("settled", "other_machines", "wandb_run_id"):
             if not content[name]:
                 del content[name]
         return to_json(content)
@@ -82,6 +100,10 @@ class RunRecord:
         """Number of windows in the plan of the last session, or None if there was no session."""
         planned: int | None = self.starts[-1].get("windows") if self.starts else None
         return planned
+
+
+_TYPES = get_type_hints(RunRecord)
+_SETTLED_TYPES = get_type_hints(SettledValues)
 
 
 def _problem(found: Any) -> str:
@@ -97,4 +119,27 @@ def _problem(found: Any) -> str:
         entries = found.get(name, [])
         if not (isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)):
             return f"{name} must be a list of JSON objects"
-    return ""
+    try:
+        check_types(_TYPES, found)
+        for entry in found.get("starts", []):
+            check_types({"windows": int | None}, entry)
+        return _problem_of_settled(found["settled"]) if "settled" in found else ""
+    except RunError as error:
+        return str(error)
+
+
+def _problem_of_settled(found: Mapping[str, Any]) -> str:
+    """Returns the reason why the values of `settled` are not valid, or "" if they are valid.
+
+    Raises:
+        RunError: A value does not have its declared type.
+    """
+    missing = [name for name in _SETTLED_TYPES if name not in found]
+    if missing:
+        return f"settled.{missing[0]} is missing"
+    check_types(
+        {f"settled.{name}": kind for name, kind in _SETTLED_TYPES.items()},
+        {f"settled.{name}": value for name, value in found.items()},
+    )
+    threads = found["threads"]
+    return f"settled.threads must be at least 1, got {threads}" if threads is not None and threads < 1 else ""

@@ -126,8 +126,9 @@ class RunRecorder(ContextProvider):
             return
         run, arithmetic = self.folder.run, self.context.constants.arithmetic
         assert run is not None
-        if arithmetic is not None and run.settled["arithmetic"] != arithmetic:
-            self.folder.write_run(replace(run, settled={**run.settled, "arithmetic": arithmetic}))
+        assert run.settled is not None
+        if arithmetic is not None and run.settled.arithmetic != arithmetic:
+            self.folder.write_run(replace(run, settled=replace(run.settled, arithmetic=arithmetic)))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the result to the run folder, and prints the result."""

@@ -17,9 +17,10 @@ import lightning as L
 
 from musicgen_eval.data.plan import Plan
 from musicgen_eval.data.plan_builder import refuse_failures
+from musicgen_eval.errors import RunError
 from musicgen_eval.records import Failure
 from musicgen_eval.results.record_store import MeasuredBatches, read_measured
-from musicgen_eval.results.run_record import RunRecord
+from musicgen_eval.results.run_record import RunRecord, SettledValues
 from musicgen_eval.runs.context import RunConstants
 from musicgen_eval.runs.continuation_files import remove_partial_files
 from musicgen_eval.runs.folder import RunFolder
@@ -72,7 +73,7 @@ def start_run(
         say: Function that prints a line for the user.
 
     Raises:
-        RunError: The folder contains a different run, or too many tracks have failed.
+        RunError: The folder contains a different run, run.json lacks values that resuming needs, or too many tracks have failed.
     """
     plan, data = module.data.plan, module.data.settings
     assert plan is not None
@@ -83,6 +84,11 @@ def start_run(
     else:
         run = _new_run(module, identity, command=command)
         folder.write("config.yaml", config_yaml)
+    settled = run.settled
+    if settled is None:
+        raise RunError(
+            f"run_dir {folder.path} contains a run whose run.json has no entry settled; choose another folder with --run_dir"
+        )
     measured = read_measured(folder.journal, plan, data.batch_size, retry_failures=settings.retry_failures)
     _discard_incomplete(folder, plan, measured, batch_size=data.batch_size, audio=audio, say=say)
     number = max(len(run.starts), measured.starts)
@@ -96,7 +102,7 @@ def start_run(
         path=folder.path.absolute(),
         number=number,
         measured=measured,
-        constants=RunConstants(run.settled["threads"], run.settled["arithmetic"], run.other_machines),
+        constants=RunConstants(settled.threads, settled.arithmetic, run.other_machines),
         machine=identity.machine,
     )
 
@@ -111,7 +117,7 @@ def _new_run(module: MusicGenEvaluation, identity: RunIdentity, *, command: str)
         git_commit=git_commit(),
         fingerprint=identity.fingerprint,
         machine=identity.machine,
-        settled={"threads": module.generation_threads, "arithmetic": None},
+        settled=SettledValues(threads=module.generation_threads, arithmetic=None),
     )
 
 

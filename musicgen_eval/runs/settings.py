@@ -67,6 +67,11 @@ class RunSettings(Settings):
     retry_failures: bool = False
     allow_other_machine: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.run_dir == "":
+            raise RunError("run_dir is an empty string; specify a folder, or remove run_dir")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AudioSettings(Settings):

@@ -79,6 +79,7 @@ def refusal(capsys, *arguments: str, command=lightning_main) -> str:
         ),
         (["--wandb.tags=x"], "wandb.tags: expected list or null, got 'x'"),
         (["--data.text=\udcff"], r"data.text must be UTF-8 text, got '\udcff'"),
+        (["--run_dir="], "run_dir is an empty string; specify a folder, or remove run_dir"),
         (["--run_dir=/dev/null/x"], "run_dir /dev/null/x cannot be used: Not a directory"),
         (["--data.context_s=9"], "is 700 frames, which exceeds the checkpoint's limit of 500 frames (10 s)"),
         (["--data.context_s=0.33"], "context_s=0.33 s is 16.5 frames"),

@@ -1,5 +1,6 @@
 """Tests that help texts, the version and argument errors do not import torch, Lightning or transformers."""
 
+import json
 import os
 import re
 import shlex
@@ -39,6 +40,12 @@ def start(*arguments: str, folder: Path, command: str = "musicgen-eval") -> tupl
     return "\n".join(printed) + done.stderr, last
 
 
+def write_run(folder: Path, *, command: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"command": command}))
+    (folder / "config.yaml").write_text("{}")
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "expected"),
     [
@@ -71,6 +78,7 @@ def start(*arguments: str, folder: Path, command: str = "musicgen-eval") -> tupl
         (["generate", "--audio", "x", "--temperature", "-1"], 1, "error: temperature must be"),
         (["generate", "--audio", "x", "--top-k", "0"], 1, "error: top_k must be at least 1, got 0"),
         (["evaluate", "--audio", "x", "--context", "-1"], 1, "error: context_s must be at least 0, got -1"),
+        (["evaluate", "--audio", "x", "--run_dir", ""], 1, "error: run_dir is an empty string; specify a folder"),
         (["evaluate", "--audio", "x", "--limit", "0"], 1, "error: limit must be at least 1, got 0"),
         (["generate", "--audio", "x", "--duration", "3", "--max-new-frames", "9"], 1, "both set the length"),
         (["evaluate", "--audio", "demo", "nowhere.wav"], 1, "error: nowhere.wav: no such file or folder"),
@@ -93,6 +101,46 @@ def test_help_and_argument_errors_import_no_large_libraries(tmp_path, arguments,
     assert expected in printed
     assert last == f"status {status} imported []"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "started_with", "line"),
+    [
+        ("generate", "evaluate", "musicgen-eval evaluate --resume x"),
+        ("generate", "test", "python train_like_eval.py test --resume x"),
+        ("generate", "validate", "python train_like_eval.py validate --resume x"),
+        ("evaluate", "generate", "musicgen-eval generate --resume x"),
+        ("evaluate", "predict", "python train_like_eval.py predict --resume x"),
+    ],
+)
+def test_a_run_of_another_task_is_refused_with_the_command_that_resumes_it(tmp_path, command, started_with, line):
+    write_run(tmp_path / "x", command=started_with)
+    printed, last = start(command, "--resume", "x", folder=tmp_path)
+    assert printed == f"error: the run in x was started with {started_with}; resume it with {line}\n"
+    assert last == "status 1 imported []"
+
+
+@pytest.mark.parametrize(
+    ("command", "started_with", "resumed_with"),
+    [
+        ("evaluate", "evaluate", "test"),
+        ("evaluate", "test", "test"),
+        ("evaluate", "validate", "test"),
+        ("generate", "generate", "predict"),
+        ("generate", "predict", "predict"),
+    ],
+)
+def test_a_run_of_the_same_task_is_resumed(tmp_path, command, started_with, resumed_with):
+    write_run(tmp_path / "x", command=started_with)
+    resumed = commands.parse_command([command, "--resume", str(tmp_path / "x")])
+    assert resumed.args[0][0] == resumed_with
+
+
+def test_a_damaged_run_is_refused_before_large_libraries_are_imported(tmp_path):
+    write_run(tmp_path / "x", command="")
+    printed, last = start("evaluate", "--resume", "x", folder=tmp_path)
+    assert "x/run.json is damaged: the command is missing; restore it from a copy" in printed
+    assert last == "status 1 imported []"
 
 
 @pytest.mark.parametrize(
@@ -161,9 +209,7 @@ def test_every_example_parses(tmp_path, monkeypatch, example):
     (tmp_path / "song.mp3").touch()
     resumed = re.search(r"--resume (\S+)", example)
     if resumed:
-        Path(resumed[1]).mkdir(parents=True)
-        for name in ("run.json", "config.yaml"):
-            (Path(resumed[1]) / name).write_text("{}")
+        write_run(Path(resumed[1]), command=shlex.split(example)[1])
     command = commands.parse_command(shlex.split(example)[1:])
     if resumed:
         assert command.args[0][1:] == ["--config", f"{resumed[1]}/config.yaml", "--run_dir", resumed[1]]

@@ -36,3 +36,21 @@ def test_the_recipe_has_unit_and_direction():
     for metric in (TextGain(), ContextGain()):
         assert metric.recipe.unit("nats_per_second_q3") == "nats/s"
         assert metric.recipe.higher_is_better
+
+
+@pytest.mark.parametrize(
+    ("make", "source"),
+    [
+        (
+            TextGain,
+            "Decrease in nll due to the text of a track, in nats per second. Only tracks with a text are counted.",
+        ),
+        (
+            ContextGain,
+            "Decrease in nll due to the context of a window, in nats per second. Only windows with a context are counted.",
+        ),
+    ],
+)
+def test_the_source_does_not_depend_on_the_docstring(monkeypatch, make, source):
+    monkeypatch.setattr(make, "__doc__", "Another docstring.")
+    assert make().recipe.source == source

@@ -41,6 +41,7 @@ AUDIO = torch.zeros(32000) + 0.01
         (lambda: perplexity("demo", allow_beyond_limit="no"), r"allow_beyond_limit must be True or False, got 'no'"),
         (lambda: perplexity("demo", precision=32), r"precision must be one of 32-true, .*, got 32 \(int\)"),
         (lambda: perplexity("demo", run_dir=3), r"run_dir must be a string or a path or None, got 3"),
+        (lambda: perplexity("demo", run_dir=""), r"run_dir is an empty string; specify a folder, or remove run_dir"),
         (lambda: perplexity("demo", metrics=[]), r"metrics must be a mapping or None, got \[\] \(list\)"),
         (lambda: perplexity("demo", torch.nn.Linear(1, 1)), r"checkpoint must be 'demo', .* got Linear"),
         (lambda: perplexity(np.zeros(9)), r"audio must be a path, a list of paths or a torch tensor, got ndarray"),
@@ -157,6 +158,14 @@ def test_a_loaded_model_takes_no_settings_of_loading(oracle):
         MusicGenEvaluation.from_loaded(3)
     with pytest.raises(RunError, match="max_frames is set when a model is loaded; pass it to load_model"):
         MusicGenEvaluation.from_loaded(load_model(oracle / "tiny_musicgen"), max_frames=100)
+
+
+@pytest.mark.parametrize("name", ["pitch", "times", "path"])
+def test_a_function_cannot_leave_out_a_name_that_is_not_a_setting(name):
+    with pytest.raises(TypeError, match=rf"without contains '{name}', which is not a setting of .*play_quietly\(\)"):
+
+        @takes_settings(without=("shape", name))
+        def play_quietly(path: str, tone: ToneSettings, *, times: int = 1) -> None: ...
 
 
 def test_missing_arguments_raise_a_type_error():

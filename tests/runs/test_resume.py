@@ -23,6 +23,7 @@ from musicgen_eval.metrics import CodebookAccuracy
 from musicgen_eval.metrics.plugin.contract import MetricEntry
 from musicgen_eval.models.musicgen import MusicGen
 from musicgen_eval.results.journal.reader import JournalReader
+from musicgen_eval.results.stored_run import load_run
 from musicgen_eval.runs import module
 from tests.support import run_folders
 from tests.support.songs import write_songs
@@ -183,6 +184,18 @@ def test_a_finished_run_returns_its_result_without_measuring(finished_with_metri
         path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "x").rglob("*") if path.is_file()
     }
     assert after == before
+
+
+def test_a_run_without_settled_values_can_be_read_but_not_resumed(finished, checkpoint, tmp_path):
+    folder = finished.copied_to(tmp_path / "x")
+    (folder / "summary.json").unlink()
+    run = json.loads((folder / "run.json").read_text())
+    del run["settled"]
+    (folder / "run.json").write_text(json.dumps(run))
+    assert load_run(folder).state == "unfinished"
+    with pytest.raises(RunError, match=r"x contains a run whose run\.json has no entry settled; choose another folder"):
+        evaluated(finished.songs, checkpoint, folder)
+    assert json.loads((folder / "run.json").read_text()) == run
 
 
 def test_a_lost_result_is_computed_again_without_measuring(finished, checkpoint, tmp_path, encoded):
