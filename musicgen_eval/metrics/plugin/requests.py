@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -145,11 +146,15 @@ class WindowInputs:
         generator: torch.Generator | None = None,
     ) -> None:
         self._data = data
-        self._data_on_cpu = data.on_cpu
         self._spec = spec
         self._resources = resources
         self._generator = generator
         self._computed: dict[tuple[str, str, torch.device], Any] = {}
+
+    @cached_property
+    def _data_on_cpu(self) -> WindowData:
+        """The data on the CPU. Copying it makes the CPU wait for the device, so it is copied only if an input needs it."""
+        return self._data.on_cpu
 
     def collect(self, requests: Sequence[InputRequest]) -> dict[str, Any] | None:
         """Returns the inputs of one metric.
