@@ -5,6 +5,8 @@ from __future__ import annotations
 import traceback
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -87,13 +89,26 @@ class Log:
     def _place(self) -> str:
         """Returns the line of the project and the line of the library, as `models/x.py:110 encode < modeling_encodec.py:148`."""
         frames = [frame for frame, _ in traceback.walk_stack(None) if not _is_machinery(frame.f_code.co_filename)]
-        inside = f"/{self.project}/"
         innermost = frames[0]
-        own = next((frame for frame in frames if inside in frame.f_code.co_filename), innermost)
-        place = f"{own.f_code.co_filename.rpartition(inside)[2]}:{own.f_lineno} {own.f_code.co_name}"
+        own = next((frame for frame in frames if self._is_inside(frame.f_code.co_filename)), innermost)
+        place = f"{self._relative(own.f_code.co_filename)}:{own.f_lineno} {own.f_code.co_name}"
         if own is innermost:
             return place
         return f"{place} < {Path(innermost.f_code.co_filename).name}:{innermost.f_lineno}"
+
+    def _is_inside(self, filename: str) -> bool:
+        """Returns True for files of the package. The folder of the repository, with its tests, may have the package's name, too."""
+        return f"/{self.project}/" in filename and Path(self._relative(filename)).parts[0] in self._entries
+
+    @cached_property
+    def _entries(self) -> set[str]:
+        """The names of the files and folders in the package."""
+        spec = find_spec(self.project)
+        folders = (spec.submodule_search_locations if spec is not None else None) or ()
+        return {path.name for folder in folders for path in Path(folder).iterdir()}
+
+    def _relative(self, filename: str) -> str:
+        return filename.rpartition(f"/{self.project}/")[2]
 
 
 def _is_machinery(filename: str) -> bool:
