@@ -42,7 +42,7 @@ class OpenOptions:
             is not stored.
         retried: If failed tracks are to be opened again: ids, with secrets redacted, of the tracks that failed after they had been
             opened. The tracks that could not be opened are then opened again, too. None means that failed tracks stay failed.
-        show_progress: Whether to show a progress bar on stderr if opening takes more than a second and stderr is a terminal.
+        show_progress: Whether to show a progress bar. The bar appears only on a terminal, and only after one second.
     """
 
     index_path: Path | None = None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from musicgen_eval.metrics.distances.frechet import distance_of_moments
+from musicgen_eval.metrics.distances.frechet import distance_of_embeddings
 from musicgen_eval.metrics.distances.interval import MIN_TRACKS, frechet_interval
 from musicgen_eval.metrics.distances.moments import Moments
 from musicgen_eval.metrics.embedding_distance import EmbeddingDistance, track_pairs
@@ -42,7 +42,7 @@ class FrechetAudioDistance(EmbeddingDistance):
         """Returns the distance."""
         if min(len(reference), len(evaluated)) < 2:
             return {"fad": float("nan")}
-        return {"fad": distance_of_moments(Moments.of(reference), Moments.of(evaluated))}
+        return {"fad": distance_of_embeddings(reference, evaluated)}
 
     def intervals(self, track_states: Sequence[State]) -> Mapping[str, tuple[float, float]]:
         """Returns the interval of `fad` over tracks. There is none for fewer than four tracks with both kinds of audio."""

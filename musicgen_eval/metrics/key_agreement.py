@@ -46,7 +46,7 @@ class KeyEstimate:
 
     @property
     def is_confident(self) -> bool:
-        """Whether the correlation is at least 0.7 and the lead is at least 0.03."""
+        """True if the correlation is at least 0.7 and the lead is at least 0.03."""
         return self.correlation >= MIN_CORRELATION and self.lead >= MIN_LEAD
 
     @property

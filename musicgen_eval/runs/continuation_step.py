@@ -101,7 +101,6 @@ class ContinuationStep:
     ) -> None:
         self.model = model
         self.bank = bank
-        bank.prepare(model)
         self.plan = plan
         self.settings = settings
         self.stride_frames = stride_frames

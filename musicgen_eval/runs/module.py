@@ -360,10 +360,11 @@ class MusicGenEvaluation(L.LightningModule):
         )
 
     def _prepare_model(self) -> None:
-        """Prepares the loaded model for the trainer's precision, and tests the metrics on the model's device."""
+        """Prepares the loaded model for the trainer's precision, and the metrics for the model and its device."""
         model = self.model
         assert model is not None
         model.prepare(self.trainer.precision, decoding=self._task == "continue")
+        self.bank.prepare(model)
         self.bank.try_on(model.device)
         self.context.settle_arithmetic(model.arithmetic)
 

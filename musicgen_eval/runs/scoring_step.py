@@ -63,7 +63,6 @@ class ScoringStep:
     ) -> None:
         self.model = model
         self.bank = bank
-        bank.prepare(model)
         self.plan = plan
         self.tail: Literal["score", "drop"] = tail
         self.seed = seed

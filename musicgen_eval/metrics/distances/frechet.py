@@ -49,11 +49,29 @@ def frechet_distance(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov
             f"mean_a has {len(mean)} dimensions and mean_b has {len(other_mean)}; compute both with the same embedder"
         )
     cov, other_cov = _checked_covariance(cov_a, len(mean), "cov_a"), _checked_covariance(cov_b, len(mean), "cov_b")
-    product = matrix_product(covariance_factor(cov, "cov_a").T, covariance_factor(other_cov, "cov_b"))
-    with single_threaded():
-        overlap = torch.linalg.svdvals(torch.from_numpy(product)).numpy().sum() if product.size else 0.0
-    distance = np.square(mean - other_mean).sum() + np.trace(cov) + np.trace(other_cov) - 2 * overlap
-    return max(0.0, float(distance))
+    traces = float(np.trace(cov) + np.trace(other_cov))
+    return _distance(mean - other_mean, traces, covariance_factor(cov, "cov_a"), covariance_factor(other_cov, "cov_b"))
+
+
+def distance_of_embeddings(reference: ArrayLike, evaluated: ArrayLike) -> float:
+    """Computes the Fréchet distance between two sets of embeddings.
+
+    The result is that of `distance_of_moments` except for rounding. For a set with at most as many clips as dimensions, the centred
+    embeddings themselves are the factor of the covariance, so a few clips take a fraction of a millisecond in any dimension.
+
+    >>> distance_of_embeddings(np.array([[0.0, 0.0], [2.0, 0.0]]), np.array([[3.0, 1.0], [5.0, 1.0]]))
+    10.0
+
+    Args:
+        reference: (N, D) embeddings with at least two clips.
+        evaluated: (M, D) embeddings with at least two clips.
+
+    Raises:
+        MetricError: If the embeddings are invalid.
+    """
+    a, b = matching_matrices(reference, evaluated, min_clips=2)
+    factors = [_factor(rows, name) for rows, name in ((a, "reference"), (b, "evaluated"))]
+    return _distance(a.mean(0) - b.mean(0), float(sum(np.square(factor).sum() for factor in factors)), *factors)
 
 
 def distance_of_moments(reference: Moments, evaluated: Moments) -> float:
@@ -155,6 +173,22 @@ def _fit_line(x: Array, y: Array) -> tuple[float, float, float]:
     variation = dy @ dy
     r2 = 1 - np.square(dy - slope * dx).sum() / variation if variation > 0 else np.nan
     return float(y.mean() - slope * x.mean()), float(slope), float(r2)
+
+
+def _distance(difference: Array, traces: float, factor: Array, other_factor: Array) -> float:
+    """Computes the distance from the difference of the means, the sum of the traces, and (D, r) factors of the covariances."""
+    product = matrix_product(factor.T, other_factor)
+    with single_threaded():
+        overlap = torch.linalg.svdvals(torch.from_numpy(product)).numpy().sum() if product.size else 0.0
+    return max(0.0, float(np.square(difference).sum() + traces - 2 * overlap))
+
+
+def _factor(rows: Array, name: str) -> Array:
+    """Returns a (D, r) factor of the covariance of (N, D) embeddings."""
+    if len(rows) > rows.shape[1]:
+        return covariance_factor(Moments.of(rows, shift=rows.mean(0)).covariance(), name)
+    factor: Array = np.ascontiguousarray((rows - rows.mean(0)).T) / np.sqrt(len(rows) - 1)
+    return factor
 
 
 def covariance_factor(covariance: Array, name: str) -> Array:

@@ -65,7 +65,7 @@ class Moments:
 
     @property
     def has_enough_clips(self) -> bool:
-        """Whether there are more clips than dimensions.
+        """True if there are more clips than dimensions.
 
         With fewer clips, the covariance is singular whatever the clips are. Distances are still computed, but their bias is large.
         """

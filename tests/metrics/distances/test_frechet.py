@@ -6,7 +6,13 @@ from hypothesis import strategies as st
 
 import musicgen_eval.metrics
 from musicgen_eval.errors import MetricError
-from musicgen_eval.metrics.distances.frechet import distance_of_moments, fad_infinity, frechet_distance, track_distances
+from musicgen_eval.metrics.distances.frechet import (
+    distance_of_embeddings,
+    distance_of_moments,
+    fad_infinity,
+    frechet_distance,
+    track_distances,
+)
 from musicgen_eval.metrics.distances.moments import Moments
 
 
@@ -193,3 +199,18 @@ def test_fad_infinity_refuses_too_few_clips(num_clips, settings, message):
     a, b = sets()
     with pytest.raises(MetricError, match=message):
         fad_infinity(a, b[:num_clips], **settings)
+
+
+@pytest.mark.parametrize(("num_reference", "num_evaluated"), [(2, 2), (5, 40), (40, 5), (7, 8), (8, 7), (60, 50)])
+def test_the_distance_of_embeddings_is_that_of_their_moments(num_reference: int, num_evaluated: int):
+    random = np.random.default_rng(num_reference)
+    reference, evaluated = random.normal(size=(num_reference, 7)), random.normal(1.0, 2.0, size=(num_evaluated, 7))
+    expected = distance_of_moments(Moments.of(reference), Moments.of(evaluated))
+    assert distance_of_embeddings(reference, evaluated) == pytest.approx(expected, rel=1e-9)
+
+
+def test_embeddings_with_a_large_mean_keep_their_accuracy():
+    random = np.random.default_rng(1)
+    reference, evaluated = random.normal(size=(40, 7)), random.normal(size=(30, 7))
+    expected = distance_of_embeddings(reference, evaluated)
+    assert distance_of_embeddings(reference + 1e6, evaluated + 1e6) == pytest.approx(expected, rel=1e-6)
