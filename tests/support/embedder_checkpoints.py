@@ -29,19 +29,9 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from tests.support.codecs import TINY_CODEC
+
 NUM_LABELS = 7
-CODEC = {
-    "target_bandwidths": [0.32],  # 4 codebooks of 4 bits at 20 Hz
-    "sampling_rate": 800,
-    "hidden_size": 8,
-    "num_filters": 4,
-    "num_residual_layers": 1,
-    "upsampling_ratios": [4, 5, 2],
-    "use_causal_conv": False,
-    "codebook_size": 16,
-    "use_conv_shortcut": False,
-    "num_lstm_layers": 1,
-}
 WAV2VEC2: dict[str, Any] = {
     "hidden_size": 16,
     "num_hidden_layers": 3,
@@ -84,7 +74,7 @@ def randomise(model: nn.Module, *, scale: float = 1.0) -> None:
 
 def save_codec(folder: Path, **changes: Any) -> EncodecModel:
     """Saves an `EncodecModel` with 20 frames per second at 800 Hz and 8 latent dimensions."""
-    model = create(lambda: EncodecModel(EncodecConfig(**{**CODEC, **changes})))
+    model = create(lambda: EncodecModel(EncodecConfig(**{**TINY_CODEC, **changes})))
     randomise(model, scale=1.5)
     model.save_pretrained(folder)
     return model

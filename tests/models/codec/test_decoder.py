@@ -10,19 +10,9 @@ from musicgen_eval.models.codec import decoder as codec_decoder
 from musicgen_eval.models.codec.decoder import SegmentDecoder
 from musicgen_eval.models.musicgen import MusicGen, load_model
 from musicgen_eval.models.threads import single_threaded
+from tests.support.codecs import TINY_CODEC
 
-TINY = {
-    "target_bandwidths": [0.32],  # 4 codebooks of 4 bits at 20 Hz
-    "sampling_rate": 800,
-    "hidden_size": 8,
-    "num_filters": 4,
-    "num_residual_layers": 1,
-    "upsampling_ratios": [4, 5, 2],
-    "use_causal_conv": False,
-    "codebook_size": 16,
-    "use_conv_shortcut": False,
-    "num_lstm_layers": 2,
-}
+TINY = {**TINY_CODEC, "num_lstm_layers": 2}
 FACEBOOK = {  # facebook's 32 kHz codec, with smaller widths
     **TINY,
     "target_bandwidths": [0.8],

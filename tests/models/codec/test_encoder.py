@@ -12,19 +12,8 @@ from musicgen_eval.models.codec.encoder import SegmentEncoder
 from musicgen_eval.models.codec.requirements import has_finite_view
 from musicgen_eval.models.packed_matrix import can_pack
 from musicgen_eval.models.threads import map_single_threaded, single_threaded
+from tests.support.codecs import TINY_CODEC
 
-TINY = {
-    "target_bandwidths": [0.32],  # 4 codebooks of 4 bits at 20 Hz
-    "sampling_rate": 800,
-    "hidden_size": 8,
-    "num_filters": 4,
-    "num_residual_layers": 1,
-    "upsampling_ratios": [4, 5, 2],
-    "use_causal_conv": False,
-    "codebook_size": 16,
-    "use_conv_shortcut": False,
-    "num_lstm_layers": 1,
-}
 HOP = 40
 
 
@@ -34,7 +23,7 @@ def random_codec(**changes) -> EncodecModel:
     The codebooks of a new model are zero, so all of its codes would be 0.
     """
     generator = torch.Generator().manual_seed(0)
-    model = EncodecModel(EncodecConfig(**{**TINY, **changes})).eval()
+    model = EncodecModel(EncodecConfig(**{**TINY_CODEC, **changes})).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 and "original0" not in name:
