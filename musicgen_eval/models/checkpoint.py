@@ -22,11 +22,10 @@ from musicgen_eval.models.checkpoint_files import (
     read_config,
     read_json,
 )
-from musicgen_eval.models.checkpoint_names import EXAMPLE, expanded_path, is_folder
+from musicgen_eval.models.checkpoint_names import DEMO, EXAMPLE, expanded_path, is_folder
 from musicgen_eval.models.delay import default_delays
 from musicgen_eval.records import CodecSpec
 
-DEMO = "demo"
 DEMO_MODEL = Path(__file__).parent / "demo"
 DEFAULT_WINDOW_S = 30
 GENERATION_CONFIG = "generation_config.json"

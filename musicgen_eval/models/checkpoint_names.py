@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection
 from pathlib import Path
 
 from musicgen_eval.errors import CheckpointError, near_matches
+from musicgen_eval.files.file_names import expanded
 
-BUNDLED = ("demo",)
+DEMO = "demo"
+"""Name of the bundled demo checkpoint."""
+BUNDLED = (DEMO,)
 """Names of the bundled MusicGen checkpoints."""
 EXAMPLE = "facebook/musicgen-small"
 """A valid hub name, for error messages."""
@@ -27,7 +29,7 @@ def is_folder(path: Path) -> bool:
 
 def expanded_path(name: str) -> Path:
     """Expands a leading `~` in a path, or leaves the path unchanged if there is no such home directory."""
-    return Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser raises if there is no such home directory
+    return Path(expanded(name))
 
 
 def is_hub_name(name: str) -> bool:

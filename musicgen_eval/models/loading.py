@@ -57,8 +57,7 @@ def load_composite(name: str, config: MusicgenConfig, state: Mapping[str, Tensor
     Raises:
         CheckpointError: If the weights do not match the configuration.
     """
-    with LOADING:
-        composite = _load_composite(name, None, config=config, state_dict=dict(state))
+    composite = _load_composite(name, None, config=config, state_dict=dict(state))
     _refuse_surplus_layers(name, composite, state)
     return composite
 

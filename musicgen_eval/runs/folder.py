@@ -12,7 +12,6 @@ finished run, only the result is read. Only one run at a time can claim a folder
 from __future__ import annotations
 
 import errno
-import os
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from typing import Literal
 
 from musicgen_eval.errors import RunError
 from musicgen_eval.files.atomic import atomic_file, is_leftover, remove_leftovers
+from musicgen_eval.files.file_names import expanded
 from musicgen_eval.files.redaction import redact
 from musicgen_eval.results.run_record import RunRecord
 from musicgen_eval.runs.folder_lock import LOCK, FolderLock
@@ -215,7 +215,7 @@ def _foreign(found: set[str]) -> set[str]:
 
 def expanded_path(path: str | Path) -> Path:
     """Replaces a leading `~` or `~user` with the home directory, if there is one."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises if there is no home directory
+    return Path(expanded(str(path)))
 
 
 def resume_line(command: str, path: Path) -> str:

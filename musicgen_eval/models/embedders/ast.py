@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import ASTFeatureExtractor, ASTForAudioClassification
 
 from musicgen_eval.errors import CheckpointError
+from musicgen_eval.models.checkpoint_files import find_files
 from musicgen_eval.models.embedders.embedder import WeightsSource
 from musicgen_eval.models.embedders.pretrained import find_pretrained, load_extractor, load_pretrained
 from musicgen_eval.models.embedders.windowed import WindowedEmbedder
@@ -168,19 +169,10 @@ def load_ast(
     Raises:
         CheckpointError: If the checkpoint is not found, is not such a model, or cannot be loaded completely.
     """
-    found = find_pretrained(
-        checkpoint,
-        example=DEFAULT,
-        revision=revision,
-        licence=licence,
-        model_types=("audio-spectrogram-transformer",),
-    )
-    extractor = load_extractor(found)
-    if not isinstance(extractor, ASTFeatureExtractor):
-        raise CheckpointError(
-            f"checkpoint {found.files.name}: the feature extractor must be an ASTFeatureExtractor, got "
-            f"{type(extractor).__name__}; restore the original preprocessor_config.json"
-        )
+    files = find_files(str(checkpoint), example=DEFAULT, revision=revision)
+    types = ("audio-spectrogram-transformer",)
+    found = find_pretrained(files, example=DEFAULT, revision=revision, licence=licence, model_types=types)
+    extractor = load_extractor(found, ASTFeatureExtractor)
     model: Any = load_pretrained(found, ASTForAudioClassification)
     return AstEmbedder(
         found.source, extractor=extractor, model=model.to(device), activation=activation, hop_s=hop_s, name=name

@@ -111,7 +111,9 @@ class AutoEmbedder(WindowedEmbedder):
         features = self.extract_features(window)
         if isinstance(self.layer, int):
             output = self.model(**features, output_hidden_states=True, return_dict=True)
-            return self._checked(output.hidden_states[self.layer])
+            states = getattr(output, "hidden_states", None) or ()
+            self.layer = self._number_in(states, self.layer)
+            return self._checked(states[self.layer])
         self._output.value = None
         self.model(**features)
         return self._checked(self._output.value)
@@ -150,8 +152,6 @@ class AutoEmbedder(WindowedEmbedder):
         """
         silence = torch.zeros(self.window_samples)
         try:
-            if isinstance(self.layer, int):
-                self.layer = self._checked_number(silence, self.layer)
             return self.run_alone(lambda: self._states(silence).mean(0)).numel()
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, CheckpointError | torch.OutOfMemoryError):
@@ -161,11 +161,12 @@ class AutoEmbedder(WindowedEmbedder):
                 f"({first_line(error)}); choose a checkpoint of an audio model such as {EXAMPLE}, or a longer window_s"
             ) from error
 
-    def _checked_number(self, silence: Tensor, layer: int) -> int:
-        """Returns the number of a hidden state, counted from 0."""
-        with torch.inference_mode():
-            output = self.model(**self.extract_features(silence), output_hidden_states=True, return_dict=True)
-        states = getattr(output, "hidden_states", None) or ()
+    def _number_in(self, states: Sequence[Tensor], layer: int) -> int:
+        """Returns the number of a hidden state, counted from 0.
+
+        Raises:
+            CheckpointError: If there is no such hidden state.
+        """
         if not -len(states) <= layer < len(states):
             raise CheckpointError(
                 f"checkpoint {self.checkpoint}: layer must be from 0 to {len(states) - 1}, got {layer}"
@@ -222,8 +223,9 @@ def load_auto(
     """
     if isinstance(ignored_keys, str):
         raise MetricError(f"embedder {name}: ignored_keys must be a list of prefixes, got {ignored_keys!r}")
-    has_code = trust_remote_code and _find_remote_code(find_files(str(checkpoint), example=EXAMPLE, revision=revision))
-    found = find_pretrained(checkpoint, example=EXAMPLE, revision=revision, licence=licence, trust_remote_code=has_code)
+    files = find_files(str(checkpoint), example=EXAMPLE, revision=revision)
+    has_code = trust_remote_code and _find_remote_code(files)
+    found = find_pretrained(files, example=EXAMPLE, revision=revision, licence=licence, trust_remote_code=has_code)
     extractor = load_extractor(found)
     if not hasattr(extractor, "sampling_rate"):
         raise CheckpointError(
@@ -231,12 +233,8 @@ def load_auto(
             f"model; choose a checkpoint such as {EXAMPLE}"
         )
     auto_class: Any = AutoModel
-    try:
-        model: Any = load_pretrained(found, auto_class, ignored_keys=ignored_keys)
-    except CheckpointError as error:
-        if "weights were not loaded" not in str(error):
-            raise
-        raise CheckpointError(f"{error}, or set ignored_keys to the prefixes of weights that are not needed") from error
+    hint = ", or set ignored_keys to the prefixes of weights that are not needed"
+    model: Any = load_pretrained(found, auto_class, ignored_keys=ignored_keys, hint=hint)
     return AutoEmbedder(
         found.source,
         extractor=extractor,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerBase
 
 from musicgen_eval.errors import CheckpointError
-from musicgen_eval.models.checkpoint_files import first_line
+from musicgen_eval.models.checkpoint_files import find_files, first_line
 from musicgen_eval.models.embedders.embedder import WeightsSource
 from musicgen_eval.models.embedders.pretrained import Pretrained, find_pretrained, load_extractor, load_pretrained
 from musicgen_eval.models.embedders.windowed import WindowedEmbedder
@@ -91,15 +89,14 @@ class ClapEmbedder(WindowedEmbedder):
         )
         self._tokenizer = tokenizer
         self._is_fused = bool(config.audio_config.enable_fusion)
-        self._extracting = threading.Lock()
         self._refuse_other_extractor()
         self.unrelated_cosine = self._check_texts()
 
     def _embed_window(self, window: Tensor) -> Tensor:
         """Computes the (D,) embedding of one window of (N,) audio on the CPU."""
         assert len(window) <= self.window_samples  # a longer window would be cropped at random
-        features = self._fused_features(window) if self._is_fused else self.extract_features(window)
-        return _projected(self.model.get_audio_features(**features))[0]
+        embeddings: Tensor = self.model.get_audio_features(**self.extract_features(window)).pooler_output
+        return embeddings[0]
 
     def embed_text(self, text: str) -> Tensor:
         """Computes the embedding of a text, which can be compared with the embeddings of audio.
@@ -136,19 +133,8 @@ class ClapEmbedder(WindowedEmbedder):
     def _embed_tokens(self, text: str) -> Tensor:
         tokens = self._tokenizer(text, truncation=True, max_length=MAX_TEXT_TOKENS, return_tensors="pt")
         given = {key: tokens[key].to(self.device) for key in ("input_ids", "attention_mask")}
-        return _projected(self.model.get_text_features(**given))[0]
-
-    def _fused_features(self, window: Tensor) -> dict[str, Tensor]:
-        """Converts one window to the input of a model with feature fusion, and restores numpy's random state.
-
-        The feature extractor draws the clip that it marks as long. There is only one clip, so the draw has no effect.
-        """
-        with self._extracting:
-            state = np.random.get_state()  # noqa: NPY002 - the extractor uses numpy's global generator
-            try:
-                return self.extract_features(window)
-            finally:
-                np.random.set_state(state)  # noqa: NPY002
+        embeddings: Tensor = self.model.get_text_features(**given).pooler_output
+        return embeddings[0]
 
     def _refuse_other_extractor(self) -> None:
         expected = "fusion" if self._is_fused else "rand_trunc"
@@ -199,27 +185,14 @@ def load_clap(
     Raises:
         CheckpointError: If the checkpoint is not found, is not a CLAP model, cannot be loaded completely, or is broken.
     """
-    found = find_pretrained(checkpoint, example=DEFAULT, revision=revision, licence=licence, model_types=("clap",))
-    extractor = load_extractor(found)
-    if not isinstance(extractor, ClapFeatureExtractor):
-        raise CheckpointError(
-            f"checkpoint {found.files.name}: the feature extractor must be a ClapFeatureExtractor, got "
-            f"{type(extractor).__name__}; restore the original preprocessor_config.json"
-        )
+    files = find_files(str(checkpoint), example=DEFAULT, revision=revision)
+    found = find_pretrained(files, example=DEFAULT, revision=revision, licence=licence, model_types=("clap",))
+    extractor = load_extractor(found, ClapFeatureExtractor)
     tokenizer = _load_tokenizer(found)
     model: Any = load_pretrained(found, ClapModel)
     return ClapEmbedder(
         found.source, extractor=extractor, tokenizer=tokenizer, model=model.to(device), hop_s=hop_s, name=name
     )
-
-
-def _projected(features: Any) -> Tensor:
-    """Returns the (1, D) embedding from `get_audio_features` or `get_text_features`.
-
-    transformers 5 returns an object whose `pooler_output` is the embedding, and older versions return the embedding itself.
-    """
-    embedding: Tensor = features if isinstance(features, Tensor) else features.pooler_output
-    return embedding
 
 
 def _load_tokenizer(found: Pretrained) -> PreTrainedTokenizerBase:

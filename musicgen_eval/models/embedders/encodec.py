@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers import EncodecModel
 
 from musicgen_eval.errors import CheckpointError
-from musicgen_eval.models.checkpoint import DEMO
+from musicgen_eval.models.checkpoint import DEMO, DEMO_MODEL
 from musicgen_eval.models.checkpoint_files import find_files, read_config
 from musicgen_eval.models.codec.encoder import SegmentEncoder
 from musicgen_eval.models.embedders.embedder import CheckedEmbedder, WeightsSource, whole_items, window_starts
@@ -169,14 +170,15 @@ def load_encodec(
     Raises:
         CheckpointError: If the checkpoint is not found, is not of these types, or cannot be loaded.
     """
-    if str(checkpoint) != DEMO:
-        files = find_files(str(checkpoint), example=EXAMPLE, revision=revision)
-        if read_config(files).get("model_type") != "musicgen":
-            found = find_pretrained(
-                checkpoint, example=EXAMPLE, revision=revision, licence=licence, model_types=("encodec", "musicgen")
-            )
-            codec: Any = load_pretrained(found, EncodecModel)
-            encoder = SegmentEncoder(codec.to(device), channels=codec.config.audio_channels)
-            return EncodecEmbedder(encoder, found.source, window_s=window_s, name=name)
-    model = load_model(checkpoint, revision=revision).to(device)
-    return encodec_of(model, window_s=window_s, licence=licence, name=name)
+    files = find_files(str(checkpoint), example=EXAMPLE, revision=revision, bundled={DEMO: DEMO_MODEL})
+    codec: Any
+    if read_config(files).get("model_type") == "musicgen":
+        model = load_model(checkpoint, revision=files.commit or revision)
+        codec, source = model.audio_encoder, replace(source_of(model.checkpoint, licence=licence), revision=revision)
+    else:
+        found = find_pretrained(
+            files, example=EXAMPLE, revision=revision, licence=licence, model_types=("encodec", "musicgen")
+        )
+        codec, source = load_pretrained(found, EncodecModel), found.source
+    encoder = SegmentEncoder(codec.to(device), channels=codec.config.audio_channels)
+    return EncodecEmbedder(encoder, source, window_s=window_s, name=name)

@@ -1,6 +1,6 @@
 """Finds and loads the transformers checkpoint of an embedder.
 
-    hub name or folder --find_pretrained--> files, configuration, source --load_pretrained--> model in float32
+    files of a checkpoint --find_pretrained--> files and source --load_pretrained--> model in float32
 
 Weights are read from safetensors files only. A weight that was not loaded is an error, because transformers would use a random
 weight instead.
@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import AutoFeatureExtractor, PreTrainedConfig, PreTrainedModel
+from transformers import AutoFeatureExtractor, PreTrainedModel
 
 from musicgen_eval.errors import CheckpointError
 from musicgen_eval.models.checkpoint import Checkpoint, load_config
-from musicgen_eval.models.checkpoint_files import CheckpointFiles, find_files, first_line, read_config
+from musicgen_eval.models.checkpoint_files import CheckpointFiles, first_line, read_config
 from musicgen_eval.models.embedders.embedder import WeightsSource
 from musicgen_eval.models.embedders.licences import UNKNOWN, find_licence, licence_named
 from musicgen_eval.models.folder_digest import folder_digest
@@ -31,23 +30,21 @@ COMPUTED_BUFFERS = ("position_ids", "token_type_ids", "relative_position_index",
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A checkpoint whose configuration has been read.
+    """A checkpoint that has been found and checked.
 
     Attributes:
         files: The checkpoint's files.
-        config: The checkpoint's configuration.
         source: Origin of the weights.
         trust_remote_code: Whether the checkpoint's own code may be run.
     """
 
     files: CheckpointFiles
-    config: PreTrainedConfig
     source: WeightsSource
     trust_remote_code: bool = False
 
 
 def find_pretrained(
-    checkpoint: str | Path,
+    files: CheckpointFiles,
     *,
     example: str,
     revision: str | None = None,
@@ -55,20 +52,19 @@ def find_pretrained(
     model_types: Collection[str] = (),
     trust_remote_code: bool = False,
 ) -> Pretrained:
-    """Finds a checkpoint and reads its configuration.
+    """Checks a checkpoint and describes the origin of its weights.
 
     Args:
-        checkpoint: Hub name, or a local folder in transformers' format.
+        files: The checkpoint's files.
         example: Hub name of a suitable checkpoint, for error messages.
-        revision: Hub branch, tag or commit. Allowed for hub names only.
+        revision: Hub branch, tag or commit with which the files were found, for the recipe.
         licence: Licence of the weights. None means the licence on the model card.
         model_types: Allowed values of `model_type` in the configuration. Empty means that any type is allowed.
         trust_remote_code: Whether the checkpoint's own code may be run.
 
     Raises:
-        CheckpointError: If the checkpoint is not found, has another type, or has no safetensors weights.
+        CheckpointError: If the checkpoint has another type, an invalid configuration, or no safetensors weights.
     """
-    files = find_files(str(checkpoint), example=example, revision=revision)
     written = read_config(files)
     if model_types and written.get("model_type") not in model_types:
         raise CheckpointError(
@@ -77,8 +73,8 @@ def find_pretrained(
         )
     refuse_pickles(files)
     weight_files(files)
-    config = load_config(files, trust_remote_code=trust_remote_code)
-    return Pretrained(files, config, _source(files, revision, licence, trust_remote_code), trust_remote_code)
+    load_config(files, trust_remote_code=trust_remote_code)  # names an invalid value before any weights are read
+    return Pretrained(files, _source(files, revision, licence, trust_remote_code), trust_remote_code)
 
 
 def source_of(checkpoint: Checkpoint, *, licence: str | None = None) -> WeightsSource:
@@ -93,13 +89,16 @@ def source_of(checkpoint: Checkpoint, *, licence: str | None = None) -> WeightsS
     return _source(checkpoint.files, checkpoint.revision, licence)
 
 
-def load_pretrained(found: Pretrained, model_class: type[Model], *, ignored_keys: Sequence[str] = ()) -> Model:
+def load_pretrained(
+    found: Pretrained, model_class: type[Model], *, ignored_keys: Sequence[str] = (), hint: str = ""
+) -> Model:
     """Loads a model in float32, on the CPU, in eval mode.
 
     Args:
         found: The checkpoint.
         model_class: Class of the model, or an auto class of transformers.
         ignored_keys: Prefixes of the names of weights that may be missing or unused.
+        hint: Further advice, added to the error about weights that were not loaded.
 
     Raises:
         CheckpointError: If the weights cannot be loaded, or if a weight is missing, unused, or has another shape. The message names
@@ -109,15 +108,19 @@ def load_pretrained(found: Pretrained, model_class: type[Model], *, ignored_keys
     # Otherwise, transformers would raise an error that does not name the weights whose shapes differ.
     given["ignore_mismatched_sizes"] = True
     model, info = create_model(found.files.name, model_class, str(found.files.folder), **given)
-    _refuse_keys_not_loaded(found.files.name, info, ignored_keys)
+    _refuse_keys_not_loaded(found.files.name, info, ignored_keys, hint)
     return model.requires_grad_(False)
 
 
-def load_extractor(found: Pretrained) -> Any:
+def load_extractor(found: Pretrained, extractor_class: type | None = None) -> Any:
     """Loads the feature extractor, which converts audio to the input of the model.
 
+    Args:
+        found: The checkpoint.
+        extractor_class: Required class of the feature extractor. None means that any class is accepted.
+
     Raises:
-        CheckpointError: If the checkpoint has no feature extractor, or if it cannot be loaded.
+        CheckpointError: If the checkpoint has no feature extractor, or one of another class, or if it cannot be loaded.
     """
     present = [found.files.find_if_known(name) for name in EXTRACTOR_FILES]
     if not any(present):
@@ -126,12 +129,20 @@ def load_extractor(found: Pretrained) -> Any:
             "unknown; save the feature extractor in the folder that contains the weights"
         )
     try:
-        return AutoFeatureExtractor.from_pretrained(str(found.files.folder), trust_remote_code=found.trust_remote_code)
+        extractor = AutoFeatureExtractor.from_pretrained(
+            str(found.files.folder), trust_remote_code=found.trust_remote_code
+        )
     except Exception as error:  # transformers raises many types of errors for invalid values
         raise CheckpointError(
             f"checkpoint {found.files.name}: its feature extractor cannot be loaded ({first_line(error)}); choose a checkpoint "
             "of an audio model"
         ) from error
+    if extractor_class is not None and not isinstance(extractor, extractor_class):
+        raise CheckpointError(
+            f"checkpoint {found.files.name}: the feature extractor must be of class {extractor_class.__name__}, got "
+            f"{type(extractor).__name__}; restore the original preprocessor_config.json"
+        )
+    return extractor
 
 
 def _source(files: CheckpointFiles, revision: str | None, licence: str | None, has_code: bool = False) -> WeightsSource:
@@ -140,7 +151,7 @@ def _source(files: CheckpointFiles, revision: str | None, licence: str | None, h
     return WeightsSource(files.name, revision, files.commit, digest, find_licence(files, given=licence))
 
 
-def _refuse_keys_not_loaded(name: str, info: Mapping[str, Any], ignored: Sequence[str]) -> None:
+def _refuse_keys_not_loaded(name: str, info: Mapping[str, Any], ignored: Sequence[str], hint: str) -> None:
     """Raises an error that names every weight that was not loaded, except for ignored weights and computed buffers."""
 
     def relevant(keys: Iterable[str]) -> list[str]:
@@ -155,5 +166,5 @@ def _refuse_keys_not_loaded(name: str, info: Mapping[str, Any], ignored: Sequenc
     if parts:
         raise CheckpointError(
             f"checkpoint {name}: some weights were not loaded: {'; '.join(parts)}. Choose a checkpoint of the expected class, or "
-            "save the complete model again with save_pretrained"
+            f"save the complete model again with save_pretrained{hint}"
         )
