@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from hashlib import file_digest
 from importlib.util import find_spec
 from itertools import pairwise
@@ -43,7 +44,6 @@ class BeatTracker:
                 "or set estimator to 'autocorrelation'"
             )
         self.checkpoint = checkpoint
-        self._track: Any = None
 
     def estimate(self, audio: Tensor, *, sample_rate_hz: int) -> TempoEstimate | None:
         """Estimates the tempo of (C, N) audio from the median interval between its beats.
@@ -62,9 +62,8 @@ class BeatTracker:
         check_sample_rate("BeatTracker", sample_rate_hz)
         if audio.shape[1] < sample_rate_hz:
             return None
-        if self._track is None:
-            self._track = _load(self.checkpoint)
-        beats, _ = self._track(to_mono(audio).float().cpu().numpy(), sample_rate_hz)
+        track = _load(self.checkpoint)
+        beats, _ = track(to_mono(audio).float().cpu().numpy(), sample_rate_hz)
         return tempo_of_beats([float(beat) for beat in beats])
 
 
@@ -87,8 +86,12 @@ def tempo_of_beats(beats_s: list[float]) -> TempoEstimate | None:
     )
 
 
+@cache
 def _load(checkpoint: str) -> Any:
-    """Returns a function from (N,) float32 samples and a sample rate to the times of beats and downbeats in seconds."""
+    """Returns a function from (N,) float32 samples and a sample rate to the times of beats and downbeats in seconds.
+
+    The function is loaded once per process, for all metrics and their copies.
+    """
     from beat_this.inference import Audio2Beats
 
     path = _small0() if checkpoint == "small0" else Path(checkpoint)

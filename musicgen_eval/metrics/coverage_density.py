@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from musicgen_eval.errors import MetricError
-from musicgen_eval.metrics.distances.manifold import NUM_NEIGHBOURS, coverage, density
+from musicgen_eval.metrics.distances.manifold import NUM_NEIGHBOURS, coverage_and_density
 from musicgen_eval.metrics.embedding_distance import EmbeddingDistance
 from musicgen_eval.metrics.embedding_inputs import EmbedderChoice
 from musicgen_eval.metrics.plugin.contract import MetricRecipe
@@ -48,7 +48,5 @@ class CoverageDensity(EmbeddingDistance):
         """Returns coverage and density."""
         if len(reference) <= self.num_neighbours or not len(evaluated):
             return {"coverage": float("nan"), "density": float("nan")}
-        return {
-            "coverage": coverage(reference, evaluated, num_neighbours=self.num_neighbours),
-            "density": density(reference, evaluated, num_neighbours=self.num_neighbours),
-        }
+        coverage, density = coverage_and_density(reference, evaluated, num_neighbours=self.num_neighbours)
+        return {"coverage": coverage, "density": density}

@@ -64,6 +64,10 @@ class EmbeddingDistance(DtypeKeepingMetric):
         found = self.distances(rows_of(self.references), rows_of(self.embeddings))
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
 
+    def intervals(self, track_states: Sequence[State]) -> Mapping[str, tuple[float, float]]:
+        """Returns no intervals. A subclass may define them."""
+        return {}
+
     @abstractmethod
     def distances(self, reference: Tensor, evaluated: Tensor) -> dict[str, float]:
         """Returns the results by key, NaN if the sets have too few clips.

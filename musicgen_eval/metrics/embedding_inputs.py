@@ -21,8 +21,8 @@ from musicgen_eval.audio.resampling import resample
 from musicgen_eval.errors import MetricError
 from musicgen_eval.metrics.plugin.providers import InputProvider, InputSource
 from musicgen_eval.metrics.plugin.resources import Resources
-from musicgen_eval.models.embedders.embedder import Embedder
-from musicgen_eval.models.embedders.encodec import encodec_of
+from musicgen_eval.models.embedders.embedder import LAST_WINDOW, Embedder
+from musicgen_eval.models.embedders.encodec import WINDOW_S, encodec_of
 from musicgen_eval.models.embedders.registry import find_loader, load_embedder
 
 EmbedderChoice = str | dict[str, Any]
@@ -92,7 +92,8 @@ class EmbeddingInputs:
     def recipe(self, resources: Resources) -> dict[str, Any]:
         """Returns everything that determines the embeddings. The recipe of the run describes the evaluated checkpoint itself."""
         if self._is_evaluated_codec:
-            return {"embedder": self.name, "checkpoint": "the evaluated checkpoint", **dict(self.settings)}
+            default = {"window_s": WINDOW_S, "last_window": LAST_WINDOW}
+            return {"embedder": self.name, "checkpoint": "the evaluated checkpoint", **default, **dict(self.settings)}
         return self.embedder(resources).recipe()
 
     @property

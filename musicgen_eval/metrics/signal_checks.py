@@ -10,7 +10,7 @@ from torch import Tensor
 from musicgen_eval.metrics.clip_audio import check_audio, check_sample_rate
 from musicgen_eval.metrics.clip_means import ClipMeans
 from musicgen_eval.metrics.plugin.contract import MetricRecipe
-from musicgen_eval.metrics.repetition import repeated_share
+from musicgen_eval.metrics.repetition import BLOCK_S, MIN_CORRELATION, MIN_ENERGY_RATIO, SILENCE_RMS, repeated_share
 
 # BS.1770-4, annex 2: the coefficients of two of the four phases of the interpolation filter. The other two are their mirror images.
 # fmt: off
@@ -27,7 +27,6 @@ PHASES = (
 # fmt: on
 FULL_SCALE = 32767 / 32768  # the largest 16-bit sample
 SILENCE_FRAME_S = 0.05
-SILENCE_RMS = 1e-3  # -60 dBFS
 CLICK_AROUND_S, CLICK_WIDTH_S = 0.03, 0.001
 CLICK_RATIO = 2.5
 MIN_CLICK = 0.01  # smallest second difference of a click
@@ -95,9 +94,11 @@ class SignalChecks(ClipMeans):
                 "silence_frame_s": SILENCE_FRAME_S,
                 "click_ratio": CLICK_RATIO,
                 "click_around_s": CLICK_AROUND_S,
+                "click_width_s": CLICK_WIDTH_S,
                 "min_click": MIN_CLICK,
-                "repeated_block_s": 0.5,
-                "repeated_correlation": 0.999,
+                "repeated_block_s": BLOCK_S,
+                "repeated_correlation": MIN_CORRELATION,
+                "repeated_min_energy_ratio": MIN_ENERGY_RATIO,
             },
         )
 

@@ -271,19 +271,23 @@ def _values(
     """Computes the values of one metric over all tracks.
 
     The intervals and `num_tracks` exclude tracks for which the metric has no value. For example, a track without text has no text
-    gain.
+    gain. If the metric defines its own intervals, they include every track that has a state, because a distance between sets may
+    have no value for a single track.
     """
     metric, recipe, table = bank.metrics[name].cpu(), bank.recipe(name), measured.tables[name]
     everything = table.merged_at(counted)
     if everything is None:
         return {}
     results = bank.compute_one(name, everything)
-    tracks = np.flatnonzero(per_track.has_numbers(name)).tolist()
-    states = [table.merged(int(first_place[row]), int(first_place[row + 1])) for row in tracks]
-    intervals = interval(metric, [state for state in states if state is not None])
+    is_ok = counted[np.minimum(first_place[:-1], len(counted) - 1)] & (np.diff(first_place) > 0)
+    has_own = own_intervals(metric) is not None
+    tracks = np.flatnonzero(is_ok if has_own else per_track.has_numbers(name)).tolist()
+    merged = [table.merged(int(first_place[row]), int(first_place[row + 1])) for row in tracks]
+    states = [state for state in merged if state is not None]
+    intervals = interval(metric, states)
     values = {}
     for key, number in results.items():
-        num_tracks = int(per_track.is_number(name, key).sum())
+        num_tracks = len(states) if has_own else int(per_track.is_number(name, key).sum())
         low, high = intervals.get(key, (None, None)) if num_tracks > 1 else (None, None)
         values[key] = Value(number, recipe.unit(key), _finite(low), _finite(high), num_tracks)
     return values

@@ -36,6 +36,7 @@ def fake_package(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "beat_this", package)
     monkeypatch.setitem(sys.modules, "beat_this.inference", module)
     monkeypatch.setattr(beat_tracking, "find_spec", lambda name: object())
+    beat_tracking._load.cache_clear()
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     FakeAudio2Beats.loaded.clear()
 

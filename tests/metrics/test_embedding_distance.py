@@ -17,6 +17,7 @@ from musicgen_eval.metrics.distances.kernel import kernel_distance
 from musicgen_eval.metrics.distances.manifold import coverage, density
 from musicgen_eval.metrics.embedding_distance import EmbeddingDistance, track_pairs
 from musicgen_eval.metrics.kernel_audio_distance import KernelAudioDistance
+from musicgen_eval.models.embedders.encodec import EncodecEmbedder
 from musicgen_eval.models.musicgen import load_model
 from tests.support.songs import write_songs
 
@@ -89,6 +90,14 @@ def test_a_run_computes_all_distances_from_one_embedding(oracle, tmp_path, monke
     songs = write_songs(tmp_path, {"a": 90_000, "b": 100_000})
     embedder = {"kind": "encodec", "window_s": 0.1}
     metrics = {"kad": KernelAudioDistance(embedder), "manifold": CoverageDensity(embedder, num_neighbours=2)}
+    embedded = []
+    embed = EncodecEmbedder.embed
+
+    def counted(self, audio):
+        embedded.append(audio)
+        return embed(self, audio)
+
+    monkeypatch.setattr(EncodecEmbedder, "embed", counted)
     model = load_model(oracle / "tiny_musicgen")
     found = [
         generate(
@@ -97,6 +106,8 @@ def test_a_run_computes_all_distances_from_one_embedding(oracle, tmp_path, monke
         for run_dir in (None, tmp_path / "x", tmp_path / "x")  # in memory, in a folder, and read from the folder
     ]
     assert found[0].metrics == found[1].metrics == found[2].metrics
+    assert len(embedded) == 2 * 2 * 2  # two runs (the third one is read) of two tracks, each with its reference
+    assert found[0].metrics["kad"]["kad"].num_tracks == 2
     assert found[0].metrics["kad"]["kad"].unit == "100 MMD²"
     assert found[0].recipe["metrics"]["manifold"]["settings"] == {
         "embedder": "encodec", "window_s": 0.1, "references": "true continuations", "num_neighbours": 2,

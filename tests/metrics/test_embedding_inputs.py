@@ -15,8 +15,10 @@ from musicgen_eval.errors import MetricError, RunError
 from musicgen_eval.metrics.embedding_inputs import EmbeddingInputs
 from musicgen_eval.metrics.plugin.bank import MetricBank
 from musicgen_eval.metrics.plugin.providers import InputProvider
+from musicgen_eval.metrics.plugin.resources import Resources
 from musicgen_eval.models.embedders.clap import load_clap
-from musicgen_eval.models.embedders.encodec import encodec_of
+from musicgen_eval.models.embedders.embedder import LAST_WINDOW
+from musicgen_eval.models.embedders.encodec import WINDOW_S, encodec_of
 from musicgen_eval.models.musicgen import load_model
 from tests.support.embedder_checkpoints import save_clap
 from tests.support.songs import write_songs
@@ -173,4 +175,9 @@ def test_the_recipe_contains_the_weights_and_a_resumed_run_must_have_them(songs,
 def test_the_codec_of_the_evaluated_checkpoint_is_described_by_the_run(songs, model):
     result = perplexity(songs, model, metrics={"keeps": Keeps({"kind": "encodec", "window_s": 0.1})}, accelerator="cpu")
     found = result.evaluation.recipe["metrics"]["keeps"]["inputs"]["embedding__encodec"]
-    assert found == {"embedder": "encodec", "checkpoint": "the evaluated checkpoint", "window_s": 0.1}
+    assert found == {
+        "embedder": "encodec", "checkpoint": "the evaluated checkpoint", "window_s": 0.1, "last_window": LAST_WINDOW,
+    }  # fmt: skip
+    assert (
+        EmbeddingInputs.of("encodec").recipe(Resources())["window_s"] == WINDOW_S
+    )  # a changed default is noticed on resume

@@ -1,5 +1,6 @@
 """The Fréchet audio distance as a metric: moments of all clips, one reference per track, an interval over tracks."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -80,3 +81,17 @@ def test_a_run_gives_the_distance_of_its_continuations_for_any_batch_size(oracle
         assert value.value == pytest.approx(expected, rel=1e-9)
         assert value.low is not None
         assert value.low < value.high
+
+
+@pytest.mark.slow
+def test_tracks_with_a_single_clip_contribute_to_the_interval(oracle, tmp_path):
+    songs = write_songs(tmp_path, {name: 90_000 + 7_000 * place for place, name in enumerate("abcde")})
+    metric = FrechetAudioDistance({"kind": "encodec", "window_s": 60.0})
+    model = load_model(oracle / "tiny_musicgen")
+    result = generate(songs, "drums", model, metrics={"fad": metric}, top_k=20, threads=1, accelerator="cpu").evaluation
+    assert all(np.isnan(track.metrics["fad"]["fad"]) for track in result.tracks)  # one clip has no covariance
+    value = result.metrics["fad"]["fad"]
+    assert value.value > 0
+    assert value.num_tracks == 5
+    assert value.low is not None
+    assert value.low <= value.high

@@ -46,11 +46,7 @@ def coverage(reference: ArrayLike, evaluated: ArrayLike, *, num_neighbours: int 
         coverage. The ball is open as in the authors' implementation (prdc 0.2). Therefore, a reference clip with k or more copies
         in the reference set has a radius of 0 and is never covered.
     """
-    a, b, radii = _with_radii(reference, evaluated, num_neighbours)
-    covered = [
-        (squared_distances(a[rows], b) < radii[rows, None]).any(axis=1).sum() for rows in row_blocks(len(a), len(b))
-    ]
-    return float(sum(covered) / len(a))
+    return coverage_and_density(reference, evaluated, num_neighbours=num_neighbours)[0]
 
 
 def density(reference: ArrayLike, evaluated: ArrayLike, *, num_neighbours: int = NUM_NEIGHBOURS) -> float:
@@ -77,9 +73,29 @@ def density(reference: ArrayLike, evaluated: ArrayLike, *, num_neighbours: int =
     Source: Naeem et al., Reliable Fidelity and Diversity Metrics for Generative Models, 2020. The ball is open as in
         the authors' implementation (prdc 0.2).
     """
+    return coverage_and_density(reference, evaluated, num_neighbours=num_neighbours)[1]
+
+
+def coverage_and_density(
+    reference: ArrayLike, evaluated: ArrayLike, *, num_neighbours: int = NUM_NEIGHBOURS
+) -> tuple[float, float]:
+    """Computes `coverage` and `density` from the same distances.
+
+    Args:
+        reference: (N, D) embeddings of the reference set, with more than `num_neighbours` clips.
+        evaluated: (M, D) embeddings of the evaluated set.
+        num_neighbours: Number of neighbours k, at least 1.
+
+    Raises:
+        MetricError: If the embeddings are invalid, or if the reference set has too few clips.
+    """
     a, b, radii = _with_radii(reference, evaluated, num_neighbours)
-    within = [(squared_distances(a[rows], b) < radii[rows, None]).sum() for rows in row_blocks(len(a), len(b))]
-    return float(sum(within) / (num_neighbours * len(b)))
+    num_covered, num_within = 0, 0
+    for rows in row_blocks(len(a), len(b)):
+        is_within = squared_distances(a[rows], b) < radii[rows, None]
+        num_covered += int(is_within.any(axis=1).sum())
+        num_within += int(is_within.sum())
+    return num_covered / len(a), num_within / (num_neighbours * len(b))
 
 
 def _with_radii(reference: ArrayLike, evaluated: ArrayLike, num_neighbours: int) -> tuple[Array, Array, Array]:

@@ -118,6 +118,9 @@ class InputProvider:
             raise self._wrong("compute", "a function that takes an InputSource")
         if self.synthesise is not None and not callable(self.synthesise):
             raise self._wrong("synthesise", "a function that takes an InputSource and a torch.Generator, or None")
+        for name in ("recipe", "prepare"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise self._wrong(name, "a function that takes a Resources object, or None")
 
     def _check_rows(self) -> None:
         for name in ("has_readings", "needs_scores", "accepts_none"):

@@ -123,6 +123,8 @@ def test_a_provider_whose_name_already_means_an_input_is_refused(name):
         ({"name": "lambda"}, "name must be a Python identifier"),
         ({"shape": ("K", "T")}, r"shape must be a string, got \('K', 'T'\)"),
         ({"compute": "entropy"}, "compute must be a function that takes an InputSource, got 'entropy'"),
+        ({"recipe": "q"}, "recipe must be a function that takes a Resources object, or None, got 'q'"),
+        ({"prepare": 3}, "prepare must be a function that takes a Resources object, or None, got 3"),
         ({"compute": None}, "compute must be a function that takes an InputSource, got None"),
         (
             {"synthesise": 3},
