@@ -93,7 +93,7 @@ def frechet_interval(
     docs/audio_metrics_statistics.md, which benchmarks/fad_interval.py measures. If there are fewer clips than dimensions, the bias
     is not known, and the coverage was not simulated; see `FrechetInterval.limitations`.
 
-    The computation evaluates n + 2 `num_halvings` subsets. It needs about 26 n D² bytes per resampled set, together with the moments
+    The computation evaluates n + 2 `num_halvings` subsets. With the moments, it needs about 26 n D² bytes per resampled set
     (measured: 811 MiB for two sets of 1,000 tracks, D = 128).
 
     Args:
