@@ -32,12 +32,17 @@ def pair(seed: int, num_tracks: int = 50, **settings: float) -> tuple[list, list
 def test_the_interval_covers_the_distance_of_the_populations(paired, shift):
     """The limits are three standard errors of a share of 400 around 93% and 98%. The benchmark measures more populations."""
     truth = 4 * shift**2
-    covered = 0
+    found = []
     for seed in range(400):
         evaluated, reference = pair(seed, shift=shift)
-        found = frechet_interval(evaluated, reference if paired else fixed(), num_halvings=40)
-        covered += found.low <= truth <= found.high
+        found.append(frechet_interval(evaluated, reference if paired else fixed(), num_halvings=40))
+    covered = sum(one.low <= truth <= one.high for one in found)
     assert 0.93 - 0.038 < covered / 400 < 0.98 + 0.021
+    widths = [one.high - one.low for one in found]
+    ideal = (
+        2 * student_quantile(0.975, 49) * np.std([one.corrected for one in found])
+    )  # of an interval with a known error
+    assert 0.85 < np.mean(widths) / ideal < 1.15
 
 
 def test_the_correction_removes_the_bias_of_a_finite_set():
